@@ -1,0 +1,58 @@
+// NNI's config_list: which rule compresses which layer.
+#ifndef NNI_COMPRESSION_COMPRESSION_CONFIG_LIST_H_
+#define NNI_COMPRESSION_COMPRESSION_CONFIG_LIST_H_
+
+#include <memory>
+#include <nlohmann/json.hpp>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "absl/status/statusor.h"
+#include "absl/strings/string_view.h"
+#include "absl/types/span.h"
+#include "compression/algorithm.h"
+
+namespace nni_compression::compression {
+
+// The op types that "default" stands for. `framework`: "pytorch", "tensorflow" (graph), "keras" or
+// "generic"; INVALID_ARGUMENT for another.
+absl::StatusOr<std::vector<std::string>> DefaultOpTypes(absl::string_view framework);
+
+// A rule that won for at least one layer.
+struct PlannedRule {
+  int rule = 0;  // index in the config_list
+  Options options;
+  std::shared_ptr<const Compressor> compressor;
+};
+
+// What happens to one layer.
+struct LayerPlan {
+  std::optional<int> rule;               // index in the config_list of the rule that won
+  const PlannedRule* planned = nullptr;  // null: not compressed (no rule, or `exclude`)
+};
+
+struct Plan {
+  std::vector<std::unique_ptr<const PlannedRule>> rules;  // by index
+  std::vector<LayerPlan> layers;                          // as the layers given
+  std::vector<std::string> warnings;                      // at most 100
+  bool needs_epoch = false;
+  bool needs_step = false;
+};
+
+// Applies the rules to the layers. A rule is an object with the optional keys `op_types` (a list,
+// or one string; "default" anywhere in it means DefaultOpTypes), `op_names` (likewise, without
+// default) and `exclude`, and the algorithm's options. A rule matches a layer when both filters
+// that it has do (any alias counts for op_names). The last rule that matches wins and stands alone:
+// earlier ones add nothing to it.
+//
+// Warnings: a rule that matches nothing, a rule that never wins, an op_name that no layer has.
+// INVALID_ARGUMENT names the field, the value and the allowed range; an unknown key gets a
+// suggestion. Every rule is validated, the losing ones too.
+absl::StatusOr<Plan> MakePlan(const AlgorithmInfo& algorithm,
+                              absl::Span<const nlohmann::json> config_list,
+                              absl::string_view framework, absl::Span<const Layer> layers);
+
+}  // namespace nni_compression::compression
+
+#endif  // NNI_COMPRESSION_COMPRESSION_CONFIG_LIST_H_

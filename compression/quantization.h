@@ -1,0 +1,58 @@
+// What quantizers answer.
+#ifndef NNI_COMPRESSION_COMPRESSION_QUANTIZATION_H_
+#define NNI_COMPRESSION_COMPRESSION_QUANTIZATION_H_
+
+#include <cstdint>
+#include <optional>
+#include <vector>
+
+#include "compression/buffer.h"
+#include "compression/dtype.h"
+
+namespace nni_compression::compression {
+
+// How codes become values: float32 arithmetic.
+enum class Formula {
+  kAffine = 1,  // (code - zero_point) * scale
+  kDoReFa = 2,  // 2 * code / (2^bits - 1) - 1
+};
+
+// How a float became a code: float32 arithmetic.
+enum class Rounding {
+  kHalfEven = 1,  // clamp(round_half_even(w * (1 / scale)) + zero_point, code_min, code_max)
+  kTruncate = 2,  // clamp(trunc(w / scale), code_min, code_max)
+  kDoReFa = 3,    // round_half_even((tanh(w) / (2 max|tanh|) + 0.5) * code_max)
+};
+
+struct QuantizationParameters {
+  Formula formula = Formula::kAffine;
+  Rounding rounding = Rounding::kHalfEven;
+  int bits = 8;
+  int32_t code_min = 0;
+  int32_t code_max = 255;
+  std::vector<float> scale;         // one, or one per channel; empty for kDoReFa
+  std::vector<int32_t> zero_point;  // as many as scale
+  std::optional<int> channel_axis;  // set when per channel
+
+  friend bool operator==(const QuantizationParameters&, const QuantizationParameters&);
+};
+
+// Smallest and largest weight, per tensor (one each) or per channel.
+struct Range {
+  std::vector<float> minimum;
+  std::vector<float> maximum;
+};
+
+// What a caller wants beside the parameters.
+enum class QuantizeReply { kCodes = 1, kValues = 2, kParameters = 3 };
+
+struct QuantizedWeight {
+  // Unset: before quant_start_step, values pass unchanged and `data` is empty.
+  std::optional<QuantizationParameters> parameters;
+  DataType dtype = DataType::kUInt8;  // of `data`
+  Buffer data;                        // codes or values, as asked for; empty for kParameters
+};
+
+}  // namespace nni_compression::compression
+
+#endif  // NNI_COMPRESSION_COMPRESSION_QUANTIZATION_H_

@@ -1,0 +1,109 @@
+// A session: one algorithm bound to one model, and all that it remembers.
+#ifndef NNI_COMPRESSION_COMPRESSION_SESSION_H_
+#define NNI_COMPRESSION_COMPRESSION_SESSION_H_
+
+#include <ATen/core/Tensor.h>
+
+#include <cstdint>
+#include <memory>
+#include <nlohmann/json.hpp>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "absl/container/flat_hash_map.h"
+#include "absl/status/status.h"
+#include "absl/status/statusor.h"
+#include "absl/strings/string_view.h"
+#include "compression/config_list.h"
+#include "compression/registry.h"
+
+namespace nni_compression::compression {
+
+// What BindModel is given.
+struct Binding {
+  std::string algorithm;
+  std::vector<nlohmann::json> config_list;
+  std::vector<Layer> layers;
+  std::string framework;  // "pytorch", "tensorflow", "keras", "generic"
+  Clock clock;            // where training resumes
+};
+
+struct MaskAnswer {
+  Mask mask;
+  std::optional<double> target_sparsity;
+  int64_t epoch = 0;
+};
+
+// The state machine behind every call; knows nothing of the wire. A method that fails leaves the
+// session as it was. Thread-compatible: calls come one at a time.
+class Session {
+ public:
+  // Validates everything; see MakePlan for the config_list. INVALID_ARGUMENT names the field
+  // ("layers[3].shape[1] is -2; ...").
+  static absl::StatusOr<std::unique_ptr<Session>> Bind(const Registry& registry, Binding binding);
+
+  const Plan& plan() const { return plan_; }
+  const Binding& binding() const { return binding_; }
+  const AlgorithmInfo& algorithm() const { return *algorithm_; }
+  Clock clock() const { return clock_; }
+
+  // The index of a bound layer; aliases count. NOT_FOUND, with a suggestion, otherwise.
+  absl::StatusOr<int> FindLayer(absl::string_view name) const;
+  const Layer& layer(int i) const { return binding_.layers[i]; }
+  const LayerState& state(int i) const { return states_[i]; }
+
+  // Whether the layer's result was never handed out or would now be answered differently.
+  bool IsStale(int i) const;
+  std::vector<int> StaleLayers() const;
+
+  // The layer's mask at the present epoch. The first weight of a stale layer decides; afterwards
+  // the weight is not looked at. FAILED_PRECONDITION when the algorithm is a quantizer,
+  // INVALID_ARGUMENT when the layer is not compressed, or the dtype or shape is not the bound one,
+  // or the weight is not finite (layer and first flat index named).
+  absl::StatusOr<MaskAnswer> CalcMask(int i, const at::Tensor& weight);
+
+  // Puts a mask that the trainer has in force, in place of what was there.
+  absl::StatusOr<MaskAnswer> SetMask(int i, Mask mask);
+
+  // Quantizes a weight at the present step. Errors as CalcMask's.
+  absl::StatusOr<QuantizedWeight> QuantizeWeight(int i, const at::Tensor& weight,
+                                                 QuantizeReply reply);
+  // The parameters of a weight with this range. INVALID_ARGUMENT when minimum > maximum, a number
+  // is not finite, or there are not as many as the rule's granularity asks for.
+  absl::StatusOr<QuantizedWeight> QuantizeRange(int i, const Range& range);
+
+  // Sets the epoch; not negative.
+  absl::Status UpdateEpoch(int64_t epoch);
+
+  // Sets the step when it is above the last one applied, and says whether it was: what came with
+  // the step counts only then.
+  absl::StatusOr<bool> Step(int64_t step);
+
+  // The state as bytes: one global record and one per layer, each versioned. A session bound to the
+  // same Binding that loads them answers as this one, bit for bit. DATA_LOSS for bytes that are not
+  // such a record or do not fit the binding; the session is then as before.
+  std::string SaveGlobal() const;
+  std::string SaveLayer(int i) const;
+  absl::Status Load(absl::string_view global, absl::Span<const std::string> layers);
+
+  // Memory that the state holds, masks included.
+  int64_t StateBytes() const;
+
+ private:
+  Session(const AlgorithmInfo* algorithm, Binding binding, Plan plan);
+
+  absl::Status CheckWeight(int i, const at::Tensor& weight) const;
+
+  const AlgorithmInfo* algorithm_;
+  Binding binding_;
+  Plan plan_;
+  Clock clock_;
+  int64_t last_step_ = -1;  // the highest step applied
+  std::vector<LayerState> states_;
+  absl::flat_hash_map<std::string, int> index_;
+};
+
+}  // namespace nni_compression::compression
+
+#endif  // NNI_COMPRESSION_COMPRESSION_SESSION_H_
