@@ -24,6 +24,12 @@ namespace nni_compression::wire {
 constexpr int64_t kMaxMessageBytes = 4 << 20;
 constexpr int64_t kChunkBytes = 1 << 20;
 
+// The largest field that MessageReader::Parse accepts.
+constexpr int64_t kMaxFieldBytes = 1 << 20;
+
+// Payloads up to this size are copied into the message: a slice of their own would cost more.
+constexpr size_t kInlineBytes = 1024;
+
 // Field numbers that all streaming messages share.
 enum Field : int { kOpenOrResult = 1, kHeader = 2, kChunk = 3, kCommit = 4 };
 
@@ -34,7 +40,8 @@ class MessageWriter {
   // as one message.
   void Append(const google::protobuf::MessageLite& fields);
 
-  // Appends a chunk whose payload aliases `payload`.
+  // Appends a chunk whose payload aliases `payload`; one of up to kInlineBytes is copied, and the
+  // slice is dropped at once.
   void AppendChunk(uint32_t index, uint64_t offset, grpc::Slice payload);
 
   int64_t byte_size() const { return byte_size_; }
@@ -60,7 +67,8 @@ struct ChunkPrefix {
 
 // Walks over the fields of one message in wire order, so that a payload can be copied once, from
 // the transport's memory to where it belongs. Every error is INVALID_ARGUMENT: the bytes are not
-// such a message. Thread-compatible.
+// such a message, or it is larger than kMaxMessageBytes; the reader is of no use afterwards.
+// Lengths are checked against the message before they are believed. Thread-compatible.
 //
 //   while (true) {
 //     auto field = reader.Next();            // error, or 0 at the end
@@ -75,14 +83,15 @@ class MessageReader {
   // BeginChunk and ReadPayload, or by Skip before the next call.
   absl::StatusOr<int> Next();
 
-  // Parses the field, a message, into `message`.
+  // Parses the field, a message of at most kMaxFieldBytes and 32 levels, into `message`, whose old
+  // content is lost.
   absl::Status Parse(google::protobuf::MessageLite* message);
 
   // Reads a chunk up to its payload, which must be its last field. A chunk without a payload has
   // payload_bytes 0.
   absl::StatusOr<ChunkPrefix> BeginChunk();
 
-  // Copies the chunk's payload to `out`, whose size is payload_bytes.
+  // Copies the chunk's payload to `out`, whose size must be payload_bytes (INTERNAL otherwise).
   absl::Status ReadPayload(absl::Span<uint8_t> out);
   absl::Status SkipPayload();
 
@@ -90,7 +99,12 @@ class MessageReader {
   absl::Status Skip();
 
  private:
+  // Reads the length of the present field; it lies within the message.
+  absl::StatusOr<int> ReadLength();
+  int64_t Remaining() const;
+
   grpc::ByteBuffer message_;
+  int64_t size_;
   grpc::ProtoBufferReader bytes_;
   google::protobuf::io::CodedInputStream input_;
   uint32_t tag_ = 0;
