@@ -1,0 +1,97 @@
+"""Runs clang-tidy over the project's own C++ files, with clang's thread-safety analysis.
+
+tidy.py BUILD_FOLDER   a built folder with compile_commands.json
+
+A file that passed is remembered by a digest of all that clang-tidy saw of the project (the file, its
+headers, the flags, the checks, the version), so that an unchanged file costs nothing the next time.
+"""
+
+import concurrent.futures
+import hashlib
+import json
+import os
+import pathlib
+import re
+import subprocess
+import sys
+
+ROOT = pathlib.Path(__file__).resolve().parent.parent
+TIDY = "clang-tidy-14"
+FOLDERS = ("proto/", "server/", "client/", "compression/", "tests/")
+CACHE = (
+    pathlib.Path(os.environ.get("XDG_CACHE_HOME") or pathlib.Path.home() / ".cache")
+    / "nni-compression-tidy"
+)
+EXTRA = [
+    "--extra-arg=-Wthread-safety",
+    # g++'s compile command names flags that clang does not know.
+    "--extra-arg=-Wno-unknown-warning-option",
+    "--extra-arg=-Qunused-arguments",
+]
+
+
+def own_files(build):
+    """(file, command, object) of every own translation unit."""
+    for entry in json.loads((build / "compile_commands.json").read_text()):
+        path = pathlib.Path(entry["file"]).resolve()
+        if path.is_relative_to(ROOT) and str(path.relative_to(ROOT)).startswith(FOLDERS):
+            output = re.search(r" -o (\S+)", entry["command"]).group(1)
+            yield path, entry["command"], output
+
+
+def dependencies(build):
+    """For every object, the files inside the checkout that it was compiled from."""
+    listing = subprocess.run(
+        ["ninja", "-C", build, "-t", "deps"], check=True, capture_output=True, text=True
+    ).stdout
+    found, current = {}, None
+    for line in listing.splitlines():
+        if line.startswith("    "):
+            path = (build / line.strip()).resolve()
+            if path.is_relative_to(ROOT):
+                current.append(path)
+        elif ":" in line:
+            current = found.setdefault(line.split(":")[0], [])
+    return found
+
+
+def digest(version, command, paths):
+    sha = hashlib.sha256(f"{version}{EXTRA}{command}".encode())
+    for path in [ROOT / ".clang-tidy", *sorted(set(paths))]:
+        sha.update(str(path.relative_to(ROOT)).encode() + b"\0" + path.read_bytes())
+    return sha.hexdigest()
+
+
+def check(build, path, stamp):
+    if stamp.exists():
+        stamp.touch()
+        return None
+    run = subprocess.run(
+        [TIDY, "-p", build, "--quiet", *EXTRA, path], capture_output=True, text=True, check=False
+    )
+    if run.returncode == 0:
+        stamp.touch()
+        return None
+    return run.stdout + run.stderr
+
+
+def main():
+    build = pathlib.Path(sys.argv[1]).resolve()
+    CACHE.mkdir(parents=True, exist_ok=True)
+    version = subprocess.run([TIDY, "--version"], check=True, capture_output=True, text=True).stdout
+    inputs = dependencies(build)
+    jobs = []
+    with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
+        for path, command, output in own_files(build):
+            # Without the build folder's place, so that another checkout shares what was found.
+            command = command.replace(str(ROOT), "")
+            stamp = CACHE / digest(version, command, [path, *inputs.get(output, [])])
+            jobs.append(pool.submit(check, build, path, stamp))
+    problems = [job.result() for job in jobs if job.result()]
+    print(*problems, sep="\n", end="")
+    print(f"clang-tidy: {len(jobs)} files, {len(problems)} with findings")
+    sys.exit(1 if problems or not jobs else 0)
+
+
+if __name__ == "__main__":
+    main()

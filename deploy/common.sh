@@ -1,0 +1,82 @@
+# shellcheck shell=bash
+# What the scripts share. Sourced from the top folder of the checkout, under `set -euo pipefail`.
+
+# Debian's Python, which has Debian's PyTorch, whatever else comes first on PATH.
+python=/usr/bin/python3
+build=build/release
+logs=build/logs
+export COMPRESSION_SERVER_BINARY=$PWD/$build/server/compression_server
+export COMPRESSIONCTL_BINARY=$PWD/$build/client/cli/compressionctl
+export PYTHONDONTWRITEBYTECODE=1
+
+say() { printf '%s\n' "$*"; }
+
+# quietly NAME COMMAND...: runs it with its output in $logs/NAME.log; shows the log's end when it fails.
+quietly() {
+  local name=$1 status=0
+  shift
+  mkdir -p "$logs"
+  "$@" </dev/null >"$logs/$name.log" 2>&1 || status=$?
+  if [[ $status -ne 0 ]]; then
+    tail -n "${TAIL:-40}" "$logs/$name.log" >&2
+    say "failed with status $status: $* (all of it: $logs/$name.log)" >&2
+  fi
+  return "$status"
+}
+
+# build_release TARGET...: the tests and the quickstart share one
+# build folder and one configuration, so neither makes the other compile anew.
+build_release() {
+  if [[ ! -f $build/build.ninja ]] || ! grep -q '^NNI_COMPRESSION_WERROR:BOOL=ON$' $build/CMakeCache.txt; then
+    quietly configure cmake --preset ci
+  fi
+  if [[ ! -x $COMPRESSION_SERVER_BINARY ]]; then
+    say "compiling; some minutes the first time, log in $logs/build.log"
+  fi
+  quietly build cmake --build $build --target "$@"
+}
+
+# make_venv FOLDER KEY COMMAND...: a virtual environment over Debian's packages, filled by COMMAND
+# (its Python comes first on PATH then); made anew when KEY, which says what is in it, changes.
+make_venv() {
+  local folder=$1 key=$2
+  shift 2
+  [[ -x $folder/bin/python && -f $folder/key && $(<"$folder/key") == "$key" ]] && return
+  rm -rf "$folder"
+  $python -m venv --system-site-packages "$folder"
+  (
+    unset PYTHONPATH PYTHONHOME
+    PATH=$PWD/$folder/bin:$PATH
+    "$@"
+  )
+  printf '%s' "$key" >"$folder/key"
+}
+
+# start_server FOLDER: starts a server on a free port with its log in FOLDER; sets `server_pid` and
+# exports its address.
+start_server() {
+  local folder=$1 waited=0
+  "$COMPRESSION_SERVER_BINARY" --listen=127.0.0.1:0 --port_file="$folder/port" \
+    </dev/null 2>"$folder/server.log" &
+  server_pid=$!
+  until [[ -s $folder/port ]]; do
+    waited=$((waited + 1))
+    if ! kill -0 "$server_pid" 2>/dev/null || [[ $waited -gt 300 ]]; then
+      tail -n 40 "$folder/server.log" >&2
+      say "the server did not start" >&2
+      return 1
+    fi
+    sleep 0.1
+  done
+  NNI_COMPRESSION_SERVER=127.0.0.1:$(<"$folder/port")
+  export NNI_COMPRESSION_SERVER
+}
+
+# Drains the server; its exit status.
+stop_server() {
+  [[ -n ${server_pid:-} ]] || return 0
+  local pid=$server_pid
+  server_pid=
+  kill -TERM "$pid" 2>/dev/null || return 0
+  wait "$pid"
+}

@@ -1,0 +1,59 @@
+#!/usr/bin/env bash
+# Installs the packages of Debian 12 that this project stands on. Needs root, or sudo. Installs
+# only what is missing, so a second run is silent and takes no time.
+#
+#   deploy/install-dependencies.sh            what a build and all the tests need
+#   deploy/install-dependencies.sh --build    what deploy/quickstart.sh needs
+#   deploy/install-dependencies.sh --runtime  what the installed programs need
+set -euo pipefail
+
+runtime=(ca-certificates libabsl20220623 libgrpc++1.51 libprotobuf32 libspdlog1.10 libtorch1.13 zlib1g)
+
+build=(ccache cmake g++ git libabsl-dev libgmock-dev libgrpc++-dev libgtest-dev libprotobuf-dev
+       libspdlog-dev libtorch-dev ninja-build nlohmann-json3-dev protobuf-compiler
+       protobuf-compiler-grpc zlib1g-dev
+       python3 python3-grpcio python3-numpy python3-protobuf python3-setuptools python3-sklearn
+       python3-torch python3-venv python3-wheel)
+
+tests=(clang-14 clang-format-14 clang-tidy-14 libbenchmark-dev libclang-rt-14-dev mypy
+       python3-pytest shellcheck)
+
+case "${1:-}" in
+  --runtime) wanted=("${runtime[@]}") ;;
+  --build) wanted=("${runtime[@]}" "${build[@]}") ;;
+  "") wanted=("${runtime[@]}" "${build[@]}" "${tests[@]}") ;;
+  -h | --help) sed -n '2,7s/^# \{0,1\}//p' "$0"; exit 0 ;;
+  *) echo "unknown option $1; it must be --build or --runtime" >&2; exit 2 ;;
+esac
+
+missing=()
+for package in "${wanted[@]}"; do
+  state=$(dpkg-query -W -f='${db:Status-Abbrev}' "$package" 2>/dev/null || true)
+  [[ $state == ii* ]] || missing+=("$package")
+done
+[[ ${#missing[@]} -gt 0 ]] || exit 0
+
+as_root=()
+if [[ $(id -u) -ne 0 ]]; then
+  if ! command -v sudo >/dev/null; then
+    echo "please install as root: apt-get install --no-install-recommends ${missing[*]}" >&2
+    exit 1
+  fi
+  as_root=(sudo)
+fi
+
+log=$(mktemp)
+trap 'rm -f "$log"' EXIT
+apt() {
+  "${as_root[@]}" env DEBIAN_FRONTEND=noninteractive apt-get -y -q -o DPkg::Lock::Timeout=600 "$@" \
+    </dev/null >>"$log" 2>&1
+}
+
+echo "installing ${#missing[@]} packages (minutes on a fresh machine): ${missing[*]}"
+# A list that cannot be refreshed may belong to a repository that is not needed here.
+apt update || echo "some package lists could not be refreshed; going on"
+if ! apt install --no-install-recommends "${missing[@]}"; then
+  tail -n 40 "$log" >&2
+  echo "apt-get could not install the packages; this script is made for Debian 12" >&2
+  exit 1
+fi

@@ -1,0 +1,28 @@
+#!/usr/bin/env bash
+# From a fresh Debian 12 machine to a finished compression job: installs what is missing, builds
+# the server, starts it on a free port, and lets a PyTorch trainer prune and quantize a small
+# network on real images through it. Safe and quick to run again.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+# shellcheck source=deploy/common.sh
+source deploy/common.sh
+
+deploy/install-dependencies.sh --build
+build_release compression_server compressionctl
+
+# As a user would install it, but from a copy: setuptools leaves files in the tree that it builds.
+install_client() {
+  rm -rf build/client-python
+  cp -r client/python build/client-python
+  pip install --no-deps --no-index --no-build-isolation build/client-python
+}
+sources=$(find client/python -type f ! -path '*/__pycache__/*' | sort | xargs -d '\n' sha256sum | sha256sum)
+make_venv build/venv "$sources" quietly pip install_client
+
+folder=$(mktemp -d)
+trap 'stop_server || true; rm -rf "$folder"' EXIT
+start_server "$folder"
+say "server at $NNI_COMPRESSION_SERVER"
+
+env -u PYTHONPATH build/venv/bin/python client/python/examples/digits.py "$@"
+stop_server

@@ -1,0 +1,150 @@
+#!/usr/bin/env bash
+# Installs what is missing, builds, and runs the tests. The last line has the totals.
+#
+#   tests/run.sh                 everything but the sanitizers
+#   tests/run.sh PART...         cpp, python, python-newest, integration, scripts, asan, tsan
+#   tests/run.sh NAME...         the tests whose name contains NAME, in C++ and Python
+#   tests/run.sh --sanitizers    the C++ tests under ASan+UBSan, and under TSan what is not gRPC
+set -euo pipefail
+cd "$(dirname "$0")/.."
+# shellcheck source=deploy/common.sh
+source deploy/common.sh
+export PYTHONPATH=$PWD/client/python/src
+results=build/test-results
+
+# The test programs (CTest's labels) that ThreadSanitizer can follow: it does not understand
+# Debian's gRPC and Abseil mutexes, which are not instrumented.
+tsan_programs='^(compression_|server_unit_|wire_unit_)'
+
+passed=0 failed=0 skipped=0
+
+# record NAME STARTED JUNIT...: adds up result files. A missing or empty one is a failure: what was to
+# write it died.
+record() {
+  local name=$1 started=$2 p f s
+  shift 2
+  read -r p f s < <($python tests/testing/totals.py "$@")
+  passed=$((passed + p)) failed=$((failed + f)) skipped=$((skipped + s))
+  printf '%-14s %5d passed %3d failed %3d skipped %5d s\n' "$name" "$p" "$f" "$s" $((SECONDS - started))
+}
+
+# ctest_part NAME FOLDER [CTEST OPTION...]
+ctest_part() {
+  local name=$1 folder=$2 started=$SECONDS
+  shift 2
+  rm -f "$results/$name.xml"
+  quietly "$name" ctest --test-dir "$folder" --parallel 2 --timeout 600 --output-on-failure \
+    --no-tests=error --output-junit "$PWD/$results/$name.xml" "$@" || true
+  record "$name" "$started" "$results/$name.xml"
+}
+
+# pytest_part NAME INTERPRETER ARGUMENT...
+pytest_part() {
+  local name=$1 interpreter=$2 started=$SECONDS
+  shift 2
+  rm -f "$results/$name.xml"
+  TAIL=80 quietly "$name" "$interpreter" -m pytest -q -ra -p no:cacheprovider \
+    --junitxml="$results/$name.xml" "$@" || true
+  record "$name" "$started" "$results/$name.xml"
+}
+
+build_all() {
+  local started=$SECONDS
+  build_release all
+  if [[ $((SECONDS - started)) -gt 5 ]]; then say "built in $((SECONDS - started)) s"; fi
+}
+
+cpp() { build_all; ctest_part cpp $build "$@"; }
+python() { build_all; pytest_part python $python tests/client/python "$@"; }
+integration() { build_all; pytest_part integration $python tests/integration "$@"; }
+
+# The client must work with the newest gRPC and Protocol Buffers too. The environment is kept, and
+# made anew once a month.
+python-newest() {
+  build_all
+  make_venv build/venv-newest "$(date +%Y-%m)" quietly pip-newest \
+    pip install --upgrade grpcio protobuf
+  say "python-newest: $(build/venv-newest/bin/python -c \
+    'import google.protobuf, grpc; print("grpcio", grpc.__version__, "protobuf", google.protobuf.__version__)')"
+  pytest_part python-newest build/venv-newest/bin/python tests/client/python "$@"
+}
+
+# Each script is a test: status 0 passes, 77 is skipped, anything else fails.
+scripts() {
+  build_all
+  local script name started=$SECONDS
+  rm -f "$results"/scripts-*.xml
+  for script in tests/integration/*_test.sh; do
+    name=$(basename "$script" .sh)
+    local status=0
+    quietly "$name" bash "$script" || status=$?
+    $python tests/testing/totals.py --write "$results/scripts-$name.xml" "$status"
+  done
+  record scripts "$started" "$results"/scripts-*.xml
+}
+
+sanitizer() {
+  local name=$1 started=$SECONDS
+  shift
+  say "compiling with $name"
+  quietly "configure-$name" cmake --preset "$name" && quietly "build-$name" cmake --build --preset "$name" \
+    && say "built in $((SECONDS - started)) s"
+}
+
+asan() {
+  sanitizer asan || { record asan $SECONDS none; return; }
+  ASAN_OPTIONS=strict_string_checks=1:check_initialization_order=1 \
+    LSAN_OPTIONS=suppressions=$PWD/tests/testing/lsan.supp:print_suppressions=0 \
+    UBSAN_OPTIONS=print_stacktrace=1 ctest_part asan build/asan "$@"
+}
+
+tsan() {
+  sanitizer tsan || { record tsan $SECONDS none; return; }
+  TSAN_OPTIONS=suppressions=$PWD/tests/testing/tsan.supp ctest_part tsan build/tsan \
+    --label-regex "$tsan_programs" "$@"
+}
+
+main() {
+  local all=(cpp python python-newest integration scripts) parts=() names=() argument
+  for argument in "$@"; do
+    case $argument in
+      --sanitizers) parts+=(asan tsan) ;;
+      -h | --help) sed -n '2,7s/^# \{0,1\}//p' "$0"; exit 0 ;;
+      -*) say "unknown option $argument" >&2; exit 2 ;;
+      cpp | python | python-newest | integration | scripts | asan | tsan) parts+=("$argument") ;;
+      *) names+=("$argument") ;;
+    esac
+  done
+
+  mkdir -p $results
+  deploy/install-dependencies.sh
+  if [[ ${#names[@]} -gt 0 ]]; then
+    local joined part
+    joined=$(IFS='|'; echo "${names[*]}")
+    [[ ${#parts[@]} -gt 0 ]] || parts=(cpp python integration)
+    for part in "${parts[@]}"; do
+      case $part in
+        cpp | asan | tsan) "$part" --no-tests=ignore -R "$joined" ;;
+        scripts) scripts ;;
+        *) "$part" -k "${joined//|/ or }" ;;
+      esac
+    done
+  else
+    [[ ${#parts[@]} -gt 0 ]] || parts=("${all[@]}")
+    for argument in "${parts[@]}"; do "$argument"; done
+  fi
+}
+
+totals() {
+  local status=$?
+  trap - EXIT
+  # A step that could not even run its tests ended the script: that is a failure too.
+  if [[ $status -ne 0 ]]; then failed=$((failed + 1)); fi
+  local line="$passed passed, $failed failed"
+  if [[ $skipped -gt 0 ]]; then line+=", $skipped skipped"; fi
+  say "$line"
+  [[ $failed -eq 0 && $passed -gt 0 ]] || exit 1
+}
+
+trap totals EXIT
+main "$@"
