@@ -1,0 +1,79 @@
+"""The client of the NNI compression service, on numpy.
+
+A server compresses neural networks for trainers: a session is opened with an algorithm, a
+config_list and the model's layers; weights go in, masks or quantized weights come out.
+
+>>> layers = [nc.Layer(name="fc", op_type="Linear", shape=(10, 20), dtype="float32")]
+>>> config_list = [{"sparsity": 0.8, "op_types": ["default"]}]
+>>> weight = np.random.default_rng(0).normal(size=(10, 20)).astype("float32")
+>>> with client.bind_model("level", config_list, layers, framework="pytorch") as session:
+...     mask = session.calc_mask({"fc": weight})["fc"]
+>>> mask.sparsity, mask.to_numpy().dtype
+(0.8, dtype('bool'))
+
+Examples in this package have ``import numpy as np``, ``import nni_compression as nc`` and
+``client = nc.Client()`` before them. `nni_compression.torch` is the PyTorch adapter.
+"""
+
+from ._version import __version__
+from .client import Client, server_address
+from .errors import (
+    AbortedError,
+    AlreadyExistsError,
+    CancelledError,
+    CompressionError,
+    DataLossError,
+    DeadlineExceededError,
+    FailedPreconditionError,
+    InternalError,
+    InvalidArgumentError,
+    NotFoundError,
+    PermissionDeniedError,
+    ResourceExhaustedError,
+    StatusCode,
+    UnauthenticatedError,
+    UnavailableError,
+    UnimplementedError,
+)
+from .masks import Mask
+from .plan import Layer, LayerPlan, Plan
+from .quantization import QuantizedTensor
+from .reports import Algorithm, AlgorithmOption, LayerReport, SessionInfo
+from .session import Session, StepResult
+from .statistics import Stats
+from .tensors import Tensor
+
+__all__ = [
+    "AbortedError",
+    "Algorithm",
+    "AlgorithmOption",
+    "AlreadyExistsError",
+    "CancelledError",
+    "Client",
+    "CompressionError",
+    "DataLossError",
+    "DeadlineExceededError",
+    "FailedPreconditionError",
+    "InternalError",
+    "InvalidArgumentError",
+    "Layer",
+    "LayerPlan",
+    "LayerReport",
+    "Mask",
+    "NotFoundError",
+    "PermissionDeniedError",
+    "Plan",
+    "QuantizedTensor",
+    "ResourceExhaustedError",
+    "Session",
+    "SessionInfo",
+    "Stats",
+    "StatusCode",
+    "StepResult",
+    "Tensor",
+    "UnauthenticatedError",
+    "UnavailableError",
+    "UnimplementedError",
+    "__version__",
+    "server_address",
+]

@@ -1,0 +1,296 @@
+"""The streaming calls: tensors out, tensors or files in, over as many attempts as it takes."""
+
+from __future__ import annotations
+
+import math
+import zlib
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Generic, Optional, TypeVar
+
+import numpy as np
+import numpy.typing as npt
+from google.protobuf.message import DecodeError
+
+from . import _frames, quantization, tensors
+from ._config import text
+from ._wire import compression_pb2 as pb
+from .errors import (
+    CompressionError,
+    DataLossError,
+    InternalError,
+    InvalidArgumentError,
+    code_from_number,
+    make_error,
+)
+from .masks import Mask
+from .quantization import QuantizedTensor
+from .tensors import Tensor
+
+R = TypeVar("R")
+
+
+
+def mask_header(layer: str, mask: Mask, index: int) -> _frames.Outgoing:
+    """A mask, ready to be sent."""
+    return _outgoing(layer, index, pb.TENSOR_ROLE_MASK, pb.DATA_TYPE_BIT, mask.shape, mask.bits)
+
+
+def tensor_header(
+    layer: str, tensor: Tensor, index: int, role: int = pb.TENSOR_ROLE_WEIGHT
+) -> _frames.Outgoing:
+    """A tensor, ready to be sent."""
+    dtype = tensors.wire_dtype(tensor.dtype)
+    return _outgoing(layer, index, role, dtype, tensor.shape, tensor.data)
+
+
+def range_header(layer: str, value: Any, index: int) -> _frames.Outgoing:
+    """A layer's smallest and largest weights, ready to be sent."""
+    array = np.ascontiguousarray(np.asarray(value, dtype="<f4"))
+    if array.ndim not in (1, 2) or array.shape[0] != 2:
+        raise InvalidArgumentError(
+            f"ranges[{layer!r}] has shape {array.shape}; it must be (2,), minimum and maximum, "
+            "or (2, channels)"
+        )
+    return tensor_header(layer, Tensor(array, "float32", array.shape), index, pb.TENSOR_ROLE_RANGE)
+
+
+def _outgoing(
+    layer: str, index: int, role: int, dtype: int, shape: tuple[int, ...], data: Any
+) -> _frames.Outgoing:
+    view = memoryview(data)
+    try:
+        header = pb.TensorHeader(
+            index=index,
+            layer=text(layer, "a layer's name"),
+            role=role,  # type: ignore[arg-type]
+            dtype=dtype,  # type: ignore[arg-type]
+            shape=shape,
+            byte_length=len(view),
+        )
+    except ValueError as error:
+        if isinstance(error, InvalidArgumentError):
+            raise
+        raise InvalidArgumentError(f"{layer!r}: {error}") from error
+    return _frames.Outgoing(header, view)
+
+
+def decode(message_type: Any, content: memoryview) -> Any:
+    """Parses a small message. Raises DataLossError when the bytes are not one."""
+    try:
+        return message_type.FromString(bytes(content))
+    except DecodeError as error:
+        name = message_type.DESCRIPTOR.name
+        raise DataLossError(f"the server sent bytes that are no {name}: {error}") from error
+
+
+@dataclass
+class _Incoming:
+    """A tensor that is being received."""
+
+    header: Any
+    data: npt.NDArray[np.uint8]
+    received: int = 0
+
+    def write(self, chunk: _frames.ReceivedChunk) -> None:
+        end = chunk.offset + len(chunk.payload)
+        if chunk.offset != self.received or end > len(self.data):
+            raise DataLossError(
+                f"layer {self.header.layer!r} came with a chunk at {chunk.offset} to {end}, "
+                f"where {self.received} of {len(self.data)} bytes were there"
+            )
+        self.data[chunk.offset : end] = np.frombuffer(chunk.payload, dtype=np.uint8)
+        self.received = end
+
+    def finish(self, commit: Any) -> None:
+        if self.received != len(self.data) or commit.byte_length != len(self.data):
+            raise DataLossError(
+                f"layer {self.header.layer!r} came with {self.received} bytes and a commit of "
+                f"{commit.byte_length}, where {len(self.data)} were announced"
+            )
+        if commit.HasField("crc32") and zlib.crc32(self.data) != commit.crc32:
+            raise DataLossError(f"the checksum of what came for {self.header.layer!r} is wrong")
+
+
+@dataclass
+class _Answer:
+    """What has come so far for one tensor of the request."""
+
+    result: Any
+    expected: int
+    parts: dict[int, _Incoming] = field(default_factory=dict)
+
+
+class LayerExchange(ABC, Generic[R]):
+    """A call whose every tensor is answered by a result and by tensors that belong to it.
+
+    Layers that were answered in an attempt are not sent again in the next. After the call,
+    `results` has what worked and `errors` what did not.
+    """
+
+    def __init__(
+        self, open_content: bytes, requests: Mapping[int, _frames.Outgoing], checksum: bool
+    ) -> None:
+        self.results: dict[str, R] = {}
+        self.errors: dict[str, CompressionError] = {}
+        self.payload_bytes = sum(len(request.data) for request in requests.values())
+        self._open = open_content
+        self._pending = dict(requests)
+        self._checksum = checksum
+        self._answers: dict[int, _Answer] = {}
+        self._incoming: dict[int, _Incoming] = {}
+
+    def messages(self) -> Iterator[bytes]:
+        self._answers = {}
+        self._incoming = {}
+        waiting = list(self._pending.values())
+        return _frames.request_messages(self._open, waiting, checksum=self._checksum)
+
+    def receive(self, message: bytes) -> None:
+        for number, content in _frames.fields(message):
+            if number == _frames.RESULT:
+                self._on_result(decode(self.result_type(), content))
+            elif number == _frames.HEADER:
+                self._on_header(decode(pb.TensorHeader, content))
+            elif number == _frames.CHUNK:
+                chunk = _frames.decode_chunk(content)
+                self._at(chunk.index).write(chunk)
+            elif number == _frames.COMMIT:
+                self._on_commit(decode(pb.Commit, content))
+
+    def finish(self) -> None:
+        if self._pending:
+            missing = next(iter(self._pending.values())).header.layer
+            raise InternalError(
+                f"the server ended the call without an answer for {len(self._pending)} layers, "
+                f"{missing!r} among them"
+            )
+
+    @abstractmethod
+    def result_type(self) -> Any:
+        """The class of the wire's result."""
+
+    @abstractmethod
+    def expected_tensors(self, result: Any) -> int:
+        """How many tensors follow a result."""
+
+    @abstractmethod
+    def size_of(self, header: Any, request: Any) -> int:
+        """Bytes that a tensor with this header must have; 0 when it should not be there."""
+
+    @abstractmethod
+    def build(self, result: Any, request: Any, parts: dict[int, _Incoming]) -> R:
+        """The answer for a layer, from what came; `parts` by role."""
+
+    def _on_result(self, result: Any) -> None:
+        request = self._pending.get(result.answers)
+        if request is None or result.answers in self._answers:
+            raise DataLossError(f"the server answered tensor {result.answers} out of turn")
+        if result.HasField("error"):
+            error = make_error(code_from_number(result.error.code), result.error.message)
+            self.errors[request.header.layer] = error
+            del self._pending[result.answers]
+            return
+        self._answers[result.answers] = _Answer(result, self.expected_tensors(result))
+        self._complete(result.answers)
+
+    def _on_header(self, header: Any) -> None:
+        answer = self._answers.get(header.answers)
+        if answer is None or header.index in self._incoming or header.role in answer.parts:
+            raise DataLossError(f"the server sent tensor {header.index} out of turn")
+        size = self.size_of(header, self._pending[header.answers].header)
+        if size == 0 or size != header.byte_length:
+            raise DataLossError(
+                f"layer {header.layer!r} came with a tensor of role {header.role}, dtype "
+                f"{header.dtype}, shape {list(header.shape)} and {header.byte_length} bytes"
+            )
+        self._incoming[header.index] = _Incoming(header, np.empty(size, dtype=np.uint8))
+
+    def _on_commit(self, commit: Any) -> None:
+        incoming = self._at(commit.index)
+        incoming.finish(commit)
+        del self._incoming[commit.index]
+        answers = incoming.header.answers
+        self._answers[answers].parts[incoming.header.role] = incoming
+        self._complete(answers)
+
+    def _complete(self, answers: int) -> None:
+        answer = self._answers[answers]
+        if len(answer.parts) < answer.expected:
+            return
+        request = self._pending[answers].header
+        self.results[request.layer] = self.build(answer.result, request, answer.parts)
+        del self._pending[answers], self._answers[answers]
+
+    def _at(self, index: int) -> _Incoming:
+        if index not in self._incoming:
+            raise DataLossError(f"the server sent a piece of tensor {index}, which has no header")
+        return self._incoming[index]
+
+
+class MaskExchange(LayerExchange[Mask]):
+    """CalcMask."""
+
+    def result_type(self) -> Any:
+        return pb.MaskResult
+
+    def expected_tensors(self, result: Any) -> int:
+        return 1
+
+    def size_of(self, header: Any, request: Any) -> int:
+        fits = header.role == pb.TENSOR_ROLE_MASK and header.dtype == pb.DATA_TYPE_BIT
+        fits = fits and list(header.shape) == list(request.shape)
+        return (math.prod(request.shape) + 7) // 8 if fits else 0
+
+    def build(self, result: Any, request: Any, parts: dict[int, _Incoming]) -> Mask:
+        try:
+            return Mask(
+                parts[pb.TENSOR_ROLE_MASK].data,
+                request.shape,
+                target_sparsity=result.target_sparsity,
+                epoch=result.epoch,
+            )
+        except InvalidArgumentError as error:
+            raise DataLossError(f"layer {request.layer!r}: {error.message}") from error
+
+
+class QuantizeExchange(LayerExchange[QuantizedTensor]):
+    """QuantizeWeight."""
+
+    def result_type(self) -> Any:
+        return pb.QuantizeResult
+
+    def expected_tensors(self, result: Any) -> int:
+        return int(result.tensors)
+
+    def size_of(self, header: Any, request: Any) -> int:
+        dtype = tensors.dtype_from_wire(header.dtype)
+        if header.role in (pb.TENSOR_ROLE_SCALE, pb.TENSOR_ROLE_ZERO_POINT):
+            wanted = "float32" if header.role == pb.TENSOR_ROLE_SCALE else "int32"
+            fits = dtype == wanted and len(header.shape) == 1 and 0 < header.shape[0] <= 2**40
+        elif header.role == pb.TENSOR_ROLE_CODES:
+            fits = dtype in ("int8", "uint8", "int16", "uint16")
+            fits = fits and list(header.shape) == list(request.shape)
+        else:
+            fits = header.role == pb.TENSOR_ROLE_WEIGHT and header.dtype == request.dtype
+            fits = fits and list(header.shape) == list(request.shape)
+        return math.prod(header.shape) * tensors.numpy_dtype(dtype).itemsize if fits else 0
+
+    def build(self, result: Any, request: Any, parts: dict[int, _Incoming]) -> QuantizedTensor:
+        is_range = request.role == pb.TENSOR_ROLE_RANGE
+        return quantization.from_wire(
+            result,
+            shape=None if is_range else tuple(request.shape),
+            scale=_array(parts.get(pb.TENSOR_ROLE_SCALE)),
+            zero_point=_array(parts.get(pb.TENSOR_ROLE_ZERO_POINT)),
+            codes=_array(parts.get(pb.TENSOR_ROLE_CODES)),
+            values=_array(parts.get(pb.TENSOR_ROLE_WEIGHT)),
+        )
+
+
+def _array(incoming: Optional[_Incoming]) -> Any:
+    if incoming is None:
+        return None
+    dtype = tensors.numpy_dtype(tensors.dtype_from_wire(incoming.header.dtype))
+    return incoming.data.view(dtype).reshape(tuple(incoming.header.shape))

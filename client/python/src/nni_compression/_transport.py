@@ -1,0 +1,381 @@
+"""The channel, and how calls are made on it: metadata, deadlines, retries, forks."""
+
+from __future__ import annotations
+
+import os
+import random
+import secrets
+import threading
+import time
+from collections.abc import Iterator
+from typing import Any, Callable, Optional, Protocol, TypeVar
+
+import grpc
+
+from .errors import (
+    CancelledError,
+    CompressionError,
+    FailedPreconditionError,
+    StatusCode,
+    UnavailableError,
+    make_error,
+)
+from .statistics import Stats
+
+T = TypeVar("T")
+
+SERVICE = "nni.compression.v1.CompressionService"
+HEALTH = "grpc.health.v1.Health"
+
+_ROUTE_KEY = "nni-route"
+_PUSHBACK_KEY = "grpc-retry-pushback-ms"
+# A call's timeout grows with what it carries, by a second for every so many bytes.
+_SLOWEST_BYTES_PER_SECOND = 16 << 20
+_FIRST_DELAY = 0.1
+_LONGEST_DELAY = 3.0
+_LONGEST_RECONNECT_DELAY = 1.0
+
+# Jitter must not draw from the generators that a trainer seeds, nor repeat in forked children.
+_random = random.SystemRandom()
+
+# The process that first opened a channel; gRPC does not survive a fork of it.
+_opened_by: Optional[int] = None
+# Channels of a parent process. Destroying one here would touch the parent's connection.
+_abandoned: list[Any] = []
+
+
+class Exchange(Protocol):
+    """One streaming call, over all its attempts."""
+
+    payload_bytes: int
+
+    def messages(self) -> Iterator[bytes]:
+        """Begins an attempt: what is to be sent, made while it is sent, in another thread."""
+
+    def receive(self, message: bytes) -> None:
+        """Takes one message of the reply."""
+
+    def finish(self) -> None:
+        """The call ended well; raises when something is missing."""
+
+
+def mint_route() -> str:
+    """A new route key: it keeps a session's calls on one server behind a proxy."""
+    return secrets.token_hex(16)
+
+
+class Transport:
+    """One server's channel, opened on first use. Any thread may call.
+
+    In a forked child nothing is touched that the parent had opened: a call raises
+    FailedPreconditionError, unless gRPC's own fork support is on, in which case the child opens a
+    channel of its own.
+    """
+
+    def __init__(self, address: str, timeout: Optional[float], connect_timeout: float) -> None:
+        self.address = address
+        self.timeout = timeout
+        self.connect_timeout = connect_timeout
+        self._pid = os.getpid()
+        self._lock = threading.Lock()
+        self._channel: Any = None
+        self._closed = False
+        self._reached = False  # an answer came over this channel
+
+    def unary(
+        self,
+        method: str,
+        request: bytes,
+        *,
+        route: str,
+        stats: tuple[Stats, ...] = (),
+        timeout: Optional[float] = None,
+        retry: bool = True,
+    ) -> bytes:
+        """Makes a call with one message either way; `method` is "Service/Method"."""
+
+        def attempt(remaining: Optional[float]) -> bytes:
+            call = self._open().unary_unary(f"/{method}")
+            _count(stats, bytes_sent=len(request))
+            reply: bytes = call(request, timeout=remaining, metadata=((_ROUTE_KEY, route),))
+            _count(stats, bytes_received=len(reply))
+            return reply
+
+        return self._run(method, attempt, stats, self._limit(timeout, 0), retry)
+
+    def stream(
+        self,
+        method: str,
+        exchange: Exchange,
+        *,
+        route: str,
+        stats: tuple[Stats, ...] = (),
+        timeout: Optional[float] = None,
+    ) -> None:
+        """Makes a bidirectional call; what comes back goes to `exchange`."""
+
+        def attempt(remaining: Optional[float]) -> None:
+            requests = _Requests(exchange.messages(), stats)
+            call: Any = None
+            try:
+                call = self._open().stream_stream(f"/{method}")(
+                    requests, timeout=remaining, metadata=((_ROUTE_KEY, route),)
+                )
+                for message in call:
+                    _count(stats, bytes_received=len(message))
+                    exchange.receive(message)
+            except grpc.RpcError:
+                requests.reraise()
+                raise
+            finally:
+                requests.close()
+                if call is not None:
+                    call.cancel()  # nothing once the call has ended
+            exchange.finish()
+
+        limit = self._limit(timeout, exchange.payload_bytes)
+        self._run(method, attempt, stats, limit, retry=True)
+
+    def upload(
+        self,
+        method: str,
+        messages: Callable[[], Iterator[bytes]],
+        *,
+        route: str,
+        stats: tuple[Stats, ...] = (),
+        timeout: Optional[float] = None,
+        payload_bytes: int = 0,
+    ) -> bytes:
+        """Makes a call that sends many messages and gets one."""
+
+        def attempt(remaining: Optional[float]) -> bytes:
+            requests = _Requests(messages(), stats)
+            try:
+                reply: bytes = self._open().stream_unary(f"/{method}")(
+                    requests, timeout=remaining, metadata=((_ROUTE_KEY, route),)
+                )
+            except grpc.RpcError:
+                requests.reraise()
+                raise
+            finally:
+                requests.close()
+            _count(stats, bytes_received=len(reply))
+            return reply
+
+        limit = self._limit(timeout, payload_bytes)
+        return self._run(method, attempt, stats, limit, retry=True)
+
+    @property
+    def forked(self) -> bool:
+        """Whether this is a child of the process that made the transport."""
+        return os.getpid() != self._pid
+
+    def close(self) -> None:
+        """Closes the channel; calls that are under way end with CancelledError."""
+        if self.forked:
+            return
+        with self._lock:
+            channel, self._channel = self._channel, None
+            self._closed = True
+        if channel is not None:
+            channel.close()
+
+    def _open(self) -> Any:
+        """The channel."""
+        global _opened_by
+        if self.forked:
+            self._after_fork()
+        with self._lock:
+            if self._closed:
+                raise FailedPreconditionError("the client is closed")
+            if self._channel is None:
+                _check_fork()
+                self._channel = grpc.insecure_channel(self.address, options=self._options())
+                _opened_by = os.getpid()
+            return self._channel
+
+    def _after_fork(self) -> None:
+        _check_fork()
+        if self._channel is not None:
+            _abandoned.append(self._channel)
+        self._channel = None
+        self._lock = threading.Lock()  # another thread of the parent may have held it
+        self._reached = False
+        self._pid = os.getpid()
+
+    def _options(self) -> list[tuple[str, int]]:
+        options = [
+            ("grpc.use_local_subchannel_pool", 1),  # a connection of one's own
+            ("grpc.initial_reconnect_backoff_ms", int(_FIRST_DELAY * 1000)),
+            ("grpc.max_reconnect_backoff_ms", int(_LONGEST_RECONNECT_DELAY * 1000)),
+            ("grpc.min_reconnect_backoff_ms", max(100, int(self.connect_timeout * 1000))),
+        ]
+        if self.address.startswith(("127.", "localhost:", "[::1]:")):
+            options.append(("grpc.enable_http_proxy", 0))  # no proxy reaches this host
+        return options
+
+    def _limit(self, timeout: Optional[float], payload_bytes: int) -> Optional[float]:
+        """Seconds that a call may take."""
+        timeout = self.timeout if timeout is None else timeout
+        return None if timeout is None else timeout + payload_bytes / _SLOWEST_BYTES_PER_SECOND
+
+    def _run(
+        self,
+        method: str,
+        attempt: Callable[[Optional[float]], T],
+        stats: tuple[Stats, ...],
+        limit: Optional[float],
+        retry: bool,
+    ) -> T:
+        """Calls `attempt` with the seconds left until it works or should not be tried again."""
+        start = time.monotonic()
+        deadline = None if limit is None else start + limit
+        _count(stats, calls=1)
+        attempts = 0
+        try:
+            while True:
+                attempts += 1
+                now = time.monotonic()
+                try:
+                    reply = attempt(None if deadline is None else max(deadline - now, 0.001))
+                except (grpc.RpcError, ValueError) as raised:
+                    error, pushback = self._read_error(raised, method, limit)
+                    delay = self._delay(error, pushback, attempts, start, deadline)
+                    if not retry or delay is None:
+                        raise error from None
+                    time.sleep(delay)
+                    _count(stats, retries=1)
+                else:
+                    self._reached = True
+                    return reply
+        finally:
+            _count(stats, seconds_waiting=time.monotonic() - start)
+
+    def _delay(
+        self,
+        error: CompressionError,
+        pushback: Optional[float],
+        attempts: int,
+        start: float,
+        deadline: Optional[float],
+    ) -> Optional[float]:
+        """Seconds to wait before the next attempt; None when there should be none."""
+        if error.code == StatusCode.UNAVAILABLE:
+            delay = min(_FIRST_DELAY * 2 ** (attempts - 1), _LONGEST_DELAY)
+            if not self._reached:  # nobody may be there at all: say so soon
+                first = start + self.connect_timeout
+                deadline = first if deadline is None else min(first, deadline)
+        elif error.code == StatusCode.RESOURCE_EXHAUSTED and pushback is not None:
+            delay = pushback
+        else:
+            return None
+        delay *= _random.uniform(0.75, 1.25)
+        if deadline is not None and time.monotonic() + delay >= deadline:
+            return None
+        return delay
+
+    def _read_error(
+        self, raised: BaseException, method: str, limit: Optional[float]
+    ) -> tuple[CompressionError, Optional[float]]:
+        """What gRPC raised, as an error of ours, and the server's pushback in seconds."""
+        if isinstance(raised, CompressionError):  # of ours, with ValueError as a base
+            raise raised
+        if not isinstance(raised, grpc.RpcError):
+            if self._closed:  # "Cannot invoke RPC on closed channel!"
+                raise FailedPreconditionError("the client is closed") from None
+            raise raised
+        status: Any = raised
+        code, details = status.code(), status.details() or ""
+        name = method.rpartition("/")[2]
+        if code == grpc.StatusCode.UNKNOWN and details == "Stream removed":
+            code = grpc.StatusCode.UNAVAILABLE  # gRPC's word for a connection that broke
+        if code != grpc.StatusCode.UNAVAILABLE:
+            self._reached = self._reached or code != grpc.StatusCode.DEADLINE_EXCEEDED
+        if code == grpc.StatusCode.UNAVAILABLE:
+            return UnavailableError(self._unavailable(details)), None
+        if code == grpc.StatusCode.DEADLINE_EXCEEDED:
+            taken = "its timeout" if limit is None else f"{limit:.3g} s"
+            details = f"{name} at {self.address} took longer than {taken}"
+        if code == grpc.StatusCode.CANCELLED and self._closed:
+            return CancelledError(f"{name} was cancelled: the client was closed"), None
+        error = make_error(StatusCode[code.name], details or f"{name} failed with {code.name}")
+        return error, _pushback(status)
+
+    def _unavailable(self, details: str) -> str:
+        if self._reached:
+            return f"the compression server at {self.address} went away ({details})"
+        return (
+            f"no compression server answers at {self.address} ({details}); start one with "
+            f"`compression_server --listen={self.address}`, or name another in "
+            "Client(server) or $NNI_COMPRESSION_SERVER"
+        )
+
+
+class _Requests:
+    """The requests of an attempt, as gRPC's sending thread iterates over them.
+
+    That thread may ask for a last message after the call has failed; `close` makes it stop there
+    and lets go of the tensors.
+    """
+
+    def __init__(self, messages: Iterator[bytes], stats: tuple[Stats, ...]) -> None:
+        self._messages: Optional[Iterator[bytes]] = messages
+        self._stats = stats
+        self._error: Optional[BaseException] = None
+
+    def __iter__(self) -> _Requests:
+        return self
+
+    def __next__(self) -> bytes:
+        messages = self._messages
+        if messages is None:
+            raise StopIteration
+        try:
+            message = next(messages)
+        except StopIteration:
+            raise
+        except BaseException as error:
+            self._error = error
+            raise
+        _count(self._stats, bytes_sent=len(message))
+        return message
+
+    def reraise(self) -> None:
+        """Raises what making a message raised; gRPC would only say that something did."""
+        if self._error is not None:
+            raise self._error
+
+    def close(self) -> None:
+        """Ends the iteration; any thread may call it, also while a message is being made."""
+        self._messages = None
+
+
+def _check_fork() -> None:
+    """Raises in a child of a process that has used gRPC, where a new channel might hang."""
+    if _opened_by is None or _opened_by == os.getpid() or _fork_support():
+        return
+    raise FailedPreconditionError(
+        "this process was forked from one that was connected to a compression server, and gRPC "
+        "does not work on the other side of a fork; call the server from the parent, start the "
+        "process by 'spawn' or 'forkserver', or set GRPC_ENABLE_FORK_SUPPORT=1 for the parent"
+    )
+
+
+def _fork_support() -> bool:
+    return os.environ.get("GRPC_ENABLE_FORK_SUPPORT", "").lower() in ("1", "true", "yes", "y", "t")
+
+
+def _pushback(status: Any) -> Optional[float]:
+    for key, value in status.trailing_metadata() or ():
+        if key == _PUSHBACK_KEY:
+            try:
+                milliseconds = int(value)
+            except ValueError:
+                return None
+            return max(milliseconds, 1) / 1000 if milliseconds >= 0 else None
+    return None
+
+
+def _count(stats: tuple[Stats, ...], **counts: Any) -> None:
+    for each in stats:
+        each.add(**counts)

@@ -1,0 +1,189 @@
+"""What an adapter needs of a session, whatever the framework: whom to ask, what, and when.
+
+An adapter keeps the model; a `Tracker` keeps, for each layer that the session compresses, whether
+an answer is needed. It knows weights only by their tokens: opaque values that compare equal as long
+as the weight is unchanged.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import os
+import socket
+import threading
+from collections.abc import Iterable, Mapping
+from types import MappingProxyType
+from typing import Any, Callable, Optional
+
+from .errors import CompressionError
+from .plan import Plan
+
+ONCE = "once"
+WHEN_STALE = "when_stale"
+ON_WEIGHT_CHANGE = "on_weight_change"
+
+
+class LayerStatus:
+    """What is known of the last answer for one layer."""
+
+    __slots__ = ("answered", "lasting", "name", "refresh", "stale", "token")
+
+    def __init__(self, name: str, refresh: str) -> None:
+        self.name = name
+        self.refresh = refresh
+        self.answered = False
+        self.stale = False
+        self.lasting = False
+        self.token: Any = None
+
+    def needs(self, token: Callable[[], Any]) -> bool:
+        """Whether the service has to be asked; `token` is called only where it matters."""
+        if not self.answered or self.stale:
+            return True
+        if self.refresh != ON_WEIGHT_CHANGE or self.lasting:
+            return False
+        return bool(self.token != token())
+
+
+class Tracker:
+    """The calls of one adapter on one session, and which layers need another one.
+
+    Belongs to the process that made it: in a forked child `owned` is false, and the adapter uses
+    what it has. Methods may be called from any thread, one at a time: hold `lock`.
+
+    Args:
+        session: a `Session`.
+        epoch, step: where training is; absolute.
+    """
+
+    def __init__(self, session: Any, *, epoch: int = 0, step: int = 0) -> None:
+        self.session = session
+        self.epoch = epoch
+        self.step = step
+        self.lock = threading.RLock()
+        self._pid = os.getpid()
+        self._open = True
+        self.status: dict[str, LayerStatus] = {}
+        for name in self.plan.compressed:
+            # Asking again too often is slow, too rarely is wrong: a newer server's word is read so.
+            refresh = self.plan.layers[name].refresh or ON_WEIGHT_CHANGE
+            self.status[name] = LayerStatus(name, refresh)
+
+    @property
+    def plan(self) -> Plan:
+        """What the session does with each layer."""
+        plan: Plan = self.session.plan
+        return plan
+
+    @property
+    def owned(self) -> bool:
+        """Whether calls may be made: the session is open and this is not a forked child."""
+        return self._open and os.getpid() == self._pid
+
+    def pending(self, tokens: Mapping[str, Callable[[], Any]]) -> list[str]:
+        """The layers to ask for now, in the order bound. None when `owned` is false."""
+        if not self.owned:
+            return []
+        return [name for name, status in self.status.items() if status.needs(tokens[name])]
+
+    def answered(self, name: str, token: Any, *, lasting: bool = False) -> None:
+        """Notes an answer for the weight with this token; it may outlast changes of the weight."""
+        status = self.status[name]
+        status.answered = True
+        status.stale = False
+        status.lasting = lasting
+        status.token = token
+
+    def forget(self, names: Optional[Iterable[str]] = None) -> None:
+        """Treats the weights of these layers, or all, as changed."""
+        for name in self.status if names is None else names:
+            if name in self.status:
+                self.status[name].token = None
+
+    def update_epoch(self, epoch: int) -> frozenset[str]:
+        """Sets the epoch and returns the layers to ask for, of which the caller need not care.
+
+        No call is made when the plan says that epochs change nothing.
+        """
+        if self.owned and self.plan.needs_update_epoch:
+            self._mark(self.session.update_epoch(epoch))
+        self.epoch = epoch
+        return self.stale
+
+    def take_step(self, step: int, ranges: Optional[Mapping[str, Any]] = None) -> Mapping[str, Any]:
+        """Sets the step and returns the parameters that the service answered for `ranges`.
+
+        No call is made when the plan says that steps change nothing and there are no ranges.
+        """
+        parameters: Mapping[str, Any] = MappingProxyType({})
+        if self.owned and (self.plan.needs_step or ranges):
+            result = self.session.step(step, ranges=ranges) if ranges else self.session.step(step)
+            self._mark(result)
+            parameters = getattr(result, "parameters", parameters)
+        self.step = step
+        return parameters
+
+    @property
+    def stale(self) -> frozenset[str]:
+        """Layers whose present answer is missing or outdated, weights aside."""
+        return frozenset(n for n, s in self.status.items() if s.stale or not s.answered)
+
+    def _mark(self, stale: Iterable[str]) -> None:
+        """Takes over the service's whole stale set."""
+        stale = frozenset(stale)
+        for name, status in self.status.items():
+            status.stale = name in stale
+
+    def close(self) -> None:
+        """Makes no call from now on. The answers there are stay in force."""
+        self._open = False
+
+
+def split_results(call: Callable[[], Mapping[str, Any]]) -> tuple[
+    Mapping[str, Any], Optional[CompressionError]
+]:
+    """What `call` answered, and the error that it raised for other layers, if any.
+
+    The service has applied the layers it answered even when others failed, so an adapter takes
+    their results before it raises. An error that is not about single layers is raised at once.
+    """
+    try:
+        return call(), None
+    except CompressionError as error:
+        if not error.errors:
+            raise
+        return error.results, error
+
+
+def is_on_this_host(address: str) -> bool:
+    """Whether a server address ("HOST:PORT", "unix:PATH") is this machine's own.
+
+    A name that does not resolve, or an address that cannot be read, is another host's.
+    """
+    if address.startswith(("unix:", "unix-abstract:")):
+        return True
+    for scheme in ("dns:///", "dns:", "ipv4:", "ipv6:"):
+        if address.startswith(scheme):
+            address = address[len(scheme) :]
+            break
+    host = address.rpartition(":")[0] if address.count(":") == 1 or "]" in address else address
+    host = host.strip("[]")
+    if host == "localhost":
+        return True
+    try:
+        found = socket.getaddrinfo(host, None, type=socket.SOCK_DGRAM)
+    except (OSError, UnicodeError):
+        return False
+    return bool(found) and all(_is_own(family, where[0]) for family, _, _, _, where in found)
+
+
+def _is_own(family: int, host: Any) -> bool:
+    """Whether an IP address is one of this machine's interfaces: only those can be bound."""
+    try:
+        if ipaddress.ip_address(str(host).partition("%")[0]).is_loopback:
+            return True
+        with socket.socket(family, socket.SOCK_DGRAM) as probe:
+            probe.bind((host, 0))
+            return True
+    except (OSError, ValueError):
+        return False

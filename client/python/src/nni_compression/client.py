@@ -1,0 +1,366 @@
+"""The connection to a compression server."""
+
+from __future__ import annotations
+
+import os
+import secrets
+from collections.abc import Mapping, Sequence
+from types import TracebackType
+from typing import Any, Optional, TypeVar, Union
+
+from . import _exchange, _frames
+from ._config import text, to_struct
+from ._keep_alive import KeepAlive
+from ._transport import HEALTH, SERVICE, Transport, mint_route
+from ._wire import compression_pb2 as pb
+from .errors import CompressionError, InvalidArgumentError, NotFoundError
+from .masks import Mask
+from .plan import Layer, Plan
+from .reports import Algorithm, SessionInfo, seconds
+from .session import Session
+from .statistics import Stats
+
+_M = TypeVar("_M")
+
+DEFAULT_SERVER = "127.0.0.1:50051"
+SERVER_VARIABLE = "NNI_COMPRESSION_SERVER"
+
+_HEALTH_STATES = {0: "UNKNOWN", 1: "SERVING", 2: "NOT_SERVING", 3: "SERVICE_UNKNOWN"}
+# Masks beyond this go by CalcMask, so that BindModel stays well below 4 MiB.
+_INLINE_MASK_BYTES = 1 << 20
+_HEALTH_TIMEOUT = 10.0
+
+
+def server_address(server: Optional[str] = None) -> str:
+    """The server's address: `server`, else $NNI_COMPRESSION_SERVER, else 127.0.0.1:50051."""
+    return server or os.environ.get(SERVER_VARIABLE) or DEFAULT_SERVER
+
+
+class Client:
+    """A connection to a compression server, opened by the first call.
+
+    Any thread may call. Calls are retried, with growing and jittered waits, while the server cannot
+    be reached (it restarts, say) and when it asks to wait, until `timeout`; all of them may safely
+    be sent twice.
+
+    A forked child (a DataLoader worker) may hold a client and end as it likes: the parent's
+    connection is not touched. Calling the server there raises FailedPreconditionError once the
+    parent had connected, because gRPC does not survive a fork; processes started by "spawn" or
+    "forkserver" are fine, and pickling a client takes its settings along, not its connection.
+
+    A client is a context manager that closes it.
+
+    Args:
+        server: "host:port"; by default $NNI_COMPRESSION_SERVER, else 127.0.0.1:50051.
+        timeout: seconds that a call may take, retries included, plus one for every 16 MiB that it
+            sends; None for no limit.
+        connect_timeout: seconds after which a server that has never answered counts as not there.
+        keep_alive: whether a background thread renews the leases of this client's sessions when
+            they make no call for a third of the lease.
+        checksum: whether tensors are sent with a CRC-32 that the server checks.
+        route: `nni-route` of calls that belong to no session; minted by default.
+
+    Attributes:
+        server: the address.
+        stats: what the calls cost, those of all its sessions included.
+
+    >>> client.health()
+    'SERVING'
+    """
+
+    def __init__(
+        self,
+        server: Optional[str] = None,
+        *,
+        timeout: Optional[float] = 300.0,
+        connect_timeout: float = 10.0,
+        keep_alive: bool = True,
+        checksum: bool = False,
+        route: Optional[str] = None,
+    ) -> None:
+        self.server = server_address(server)
+        self.stats = Stats()
+        self._timeout = timeout
+        self._connect_timeout = connect_timeout
+        self._checksum = checksum
+        self._route = _check_route(route) or mint_route()
+        self._keep_alive = KeepAlive() if keep_alive else None
+        self._transport = Transport(self.server, timeout, connect_timeout)
+
+    def bind_model(
+        self,
+        algorithm: str,
+        config_list: Sequence[Mapping[str, Any]],
+        layers: Sequence[Layer],
+        *,
+        framework: str = "pytorch",
+        labels: Optional[Mapping[str, str]] = None,
+        masks: Optional[Mapping[str, Any]] = None,
+        lease: Optional[float] = None,
+        epoch: int = 0,
+        step: int = 0,
+        route: Optional[str] = None,
+        timeout: Optional[float] = None,
+    ) -> Session:
+        """Opens a session.
+
+        Args:
+            algorithm: "level", "agp", "naive", "qat", "dorefa": see `algorithms`.
+            config_list: NNI's list of rules; the last rule that matches a layer wins.
+            layers: the model's, compressible or not.
+            framework: "pytorch", "tensorflow", "keras" or "generic": what "default" means in
+                op_types.
+            labels: for listing, logs and metrics; never for access.
+            masks: layer name -> `Mask` or boolean array (True = kept) to start with, as a pruned
+                checkpoint that is trained on.
+            lease: seconds without a call after which the server may end the session; the server
+                decides, and `Session.lease` says what it gave.
+            epoch, step: where training resumes.
+            route: the session's `nni-route`; minted by default.
+
+        Raises InvalidArgumentError that names what is wrong in the configuration.
+
+        >>> layers = [nc.Layer(name="conv1", op_type="Conv2d", shape=(20, 1, 5, 5)),
+        ...           nc.Layer(name="relu1", op_type="PReLU", shape=(20,))]
+        >>> rules = [{"sparsity": 0.8, "op_types": ["Conv2d"]}]
+        >>> with client.bind_model("level", rules, layers, labels={"run": "7"}) as session:
+        ...     [(p.name, p.compressed, p.options) for p in session.plan.layers.values()]
+        [('conv1', True, {'sparsity': 0.8}), ('relu1', False, {})]
+        """
+        inline, uploaded = _split_masks(masks or {})
+        request = _bind_request(algorithm, config_list, layers, framework, labels, lease, inline)
+        try:
+            request.epoch, request.step = epoch, step
+        except ValueError as error:
+            raise InvalidArgumentError(f"epoch is {epoch}, step is {step}: {error}") from error
+        route = _check_route(route) or mint_route()
+        reply = self._unary("BindModel", request, pb.BindModelResponse, route, timeout)
+        session = self._session(
+            reply.session_id, route, reply.plan, seconds(reply.lease), reply.stale_layers
+        )
+        if uploaded:
+            try:
+                session.set_mask(uploaded, timeout=timeout)
+            except BaseException:
+                _close_quietly(session)
+                raise
+        return session
+
+    def join(
+        self,
+        session_id: str,
+        *,
+        route: Optional[str] = None,
+        timeout: Optional[float] = None,
+    ) -> Session:
+        """A session that another rank, or this trainer before it was interrupted, has opened.
+
+        Args:
+            route: that session's `Session.route`. Without it a proxy between may send the calls to
+                a server that does not have the session; without a proxy it does not matter.
+
+        Raises NotFoundError when there is no such live session.
+
+        >>> layers = [nc.Layer(name="fc", op_type="Linear", shape=(2, 5))]
+        >>> session = client.bind_model("level", [{"sparsity": 0.5}], layers)
+        >>> client.join(session.id, route=session.route).plan == session.plan
+        True
+        >>> session.close()
+        """
+        route = _check_route(route) or mint_route()
+        reply = self._get_session(session_id, route, timeout)
+        info = SessionInfo.from_wire(reply.session)
+        if not reply.HasField("plan") or info.lease is None:
+            raise NotFoundError(f"session {session_id} is {info.state}")
+        stale = [layer.name for layer in info.layers if layer.stale]
+        return self._session(info.id, route, reply.plan, info.lease, stale)
+
+    def session_info(self, session_id: str, *, timeout: Optional[float] = None) -> SessionInfo:
+        """What the server says about a session; also for a while after its end.
+
+        Raises NotFoundError when it does not know of it.
+        """
+        return SessionInfo.from_wire(self._get_session(session_id, self._route, timeout).session)
+
+    def sessions(
+        self, labels: Optional[Mapping[str, str]] = None, *, timeout: Optional[float] = None
+    ) -> list[SessionInfo]:
+        """The live sessions, oldest first, that have all of these labels."""
+        found: list[SessionInfo] = []
+        request = pb.ListSessionsRequest(labels=_text_map(labels), page_size=1000)
+        while True:
+            reply = self._unary("ListSessions", request, pb.ListSessionsResponse, None, timeout)
+            found += map(SessionInfo.from_wire, reply.sessions)
+            if not reply.next_page_token:
+                return found
+            request.page_token = reply.next_page_token
+
+    def algorithms(self, *, timeout: Optional[float] = None) -> list[Algorithm]:
+        """The server's algorithms with their options, by name.
+
+        >>> [algorithm.name for algorithm in client.algorithms() if algorithm.kind == "pruner"]
+        ['agp', 'level']
+        """
+        request = pb.ListAlgorithmsRequest()
+        reply = self._unary("ListAlgorithms", request, pb.ListAlgorithmsResponse, None, timeout)
+        return [Algorithm.from_wire(algorithm) for algorithm in reply.algorithms]
+
+    def health(self, *, timeout: float = _HEALTH_TIMEOUT) -> str:
+        """"SERVING", or "NOT_SERVING" while the server drains; asked once, without retries.
+
+        Raises UnavailableError when nobody answers.
+        """
+        reply = self._transport.unary(
+            f"{HEALTH}/Check", b"", route=self._route, timeout=timeout, retry=False
+        )
+        status = dict(_frames.walk(memoryview(reply))).get(1, 0)
+        return _HEALTH_STATES.get(status, "UNKNOWN") if isinstance(status, int) else "UNKNOWN"
+
+    def close(self) -> None:
+        """Closes the connection and ends the background thread.
+
+        The sessions stay on the server until they are closed or their leases run out.
+        """
+        if self._keep_alive is not None:
+            self._keep_alive.stop()
+        self._transport.close()
+
+    def __enter__(self) -> Client:
+        return self
+
+    def __exit__(
+        self,
+        kind: Optional[type[BaseException]],
+        error: Optional[BaseException],
+        traceback: Optional[TracebackType],
+    ) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        return f"Client({self.server!r})"
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        settings = {
+            "timeout": self._timeout,
+            "connect_timeout": self._connect_timeout,
+            "keep_alive": self._keep_alive is not None,
+            "checksum": self._checksum,
+            "route": self._route,
+        }
+        return _make_client, (self.server, settings)
+
+    def _session(
+        self, session_id: str, route: str, plan: pb.Plan, lease: float, stale: Sequence[str]
+    ) -> Session:
+        session = Session(
+            self._transport,
+            self.stats,
+            session_id=session_id,
+            route=route,
+            plan=Plan.from_wire(plan),
+            lease=lease,
+            stale=frozenset(stale),
+            checksum=self._checksum,
+        )
+        if self._keep_alive is not None and lease > 0:
+            self._keep_alive.watch(session)
+        return session
+
+    def _get_session(
+        self, session_id: str, route: str, timeout: Optional[float]
+    ) -> pb.GetSessionResponse:
+        request = pb.GetSessionRequest(session_id=text(session_id, "session_id"))
+        return self._unary("GetSession", request, pb.GetSessionResponse, route, timeout)
+
+    def _unary(
+        self,
+        method: str,
+        request: Any,
+        reply_type: type[_M],
+        route: Optional[str],
+        timeout: Optional[float],
+    ) -> _M:
+        raw = self._transport.unary(
+            f"{SERVICE}/{method}",
+            request.SerializeToString(),
+            route=route or self._route,
+            stats=(self.stats,),
+            timeout=timeout,
+        )
+        reply: _M = _exchange.decode(reply_type, memoryview(raw))
+        return reply
+
+
+def _make_client(server: str, settings: Mapping[str, Any]) -> Client:
+    return Client(server, **settings)
+
+
+def _close_quietly(session: Session) -> None:
+    try:
+        session.close(timeout=_HEALTH_TIMEOUT)
+    except CompressionError:
+        pass  # the error that led here says more; the lease ends the session
+
+
+def _check_route(route: Optional[str]) -> Optional[str]:
+    if route is not None and not (0 < len(route) <= 64 and route.isascii() and route.isprintable()):
+        raise InvalidArgumentError(f"route is {route!r}; it must be 1 to 64 printable characters")
+    return route
+
+
+def _text_map(values: Optional[Mapping[str, str]]) -> dict[str, str]:
+    return {
+        text(key, "a label's name"): text(value, f"labels[{key!r}]")
+        for key, value in (values or {}).items()
+    }
+
+
+def _split_masks(masks: Mapping[str, Any]) -> tuple[dict[str, Mask], dict[str, Mask]]:
+    """The masks that fit into BindModel, and those to be sent after it."""
+    inline: dict[str, Mask] = {}
+    uploaded: dict[str, Mask] = {}
+    room = _INLINE_MASK_BYTES
+    for name, value in masks.items():
+        mask = value if isinstance(value, Mask) else Mask.from_numpy(value)
+        size = len(mask.bits) + len(name)
+        if size <= room:
+            room -= size
+            inline[name] = mask
+        else:
+            uploaded[name] = mask
+    return inline, uploaded
+
+
+def _bind_request(
+    algorithm: str,
+    config_list: Sequence[Mapping[str, Any]],
+    layers: Sequence[Layer],
+    framework: str,
+    labels: Optional[Mapping[str, str]],
+    lease: Optional[float],
+    masks: Mapping[str, Mask],
+) -> pb.BindModelRequest:
+    if isinstance(config_list, (str, Mapping)) or not isinstance(config_list, Sequence):
+        raise InvalidArgumentError(f"config_list is {config_list!r}; it must be a list of dicts")
+    request = pb.BindModelRequest(
+        request_id=secrets.token_hex(16),
+        algorithm=text(algorithm, "algorithm"),
+        config_list=[to_struct(rule, f"config_list[{i}]") for i, rule in enumerate(config_list)],
+        layers=[layer.to_wire(f"layers[{i}]") for i, layer in enumerate(layers)],
+        framework=text(framework, "framework"),
+        labels=_text_map(labels),
+        masks=[
+            pb.LayerMask(layer=text(name, "a key of masks"), bits=mask.bits.tobytes())
+            for name, mask in masks.items()
+        ],
+    )
+    if lease is not None:
+        _fill_duration(request.lease, lease)
+    return request
+
+
+def _fill_duration(out: Any, lease: Union[int, float]) -> None:
+    if not 0 < lease < 10**9:
+        raise InvalidArgumentError(f"lease is {lease}; it must be in (0, 10^9) seconds")
+    out.seconds = int(lease)
+    out.nanos = int((lease - int(lease)) * 1e9)

@@ -1,0 +1,138 @@
+"""Quantized weights and how to read them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Optional, Union
+
+import numpy as np
+import numpy.typing as npt
+
+from ._wire import compression_pb2 as pb
+from .errors import DataLossError, FailedPreconditionError
+
+Number = Union[float, npt.NDArray[np.float32]]
+Integer = Union[int, npt.NDArray[np.int32]]
+
+_FORMULAS = {pb.FORMULA_AFFINE: "affine", pb.FORMULA_DOREFA: "dorefa"}
+_ROUNDINGS = {
+    pb.ROUNDING_HALF_EVEN: "half_even",
+    pb.ROUNDING_TRUNCATE: "truncate",
+    pb.ROUNDING_DOREFA: "dorefa",
+}
+
+
+@dataclass(frozen=True, eq=False)
+class QuantizedTensor:
+    """A layer's quantization: its parameters and, when they were asked for, codes or values.
+
+    Attributes:
+        shape: the weight's; None when only a range was sent.
+        unquantized: True before `quant_start_step`: the weight passes unchanged, and everything
+            below is None.
+        bits: of a code, 1 to 16.
+        formula: how codes become values, in float32: "affine" is ``(codes - zero_point) * scale``,
+            "dorefa" is ``2 * codes / (2**bits - 1) - 1``.
+        rounding: how weights became codes, in float32, clamped to [code_min, code_max]:
+            "half_even" is ``round_half_even(w * (1 / scale)) + zero_point``, "truncate" is
+            ``trunc(w / scale)``, "dorefa" is
+            ``round_half_even((tanh(w) / (2 * max|tanh(w)|) + 0.5) * code_max)``.
+        scale: a float that is exactly a float32, or float32 [C], one per channel along
+            `channel_axis`; None for "dorefa".
+        zero_point: an int, or int32 [C]; None for "dorefa".
+        codes: int8, uint8, int16 or uint16 of the weight's shape (reply "codes").
+        values: the dequantized weight in its own dtype and shape (reply "values"); the bits as
+            uint16 for bfloat16.
+    """
+
+    shape: Optional[tuple[int, ...]] = None
+    unquantized: bool = False
+    bits: Optional[int] = None
+    formula: Optional[str] = None
+    rounding: Optional[str] = None
+    code_min: Optional[int] = None
+    code_max: Optional[int] = None
+    scale: Optional[Number] = None
+    zero_point: Optional[Integer] = None
+    channel_axis: Optional[int] = None
+    codes: Optional[npt.NDArray[Any]] = None
+    values: Optional[npt.NDArray[Any]] = None
+
+    def dequantize(self) -> npt.NDArray[np.float32]:
+        """The values that the codes stand for: float32, the weight's shape.
+
+        Bit for bit what the formula gives in float32. Raises FailedPreconditionError without
+        codes: before `quant_start_step`, or when the call asked for another reply.
+        """
+        if self.unquantized:
+            raise FailedPreconditionError(
+                "the layer is not quantized before quant_start_step; use the weight as it is"
+            )
+        if self.codes is None:
+            raise FailedPreconditionError('there are no codes; ask for them with reply="codes"')
+        if self.formula == "dorefa":
+            assert self.bits is not None
+            levels = np.float32(2**self.bits - 1)
+            return self.codes.astype(np.float32) * np.float32(2) / levels - np.float32(1)
+        centred = self.codes.astype(np.int32) - self._along_axis(np.asarray(self.zero_point))
+        scale = self._along_axis(np.asarray(self.scale, dtype=np.float32))
+        return np.multiply(centred.astype(np.float32), scale, dtype=np.float32)
+
+    def _along_axis(self, numbers: npt.NDArray[Any]) -> npt.NDArray[Any]:
+        """Per-channel numbers in a shape that broadcasts against the codes."""
+        if numbers.ndim == 0:
+            return numbers
+        assert self.codes is not None
+        assert self.channel_axis is not None
+        shape = [1] * self.codes.ndim
+        shape[self.channel_axis] = -1
+        return numbers.reshape(shape)
+
+
+def from_wire(
+    message: Any,
+    *,
+    shape: Optional[tuple[int, ...]] = None,
+    scale: Optional[npt.NDArray[np.float32]] = None,
+    zero_point: Optional[npt.NDArray[np.int32]] = None,
+    codes: Optional[npt.NDArray[Any]] = None,
+    values: Optional[npt.NDArray[Any]] = None,
+) -> QuantizedTensor:
+    """Reads a QuantizeResult or LayerParameters with the tensors that came beside it."""
+    if message.unquantized:
+        return QuantizedTensor(shape=shape, unquantized=True)
+    parameters = message.parameters
+    if parameters.formula not in _FORMULAS or parameters.rounding not in _ROUNDINGS:
+        raise DataLossError(
+            f"layer {message.layer!r} came with formula {parameters.formula} and rounding "
+            f"{parameters.rounding}, which this client does not know; a newer one may"
+        )
+    channel_axis = parameters.channel_axis if parameters.HasField("channel_axis") else None
+    if scale is None and parameters.scale:
+        scale = np.array(parameters.scale, dtype=np.float32)
+    if zero_point is None and parameters.zero_point:
+        zero_point = np.array(parameters.zero_point, dtype=np.int32)
+    if formula_needs_scale(parameters.formula):
+        if scale is None or zero_point is None or scale.shape != zero_point.shape:
+            raise DataLossError(f"layer {message.layer!r} came without scale or zero_point")
+        if channel_axis is None and scale.size != 1:
+            raise DataLossError(f"layer {message.layer!r} came with {scale.size} scales")
+    per_channel = channel_axis is not None
+    return QuantizedTensor(
+        shape=shape,
+        bits=parameters.bits,
+        formula=_FORMULAS[parameters.formula],
+        rounding=_ROUNDINGS[parameters.rounding],
+        code_min=parameters.code_min,
+        code_max=parameters.code_max,
+        scale=scale if per_channel or scale is None else float(scale[0]),
+        zero_point=zero_point if per_channel or zero_point is None else int(zero_point[0]),
+        channel_axis=channel_axis,
+        codes=codes,
+        values=values,
+    )
+
+
+def formula_needs_scale(formula: int) -> bool:
+    """Whether values of this formula depend on scale and zero_point."""
+    return formula == pb.FORMULA_AFFINE

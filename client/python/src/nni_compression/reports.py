@@ -1,0 +1,191 @@
+"""What a server tells about its sessions and algorithms."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import datetime, timezone
+from typing import Any, Optional
+
+from ._config import from_struct, from_value
+from ._wire import compression_pb2 as pb
+
+_STATES = {
+    pb.SESSION_STATE_ACTIVE: "active",
+    pb.SESSION_STATE_CLOSED: "closed",
+    pb.SESSION_STATE_EXPIRED: "expired",
+}
+_KINDS = {pb.ALGORITHM_KIND_PRUNER: "pruner", pb.ALGORITHM_KIND_QUANTIZER: "quantizer"}
+
+
+@dataclass(frozen=True)
+class LayerReport:
+    """How far a layer has come.
+
+    Attributes:
+        elements: of the weight.
+        target_sparsity, achieved_sparsity: pruners: shares removed, in [0, 1].
+        bits: quantizers: of a code.
+        stale: whether its result was never handed out or would now be another.
+        rule: index in config_list of the rule that won; None when none matched.
+    """
+
+    name: str
+    op_type: str
+    compressed: bool
+    elements: int
+    target_sparsity: Optional[float]
+    achieved_sparsity: Optional[float]
+    bits: Optional[int]
+    stale: bool
+    rule: Optional[int]
+
+
+@dataclass(frozen=True)
+class SessionInfo:
+    """What a session is and how far it has come.
+
+    Attributes:
+        state: "active", "closed" or "expired".
+        create_time: UTC.
+        last_call_time: UTC; of an ended session, its end.
+        lease: seconds left; None for an ended session.
+        achieved_sparsity: over all compressed layers, by weights; pruners only.
+        state_bytes: memory that the session holds between calls.
+        received_bytes, sent_bytes: tensor payload, seen from the server.
+        compute_time: seconds that its calls computed.
+        layers: in the order bound; empty in a listing.
+    """
+
+    id: str
+    algorithm: str
+    framework: str
+    labels: Mapping[str, str]
+    state: str
+    create_time: datetime
+    last_call_time: datetime
+    lease: Optional[float]
+    epoch: int
+    step: int
+    layer_count: int
+    compressed_layer_count: int
+    achieved_sparsity: Optional[float]
+    state_bytes: int
+    received_bytes: int
+    sent_bytes: int
+    compute_time: float
+    layers: tuple[LayerReport, ...] = ()
+
+    @classmethod
+    def from_wire(cls, message: pb.Session) -> SessionInfo:
+        """Reads the wire's session."""
+        return cls(
+            id=message.id,
+            algorithm=message.algorithm,
+            framework=message.framework,
+            labels=dict(message.labels),
+            state=_STATES.get(message.state, "unknown"),
+            create_time=_time(message.create_time),
+            last_call_time=_time(message.last_call_time),
+            lease=seconds(message.lease) if message.HasField("lease") else None,
+            epoch=message.epoch,
+            step=message.step,
+            layer_count=message.layer_count,
+            compressed_layer_count=message.compressed_layer_count,
+            achieved_sparsity=_optional(message, "achieved_sparsity"),
+            state_bytes=message.state_bytes,
+            received_bytes=message.received_bytes,
+            sent_bytes=message.sent_bytes,
+            compute_time=seconds(message.compute_time),
+            layers=tuple(map(_layer_report, message.layers)),
+        )
+
+
+@dataclass(frozen=True)
+class AlgorithmOption:
+    """An option that a rule of the config_list may have.
+
+    Attributes:
+        type: "number", "integer", "string", ...
+        default: None for a required option.
+        range: for people: "[0, 1]".
+        aliases: older names that are accepted too.
+    """
+
+    name: str
+    type: str
+    required: bool
+    default: Any
+    range: str
+    description: str
+    aliases: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Algorithm:
+    """An algorithm that the server offers.
+
+    Attributes:
+        kind: "pruner" or "quantizer".
+        summary: one sentence.
+        reference: the paper; may be empty.
+        example: a rule that works, without op_types.
+    """
+
+    name: str
+    kind: str
+    summary: str
+    reference: str
+    options: tuple[AlgorithmOption, ...]
+    example: Mapping[str, Any]
+
+    @classmethod
+    def from_wire(cls, message: pb.Algorithm) -> Algorithm:
+        """Reads the wire's algorithm."""
+        options = tuple(
+            AlgorithmOption(
+                name=option.name,
+                type=option.type,
+                required=option.required,
+                default=from_value(option.default_value),
+                range=option.range,
+                description=option.description,
+                aliases=tuple(option.aliases),
+            )
+            for option in message.options
+        )
+        return cls(
+            name=message.name,
+            kind=_KINDS.get(message.kind, "unknown"),
+            summary=message.summary,
+            reference=message.reference,
+            options=options,
+            example=from_struct(message.example),
+        )
+
+
+def seconds(duration: Any) -> float:
+    """A google.protobuf.Duration in seconds."""
+    return float(duration.seconds) + float(duration.nanos) / 1e9
+
+
+def _time(timestamp: Any) -> datetime:
+    return datetime.fromtimestamp(timestamp.seconds + timestamp.nanos / 1e9, tz=timezone.utc)
+
+
+def _optional(message: Any, name: str) -> Any:
+    return getattr(message, name) if message.HasField(name) else None
+
+
+def _layer_report(message: pb.LayerReport) -> LayerReport:
+    return LayerReport(
+        name=message.name,
+        op_type=message.op_type,
+        compressed=message.compressed,
+        elements=message.elements,
+        target_sparsity=_optional(message, "target_sparsity"),
+        achieved_sparsity=_optional(message, "achieved_sparsity"),
+        bits=_optional(message, "bits"),
+        stale=message.stale,
+        rule=_optional(message, "rule"),
+    )

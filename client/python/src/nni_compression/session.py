@@ -1,0 +1,507 @@
+"""A session: one algorithm bound to one model, on the server."""
+
+from __future__ import annotations
+
+import operator
+import os
+import time
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Callable, Optional, TypeVar, Union
+
+from . import _exchange, _frames, quantization
+from ._config import text, to_struct
+from ._export import ExportExchange
+from ._transport import SERVICE, Exchange, Transport
+from ._wire import compression_pb2 as pb
+from .errors import (
+    CompressionError,
+    FailedPreconditionError,
+    InternalError,
+    InvalidArgumentError,
+    NotFoundError,
+    code_from_number,
+    make_error,
+)
+from .masks import Mask
+from .plan import Plan
+from .quantization import QuantizedTensor
+from .reports import SessionInfo, seconds
+from .statistics import Stats
+from .tensors import Tensor, TensorLike
+
+_R = TypeVar("_R")
+_M = TypeVar("_M")
+
+_REPLIES = {
+    "codes": pb.QuantizeWeightRequest.REPLY_CODES,
+    "values": pb.QuantizeWeightRequest.REPLY_VALUES,
+    "parameters": pb.QuantizeWeightRequest.REPLY_PARAMETERS,
+}
+
+
+class StepResult(frozenset[str]):
+    """What `Session.step` answers: the frozenset of stale layers, and more.
+
+    Attributes:
+        step: the highest step that the server has applied.
+        parameters: for every layer whose range was sent, its quantization now (without codes).
+    """
+
+    step: int
+    parameters: dict[str, QuantizedTensor]
+
+    def __new__(
+        cls, stale: Any = (), step: int = 0, parameters: Optional[dict[str, QuantizedTensor]] = None
+    ) -> StepResult:
+        self = super().__new__(cls, stale)
+        self.step = step
+        self.parameters = parameters or {}
+        return self
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return StepResult, (list(self), self.step, self.parameters)
+
+
+class Session:
+    """One compressor bound to one model; made by `Client.bind_model` and `Client.join`.
+
+    Any thread may call; the server applies a session's calls one at a time. Every call may raise
+    a `CompressionError`: `NotFoundError` when the session is gone (closed, expired, the server was
+    restarted without storage), `UnavailableError` when the server cannot be reached within the
+    timeout, `DeadlineExceededError`, and those named at the method. `timeout` is in seconds,
+    retries included; None means the client's, which grows with the bytes carried.
+
+    A session is a context manager that closes it.
+
+    Attributes:
+        id: minted by the server. Whoever has it (and the same tenant) can join.
+        route: the routing key of its calls; pass it on to `Client.join`.
+        plan: what is done with each layer.
+        lease: seconds without a call after which the server ends the session.
+        stats: what its calls cost.
+    """
+
+    def __init__(
+        self,
+        transport: Transport,
+        client_stats: Stats,
+        *,
+        session_id: str,
+        route: str,
+        plan: Plan,
+        lease: float,
+        stale: frozenset[str],
+        checksum: bool = False,
+    ) -> None:
+        self.id = session_id
+        self.route = route
+        self.plan = plan
+        self.lease = lease
+        self.stats = Stats()
+        self._transport = transport
+        self._all_stats = (self.stats, client_stats)
+        self._stale = stale
+        self._checksum = checksum
+        self._closed = False
+        self._last_call = time.monotonic()
+
+    @property
+    def stale(self) -> frozenset[str]:
+        """Layers to ask for, as far as the replies so far tell; no call is made."""
+        return self._stale
+
+    @property
+    def closed(self) -> bool:
+        """Whether `close` was called here."""
+        return self._closed
+
+    def calc_mask(
+        self,
+        weights: Mapping[str, Union[TensorLike, Mask]],
+        *,
+        epoch: Optional[int] = None,
+        timeout: Optional[float] = None,
+    ) -> dict[str, Mask]:
+        """Asks for the masks of any number of layers in one stream.
+
+        Args:
+            weights: layer name -> weight, of the dtype and shape that were bound: a numpy array
+                (float16, float32, float64), or a `Tensor` (bfloat16). A `Mask` puts a mask that
+                the trainer has in force instead. Contiguous arrays are not copied.
+            epoch: the epoch that the caller believes in; checked by the server when given.
+
+        Returns: layer name -> `Mask`.
+
+        Raises:
+            InvalidArgumentError: a wrong shape or dtype, a layer that is not compressed, a weight
+                that is not finite (the first flat index is named).
+            NotFoundError: also for a layer that was not bound.
+            FailedPreconditionError: the session's epoch is another, or it quantizes.
+            ResourceExhaustedError: the server has no room for the tensors.
+
+        When single layers fail the others go on: the error has `.errors` and `.results`. Its class
+        is that of the first layer's error.
+
+        >>> layers = [nc.Layer(name="fc", op_type="Linear", shape=(2, 5))]
+        >>> session = client.bind_model("level", [{"sparsity": 0.5}], layers)
+        >>> weight = np.array([[1, -2, 3, -4, 5], [6, -7, 8, -9, 10]], dtype=np.float32)
+        >>> session.calc_mask({"fc": weight})["fc"].to_numpy().astype(int).tolist()
+        [[0, 0, 0, 0, 0], [1, 1, 1, 1, 1]]
+        >>> session.close()
+        """
+        requests = {}
+        for i, (name, value) in enumerate(weights.items()):
+            if isinstance(value, Mask):
+                requests[i] = _exchange.mask_header(name, value, i)
+            else:
+                tensor = Tensor.of(value, f"weights[{name!r}]")
+                requests[i] = _exchange.tensor_header(name, tensor, i)
+        opening = pb.CalcMaskRequest.Open(session_id=self.id)
+        if epoch is not None:
+            opening.epoch = _counter(epoch, "epoch")
+        exchange = _exchange.MaskExchange(opening.SerializeToString(), requests, self._checksum)
+        return self._exchange_layers("CalcMask", exchange, timeout)
+
+    def set_mask(
+        self, masks: Mapping[str, Any], *, timeout: Optional[float] = None
+    ) -> dict[str, Mask]:
+        """Puts masks in force that the trainer computed or kept.
+
+        Args:
+            masks: layer name -> `Mask`, or boolean array of the weight's shape, True = kept.
+
+        Returns: layer name -> the `Mask` now in force. Raises as `calc_mask` does.
+        """
+        packed = {
+            name: mask if isinstance(mask, Mask) else Mask.from_numpy(mask)
+            for name, mask in masks.items()
+        }
+        return self.calc_mask(packed, timeout=timeout)
+
+    def quantize_weight(
+        self,
+        weights: Mapping[str, TensorLike],
+        *,
+        reply: str = "codes",
+        step: Optional[int] = None,
+        timeout: Optional[float] = None,
+    ) -> dict[str, QuantizedTensor]:
+        """Quantizes the weights of any number of layers in one stream.
+
+        Args:
+            weights: layer name -> weight, as for `calc_mask`.
+            reply: "codes" (one or two bytes a weight; `QuantizedTensor.dequantize` gives the
+                values), "values" (the dequantized weight in its own dtype) or "parameters".
+            step: the step that the caller believes in; checked by the server when given.
+
+        Returns: layer name -> `QuantizedTensor`. Raises as `calc_mask` does.
+
+        >>> layers = [nc.Layer(name="fc", op_type="Linear", shape=(4,))]
+        >>> session = client.bind_model("qat", [{"quant_bits": 8}], layers)
+        >>> q = session.quantize_weight({"fc": np.array([-1, 2, 3, 5], dtype=np.float32)})["fc"]
+        >>> q.zero_point, q.codes.tolist(), round(float(q.dequantize()[1]), 4)
+        (42, [0, 127, 170, 255], 2.0)
+        >>> session.close()
+        """
+        if reply not in _REPLIES:
+            raise InvalidArgumentError(f"reply is {reply!r}; it must be one of {list(_REPLIES)}")
+        requests = {}
+        for i, (name, value) in enumerate(weights.items()):
+            tensor = Tensor.of(value, f"weights[{name!r}]")
+            requests[i] = _exchange.tensor_header(name, tensor, i)
+        return self._quantize(requests, _REPLIES[reply], step, timeout)
+
+    def quantize_range(
+        self,
+        ranges: Mapping[str, Any],
+        *,
+        step: Optional[int] = None,
+        timeout: Optional[float] = None,
+    ) -> dict[str, QuantizedTensor]:
+        """The quantization of weights with these ranges, for a trainer that rounds for itself.
+
+        Args:
+            ranges: layer name -> (minimum, maximum), or float32 [2, C] (all minima, then all
+                maxima) where the plan says `range_per_channel`.
+            step: as for `quantize_weight`.
+
+        Returns: layer name -> `QuantizedTensor` without codes. Raises as `quantize_weight` does;
+        UnimplementedError from algorithms that need the whole weight.
+        """
+        requests = {
+            i: _exchange.range_header(name, value, i)
+            for i, (name, value) in enumerate(ranges.items())
+        }
+        return self._quantize(requests, _REPLIES["parameters"], step, timeout)
+
+    def update_epoch(self, epoch: int, *, timeout: Optional[float] = None) -> frozenset[str]:
+        """Sets the epoch: absolute, not negative.
+
+        Returns: the names of all layers that are now stale. A lower epoch than before is accepted
+        and revives nothing.
+        """
+        request = pb.UpdateEpochRequest(session_id=self.id, epoch=_counter(epoch, "epoch"))
+        reply = self._unary("UpdateEpoch", request, pb.UpdateEpochResponse, timeout)
+        self._stale = frozenset(reply.stale_layers)
+        return self._stale
+
+    def step(
+        self,
+        step: int,
+        ranges: Optional[Mapping[str, Any]] = None,
+        *,
+        timeout: Optional[float] = None,
+    ) -> StepResult:
+        """Sets the step: absolute, not negative.
+
+        Args:
+            ranges: of the layers whose plan has "range" in `step_inputs`; as for `quantize_range`.
+                The server ignores them for a step that is not above the last one applied.
+
+        Returns: a frozenset of the names of all layers that are now stale, which also has `.step`
+        and `.parameters`.
+
+        Raises InvalidArgumentError when a range does not fit (`.errors` has each layer's),
+        ResourceExhaustedError when the answer would not fit into a message: send the ranges with
+        `quantize_range` then.
+        """
+        opening = pb.StepRequest.Open(session_id=self.id, step=_counter(step, "step"))
+        requests = [
+            _exchange.range_header(name, value, i)
+            for i, (name, value) in enumerate((ranges or {}).items())
+        ]
+
+        def messages() -> Iterator[bytes]:
+            content = opening.SerializeToString()
+            return _frames.request_messages(content, requests, checksum=self._checksum)
+
+        def call() -> StepResult:
+            raw = self._transport.upload(
+                f"{SERVICE}/Step",
+                messages,
+                route=self.route,
+                stats=self._all_stats,
+                timeout=timeout,
+                payload_bytes=sum(len(request.data) for request in requests),
+            )
+            return _step_result(_exchange.decode(pb.StepResponse, memoryview(raw)), len(requests))
+
+        result = self._call(call)
+        self._stale = frozenset(result)
+        return result
+
+    def export(
+        self,
+        directory: Union[str, os.PathLike[str]],
+        weights: Optional[Mapping[str, TensorLike]] = None,
+        format: str = "safetensors",  # noqa: A002
+        *,
+        options: Optional[Mapping[str, Any]] = None,
+        timeout: Optional[float] = None,
+    ) -> list[Path]:
+        """Writes an artifact's files into a directory, which is made if need be.
+
+        The files appear, under the names that the server gives them, when all of them are
+        complete; files of these names are replaced.
+
+        Args:
+            weights: "safetensors": every compressed layer's weight, and any other tensors that
+                belong into the file. "masks": none.
+            format: "safetensors" (the compressed weights) or "masks" (packed and plain).
+            options: of the format.
+
+        Returns: the files written.
+
+        Raises FailedPreconditionError when a layer has no result yet, OSError when the files
+        cannot be written.
+        """
+        requests = []
+        for i, (name, value) in enumerate((weights or {}).items()):
+            tensor = Tensor.of(value, f"weights[{name!r}]")
+            requests.append(_exchange.tensor_header(name, tensor, i))
+        opening = pb.ExportRequest.Open(session_id=self.id, format=text(format, "format"))
+        if options is not None:
+            opening.options.CopyFrom(to_struct(options, "options"))
+        target = Path(directory)
+        target.mkdir(parents=True, exist_ok=True)
+        content = opening.SerializeToString()
+        with ExportExchange(target, content, requests, self._checksum) as exchange:
+            self._call(lambda: self._stream("Export", exchange, timeout))
+        return exchange.paths
+
+    def info(self, *, timeout: Optional[float] = None) -> SessionInfo:
+        """What the server says about the session; also for a while after its end."""
+        request = pb.GetSessionRequest(session_id=self.id)
+        reply = self._unary("GetSession", request, pb.GetSessionResponse, timeout, open_only=False)
+        return SessionInfo.from_wire(reply.session)
+
+    def keep_alive(self, *, timeout: Optional[float] = None) -> float:
+        """Renews the lease; every other call does so too.
+
+        Returns: seconds until the session ends without a further call.
+        """
+        request = pb.KeepAliveRequest(session_id=self.id)
+        reply = self._unary("KeepAlive", request, pb.KeepAliveResponse, timeout)
+        return seconds(reply.lease)
+
+    def close(self, *, timeout: Optional[float] = None) -> None:
+        """Ends the session on the server and frees its memory there.
+
+        Closing again does nothing, nor does closing one that the server does not have any more,
+        nor closing in a forked child one that the parent opened.
+        """
+        if self._closed or self._transport.forked:
+            return
+        request = pb.CloseSessionRequest(session_id=self.id)
+        try:
+            self._unary("CloseSession", request, pb.CloseSessionResponse, timeout)
+        except NotFoundError:
+            pass
+        self._closed = True
+
+    def __enter__(self) -> Session:
+        return self
+
+    def __exit__(
+        self,
+        kind: Optional[type[BaseException]],
+        error: Optional[BaseException],
+        traceback: Optional[TracebackType],
+    ) -> None:
+        try:
+            self.close()
+        except CompressionError:
+            if error is None:  # else that one says more
+                raise
+
+    def __repr__(self) -> str:
+        state = ", closed" if self._closed else ""
+        return f"Session(id={self.id!r}, server={self._transport.address!r}{state})"
+
+    def renew(self) -> None:
+        """Renews the lease, once and without retries: for the background thread."""
+        self._transport.unary(
+            f"{SERVICE}/KeepAlive",
+            pb.KeepAliveRequest(session_id=self.id).SerializeToString(),
+            route=self.route,
+            timeout=max(1.0, self.lease / 3),
+            retry=False,
+        )
+        self._last_call = time.monotonic()
+
+    def next_renewal(self, *, failed: bool) -> float:
+        """When the lease should be renewed, on the monotonic clock; sooner after a failure."""
+        if failed:
+            return time.monotonic() + self.lease / 10
+        return self._last_call + self.lease / 3
+
+    def _quantize(
+        self,
+        requests: Mapping[int, _frames.Outgoing],
+        reply: int,
+        step: Optional[int],
+        timeout: Optional[float],
+    ) -> dict[str, QuantizedTensor]:
+        opening = pb.QuantizeWeightRequest.Open(
+            session_id=self.id,
+            reply=reply,  # type: ignore[arg-type]
+        )
+        if step is not None:
+            opening.step = _counter(step, "step")
+        exchange = _exchange.QuantizeExchange(opening.SerializeToString(), requests, self._checksum)
+        return self._exchange_layers("QuantizeWeight", exchange, timeout)
+
+    def _exchange_layers(
+        self, method: str, exchange: _exchange.LayerExchange[_R], timeout: Optional[float]
+    ) -> dict[str, _R]:
+        if exchange.payload_bytes == 0:
+            return {}
+        try:
+            self._call(lambda: self._stream(method, exchange, timeout))
+        except CompressionError as error:
+            error.results, error.errors = exchange.results, exchange.errors
+            raise
+        finally:
+            self._stale -= exchange.results.keys()
+        _raise_layer_errors(exchange.errors, exchange.results)
+        return exchange.results
+
+    def _stream(self, method: str, exchange: Exchange, timeout: Optional[float]) -> None:
+        self._transport.stream(
+            f"{SERVICE}/{method}",
+            exchange,
+            route=self.route,
+            stats=self._all_stats,
+            timeout=timeout,
+        )
+
+    def _unary(
+        self,
+        method: str,
+        request: Any,
+        reply_type: Callable[[], _M],
+        timeout: Optional[float],
+        *,
+        open_only: bool = True,
+    ) -> _M:
+        def call() -> _M:
+            raw = self._transport.unary(
+                f"{SERVICE}/{method}",
+                request.SerializeToString(),
+                route=self.route,
+                stats=self._all_stats,
+                timeout=timeout,
+            )
+            reply: _M = _exchange.decode(reply_type, memoryview(raw))
+            return reply
+
+        return self._call(call) if open_only else call()
+
+    def _call(self, call: Callable[[], _M]) -> _M:
+        """Makes a call that renews the lease."""
+        if self._closed:
+            raise FailedPreconditionError(f"session {self.id} is closed")
+        result = call()
+        self._last_call = time.monotonic()
+        return result
+
+
+def _counter(value: Any, name: str) -> int:
+    """An epoch or a step; what is wrong with a negative one is for the server to say."""
+    number = operator.index(value)
+    if abs(number) >= 2**63:
+        raise InvalidArgumentError(f"{name} is {number}; it must be in [0, 2^63)")
+    return number
+
+
+def _step_result(reply: pb.StepResponse, expected: int) -> StepResult:
+    if len(reply.parameters) != expected:
+        raise InternalError(
+            f"the server answered {len(reply.parameters)} of the {expected} ranges sent"
+        )
+    parameters: dict[str, QuantizedTensor] = {}
+    errors: dict[str, CompressionError] = {}
+    for layer in reply.parameters:
+        if layer.HasField("error"):
+            errors[layer.layer] = make_error(code_from_number(layer.error.code), layer.error.message)
+        else:
+            parameters[layer.layer] = quantization.from_wire(layer)
+    _raise_layer_errors(errors, parameters)
+    return StepResult(reply.stale_layers, reply.step, parameters)
+
+
+def _raise_layer_errors(
+    errors: Mapping[str, CompressionError], results: Mapping[str, Any]
+) -> None:
+    """Raises one error for all layers that failed, if any did."""
+    if not errors:
+        return
+    first = next(iter(errors.values()))
+    message = first.message
+    if len(errors) > 1:
+        message += f" (and {len(errors) - 1} more layers failed)"
+    error = make_error(first.code, message)
+    error.errors, error.results = errors, results
+    raise error

@@ -1,0 +1,135 @@
+"""Tensors as they travel: a dtype, a shape, and bytes in C order, little-endian."""
+
+from __future__ import annotations
+
+import math
+import sys
+from collections.abc import Sequence
+from typing import Any, Union
+
+import numpy as np
+
+from ._wire import compression_pb2 as pb
+from .errors import InvalidArgumentError
+
+# Name, wire type, numpy type. bfloat16 has no numpy type: its bits travel as uint16.
+_TABLE: tuple[tuple[str, int, str], ...] = (
+    ("float32", pb.DATA_TYPE_FLOAT32, "<f4"),
+    ("float16", pb.DATA_TYPE_FLOAT16, "<f2"),
+    ("bfloat16", pb.DATA_TYPE_BFLOAT16, "<u2"),
+    ("float64", pb.DATA_TYPE_FLOAT64, "<f8"),
+    ("uint8", pb.DATA_TYPE_UINT8, "u1"),
+    ("int8", pb.DATA_TYPE_INT8, "i1"),
+    ("uint16", pb.DATA_TYPE_UINT16, "<u2"),
+    ("int16", pb.DATA_TYPE_INT16, "<i2"),
+    ("int32", pb.DATA_TYPE_INT32, "<i4"),
+    ("int64", pb.DATA_TYPE_INT64, "<i8"),
+    ("bool", pb.DATA_TYPE_BOOL, "?"),
+)
+_WIRE_TYPES = {name: wire for name, wire, _ in _TABLE}
+_NAMES = {wire: name for name, wire, _ in _TABLE}
+_NUMPY_TYPES = {name: np.dtype(numpy_type) for name, _, numpy_type in _TABLE}
+
+WEIGHT_DTYPES = ("float32", "float16", "bfloat16", "float64")
+
+
+def dtype_name(dtype: Any) -> str:
+    """The wire's name of a dtype: a name ("float32", "torch.float32") or a numpy dtype.
+
+    Raises InvalidArgumentError for a dtype that cannot travel.
+    """
+    if isinstance(dtype, str):
+        name = dtype
+    else:
+        try:
+            name = np.dtype(dtype).name
+        except TypeError:  # a framework's own: "torch.float32", "<dtype: 'float32'>"
+            name = str(dtype)
+    name = name.rpartition(".")[2]
+    if name not in _WIRE_TYPES:
+        raise InvalidArgumentError(f"dtype is {dtype}; it must be one of {', '.join(_WIRE_TYPES)}")
+    return name
+
+
+def wire_dtype(name: str) -> int:
+    """The wire's enum value of a dtype name."""
+    return _WIRE_TYPES[name]
+
+
+def dtype_from_wire(wire: int) -> str:
+    """The name of a wire enum value; "" when it is unknown or DATA_TYPE_BIT."""
+    return _NAMES.get(wire, "")
+
+
+def numpy_dtype(name: str) -> np.dtype[Any]:
+    """The numpy type that holds elements of this dtype; uint16, as bits, for bfloat16."""
+    return _NUMPY_TYPES[name]
+
+
+class Tensor:
+    """A tensor given as raw bytes, for dtypes that numpy lacks (bfloat16).
+
+    Args:
+        buffer: anything that gives its memory away as contiguous bytes: an array, bytes, a
+            memoryview. It is referred to, not copied, and must not change until the call is over.
+        dtype: "float32", "float16", "bfloat16" or "float64".
+        shape: dimensions; their product times the element size is the buffer's size.
+
+    Raises InvalidArgumentError when the size does not fit the shape.
+
+    >>> bits = np.array([0x3F80, 0xBF80], dtype=np.uint16)  # 1 and -1
+    >>> Tensor(bits, "bfloat16", (2,))
+    Tensor(dtype='bfloat16', shape=(2,))
+    """
+
+    __slots__ = ("data", "dtype", "shape")
+
+    def __init__(self, buffer: Any, dtype: Any, shape: Sequence[int]) -> None:
+        self.dtype = dtype_name(dtype)
+        self.shape = tuple(int(size) for size in shape)
+        self.data = _bytes_of(buffer)
+        expected = math.prod(self.shape) * numpy_dtype(self.dtype).itemsize
+        if len(self.data) != expected:
+            raise InvalidArgumentError(
+                f"buffer has {len(self.data)} bytes; shape {self.shape} of {self.dtype} "
+                f"takes {expected}"
+            )
+
+    def __repr__(self) -> str:
+        return f"Tensor(dtype={self.dtype!r}, shape={self.shape})"
+
+    @classmethod
+    def of(cls, value: TensorLike, name: str) -> Tensor:
+        """The tensor of an array: a view of its memory where it is contiguous, a copy otherwise.
+
+        `name` is what error messages call the value. Raises InvalidArgumentError for an array
+        whose dtype is not one of WEIGHT_DTYPES.
+        """
+        if isinstance(value, Tensor):
+            return value
+        array = np.asarray(value)
+        dtype = array.dtype.name
+        if dtype not in WEIGHT_DTYPES:
+            raise InvalidArgumentError(
+                f"{name} has dtype {dtype}; it must be one of {', '.join(WEIGHT_DTYPES)}"
+            )
+        if array.dtype.byteorder == ">" or (array.dtype.byteorder == "=" and _BIG_ENDIAN):
+            array = array.astype(array.dtype.newbyteorder("<"))
+        shape = array.shape
+        return cls(np.ascontiguousarray(array), dtype, shape)
+
+
+TensorLike = Union[np.ndarray[Any, np.dtype[Any]], Tensor]
+
+_BIG_ENDIAN = sys.byteorder == "big"
+
+
+def _bytes_of(buffer: Any) -> memoryview:
+    if isinstance(buffer, np.ndarray):  # ml_dtypes' arrays have no buffer of a standard format
+        if not buffer.flags.c_contiguous:
+            raise InvalidArgumentError("buffer is not contiguous; it must be in C order")
+        buffer = buffer.reshape(-1).view(np.uint8)
+    view = memoryview(buffer)
+    if not view.c_contiguous:
+        raise InvalidArgumentError("buffer is not contiguous; it must be in C order")
+    return view.cast("B") if view.nbytes else memoryview(b"")
