@@ -2,8 +2,8 @@
 
 tidy.py BUILD_FOLDER   a built folder with compile_commands.json
 
-A file that passed is remembered by a digest of all that clang-tidy saw of the project (the file, its
-headers, the flags, the checks, the version), so that an unchanged file costs nothing the next time.
+A file that passed is remembered by a digest of all that clang-tidy saw of the project (the file,
+its headers, the flags, the checks, the version), so that an unchanged one costs nothing next time.
 """
 
 import concurrent.futures

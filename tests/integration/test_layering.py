@@ -89,7 +89,9 @@ def test_the_python_client_imports_no_framework_unless_asked(name):
             continue
         seen.add(path)
         text = path.read_text()
-        assert not re.search(r"^\s*(import|from) (torch|tensorflow|nni)\b", text, re.MULTILINE), path
+        assert not re.search(r"^\s*(import|from) (torch|tensorflow|nni)\b", text, re.MULTILINE), (
+            path
+        )
         for module in re.findall(r"^from \.(\w+) import", text, re.MULTILINE):
             queue.append(package / f"{module}.py")
     assert len(seen) > 1
