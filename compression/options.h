@@ -21,13 +21,21 @@ enum class OptionType {
   kIntegerPerType,  // an integer, or an object from "weight", "output", "input" to integers
 };
 
+// A maximum that is none: the largest integer that a double holds exactly.
+constexpr double kUnbounded = 9007199254740992.0;
+
+// Reads a list of strings, or one string as a list of one. INVALID_ARGUMENT for anything else and
+// for an empty list; `path` is the field's.
+absl::StatusOr<std::vector<std::string>> ReadStrings(const nlohmann::json& value,
+                                                     absl::string_view path);
+
 // One row of an algorithm's option table; ListAlgorithms and the documentation show it.
 struct OptionSpec {
   std::string name;
   OptionType type = OptionType::kNumber;
   nlohmann::json default_value;  // null: required
   double minimum = 0;            // numbers and integers: the closed range allowed
-  double maximum = 0;
+  double maximum = kUnbounded;
   std::vector<std::string> choices;  // strings: the values allowed; empty: any
   std::string description;
   std::vector<std::string> aliases;  // older names that are accepted too
@@ -47,6 +55,12 @@ class Options {
   static absl::StatusOr<Options> Parse(const std::vector<OptionSpec>& specs,
                                        const std::vector<std::string>& common_keys,
                                        const nlohmann::json& rule, absl::string_view path);
+
+  // The same checks where required options may be missing: for a rule with `exclude`, whose options
+  // nobody uses.
+  static absl::Status Check(const std::vector<OptionSpec>& specs,
+                            const std::vector<std::string>& common_keys, const nlohmann::json& rule,
+                            absl::string_view path);
 
   // The option must be in the table with that type; anything else is a programming error.
   double Number(absl::string_view name) const;

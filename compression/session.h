@@ -12,6 +12,7 @@
 #include <vector>
 
 #include "absl/container/flat_hash_map.h"
+#include "absl/functional/function_ref.h"
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include "absl/strings/string_view.h"
@@ -93,7 +94,14 @@ class Session {
  private:
   Session(const AlgorithmInfo* algorithm, Binding binding, Plan plan);
 
+  const Compressor* CompressorOf(int i) const;  // null: not compressed
+  absl::Status CheckCompressed(int i, AlgorithmKind kind) const;
   absl::Status CheckWeight(int i, const at::Tensor& weight) const;
+  absl::Status CheckFits(int i, const LayerState& state) const;
+  MaskAnswer AnswerMask(int i) const;
+  absl::StatusOr<QuantizedWeight> Quantize(
+      int i,
+      absl::FunctionRef<absl::StatusOr<QuantizedWeight>(const Quantizer&, LayerState&)> call);
 
   const AlgorithmInfo* algorithm_;
   Binding binding_;

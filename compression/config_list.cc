@@ -1,0 +1,256 @@
+#include "compression/config_list.h"
+
+#include <algorithm>
+#include <utility>
+
+#include "absl/container/flat_hash_map.h"
+#include "absl/container/flat_hash_set.h"
+#include "absl/status/status.h"
+#include "absl/strings/str_cat.h"
+#include "compression/suggest.h"
+
+namespace nni_compression::compression {
+namespace {
+
+using nlohmann::json;
+
+constexpr size_t kMaxRules = 1024;
+constexpr size_t kMaxWarnings = 100;
+constexpr char kDefault[] = "default";
+
+const std::vector<std::string>& CommonKeys() {
+  static const auto* keys = new std::vector<std::string>{"op_types", "op_names", "exclude"};
+  return *keys;
+}
+
+std::string RulePath(int rule) { return absl::StrCat("config_list[", rule, "]"); }
+
+// A rule before it is known which layers it wins.
+struct Rule {
+  std::optional<absl::flat_hash_set<std::string>> op_types;
+  std::optional<std::vector<std::string>> op_names;
+  bool exclude = false;
+  std::optional<Options> options;  // unless exclude
+  std::shared_ptr<const Compressor> compressor;
+  bool matches = false;
+  bool wins = false;
+};
+
+absl::StatusOr<absl::flat_hash_set<std::string>> ReadOpTypes(
+    const json& value, absl::string_view path, absl::string_view framework,
+    const std::vector<std::string>& defaults) {
+  auto given = ReadStrings(value, path);
+  if (!given.ok()) return given.status();
+  absl::flat_hash_set<std::string> types;
+  for (size_t i = 0; i < given->size(); ++i) {
+    if ((*given)[i] == kDefault) {
+      types.insert(defaults.begin(), defaults.end());
+    } else if (framework == "generic") {
+      return absl::InvalidArgumentError(
+          absl::StrCat(path, "[", i, "] is ", Quoted((*given)[i]),
+                       "; it must be \"default\": a checkpoint alone (framework generic) does not "
+                       "tell what types its layers have"));
+    } else {
+      types.insert((*given)[i]);
+    }
+  }
+  return types;
+}
+
+absl::StatusOr<Rule> ReadRule(const AlgorithmInfo& algorithm, const json& config,
+                              const std::string& path, absl::string_view framework,
+                              const std::vector<std::string>& default_types) {
+  Rule rule;
+  if (auto status = Options::Check(algorithm.options, CommonKeys(), config, path); !status.ok()) {
+    return status;
+  }
+  if (const auto it = config.find("exclude"); it != config.end()) {
+    if (!it->is_boolean()) {
+      return absl::InvalidArgumentError(
+          absl::StrCat(path, ".exclude is ", Shown(*it), "; it must be true or false"));
+    }
+    rule.exclude = it->get<bool>();
+  }
+  if (const auto it = config.find("op_types"); it != config.end()) {
+    auto types = ReadOpTypes(*it, path + ".op_types", framework, default_types);
+    if (!types.ok()) return types.status();
+    rule.op_types = *std::move(types);
+  }
+  if (const auto it = config.find("op_names"); it != config.end()) {
+    auto names = ReadStrings(*it, path + ".op_names");
+    if (!names.ok()) return names.status();
+    rule.op_names = *std::move(names);
+  }
+  if (rule.exclude) return rule;
+
+  auto options = Options::Parse(algorithm.options, CommonKeys(), config, path);
+  if (!options.ok()) return options.status();
+  auto compressor = algorithm.create(*options);
+  if (!compressor.ok()) return compressor.status();
+  rule.options = *std::move(options);
+  rule.compressor = *std::move(compressor);
+  return rule;
+}
+
+// Finds the last rule that matches, without trying every rule on every layer.
+class Matcher {
+ public:
+  explicit Matcher(std::vector<Rule>& rules) : rules_(rules) {
+    for (int i = 0; i < static_cast<int>(rules.size()); ++i) {
+      if (rules[i].op_names) {
+        for (const std::string& name : *rules[i].op_names) by_name_[name].push_back(i);
+      } else if (rules[i].op_types) {
+        for (const std::string& type : *rules[i].op_types) by_type_[type].push_back(i);
+      } else {
+        everywhere_.push_back(i);
+      }
+    }
+  }
+
+  // The index of the winner; -1: none.
+  int Match(const std::string& name, const std::string& op_type) {
+    int winner = -1;
+    const auto match = [&](const std::vector<int>& candidates) {
+      for (int i : candidates) {
+        if (rules_[i].op_types && !rules_[i].op_types->contains(op_type)) continue;
+        rules_[i].matches = true;
+        winner = std::max(winner, i);
+      }
+    };
+    if (const auto it = by_name_.find(name); it != by_name_.end()) match(it->second);
+    if (const auto it = by_type_.find(op_type); it != by_type_.end()) match(it->second);
+    match(everywhere_);
+    return winner;
+  }
+
+ private:
+  std::vector<Rule>& rules_;
+  absl::flat_hash_map<std::string, std::vector<int>> by_name_;
+  absl::flat_hash_map<std::string, std::vector<int>> by_type_;
+  std::vector<int> everywhere_;
+};
+
+bool SameEffect(const Rule& a, const Rule& b) {
+  if (a.exclude || b.exclude) return a.exclude == b.exclude;
+  return a.options->json() == b.options->json();
+}
+
+// The winner among the names of one weight; -1: none.
+absl::StatusOr<int> MatchLayer(const std::vector<Rule>& rules, const Layer& layer,
+                               Matcher& matcher) {
+  int winner = matcher.Match(layer.name, layer.op_type);
+  const std::string* winner_name = &layer.name;
+  for (const std::string& alias : layer.aliases) {
+    const int other = matcher.Match(alias, layer.op_type);
+    if (other < 0 || other == winner) continue;
+    if (winner >= 0 && !SameEffect(rules[winner], rules[other])) {
+      return absl::InvalidArgumentError(
+          absl::StrCat(RulePath(winner), " applies to ", Quoted(*winner_name), " and ",
+                       RulePath(other), " to ", Quoted(alias),
+                       "; they are names of one weight and must get the same options, so a rule "
+                       "that names one must name all of them"));
+    }
+    if (other > winner) {
+      winner = other;
+      winner_name = &alias;
+    }
+  }
+  return winner;
+}
+
+std::vector<std::string> Warnings(const std::vector<Rule>& rules, absl::Span<const Layer> layers) {
+  std::vector<std::string> names;
+  for (const Layer& layer : layers) {
+    names.push_back(layer.name);
+    names.insert(names.end(), layer.aliases.begin(), layer.aliases.end());
+  }
+  const absl::flat_hash_set<absl::string_view> known(names.begin(), names.end());
+  std::vector<std::string> warnings;
+  for (int i = 0; i < static_cast<int>(rules.size()) && warnings.size() < kMaxWarnings; ++i) {
+    if (!rules[i].matches) {
+      warnings.push_back(absl::StrCat(RulePath(i), " matches no layer"));
+    } else if (!rules[i].wins) {
+      warnings.push_back(absl::StrCat(
+          RulePath(i), " has no effect: later rules win for every layer that it matches"));
+    }
+    if (!rules[i].op_names) continue;
+    for (const std::string& name : *rules[i].op_names) {
+      if (warnings.size() >= kMaxWarnings) break;
+      if (known.contains(name)) continue;
+      warnings.push_back(absl::StrCat(RulePath(i), ".op_names names ", Quoted(name),
+                                      ", which the model does not have", Suggestion(name, names)));
+    }
+  }
+  return warnings;
+}
+
+}  // namespace
+
+absl::StatusOr<std::vector<std::string>> DefaultOpTypes(absl::string_view framework) {
+  if (framework == "pytorch") {
+    return std::vector<std::string>{
+        "Conv1d", "Conv2d",   "Conv3d", "ConvTranspose1d", "ConvTranspose2d", "ConvTranspose3d",
+        "Linear", "Bilinear", "PReLU",  "Embedding",       "EmbeddingBag"};
+  }
+  if (framework == "tensorflow") {
+    return std::vector<std::string>{"Conv2D", "Conv3D", "DepthwiseConv2dNative", "MatMul"};
+  }
+  if (framework == "keras") {
+    return std::vector<std::string>{"Conv1D",          "Conv2D",          "Conv3D",
+                                    "Conv1DTranspose", "Conv2DTranspose", "Conv3DTranspose",
+                                    "DepthwiseConv2D", "SeparableConv1D", "SeparableConv2D",
+                                    "Dense",           "Embedding"};
+  }
+  if (framework == "generic") return std::vector<std::string>{"weight"};
+  return absl::InvalidArgumentError(absl::StrCat(
+      "framework is ", Quoted(framework), "; it must be one of pytorch, tensorflow, keras, generic",
+      Suggestion(framework, {"pytorch", "tensorflow", "keras", "generic"})));
+}
+
+absl::StatusOr<Plan> MakePlan(const AlgorithmInfo& algorithm, absl::Span<const json> config_list,
+                              absl::string_view framework, absl::Span<const Layer> layers) {
+  if (config_list.empty() || config_list.size() > kMaxRules) {
+    return absl::InvalidArgumentError(absl::StrCat("config_list has ", config_list.size(),
+                                                   " rules; it must have 1 to ", kMaxRules));
+  }
+  auto default_types = DefaultOpTypes(framework);
+  if (!default_types.ok()) return default_types.status();
+  std::vector<Rule> rules;
+  for (size_t i = 0; i < config_list.size(); ++i) {
+    auto rule = ReadRule(algorithm, config_list[i], RulePath(i), framework, *default_types);
+    if (!rule.ok()) return rule.status();
+    rules.push_back(*std::move(rule));
+  }
+
+  Plan plan;
+  plan.layers.resize(layers.size());
+  Matcher matcher(rules);
+  for (size_t i = 0; i < layers.size(); ++i) {
+    auto winner = MatchLayer(rules, layers[i], matcher);
+    if (!winner.ok()) return winner.status();
+    if (*winner < 0) continue;
+    Rule& rule = rules[*winner];
+    rule.wins = true;
+    plan.layers[i].rule = *winner;
+    if (rule.exclude || !algorithm.check_layer) continue;
+    if (auto status = algorithm.check_layer(*rule.options, layers[i]); !status.ok()) return status;
+  }
+
+  std::vector<const PlannedRule*> planned(rules.size());
+  for (int i = 0; i < static_cast<int>(rules.size()); ++i) {
+    if (!rules[i].wins) continue;
+    if (rules[i].exclude) continue;
+    plan.needs_epoch |= rules[i].compressor->needs_epoch();
+    plan.needs_step |= rules[i].compressor->needs_step();
+    plan.rules.push_back(std::make_unique<const PlannedRule>(
+        PlannedRule{i, *std::move(rules[i].options), rules[i].compressor}));
+    planned[i] = plan.rules.back().get();
+  }
+  for (LayerPlan& layer : plan.layers) {
+    if (layer.rule) layer.planned = planned[*layer.rule];
+  }
+  plan.warnings = Warnings(rules, layers);
+  return plan;
+}
+
+}  // namespace nni_compression::compression

@@ -1,0 +1,56 @@
+#include "compression/registry.h"
+
+#include <utility>
+
+#include "absl/strings/str_cat.h"
+#include "absl/strings/str_join.h"
+#include "compression/suggest.h"
+
+namespace nni_compression::compression {
+
+// One line for each file of algorithms/: the function that describes it.
+#define NNI_COMPRESSION_ALGORITHMS(ALGORITHM) \
+  ALGORITHM(Agp)                              \
+  ALGORITHM(Level)
+
+#define NNI_COMPRESSION_DECLARE(name) AlgorithmInfo name##Algorithm();
+NNI_COMPRESSION_ALGORITHMS(NNI_COMPRESSION_DECLARE)
+#undef NNI_COMPRESSION_DECLARE
+
+const Registry& Registry::Builtin() {
+  static const Registry* const registry = [] {
+    auto* filled = new Registry;
+#define NNI_COMPRESSION_ADD(name) filled->Add(name##Algorithm()).IgnoreError();
+    NNI_COMPRESSION_ALGORITHMS(NNI_COMPRESSION_ADD)
+#undef NNI_COMPRESSION_ADD
+    return filled;
+  }();
+  return *registry;
+}
+
+absl::Status Registry::Add(AlgorithmInfo info) {
+  std::string name = info.name;
+  if (!algorithms_.try_emplace(name, std::move(info)).second) {
+    return absl::AlreadyExistsError(
+        absl::StrCat("there is an algorithm ", Quoted(name), " already"));
+  }
+  return absl::OkStatus();
+}
+
+absl::StatusOr<const AlgorithmInfo*> Registry::Find(absl::string_view name) const {
+  const auto found = algorithms_.find(std::string(name));
+  if (found != algorithms_.end()) return &found->second;
+  std::vector<std::string> names;
+  for (const auto& entry : algorithms_) names.push_back(entry.first);
+  return absl::InvalidArgumentError(absl::StrCat("algorithm is ", Quoted(name),
+                                                 "; it must be one of ", absl::StrJoin(names, ", "),
+                                                 Suggestion(name, names)));
+}
+
+std::vector<const AlgorithmInfo*> Registry::List() const {
+  std::vector<const AlgorithmInfo*> list;
+  for (const auto& entry : algorithms_) list.push_back(&entry.second);
+  return list;
+}
+
+}  // namespace nni_compression::compression

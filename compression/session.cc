@@ -1,0 +1,295 @@
+#include "compression/session.h"
+
+#include <algorithm>
+#include <cmath>
+#include <new>
+#include <utility>
+
+#include "absl/functional/function_ref.h"
+#include "absl/strings/str_cat.h"
+#include "absl/strings/str_join.h"
+#include "compression/binding.h"
+#include "compression/state.h"
+#include "compression/suggest.h"
+
+namespace nni_compression::compression {
+namespace {
+
+absl::Status CheckCounter(absl::string_view name, int64_t value) {
+  if (value >= 0) return absl::OkStatus();
+  return absl::InvalidArgumentError(absl::StrCat(name, " is ", value, "; it must be at least 0"));
+}
+
+// LibTorch and allocations throw; nothing else does.
+template <class T>
+absl::StatusOr<T> CatchAll(absl::FunctionRef<absl::StatusOr<T>()> compute) {
+  try {
+    return compute();
+  } catch (const std::bad_alloc&) {
+    return absl::ResourceExhaustedError("out of memory");
+  } catch (const std::exception& e) {
+    return absl::InternalError(e.what());
+  }
+}
+
+int64_t Channels(const Quantizer& quantizer, const Layer& layer) {
+  const std::optional<int> axis = quantizer.channel_axis(layer);
+  return axis ? layer.shape[*axis] : 1;
+}
+
+absl::Status CheckRange(const Layer& layer, const Range& range, int64_t channels) {
+  const auto minima = static_cast<int64_t>(range.minimum.size());
+  const auto maxima = static_cast<int64_t>(range.maximum.size());
+  if (minima != channels || maxima != channels) {
+    return absl::InvalidArgumentError(absl::StrCat("range of layer ", Quoted(layer.name), " has ",
+                                                   minima, " minima and ", maxima,
+                                                   " maxima; it must have ", channels, " of each"));
+  }
+  for (int64_t c = 0; c < channels; ++c) {
+    // NaN fails the comparisons, too.
+    if (std::isfinite(range.minimum[c]) && std::isfinite(range.maximum[c]) &&
+        range.minimum[c] <= range.maximum[c]) {
+      continue;
+    }
+    return absl::InvalidArgumentError(
+        absl::StrCat("range of layer ", Quoted(layer.name), ": channel ", c, " has [",
+                     Shown(static_cast<double>(range.minimum[c])), ", ",
+                     Shown(static_cast<double>(range.maximum[c])),
+                     "]; both must be finite and the minimum not above the maximum"));
+  }
+  return absl::OkStatus();
+}
+
+}  // namespace
+
+Session::Session(const AlgorithmInfo* algorithm, Binding binding, compression::Plan plan)
+    : algorithm_(algorithm),
+      binding_(std::move(binding)),
+      plan_(std::move(plan)),
+      clock_(binding_.clock),
+      last_step_(binding_.clock.step - 1),
+      states_(binding_.layers.size()) {}
+
+absl::StatusOr<std::unique_ptr<Session>> Session::Bind(const Registry& registry, Binding binding) {
+  auto algorithm = registry.Find(binding.algorithm);
+  if (!algorithm.ok()) return algorithm.status();
+  if (auto status = CheckCounter("epoch", binding.clock.epoch); !status.ok()) return status;
+  if (auto status = CheckCounter("step", binding.clock.step); !status.ok()) return status;
+  auto index = IndexLayers(binding.layers);
+  if (!index.ok()) return index.status();
+  auto plan = MakePlan(**algorithm, binding.config_list, binding.framework, binding.layers);
+  if (!plan.ok()) return plan.status();
+  std::unique_ptr<Session> session(new Session(*algorithm, std::move(binding), *std::move(plan)));
+  session->index_ = *std::move(index);
+  return session;
+}
+
+absl::StatusOr<int> Session::FindLayer(absl::string_view name) const {
+  const auto found = index_.find(name);
+  if (found != index_.end()) return found->second;
+  std::vector<std::string> names;
+  for (const Layer& layer : binding_.layers) names.push_back(layer.name);
+  return absl::NotFoundError(
+      absl::StrCat("the session has no layer ", Quoted(name), Suggestion(name, names)));
+}
+
+const Compressor* Session::CompressorOf(int i) const {
+  const PlannedRule* planned = plan_.layers[i].planned;
+  return planned == nullptr ? nullptr : planned->compressor.get();
+}
+
+bool Session::IsStale(int i) const {
+  const Compressor* compressor = CompressorOf(i);
+  if (compressor == nullptr) return false;
+  return !states_[i].answered || compressor->IsStale(layer(i), states_[i], clock_);
+}
+
+std::vector<int> Session::StaleLayers() const {
+  std::vector<int> stale;
+  for (int i = 0; i < static_cast<int>(states_.size()); ++i) {
+    if (IsStale(i)) stale.push_back(i);
+  }
+  return stale;
+}
+
+absl::Status Session::CheckCompressed(int i, AlgorithmKind kind) const {
+  if (algorithm_->kind != kind) {
+    return absl::FailedPreconditionError(
+        absl::StrCat("the session's algorithm is ", algorithm_->name,
+                     kind == AlgorithmKind::kPruner ? ", a quantizer: it has no masks"
+                                                    : ", a pruner: it does not quantize"));
+  }
+  const LayerPlan& plan = plan_.layers[i];
+  if (plan.planned != nullptr) return absl::OkStatus();
+  const std::string why =
+      plan.rule ? absl::StrCat("config_list[", *plan.rule, "] excludes it") : "no rule matches it";
+  return absl::InvalidArgumentError(
+      absl::StrCat("layer ", Quoted(layer(i).name), " is not compressed: ", why));
+}
+
+absl::Status Session::CheckWeight(int i, const at::Tensor& weight) const {
+  const Layer& bound = layer(i);
+  if (!weight.defined() || !weight.device().is_cpu() || !weight.is_contiguous()) {
+    return absl::InvalidArgumentError(absl::StrCat("weight of layer ", Quoted(bound.name),
+                                                   " must be contiguous and in CPU memory"));
+  }
+  const c10::ScalarType dtype = ToScalarType(bound.dtype).value();
+  if (weight.scalar_type() != dtype) {
+    return absl::InvalidArgumentError(absl::StrCat(
+        "weight of layer ", Quoted(bound.name), " has dtype ", c10::toString(weight.scalar_type()),
+        "; it must be the bound one, ", DataTypeName(bound.dtype)));
+  }
+  if (weight.sizes() != at::IntArrayRef(bound.shape)) {
+    return absl::InvalidArgumentError(absl::StrCat(
+        "weight of layer ", Quoted(bound.name), " has shape [", absl::StrJoin(weight.sizes(), ", "),
+        "]; it must be the bound one, [", absl::StrJoin(bound.shape, ", "), "]"));
+  }
+  return absl::OkStatus();
+}
+
+MaskAnswer Session::AnswerMask(int i) const {
+  const auto& pruner = static_cast<const Pruner&>(*CompressorOf(i));
+  return MaskAnswer{*states_[i].mask, pruner.TargetSparsity(clock_), clock_.epoch};
+}
+
+absl::StatusOr<MaskAnswer> Session::CalcMask(int i, const at::Tensor& weight) {
+  if (auto status = CheckCompressed(i, AlgorithmKind::kPruner); !status.ok()) return status;
+  if (auto status = CheckWeight(i, weight); !status.ok()) return status;
+  if (!IsStale(i)) return AnswerMask(i);
+  const auto& pruner = static_cast<const Pruner&>(*CompressorOf(i));
+  auto mask = CatchAll<Mask>([&]() -> absl::StatusOr<Mask> {
+    return pruner.CalcMask(layer(i), weight, states_[i], clock_);
+  });
+  if (!mask.ok()) return mask.status();
+  states_[i].mask = *std::move(mask);
+  states_[i].answered = true;
+  return AnswerMask(i);
+}
+
+absl::StatusOr<MaskAnswer> Session::SetMask(int i, Mask mask) {
+  if (auto status = CheckCompressed(i, AlgorithmKind::kPruner); !status.ok()) return status;
+  if (mask.elements() != layer(i).elements) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("mask of layer ", Quoted(layer(i).name), " has ", mask.elements(),
+                     " elements; it must have the weight's ", layer(i).elements));
+  }
+  states_[i].mask = std::move(mask);
+  states_[i].answered = true;
+  return AnswerMask(i);
+}
+
+absl::StatusOr<QuantizedWeight> Session::Quantize(
+    int i, absl::FunctionRef<absl::StatusOr<QuantizedWeight>(const Quantizer&, LayerState&)> call) {
+  const auto& quantizer = static_cast<const Quantizer&>(*CompressorOf(i));
+  LayerState state = states_[i];
+  auto result = CatchAll<QuantizedWeight>([&] { return call(quantizer, state); });
+  if (!result.ok()) return result.status();
+  state.parameters = result->parameters;
+  state.answered = true;
+  states_[i] = std::move(state);
+  return result;
+}
+
+absl::StatusOr<QuantizedWeight> Session::QuantizeWeight(int i, const at::Tensor& weight,
+                                                        QuantizeReply reply) {
+  if (auto status = CheckCompressed(i, AlgorithmKind::kQuantizer); !status.ok()) return status;
+  if (auto status = CheckWeight(i, weight); !status.ok()) return status;
+  return Quantize(i, [&](const Quantizer& quantizer, LayerState& state) {
+    return quantizer.QuantizeWeight(layer(i), weight, reply, clock_, state);
+  });
+}
+
+absl::StatusOr<QuantizedWeight> Session::QuantizeRange(int i, const Range& range) {
+  if (auto status = CheckCompressed(i, AlgorithmKind::kQuantizer); !status.ok()) return status;
+  const auto& quantizer = static_cast<const Quantizer&>(*CompressorOf(i));
+  if (!quantizer.accepts_range()) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("the algorithm ", algorithm_->name, " needs weights, a range is not enough"));
+  }
+  auto status = CheckRange(layer(i), range, Channels(quantizer, layer(i)));
+  if (!status.ok()) return status;
+  return Quantize(i, [&](const Quantizer& quantizer, LayerState& state) {
+    return quantizer.QuantizeRange(layer(i), range, clock_, state);
+  });
+}
+
+absl::Status Session::UpdateEpoch(int64_t epoch) {
+  if (auto status = CheckCounter("epoch", epoch); !status.ok()) return status;
+  clock_.epoch = epoch;
+  return absl::OkStatus();
+}
+
+absl::StatusOr<bool> Session::Step(int64_t step) {
+  if (auto status = CheckCounter("step", step); !status.ok()) return status;
+  if (step <= last_step_) return false;
+  last_step_ = step;
+  clock_.step = step;
+  return true;
+}
+
+std::string Session::SaveGlobal() const {
+  return EncodeGlobal({algorithm_->name, static_cast<int64_t>(states_.size()), clock_, last_step_});
+}
+
+std::string Session::SaveLayer(int i) const { return EncodeLayer(layer(i), states_[i]); }
+
+absl::Status Session::Load(absl::string_view global, absl::Span<const std::string> layers) {
+  auto loaded = DecodeGlobal(global);
+  if (!loaded.ok()) return loaded.status();
+  if (loaded->algorithm != algorithm_->name || layers.size() != states_.size() ||
+      loaded->layers != static_cast<int64_t>(states_.size())) {
+    return absl::DataLossError(absl::StrCat("state is of ", loaded->layers, " layers under ",
+                                            Quoted(loaded->algorithm), " and comes with ",
+                                            layers.size(), " records; the session has ",
+                                            states_.size(), " under ", algorithm_->name));
+  }
+  std::vector<LayerState> states;
+  for (size_t i = 0; i < layers.size(); ++i) {
+    auto state = DecodeLayer(layer(i), layers[i]);
+    if (!state.ok()) return state.status();
+    if (auto status = CheckFits(i, *state); !status.ok()) return status;
+    states.push_back(*std::move(state));
+  }
+  clock_ = loaded->clock;
+  last_step_ = loaded->last_step;
+  states_ = std::move(states);
+  return absl::OkStatus();
+}
+
+// Records of the right layer that another rule or algorithm wrote.
+absl::Status Session::CheckFits(int i, const LayerState& state) const {
+  const Compressor* compressor = CompressorOf(i);
+  const bool pruner = algorithm_->kind == AlgorithmKind::kPruner;
+  bool fits = compressor != nullptr || !state.answered;
+  if (state.mask.has_value()) fits &= pruner;
+  if (pruner && state.answered) fits &= state.mask.has_value();
+  if (state.parameters) {
+    fits &= !pruner && compressor != nullptr;
+    const size_t scales = state.parameters->scale.size();
+    fits &= scales == state.parameters->zero_point.size();
+    if (fits && scales > 0) {
+      const auto& quantizer = static_cast<const Quantizer&>(*compressor);
+      fits &= static_cast<int64_t>(scales) == Channels(quantizer, layer(i)) &&
+              state.parameters->bits == quantizer.bits();
+    }
+  }
+  if (fits) return absl::OkStatus();
+  return absl::DataLossError(
+      absl::StrCat("state of layer ", Quoted(layer(i).name), " is that of another configuration"));
+}
+
+int64_t Session::StateBytes() const {
+  int64_t bytes = static_cast<int64_t>(states_.size() * (sizeof(LayerState) + sizeof(Layer)));
+  for (const LayerState& state : states_) {
+    if (state.mask) bytes += state.mask->bits().size();
+    if (state.parameters) {
+      bytes += static_cast<int64_t>(state.parameters->scale.size() * (sizeof(float) + 4));
+    }
+    for (const auto& [name, values] : state.memory) {
+      bytes += static_cast<int64_t>(name.size() + values.size() * sizeof(float));
+    }
+  }
+  return bytes;
+}
+
+}  // namespace nni_compression::compression
