@@ -17,6 +17,7 @@ from typing import Any, Callable, Optional
 
 from .errors import CompressionError
 from .plan import Plan
+from .session import Session
 
 ONCE = "once"
 WHEN_STALE = "when_stale"
@@ -56,7 +57,7 @@ class Tracker:
         epoch, step: where training is; absolute.
     """
 
-    def __init__(self, session: Any, *, epoch: int = 0, step: int = 0) -> None:
+    def __init__(self, session: Session, *, epoch: int = 0, step: int = 0) -> None:
         self.session = session
         self.epoch = epoch
         self.step = step
@@ -72,8 +73,7 @@ class Tracker:
     @property
     def plan(self) -> Plan:
         """What the session does with each layer."""
-        plan: Plan = self.session.plan
-        return plan
+        return self.session.plan
 
     @property
     def owned(self) -> bool:
@@ -106,7 +106,7 @@ class Tracker:
         No call is made when the plan says that epochs change nothing.
         """
         if self.owned and self.plan.needs_update_epoch:
-            self._mark(self.session.update_epoch(epoch))
+            self.mark_stale(self.session.update_epoch(epoch))
         self.epoch = epoch
         return self.stale
 
@@ -117,9 +117,15 @@ class Tracker:
         """
         parameters: Mapping[str, Any] = MappingProxyType({})
         if self.owned and (self.plan.needs_step or ranges):
-            result = self.session.step(step, ranges=ranges) if ranges else self.session.step(step)
-            self._mark(result)
-            parameters = getattr(result, "parameters", parameters)
+            try:
+                result = self.session.step(step, ranges=ranges or None)
+            except CompressionError as error:
+                if error.errors:  # single layers failed: the step is taken, the stale set unknown
+                    self.step = step
+                    self.mark_stale(self.status)
+                raise
+            self.mark_stale(result)
+            parameters = result.parameters
         self.step = step
         return parameters
 
@@ -128,7 +134,7 @@ class Tracker:
         """Layers whose present answer is missing or outdated, weights aside."""
         return frozenset(n for n, s in self.status.items() if s.stale or not s.answered)
 
-    def _mark(self, stale: Iterable[str]) -> None:
+    def mark_stale(self, stale: Iterable[str]) -> None:
         """Takes over the service's whole stale set."""
         stale = frozenset(stale)
         for name, status in self.status.items():
@@ -139,9 +145,9 @@ class Tracker:
         self._open = False
 
 
-def split_results(call: Callable[[], Mapping[str, Any]]) -> tuple[
-    Mapping[str, Any], Optional[CompressionError]
-]:
+def split_results(
+    call: Callable[[], Mapping[str, Any]],
+) -> tuple[Mapping[str, Any], Optional[CompressionError]]:
     """What `call` answered, and the error that it raised for other layers, if any.
 
     The service has applied the layers it answered even when others failed, so an adapter takes

@@ -1,0 +1,33 @@
+"""Pruning and quantizing PyTorch models through a compression server.
+
+>>> from nni_compression.torch import LevelPruner
+>>> config_list = [{"sparsity": 0.8, "op_types": ["default"]}]
+>>> pruner = LevelPruner(config_list)
+>>> model = pruner(model)
+
+Train as before. Every forward pass sees the compressed weights; the dense ones stay the model's
+parameters. `pruner.unwrap()` gives the plain model back with the zeros written in.
+"""
+
+from .compressor import Compressor
+from .modules import unwrap
+from .pruners import AGPPruner, LevelPruner, Pruner
+from .quantizers import DoReFaQuantizer, NaiveQuantizer, QATQuantizer, Quantizer
+
+# NNI's spellings.
+AGP_Pruner = AGPPruner
+QAT_Quantizer = QATQuantizer
+
+__all__ = [
+    "AGPPruner",
+    "AGP_Pruner",
+    "Compressor",
+    "DoReFaQuantizer",
+    "LevelPruner",
+    "NaiveQuantizer",
+    "Pruner",
+    "QATQuantizer",
+    "QAT_Quantizer",
+    "Quantizer",
+    "unwrap",
+]

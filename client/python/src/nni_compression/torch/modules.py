@@ -1,0 +1,270 @@
+"""Modules whose `weight` is compressed wherever it is read.
+
+A module is compressed by giving it a subclass of its class in which `weight` is a property over the
+untouched parameter: `module._parameters["weight"]` stays the Parameter that optimizers, checkpoints
+and `named_parameters()` know, and whoever reads `module.weight` (its own forward, a fused kernel of
+its parent, a layer that shares it) gets the compressed one. The mask is a non-persistent buffer, so
+it follows `.to()` and stays out of `state_dict()`.
+"""
+
+from __future__ import annotations
+
+import copyreg
+import functools
+from typing import Any, Optional, Protocol
+
+import torch
+from torch import nn
+
+from .rounding import Parameters
+
+MASK = "weight_mask"
+_STATE = "_weight_state"
+
+
+class Source(Protocol):
+    """Where a module's mask or quantization comes from while a session is open."""
+
+    def ensure_fresh(self) -> None:
+        """Asks the service when this weight, or the session, has moved on."""
+
+    @property
+    def dense(self) -> torch.Tensor:
+        """The parameter that answers are about."""
+
+    @property
+    def mask(self) -> Optional[torch.Tensor]:
+        """The mask in force, on the model's own device."""
+
+
+class WeightState:
+    """What stands between a module's dense weight and the one that is read.
+
+    Modules that share a weight share this. A copy (deepcopy, pickle) computes what its original
+    computes at that moment and is bound to no session: it keeps the mask and the parameters, and
+    rounds for itself.
+    """
+
+    def __init__(self) -> None:
+        self.pruner: Optional[Source] = None
+        self.quantizer: Optional[Source] = None
+        self.parameters: Optional[Parameters] = None  # None: not quantized (yet)
+        self.values: Optional[torch.Tensor] = None  # quantized by the service; None: rounded here
+
+    def refresh(self) -> None:
+        """Makes mask and quantization those of the present weight."""
+        if self.quantizer is not None:
+            self.quantizer.ensure_fresh()
+        if self.pruner is not None:
+            self.pruner.ensure_fresh()
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"parameters": self.parameters}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        WeightState.__init__(self)
+        self.parameters = state["parameters"]
+
+    def quantized(self, dense: torch.Tensor, replica: bool = False) -> torch.Tensor:
+        """The quantized values of the weight, or the weight; without gradient.
+
+        The service's values hold for the parameter that it was sent and for DataParallel's replicas
+        of that; anything else is rounded here.
+        """
+        if self.parameters is None:
+            return dense.detach()
+        known = self.values is not None and self.quantizer is not None
+        if known and (replica or dense is self.quantizer.dense):
+            return self.values.to(dense.device, dense.dtype)
+        return self.parameters.quantize(dense)
+
+    def effective(self, module: nn.Module, dense: torch.Tensor) -> Any:
+        """Quantized first, then masked: zeros stay zero. Differentiable in `dense`."""
+        replica = bool(module.__dict__.get("_is_replica"))
+        weight = dense
+        if self.parameters is not None:
+            values = self.quantized(dense, replica)
+            weight = _StraightThrough.apply(dense, values, self.parameters)
+        mask = get_mask(module)
+        if replica and self.pruner is not None:
+            mask = self.pruner.mask  # DataParallel copied the buffers before the refresh
+        if mask is None:
+            return weight
+        if mask.dtype is not torch.bool or mask.device != weight.device:
+            mask = mask.to(weight.device, torch.bool)
+        if module.__dict__.get("sparse"):
+            return _SparseMasked.apply(weight, mask)
+        return torch.where(mask, weight, weight.new_zeros(()))
+
+
+class CompressedModule(nn.Module):
+    """Mixed into the class of a module whose weight is compressed."""
+
+    _weight_state: WeightState
+
+    @property
+    def weight(self) -> Any:
+        """The weight as the forward pass uses it. The dense one is in `named_parameters()`."""
+        try:
+            return _read_weight(self)
+        except AttributeError as error:
+            # nn.Module would take an AttributeError for a missing property and give out the dense
+            # parameter.
+            raise RuntimeError(f"the compressed weight cannot be read: {error}") from error
+
+    @weight.setter
+    def weight(self, value: Any) -> None:
+        # nn.Module.__setattr__ handles parameters; here come the plain tensors that DataParallel
+        # puts into its replicas.
+        self.__dict__["weight"] = value
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        self._weight_state.refresh()  # before the dicts are walked: a copy computes what this does
+        reduced = super().__reduce_ex__(max(2, protocol))
+        if isinstance(reduced, tuple) and reduced[0] is copyreg.__newobj__:  # type: ignore
+            return (_new_compressed, (plain_class(self), *reduced[1][1:]), *reduced[2:])
+        return reduced
+
+
+def _read_weight(module: CompressedModule) -> Any:
+    dense = module._parameters.get("weight")
+    if dense is None:
+        dense = module.__dict__.get("weight")
+        if dense is None:
+            return None
+    state = module._weight_state
+    _refresh(state)
+    return state.effective(module, dense)
+
+
+def _refresh(state: WeightState) -> None:
+    state.refresh()
+
+
+# Asking a service is nothing that a compiler could trace.
+if hasattr(torch, "compiler") and hasattr(torch.compiler, "disable"):
+    _refresh = torch.compiler.disable(_refresh)
+elif hasattr(torch, "_dynamo"):
+    _refresh = torch._dynamo.disable(_refresh)
+
+
+@functools.cache
+def _compressed_class(base: Any) -> Any:
+    return type("Compressed" + base.__name__, (CompressedModule, base), {"__module__": __name__})
+
+
+def _new_compressed(base: type, *args: Any) -> Any:
+    """Unpickles: the class is generated where it is needed."""
+    cls = _compressed_class(base)
+    return cls.__new__(cls, *args)
+
+
+def plain_class(module: nn.Module) -> type:
+    """The class that the module has when it is not compressed."""
+    cls = type(module)
+    return cls.__bases__[1] if isinstance(module, CompressedModule) else cls
+
+
+def state_of(module: nn.Module) -> Optional[WeightState]:
+    """The state of a compressed module; None for any other."""
+    return module.__dict__.get(_STATE) if isinstance(module, CompressedModule) else None
+
+
+def install(module: nn.Module, state: WeightState) -> None:
+    """Makes the module read its weight through `state`, all kept and nothing quantized so far."""
+    if isinstance(module, CompressedModule):
+        module.__dict__[_STATE] = state
+        return
+    if isinstance(module, torch.jit.ScriptModule):
+        raise TypeError(
+            "a scripted module cannot be compressed; compress the model, then script it"
+        )
+    module.register_buffer(MASK, None, persistent=False)
+    module.__dict__[_STATE] = state
+    module.__class__ = _compressed_class(type(module))
+
+
+def uninstall(module: nn.Module) -> None:
+    """Gives the module its own class back; the dense weight stays as it is."""
+    if isinstance(module, CompressedModule):
+        module.__class__ = plain_class(module)
+        delattr(module, MASK)
+        del module.__dict__[_STATE]
+
+
+def get_mask(module: nn.Module) -> Optional[torch.Tensor]:
+    """The mask in force; None: nothing is pruned."""
+    return module._buffers.get(MASK)
+
+
+def set_mask(module: nn.Module, mask: Optional[torch.Tensor]) -> None:
+    """Replaces the mask. A new tensor each time: graphs of earlier forwards hold the old one."""
+    module._buffers[MASK] = mask
+
+
+def unwrap(model: nn.Module) -> nn.Module:
+    """Makes a copy of a compressed model a plain model; returns it.
+
+    For what `copy.deepcopy` or `torch.load` gave: zeros and quantized values are written into the
+    weights and the modules get their own classes back. A model that is still bound to a session is
+    unwrapped by its pruner's or quantizer's `unwrap()`; here it is a RuntimeError.
+    """
+    compressed = [m for m in model.modules() if isinstance(m, CompressedModule)]
+    for module in compressed:
+        state = module._weight_state
+        if state.pruner is not None or state.quantizer is not None:
+            raise RuntimeError("the model is bound to a session; call unwrap() of its compressor")
+    written = set()
+    with torch.no_grad():
+        for module in compressed:
+            dense = module._parameters["weight"]
+            if dense is not None and id(dense) not in written:
+                written.add(id(dense))
+                dense.copy_(module.weight.detach())
+            uninstall(module)
+    return model
+
+
+class _StraightThrough(torch.autograd.Function):
+    """Gives the quantized values; hands the gradient to the dense weight where nothing clamped."""
+
+    @staticmethod
+    def forward(ctx: Any, *args: Any, **kwargs: Any) -> Any:
+        dense, values, parameters = args
+        ctx.parameters = parameters
+        if parameters.clamps:
+            ctx.save_for_backward(dense)
+        return values.detach()  # a tensor object of its own: autograd writes the history onto it
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Any) -> Any:
+        (grad,) = grads
+        if ctx.parameters.clamps:
+            (dense,) = ctx.saved_tensors
+            grad = _keep(grad, ctx.parameters.inside(dense))
+        return grad, None, None
+
+
+class _SparseMasked(torch.autograd.Function):
+    """As torch.where(mask, weight, 0), for embeddings whose gradient is sparse."""
+
+    @staticmethod
+    def forward(ctx: Any, *args: Any, **kwargs: Any) -> Any:
+        weight, mask = args
+        ctx.save_for_backward(mask)
+        return torch.where(mask, weight, weight.new_zeros(()))
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Any) -> Any:
+        (grad,) = grads
+        (mask,) = ctx.saved_tensors
+        return _keep(grad, mask), None
+
+
+def _keep(grad: Any, kept: torch.Tensor) -> Any:
+    """The gradient with zeros where `kept` is False; sparse gradients stay sparse."""
+    if grad.is_sparse:
+        grad = grad.coalesce()
+        rows = grad.indices()[0]
+        return torch.sparse_coo_tensor(grad.indices(), grad.values() * kept[rows], grad.shape)
+    return torch.where(kept, grad, grad.new_zeros(()))

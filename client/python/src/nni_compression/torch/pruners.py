@@ -1,0 +1,98 @@
+"""Pruners: some weights are zero in every forward pass."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Optional
+
+import torch
+
+from ..adapter import Tracker
+from ..masks import Mask
+from .binding import PrunerBinding, TrackedWeight
+from .compressor import Compressor
+
+
+class Pruner(Compressor):
+    """Base of pruners. One for an algorithm of your own names it: ``algorithm = "random"``."""
+
+    @property
+    def masks(self) -> dict[str, torch.Tensor]:
+        """Layer name -> bool tensor of the weight's shape on its device, True = kept.
+
+        Asks the service for masks that are missing or stale.
+        """
+        if self._final_masks is not None:
+            return dict(self._final_masks)
+        self.refresh()
+        return dict(self._masks().masks())
+
+    def export_model(self, model_path: str, mask_path: Optional[str] = None) -> None:
+        """Writes the pruned model, and its masks, with `torch.save`.
+
+        Args:
+            model_path: for the plain model's `state_dict()` with zeros in the weights.
+            mask_path: for ``{layer name: {"weight": mask, "bias": None}}``, NNI's mask file; a mask
+                has the weight's shape and dtype, 1 = kept.
+        """
+        super().export_model(model_path)
+        if mask_path is not None:
+            weights = self._masks().weights
+            masks = {
+                name: {"weight": mask.to("cpu", weights[name].dense.dtype), "bias": None}
+                for name, mask in self.masks.items()
+            }
+            torch.save(masks, mask_path)
+
+    _final_masks: Optional[dict[str, torch.Tensor]] = None
+
+    def unwrap(self) -> Any:
+        """Gives the plain model back, zeros written in; ends the session."""
+        self._final_masks = self.masks
+        return super().unwrap()
+
+    def _masks(self) -> PrunerBinding:
+        binding = self._bound()
+        assert isinstance(binding, PrunerBinding)
+        return binding
+
+    def _make_binding(self, tracker: Tracker, weights: Sequence[TrackedWeight]) -> PrunerBinding:
+        return PrunerBinding(tracker, weights)
+
+    def _packed_masks(self) -> dict[str, Mask]:
+        if self._final_masks is not None:
+            masks = dict(self._final_masks)
+        else:
+            weights = self._masks().weights
+            masks = {name: w.mask for name, w in weights.items() if w.mask is not None}
+        return {
+            name: Mask.from_numpy(mask.to("cpu", torch.bool).numpy())
+            for name, mask in masks.items()
+        }
+
+    def _install_masks(self, masks: Mapping[str, Mask]) -> None:
+        binding = self._masks()
+        for name, mask in masks.items():
+            if name in binding.weights:
+                binding.set_mask(name, mask)
+                binding.tracker.answered(name, None)
+
+
+class LevelPruner(Pruner):
+    """Removes the share `sparsity` of each layer's weights, the smallest ones, once.
+
+    ``config_list = [{"sparsity": 0.8, "op_types": ["default"]}]``
+    """
+
+    algorithm = "level"
+
+
+class AGPPruner(Pruner):
+    """Removes more and more weights over the epochs (Zhu and Gupta, "To prune, or not to prune:
+    exploring the efficacy of pruning for model compression", 2017).
+
+    ``config_list = [{"initial_sparsity": 0, "final_sparsity": 0.8, "start_epoch": 0,
+    "end_epoch": 10, "frequency": 1, "op_types": ["default"]}]``; call `update_epoch` in each epoch.
+    """
+
+    algorithm = "agp"

@@ -1,0 +1,114 @@
+"""Quantizers: the forward pass sees quantized weights, the gradient goes to the float ones."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Optional
+
+import torch
+
+from ..adapter import Tracker, is_on_this_host
+from .binding import QuantizerBinding, TrackedWeight
+from .compressor import Compressor
+
+
+class Quantizer(Compressor):
+    """Base of quantizers. One for an algorithm of your own names it: ``algorithm = "mine"``.
+
+    Args:
+        transfer: what travels when weights change. "weights": the weights go to the service and
+            the quantized values come back. "ranges": the smallest and largest weight of a layer (or
+            channel) go, scale and zero point come back, and rounding happens here; the bits are the
+            same (DoReFa: to one code). By default "weights" when the server is on this host.
+
+    The other arguments are those of `Compressor`.
+    """
+
+    def __init__(self, *args: Any, transfer: Optional[str] = None, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        if transfer not in (None, "weights", "ranges"):
+            raise ValueError(f'transfer is {transfer!r}; it must be "weights" or "ranges"')
+        if transfer is None:
+            transfer = "weights" if is_on_this_host(self._client.server) else "ranges"
+        self.transfer = transfer
+
+    def export_model(self, model_path: str, calibration_path: Optional[str] = None) -> None:
+        """Writes the quantized model, and how it was quantized, with `torch.save`.
+
+        Args:
+            model_path: for the plain model's `state_dict()` with quantized values in the weights.
+            calibration_path: for `calibration`.
+        """
+        super().export_model(model_path)
+        if calibration_path is not None:
+            torch.save(self.calibration, calibration_path)
+
+    @property
+    def calibration(self) -> dict[str, dict[str, Any]]:
+        """Layer name -> "weight_bits", "weight_scale", "weight_zero_point", "channel_axis".
+
+        Scales are float32 and zero points int32 tensors, with one number or one per channel; None
+        for DoReFa. Layers that are not quantized yet are left out.
+        """
+        if self._final_calibration is not None:
+            return dict(self._final_calibration)
+        self.refresh()
+        found = {}
+        for name, weight in self._quantization().weights.items():
+            parameters = weight.state.parameters
+            if parameters is not None:
+                found[name] = {
+                    "weight_bits": parameters.bits,
+                    "weight_scale": parameters.scale,
+                    "weight_zero_point": parameters.zero_point,
+                    "channel_axis": parameters.channel_axis,
+                }
+        return found
+
+    _final_calibration: Optional[dict[str, dict[str, Any]]] = None
+
+    def unwrap(self) -> Any:
+        """Gives the plain model back, quantized values written in; ends the session."""
+        self._final_calibration = self.calibration
+        return super().unwrap()
+
+    def _quantization(self) -> QuantizerBinding:
+        binding = self._bound()
+        assert isinstance(binding, QuantizerBinding)
+        return binding
+
+    def _make_binding(self, tracker: Tracker, weights: Sequence[TrackedWeight]) -> QuantizerBinding:
+        return QuantizerBinding(tracker, weights, self.transfer)
+
+    def _take_step(self, step: int) -> None:
+        self._quantization().step(step)
+
+
+class NaiveQuantizer(Quantizer):
+    """Eight bits with a scale that only grows.
+
+    ``config_list = [{"op_types": ["default"]}]``
+    """
+
+    algorithm = "naive"
+
+
+class QATQuantizer(Quantizer):
+    """Quantization-aware training (Jacob et al., "Quantization and training of neural networks for
+    efficient integer-arithmetic-only inference", 2018).
+
+    ``config_list = [{"quant_types": ["weight"], "quant_bits": 8, "quant_start_step": 0,
+    "op_types": ["default"]}]``; call `step` after each minibatch when `quant_start_step` is set.
+    """
+
+    algorithm = "qat"
+
+
+class DoReFaQuantizer(Quantizer):
+    """Low bit widths (Zhou et al., "DoReFa-Net: training low bitwidth convolutional neural networks
+    with low bitwidth gradients", 2016).
+
+    ``config_list = [{"quant_bits": 4, "op_types": ["default"]}]``
+    """
+
+    algorithm = "dorefa"

@@ -1,0 +1,130 @@
+"""Quantized weights computed where the weight is, with the parameters that the service decided.
+
+The arithmetic is float32 in the service's order of operations, so both give the same bits (DoReFa
+to one code: the last bit of tanh differs between mathematical libraries).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Optional
+
+import numpy as np
+import torch
+
+from ..quantization import QuantizedTensor
+
+DOREFA = "dorefa"
+HALF_EVEN = "half_even"
+TRUNCATE = "truncate"
+
+
+@dataclasses.dataclass(eq=False)
+class Parameters:
+    """What turns a weight into codes and back.
+
+    ``scale`` (float32) and ``zero_point`` (int32) have no dimension, or ``[C]`` with one number
+    for each slice along ``channel_axis``; they stay on the CPU whatever the model does. Both are
+    None for DoReFa, whose only parameter is the number of bits.
+    """
+
+    formula: str
+    rounding: str
+    bits: int
+    code_min: int
+    code_max: int
+    scale: Optional[torch.Tensor]
+    zero_point: Optional[torch.Tensor]
+    channel_axis: Optional[int]
+
+    @property
+    def depends_on_weight(self) -> bool:
+        """Whether another weight could have other parameters."""
+        return self.scale is not None
+
+    @property
+    def clamps(self) -> bool:
+        """Whether a weight outside the range that the parameters were made for gets no gradient."""
+        return self.rounding == HALF_EVEN
+
+    def _scale_and_zero_point(self, weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Both as float32 on the weight's device, in a shape that broadcasts over it."""
+        assert self.scale is not None and self.zero_point is not None
+        scale = self.scale.to(weight.device, non_blocking=True)
+        zero_point = self.zero_point.to(weight.device, torch.float32, non_blocking=True)
+        if self.channel_axis is not None:
+            shape = [1] * weight.dim()
+            shape[self.channel_axis] = -1
+            scale, zero_point = scale.reshape(shape), zero_point.reshape(shape)
+        return scale, zero_point
+
+    def quantize(self, weight: torch.Tensor) -> torch.Tensor:
+        """The dequantized values: the weight's shape, dtype and device, without gradient."""
+        with torch.no_grad():
+            wide = weight.detach().to(torch.float32)
+            values = self._dorefa(wide) if self.formula == DOREFA else self._affine(wide)
+            return values.to(weight.dtype)
+
+    def _affine(self, weight: torch.Tensor) -> torch.Tensor:
+        scale, zero_point = self._scale_and_zero_point(weight)
+        if self.rounding == TRUNCATE:
+            codes = weight.div(scale).trunc_()
+        else:
+            codes = weight.mul(scale.reciprocal()).round_()
+        # Adding the zero point also turns -0.0, which no integer code has, into 0.0.
+        codes.add_(zero_point).clamp_(self.code_min, self.code_max)
+        return codes.sub_(zero_point).mul_(scale)
+
+    def _dorefa(self, weight: torch.Tensor) -> torch.Tensor:
+        squashed = weight.tanh()
+        largest = squashed.abs().max()
+        codes = squashed.div(largest * 2).add_(0.5).mul_(float(self.code_max)).round_()
+        values = codes.mul_(2).div_(float(self.code_max)).sub_(1)
+        # A weight that is zero everywhere stays so.
+        return torch.where(largest > 0, values, torch.zeros_like(values))
+
+    def inside(self, weight: torch.Tensor) -> torch.Tensor:
+        """True where `quantize` did not clamp: bool of the weight's shape. Only if `clamps`."""
+        with torch.no_grad():
+            scale, zero_point = self._scale_and_zero_point(weight)
+            codes = weight.detach().to(torch.float32).mul(scale.reciprocal()).round_()
+            codes.add_(zero_point)
+            return (codes >= self.code_min) & (codes <= self.code_max)
+
+
+def weight_range(weight: torch.Tensor, channel_axis: Optional[int]) -> torch.Tensor:
+    """Smallest and largest element as float32 on the weight's device.
+
+    Shape ``[2]``, or ``[2, C]`` for the ``C`` slices along ``channel_axis``. NaN stays NaN.
+    """
+    with torch.no_grad():
+        if channel_axis is None:
+            low, high = torch.aminmax(weight.detach())
+        else:
+            rows = weight.detach().movedim(channel_axis, 0)
+            rows = rows.reshape(rows.shape[0], -1)
+            low, high = torch.aminmax(rows, dim=1)
+        return torch.stack([low, high]).to(torch.float32)
+
+
+def parameters_of(quantized: QuantizedTensor) -> Optional[Parameters]:
+    """The parameters of an answer; None when the weight passes unchanged."""
+    if quantized.unquantized:
+        return None
+    assert quantized.formula is not None and quantized.rounding is not None
+    assert quantized.bits is not None
+    assert quantized.code_min is not None and quantized.code_max is not None
+    scale = zero_point = None
+    if quantized.scale is not None:
+        scale = torch.from_numpy(np.array(quantized.scale, dtype=np.float32))
+        zero_point = torch.from_numpy(np.array(quantized.zero_point, dtype=np.int32))
+    return Parameters(
+        formula=quantized.formula,
+        rounding=quantized.rounding,
+        bits=quantized.bits,
+        code_min=quantized.code_min,
+        code_max=quantized.code_max,
+        scale=scale,
+        zero_point=zero_point,
+        channel_axis=quantized.channel_axis,
+    )
