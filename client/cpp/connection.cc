@@ -1,0 +1,112 @@
+#include "client/cpp/connection.h"
+
+#include <grpcpp/create_channel.h>
+#include <grpcpp/security/credentials.h>
+#include <grpcpp/support/channel_arguments.h>
+
+#include <utility>
+
+#include "absl/random/random.h"
+#include "absl/strings/match.h"
+#include "absl/strings/str_cat.h"
+#include "absl/strings/str_format.h"
+#include "proto/wire/frames.h"
+
+namespace nni_compression::internal {
+namespace {
+
+// Stock limits are 4 MiB; a server may use all of it.
+constexpr int kMaxReceiveBytes = wire::kMaxMessageBytes + (64 << 10);
+
+bool IsLoopback(absl::string_view address) {
+  return absl::StartsWith(address, "localhost:") || absl::StartsWith(address, "127.") ||
+         absl::StartsWith(address, "[::1]:");
+}
+
+grpc::ChannelArguments Arguments(absl::string_view address) {
+  grpc::ChannelArguments arguments;
+  arguments.SetMaxReceiveMessageSize(kMaxReceiveBytes);
+  arguments.SetMaxSendMessageSize(-1);
+  arguments.SetUserAgentPrefix("nni-compression-cpp/" NNI_COMPRESSION_VERSION);
+  // Calls are retried here. gRPC's own retries would keep slices of the caller's memory.
+  arguments.SetInt(GRPC_ARG_ENABLE_RETRIES, 0);
+  arguments.SetInt(GRPC_ARG_INITIAL_RECONNECT_BACKOFF_MS, 100);
+  arguments.SetInt(GRPC_ARG_MIN_RECONNECT_BACKOFF_MS, 1000);
+  arguments.SetInt(GRPC_ARG_MAX_RECONNECT_BACKOFF_MS, 2000);
+  // With keep-alive gRPC also sets TCP_USER_TIMEOUT, which is what ends a connection to a peer that
+  // no longer reads. Pings any more frequent would be refused by stock servers.
+  arguments.SetInt(GRPC_ARG_KEEPALIVE_TIME_MS, 6 * 60 * 1000);
+  arguments.SetInt(GRPC_ARG_KEEPALIVE_TIMEOUT_MS, 20 * 1000);
+  // A connection of its own for each Client, with its own reconnection.
+  arguments.SetInt(GRPC_ARG_USE_LOCAL_SUBCHANNEL_POOL, 1);
+  if (IsLoopback(address)) arguments.SetInt(GRPC_ARG_ENABLE_HTTP_PROXY, 0);
+  return arguments;
+}
+
+}  // namespace
+
+std::string RandomId() {
+  absl::BitGen random;
+  return absl::StrFormat("%016x%016x", absl::Uniform<uint64_t>(random),
+                         absl::Uniform<uint64_t>(random));
+}
+
+absl::StatusOr<std::shared_ptr<const Connection>> Connection::Open(std::string address,
+                                                                   const ClientOptions& options) {
+  auto channel =
+      grpc::CreateCustomChannel(address, grpc::InsecureChannelCredentials(), Arguments(address));
+  if (!channel->WaitForConnected(absl::ToChronoTime(absl::Now() + options.connect_timeout))) {
+    return absl::UnavailableError(
+        absl::StrCat("no compression server answers at ", address, " (waited ",
+                     absl::FormatDuration(options.connect_timeout),
+                     "); start one with `compression_server --listen=", address,
+                     "`, or give another address, in $NNI_COMPRESSION_SERVER for example"));
+  }
+  return std::shared_ptr<const Connection>(
+      new Connection(std::move(address), options, std::move(channel)));
+}
+
+Connection::Connection(std::string address, const ClientOptions& options,
+                       std::shared_ptr<grpc::Channel> channel)
+    : address_(std::move(address)),
+      options_(options),
+      channel_(std::move(channel)),
+      stub_(v1::CompressionService::NewStub(channel_)) {}
+
+std::unique_ptr<grpc::ClientContext> Connection::NewContext(absl::Time deadline,
+                                                            const std::string& route) const {
+  auto context = std::make_unique<grpc::ClientContext>();
+  context->set_deadline(absl::ToChronoTime(deadline));
+  context->AddMetadata("nni-route", route);
+  return context;
+}
+
+Outcome Connection::OutcomeOf(const grpc::Status& status,
+                              const grpc::ClientContext& context) const {
+  Outcome outcome;
+  if (status.ok()) return outcome;
+  const auto code = static_cast<absl::StatusCode>(status.error_code());
+  const bool about_connection =
+      code == absl::StatusCode::kUnavailable || code == absl::StatusCode::kDeadlineExceeded;
+  outcome.status = absl::Status(
+      code, about_connection ? absl::StrCat("server ", address_, ": ", status.error_message())
+                             : status.error_message());
+  const auto& trailers = context.GetServerTrailingMetadata();
+  if (const auto i = trailers.find("grpc-retry-pushback-ms"); i != trailers.end()) {
+    outcome.pushback = std::string(i->second.data(), i->second.size());
+  }
+  return outcome;
+}
+
+absl::Status Connection::WithRetries(Retry retry,
+                                     absl::FunctionRef<Outcome(absl::Time)> attempt) const {
+  while (true) {
+    Outcome outcome = attempt(retry.deadline());
+    if (outcome.status.ok()) return outcome.status;
+    const auto delay = retry.NextDelay(outcome, absl::Now());
+    if (!delay) return outcome.status;
+    absl::SleepFor(*delay);
+  }
+}
+
+}  // namespace nni_compression::internal

@@ -1,0 +1,84 @@
+// A channel to one server, and what all calls over it have in common.
+#ifndef NNI_COMPRESSION_CLIENT_CPP_CONNECTION_H_
+#define NNI_COMPRESSION_CLIENT_CPP_CONNECTION_H_
+
+#include <grpcpp/channel.h>
+#include <grpcpp/client_context.h>
+#include <grpcpp/generic/generic_stub.h>
+#include <grpcpp/support/status.h>
+
+#include <memory>
+#include <optional>
+#include <string>
+
+#include "absl/functional/function_ref.h"
+#include "absl/status/status.h"
+#include "absl/status/statusor.h"
+#include "absl/time/clock.h"
+#include "absl/time/time.h"
+#include "client/cpp/retry.h"
+#include "nni/compression/v1/compression.grpc.pb.h"
+#include "nni_compression/client.h"
+
+namespace nni_compression::internal {
+
+// 128 random bits in hexadecimal: route keys and request ids.
+std::string RandomId();
+
+// Immutable after Open; thread-safe.
+class Connection {
+ public:
+  // See Client::Connect.
+  static absl::StatusOr<std::shared_ptr<const Connection>> Open(std::string address,
+                                                                const ClientOptions& options);
+
+  const std::string& address() const { return address_; }
+  const ClientOptions& options() const { return options_; }
+  const std::shared_ptr<grpc::Channel>& channel() const { return channel_; }
+
+  // A context with the deadline and the metadata that every call carries.
+  std::unique_ptr<grpc::ClientContext> NewContext(absl::Time deadline,
+                                                  const std::string& route) const;
+
+  // What the finished call says, with the address where the server had no say.
+  Outcome OutcomeOf(const grpc::Status& status, const grpc::ClientContext& context) const;
+
+  // Makes attempts until one succeeds or may not be repeated.
+  absl::Status WithRetries(Retry retry,
+                           absl::FunctionRef<Outcome(absl::Time deadline)> attempt) const;
+
+  // Calls a unary method. The response is empty before each attempt.
+  template <typename Request, typename Response>
+  absl::StatusOr<Response> Unary(grpc::Status (v1::CompressionService::Stub::*method)(
+                                     grpc::ClientContext*, const Request&, Response*),
+                                 const Request& request, const std::string& route,
+                                 const CallOptions& options) const {
+    Response response;
+    absl::Status status =
+        WithRetries(NewRetry(options, options_.timeout), [&](absl::Time deadline) {
+          response.Clear();
+          const auto context = NewContext(deadline, route);
+          return OutcomeOf((stub_.get()->*method)(context.get(), request, &response), *context);
+        });
+    if (!status.ok()) return status;
+    return response;
+  }
+
+  // The attempts of a call that begins now.
+  Retry NewRetry(const CallOptions& options, absl::Duration default_timeout) const {
+    return Retry(options_.retry, absl::Now() + options.timeout.value_or(default_timeout));
+  }
+
+ private:
+  Connection(std::string address, const ClientOptions& options,
+             std::shared_ptr<grpc::Channel> channel);
+
+  const std::string address_;
+  const ClientOptions options_;
+  const std::shared_ptr<grpc::Channel> channel_;
+  const std::unique_ptr<v1::CompressionService::Stub> stub_;
+};
+
+}  // namespace nni_compression::internal
+
+#endif  // NNI_COMPRESSION_CLIENT_CPP_CONNECTION_H_

@@ -1,0 +1,116 @@
+// A session: one compressor on the server, bound to one model.
+#ifndef NNI_COMPRESSION_SESSION_H_
+#define NNI_COMPRESSION_SESSION_H_
+
+#include <cstdint>
+#include <functional>
+#include <memory>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "absl/status/status.h"
+#include "absl/status/statusor.h"
+#include "absl/strings/string_view.h"
+#include "absl/time/time.h"
+#include "absl/types/span.h"
+#include "nni/compression/v1/compression.pb.h"
+#include "nni_compression/files.h"
+#include "nni_compression/types.h"
+
+namespace nni_compression {
+
+namespace v1 = ::nni::compression::v1;
+
+namespace internal {
+class Connection;
+}
+
+// How far a call with tensors has come.
+struct Progress {
+  int64_t sent_bytes = 0;   // payload handed to the transport; falls back when the call is retried
+  int64_t total_bytes = 0;  // payload that the call sends
+  int64_t answered = 0;     // tensors answered, or files complete
+};
+
+// Of one call; what is not set is the client's.
+struct CallOptions {
+  std::optional<absl::Duration> timeout;
+  // Called in the caller's thread, at most once a message.
+  std::function<void(const Progress&)> progress;
+  // Where the trainer believes the session to be; FAILED_PRECONDITION when it is elsewhere.
+  // CalcMask looks at the epoch, QuantizeWeight at the step.
+  std::optional<int64_t> epoch;
+  std::optional<int64_t> step;
+};
+
+struct StepResult {
+  int64_t step = 0;  // the highest one applied
+  std::vector<std::string> stale_layers;
+  // One for each tensor sent, in their order; the data is empty.
+  std::vector<absl::StatusOr<QuantizedTensor>> parameters;
+};
+
+// A handle; copies are the same session. Destroying it does not close the session: several ranks
+// may hold it, and its lease ends it when nobody calls. Thread-safe: any method may be called from
+// any thread at any time; the server orders the calls of a session.
+//
+// Every call may be retried, and is: UNAVAILABLE, and RESOURCE_EXHAUSTED where the server says how
+// long to wait, are tried again until the call's timeout or RetryOptions::time_limit. All errors
+// are the wire contract's codes. A call with tensors returns only when the transport has let go of
+// the caller's memory; after an error that may take as long as a dead connection takes to be
+// noticed (20 s).
+class Session {
+ public:
+  Session(std::shared_ptr<const internal::Connection> connection, std::string id, std::string route,
+          v1::Plan plan, std::vector<std::string> stale_layers);
+
+  const std::string& id() const { return id_; }
+  // The route key that every call carries; give it to the ranks that join.
+  const std::string& route() const { return route_; }
+  const v1::Plan& plan() const { return *plan_; }
+  // Layers that were stale when the session was bound or joined.
+  const std::vector<std::string>& initial_stale_layers() const { return initial_stale_layers_; }
+
+  // Masks of the weights, in their order, all in one stream. Each tensor has its own result: a
+  // layer's data error leaves the others alone, and when the call itself fails, the tensors that
+  // have no answer by then get its error. Roles kWeight, or kMask for a mask that the trainer has.
+  std::vector<absl::StatusOr<Mask>> CalcMask(absl::Span<const Tensor> tensors,
+                                             const CallOptions& options = {}) const;
+
+  // Quantized weights, likewise. Roles kWeight, or kRange (answered with parameters only).
+  std::vector<absl::StatusOr<QuantizedTensor>> QuantizeWeight(
+      absl::Span<const Tensor> tensors, QuantizeReply reply = QuantizeReply::kCodes,
+      const CallOptions& options = {}) const;
+
+  // Sets the epoch, which is absolute; the layers that are stale then.
+  absl::StatusOr<std::vector<std::string>> UpdateEpoch(int64_t epoch,
+                                                       const CallOptions& options = {}) const;
+
+  // Sets the step, which is absolute, and carries what the plan asks for.
+  absl::StatusOr<StepResult> Step(int64_t step, absl::Span<const Tensor> inputs = {},
+                                  const CallOptions& options = {}) const;
+
+  // Streams files of `format` ("safetensors", "masks") into the sink, which is not committed. Every
+  // compressed layer's weight for "safetensors", and other tensors that belong into the file.
+  // `format_options` is a JSON object or empty.
+  absl::Status Export(absl::string_view format, absl::Span<const Tensor> tensors, FileSink& sink,
+                      absl::string_view format_options = "", const CallOptions& options = {}) const;
+
+  // Renews the lease; the time left from now.
+  absl::StatusOr<absl::Duration> KeepAlive(const CallOptions& options = {}) const;
+
+  // Ends the session. Closing a closed session succeeds.
+  absl::Status Close(const CallOptions& options = {}) const;
+
+ private:
+  std::shared_ptr<const internal::Connection> connection_;
+  std::string id_;
+  std::string route_;
+  std::shared_ptr<const v1::Plan> plan_;
+  std::vector<std::string> initial_stale_layers_;
+};
+
+}  // namespace nni_compression
+
+#endif  // NNI_COMPRESSION_SESSION_H_

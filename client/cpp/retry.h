@@ -1,0 +1,45 @@
+// Which failed calls are sent again, and when.
+#ifndef NNI_COMPRESSION_CLIENT_CPP_RETRY_H_
+#define NNI_COMPRESSION_CLIENT_CPP_RETRY_H_
+
+#include <map>
+#include <optional>
+#include <string>
+
+#include "absl/status/status.h"
+#include "absl/time/time.h"
+#include "nni_compression/client.h"
+
+namespace nni_compression::internal {
+
+// How an attempt ended.
+struct Outcome {
+  absl::Status status;
+  // The trailer grpc-retry-pushback-ms. A negative or unreadable one forbids a retry.
+  std::optional<std::string> pushback = std::nullopt;
+  bool progress = false;  // something was achieved that the next attempt need not do again
+};
+
+// The attempts of one call. Everything that the service offers may be repeated, so only the status
+// decides: UNAVAILABLE, and RESOURCE_EXHAUSTED with a pushback. Thread-compatible.
+class Retry {
+ public:
+  Retry(const RetryOptions& options, absl::Time deadline)
+      : options_(options), deadline_(deadline), backoff_(options.initial_backoff) {}
+
+  absl::Time deadline() const { return deadline_; }
+
+  // How long to wait before the next attempt; nothing when there is to be none: the error is
+  // final, or the wait would outlast the deadline or the time limit.
+  std::optional<absl::Duration> NextDelay(const Outcome& outcome, absl::Time now);
+
+ private:
+  const RetryOptions options_;
+  const absl::Time deadline_;
+  absl::Duration backoff_;
+  std::optional<absl::Time> unavailable_since_;
+};
+
+}  // namespace nni_compression::internal
+
+#endif  // NNI_COMPRESSION_CLIENT_CPP_RETRY_H_

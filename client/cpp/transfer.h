@@ -1,0 +1,103 @@
+// Calls that send tensors and get an answer for each.
+#ifndef NNI_COMPRESSION_CLIENT_CPP_TRANSFER_H_
+#define NNI_COMPRESSION_CLIENT_CPP_TRANSFER_H_
+
+#include <google/protobuf/message_lite.h>
+
+#include <functional>
+#include <optional>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "absl/strings/str_cat.h"
+#include "client/cpp/connection.h"
+#include "client/cpp/replies.h"
+#include "client/cpp/stream.h"
+#include "client/cpp/upload.h"
+
+namespace nni_compression::internal {
+
+// Payload bytes of the tensors.
+int64_t TotalBytes(absl::Span<const Tensor* const> tensors);
+
+// Makes the call `method` until every tensor has an answer or the call fails for good; an attempt
+// sends the tensors that have none yet. Tensors without an answer get the call's error. Reader is
+// MaskReader or QuantizeReader, made by `make_reader(sent, results)`.
+template <typename T, typename MakeReader>
+std::vector<absl::StatusOr<T>> Transfer(const Connection& connection, const std::string& method,
+                                        const std::string& route,
+                                        const google::protobuf::MessageLite& open,
+                                        absl::Span<const Tensor> tensors,
+                                        const CallOptions& options, MakeReader make_reader) {
+  using Results = std::vector<std::optional<absl::StatusOr<T>>>;
+  Results results(tensors.size());
+  for (size_t i = 0; i < tensors.size(); ++i) {
+    if (absl::Status checked = CheckTensor(tensors[i]); !checked.ok()) results[i] = checked;
+  }
+  Progress progress;
+  const auto report = [&] {
+    if (options.progress) options.progress(progress);
+  };
+  const auto attempt = [&](absl::Time deadline) {
+    std::vector<const Tensor*> sent;
+    std::vector<size_t> position;
+    for (size_t i = 0; i < tensors.size(); ++i) {
+      if (results[i]) continue;
+      sent.push_back(&tensors[i]);
+      position.push_back(i);
+    }
+    if (sent.empty()) return Outcome{};
+    const int64_t answered_before = progress.answered;
+    const int64_t sent_before = progress.total_bytes - TotalBytes(sent);
+    Loans loans;
+    Upload::Options upload_options;
+    upload_options.checksum = connection.options().checksum;
+    upload_options.on_message = [&](int64_t sent_bytes) {
+      progress.sent_bytes = sent_before + sent_bytes;
+      report();
+    };
+    Upload upload(open, sent, upload_options, loans);
+    Results answers(sent.size());
+    auto reader = make_reader(absl::MakeConstSpan(sent), answers);
+    Outcome outcome = RunStream(connection, {method, route, deadline}, upload, loans,
+                                [&](grpc::ByteBuffer message) {
+                                  absl::Status status = reader.Read(std::move(message));
+                                  progress.answered = answered_before + reader.answered();
+                                  report();
+                                  return status;
+                                });
+    size_t unanswered = 0;
+    for (size_t i = 0; i < answers.size(); ++i) {
+      if (!answers[i]) {
+        ++unanswered;
+        continue;
+      }
+      results[position[i]] = std::move(answers[i]);
+      outcome.progress = true;
+    }
+    if (unanswered == 0) {
+      outcome.status = absl::OkStatus();
+    } else if (outcome.status.ok()) {
+      outcome.status = BadReply(absl::StrCat(unanswered, " tensors were not answered"));
+    }
+    return outcome;
+  };
+  for (const Tensor& tensor : tensors) progress.total_bytes += tensor.bytes.size();
+  const absl::Status status = connection.WithRetries(
+      connection.NewRetry(options, connection.options().transfer_timeout), attempt);
+  std::vector<absl::StatusOr<T>> all;
+  all.reserve(results.size());
+  for (auto& result : results) {
+    if (result) {
+      all.push_back(*std::move(result));
+    } else {
+      all.push_back(status);
+    }
+  }
+  return all;
+}
+
+}  // namespace nni_compression::internal
+
+#endif  // NNI_COMPRESSION_CLIENT_CPP_TRANSFER_H_
