@@ -31,7 +31,6 @@ from .tensors import Tensor
 R = TypeVar("R")
 
 
-
 def mask_header(layer: str, mask: Mask, index: int) -> _frames.Outgoing:
     """A mask, ready to be sent."""
     return _outgoing(layer, index, pb.TENSOR_ROLE_MASK, pb.DATA_TYPE_BIT, mask.shape, mask.bits)
@@ -109,7 +108,7 @@ class _Incoming:
                 f"layer {self.header.layer!r} came with {self.received} bytes and a commit of "
                 f"{commit.byte_length}, where {len(self.data)} were announced"
             )
-        if commit.HasField("crc32") and zlib.crc32(self.data) != commit.crc32:
+        if commit.HasField("crc32") and zlib.crc32(self.data.data) != commit.crc32:
             raise DataLossError(f"the checksum of what came for {self.header.layer!r} is wrong")
 
 
@@ -140,6 +139,11 @@ class LayerExchange(ABC, Generic[R]):
         self._checksum = checksum
         self._answers: dict[int, _Answer] = {}
         self._incoming: dict[int, _Incoming] = {}
+
+    @property
+    def empty(self) -> bool:
+        """Whether there is nothing to ask."""
+        return not self._pending
 
     def messages(self) -> Iterator[bytes]:
         self._answers = {}
@@ -241,7 +245,7 @@ class MaskExchange(LayerExchange[Mask]):
     def size_of(self, header: Any, request: Any) -> int:
         fits = header.role == pb.TENSOR_ROLE_MASK and header.dtype == pb.DATA_TYPE_BIT
         fits = fits and list(header.shape) == list(request.shape)
-        return (math.prod(request.shape) + 7) // 8 if fits else 0
+        return (math.prod(map(int, request.shape)) + 7) // 8 if fits else 0
 
     def build(self, result: Any, request: Any, parts: dict[int, _Incoming]) -> Mask:
         try:
@@ -268,14 +272,17 @@ class QuantizeExchange(LayerExchange[QuantizedTensor]):
         dtype = tensors.dtype_from_wire(header.dtype)
         if header.role in (pb.TENSOR_ROLE_SCALE, pb.TENSOR_ROLE_ZERO_POINT):
             wanted = "float32" if header.role == pb.TENSOR_ROLE_SCALE else "int32"
-            fits = dtype == wanted and len(header.shape) == 1 and 0 < header.shape[0] <= 2**40
+            fits = dtype == wanted and len(header.shape) == 1
+            fits = fits and header.shape[0] in list(request.shape)
         elif header.role == pb.TENSOR_ROLE_CODES:
             fits = dtype in ("int8", "uint8", "int16", "uint16")
             fits = fits and list(header.shape) == list(request.shape)
         else:
             fits = header.role == pb.TENSOR_ROLE_WEIGHT and header.dtype == request.dtype
             fits = fits and list(header.shape) == list(request.shape)
-        return math.prod(header.shape) * tensors.numpy_dtype(dtype).itemsize if fits else 0
+        if not fits:
+            return 0
+        return math.prod(map(int, header.shape)) * tensors.numpy_dtype(dtype).itemsize
 
     def build(self, result: Any, request: Any, parts: dict[int, _Incoming]) -> QuantizedTensor:
         is_range = request.role == pb.TENSOR_ROLE_RANGE

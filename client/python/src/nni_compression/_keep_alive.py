@@ -27,6 +27,11 @@ class KeepAlive:
     """
 
     def __init__(self) -> None:
+        self._pid: int
+        self._changed: threading.Condition
+        self._due: dict[weakref.ref[Session], float]
+        self._thread: Optional[threading.Thread]
+        self._stopped: bool
         self._reset()
         _running.add(self)
 
@@ -57,8 +62,8 @@ class KeepAlive:
     def _reset(self) -> None:
         self._pid = os.getpid()
         self._changed = threading.Condition()
-        self._due: dict[weakref.ref[Session], float] = {}
-        self._thread: Optional[threading.Thread] = None
+        self._due = {}
+        self._thread = None
         self._stopped = False
 
     def _run(self) -> None:

@@ -261,7 +261,7 @@ class Transport:
     ) -> Optional[float]:
         """Seconds to wait before the next attempt; None when there should be none."""
         if error.code == StatusCode.UNAVAILABLE:
-            delay = min(_FIRST_DELAY * 2 ** (attempts - 1), _LONGEST_DELAY)
+            delay = min(_FIRST_DELAY * 2.0 ** min(attempts - 1, 10), _LONGEST_DELAY)
             if not self._reached:  # nobody may be there at all: say so soon
                 first = start + self.connect_timeout
                 deadline = first if deadline is None else min(first, deadline)
@@ -269,7 +269,7 @@ class Transport:
             delay = pushback
         else:
             return None
-        delay *= _random.uniform(0.75, 1.25)
+        delay = delay * float(_random.uniform(0.75, 1.25))
         if deadline is not None and time.monotonic() + delay >= deadline:
             return None
         return delay

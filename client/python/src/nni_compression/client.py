@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import secrets
 from collections.abc import Mapping, Sequence
@@ -206,7 +207,7 @@ class Client:
         return [Algorithm.from_wire(algorithm) for algorithm in reply.algorithms]
 
     def health(self, *, timeout: float = _HEALTH_TIMEOUT) -> str:
-        """"SERVING", or "NOT_SERVING" while the server drains; asked once, without retries.
+        """Asks once, without retries: "SERVING", or "NOT_SERVING" while the server drains.
 
         Raises UnavailableError when nobody answers.
         """
@@ -296,10 +297,9 @@ def _make_client(server: str, settings: Mapping[str, Any]) -> Client:
 
 
 def _close_quietly(session: Session) -> None:
-    try:
+    # The error that led here says more, and the lease ends the session anyway.
+    with contextlib.suppress(CompressionError):
         session.close(timeout=_HEALTH_TIMEOUT)
-    except CompressionError:
-        pass  # the error that led here says more; the lease ends the session
 
 
 def _check_route(route: Optional[str]) -> Optional[str]:

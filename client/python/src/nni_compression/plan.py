@@ -140,7 +140,7 @@ class Plan:
 
 def _role_name(role: int) -> str:
     try:
-        name: str = pb.TensorRole.Name(role)  # type: ignore[attr-defined]
+        name: str = pb.TensorRole.Name(role)
     except ValueError:
         return str(role)  # a newer server's
     return name[len(_ROLE_PREFIX) :].lower()

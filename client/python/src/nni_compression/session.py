@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import operator
 import os
 import time
@@ -296,7 +297,7 @@ class Session:
         self,
         directory: Union[str, os.PathLike[str]],
         weights: Optional[Mapping[str, TensorLike]] = None,
-        format: str = "safetensors",  # noqa: A002
+        format: str = "safetensors",
         *,
         options: Optional[Mapping[str, Any]] = None,
         timeout: Optional[float] = None,
@@ -355,10 +356,8 @@ class Session:
         if self._closed or self._transport.forked:
             return
         request = pb.CloseSessionRequest(session_id=self.id)
-        try:
+        with contextlib.suppress(NotFoundError):
             self._unary("CloseSession", request, pb.CloseSessionResponse, timeout)
-        except NotFoundError:
-            pass
         self._closed = True
 
     def __enter__(self) -> Session:
@@ -416,7 +415,7 @@ class Session:
     def _exchange_layers(
         self, method: str, exchange: _exchange.LayerExchange[_R], timeout: Optional[float]
     ) -> dict[str, _R]:
-        if exchange.payload_bytes == 0:
+        if exchange.empty:
             return {}
         try:
             self._call(lambda: self._stream(method, exchange, timeout))
@@ -485,16 +484,16 @@ def _step_result(reply: pb.StepResponse, expected: int) -> StepResult:
     errors: dict[str, CompressionError] = {}
     for layer in reply.parameters:
         if layer.HasField("error"):
-            errors[layer.layer] = make_error(code_from_number(layer.error.code), layer.error.message)
+            errors[layer.layer] = make_error(
+                code_from_number(layer.error.code), layer.error.message
+            )
         else:
             parameters[layer.layer] = quantization.from_wire(layer)
     _raise_layer_errors(errors, parameters)
     return StepResult(reply.stale_layers, reply.step, parameters)
 
 
-def _raise_layer_errors(
-    errors: Mapping[str, CompressionError], results: Mapping[str, Any]
-) -> None:
+def _raise_layer_errors(errors: Mapping[str, CompressionError], results: Mapping[str, Any]) -> None:
     """Raises one error for all layers that failed, if any did."""
     if not errors:
         return
