@@ -96,7 +96,8 @@ class Quantizer : public Compressor {
   // itself needs to send no more than that.
   virtual bool accepts_range() const { return false; }
 
-  // Whether Step should carry the range: the session's state depends on it.
+  // Whether Step should carry the range when a trainer rounds for itself: the parameters depend on
+  // it.
   virtual bool wants_range_in_step() const { return false; }
 
   // The dimension whose slices have their own range; nothing: one range per tensor.

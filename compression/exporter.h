@@ -35,8 +35,9 @@ struct Segment {
   // Either bytes computed from the session: writes the segment's [offset, offset + out.size()).
   std::function<void(int64_t offset, absl::Span<uint8_t> out)> fill;
 
-  // Or a tensor of the client: index in the tensors given, and what is done to its bytes, in place,
-  // before they are sent. Segments use the tensors in their order, each once.
+  // Or a tensor of the client: index in the tensors given, and what is done to its bytes before
+  // they are sent, in place or by putting another buffer of the same size there; unset: nothing.
+  // Segments use the tensors in their order, each once.
   std::optional<int> tensor;
   std::function<absl::Status(Buffer& bytes)> transform;
 };

@@ -11,7 +11,10 @@ namespace nni_compression::compression {
 // One line for each file of algorithms/: the function that describes it.
 #define NNI_COMPRESSION_ALGORITHMS(ALGORITHM) \
   ALGORITHM(Agp)                              \
-  ALGORITHM(Level)
+  ALGORITHM(Dorefa)                           \
+  ALGORITHM(Level)                            \
+  ALGORITHM(Naive)                            \
+  ALGORITHM(Qat)
 
 #define NNI_COMPRESSION_DECLARE(name) AlgorithmInfo name##Algorithm();
 NNI_COMPRESSION_ALGORITHMS(NNI_COMPRESSION_DECLARE)

@@ -1,0 +1,89 @@
+#include "compression/algorithms/range_quantizer.h"
+
+#include <algorithm>
+#include <cmath>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "absl/strings/str_cat.h"
+#include "compression/kernels/finite.h"
+#include "compression/kernels/quantize.h"
+#include "compression/kernels/range.h"
+#include "compression/suggest.h"
+
+namespace nni_compression::compression {
+
+absl::StatusOr<QuantizedWeight> RangeQuantizer::QuantizeWeight(const Layer& layer,
+                                                               const at::Tensor& weight,
+                                                               QuantizeReply reply, Clock clock,
+                                                               LayerState& state) const {
+  const void* data = weight.data_ptr();
+  const Channels channels = Channels::Of(layer.shape, channel_axis(layer));
+  const std::optional<Range> range = FindRange(layer.dtype, data, channels);
+  if (!range) return NonFiniteError(layer, data, /*as_float32=*/true);
+
+  QuantizedWeight result;
+  result.parameters = ParametersFor(layer, *range, clock, state);
+  if (!result.parameters || reply == QuantizeReply::kParameters) return result;
+  result.dtype = reply == QuantizeReply::kValues ? layer.dtype : CodeType(*result.parameters);
+  result.data = Buffer::Allocate(ByteLength(result.dtype, layer.elements));
+  float max_tanh = 0;
+  for (size_t c = 0; c < range->minimum.size(); ++c) {
+    max_tanh = std::max(max_tanh, std::tanh(MaxMagnitude(*range, c)));
+  }
+  QuantizeTo(layer.dtype, data, channels, *result.parameters, reply, max_tanh, result.data.data());
+  return result;
+}
+
+absl::StatusOr<QuantizedWeight> RangeQuantizer::QuantizeRange(const Layer& layer,
+                                                              const Range& range, Clock clock,
+                                                              LayerState& state) const {
+  QuantizedWeight result;
+  result.parameters = ParametersFor(layer, range, clock, state);
+  return result;
+}
+
+float RangeQuantizer::MaxMagnitude(const Range& range, size_t c) {
+  return std::max(std::fabs(range.minimum[c]), std::fabs(range.maximum[c]));
+}
+
+OptionSpec QuantBits(int minimum, int maximum) {
+  OptionSpec spec;
+  spec.name = "quant_bits";
+  spec.type = OptionType::kIntegerPerType;
+  spec.default_value = 8;
+  spec.minimum = minimum;
+  spec.maximum = maximum;
+  spec.description = "Bits of a code: a number, or one per type, of which \"weight\" counts.";
+  spec.aliases = {"q_bits"};
+  return spec;
+}
+
+OptionSpec QuantTypes() {
+  OptionSpec spec;
+  spec.name = "quant_types";
+  spec.type = OptionType::kStringList;
+  spec.default_value = std::vector<std::string>{"weight"};
+  spec.choices = {"weight", "output", "input"};
+  spec.description = "What is quantized; this version quantizes weights only.";
+  return spec;
+}
+
+absl::StatusOr<int> WeightBits(const Options& options) {
+  const std::vector<std::string> types = options.StringList("quant_types");
+  for (size_t i = 0; i < types.size(); ++i) {
+    if (types[i] == "weight") continue;
+    return absl::InvalidArgumentError(
+        absl::StrCat(options.path(), ".quant_types[", i, "] is ", Quoted(types[i]),
+                     "; this version of the server supports only \"weight\""));
+  }
+  const nlohmann::json& bits = options.json().at("quant_bits");
+  if (bits.is_object() && !bits.contains("weight")) {
+    return absl::InvalidArgumentError(absl::StrCat(options.path(), ".quant_bits is ", Shown(bits),
+                                                   "; it must have a number for \"weight\""));
+  }
+  return static_cast<int>(options.IntegerFor("quant_bits", "weight"));
+}
+
+}  // namespace nni_compression::compression

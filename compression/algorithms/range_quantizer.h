@@ -1,0 +1,56 @@
+// What the quantizers share: their parameters follow from the range of the weight.
+#ifndef NNI_COMPRESSION_COMPRESSION_ALGORITHMS_RANGE_QUANTIZER_H_
+#define NNI_COMPRESSION_COMPRESSION_ALGORITHMS_RANGE_QUANTIZER_H_
+
+#include <ATen/core/Tensor.h>
+
+#include <optional>
+
+#include "absl/status/statusor.h"
+#include "compression/algorithm.h"
+
+namespace nni_compression::compression {
+
+// Range, then parameters, then codes: an algorithm says what the parameters are. A weight and its
+// range therefore give the same parameters, bit for bit. Weights count as float32: half types are
+// widened, float64 is rounded, and a float64 weight that is too large for float32 is refused as a
+// non-finite one.
+class RangeQuantizer : public Quantizer {
+ public:
+  explicit RangeQuantizer(int bits) : bits_(bits) {}
+
+  int bits() const override { return bits_; }
+  bool accepts_range() const override { return true; }
+  bool wants_range_in_step() const override { return true; }
+
+  absl::StatusOr<QuantizedWeight> QuantizeWeight(const Layer& layer, const at::Tensor& weight,
+                                                 QuantizeReply reply, Clock clock,
+                                                 LayerState& state) const override;
+  absl::StatusOr<QuantizedWeight> QuantizeRange(const Layer& layer, const Range& range, Clock clock,
+                                                LayerState& state) const override;
+
+ protected:
+  // The parameters of a weight with this finite range; nothing: it passes unchanged at this time.
+  // May write `state.memory`.
+  virtual std::optional<QuantizationParameters> ParametersFor(const Layer& layer,
+                                                              const Range& range, Clock clock,
+                                                              LayerState& state) const = 0;
+
+  // The largest magnitude of channel c.
+  static float MaxMagnitude(const Range& range, size_t c);
+
+ private:
+  const int bits_;
+};
+
+// Rows of the option table that all quantizers have.
+OptionSpec QuantBits(int minimum, int maximum);
+OptionSpec QuantTypes();
+
+// The bits that the two options above give weights. INVALID_ARGUMENT when they ask for activations,
+// or per type and not for weights.
+absl::StatusOr<int> WeightBits(const Options& options);
+
+}  // namespace nni_compression::compression
+
+#endif  // NNI_COMPRESSION_COMPRESSION_ALGORITHMS_RANGE_QUANTIZER_H_

@@ -1,0 +1,15 @@
+// The formats there are: one function for each file of this folder.
+#ifndef NNI_COMPRESSION_COMPRESSION_EXPORTERS_FORMATS_H_
+#define NNI_COMPRESSION_COMPRESSION_EXPORTERS_FORMATS_H_
+
+#include "compression/exporter.h"
+
+namespace nni_compression::compression {
+
+// They live forever.
+const Exporter* MasksExporter();
+const Exporter* SafetensorsExporter();
+
+}  // namespace nni_compression::compression
+
+#endif  // NNI_COMPRESSION_COMPRESSION_EXPORTERS_FORMATS_H_

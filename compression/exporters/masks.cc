@@ -1,0 +1,113 @@
+// "masks": the masks in force, of every compressed layer, in two files.
+//   masks.safetensors         U8, the weight's shape, 1 = kept
+//   masks.packed.safetensors  U8 [ceil(n / 8)], one bit an element; the metadata tells the shapes
+#include <cstring>
+#include <map>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "absl/strings/str_cat.h"
+#include "compression/exporters/formats.h"
+#include "compression/exporters/safetensors_header.h"
+#include "compression/suggest.h"
+
+namespace nni_compression::compression {
+namespace {
+
+constexpr char kMediaType[] = "application/octet-stream";
+
+absl::Status CheckRequest(const Session& session, absl::Span<const ExportTensor> tensors,
+                          const nlohmann::json& options) {
+  if (session.algorithm().kind != AlgorithmKind::kPruner) {
+    return absl::FailedPreconditionError(absl::StrCat(
+        "the session's algorithm is ", session.algorithm().name, ", a quantizer: it has no masks"));
+  }
+  if (!tensors.empty()) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("format masks was sent ", tensors.size(), " tensors; it takes none"));
+  }
+  return Options::Check({}, {}, options, "options");
+}
+
+Segment PlainSegment(const Mask& mask) {
+  Segment segment;
+  segment.byte_length = mask.elements();
+  segment.fill = [mask](int64_t offset, absl::Span<uint8_t> out) { mask.Unpack(offset, out); };
+  return segment;
+}
+
+Segment PackedSegment(const Mask& mask) {
+  Segment segment;
+  segment.byte_length = mask.bits().size();
+  segment.fill = [mask](int64_t offset, absl::Span<uint8_t> out) {
+    std::memcpy(out.data(), mask.bits().data() + offset, out.size());
+  };
+  return segment;
+}
+
+// One of the two files, while layers are added to it.
+struct File {
+  std::string name;
+  std::vector<ExportTensor> tensors;
+  std::vector<Segment> segments;
+
+  void Add(const std::string& layer, std::vector<int64_t> shape, Segment segment) {
+    tensors.push_back({layer, DataType::kUInt8, std::move(shape), segment.byte_length});
+    segments.push_back(std::move(segment));
+  }
+
+  absl::StatusOr<ExportFile> Finish(const std::map<std::string, std::string>& metadata) && {
+    auto header = SafetensorsHeader(tensors, metadata);
+    if (!header.ok()) return header.status();
+    ExportFile file{std::move(name), kMediaType, {}};
+    file.segments.push_back(BytesSegment(*std::move(header)));
+    for (Segment& segment : segments) file.segments.push_back(std::move(segment));
+    return file;
+  }
+};
+
+class Masks : public Exporter {
+ public:
+  absl::string_view format() const override { return "masks"; }
+
+  absl::StatusOr<std::vector<ExportFile>> Plan(const Session& session,
+                                               absl::Span<const ExportTensor> tensors,
+                                               const nlohmann::json& options) const override {
+    if (auto status = CheckRequest(session, tensors, options); !status.ok()) return status;
+    File plain{"masks.safetensors", {}, {}};
+    File packed{"masks.packed.safetensors", {}, {}};
+    nlohmann::json shapes = nlohmann::json::object();
+    for (size_t i = 0; i < session.plan().layers.size(); ++i) {
+      if (session.plan().layers[i].planned == nullptr) continue;
+      const Layer& layer = session.layer(static_cast<int>(i));
+      const LayerState& state = session.state(static_cast<int>(i));
+      if (!state.mask) {
+        return absl::FailedPreconditionError(
+            absl::StrCat("layer ", Quoted(layer.name), " has no mask yet: ask for one first"));
+      }
+      plain.Add(layer.name, layer.shape, PlainSegment(*state.mask));
+      packed.Add(layer.name, {state.mask->bits().size()}, PackedSegment(*state.mask));
+      shapes[layer.name] = layer.shape;
+    }
+    std::map<std::string, std::string> metadata = {
+        {"nni_compression.algorithm", session.algorithm().name},
+        {"nni_compression.meaning", "1 = kept"}};
+    auto plain_file = std::move(plain).Finish(metadata);
+    if (!plain_file.ok()) return plain_file.status();
+    metadata["nni_compression.packing"] = "bit i % 8 of byte i / 8 is element i, C order";
+    metadata["nni_compression.shapes"] = shapes.dump();
+    auto packed_file = std::move(packed).Finish(metadata);
+    if (!packed_file.ok()) return packed_file.status();
+    return std::vector<ExportFile>{*std::move(plain_file), *std::move(packed_file)};
+  }
+};
+
+}  // namespace
+
+const Exporter* MasksExporter() {
+  static const Masks* const exporter = new Masks;
+  return exporter;
+}
+
+}  // namespace nni_compression::compression

@@ -1,0 +1,32 @@
+// Smallest and largest weights.
+#ifndef NNI_COMPRESSION_COMPRESSION_KERNELS_RANGE_H_
+#define NNI_COMPRESSION_COMPRESSION_KERNELS_RANGE_H_
+
+#include <optional>
+
+#include "absl/types/span.h"
+#include "compression/dtype.h"
+#include "compression/quantization.h"
+
+namespace nni_compression::compression {
+
+// A tensor as [outer, channels, inner], C order. Per tensor: one channel.
+struct Channels {
+  int64_t outer = 1;
+  int64_t channels = 1;
+  int64_t inner = 1;
+
+  int64_t elements() const { return outer * channels * inner; }
+
+  // `axis`: the dimension of the channels; nothing: all is one channel.
+  static Channels Of(absl::Span<const int64_t> shape, std::optional<int> axis);
+};
+
+// The range of each channel of a weight, as float32: other types are widened, float64 is rounded to
+// float32 first. Zeros are positive, so that equal weights give equal bits on any number of
+// threads. Nothing when an element is not finite (as float32).
+std::optional<Range> FindRange(DataType dtype, const void* weight, const Channels& channels);
+
+}  // namespace nni_compression::compression
+
+#endif  // NNI_COMPRESSION_COMPRESSION_KERNELS_RANGE_H_
