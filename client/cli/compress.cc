@@ -1,0 +1,236 @@
+#include "client/cli/compress.h"
+
+#include <sys/stat.h>
+
+#include <algorithm>
+#include <set>
+#include <utility>
+
+#include "absl/cleanup/cleanup.h"
+#include "absl/strings/match.h"
+#include "absl/strings/str_cat.h"
+#include "absl/strings/str_join.h"
+#include "absl/time/clock.h"
+#include "client/cli/checkpoint_sink.h"
+#include "client/cli/config.h"
+#include "client/cli/progress.h"
+
+namespace nni_compression::cli {
+namespace {
+
+constexpr char kWeightSuffix[] = ".weight";
+
+bool IsWeightType(DataType dtype) {
+  return dtype == DataType::kFloat32 || dtype == DataType::kFloat16 ||
+         dtype == DataType::kBFloat16 || dtype == DataType::kFloat64;
+}
+
+absl::string_view KindName(v1::AlgorithmKind kind) {
+  return kind == v1::ALGORITHM_KIND_PRUNER ? "pruner" : "quantizer";
+}
+
+// The algorithm exists and is what the command is for.
+absl::Status CheckKind(const Client& client, const CompressJob& job) {
+  const auto listed = client.ListAlgorithms();
+  if (!listed.ok()) return listed.status();
+  std::vector<std::string> fitting;
+  for (const v1::Algorithm& algorithm : listed->algorithms()) {
+    if (algorithm.kind() == job.kind) fitting.push_back(algorithm.name());
+    if (algorithm.name() != job.algorithm || algorithm.kind() == job.kind) continue;
+    return absl::InvalidArgumentError(
+        absl::StrCat(job.algorithm, " is a ", KindName(algorithm.kind()), ", not a ",
+                     KindName(job.kind), "; use ",
+                     job.kind == v1::ALGORITHM_KIND_PRUNER ? "`compressionctl quantize`"
+                                                           : "`compressionctl prune`"));
+  }
+  if (std::find(fitting.begin(), fitting.end(), job.algorithm) != fitting.end()) {
+    return absl::OkStatus();
+  }
+  return absl::InvalidArgumentError(absl::StrCat(
+      "--algorithm is ", job.algorithm, "; it must be one of ", absl::StrJoin(fitting, ", ")));
+}
+
+// Takes the session to the epoch and step at which the result is wanted.
+absl::Status Advance(const Session& session, const CompressJob& job) {
+  const v1::Plan& plan = session.plan();
+  const auto epoch = job.epoch ? job.epoch : LargestOption(plan, "end_epoch");
+  if (epoch && (job.epoch || plan.needs_update_epoch())) {
+    const auto stale = session.UpdateEpoch(*epoch);
+    if (!stale.ok()) return stale.status();
+  }
+  const auto step = job.step ? job.step : LargestOption(plan, "quant_start_step");
+  if (step && (job.step || plan.needs_step())) {
+    const auto stale = session.Step(*step);
+    if (!stale.ok()) return stale.status();
+  }
+  return absl::OkStatus();
+}
+
+// The compressed layers' weights, in the file's order, as the plan has them.
+std::vector<Tensor> WeightsOf(const SafetensorsFile& file, const v1::Plan& plan) {
+  std::set<std::string> compressed;
+  for (const v1::LayerPlan& layer : plan.layers()) {
+    if (layer.compressed()) compressed.insert(layer.name());
+  }
+  std::vector<Tensor> weights;
+  for (const FileTensor& tensor : file.header().tensors) {
+    if (compressed.count(tensor.name) == 0) continue;
+    weights.push_back({tensor.name, *ToDataType(tensor.dtype), tensor.shape, file.bytes(tensor)});
+  }
+  return weights;
+}
+
+CallOptions Drawing(ProgressBar& bar) {
+  CallOptions options;
+  options.progress = [&bar](const Progress& p) { bar.Update(p.sent_bytes, p.total_bytes); };
+  return options;
+}
+
+LayerOutcome NewOutcome(const Tensor& tensor) {
+  LayerOutcome outcome;
+  outcome.name = tensor.name;
+  outcome.shape = tensor.shape;
+  outcome.elements = 1;
+  for (const int64_t dimension : tensor.shape) outcome.elements *= dimension;
+  return outcome;
+}
+
+std::vector<LayerOutcome> Prune(const Session& session, const std::vector<Tensor>& weights,
+                                std::FILE* progress) {
+  ProgressBar bar(progress, "masks ");
+  const auto masks = session.CalcMask(weights, Drawing(bar));
+  std::vector<LayerOutcome> outcomes;
+  for (size_t i = 0; i < weights.size(); ++i) {
+    LayerOutcome outcome = NewOutcome(weights[i]);
+    outcome.status = masks[i].status();
+    if (masks[i].ok()) {
+      outcome.target_sparsity = masks[i]->target_sparsity();
+      outcome.achieved_sparsity = masks[i]->sparsity();
+    }
+    outcomes.push_back(std::move(outcome));
+  }
+  return outcomes;
+}
+
+// The codes stay on the server, which writes them into the export: only parameters come back.
+std::vector<LayerOutcome> Quantize(const Session& session, const std::vector<Tensor>& weights,
+                                   std::FILE* progress) {
+  ProgressBar bar(progress, "ranges");
+  const auto quantized = session.QuantizeWeight(weights, QuantizeReply::kParameters, Drawing(bar));
+  std::vector<LayerOutcome> outcomes;
+  for (size_t i = 0; i < weights.size(); ++i) {
+    LayerOutcome outcome = NewOutcome(weights[i]);
+    outcome.status = quantized[i].status();
+    if (quantized[i].ok() && !quantized[i]->unquantized) {
+      outcome.bits = quantized[i]->parameters.bits;
+    }
+    outcomes.push_back(std::move(outcome));
+  }
+  return outcomes;
+}
+
+absl::StatusOr<std::vector<std::string>> Export(const Session& session, const SafetensorsFile& file,
+                                                const std::vector<Tensor>& weights,
+                                                const CompressJob& job) {
+  auto directory = DirectorySink::Create(job.output_directory);
+  if (!directory.ok()) return directory.status();
+  ProgressBar bar(job.progress, "export");
+  absl::Status exported;
+  if (job.format == "safetensors") {
+    CheckpointSink sink(file, *directory);
+    exported = session.Export(job.format, weights, sink, "", Drawing(bar));
+  } else {
+    exported = session.Export(job.format, {}, *directory, "", Drawing(bar));
+  }
+  if (!exported.ok()) return exported;
+  return directory->Commit();
+}
+
+// Files are renamed into place, so the input would be gone for good.
+absl::Status CheckOutput(const CompressJob& job) {
+  struct stat input, output;
+  const std::string path = absl::StrCat(job.output_directory, "/model.safetensors");
+  if (stat(job.input_path.c_str(), &input) == 0 && stat(path.c_str(), &output) == 0 &&
+      input.st_dev == output.st_dev && input.st_ino == output.st_ino) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("the output would replace the input ", path, "; choose another directory"));
+  }
+  return absl::OkStatus();
+}
+
+}  // namespace
+
+std::vector<Layer> LayersOf(const SafetensorsHeader& header) {
+  std::vector<Layer> layers;
+  for (const FileTensor& tensor : header.tensors) {
+    const auto dtype = ToDataType(tensor.dtype);
+    if (!dtype || !IsWeightType(*dtype) || !ByteLength(*dtype, tensor.shape).ok()) continue;
+    Layer layer;
+    layer.name = tensor.name;
+    layer.dtype = *dtype;
+    layer.shape = tensor.shape;
+    layer.op_type =
+        absl::EndsWith(tensor.name, kWeightSuffix) && tensor.shape.size() >= 2 ? "weight" : "other";
+    layers.push_back(std::move(layer));
+  }
+  return layers;
+}
+
+std::optional<int64_t> LargestOption(const v1::Plan& plan, const std::string& option) {
+  std::optional<int64_t> largest;
+  for (const v1::PlannedRule& rule : plan.rules()) {
+    const auto found = rule.options().fields().find(option);
+    if (found == rule.options().fields().end() || !found->second.has_number_value()) continue;
+    const auto value = static_cast<int64_t>(found->second.number_value());
+    largest = std::max(largest.value_or(value), value);
+  }
+  return largest;
+}
+
+absl::StatusOr<CompressResult> Compress(const Client& client, const CompressJob& job) {
+  const absl::Time start = absl::Now();
+  auto config_list = ReadConfigList(job.config_path);
+  if (!config_list.ok()) return config_list.status();
+  const auto file = SafetensorsFile::Open(job.input_path);
+  if (!file.ok()) return file.status();
+  if (absl::Status checked = CheckOutput(job); !checked.ok()) return checked;
+  if (absl::Status checked = CheckKind(client, job); !checked.ok()) return checked;
+
+  BindRequest request;
+  request.algorithm = job.algorithm;
+  request.config_list = *std::move(config_list);
+  request.layers = LayersOf(file->header());
+  request.labels = job.labels;
+  if (request.layers.empty()) {
+    return absl::InvalidArgumentError(
+        absl::StrCat(job.input_path, " has no floating-point tensor"));
+  }
+  const auto session = client.BindModel(request);
+  if (!session.ok()) return session.status();
+  const auto closer = absl::MakeCleanup([&] { session->Close().IgnoreError(); });
+  if (absl::Status advanced = Advance(*session, job); !advanced.ok()) return advanced;
+
+  CompressResult result;
+  result.session_id = session->id();
+  result.warnings.assign(session->plan().warnings().begin(), session->plan().warnings().end());
+  const std::vector<Tensor> weights = WeightsOf(*file, session->plan());
+  if (weights.empty()) {
+    return absl::FailedPreconditionError(absl::StrCat("no tensor is compressed: no rule matches; ",
+                                                      absl::StrJoin(result.warnings, "; ")));
+  }
+  result.layers = job.kind == v1::ALGORITHM_KIND_PRUNER ? Prune(*session, weights, job.progress)
+                                                        : Quantize(*session, weights, job.progress);
+  for (const Tensor& weight : weights) result.sent_bytes += weight.bytes.size();
+  const bool all_ok = std::all_of(result.layers.begin(), result.layers.end(),
+                                  [](const LayerOutcome& layer) { return layer.status.ok(); });
+  if (all_ok) {
+    auto files = Export(*session, *file, weights, job);
+    if (!files.ok()) return files.status();
+    result.files = *std::move(files);
+    if (job.format == "safetensors") result.sent_bytes *= 2;
+  }
+  result.seconds = absl::ToDoubleSeconds(absl::Now() - start);
+  return result;
+}
+
+}  // namespace nni_compression::cli

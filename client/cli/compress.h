@@ -1,0 +1,72 @@
+// prune and quantize: a checkpoint on disk to a compressed one.
+#ifndef NNI_COMPRESSION_CLIENT_CLI_COMPRESS_H_
+#define NNI_COMPRESSION_CLIENT_CLI_COMPRESS_H_
+
+#include <cstdint>
+#include <cstdio>
+#include <map>
+#include <nlohmann/json.hpp>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "absl/status/status.h"
+#include "absl/status/statusor.h"
+#include "client/cli/safetensors.h"
+#include "nni/compression/v1/compression.pb.h"
+#include "nni_compression/client.h"
+
+namespace nni_compression::cli {
+
+namespace v1 = ::nni::compression::v1;
+
+struct CompressJob {
+  v1::AlgorithmKind kind = v1::ALGORITHM_KIND_PRUNER;  // what the algorithm must be
+  std::string algorithm;
+  std::string config_path;
+  std::string input_path;
+  std::string output_directory;
+  std::string format = "safetensors";
+  std::optional<int64_t> epoch;  // not set: where the rules end
+  std::optional<int64_t> step;   // not set: where quantization begins
+  std::map<std::string, std::string> labels;
+  std::FILE* progress = nullptr;  // where a progress bar may be drawn
+};
+
+// The layers of a bare checkpoint: tensors of a weight's dtype with at least one dimension. Those
+// named *.weight with two or more dimensions have op_type "weight", which is what "default" means
+// for the framework "generic"; all others have "other".
+std::vector<Layer> LayersOf(const SafetensorsHeader& header);
+
+// The largest value of an integer option over the plan's rules.
+std::optional<int64_t> LargestOption(const v1::Plan& plan, const std::string& option);
+
+struct LayerOutcome {
+  std::string name;
+  std::vector<int64_t> shape;
+  int64_t elements = 0;
+  absl::Status status;
+  std::optional<double> target_sparsity;
+  std::optional<double> achieved_sparsity;
+  std::optional<int> bits;  // quantizers; not set: not quantized at this step
+};
+
+struct CompressResult {
+  std::string session_id;
+  std::vector<std::string> warnings;
+  std::vector<LayerOutcome> layers;  // the compressed ones, in the file's order
+  std::vector<std::string> files;    // none unless every layer worked
+  int64_t sent_bytes = 0;            // tensor payload, of both passes
+  double seconds = 0;
+};
+
+// Runs the job; the session is closed at its end. An error is one of the job as a whole; layers may
+// have errors of their own, and nothing is written then.
+absl::StatusOr<CompressResult> Compress(const Client& client, const CompressJob& job);
+
+nlohmann::json ToJson(const CompressResult& result);
+std::string ToText(const CompressResult& result);
+
+}  // namespace nni_compression::cli
+
+#endif  // NNI_COMPRESSION_CLIENT_CLI_COMPRESS_H_

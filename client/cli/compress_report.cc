@@ -1,0 +1,76 @@
+#include "absl/strings/str_cat.h"
+#include "client/cli/compress.h"
+#include "client/cli/format.h"
+
+namespace nni_compression::cli {
+namespace {
+
+// Removed weights and weights of all pruned layers.
+struct Totals {
+  double pruned = 0;
+  double elements = 0;
+};
+
+Totals Sum(const CompressResult& result) {
+  Totals totals;
+  for (const LayerOutcome& layer : result.layers) {
+    if (!layer.achieved_sparsity) continue;
+    totals.pruned += *layer.achieved_sparsity * static_cast<double>(layer.elements);
+    totals.elements += static_cast<double>(layer.elements);
+  }
+  return totals;
+}
+
+}  // namespace
+
+nlohmann::json ToJson(const CompressResult& result) {
+  nlohmann::json json = {{"session_id", result.session_id},   {"warnings", result.warnings},
+                         {"layers", nlohmann::json::array()}, {"files", result.files},
+                         {"sent_bytes", result.sent_bytes},   {"seconds", result.seconds}};
+  for (const LayerOutcome& layer : result.layers) {
+    nlohmann::json entry = {
+        {"name", layer.name}, {"shape", layer.shape}, {"elements", layer.elements}};
+    if (!layer.status.ok()) {
+      entry["error"] = {{"code", absl::StatusCodeToString(layer.status.code())},
+                        {"message", std::string(layer.status.message())}};
+    }
+    if (layer.target_sparsity) entry["target_sparsity"] = *layer.target_sparsity;
+    if (layer.achieved_sparsity) entry["achieved_sparsity"] = *layer.achieved_sparsity;
+    if (layer.bits) entry["bits"] = *layer.bits;
+    json["layers"].push_back(std::move(entry));
+  }
+  return json;
+}
+
+std::string ToText(const CompressResult& result) {
+  std::string text;
+  for (const std::string& warning : result.warnings) {
+    absl::StrAppend(&text, "warning: ", Printable(warning), "\n");
+  }
+  const Totals totals = Sum(result);
+  Table table(totals.elements > 0 ? std::vector<std::string>{"LAYER", "SHAPE", "TARGET", "ACHIEVED"}
+                                  : std::vector<std::string>{"LAYER", "SHAPE", "BITS", ""});
+  for (const LayerOutcome& layer : result.layers) {
+    if (!layer.status.ok()) continue;
+    if (totals.elements > 0) {
+      table.Add({layer.name, FormatShape(layer.shape), FormatShare(*layer.target_sparsity),
+                 FormatShare(*layer.achieved_sparsity)});
+    } else {
+      table.Add({layer.name, FormatShape(layer.shape),
+                 layer.bits ? absl::StrCat(*layer.bits) : "not quantized at this step", ""});
+    }
+  }
+  absl::StrAppend(&text, table.ToString());
+  if (totals.elements > 0) {
+    absl::StrAppend(&text, FormatShare(totals.pruned / totals.elements), " of ",
+                    static_cast<int64_t>(totals.elements), " weights removed\n");
+  }
+  for (const std::string& file : result.files) {
+    absl::StrAppend(&text, "wrote ", Printable(file), "\n");
+  }
+  absl::StrAppend(&text, "sent ", FormatBytes(result.sent_bytes), " in ",
+                  FormatSeconds(absl::Seconds(result.seconds)), "\n");
+  return text;
+}
+
+}  // namespace nni_compression::cli

@@ -1,0 +1,224 @@
+// compressionctl. Only reads the command line; see usage.h.
+#include <cstdio>
+#include <cstring>
+#include <map>
+#include <nlohmann/json.hpp>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "absl/flags/flag.h"
+#include "absl/flags/parse.h"
+#include "absl/flags/usage.h"
+#include "absl/strings/str_cat.h"
+#include "absl/strings/str_split.h"
+#include "absl/time/time.h"
+#include "client/cli/compress.h"
+#include "client/cli/report.h"
+#include "client/cli/usage.h"
+#include "nni_compression/client.h"
+
+ABSL_FLAG(std::string, server, "", "address of the server");
+ABSL_FLAG(absl::Duration, connect_timeout, absl::Seconds(5), "how long to wait for the server");
+ABSL_FLAG(bool, json, false, "print JSON");
+ABSL_FLAG(std::vector<std::string>, label, {}, "labels, as key=value");
+ABSL_FLAG(std::string, algorithm, "", "algorithm of prune and quantize");
+ABSL_FLAG(std::string, config, "", "file with the config_list");
+ABSL_FLAG(std::string, o, "", "output directory");
+ABSL_FLAG(std::string, format, "safetensors", "format of the result");
+ABSL_FLAG(std::optional<int64_t>, epoch, std::nullopt, "epoch of a gradual pruner");
+ABSL_FLAG(std::optional<int64_t>, step, std::nullopt, "step of a quantizer");
+
+namespace nni_compression::cli {
+namespace {
+
+enum ExitStatus { kOk = 0, kFailed = 1, kBadUsage = 2 };
+
+bool Json() { return absl::GetFlag(FLAGS_json); }
+
+void PrintError(const absl::Status& status) {
+  std::fprintf(stderr, "%s\n", (Json() ? ErrorJson(status) : ErrorText(status)).c_str());
+}
+
+int Fail(const absl::Status& status) {
+  PrintError(status);
+  return kFailed;
+}
+
+int BadUsage(const std::string& why) {
+  PrintError(absl::InvalidArgumentError(why));
+  if (!Json()) std::fputs("`compressionctl --help` shows how it is used\n", stderr);
+  return kBadUsage;
+}
+
+// Prints the text, or the JSON on a line.
+int Print(const std::string& text, const std::string& json) {
+  std::fputs(Json() ? absl::StrCat(json, "\n").c_str() : text.c_str(), stdout);
+  return std::fflush(stdout) == 0 ? kOk : kFailed;
+}
+
+absl::StatusOr<std::map<std::string, std::string>> Labels() {
+  std::map<std::string, std::string> labels;
+  for (const std::string& label : absl::GetFlag(FLAGS_label)) {
+    const std::vector<std::string> parts = absl::StrSplit(label, absl::MaxSplits('=', 1));
+    if (parts.size() != 2 || parts[0].empty()) {
+      return absl::InvalidArgumentError(
+          absl::StrCat("--label is ", label, "; it must be KEY=VALUE"));
+    }
+    labels[parts[0]] = parts[1];
+  }
+  return labels;
+}
+
+int Health(const Client& client) {
+  if (absl::Status status = client.Health(); !status.ok()) return Fail(status);
+  const nlohmann::json json = {{"server", client.address()}, {"status", "serving"}};
+  return Print(absl::StrCat(client.address(), " is serving\n"), json.dump());
+}
+
+int Algorithms(const Client& client) {
+  const auto response = client.ListAlgorithms();
+  if (!response.ok()) return Fail(response.status());
+  return Print(AlgorithmsText(*response), ToJson(*response));
+}
+
+int Sessions(const Client& client) {
+  const auto labels = Labels();
+  if (!labels.ok()) return BadUsage(std::string(labels.status().message()));
+  const auto sessions = client.ListSessions(*labels);
+  if (!sessions.ok()) return Fail(sessions.status());
+  v1::ListSessionsResponse response;
+  for (const v1::Session& session : *sessions) *response.add_sessions() = session;
+  return Print(SessionsText(*sessions), ToJson(response));
+}
+
+int OneSession(const Client& client, const std::string& id) {
+  const auto response = client.GetSession(id);
+  if (!response.ok()) return Fail(response.status());
+  return Print(SessionText(*response), ToJson(*response));
+}
+
+int Close(const Client& client, const std::string& id) {
+  if (absl::Status status = client.CloseSession(id); !status.ok()) return Fail(status);
+  const nlohmann::json json = {{"session_id", id}, {"status", "closed"}};
+  return Print(absl::StrCat("closed ", id, "\n"), json.dump());
+}
+
+int RunCompress(const Client& client, const CompressJob& job) {
+  const auto result = Compress(client, job);
+  if (!result.ok()) return Fail(result.status());
+  int exit_status = Print(ToText(*result), ToJson(*result).dump());
+  for (const LayerOutcome& layer : result->layers) {
+    if (layer.status.ok()) continue;
+    exit_status = Fail(layer.status);
+  }
+  if (exit_status != kOk && !Json()) std::fputs("nothing was written\n", stderr);
+  return exit_status;
+}
+
+// What a command is called with, beside flags.
+struct Command {
+  const char* name;
+  size_t arguments;
+  const char* argument;  // what it is, for messages
+};
+
+constexpr Command kCommands[] = {
+    {"health", 0, ""},
+    {"algorithms", 0, ""},
+    {"sessions", 0, ""},
+    {"session", 1, "a session's id"},
+    {"close", 1, "a session's id"},
+    {"prune", 1, "a .safetensors file"},
+    {"quantize", 1, "a .safetensors file"},
+};
+
+const Command* FindCommand(const std::string& name) {
+  for (const Command& command : kCommands) {
+    if (name == command.name) return &command;
+  }
+  return nullptr;
+}
+
+absl::StatusOr<CompressJob> JobFromFlags(const std::string& command, const std::string& input) {
+  const std::pair<const char*, std::string> required[] = {
+      {"--algorithm", absl::GetFlag(FLAGS_algorithm)},
+      {"--config", absl::GetFlag(FLAGS_config)},
+      {"-o", absl::GetFlag(FLAGS_o)}};
+  for (const auto& [flag, value] : required) {
+    if (value.empty()) return absl::InvalidArgumentError(absl::StrCat(command, " needs ", flag));
+  }
+  auto labels = Labels();
+  if (!labels.ok()) return labels.status();
+  CompressJob job;
+  job.kind = command == "prune" ? v1::ALGORITHM_KIND_PRUNER : v1::ALGORITHM_KIND_QUANTIZER;
+  job.algorithm = absl::GetFlag(FLAGS_algorithm);
+  job.config_path = absl::GetFlag(FLAGS_config);
+  job.input_path = input;
+  job.output_directory = absl::GetFlag(FLAGS_o);
+  job.format = absl::GetFlag(FLAGS_format);
+  job.epoch = absl::GetFlag(FLAGS_epoch);
+  job.step = absl::GetFlag(FLAGS_step);
+  job.labels = *std::move(labels);
+  job.progress = Json() ? nullptr : stderr;
+  return job;
+}
+
+int Run(const std::vector<std::string>& arguments) {
+  if (arguments.empty()) return BadUsage("there is no command");
+  const std::string& name = arguments[0];
+  const Command* command = FindCommand(name);
+  if (command == nullptr) return BadUsage(absl::StrCat("there is no command ", name));
+  if (arguments.size() != command->arguments + 1) {
+    return BadUsage(absl::StrCat(name, " takes ",
+                                 command->arguments == 0 ? "no argument" : "one argument, ",
+                                 command->argument));
+  }
+  const std::string argument = command->arguments == 0 ? "" : arguments[1];
+  std::optional<CompressJob> job;
+  if (name == "prune" || name == "quantize") {
+    auto from_flags = JobFromFlags(name, argument);
+    if (!from_flags.ok()) return BadUsage(std::string(from_flags.status().message()));
+    job = *std::move(from_flags);
+  }
+  ClientOptions options;
+  options.connect_timeout = absl::GetFlag(FLAGS_connect_timeout);
+  const auto client = Client::Connect(absl::GetFlag(FLAGS_server), options);
+  if (!client.ok()) return Fail(client.status());
+  if (job) return RunCompress(*client, *job);
+  if (name == "health") return Health(*client);
+  if (name == "algorithms") return Algorithms(*client);
+  if (name == "sessions") return Sessions(*client);
+  if (name == "session") return OneSession(*client, argument);
+  return Close(*client, argument);
+}
+
+// Help is no error, and it comes before all else that the line may say.
+bool Wants(int argc, char** argv, std::initializer_list<const char*> words) {
+  for (int i = 1; i < argc; ++i) {
+    for (const char* word : words) {
+      if (std::strcmp(argv[i], word) == 0) return true;
+    }
+  }
+  return false;
+}
+
+}  // namespace
+
+int Main(int argc, char** argv) {
+  if (Wants(argc, argv, {"--help", "-help", "-h"}) || (argc == 2 && Wants(2, argv, {"help"}))) {
+    std::fputs(kUsage, stdout);
+    return kOk;
+  }
+  if (Wants(argc, argv, {"--version"})) {
+    std::fputs("compressionctl " NNI_COMPRESSION_VERSION "\n", stdout);
+    return kOk;
+  }
+  absl::SetProgramUsageMessage(kUsage);
+  const std::vector<char*> rest = absl::ParseCommandLine(argc, argv);
+  return Run({rest.begin() + 1, rest.end()});
+}
+
+}  // namespace nni_compression::cli
+
+int main(int argc, char** argv) { return nni_compression::cli::Main(argc, argv); }

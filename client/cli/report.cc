@@ -1,0 +1,150 @@
+#include "client/cli/report.h"
+
+#include <google/protobuf/util/json_util.h>
+
+#include <algorithm>
+#include <map>
+#include <nlohmann/json.hpp>
+
+#include "absl/strings/str_cat.h"
+#include "absl/strings/str_join.h"
+#include "absl/strings/strip.h"
+#include "client/cli/format.h"
+
+namespace nni_compression::cli {
+namespace {
+
+template <typename Enum>
+std::string EnumName(const std::string& name, absl::string_view prefix) {
+  std::string lower(absl::StripPrefix(name, prefix));
+  std::transform(lower.begin(), lower.end(), lower.begin(),
+                 [](unsigned char c) { return static_cast<char>(std::tolower(c)); });
+  return lower;
+}
+
+std::string StateName(v1::SessionState state) {
+  return EnumName<v1::SessionState>(v1::SessionState_Name(state), "SESSION_STATE_");
+}
+
+std::string Labels(const v1::Session& session) {
+  const std::map<std::string, std::string> sorted(session.labels().begin(), session.labels().end());
+  return absl::StrJoin(sorted, ",", absl::PairFormatter("="));
+}
+
+std::string Lease(const v1::Session& session) {
+  if (!session.has_lease()) return "-";
+  return FormatSeconds(absl::Seconds(session.lease().seconds()));
+}
+
+std::string Share(bool has, double share) { return has ? FormatShare(share) : "-"; }
+
+std::string LayersText(const v1::Session& session) {
+  Table table({"LAYER", "TYPE", "ELEMENTS", "RULE", "TARGET", "ACHIEVED", "BITS", "STATE"});
+  for (const v1::LayerReport& layer : session.layers()) {
+    table.Add({layer.name(), layer.op_type(), absl::StrCat(layer.elements()),
+               layer.has_rule() ? absl::StrCat(layer.rule()) : "-",
+               Share(layer.has_target_sparsity(), layer.target_sparsity()),
+               Share(layer.has_achieved_sparsity(), layer.achieved_sparsity()),
+               layer.has_bits() ? absl::StrCat(layer.bits()) : "-",
+               !layer.compressed() ? "not compressed"
+               : layer.stale()     ? "stale"
+                                   : "up to date"});
+  }
+  return table.ToString();
+}
+
+}  // namespace
+
+std::string ToJson(const google::protobuf::Message& message) {
+  google::protobuf::util::JsonPrintOptions options;
+  options.preserve_proto_field_names = true;
+  options.always_print_primitive_fields = true;
+  std::string json;
+  const auto status = google::protobuf::util::MessageToJsonString(message, &json, options);
+  return status.ok() ? json : "{}";
+}
+
+std::string AlgorithmsText(const v1::ListAlgorithmsResponse& response) {
+  std::string text;
+  for (const v1::Algorithm& algorithm : response.algorithms()) {
+    const std::string kind = algorithm.kind() == v1::ALGORITHM_KIND_PRUNER ? "pruner" : "quantizer";
+    absl::StrAppend(&text, Printable(algorithm.name()), "  (", kind, ")  ",
+                    Printable(algorithm.summary()), "\n");
+    Table table({"  OPTION", "TYPE", "DEFAULT", "RANGE", "MEANING"});
+    for (const v1::AlgorithmOption& option : algorithm.options()) {
+      std::string name = "  " + option.name();
+      if (!option.aliases().empty()) {
+        absl::StrAppend(&name, " (", absl::StrJoin(option.aliases(), ", "), ")");
+      }
+      table.Add({name, option.type(),
+                 option.required() ? "required" : ToJson(option.default_value()), option.range(),
+                 option.description()});
+    }
+    if (!algorithm.options().empty()) absl::StrAppend(&text, table.ToString());
+    absl::StrAppend(&text, "  example: ", ToJson(algorithm.example()), "\n\n");
+  }
+  absl::StrAppend(&text, "server version ", Printable(response.server_version()), "\n");
+  return text;
+}
+
+std::string SessionsText(const std::vector<v1::Session>& sessions) {
+  Table table({"SESSION", "ALGORITHM", "FRAMEWORK", "EPOCH", "STEP", "LAYERS", "SPARSITY", "MEMORY",
+               "LEASE", "LABELS"});
+  for (const v1::Session& session : sessions) {
+    table.Add({session.id(), session.algorithm(), session.framework(),
+               absl::StrCat(session.epoch()), absl::StrCat(session.step()),
+               absl::StrCat(session.compressed_layer_count(), "/", session.layer_count()),
+               Share(session.has_achieved_sparsity(), session.achieved_sparsity()),
+               FormatBytes(static_cast<int64_t>(session.state_bytes())), Lease(session),
+               Labels(session)});
+  }
+  return table.ToString();
+}
+
+std::string SessionText(const v1::GetSessionResponse& response) {
+  const v1::Session& session = response.session();
+  const auto compute = absl::Seconds(session.compute_time().seconds()) +
+                       absl::Nanoseconds(session.compute_time().nanos());
+  const std::pair<const char*, std::string> rows[] = {
+      {"session", session.id()},
+      {"algorithm", session.algorithm()},
+      {"framework", session.framework()},
+      {"state", StateName(session.state())},
+      {"labels", Labels(session)},
+      {"created", absl::FormatTime(absl::FromUnixSeconds(session.create_time().seconds()))},
+      {"last call", absl::FormatTime(absl::FromUnixSeconds(session.last_call_time().seconds()))},
+      {"lease left", Lease(session)},
+      {"epoch", absl::StrCat(session.epoch())},
+      {"step", absl::StrCat(session.step())},
+      {"sparsity", Share(session.has_achieved_sparsity(), session.achieved_sparsity())},
+      {"memory", FormatBytes(static_cast<int64_t>(session.state_bytes()))},
+      {"received", FormatBytes(static_cast<int64_t>(session.received_bytes()))},
+      {"sent", FormatBytes(static_cast<int64_t>(session.sent_bytes()))},
+      {"computed", FormatSeconds(compute)},
+  };
+  std::string text;
+  for (const auto& [name, value] : rows) {
+    const std::string label =
+        absl::StrCat(name, ":", std::string(12 - std::string(name).size(), ' '));
+    absl::StrAppend(&text, label, Printable(value), "\n");
+  }
+  for (const std::string& warning : response.plan().warnings()) {
+    absl::StrAppend(&text, "warning: ", Printable(warning), "\n");
+  }
+  absl::StrAppend(&text, "\n", LayersText(session));
+  return text;
+}
+
+std::string ErrorText(const absl::Status& status) {
+  return absl::StrCat("error: ", absl::StatusCodeToString(status.code()), ": ",
+                      Printable(status.message()));
+}
+
+std::string ErrorJson(const absl::Status& status) {
+  const nlohmann::json json = {{"error",
+                                {{"code", absl::StatusCodeToString(status.code())},
+                                 {"message", std::string(status.message())}}}};
+  return json.dump(-1, ' ', false, nlohmann::json::error_handler_t::replace);
+}
+
+}  // namespace nni_compression::cli

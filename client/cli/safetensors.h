@@ -1,0 +1,72 @@
+// Reading .safetensors files: https://github.com/huggingface/safetensors#format
+#ifndef NNI_COMPRESSION_CLIENT_CLI_SAFETENSORS_H_
+#define NNI_COMPRESSION_CLIENT_CLI_SAFETENSORS_H_
+
+#include <cstdint>
+#include <map>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "absl/status/status.h"
+#include "absl/status/statusor.h"
+#include "absl/strings/string_view.h"
+#include "absl/types/span.h"
+#include "nni_compression/types.h"
+
+namespace nni_compression::cli {
+
+// A tensor of a file, as its header says.
+struct FileTensor {
+  std::string name;
+  std::string dtype;  // the format's name: "F32", "I64"
+  std::vector<int64_t> shape;
+  int64_t begin = 0;  // offsets into the data, which follows the header
+  int64_t end = 0;
+};
+
+struct SafetensorsHeader {
+  std::vector<FileTensor> tensors;  // by offset
+  std::map<std::string, std::string> metadata;
+  int64_t data_begin = 0;  // offset of the data in the file
+};
+
+// The service's name of a dtype; nothing for those that it does not know.
+std::optional<DataType> ToDataType(absl::string_view dtype);
+
+// Bytes that the header occupies with its length, from the file's first eight bytes.
+// INVALID_ARGUMENT unless the header has 2 bytes to 100 MB and fits into `file_bytes`.
+absl::StatusOr<int64_t> DataBegin(absl::Span<const uint8_t> first_bytes, int64_t file_bytes);
+
+// Reads the header at the start of a file of `file_bytes`; `bytes` holds at least the header.
+// INVALID_ARGUMENT names the tensor for a dtype that the format does not have, a name that is there
+// twice, offsets that overlap, leave a gap, disagree with the shape or do not end with the file.
+absl::StatusOr<SafetensorsHeader> ParseHeader(absl::Span<const uint8_t> bytes, int64_t file_bytes);
+
+// The header as the first bytes of a file, padded so that the data is aligned to 8 bytes.
+// `data_begin` is not used.
+std::string SerializeHeader(const SafetensorsHeader& header);
+
+// A file mapped into memory. The bytes of its tensors live as long as it does, provided that
+// nobody shortens the file. Immutable; thread-safe.
+class SafetensorsFile {
+ public:
+  static absl::StatusOr<SafetensorsFile> Open(const std::string& path);
+  ~SafetensorsFile();
+  SafetensorsFile(SafetensorsFile&& other) noexcept;
+  SafetensorsFile& operator=(SafetensorsFile&&) = delete;
+
+  const SafetensorsHeader& header() const { return header_; }
+  absl::Span<const uint8_t> bytes(const FileTensor& tensor) const;
+
+ private:
+  SafetensorsFile() = default;
+
+  const uint8_t* data_ = nullptr;
+  size_t size_ = 0;
+  SafetensorsHeader header_;
+};
+
+}  // namespace nni_compression::cli
+
+#endif  // NNI_COMPRESSION_CLIENT_CLI_SAFETENSORS_H_

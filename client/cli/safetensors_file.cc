@@ -1,0 +1,61 @@
+#include <fcntl.h>
+#include <sys/mman.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include <cerrno>
+#include <utility>
+
+#include "absl/cleanup/cleanup.h"
+#include "absl/strings/str_cat.h"
+#include "client/cli/safetensors.h"
+
+namespace nni_compression::cli {
+namespace {
+
+absl::Status Errno(absl::string_view what, const std::string& path) {
+  return absl::ErrnoToStatus(errno, absl::StrCat("cannot ", what, " ", path));
+}
+
+}  // namespace
+
+absl::StatusOr<SafetensorsFile> SafetensorsFile::Open(const std::string& path) {
+  const int descriptor = open(path.c_str(), O_RDONLY | O_CLOEXEC);
+  if (descriptor < 0) return Errno("open", path);
+  const auto closer = absl::MakeCleanup([descriptor] { close(descriptor); });
+  struct stat status;
+  if (fstat(descriptor, &status) != 0) return Errno("look at", path);
+  if (!S_ISREG(status.st_mode)) {
+    return absl::InvalidArgumentError(absl::StrCat(path, " is not a file"));
+  }
+  SafetensorsFile file;
+  file.size_ = static_cast<size_t>(status.st_size);
+  if (file.size_ > 0) {
+    void* mapped = mmap(nullptr, file.size_, PROT_READ, MAP_PRIVATE, descriptor, 0);
+    if (mapped == MAP_FAILED) return Errno("map", path);
+    file.data_ = static_cast<const uint8_t*>(mapped);
+  }
+  auto header = ParseHeader({file.data_, file.size_}, static_cast<int64_t>(file.size_));
+  if (!header.ok()) {
+    return absl::Status(header.status().code(),
+                        absl::StrCat(path, ": ", header.status().message()));
+  }
+  file.header_ = *std::move(header);
+  return file;
+}
+
+SafetensorsFile::~SafetensorsFile() {
+  if (data_ != nullptr) munmap(const_cast<uint8_t*>(data_), size_);
+}
+
+SafetensorsFile::SafetensorsFile(SafetensorsFile&& other) noexcept
+    : data_(std::exchange(other.data_, nullptr)),
+      size_(std::exchange(other.size_, 0)),
+      header_(std::move(other.header_)) {}
+
+absl::Span<const uint8_t> SafetensorsFile::bytes(const FileTensor& tensor) const {
+  return {data_ + header_.data_begin + tensor.begin,
+          static_cast<size_t>(tensor.end - tensor.begin)};
+}
+
+}  // namespace nni_compression::cli

@@ -1,0 +1,180 @@
+#include <algorithm>
+#include <nlohmann/json.hpp>
+#include <tuple>
+#include <utility>
+
+#include "absl/strings/str_cat.h"
+#include "client/cli/safetensors.h"
+#include "client/cli/strict_json.h"
+
+namespace nni_compression::cli {
+namespace {
+
+using Json = nlohmann::json;
+
+constexpr int64_t kLengthBytes = 8;
+constexpr uint64_t kMaxHeaderBytes = 100'000'000;  // the format's own limit
+constexpr int kMaxDepth = 4;
+constexpr char kMetadata[] = "__metadata__";
+
+struct KnownType {
+  absl::string_view name;
+  int64_t bytes;
+  std::optional<DataType> dtype;
+};
+
+constexpr KnownType kTypes[] = {
+    {"F32", 4, DataType::kFloat32},   {"F16", 2, DataType::kFloat16},
+    {"BF16", 2, DataType::kBFloat16}, {"F64", 8, DataType::kFloat64},
+    {"U8", 1, DataType::kUInt8},      {"I8", 1, DataType::kInt8},
+    {"U16", 2, DataType::kUInt16},    {"I16", 2, DataType::kInt16},
+    {"I32", 4, DataType::kInt32},     {"I64", 8, DataType::kInt64},
+    {"BOOL", 1, DataType::kBool},     {"U32", 4, std::nullopt},
+    {"U64", 8, std::nullopt},         {"F8_E4M3", 1, std::nullopt},
+    {"F8_E5M2", 1, std::nullopt},     {"F8_E8M0", 1, std::nullopt},
+    {"C64", 8, std::nullopt},
+};
+
+const KnownType* FindType(absl::string_view name) {
+  const auto* found = std::find_if(std::begin(kTypes), std::end(kTypes),
+                                   [&](const KnownType& type) { return type.name == name; });
+  return found == std::end(kTypes) ? nullptr : found;
+}
+
+template <typename... Args>
+absl::Status Bad(const Args&... args) {
+  return absl::InvalidArgumentError(absl::StrCat(args...));
+}
+
+absl::StatusOr<FileTensor> ParseTensor(const std::string& name, const Json& json) {
+  const auto bad = [&](absl::string_view why) { return Bad("tensor ", name, ": ", why); };
+  if (!json.is_object()) return bad("its entry is not an object");
+  const auto dtype = json.find("dtype");
+  const auto shape = json.find("shape");
+  const auto offsets = json.find("data_offsets");
+  if (dtype == json.end() || !dtype->is_string()) return bad("dtype is missing or not a string");
+  if (shape == json.end() || !shape->is_array()) return bad("shape is missing or not a list");
+  if (offsets == json.end() || !offsets->is_array() || offsets->size() != 2) {
+    return bad("data_offsets is missing or not a list of two numbers");
+  }
+  FileTensor tensor;
+  tensor.name = name;
+  tensor.dtype = dtype->get<std::string>();
+  const KnownType* type = FindType(tensor.dtype);
+  if (type == nullptr) return bad(absl::StrCat("dtype ", tensor.dtype, " is not known"));
+  int64_t bytes = type->bytes;
+  for (const Json& dimension : *shape) {
+    if (!dimension.is_number_unsigned() ||
+        dimension.get<uint64_t>() > static_cast<uint64_t>(INT64_MAX)) {
+      return bad(absl::StrCat("shape has ", dimension.dump(), "; a dimension is at least 0"));
+    }
+    tensor.shape.push_back(dimension.get<int64_t>());
+    if (__builtin_mul_overflow(bytes, tensor.shape.back(), &bytes)) {
+      return bad("the product of its shape overflows");
+    }
+  }
+  for (const Json& offset : *offsets) {
+    if (!offset.is_number_unsigned() || offset.get<uint64_t>() > static_cast<uint64_t>(INT64_MAX)) {
+      return bad(absl::StrCat("data_offsets has ", offset.dump()));
+    }
+  }
+  tensor.begin = (*offsets)[0].get<int64_t>();
+  tensor.end = (*offsets)[1].get<int64_t>();
+  if (tensor.end < tensor.begin || tensor.end - tensor.begin != bytes) {
+    return bad(absl::StrCat("data_offsets are [", tensor.begin, ", ", tensor.end,
+                            "]; its shape and dtype need ", bytes, " bytes"));
+  }
+  return tensor;
+}
+
+// The tensors, sorted, must cover the data without gap or overlap.
+absl::Status CheckOffsets(const std::vector<FileTensor>& tensors, int64_t data_bytes) {
+  int64_t end = 0;
+  for (const FileTensor& tensor : tensors) {
+    if (tensor.begin < end) {
+      return Bad("tensor ", tensor.name, " begins at ", tensor.begin, ", inside another one");
+    }
+    if (tensor.begin > end) {
+      return Bad("tensor ", tensor.name, " begins at ", tensor.begin, ", after a gap from ", end);
+    }
+    end = tensor.end;
+  }
+  if (end > data_bytes) {
+    return Bad("the file is truncated: its tensors have ", end, " bytes, it holds ", data_bytes);
+  }
+  if (end < data_bytes) return Bad("the file has ", data_bytes - end, " bytes after its tensors");
+  return absl::OkStatus();
+}
+
+}  // namespace
+
+std::optional<DataType> ToDataType(absl::string_view dtype) {
+  const KnownType* type = FindType(dtype);
+  return type == nullptr ? std::nullopt : type->dtype;
+}
+
+absl::StatusOr<int64_t> DataBegin(absl::Span<const uint8_t> first_bytes, int64_t file_bytes) {
+  if (first_bytes.size() < kLengthBytes) {
+    return Bad("the file has ", file_bytes, " bytes; the header's length alone takes 8");
+  }
+  uint64_t length = 0;
+  for (int i = kLengthBytes - 1; i >= 0; --i) length = length << 8 | first_bytes[i];
+  if (length < 2 || length > kMaxHeaderBytes) {
+    return Bad("the header's length is ", length, "; it must be in [2, ", kMaxHeaderBytes, "]");
+  }
+  if (static_cast<int64_t>(length) > file_bytes - kLengthBytes) {
+    return Bad("the file is truncated: its header has ", length, " bytes, the file ", file_bytes);
+  }
+  return kLengthBytes + static_cast<int64_t>(length);
+}
+
+absl::StatusOr<SafetensorsHeader> ParseHeader(absl::Span<const uint8_t> bytes, int64_t file_bytes) {
+  const auto data_begin = DataBegin(bytes, file_bytes);
+  if (!data_begin.ok()) return data_begin.status();
+  const absl::string_view text(reinterpret_cast<const char*>(bytes.data()) + kLengthBytes,
+                               *data_begin - kLengthBytes);
+  if (text[0] != '{') return Bad("the header does not begin with {; is this a safetensors file?");
+  const auto json = ParseStrictJson(text, kMaxDepth);
+  if (!json.ok()) return Bad("the header: ", json.status().message());
+  SafetensorsHeader header;
+  header.data_begin = *data_begin;
+  for (const auto& [name, entry] : json->items()) {
+    if (name == kMetadata) {
+      if (!entry.is_object()) return Bad("__metadata__ is not an object");
+      for (const auto& [key, value] : entry.items()) {
+        if (!value.is_string()) return Bad("__metadata__.", key, " is not a string");
+        header.metadata[key] = value.get<std::string>();
+      }
+      continue;
+    }
+    auto tensor = ParseTensor(name, entry);
+    if (!tensor.ok()) return tensor.status();
+    header.tensors.push_back(*std::move(tensor));
+  }
+  std::sort(header.tensors.begin(), header.tensors.end(),
+            [](const FileTensor& a, const FileTensor& b) {
+              return std::tie(a.begin, a.end, a.name) < std::tie(b.begin, b.end, b.name);
+            });
+  absl::Status checked = CheckOffsets(header.tensors, file_bytes - *data_begin);
+  if (!checked.ok()) return checked;
+  return header;
+}
+
+std::string SerializeHeader(const SafetensorsHeader& header) {
+  nlohmann::ordered_json json = nlohmann::ordered_json::object();
+  if (!header.metadata.empty()) json[kMetadata] = header.metadata;
+  for (const FileTensor& tensor : header.tensors) {
+    json[tensor.name] = {{"dtype", tensor.dtype},
+                         {"shape", tensor.shape},
+                         {"data_offsets", {tensor.begin, tensor.end}}};
+  }
+  std::string text = json.dump();
+  text.resize((text.size() + 7) / 8 * 8, ' ');
+  std::string bytes;
+  for (int i = 0; i < kLengthBytes; ++i) {
+    bytes.push_back(static_cast<char>(static_cast<uint64_t>(text.size()) >> (8 * i)));
+  }
+  return bytes + text;
+}
+
+}  // namespace nni_compression::cli

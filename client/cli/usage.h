@@ -1,0 +1,46 @@
+// The text of `compressionctl --help`.
+#ifndef NNI_COMPRESSION_CLIENT_CLI_USAGE_H_
+#define NNI_COMPRESSION_CLIENT_CLI_USAGE_H_
+
+namespace nni_compression::cli {
+
+inline constexpr char kUsage[] =
+    R"(compressionctl: compresses models with a compression server, from a shell.
+
+usage: compressionctl [--server=HOST:PORT] [--json] COMMAND
+
+  health                     whether the server takes calls
+  algorithms                 the server's algorithms with their options
+  sessions [--label=K=V,...] the live sessions
+  session ID                 one session, layer by layer
+  close ID                   ends a session
+  prune --algorithm=NAME --config=FILE.json MODEL.safetensors -o DIR
+  quantize --algorithm=NAME --config=FILE.json MODEL.safetensors -o DIR
+                             compresses a checkpoint into DIR
+
+prune and quantize read a config_list such as
+  [{"sparsity": 0.8, "op_types": ["default"]},
+   {"exclude": true, "op_names": ["classifier.weight"]}]
+where "default" is every tensor *.weight with two or more dimensions and
+op_names are the names of tensors in the file. The last rule that matches a
+tensor wins. DIR gets model.safetensors, with all other tensors as they were.
+
+  -o DIR              where the result goes; made when it does not exist
+  --format=FORMAT     safetensors (default): the compressed checkpoint
+                      masks: masks.safetensors and masks.packed.safetensors
+  --epoch=N           epoch of a gradual pruner (default: where its rules end)
+  --step=N            step of a quantizer (default: where quantization begins)
+  --label=K=V,...     labels of the session
+
+  --server=HOST:PORT  default: $NNI_COMPRESSION_SERVER, else 127.0.0.1:50051
+  --connect_timeout=DURATION
+                      how long to wait for the server (default: 5s)
+  --json              print JSON, errors included
+  --help, --version
+
+The exit status is 0 only when all of it worked. Errors go to stderr.
+)";
+
+}  // namespace nni_compression::cli
+
+#endif  // NNI_COMPRESSION_CLIENT_CLI_USAGE_H_
