@@ -10,7 +10,6 @@ it follows `.to()` and stays out of `state_dict()`.
 from __future__ import annotations
 
 import copyreg
-import functools
 from typing import Any, Optional, Protocol
 
 import torch
@@ -73,10 +72,11 @@ class WeightState:
         """
         if self.parameters is None:
             return dense.detach()
-        known = self.values is not None and self.quantizer is not None
-        if known and (replica or dense is self.quantizer.dense):
-            return self.values.to(dense.device, dense.dtype)
-        return self.parameters.quantize(dense)
+        if self.values is None or self.quantizer is None:
+            return self.parameters.quantize(dense)
+        if not replica and dense is not self.quantizer.dense:
+            return self.parameters.quantize(dense)
+        return self.values.to(dense.device, dense.dtype)
 
     def effective(self, module: nn.Module, dense: torch.Tensor) -> Any:
         """Quantized first, then masked: zeros stay zero. Differentiable in `dense`."""
@@ -148,14 +148,20 @@ elif hasattr(torch, "_dynamo"):
     _refresh = torch._dynamo.disable(_refresh)
 
 
-@functools.cache
-def _compressed_class(base: Any) -> Any:
-    return type("Compressed" + base.__name__, (CompressedModule, base), {"__module__": __name__})
+_classes: dict[type, type] = {}
+
+
+def _compressed_class(base: type) -> type:
+    """The one subclass of `base` whose weight is compressed."""
+    if base not in _classes:
+        bases = (CompressedModule, base)
+        _classes[base] = type("Compressed" + base.__name__, bases, {"__module__": __name__})
+    return _classes[base]
 
 
 def _new_compressed(base: type, *args: Any) -> Any:
     """Unpickles: the class is generated where it is needed."""
-    cls = _compressed_class(base)
+    cls: Any = _compressed_class(base)
     return cls.__new__(cls, *args)
 
 
@@ -175,7 +181,7 @@ def install(module: nn.Module, state: WeightState) -> None:
     if isinstance(module, CompressedModule):
         module.__dict__[_STATE] = state
         return
-    if isinstance(module, torch.jit.ScriptModule):
+    if isinstance(module, torch.jit._script.ScriptModule):
         raise TypeError(
             "a scripted module cannot be compressed; compress the model, then script it"
         )

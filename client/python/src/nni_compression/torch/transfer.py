@@ -39,7 +39,7 @@ def to_host(weights: Mapping[str, torch.Tensor]) -> dict[str, HostTensor]:
         else:
             hosts[name] = weight.cpu().contiguous()
     for device in devices:
-        torch.cuda.current_stream(device).synchronize()
+        torch.cuda.current_stream(device).synchronize()  # type: ignore[no-untyped-call]
     return {name: _as_array(host) for name, host in hosts.items()}
 
 
