@@ -16,10 +16,11 @@ from pathlib import Path
 from typing import Any
 
 import grpc
-import nni_compression as nc
 import numpy as np
 import pytest
 from google.protobuf.duration_pb2 import Duration
+
+import nni_compression as nc
 from nni_compression import _frames
 from nni_compression._wire import compression_pb2 as pb
 from servers import ScriptedServer, fails, in_turn, replies
@@ -64,13 +65,13 @@ def layer_error(answers: int, layer: str) -> pb.CalcMaskResponse:
 BOTH = replies(mask_reply(0, "a", 4), mask_reply(1, "b", 9, index=1))
 
 
-@pytest.fixture()
+@pytest.fixture
 def scripted() -> Iterator[ScriptedServer]:
     with ScriptedServer(BindModel=replies(BOUND), CalcMask=BOTH) as server:
         yield server
 
 
-@pytest.fixture()
+@pytest.fixture
 def session(scripted: ScriptedServer) -> Iterator[nc.Session]:
     with nc.Client(scripted.address, timeout=30) as client:
         yield client.bind_model("level", [], LAYERS)

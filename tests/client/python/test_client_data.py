@@ -6,9 +6,10 @@ import copy
 import pickle
 from typing import Any
 
-import nni_compression as nc
 import numpy as np
 import pytest
+
+import nni_compression as nc
 from nni_compression import _config
 from nni_compression._wire import compression_pb2 as pb
 from nni_compression.errors import code_from_number, make_error

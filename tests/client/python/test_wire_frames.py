@@ -6,6 +6,7 @@ import zlib
 
 import numpy as np
 import pytest
+
 from nni_compression import _frames
 from nni_compression._wire import compression_pb2 as pb
 from nni_compression.errors import DataLossError

@@ -11,7 +11,7 @@ import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, Callable, Optional
+from typing import Any, Callable
 
 import grpc
 
@@ -117,7 +117,7 @@ class ScriptedServer:
     def __init__(self, **behaviours: Behaviour) -> None:
         self.behaviours = behaviours
         self.calls: list[tuple[str, dict[str, str]]] = []
-        self._server: Optional[Any] = None
+        self._server: Any | None = None
         self.port = 0
         self.start()
 

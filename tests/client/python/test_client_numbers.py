@@ -1,0 +1,290 @@
+"""Numbers that are right: the server's answers against oracles written from the formulas.
+
+Shapes, dtypes and parameters are random (from fixed seeds); edge cases are listed.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+import pytest
+
+import nni_compression as nc
+import oracles
+
+Array = np.ndarray[Any, np.dtype[Any]]
+
+PRUNER_DTYPES = ["float32", "float16", "bfloat16", "float64"]
+
+
+def random_shape(random: np.random.Generator) -> tuple[int, ...]:
+    return tuple(int(size) for size in random.integers(1, 12, random.integers(1, 5)))
+
+
+def in_dtype(values: Array, dtype: str) -> tuple[Any, Array]:
+    """What is sent for these values in this dtype, and what the receiver reads."""
+    if dtype != "bfloat16":
+        array = values.astype(dtype)
+        return array, array
+    bits = oracles.to_bfloat16(values)
+    return nc.Tensor(bits, "bfloat16", values.shape), oracles.from_bfloat16(bits)
+
+
+def weights_of_every_kind(random: np.random.Generator, dtype: str) -> dict[str, tuple[Any, Array]]:
+    """Random weights, and those at the edges of the dtype and of the definitions."""
+    smallest = {"float16": 6e-8, "float64": 5e-324}.get(dtype, 1e-45)
+    largest = {"float16": 6e4, "float64": 1.7e308}.get(dtype, 3e38)
+    kinds = {f"normal{i}": random.normal(size=random_shape(random)) for i in range(12)}
+    kinds.update(
+        ties=np.ones(10),
+        few_values=random.integers(-2, 3, (50, 7)).astype(float),
+        zeros=np.zeros((4, 5)),
+        signed_zeros=np.array([0.0, -0.0] * 9),
+        single=np.array([-3.0]),
+        subnormal=random.integers(-5, 6, 300) * smallest,
+        extremes=random.choice([-largest, largest, smallest, 0.0, 1.0], 301),
+        descending=np.arange(1000, 0, -1.0),
+        odd_length=random.normal(size=4099),
+        larger=random.normal(size=(300, 333)),
+    )
+    return {name: in_dtype(values, dtype) for name, values in kinds.items()}
+
+
+def layers_for(weights: dict[str, tuple[Any, Array]], dtype: str) -> list[nc.Layer]:
+    return [nc.Layer(n, "Linear", seen.shape, dtype) for n, (_, seen) in weights.items()]
+
+
+class TestLevel:
+    @pytest.mark.parametrize("dtype", PRUNER_DTYPES)
+    @pytest.mark.parametrize(
+        "sparsity", [0, 1, 0.5, 0.8, 0.1, 1 / 3, 0.999, 1e-9, math.nextafter(1, 0)]
+    )
+    def test_masks_are_the_formulas(self, client: nc.Client, dtype: str, sparsity: float) -> None:
+        weights = weights_of_every_kind(np.random.default_rng(11), dtype)
+        layers = layers_for(weights, dtype)
+        with client.bind_model("level", [{"sparsity": sparsity}], layers) as session:
+            masks = session.calc_mask({name: sent for name, (sent, _) in weights.items()})
+        for name, (_, seen) in weights.items():
+            expected = oracles.level(seen, sparsity)
+            np.testing.assert_array_equal(masks[name].to_numpy(), expected, err_msg=name)
+            assert masks[name].pruned == int(seen.size * sparsity)
+
+    def test_a_random_sparsity_for_every_layer(self, client: nc.Client) -> None:
+        random = np.random.default_rng(12)
+        weights = {f"l{i}": random.normal(size=random_shape(random)) for i in range(200)}
+        sparsities = {name: float(random.random()) for name in weights}
+        rules = [{"sparsity": s, "op_names": [name]} for name, s in sparsities.items()]
+        layers = [nc.Layer(name, "Conv2d", w.shape, "float64") for name, w in weights.items()]
+        with client.bind_model("level", rules, layers) as session:
+            masks = session.calc_mask(weights)
+        for name, weight in weights.items():
+            np.testing.assert_array_equal(
+                masks[name].to_numpy(), oracles.level(weight, sparsities[name])
+            )
+
+    def test_equal_magnitudes_go_by_index(self, client: nc.Client) -> None:
+        layers = [nc.Layer("w", "Linear", (10,))]
+        with client.bind_model("level", [{"sparsity": 0.3}], layers) as session:
+            mask = session.calc_mask({"w": np.array([1, -1] * 5, np.float32)})["w"]
+        assert mask.to_numpy().tolist() == [False] * 3 + [True] * 7
+
+
+class TestAgp:
+    def test_the_table(self, client: nc.Client) -> None:
+        rule = {"initial_sparsity": 0, "final_sparsity": 0.8, "start_epoch": 0, "end_epoch": 10}
+        weight = np.arange(1, 101, dtype=np.float32)
+        seen = []
+        with client.bind_model("agp", [rule], [nc.Layer("w", "Linear", (100,))]) as session:
+            for epoch in range(11):
+                session.update_epoch(epoch)
+                seen.append(session.calc_mask({"w": weight})["w"].pruned)
+        assert seen == [0, 23, 42, 56, 66, 72, 77, 79, 79, 80, 80]
+
+    @pytest.mark.parametrize("seed", range(12))
+    def test_other_schedules_with_weights_that_change(self, client: nc.Client, seed: int) -> None:
+        random = np.random.default_rng(seed)
+        dtype = PRUNER_DTYPES[seed % len(PRUNER_DTYPES)]
+        initial, final = sorted(random.random(2).tolist())
+        start = int(random.integers(0, 4))
+        frequency = int(random.integers(1, 4))
+        end = start + frequency + 1 + int(random.integers(0, 12))
+        rule = {
+            "initial_sparsity": initial,
+            "final_sparsity": final,
+            "start_epoch": start,
+            "end_epoch": end,
+            "frequency": frequency,
+        }
+        shapes = {f"l{i}": random_shape(random) for i in range(5)}
+        agp = {name: oracles.Agp(final, end, initial, start, frequency) for name in shapes}
+        layers = [nc.Layer(name, "Linear", shape, dtype) for name, shape in shapes.items()]
+        epochs = [e for e in range(end + 3 * frequency) if random.random() < 0.8]
+        with client.bind_model("agp", [rule], layers) as session:
+            for epoch in epochs:
+                session.update_epoch(epoch)
+                sent, expected = {}, {}
+                for name, shape in shapes.items():
+                    sent[name], seen = in_dtype(random.normal(size=shape), dtype)
+                    expected[name] = agp[name].mask(seen, epoch)
+                masks = session.calc_mask(sent)
+                for name, mask in masks.items():
+                    np.testing.assert_array_equal(mask.to_numpy(), expected[name])
+
+
+def quantized(client: nc.Client, algorithm: str, rule: dict[str, Any], **weights: Array) -> Any:
+    """The answers for weights whose layers are called after them."""
+    layers = [nc.Layer(name, "Linear", w.shape, w.dtype) for name, w in weights.items()]
+    with client.bind_model(algorithm, [rule], layers) as session:
+        return session.quantize_weight(weights)
+
+
+def quantizer_weights(seed: int, dtype: str = "float32") -> dict[str, Array]:
+    random = np.random.default_rng(seed)
+    kinds = {f"normal{i}": random.normal(size=random_shape(random)) for i in range(8)}
+    kinds.update(
+        positive=random.random((30, 7)) + 0.5,
+        negative=-random.random(100) - 0.5,
+        uneven=random.normal(size=(40, 30)) * np.exp(random.normal(size=(40, 1)) * 3),
+        halves=(np.arange(-256, 256) + 0.5) / 16,  # codes exactly between two
+        single=np.array([0.7]),
+        larger=random.normal(size=(100, 100)),
+    )
+    return {name: values.astype(dtype) for name, values in kinds.items()}
+
+
+class TestNaive:
+    @pytest.mark.parametrize("dtype", ["float32", "float16"])
+    def test_codes_and_scales_are_the_formulas(self, client: nc.Client, dtype: str) -> None:
+        weights = quantizer_weights(21, dtype)
+        for name, q in quantized(client, "naive", {}, **weights).items():
+            expected = oracles.naive(weights[name])
+            assert q.scale == expected.scale, name
+            assert (q.bits, q.zero_point, q.codes.dtype) == (8, 0, np.int8)
+            np.testing.assert_array_equal(q.codes, expected.codes, err_msg=name)
+            np.testing.assert_array_equal(q.dequantize(), expected.values, err_msg=name)
+
+    def test_the_scale_only_grows(self, client: nc.Client) -> None:
+        random = np.random.default_rng(22)
+        scale = 0.0
+        with client.bind_model("naive", [{}], [nc.Layer("w", "Linear", (50,))]) as session:
+            for _ in range(10):
+                weight = (random.normal(size=50) * np.exp(random.normal())).astype(np.float32)
+                q = session.quantize_weight({"w": weight})["w"]
+                expected = oracles.naive(weight, scale)
+                assert q.scale == expected.scale >= scale
+                np.testing.assert_array_equal(q.codes, expected.codes)
+                scale = q.scale
+
+    def test_zeros_are_codes_zero(self, client: nc.Client) -> None:
+        q = quantized(client, "naive", {}, w=np.zeros(9, np.float32))["w"]
+        assert not q.codes.any()
+        assert not q.dequantize().any()
+
+
+SCHEMES = {
+    "per_tensor_affine": (False, None),
+    "per_tensor_symmetric": (True, None),
+    "per_channel_affine": (False, 0),
+    "per_channel_symmetric": (True, 0),
+}
+
+
+class TestQat:
+    @pytest.mark.parametrize("bits", [2, 3, 4, 7, 8, 9, 12, 16])
+    @pytest.mark.parametrize("scheme", list(SCHEMES))
+    def test_codes_parameters_and_values_are_the_formulas(
+        self, client: nc.Client, scheme: str, bits: int
+    ) -> None:
+        symmetric, axis = SCHEMES[scheme]
+        weights = quantizer_weights(31)
+        rule = {"quant_bits": bits, "quant_scheme": scheme}
+        for name, q in quantized(client, "qat", rule, **weights).items():
+            expected = oracles.qat(weights[name], bits, symmetric, axis)
+            np.testing.assert_array_equal(q.scale, expected.scale, err_msg=name)
+            np.testing.assert_array_equal(q.zero_point, expected.zero_point, err_msg=name)
+            np.testing.assert_array_equal(q.codes, expected.codes, err_msg=name)
+            np.testing.assert_array_equal(q.dequantize(), expected.values, err_msg=name)
+            assert (q.bits, q.channel_axis) == (bits, axis)
+
+    @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+    def test_half_floats_are_widened_first(self, client: nc.Client, dtype: str) -> None:
+        values = np.random.default_rng(32).normal(size=(20, 30))
+        sent, seen = in_dtype(values, dtype)
+        layers = [nc.Layer("w", "Linear", (20, 30), dtype)]
+        with client.bind_model("qat", [{}], layers) as session:
+            q = session.quantize_weight({"w": sent})["w"]
+            rounded = session.quantize_weight({"w": sent}, reply="values")["w"].values
+        expected = oracles.qat(seen, 8)
+        np.testing.assert_array_equal(q.codes, expected.codes)
+        assert rounded is not None
+        if dtype == "bfloat16":
+            assert rounded.dtype == np.uint16
+            error = np.abs(oracles.from_bfloat16(rounded) - expected.values)
+            assert (error <= np.abs(expected.values) * 2.0**-8).all()
+        else:
+            np.testing.assert_array_equal(rounded, expected.values.astype(np.float16))
+
+    @pytest.mark.parametrize(
+        ("weight", "scale", "zero_point"),
+        [([1, 2, 3, 5], 5 / 255, 0), ([-1, 2, 3, 5], 6 / 255, 42), ([0, 0, 0], 1, 0)],
+    )
+    def test_the_examples(
+        self, client: nc.Client, weight: list[float], scale: float, zero_point: int
+    ) -> None:
+        q = quantized(client, "qat", {}, w=np.array(weight, np.float32))["w"]
+        assert (q.scale, q.zero_point) == (np.float32(scale), zero_point)
+
+    @pytest.mark.parametrize("symmetric", [False, True])
+    def test_a_channel_of_zeros_beside_others(self, client: nc.Client, symmetric: bool) -> None:
+        weight = np.random.default_rng(33).normal(size=(4, 9)).astype(np.float32)
+        weight[2] = 0
+        scheme = "per_channel_symmetric" if symmetric else "per_channel_affine"
+        q = quantized(client, "qat", {"quant_scheme": scheme}, w=weight)["w"]
+        expected = oracles.qat(weight, 8, symmetric, 0)
+        assert q.scale[2] == 1
+        np.testing.assert_array_equal(q.dequantize(), expected.values)
+        assert not q.dequantize()[2].any()
+
+    def test_tiny_weights_are_not_flattened(self, client: nc.Client) -> None:
+        weight = (np.linspace(-1, 1, 101) * 1e-9).astype(np.float32)
+        q = quantized(client, "qat", {}, w=weight)["w"]
+        assert len(np.unique(q.codes)) > 100
+        np.testing.assert_array_equal(q.codes, oracles.qat(weight, 8).codes)
+
+    def test_the_scale_stays_a_normal_number(self, client: nc.Client) -> None:
+        weight = np.array([1e-45, -1e-44, 0], np.float32)
+        q = quantized(client, "qat", {}, w=weight)["w"]
+        assert q.scale == np.finfo(np.float32).tiny
+        assert np.isfinite(q.dequantize()).all()
+
+    def test_a_range_that_overflows_float32(self, client: nc.Client) -> None:
+        weight = np.array([-3e38, 3e38, 1e38], np.float32)
+        q = quantized(client, "qat", {}, w=weight)["w"]
+        assert q.scale == np.float32((3e38 + 3e38) / 255)
+        assert np.abs(q.dequantize().astype(float) - weight).max() <= q.scale
+
+
+class TestDoReFa:
+    def test_the_example(self, client: nc.Client) -> None:
+        q = quantized(client, "dorefa", {}, w=np.array([-1, -0.5, 0, 0.5, 1], np.float32))["w"]
+        expected = np.array([-1, -0.60784316, 0.00392163, 0.60784316, 1], np.float32)
+        np.testing.assert_allclose(q.dequantize(), expected, atol=1e-7)
+
+    @pytest.mark.parametrize("bits", [1, 2, 4, 8, 13, 16])
+    def test_codes_are_the_formulas_to_one(self, client: nc.Client, bits: int) -> None:
+        weights = quantizer_weights(41)
+        for name, q in quantized(client, "dorefa", {"quant_bits": bits}, **weights).items():
+            expected = oracles.dorefa(weights[name], bits)
+            off = np.abs(q.codes.astype(np.int64) - expected.codes)
+            assert off.max() <= 1, name
+            assert (off > 0).mean() < 0.01 or off.size < 100, name
+            assert (q.bits, q.formula) == (bits, "dorefa")
+            np.testing.assert_allclose(
+                q.dequantize(), expected.values, atol=2.1 / (2**bits - 1), err_msg=name
+            )
+
+    def test_zeros_stay_zeros(self, client: nc.Client) -> None:
+        q = quantized(client, "dorefa", {}, w=np.zeros((3, 4), np.float32))["w"]
+        assert not q.dequantize().any()

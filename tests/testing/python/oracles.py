@@ -1,0 +1,142 @@
+"""The algorithms once more, in numpy, written from their formulas alone.
+
+They are slow and plain on purpose: what the server answers is compared with them.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+F32 = np.float32
+
+
+def prune_smallest(
+    weight: np.ndarray[Any, Any], k: int, already: np.ndarray[Any, Any] | None = None
+) -> np.ndarray[Any, Any]:
+    """The mask (True = kept) that removes exactly k elements: the smallest by (|w|, index).
+
+    `already` marks elements that are pruned before all others.
+    """
+    magnitude = np.abs(weight.astype(np.float64)).ravel()
+    rank = np.ones(magnitude.size) if already is None else 1.0 - already.ravel()
+    order = np.lexsort((np.arange(magnitude.size), magnitude, rank))
+    kept = np.ones(magnitude.size, dtype=bool)
+    kept[order[:k]] = False
+    return kept.reshape(weight.shape)
+
+
+def level(weight: np.ndarray[Any, Any], sparsity: float) -> np.ndarray[Any, Any]:
+    """The level pruner's mask."""
+    return prune_smallest(weight, int(float(weight.size) * float(sparsity)))
+
+
+@dataclass
+class Agp:
+    """The AGP pruner of one layer (Zhu & Gupta 2017)."""
+
+    final: float
+    end: int
+    initial: float = 0.0
+    start: int = 0
+    frequency: int = 1
+    pruned: np.ndarray[Any, Any] | None = None
+
+    def target(self, epoch: int) -> float:
+        """The share to be removed at an epoch that renews."""
+        if epoch >= self.end:
+            return self.final
+        span = ((self.end - self.start - 1) // self.frequency) * self.frequency
+        done = 1 - (epoch - self.start) / span
+        target = self.final + (self.initial - self.final) * done**3.0
+        return min(max(target, self.initial), self.final)
+
+    def mask(self, weight: np.ndarray[Any, Any], epoch: int) -> np.ndarray[Any, Any]:
+        """The mask in force at this epoch, for the first weight that is shown at it."""
+        if self.pruned is None:
+            self.pruned = np.zeros(weight.shape, dtype=bool)
+        if epoch >= self.start and (epoch - self.start) % self.frequency == 0:
+            k = int(float(weight.size) * self.target(epoch))
+            if k > self.pruned.sum():
+                self.pruned = ~prune_smallest(weight, k, self.pruned)
+        return ~self.pruned
+
+
+@dataclass
+class Codes:
+    """A quantized weight: codes, their parameters, and the values they stand for."""
+
+    codes: np.ndarray[Any, Any]
+    scale: Any
+    zero_point: Any
+    values: np.ndarray[Any, Any]
+
+
+def naive(weight: np.ndarray[Any, Any], scale_so_far: float = 0.0) -> Codes:
+    """The naive quantizer: 8 bits, a scale that only grows."""
+    wide = weight.astype(F32)
+    scale = max(F32(scale_so_far), np.abs(wide).max() / F32(127))
+    if scale == 0:
+        return Codes(np.zeros(weight.shape, np.int8), scale, 0, np.zeros(weight.shape, F32))
+    codes = np.clip(np.trunc(wide / scale), -127, 127)
+    return Codes(codes.astype(np.int8), scale, 0, codes.astype(F32) * scale)
+
+
+_SMALLEST = np.finfo(F32).tiny
+
+
+def qat(
+    weight: np.ndarray[Any, Any],
+    bits: int,
+    symmetric: bool = False,
+    channel_axis: int | None = None,
+) -> Codes:
+    """The QAT quantizer of weights (Jacob et al. 2018), in float32 throughout."""
+    wide = weight.astype(F32)
+    axes = None if channel_axis is None else _others(wide.ndim, channel_axis)
+    low = np.minimum(F32(0), wide.min(axis=axes))
+    high = np.maximum(F32(0), wide.max(axis=axes))
+    if symmetric:
+        top = 2 ** (bits - 1) - 1
+        bounds = -top, top
+        scale = np.maximum(np.maximum(-low, high) / F32(top), _SMALLEST)
+        zero_point = np.zeros_like(scale)
+    else:
+        top = 2**bits - 1
+        bounds = 0, top
+        scale = np.maximum((high - low) / F32(top), _SMALLEST)
+        zero_point = np.clip(np.rint(-low / scale), 0, top)
+    scale = np.where(high == low, F32(1), scale).astype(F32)
+    zero_point = np.where(high == low, F32(0), zero_point).astype(F32)
+    along = (lambda x: x) if axes is None else (lambda x: np.expand_dims(x, axes))
+    inverse = F32(1) / scale
+    codes = np.rint(wide * along(inverse)) + along(zero_point)
+    codes = np.clip(codes, *map(F32, bounds))
+    values = (codes - along(zero_point)) * along(scale)
+    return Codes(codes.astype(np.int32), scale, zero_point.astype(np.int32), values.astype(F32))
+
+
+def dorefa(weight: np.ndarray[Any, Any], bits: int) -> Codes:
+    """The DoReFa quantizer (Zhou et al. 2016)."""
+    t = np.tanh(weight.astype(F32))
+    levels = F32(2**bits - 1)
+    u = t / (F32(2) * np.abs(t).max()) + F32(0.5)
+    codes = np.rint(u * levels)
+    values = F32(2) * (codes / levels) - F32(1)
+    return Codes(codes.astype(np.int32), None, None, values)
+
+
+def _others(dimensions: int, axis: int) -> tuple[int, ...]:
+    return tuple(i for i in range(dimensions) if i != axis)
+
+
+def to_bfloat16(values: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+    """The bits, as uint16, of float32 values that bfloat16 can hold (others are cut)."""
+    return (np.ascontiguousarray(values, F32).view(np.uint32) >> 16).astype(np.uint16)
+
+
+def from_bfloat16(bits: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+    """The float32 values of bfloat16 bits."""
+    return (bits.astype(np.uint32) << 16).view(F32)
