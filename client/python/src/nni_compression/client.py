@@ -171,10 +171,12 @@ class Client:
         route = _check_route(route) or mint_route()
         reply = self._get_session(session_id, route, timeout)
         info = SessionInfo.from_wire(reply.session)
-        if not reply.HasField("plan") or info.lease is None:
+        if not reply.HasField("plan"):
             raise NotFoundError(f"session {session_id} is {info.state}")
         stale = [layer.name for layer in info.layers if layer.stale]
-        return self._session(info.id, route, reply.plan, info.lease, stale)
+        request = pb.KeepAliveRequest(session_id=info.id)
+        renewed = self._unary("KeepAlive", request, pb.KeepAliveResponse, route, timeout)
+        return self._session(info.id, route, reply.plan, seconds(renewed.lease), stale)
 
     def session_info(self, session_id: str, *, timeout: Optional[float] = None) -> SessionInfo:
         """What the server says about a session; also for a while after its end.
