@@ -24,7 +24,7 @@ def server() -> Iterator[servers.ServerProcess]:
         yield process
 
 
-@pytest.fixture()
+@pytest.fixture
 def client(server: servers.ServerProcess) -> Iterator[nc.Client]:
     """A client of the shared server."""
     with nc.Client(server.address, timeout=60) as connected:

@@ -138,6 +138,16 @@ class TestRetries:
             assert client.bind_model("level", [], LAYERS).id == "s1"
             assert client.stats.retries == 2
 
+    def test_a_wait_is_told_once(
+        self, scripted: ScriptedServer, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        scripted.behaviours["BindModel"] = in_turn(UNAVAILABLE, UNAVAILABLE, replies(BOUND))
+        with nc.Client(scripted.address) as client:
+            client.bind_model("level", [], LAYERS)
+        (record,) = caplog.records
+        assert (record.name, record.levelname) == ("nni_compression", "WARNING")
+        assert "draining" in record.getMessage()
+
     def test_a_retried_bind_is_the_same_request(self, scripted: ScriptedServer) -> None:
         seen: list[bytes] = []
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import random
 import secrets
@@ -23,6 +24,8 @@ from .errors import (
 from .statistics import Stats
 
 T = TypeVar("T")
+
+_log = logging.getLogger("nni_compression")
 
 SERVICE = "nni.compression.v1.CompressionService"
 HEALTH = "grpc.health.v1.Health"
@@ -243,6 +246,8 @@ class Transport:
                     delay = self._delay(error, pushback, attempts, start, deadline)
                     if not retry or delay is None:
                         raise error from None
+                    if attempts == 1:
+                        _log.warning("%s; trying again", error)
                     time.sleep(delay)
                     _count(stats, retries=1)
                 else:
