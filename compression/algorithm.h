@@ -103,6 +103,12 @@ class Quantizer : public Compressor {
   // The dimension whose slices have their own range; nothing: one range per tensor.
   virtual std::optional<int> channel_axis(const Layer& layer) const { return std::nullopt; }
 
+  // Ranges, and hence scales, that the layer has.
+  int64_t channels(const Layer& layer) const {
+    const std::optional<int> axis = channel_axis(layer);
+    return axis ? layer.shape[*axis] : 1;
+  }
+
   // As QuantizeWeight with QuantizeReply::kParameters for a weight with this range, bit for bit.
   // Called only when accepts_range().
   virtual absl::StatusOr<QuantizedWeight> QuantizeRange(const Layer& layer, const Range& range,

@@ -9,7 +9,6 @@
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_join.h"
 #include "compression/binding.h"
-#include "compression/state.h"
 #include "compression/suggest.h"
 
 namespace nni_compression::compression {
@@ -30,11 +29,6 @@ absl::StatusOr<T> CatchAll(absl::FunctionRef<absl::StatusOr<T>()> compute) {
   } catch (const std::exception& e) {
     return absl::InternalError(e.what());
   }
-}
-
-int64_t Channels(const Quantizer& quantizer, const Layer& layer) {
-  const std::optional<int> axis = quantizer.channel_axis(layer);
-  return axis ? layer.shape[*axis] : 1;
 }
 
 absl::Status CheckRange(const Layer& layer, const Range& range, int64_t channels) {
@@ -206,7 +200,7 @@ absl::StatusOr<QuantizedWeight> Session::QuantizeRange(int i, const Range& range
     return absl::InvalidArgumentError(
         absl::StrCat("the algorithm ", algorithm_->name, " needs weights, a range is not enough"));
   }
-  auto status = CheckRange(layer(i), range, Channels(quantizer, layer(i)));
+  auto status = CheckRange(layer(i), range, quantizer.channels(layer(i)));
   if (!status.ok()) return status;
   return Quantize(i, [&](const Quantizer& quantizer, LayerState& state) {
     return quantizer.QuantizeRange(layer(i), range, clock_, state);
@@ -225,71 +219,6 @@ absl::StatusOr<bool> Session::Step(int64_t step) {
   last_step_ = step;
   clock_.step = step;
   return true;
-}
-
-std::string Session::SaveGlobal() const {
-  return EncodeGlobal({algorithm_->name, static_cast<int64_t>(states_.size()), clock_, last_step_});
-}
-
-std::string Session::SaveLayer(int i) const { return EncodeLayer(layer(i), states_[i]); }
-
-absl::Status Session::Load(absl::string_view global, absl::Span<const std::string> layers) {
-  auto loaded = DecodeGlobal(global);
-  if (!loaded.ok()) return loaded.status();
-  if (loaded->algorithm != algorithm_->name || layers.size() != states_.size() ||
-      loaded->layers != static_cast<int64_t>(states_.size())) {
-    return absl::DataLossError(absl::StrCat("state is of ", loaded->layers, " layers under ",
-                                            Quoted(loaded->algorithm), " and comes with ",
-                                            layers.size(), " records; the session has ",
-                                            states_.size(), " under ", algorithm_->name));
-  }
-  std::vector<LayerState> states;
-  for (size_t i = 0; i < layers.size(); ++i) {
-    auto state = DecodeLayer(layer(i), layers[i]);
-    if (!state.ok()) return state.status();
-    if (auto status = CheckFits(i, *state); !status.ok()) return status;
-    states.push_back(*std::move(state));
-  }
-  clock_ = loaded->clock;
-  last_step_ = loaded->last_step;
-  states_ = std::move(states);
-  return absl::OkStatus();
-}
-
-// Records of the right layer that another rule or algorithm wrote.
-absl::Status Session::CheckFits(int i, const LayerState& state) const {
-  const Compressor* compressor = CompressorOf(i);
-  const bool pruner = algorithm_->kind == AlgorithmKind::kPruner;
-  bool fits = compressor != nullptr || !state.answered;
-  if (state.mask.has_value()) fits &= pruner;
-  if (pruner && state.answered) fits &= state.mask.has_value();
-  if (state.parameters) {
-    fits &= !pruner && compressor != nullptr;
-    const size_t scales = state.parameters->scale.size();
-    fits &= scales == state.parameters->zero_point.size();
-    if (fits && scales > 0) {
-      const auto& quantizer = static_cast<const Quantizer&>(*compressor);
-      fits &= static_cast<int64_t>(scales) == Channels(quantizer, layer(i)) &&
-              state.parameters->bits == quantizer.bits();
-    }
-  }
-  if (fits) return absl::OkStatus();
-  return absl::DataLossError(
-      absl::StrCat("state of layer ", Quoted(layer(i).name), " is that of another configuration"));
-}
-
-int64_t Session::StateBytes() const {
-  int64_t bytes = static_cast<int64_t>(states_.size() * (sizeof(LayerState) + sizeof(Layer)));
-  for (const LayerState& state : states_) {
-    if (state.mask) bytes += state.mask->bits().size();
-    if (state.parameters) {
-      bytes += static_cast<int64_t>(state.parameters->scale.size() * (sizeof(float) + 4));
-    }
-    for (const auto& [name, values] : state.memory) {
-      bytes += static_cast<int64_t>(name.size() + values.size() * sizeof(float));
-    }
-  }
-  return bytes;
 }
 
 }  // namespace nni_compression::compression

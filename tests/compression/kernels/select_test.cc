@@ -1,0 +1,205 @@
+#include "compression/kernels/select.h"
+
+#include <ATen/Parallel.h>
+#include <c10/util/BFloat16.h>
+#include <c10/util/Half.h>
+
+#include <algorithm>
+#include <cmath>
+#include <limits>
+#include <numeric>
+#include <random>
+
+#include "tests/compression/testing.h"
+
+namespace nni_compression::compression {
+namespace {
+
+std::vector<double> Widened(const at::Tensor& weight) {
+  const at::Tensor wide = weight.to(at::kDouble).contiguous();
+  const auto* data = static_cast<const double*>(wide.data_ptr());
+  return std::vector<double>(data, data + wide.numel());
+}
+
+// A plain sort by (pruned before, |w|, index).
+std::string Expected(const at::Tensor& weight, int64_t prune, const std::string& previous) {
+  const std::vector<double> values = Widened(weight);
+  std::vector<int64_t> order(values.size());
+  std::iota(order.begin(), order.end(), 0);
+  const auto rank = [&](int64_t i) {
+    return !previous.empty() && previous[i] == '0' ? -1.0 : std::fabs(values[i]);
+  };
+  std::stable_sort(order.begin(), order.end(),
+                   [&](int64_t a, int64_t b) { return rank(a) < rank(b); });
+  std::string bits(values.size(), '1');
+  for (int64_t i = 0; i < prune; ++i) bits[order[i]] = '0';
+  return bits;
+}
+
+// "not finite" when the kernel says so.
+std::string Select(DataType dtype, const at::Tensor& weight, int64_t prune,
+                   const std::string& previous = "") {
+  SelectArguments arguments;
+  arguments.dtype = dtype;
+  arguments.weight = weight.data_ptr();
+  arguments.elements = weight.numel();
+  arguments.prune = prune;
+  std::optional<Mask> mask;
+  if (!previous.empty()) {
+    mask = MaskOf(previous);
+    arguments.previous = mask->bits().data();
+    arguments.previously_pruned = mask->pruned();
+  }
+  Buffer bits = Buffer::Allocate(ByteLength(DataType::kBit, weight.numel()));
+  if (!SelectSmallest(arguments, bits.data())) return "not finite";
+  return Bits(Mask::FromBits(std::move(bits), weight.numel()).value());
+}
+
+class SelectTest : public testing::TestWithParam<DataType> {
+ protected:
+  // Compares with the sort at many counts, with and without a mask before.
+  void Check(const std::vector<double>& values) {
+    const at::Tensor weight = Values(values, GetParam());
+    const int64_t n = weight.numel();
+    for (int64_t prune : {int64_t{0}, int64_t{1}, n / 7, n / 2, n * 4 / 5, n - 1, n}) {
+      ASSERT_EQ(Select(GetParam(), weight, prune), Expected(weight, prune, ""))
+          << n << " elements, " << prune << " to prune";
+    }
+    std::mt19937_64 engine(n);
+    std::string previous(n, '1');
+    for (char& bit : previous) bit = engine() % 3 == 0 ? '0' : '1';
+    const auto pruned = static_cast<int64_t>(std::count(previous.begin(), previous.end(), '0'));
+    for (int64_t prune : {pruned, std::min(pruned + 1, n), (pruned + n) / 2, n}) {
+      ASSERT_EQ(Select(GetParam(), weight, prune, previous), Expected(weight, prune, previous))
+          << n << " elements, " << prune << " to prune, " << pruned << " pruned before";
+    }
+  }
+};
+
+TEST_P(SelectTest, AgreesWithASortOnRandomWeightsOfEverySizeAroundWordsAndBlocks) {
+  std::mt19937_64 engine(7);
+  std::normal_distribution<double> normal;
+  for (int64_t n : {1, 2, 7, 8, 9, 63, 64, 65, 127, 128, 129, 1000, 4095, 4096, 4097}) {
+    std::vector<double> values(n);
+    for (double& value : values) value = normal(engine);
+    Check(values);
+  }
+}
+
+TEST_P(SelectTest, AgreesWithASortWhenAllWeightsAreEqual) {
+  for (double value : {0.0, 0.5, -3.0}) Check(std::vector<double>(333, value));
+}
+
+TEST_P(SelectTest, AgreesWithASortWhenThereAreTwoMagnitudes) {
+  std::mt19937_64 engine(8);
+  std::vector<double> values(777);
+  for (double& value : values) value = (engine() % 2 ? 1 : -1) * (engine() % 2 ? 0.5 : 0.50390625);
+  Check(values);
+}
+
+TEST_P(SelectTest, AgreesWithASortWhenWeightsDescend) {
+  std::vector<double> values(1500);
+  for (size_t i = 0; i < values.size(); ++i) values[i] = 1500.0 - static_cast<double>(i);
+  Check(values);
+}
+
+TEST_P(SelectTest, AgreesWithASortOnDenormalsAndExtremes) {
+  const double tiny[] = {std::numeric_limits<float>::denorm_min(),
+                         3 * static_cast<double>(std::numeric_limits<float>::denorm_min()),
+                         std::ldexp(1.0, -24),
+                         std::ldexp(1.0, -23),
+                         std::ldexp(1.0, -133),
+                         65504.0,
+                         60000.0,
+                         1e-5};
+  std::mt19937_64 engine(9);
+  std::vector<double> values(500);
+  for (double& value : values) value = (engine() % 2 ? 1 : -1) * tiny[engine() % 8];
+  Check(values);
+}
+
+TEST_P(SelectTest, TakesNegativeZeroForZero) {
+  const at::Tensor weight = Values({0.0, -0.0, 0.0, -0.0, 1.0}, GetParam());
+  EXPECT_EQ(Select(GetParam(), weight, 1), "01111");
+  EXPECT_EQ(Select(GetParam(), weight, 2), "00111");
+  EXPECT_EQ(Select(GetParam(), weight, 3), "00011");
+}
+
+TEST_P(SelectTest, PrunesTheLowerIndexOfEqualMagnitudesFirst) {
+  EXPECT_EQ(Select(GetParam(), Values(std::vector<double>(10, 1.0), GetParam()), 1), "0111111111");
+  EXPECT_EQ(Select(GetParam(), Values({2, -1, 1, -1, 1}, GetParam()), 3), "10001");
+}
+
+TEST_P(SelectTest, FindsWeightsThatAreNotFiniteWhateverIsToBePruned) {
+  for (double bad : {std::nan(""), -std::numeric_limits<double>::infinity()}) {
+    for (int64_t position : {0, 64, 199}) {
+      std::vector<double> values(200, 1.0);
+      values[position] = bad;
+      const at::Tensor weight = Values(values, GetParam());
+      std::string previous(200, '1');
+      previous[position] = '0';
+      for (int64_t prune : {1, 100, 200}) {
+        EXPECT_EQ(Select(GetParam(), weight, prune), "not finite");
+        EXPECT_EQ(Select(GetParam(), weight, prune, previous), "not finite");
+      }
+      EXPECT_EQ(Select(GetParam(), weight, 0), "not finite");
+    }
+  }
+}
+
+TEST_P(SelectTest, GivesTheSameBitsOnAnyNumberOfThreads) {
+  const int threads_before = at::get_num_threads();
+  // Few values, so that ties cross the threshold in the middle of the weight.
+  const int64_t n = (int64_t{9} << 20) + 77;
+  std::mt19937_64 engine(10);
+  std::vector<float> values(n);
+  for (float& value : values) value = static_cast<float>(engine() % 1000) / 64.0f;
+  Buffer buffer = Buffer::Allocate(n * 4);
+  std::memcpy(buffer.data(), values.data(), n * 4);
+  const at::Tensor weight =
+      buffer.AsTensor(DataType::kFloat32, {n}).to(ToScalarType(GetParam()).value());
+  std::vector<std::string> results;
+  for (int threads : {1, 2, 8}) {
+    at::set_num_threads(threads);
+    const std::string first = Select(GetParam(), weight, n / 2);
+    results.push_back(first + Select(GetParam(), weight, n * 3 / 4, first));
+  }
+  at::set_num_threads(threads_before);
+  EXPECT_EQ(std::count(results[0].begin(), results[0].begin() + n, '0'), n / 2);
+  EXPECT_EQ(std::count(results[0].begin() + n, results[0].end(), '0'), n * 3 / 4);
+  EXPECT_TRUE(results[0] == results[1]);
+  EXPECT_TRUE(results[0] == results[2]);
+}
+
+INSTANTIATE_TEST_SUITE_P(Types, SelectTest,
+                         testing::Values(DataType::kFloat32, DataType::kFloat16,
+                                         DataType::kBFloat16, DataType::kFloat64),
+                         [](const auto& info) { return std::string(DataTypeName(info.param)); });
+
+TEST(SelectFloat64Test, TellsApartWeightsThatDifferInTheirLastBitOnly) {
+  const double next = std::nextafter(1.0, 2.0);
+  const at::Tensor weight = Values({next, 1.0, next, 1.0, -next}, DataType::kFloat64);
+  EXPECT_EQ(Select(DataType::kFloat64, weight, 2), "10101");
+  EXPECT_EQ(Select(DataType::kFloat64, weight, 4), "00001");
+}
+
+TEST(SelectFloat32Test, TellsApartWeightsThatDifferInTheirLastBitOnly) {
+  const double next = std::nextafter(1.0f, 2.0f);
+  EXPECT_EQ(Select(DataType::kFloat32, Values({next, 1.0, next, -1.0}), 2), "1010");
+}
+
+TEST(SelectUnalignedTest, ReadsAWeightAtAnyAddress) {
+  std::vector<char> bytes(4 * 100 + 1);
+  const at::Tensor weight = Random({100}, 3);
+  std::memcpy(bytes.data() + 1, weight.data_ptr(), 400);
+  SelectArguments arguments;
+  arguments.weight = bytes.data() + 1;
+  arguments.elements = 100;
+  arguments.prune = 60;
+  Buffer bits = Buffer::Allocate(13);
+  ASSERT_TRUE(SelectSmallest(arguments, bits.data()));
+  EXPECT_EQ(Bits(Mask::FromBits(bits, 100).value()), Expected(weight, 60, ""));
+}
+
+}  // namespace
+}  // namespace nni_compression::compression

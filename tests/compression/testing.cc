@@ -1,0 +1,93 @@
+#include "tests/compression/testing.h"
+
+#include <ATen/ops/from_blob.h>
+
+#include <cstdio>
+#include <cstdlib>
+#include <cstring>
+#include <random>
+
+namespace nni_compression::compression {
+
+Layer MakeLayer(std::string name, std::vector<int64_t> shape, DataType dtype, std::string op_type) {
+  Layer layer;
+  layer.name = std::move(name);
+  layer.op_type = std::move(op_type);
+  layer.dtype = dtype;
+  layer.shape = std::move(shape);
+  return layer;
+}
+
+Binding MakeBinding(std::string algorithm, nlohmann::json config_list, std::vector<Layer> layers) {
+  Binding binding;
+  binding.algorithm = std::move(algorithm);
+  for (auto& rule : config_list) binding.config_list.push_back(rule);
+  binding.layers = std::move(layers);
+  binding.framework = "pytorch";
+  return binding;
+}
+
+absl::StatusOr<std::unique_ptr<Session>> TryBind(Binding binding) {
+  return Session::Bind(Registry::Builtin(), std::move(binding));
+}
+
+std::unique_ptr<Session> BindOne(std::string algorithm, nlohmann::json rule,
+                                 std::vector<int64_t> shape, DataType dtype, int channel_axis) {
+  Layer layer = MakeLayer("layer", std::move(shape), dtype);
+  layer.channel_axis = channel_axis;
+  auto session =
+      TryBind(MakeBinding(std::move(algorithm), nlohmann::json::array({std::move(rule)}), {layer}));
+  if (!session.ok()) {
+    std::fprintf(stderr, "%s\n", session.status().ToString().c_str());
+    std::abort();
+  }
+  return *std::move(session);
+}
+
+at::Tensor Values(std::vector<double> values, DataType dtype, std::vector<int64_t> shape) {
+  if (shape.empty()) shape = {static_cast<int64_t>(values.size())};
+  return at::from_blob(values.data(), shape, at::TensorOptions().dtype(at::kDouble))
+      .to(ToScalarType(dtype).value(), /*non_blocking=*/false, /*copy=*/true);
+}
+
+at::Tensor Random(std::vector<int64_t> shape, uint64_t seed, DataType dtype, double deviation) {
+  std::mt19937_64 engine(seed);
+  std::normal_distribution<double> normal(0, deviation);
+  std::vector<double> values(CountElements(shape).value());
+  for (double& value : values) value = normal(engine);
+  return Values(std::move(values), dtype, std::move(shape));
+}
+
+std::string Bits(const Mask& mask) {
+  std::string bits;
+  for (int64_t i = 0; i < mask.elements(); ++i) bits.push_back(mask.kept(i) ? '1' : '0');
+  return bits;
+}
+
+Mask MaskOf(const std::string& bits) {
+  const auto elements = static_cast<int64_t>(bits.size());
+  Buffer buffer = Buffer::Allocate(ByteLength(DataType::kBit, elements));
+  std::memset(buffer.data(), 0, buffer.size());
+  for (int64_t i = 0; i < elements; ++i) {
+    if (bits[i] == '1') buffer.data()[i / 8] |= static_cast<uint8_t>(1 << (i % 8));
+  }
+  return Mask::FromBits(std::move(buffer), elements).value();
+}
+
+std::string BytesOf(const at::Tensor& tensor) {
+  return std::string(static_cast<const char*>(tensor.data_ptr()), tensor.nbytes());
+}
+
+std::string BytesOf(const Buffer& buffer) {
+  return std::string(reinterpret_cast<const char*>(buffer.data()), buffer.size());
+}
+
+std::string StateOf(const Session& session) {
+  std::string bytes = session.SaveGlobal();
+  for (size_t i = 0; i < session.plan().layers.size(); ++i) {
+    bytes += session.SaveLayer(static_cast<int>(i));
+  }
+  return bytes;
+}
+
+}  // namespace nni_compression::compression

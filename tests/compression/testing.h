@@ -1,0 +1,79 @@
+// Small things that the tests of the library share.
+#ifndef NNI_COMPRESSION_TESTS_COMPRESSION_TESTING_H_
+#define NNI_COMPRESSION_TESTS_COMPRESSION_TESTING_H_
+
+#include <ATen/core/Tensor.h>
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include <cstdint>
+#include <memory>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "absl/status/status.h"
+#include "absl/status/statusor.h"
+#include "compression/session.h"
+
+namespace nni_compression::compression {
+
+inline const absl::Status& StatusOf(const absl::Status& status) { return status; }
+template <class T>
+const absl::Status& StatusOf(const absl::StatusOr<T>& result) {
+  return result.status();
+}
+
+MATCHER(IsOk, "is OK") {
+  *result_listener << StatusOf(arg).ToString();
+  return StatusOf(arg).ok();
+}
+
+// EXPECT_THAT(result, Fails(absl::StatusCode::kInvalidArgument, HasSubstr("sparsity")));
+MATCHER_P2(Fails, code, message, "fails with that code and message") {
+  const absl::Status& status = StatusOf(arg);
+  *result_listener << status.ToString();
+  return status.code() == code &&
+         testing::ExplainMatchResult(message, std::string(status.message()), result_listener);
+}
+
+template <class Message>
+auto IsInvalid(Message message) {
+  return Fails(absl::StatusCode::kInvalidArgument, message);
+}
+
+Layer MakeLayer(std::string name, std::vector<int64_t> shape, DataType dtype = DataType::kFloat32,
+                std::string op_type = "Linear");
+
+Binding MakeBinding(std::string algorithm, nlohmann::json config_list, std::vector<Layer> layers);
+
+// Binds under the built-in algorithms.
+absl::StatusOr<std::unique_ptr<Session>> TryBind(Binding binding);
+
+// As TryBind, of one layer "layer" and one rule; a failure ends the test program.
+std::unique_ptr<Session> BindOne(std::string algorithm, nlohmann::json rule,
+                                 std::vector<int64_t> shape, DataType dtype = DataType::kFloat32,
+                                 int channel_axis = 0);
+
+// A tensor with these values; shape {} means one dimension.
+at::Tensor Values(std::vector<double> values, DataType dtype = DataType::kFloat32,
+                  std::vector<int64_t> shape = {});
+
+// Normally distributed values, the same for the same seed.
+at::Tensor Random(std::vector<int64_t> shape, uint64_t seed, DataType dtype = DataType::kFloat32,
+                  double deviation = 1.0);
+
+// "0110": 1 = kept.
+std::string Bits(const Mask& mask);
+Mask MaskOf(const std::string& bits);
+
+// The bytes of a tensor, or of a result.
+std::string BytesOf(const at::Tensor& tensor);
+std::string BytesOf(const Buffer& buffer);
+
+// All of a session's state.
+std::string StateOf(const Session& session);
+
+}  // namespace nni_compression::compression
+
+#endif  // NNI_COMPRESSION_TESTS_COMPRESSION_TESTING_H_
