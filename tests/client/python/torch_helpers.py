@@ -1,0 +1,80 @@
+"""Models and small conveniences of the PyTorch adapter's tests."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn import functional as F  # noqa: N812
+
+LEVEL = [{"sparsity": 0.5, "op_types": ["default"]}]
+AGP = [{"initial_sparsity": 0.0, "final_sparsity": 0.8, "end_epoch": 10, "op_types": ["default"]}]
+QAT = [{"quant_types": ["weight"], "quant_bits": 8, "op_types": ["default"]}]
+NAIVE = [{"op_types": ["default"]}]
+DOREFA = [{"quant_bits": 4, "op_types": ["default"]}]
+
+
+class Net(nn.Module):
+    """Two convolutions and two linear layers: [N, 1, 8, 8] -> [N, 10]."""
+
+    def __init__(self, seed: int = 0) -> None:
+        super().__init__()
+        torch.manual_seed(seed)
+        self.conv1 = nn.Conv2d(1, 8, 3, padding=1)
+        self.conv2 = nn.Conv2d(8, 8, 3, padding=1)
+        self.bn = nn.BatchNorm2d(8)
+        self.fc1 = nn.Linear(8 * 4 * 4, 32)
+        self.fc2 = nn.Linear(32, 10)
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        x = F.relu(self.conv1(images))
+        x = F.max_pool2d(F.relu(self.bn(self.conv2(x))), 2)
+        return self.fc2(F.relu(self.fc1(x.flatten(1))))
+
+
+COMPRESSED = ("conv1", "conv2", "fc1", "fc2")
+
+
+def images(count: int = 4, seed: int = 1) -> torch.Tensor:
+    """[count, 1, 8, 8]."""
+    return torch.randn(count, 1, 8, 8, generator=torch.Generator().manual_seed(seed))
+
+
+def dense(module: nn.Module) -> Any:
+    """The parameter under a compressed module's weight."""
+    return module._parameters["weight"]
+
+
+def train_step(model: nn.Module, optimizer: Any, seed: int = 1) -> torch.Tensor:
+    """One minibatch; returns the loss."""
+    optimizer.zero_grad()
+    labels = torch.arange(4) % 10
+    loss = F.cross_entropy(model(images(4, seed)), labels)
+    loss.backward()
+    optimizer.step()
+    return loss.detach()
+
+
+def calls(compressor: Any) -> int:
+    """How many calls the session has made."""
+    return int(compressor.stats.calls)
+
+
+def nni_level_mask(weight: torch.Tensor, sparsity: float) -> torch.Tensor:
+    """NNI's level pruner: everything up to the k-th smallest magnitude goes."""
+    k = int(weight.numel() * sparsity)
+    if k == 0:
+        return torch.ones_like(weight, dtype=torch.bool)
+    magnitude = weight.abs().float() if weight.dtype != torch.float64 else weight.abs()
+    threshold = torch.topk(magnitude.view(-1), k, largest=False)[0].max()
+    return torch.gt(magnitude, threshold)
+
+
+def lowest_k_mask(weight: torch.Tensor, k: int) -> torch.Tensor:
+    """The k smallest magnitudes go, of equal ones those that come first."""
+    magnitude = weight.detach().double().abs().reshape(-1)
+    order = torch.sort(magnitude, stable=True)[1]
+    mask = torch.ones(weight.numel(), dtype=torch.bool)
+    mask[order[:k]] = False
+    return mask.reshape(weight.shape)
