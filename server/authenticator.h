@@ -1,0 +1,33 @@
+// Who calls.
+#ifndef NNI_COMPRESSION_SERVER_AUTHENTICATOR_H_
+#define NNI_COMPRESSION_SERVER_AUTHENTICATOR_H_
+
+#include <grpcpp/server_context.h>
+
+#include <memory>
+#include <string>
+
+#include "absl/status/statusor.h"
+#include "absl/strings/string_view.h"
+
+namespace nni_compression::server {
+
+// Asked for every call of every method, health included, before anything of the request is looked
+// at. Thread-safe; runs on the transport's few threads, so it neither waits nor computes.
+class Authenticator {
+ public:
+  virtual ~Authenticator() = default;
+
+  // Lets everybody in, as the tenant "default".
+  static std::shared_ptr<Authenticator> AllowAll();
+
+  // The tenant: what keys sessions. `context` has the metadata, the peer and its certificate.
+  // UNAUTHENTICATED without valid credentials, PERMISSION_DENIED when they do not allow `method`
+  // ("nni.compression.v1.CompressionService/BindModel").
+  virtual absl::StatusOr<std::string> Authenticate(const grpc::ServerContextBase& context,
+                                                   absl::string_view method) = 0;
+};
+
+}  // namespace nni_compression::server
+
+#endif  // NNI_COMPRESSION_SERVER_AUTHENTICATOR_H_

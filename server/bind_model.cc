@@ -1,0 +1,186 @@
+#include "server/bind_model.h"
+
+#include <google/protobuf/io/coded_stream.h>
+#include <google/protobuf/io/zero_copy_stream_impl_lite.h>
+
+#include <cstring>
+#include <map>
+#include <string>
+#include <utility>
+
+#include "absl/hash/hash.h"
+#include "absl/strings/str_cat.h"
+#include "compression/binding.h"
+#include "server/convert.h"
+#include "server/log.h"
+#include "server/report.h"
+#include "server/status.h"
+
+namespace nni_compression::server {
+
+namespace v1 = ::nni::compression::v1;
+
+using compression::Buffer;
+using compression::Mask;
+using compression::Session;
+
+namespace {
+
+constexpr size_t kMaxRequestIdBytes = 128;
+constexpr int kMaxLabels = 32;
+constexpr size_t kMaxLabelKeyBytes = 64;
+constexpr size_t kMaxLabelValueBytes = 256;
+
+// A request takes about this many times its size once it is bound: layers, names, the plan.
+constexpr int64_t kBindingFactor = 4;
+
+absl::Status CheckRequest(const v1::BindModelRequest& request) {
+  if (request.request_id().size() > kMaxRequestIdBytes) {
+    return absl::InvalidArgumentError(absl::StrCat("request_id has ", request.request_id().size(),
+                                                   " bytes; it may have at most ",
+                                                   kMaxRequestIdBytes));
+  }
+  if (request.labels_size() > kMaxLabels) {
+    return absl::InvalidArgumentError(absl::StrCat("labels has ", request.labels_size(),
+                                                   " entries; it may have at most ", kMaxLabels));
+  }
+  for (const auto& [key, value] : request.labels()) {
+    const std::string path = absl::StrCat("labels['", Printable(key, kMaxLabelKeyBytes), "']");
+    if (absl::Status s = compression::CheckName(key, kMaxLabelKeyBytes, path + ": the key");
+        !s.ok()) {
+      return s;
+    }
+    if (value.size() > kMaxLabelValueBytes) {
+      return absl::InvalidArgumentError(absl::StrCat(
+          path, " has ", value.size(), " bytes; it may have at most ", kMaxLabelValueBytes));
+    }
+  }
+  const auto& lease = request.lease();
+  if (request.has_lease() &&
+      (lease.seconds() < 0 || lease.nanos() < 0 || lease.nanos() > 999999999 ||
+       (lease.seconds() == 0 && lease.nanos() == 0))) {
+    return absl::InvalidArgumentError(absl::StrCat("lease is ", lease.seconds(), " s and ",
+                                                   lease.nanos(), " ns; it must be above 0"));
+  }
+  return absl::OkStatus();
+}
+
+// Two requests of one content have one fingerprint. 128 bits: seeded anew in every process.
+std::string Fingerprint(const v1::BindModelRequest& request) {
+  std::string bytes;
+  {
+    google::protobuf::io::StringOutputStream stream(&bytes);
+    google::protobuf::io::CodedOutputStream coded(&stream);
+    coded.SetSerializationDeterministic(true);
+    request.SerializeToCodedStream(&coded);
+  }
+  return absl::StrCat(absl::HashOf(bytes, 1), "-", absl::HashOf(bytes, 2), "-", bytes.size());
+}
+
+// Memory that the session will take for its masks.
+int64_t MaskBytes(const Session& session) {
+  if (session.algorithm().kind != compression::AlgorithmKind::kPruner) return 0;
+  int64_t bytes = 0;
+  for (size_t i = 0; i < session.plan().layers.size(); ++i) {
+    if (session.plan().layers[i].planned == nullptr) continue;
+    bytes += compression::ByteLength(compression::DataType::kBit,
+                                     session.layer(static_cast<int>(i)).elements);
+  }
+  return bytes;
+}
+
+absl::StatusOr<Reservation> ReserveState(MemoryBudget& budget, int64_t bytes) {
+  if (bytes > budget.limit()) {
+    return absl::ResourceExhaustedError(
+        absl::StrCat("the session needs ", bytes,
+                     " bytes for its masks; the server has a memory "
+                     "budget of ",
+                     budget.limit()));
+  }
+  std::optional<Reservation> memory = budget.TryReserve(bytes);
+  if (memory) return *std::move(memory);
+  return ExhaustedFor(absl::Seconds(1), absl::StrCat("no memory now for the session's masks, which "
+                                                     "need ",
+                                                     bytes, " bytes"));
+}
+
+absl::Status SetMasks(const v1::BindModelRequest& request, Session& session) {
+  for (int i = 0; i < request.masks_size(); ++i) {
+    const v1::LayerMask& given = request.masks(i);
+    const absl::Status status = [&]() -> absl::Status {
+      const absl::StatusOr<int> layer = session.FindLayer(given.layer());
+      if (!layer.ok()) return layer.status();
+      Buffer bits = Buffer::Allocate(static_cast<int64_t>(given.bits().size()));
+      std::memcpy(bits.data(), given.bits().data(), given.bits().size());
+      absl::StatusOr<Mask> mask = Mask::FromBits(std::move(bits), session.layer(*layer).elements);
+      if (!mask.ok()) return mask.status();
+      return session.SetMask(*layer, *std::move(mask)).status();
+    }();
+    if (!status.ok()) {
+      return absl::InvalidArgumentError(absl::StrCat("masks[", i, "]: ", status.message()));
+    }
+  }
+  return absl::OkStatus();
+}
+
+void FillResponse(const SessionRecord& record, const Session& session, absl::Duration lease,
+                  v1::BindModelResponse* response) {
+  response->set_session_id(record.id());
+  ToProto(session.plan(), session.binding().layers, response->mutable_plan());
+  ToProto(lease, response->mutable_lease());
+  StaleLayers(session, response->mutable_stale_layers());
+}
+
+std::optional<absl::Duration> Lease(const v1::BindModelRequest& request) {
+  if (!request.has_lease()) return std::nullopt;
+  return absl::Seconds(request.lease().seconds()) + absl::Nanoseconds(request.lease().nanos());
+}
+
+absl::StatusOr<SessionUse> Bind(UnaryCall& call, const v1::BindModelRequest& request,
+                                std::shared_ptr<Strand> strand) {
+  if (call.cancelled()) return absl::CancelledError("cancelled");
+  if (absl::Status status = CheckRequest(request); !status.ok()) return status;
+  absl::StatusOr<compression::Binding> binding = ToBinding(request);
+  if (!binding.ok()) return binding.status();
+  auto session = Session::Bind(*call.core()->registry, *std::move(binding));
+  if (!session.ok()) return session.status();
+  const int64_t binding_bytes = static_cast<int64_t>(request.ByteSizeLong()) * kBindingFactor;
+  absl::StatusOr<Reservation> memory =
+      ReserveState(*call.core()->budget, MaskBytes(**session) + binding_bytes);
+  if (!memory.ok()) return memory.status();
+  if (absl::Status status = SetMasks(request, **session); !status.ok()) return status;
+  const SessionRecord::Summary summary = Summarize(**session);
+  auto record = std::make_shared<SessionRecord>(
+      call.tenant(),
+      std::map<std::string, std::string>(request.labels().begin(), request.labels().end()),
+      std::move(strand), *std::move(session), *std::move(memory), binding_bytes);
+  record->SetSummary(summary);
+  return call.core()->sessions->Insert(record, request.request_id(), Fingerprint(request),
+                                       Lease(request));
+}
+
+}  // namespace
+
+void BindModel(const std::shared_ptr<UnaryCall>& call, const v1::BindModelRequest& request,
+               v1::BindModelResponse* response) {
+  const std::shared_ptr<Strand> strand = Strand::Create(call->core()->executor);
+  strand->Post([call, strand, &request, response] {
+    absl::StatusOr<SessionUse> use = CatchExceptions([&] { return Bind(*call, request, strand); });
+    if (!use.ok()) return call->Finish(use.status());
+    if (&(*use)->strand() == strand.get()) {  // not a retry, which gets the first one's session
+      Log(LogLevel::kInfo, "session_bound",
+          {{"session", (*use)->id()},
+           {"tenant", call->tenant()},
+           {"algorithm", request.algorithm()},
+           {"layers", request.layers_size()},
+           {"compressed", (*use)->compressed_layers()}});
+    }
+    const absl::Duration lease = call->core()->sessions->Times(**use).lease;
+    call->RunInSession(*std::move(use), [lease, response](SessionUse& use, Session& session) {
+      FillResponse(*use, session, lease, response);
+      return absl::OkStatus();
+    });
+  });
+}
+
+}  // namespace nni_compression::server

@@ -1,0 +1,82 @@
+// What every call has, and the gate that it comes in by.
+#ifndef NNI_COMPRESSION_SERVER_CALL_CONTEXT_H_
+#define NNI_COMPRESSION_SERVER_CALL_CONTEXT_H_
+
+#include <grpcpp/server_context.h>
+#include <grpcpp/support/status.h>
+
+#include <memory>
+#include <string>
+
+#include "absl/base/thread_annotations.h"
+#include "absl/status/status.h"
+#include "absl/status/statusor.h"
+#include "absl/strings/string_view.h"
+#include "absl/time/time.h"
+#include "server/authenticator.h"
+#include "server/mutex.h"
+
+namespace nni_compression::server {
+
+class Gate;
+
+// A call that was let in. The gate counts it until it is destroyed. Thread-compatible.
+class CallContext {
+ public:
+  ~CallContext();
+
+  const std::string& tenant() const { return tenant_; }
+  const std::string& method() const { return method_; }
+  grpc::ServerContextBase* grpc() const { return context_; }
+
+  // For the log.
+  void set_session(absl::string_view id) { session_.assign(id.data(), id.size()); }
+
+  // The status to finish the call with, its trailers being set. Logs a failure.
+  grpc::Status Finish(const absl::Status& status);
+
+ private:
+  friend class Gate;
+  CallContext(Gate* gate, grpc::ServerContextBase* context, absl::string_view method)
+      : gate_(gate), context_(context), method_(method) {}
+
+  Gate* const gate_;
+  grpc::ServerContextBase* const context_;
+  const std::string method_;
+  std::string tenant_;
+  std::string session_;
+};
+
+// Lets calls in. Thread-safe; outlives its calls.
+class Gate {
+ public:
+  Gate(std::shared_ptr<Authenticator> authenticator, int max_calls)
+      : authenticator_(std::move(authenticator)), max_calls_(max_calls) {}
+
+  // Asks the authenticator. UNAVAILABLE after Close, RESOURCE_EXHAUSTED above max_calls; a refusal
+  // is logged. `while_closed` admits calls even then, for the health service.
+  absl::StatusOr<std::unique_ptr<CallContext>> Admit(grpc::ServerContextBase* context,
+                                                     absl::string_view method,
+                                                     bool while_closed = false);
+
+  // Lets no more calls in.
+  void Close();
+
+  // Waits until no call is left that needs an open gate, or for `timeout`; says whether none is.
+  bool WaitUntilEmpty(absl::Duration timeout);
+
+ private:
+  friend class CallContext;
+  void Leave();
+
+  const std::shared_ptr<Authenticator> authenticator_;
+  const int max_calls_;
+  Mutex mutex_;
+  CondVar changed_;
+  int calls_ ABSL_GUARDED_BY(mutex_) = 0;
+  bool closed_ ABSL_GUARDED_BY(mutex_) = false;
+};
+
+}  // namespace nni_compression::server
+
+#endif  // NNI_COMPRESSION_SERVER_CALL_CONTEXT_H_

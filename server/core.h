@@ -1,0 +1,35 @@
+// What all calls of a server work with.
+#ifndef NNI_COMPRESSION_SERVER_CORE_H_
+#define NNI_COMPRESSION_SERVER_CORE_H_
+
+#include <memory>
+#include <string>
+
+#include "absl/time/time.h"
+#include "compression/registry.h"
+#include "server/call_context.h"
+#include "server/executor.h"
+#include "server/memory_budget.h"
+#include "server/session_store.h"
+#include "server/stream_call.h"
+#include "server/timer_thread.h"
+
+namespace nni_compression::server {
+
+// Owned by the Server, which outlives every call. All of it is thread-safe.
+struct Core {
+  const compression::Registry* registry = nullptr;
+  Gate* gate = nullptr;
+  Executor* executor = nullptr;
+  TimerThread* timers = nullptr;
+  std::shared_ptr<MemoryBudget> budget;
+  SessionStore* sessions = nullptr;
+  absl::Duration stall_timeout = absl::Seconds(60);
+  std::string version;
+
+  StreamCall::Environment environment() const { return {budget.get(), timers, stall_timeout}; }
+};
+
+}  // namespace nni_compression::server
+
+#endif  // NNI_COMPRESSION_SERVER_CORE_H_

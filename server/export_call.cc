@@ -1,0 +1,207 @@
+#include "server/export_call.h"
+
+#include <algorithm>
+#include <utility>
+
+#include "absl/strings/str_cat.h"
+#include "compression/binding.h"
+#include "server/convert.h"
+#include "server/json.h"
+
+namespace nni_compression::server {
+
+namespace v1 = ::nni::compression::v1;
+
+using compression::Buffer;
+using compression::DataType;
+using compression::ExportFile;
+using compression::Segment;
+
+namespace {
+
+constexpr size_t kMaxNameBytes = 1024;
+constexpr int64_t kPieceBytes = wire::kChunkBytes;
+
+}  // namespace
+
+ExportCall::ExportCall(Core* core, std::shared_ptr<CallContext> context)
+    : SessionCall(core, std::move(context)), strand_(Strand::Create(core->executor)) {}
+
+absl::Status ExportCall::OnOpen(wire::MessageReader& reader) {
+  v1::ExportRequest::Open open;
+  if (absl::Status status = reader.Parse(&open); !status.ok()) return status;
+  if (absl::Status status = Join(open.session_id(), std::nullopt); !status.ok()) return status;
+  const auto exporter = compression::FindExporter(open.format());
+  if (!exporter.ok()) return exporter.status();
+  exporter_ = *exporter;
+  absl::StatusOr<nlohmann::json> options = ToJson(open.options(), "open.options");
+  if (!options.ok()) return options.status();
+  options_ = *std::move(options);
+  return absl::OkStatus();
+}
+
+absl::StatusOr<TensorSink::Admission> ExportCall::OnHeader(const v1::TensorHeader& header) {
+  if (planned_) {
+    return absl::InvalidArgumentError(absl::StrCat(
+        "headers: tensor ", header.index(), " came after a payload; all headers come first"));
+  }
+  if (absl::Status status = CheckTensorHeader(header); !status.ok()) return status;
+  AnswerDigest(header);
+  order_.push_back(header.index());
+  announced_.push_back({header.layer(),
+                        static_cast<DataType>(header.dtype()),
+                        {header.shape().begin(), header.shape().end()},
+                        static_cast<int64_t>(header.byte_length())});
+  return Admission{true, 0};
+}
+
+absl::Status ExportCall::CheckTensorHeader(const v1::TensorHeader& header) {
+  const std::string path = absl::StrCat("headers: layer of tensor ", header.index());
+  if (absl::Status status = compression::CheckName(header.layer(), kMaxNameBytes, path);
+      !status.ok()) {
+    return status;
+  }
+  if (!names_.insert(header.layer()).second) {
+    return absl::InvalidArgumentError(
+        absl::StrCat(path, " is '", header.layer(), "', as was another's; it must be unique"));
+  }
+  if (header.role() != v1::TENSOR_ROLE_WEIGHT) {
+    return absl::InvalidArgumentError(absl::StrCat("headers: role of tensor ", header.index(),
+                                                   " is ", static_cast<int>(header.role()),
+                                                   "; it must be TENSOR_ROLE_WEIGHT"));
+  }
+  if (const std::optional<int> layer = record().FindLayer(header.layer())) {
+    const compression::Layer& bound = record().layer(*layer);
+    return CheckTensor(header, bound.dtype, bound.shape);
+  }
+  const auto dtype = ToDataType(header.dtype(), absl::StrCat("dtype of tensor ", header.index()));
+  if (!dtype.ok()) return dtype.status();
+  return CheckTensor(
+      header, *dtype,
+      absl::MakeConstSpan(header.shape().data(), static_cast<size_t>(header.shape_size())));
+}
+
+absl::Status ExportCall::OnTensor(ReceivedTensor tensor) {
+  if (order_[arrived_] != tensor.header.index()) {
+    return absl::InvalidArgumentError(absl::StrCat("commits: tensor ", tensor.header.index(),
+                                                   " came before tensor ", order_[arrived_],
+                                                   "; payloads come in the order of the headers"));
+  }
+  ++arrived_;
+  CountReceived(tensor.bytes.size());
+  Plan();
+  Run(*strand_, [this, tensor = std::make_shared<ReceivedTensor>(std::move(tensor))] {
+    if (absl::Status status = VerifyChecksum(*tensor); !status.ok()) return status;
+    tensors_.push_back(std::move(*tensor));
+    return Pump();
+  });
+  return absl::OkStatus();
+}
+
+absl::Status ExportCall::OnHalfClose() {
+  Plan();
+  Run(*strand_, [this] {
+    half_closed_ = true;
+    return Pump();
+  });
+  return absl::OkStatus();
+}
+
+void ExportCall::Plan() {
+  if (std::exchange(planned_, true)) return;
+  RunInSession([this](compression::Session& session) {
+    auto files = exporter_->Plan(session, announced_, options_);
+    if (!files.ok()) return files.status();
+    Run(*strand_, [this, files = std::make_shared<std::vector<ExportFile>>(*std::move(files))] {
+      files_ = std::move(*files);
+      ready_ = true;
+      return Pump();
+    });
+    return absl::OkStatus();
+  });
+}
+
+void ExportCall::OnDrained() {
+  if (awaiting_drain_.exchange(false)) Run(*strand_, [this] { return Pump(); });
+}
+
+absl::Status ExportCall::Pump() {
+  if (!ready_ || awaiting_drain_) return absl::OkStatus();
+  Reply reply;
+  int64_t produced = 0;
+  while (file_ < files_.size() && produced < kPieceBytes) {
+    const ExportFile& file = files_[file_];
+    if (file_offset_ < 0) BeginFile(file, &reply);
+    if (segment_ == file.segments.size()) {
+      ++file_;
+      segment_ = 0;
+      file_offset_ = -1;
+      continue;
+    }
+    const Segment& segment = file.segments[segment_];
+    if (segment.tensor && tensors_.empty() && segment.byte_length > 0) break;
+    const size_t payloads = reply.payloads.size();
+    if (absl::Status status = ProduceSegment(segment, &reply); !status.ok()) return status;
+    for (size_t i = payloads; i < reply.payloads.size(); ++i) {
+      produced += reply.payloads[i].bytes.size();
+    }
+    // A tensor's memory goes back with its own bytes.
+    if (reply.memory != nullptr) break;
+  }
+  if (reply.fields != nullptr || !reply.payloads.empty()) {
+    CountSent(produced);
+    awaiting_drain_ = true;
+    Push(std::move(reply));
+  } else if (file_ == files_.size() && half_closed_) {
+    Complete();
+  }
+  return absl::OkStatus();
+}
+
+void ExportCall::BeginFile(const ExportFile& file, Reply* reply) {
+  if (reply->fields == nullptr) reply->fields = std::make_unique<v1::ExportResponse>();
+  auto& fields = static_cast<v1::ExportResponse&>(*reply->fields);
+  v1::FileHeader* header = fields.add_files();
+  header->set_index(static_cast<uint32_t>(file_));
+  header->set_name(file.name);
+  header->set_media_type(file.media_type);
+  header->set_byte_length(static_cast<uint64_t>(file.byte_length()));
+  if (file.byte_length() == 0) {
+    v1::Commit* commit = fields.add_commits();
+    commit->set_index(header->index());
+  }
+  file_offset_ = 0;
+}
+
+absl::Status ExportCall::ProduceSegment(const Segment& segment, Reply* reply) {
+  Payload payload;
+  payload.index = static_cast<uint32_t>(file_);
+  payload.offset = static_cast<uint64_t>(file_offset_);
+  payload.total = static_cast<uint64_t>(files_[file_].byte_length());
+  if (segment.tensor) {
+    ReceivedTensor tensor = std::move(tensors_.front());
+    tensors_.pop_front();
+    if (segment.transform) {
+      if (absl::Status status = segment.transform(tensor.bytes); !status.ok()) return status;
+    }
+    payload.bytes = std::move(tensor.bytes);
+    reply->memory = std::make_shared<Reservation>(std::move(tensor.memory));
+  } else {
+    const int64_t size = std::min(segment.byte_length - segment_offset_, kPieceBytes);
+    payload.bytes = Buffer::Allocate(size);
+    segment.fill(segment_offset_, absl::MakeSpan(payload.bytes.data(), static_cast<size_t>(size)));
+  }
+  file_offset_ += payload.bytes.size();
+  segment_offset_ += payload.bytes.size();
+  if (segment_offset_ >= segment.byte_length) {
+    ++segment_;
+    segment_offset_ = 0;
+  }
+  if (payload.bytes.size() > 0) reply->payloads.push_back(std::move(payload));
+  return absl::OkStatus();
+}
+
+// Nothing in an export can fail alone.
+void ExportCall::AnswerError(const v1::TensorHeader&, const absl::Status& error) { Fail(error); }
+
+}  // namespace nni_compression::server

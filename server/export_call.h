@@ -1,0 +1,70 @@
+// Export: final weights in, files out.
+#ifndef NNI_COMPRESSION_SERVER_EXPORT_CALL_H_
+#define NNI_COMPRESSION_SERVER_EXPORT_CALL_H_
+
+#include <atomic>
+#include <cstdint>
+#include <deque>
+#include <memory>
+#include <set>
+#include <string>
+#include <vector>
+
+#include "compression/exporter.h"
+#include "server/session_call.h"
+#include "server/strand.h"
+
+namespace nni_compression::server {
+
+// Plans the files once all headers are there, and then produces them piece by piece as the client
+// takes them; a tensor is sent from where it arrived. Only the planning runs in the session.
+// Threads as StreamCall.
+class ExportCall final : public SessionCall {
+ public:
+  ExportCall(Core* core, std::shared_ptr<CallContext> context);
+
+ private:
+  absl::Status OnOpen(wire::MessageReader& reader) override;
+  absl::StatusOr<Admission> OnHeader(const nni::compression::v1::TensorHeader& header) override;
+  absl::Status OnTensor(ReceivedTensor tensor) override;
+  absl::Status OnHalfClose() override;
+  void OnDrained() override;
+  void AnswerError(const nni::compression::v1::TensorHeader& header,
+                   const absl::Status& error) override;
+
+  absl::Status CheckTensorHeader(const nni::compression::v1::TensorHeader& header);
+
+  // Once: no more headers may come.
+  void Plan();
+
+  // On strand_, from here on. Produces about a message, when one is wanted and can be.
+  absl::Status Pump();
+  absl::Status ProduceSegment(const compression::Segment& segment, Reply* reply);
+  void BeginFile(const compression::ExportFile& file, Reply* reply);
+
+  // Of the reading side.
+  const compression::Exporter* exporter_ = nullptr;
+  nlohmann::json options_;
+  std::vector<compression::ExportTensor> announced_;
+  std::vector<uint32_t> order_;  // indices of announced_
+  std::set<std::string> names_;
+  size_t arrived_ = 0;
+  bool planned_ = false;
+
+  // Of strand_.
+  const std::shared_ptr<Strand> strand_;
+  std::vector<compression::ExportFile> files_;
+  bool ready_ = false;        // files_ is there
+  bool half_closed_ = false;  // no more tensors
+  std::deque<ReceivedTensor> tensors_;
+  size_t file_ = 0;
+  size_t segment_ = 0;
+  int64_t segment_offset_ = 0;
+  int64_t file_offset_ = -1;  // -1: not begun
+
+  std::atomic<bool> awaiting_drain_{false};
+};
+
+}  // namespace nni_compression::server
+
+#endif  // NNI_COMPRESSION_SERVER_EXPORT_CALL_H_

@@ -1,0 +1,16 @@
+// Where the server may listen.
+#ifndef NNI_COMPRESSION_SERVER_LISTEN_ADDRESS_H_
+#define NNI_COMPRESSION_SERVER_LISTEN_ADDRESS_H_
+
+#include "absl/status/status.h"
+#include "absl/strings/string_view.h"
+
+namespace nni_compression::server {
+
+// INVALID_ARGUMENT unless `address` is HOST:PORT, and unless the host is this machine's loopback
+// ("localhost", 127.x.x.x, [::1]) or `allow_any`.
+absl::Status CheckListenAddress(absl::string_view address, bool allow_any);
+
+}  // namespace nni_compression::server
+
+#endif  // NNI_COMPRESSION_SERVER_LISTEN_ADDRESS_H_

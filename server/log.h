@@ -1,0 +1,35 @@
+// One line an event: `event=session_bound session=4f.. tenant=default`.
+#ifndef NNI_COMPRESSION_SERVER_LOG_H_
+#define NNI_COMPRESSION_SERVER_LOG_H_
+
+#include <initializer_list>
+#include <string>
+#include <utility>
+
+#include "absl/status/status.h"
+#include "absl/strings/str_cat.h"
+#include "absl/strings/string_view.h"
+
+namespace nni_compression::server {
+
+enum class LogLevel { kDebug, kInfo, kWarning, kError };
+
+using LogField = std::pair<absl::string_view, absl::AlphaNum>;
+
+// Logs to stderr from `level` ("debug", "info", "warning", "error") on. INVALID_ARGUMENT for
+// another name. Called once, before anything is logged.
+absl::Status SetUpLog(absl::string_view level);
+
+// Values come from anywhere: they are escaped, and cut after 512 bytes. Thread-safe.
+void Log(LogLevel level, absl::string_view event, std::initializer_list<LogField> fields = {});
+
+// The line without time and level.
+std::string FormatEvent(absl::string_view event, std::initializer_list<LogField> fields);
+
+// `text` without control characters or invalid UTF-8, at most `max_bytes` long: safe for logs,
+// messages and metadata.
+std::string Printable(absl::string_view text, size_t max_bytes);
+
+}  // namespace nni_compression::server
+
+#endif  // NNI_COMPRESSION_SERVER_LOG_H_

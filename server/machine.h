@@ -1,0 +1,23 @@
+// What this machine, or the container that the process runs in, has.
+#ifndef NNI_COMPRESSION_SERVER_MACHINE_H_
+#define NNI_COMPRESSION_SERVER_MACHINE_H_
+
+#include <cstdint>
+#include <string>
+
+#include "absl/status/statusor.h"
+#include "absl/strings/string_view.h"
+
+namespace nni_compression::server {
+
+// Bytes that the process may use: the limit of its cgroup (v2 or v1) or the machine's memory,
+// whichever is smaller. `root` is "/", or a copy of the files in a test.
+int64_t MemoryLimit(const std::string& root = "/");
+
+// "4G", "512M", "100K", "1000000": a number of bytes with an optional binary suffix.
+// INVALID_ARGUMENT for anything else.
+absl::StatusOr<int64_t> ParseBytes(absl::string_view text);
+
+}  // namespace nni_compression::server
+
+#endif  // NNI_COMPRESSION_SERVER_MACHINE_H_

@@ -1,0 +1,143 @@
+// compression_server: reads flags, serves until SIGTERM or SIGINT, drains.
+#include <signal.h>
+#include <unistd.h>
+
+#include <cstdio>
+#include <cstdlib>
+#include <fstream>
+#include <iostream>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "absl/flags/flag.h"
+#include "absl/flags/parse.h"
+#include "absl/flags/usage.h"
+#include "absl/flags/usage_config.h"
+#include "absl/strings/match.h"
+#include "absl/strings/str_cat.h"
+#include "absl/time/time.h"
+#include "server/log.h"
+#include "server/machine.h"
+#include "server/server.h"
+
+ABSL_FLAG(std::string, listen, "127.0.0.1:50051",
+          "Address to listen on, HOST:PORT; port 0 picks a free one.");
+ABSL_FLAG(bool, allow_insecure_listen, false,
+          "Listen beyond loopback although calls are neither encrypted nor authenticated. Whoever "
+          "reaches the port can use and exhaust the server.");
+ABSL_FLAG(std::string, port_file, "",
+          "File to write the port to, in one piece, once calls are accepted.");
+ABSL_FLAG(std::string, data_dir, "",
+          "Directory for sessions that survive a restart. This version has none: it must be empty, "
+          "and sessions live in memory only.");
+ABSL_FLAG(std::string, memory_budget, "0",
+          "Bytes that tensors may take over all calls, with an optional suffix K, M or G; 0: 60 % "
+          "of the container's or machine's memory.");
+ABSL_FLAG(int, compute_threads, 0, "Threads that compute; 0: as many as there are cores.");
+ABSL_FLAG(int, max_calls, 4096, "Calls that may run at a time.");
+ABSL_FLAG(int64_t, max_sessions, 10000, "Sessions that may live at a time.");
+ABSL_FLAG(absl::Duration, default_lease, absl::Minutes(30),
+          "How long a session lives without a call, when BindModel does not say.");
+ABSL_FLAG(absl::Duration, max_lease, absl::Hours(24),
+          "The longest lease that BindModel can ask for; the shortest is 1s.");
+ABSL_FLAG(absl::Duration, report_retention, absl::Hours(1),
+          "How long the report of a session is kept after its end.");
+ABSL_FLAG(absl::Duration, stall_timeout, absl::Seconds(60),
+          "After this long without sending or reading a peer loses its streaming call.");
+ABSL_FLAG(double, drain_seconds, 30,
+          "After SIGTERM or SIGINT, how long running calls may take to finish.");
+ABSL_FLAG(bool, reflection, false,
+          "Offer gRPC's server reflection. It is not behind the authenticator.");
+ABSL_FLAG(std::string, log_level, "info", "Least level to log: debug, info, warning or error.");
+
+namespace nni_compression::server {
+namespace {
+
+absl::StatusOr<ServerOptions> OptionsFromFlags() {
+  if (!absl::GetFlag(FLAGS_data_dir).empty()) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("data_dir is '", absl::GetFlag(FLAGS_data_dir),
+                     "'; durable sessions are not in this version, so it must be empty"));
+  }
+  const absl::StatusOr<int64_t> budget = ParseBytes(absl::GetFlag(FLAGS_memory_budget));
+  if (!budget.ok()) {
+    return absl::InvalidArgumentError(absl::StrCat("memory_budget: ", budget.status().message()));
+  }
+  ServerOptions options;
+  options.listen = absl::GetFlag(FLAGS_listen);
+  options.allow_insecure_listen = absl::GetFlag(FLAGS_allow_insecure_listen);
+  options.memory_budget = *budget;
+  options.compute_threads = absl::GetFlag(FLAGS_compute_threads);
+  options.max_calls = absl::GetFlag(FLAGS_max_calls);
+  options.stall_timeout = absl::GetFlag(FLAGS_stall_timeout);
+  options.reflection = absl::GetFlag(FLAGS_reflection);
+  options.sessions.max_sessions = absl::GetFlag(FLAGS_max_sessions);
+  options.sessions.default_lease = absl::GetFlag(FLAGS_default_lease);
+  options.sessions.max_lease = absl::GetFlag(FLAGS_max_lease);
+  options.sessions.report_retention = absl::GetFlag(FLAGS_report_retention);
+  return options;
+}
+
+// Written beside and renamed, so that nobody reads half of it.
+absl::Status WritePortFile(const std::string& path, int port) {
+  const std::string temporary = absl::StrCat(path, ".", getpid());
+  std::ofstream file(temporary);
+  file << port << "\n";
+  file.close();
+  if (!file || std::rename(temporary.c_str(), path.c_str()) != 0) {
+    return absl::UnavailableError(absl::StrCat("cannot write port_file '", path, "'"));
+  }
+  return absl::OkStatus();
+}
+
+absl::Status Run(const sigset_t& signals) {
+  if (absl::Status status = SetUpLog(absl::GetFlag(FLAGS_log_level)); !status.ok()) return status;
+  const absl::StatusOr<ServerOptions> options = OptionsFromFlags();
+  if (!options.ok()) return options.status();
+  absl::StatusOr<std::unique_ptr<Server>> server = Server::Start(*options);
+  if (!server.ok()) return server.status();
+  Log(LogLevel::kInfo, "sessions_in_memory_only");
+  if (!absl::GetFlag(FLAGS_port_file).empty()) {
+    absl::Status status = WritePortFile(absl::GetFlag(FLAGS_port_file), (*server)->port());
+    if (!status.ok()) return status;
+  }
+  int signal = 0;
+  sigwait(&signals, &signal);
+  (*server)->Drain(absl::Seconds(absl::GetFlag(FLAGS_drain_seconds)));
+  return absl::OkStatus();
+}
+
+}  // namespace
+}  // namespace nni_compression::server
+
+int main(int argc, char** argv) {
+  // Before any thread starts, so that all inherit it and the signals wait for sigwait.
+  sigset_t signals;
+  sigemptyset(&signals);
+  sigaddset(&signals, SIGTERM);
+  sigaddset(&signals, SIGINT);
+  pthread_sigmask(SIG_BLOCK, &signals, nullptr);
+
+  absl::SetProgramUsageMessage(
+      "Serves model compression over gRPC.\n\n  compression_server --listen=127.0.0.1:50051\n\n"
+      "Flags can also come from --flagfile=FILE, one a line.");
+  absl::FlagsUsageConfig usage;
+  usage.contains_help_flags = [](absl::string_view file) {
+    return absl::EndsWith(file, "server/main.cc");
+  };
+  usage.contains_helpshort_flags = usage.contains_help_flags;
+  usage.version_string = [] {
+    return absl::StrCat("compression_server ", nni_compression::server::ServerVersion(), "\n");
+  };
+  absl::SetFlagsUsageConfig(usage);
+  const std::vector<char*> rest = absl::ParseCommandLine(argc, argv);
+  if (rest.size() > 1) {
+    std::cerr << "compression_server: unexpected argument '" << rest[1] << "'; see --help\n";
+    return 2;
+  }
+  const absl::Status status = nni_compression::server::Run(signals);
+  if (status.ok()) return 0;
+  std::cerr << "compression_server: " << status.message() << "\n";
+  return 1;
+}

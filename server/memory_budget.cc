@@ -1,0 +1,94 @@
+#include "server/memory_budget.h"
+
+#include <algorithm>
+#include <utility>
+
+namespace nni_compression::server {
+
+Reservation& Reservation::operator=(Reservation&& other) noexcept {
+  if (this != &other) {
+    ShrinkTo(0);
+    budget_ = std::move(other.budget_);
+    bytes_ = std::exchange(other.bytes_, 0);
+  }
+  return *this;
+}
+
+void Reservation::ShrinkTo(int64_t bytes) {
+  if (bytes >= bytes_) return;
+  budget_->Release(bytes_ - bytes);
+  bytes_ = bytes;
+}
+
+std::shared_ptr<MemoryBudget> MemoryBudget::Create(int64_t limit,
+                                                   std::function<void(std::function<void()>)> run) {
+  return std::shared_ptr<MemoryBudget>(new MemoryBudget(limit, std::move(run)));
+}
+
+std::optional<Reservation> MemoryBudget::TryReserve(int64_t bytes) {
+  MutexLock lock(&mutex_);
+  if (!waiters_.empty() || bytes > limit_ - reserved_) return std::nullopt;
+  reserved_ += bytes;
+  return Reservation(shared_from_this(), bytes);
+}
+
+MemoryBudget::Ticket MemoryBudget::Reserve(int64_t bytes, Granted granted) {
+  Ticket ticket;
+  {
+    MutexLock lock(&mutex_);
+    ticket = next_ticket_++;
+    if (bytes > limit_) return ticket;
+    waiters_.push_back({ticket, bytes, std::move(granted)});
+  }
+  Serve();
+  return ticket;
+}
+
+bool MemoryBudget::Cancel(Ticket ticket) {
+  std::list<Waiter> cancelled;  // destroyed without the lock
+  {
+    MutexLock lock(&mutex_);
+    const auto it = std::find_if(waiters_.begin(), waiters_.end(),
+                                 [ticket](const Waiter& w) { return w.ticket == ticket; });
+    if (it == waiters_.end()) return false;
+    cancelled.splice(cancelled.begin(), waiters_, it);
+  }
+  Serve();  // the next one may be smaller
+  return true;
+}
+
+void MemoryBudget::Release(int64_t bytes) {
+  {
+    MutexLock lock(&mutex_);
+    reserved_ -= bytes;
+    if (waiters_.empty()) return;
+  }
+  Serve();
+}
+
+void MemoryBudget::Serve() {
+  std::list<Waiter> served;
+  {
+    MutexLock lock(&mutex_);
+    while (!waiters_.empty() && waiters_.front().bytes <= limit_ - reserved_) {
+      reserved_ += waiters_.front().bytes;
+      served.splice(served.end(), waiters_, waiters_.begin());
+    }
+  }
+  for (Waiter& waiter : served) {
+    auto reservation = std::make_shared<Reservation>(Reservation(shared_from_this(), waiter.bytes));
+    run_([granted = std::move(waiter.granted), reservation] { granted(std::move(*reservation)); });
+  }
+}
+
+int64_t MemoryBudget::reserved() const {
+  MutexLock lock(&mutex_);
+  return reserved_;
+}
+
+int64_t MemoryBudget::waiting() const {
+  MutexLock lock(&mutex_);
+  return static_cast<int64_t>(waiters_.size());
+}
+
+}  // namespace nni_compression::server

@@ -1,0 +1,186 @@
+#include "server/server.h"
+
+#include <ATen/Parallel.h>
+#include <grpcpp/ext/proto_server_reflection_plugin.h>
+#include <grpcpp/security/server_credentials.h>
+#include <grpcpp/server.h>
+#include <grpcpp/server_builder.h>
+
+#include <algorithm>
+#include <thread>
+#include <utility>
+
+#include "absl/strings/str_cat.h"
+#include "absl/time/clock.h"
+#include "proto/wire/frames.h"
+#include "server/core.h"
+#include "server/health_service.h"
+#include "server/listen_address.h"
+#include "server/log.h"
+#include "server/machine.h"
+#include "server/service.h"
+#include "server/session_calls.h"
+
+namespace nni_compression::server {
+namespace {
+
+// Of the memory there is, what tensors may take by default; the rest is for the transport and for
+// what computing needs beside its results.
+constexpr double kDefaultBudgetShare = 0.6;
+
+constexpr int kMaxMetadataBytes = 8 << 10;
+constexpr int kMaxStreamsPerConnection = 1000;
+constexpr int kKeepaliveMs = 60000;
+constexpr int kKeepaliveTimeoutMs = 20000;
+
+absl::Status CheckOptions(const ServerOptions& options) {
+  if (absl::Status s = CheckListenAddress(options.listen, options.allow_insecure_listen); !s.ok()) {
+    return s;
+  }
+  const auto at_least = [](absl::string_view name, const auto& value, const auto& minimum) {
+    if (value >= minimum) return absl::OkStatus();
+    return absl::InvalidArgumentError(
+        absl::StrCat(name, " is out of range; see --help for what it may be"));
+  };
+  const SessionStore::Options& sessions = options.sessions;
+  for (const absl::Status& status :
+       {at_least("memory_budget", options.memory_budget, int64_t{0}),
+        at_least("compute_threads", options.compute_threads, 0),
+        at_least("max_calls", options.max_calls, 1),
+        at_least("max_sessions", sessions.max_sessions, int64_t{1}),
+        at_least("stall_timeout", options.stall_timeout, absl::Milliseconds(1)),
+        at_least("default_lease", sessions.default_lease, sessions.min_lease),
+        at_least("max_lease", sessions.max_lease, sessions.default_lease),
+        at_least("report_retention", sessions.report_retention, absl::ZeroDuration())}) {
+    if (!status.ok()) return status;
+  }
+  return absl::OkStatus();
+}
+
+// LibTorch's threads are counted in: a call that computes alone uses all cores, several share them.
+std::function<void(int)> ShareCores(int cores) {
+  return [cores](int busy) {
+    thread_local int threads = 0;
+    const int share = std::max(1, cores / busy);
+    if (share == threads) return;
+    threads = share;
+    at::set_num_threads(share);
+  };
+}
+
+int Cores() { return std::max(1, static_cast<int>(std::thread::hardware_concurrency())); }
+
+}  // namespace
+
+absl::string_view ServerVersion() { return NNI_COMPRESSION_VERSION; }
+
+// Members are destroyed from the last to the first, each before what it uses.
+class Server::Impl {
+ public:
+  explicit Impl(const ServerOptions& options)
+      : timers_(options.clock != nullptr ? options.clock : Clock::System()),
+        gate_(options.authenticator != nullptr ? options.authenticator : Authenticator::AllowAll(),
+              options.max_calls),
+        sessions_(
+            options.sessions, &timers_,
+            [this](std::shared_ptr<SessionRecord> record) { RetireSession(&sessions_, record); }),
+        executor_(std::make_unique<Executor>(
+            options.compute_threads > 0 ? options.compute_threads : Cores(),
+            ShareCores(options.compute_threads > 0 ? options.compute_threads : Cores()))),
+        health_(&gate_),
+        service_(&core_) {
+    const int64_t budget = options.memory_budget > 0
+                               ? options.memory_budget
+                               : static_cast<int64_t>(MemoryLimit() * kDefaultBudgetShare);
+    core_.registry =
+        options.registry != nullptr ? options.registry : &compression::Registry::Builtin();
+    core_.gate = &gate_;
+    core_.executor = executor_.get();
+    core_.timers = &timers_;
+    core_.budget = MemoryBudget::Create(
+        budget, [this](std::function<void()> function) { timers_.Run(std::move(function)); });
+    core_.sessions = &sessions_;
+    core_.stall_timeout = options.stall_timeout;
+    core_.version = std::string(ServerVersion());
+  }
+
+  absl::Status Listen(const ServerOptions& options) {
+    if (options.reflection) grpc::reflection::InitProtoReflectionServerBuilderPlugin();
+    grpc::ServerBuilder builder;
+    builder.AddListeningPort(options.listen, grpc::InsecureServerCredentials(), &port_);
+    builder.RegisterService(&service_);
+    builder.RegisterService(&health_);
+    builder.SetMaxReceiveMessageSize(static_cast<int>(wire::kMaxMessageBytes));
+    builder.AddChannelArgument(GRPC_ARG_MAX_METADATA_SIZE, kMaxMetadataBytes);
+    builder.AddChannelArgument(GRPC_ARG_MAX_CONCURRENT_STREAMS, kMaxStreamsPerConnection);
+    // Finds peers whose machine is gone.
+    builder.AddChannelArgument(GRPC_ARG_KEEPALIVE_TIME_MS, kKeepaliveMs);
+    builder.AddChannelArgument(GRPC_ARG_KEEPALIVE_TIMEOUT_MS, kKeepaliveTimeoutMs);
+    // Two servers on one port would each get some of the calls.
+    builder.AddChannelArgument(GRPC_ARG_ALLOW_REUSEPORT, 0);
+    grpc_ = builder.BuildAndStart();
+    if (grpc_ == nullptr || port_ == 0) {
+      return absl::UnavailableError(absl::StrCat("cannot listen on ", options.listen));
+    }
+    return absl::OkStatus();
+  }
+
+  ~Impl() { Drain(absl::ZeroDuration()); }
+
+  void Drain(absl::Duration timeout) {
+    MutexLock lock(&drain_mutex_);
+    if (grpc_ != nullptr) {
+      const absl::Time end = absl::Now() + timeout;
+      Log(LogLevel::kInfo, "drain", {{"timeout", absl::FormatDuration(timeout)}});
+      health_.StopServing();
+      gate_.Close();
+      const bool finished = gate_.WaitUntilEmpty(timeout);
+      health_.EndWatches();
+      // What still runs is cancelled after that; the grace lets last statuses reach their peers.
+      const absl::Duration grace = finished ? absl::Seconds(5) : end - absl::Now();
+      grpc_->Shutdown(absl::ToChronoTime(absl::Now() + std::max(grace, absl::ZeroDuration())));
+      grpc_ = nullptr;
+      Log(LogLevel::kInfo, "stopped", {{"cancelled_calls", finished ? "no" : "yes"}});
+    }
+    executor_.reset();
+    timers_.Stop();
+  }
+
+  int port() const { return port_; }
+  const Core& core() const { return core_; }
+
+ private:
+  TimerThread timers_;
+  Gate gate_;
+  Core core_;
+  SessionStore sessions_;
+  std::unique_ptr<Executor> executor_;
+  HealthService health_;
+  Service service_;
+  int port_ = 0;
+  Mutex drain_mutex_;
+  std::unique_ptr<grpc::Server> grpc_;
+};
+
+Server::Server(std::unique_ptr<Impl> impl) : impl_(std::move(impl)) {}
+Server::~Server() = default;
+
+absl::StatusOr<std::unique_ptr<Server>> Server::Start(const ServerOptions& options) {
+  if (absl::Status status = CheckOptions(options); !status.ok()) return status;
+  auto impl = std::make_unique<Impl>(options);
+  if (absl::Status status = impl->Listen(options); !status.ok()) return status;
+  Log(LogLevel::kInfo, "listening",
+      {{"address", options.listen},
+       {"port", impl->port()},
+       {"memory_budget", impl->core().budget->limit()},
+       {"compute_threads", impl->core().executor->threads()},
+       {"version", ServerVersion()}});
+  return std::unique_ptr<Server>(new Server(std::move(impl)));
+}
+
+int Server::port() const { return impl_->port(); }
+void Server::Drain(absl::Duration timeout) { impl_->Drain(timeout); }
+int64_t Server::memory_reserved() const { return impl_->core().budget->reserved(); }
+int64_t Server::live_sessions() const { return impl_->core().sessions->live(); }
+
+}  // namespace nni_compression::server

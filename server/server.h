@@ -1,0 +1,68 @@
+// The compression server.
+#ifndef NNI_COMPRESSION_SERVER_SERVER_H_
+#define NNI_COMPRESSION_SERVER_SERVER_H_
+
+#include <cstdint>
+#include <memory>
+#include <string>
+
+#include "absl/status/status.h"
+#include "absl/status/statusor.h"
+#include "absl/strings/string_view.h"
+#include "absl/time/time.h"
+#include "compression/registry.h"
+#include "server/authenticator.h"
+#include "server/clock.h"
+#include "server/session_store.h"
+
+namespace nni_compression::server {
+
+struct ServerOptions {
+  std::string listen = "127.0.0.1:50051";  // HOST:PORT; port 0 picks one
+  bool allow_insecure_listen = false;      // beyond loopback
+  int64_t memory_budget = 0;               // bytes for tensors; 0: 60 % of what there is
+  int compute_threads = 0;                 // 0: as many as cores
+  int max_calls = 4096;                    // at a time
+  absl::Duration stall_timeout = absl::Seconds(60);
+  bool reflection = false;
+  SessionStore::Options sessions;
+
+  // Null: the ones of a server in production. The clock and the registry outlive the server.
+  std::shared_ptr<Authenticator> authenticator;
+  Clock* clock = nullptr;
+  const compression::Registry* registry = nullptr;
+};
+
+// Serves from Start until Drain or destruction. Thread-safe.
+class Server {
+ public:
+  // INVALID_ARGUMENT for options out of range and for an address that is not loopback without
+  // allow_insecure_listen; UNAVAILABLE when the address cannot be listened on.
+  static absl::StatusOr<std::unique_ptr<Server>> Start(const ServerOptions& options);
+
+  // Stops at once: calls that run are cancelled.
+  ~Server();
+
+  int port() const;
+
+  // Says NOT_SERVING, refuses new calls with UNAVAILABLE, lets those that run finish for up to
+  // `timeout`, cancels what is left, and stops. Waits for all of it; a second call does nothing.
+  void Drain(absl::Duration timeout);
+
+  // What tests and metrics look at.
+  int64_t memory_reserved() const;
+  int64_t live_sessions() const;
+
+ private:
+  class Impl;
+  explicit Server(std::unique_ptr<Impl> impl);
+
+  const std::unique_ptr<Impl> impl_;
+};
+
+// The project's version.
+absl::string_view ServerVersion();
+
+}  // namespace nni_compression::server
+
+#endif  // NNI_COMPRESSION_SERVER_SERVER_H_

@@ -1,0 +1,97 @@
+#include "server/service.h"
+
+#include <memory>
+#include <utility>
+
+#include "server/bind_model.h"
+#include "server/calc_mask_call.h"
+#include "server/export_call.h"
+#include "server/quantize_weight_call.h"
+#include "server/session_calls.h"
+#include "server/status.h"
+#include "server/step_call.h"
+#include "server/unary_call.h"
+
+namespace nni_compression::server {
+
+namespace v1 = ::nni::compression::v1;
+
+namespace {
+
+using Call = std::shared_ptr<UnaryCall>;
+
+#define NNI_COMPRESSION_METHOD(name) "nni.compression.v1.CompressionService/" name
+
+}  // namespace
+
+grpc::ServerUnaryReactor* Service::BindModel(Grpc* grpc, const v1::BindModelRequest* request,
+                                             v1::BindModelResponse* response) {
+  return UnaryCall::Start(core_, grpc, NNI_COMPRESSION_METHOD("BindModel"), response,
+                          [&](const Call& call) { server::BindModel(call, *request, response); });
+}
+
+grpc::ServerUnaryReactor* Service::UpdateEpoch(Grpc* grpc, const v1::UpdateEpochRequest* request,
+                                               v1::UpdateEpochResponse* response) {
+  return UnaryCall::Start(core_, grpc, NNI_COMPRESSION_METHOD("UpdateEpoch"), response,
+                          [&](const Call& call) { server::UpdateEpoch(call, *request, response); });
+}
+
+grpc::ServerUnaryReactor* Service::KeepAlive(Grpc* grpc, const v1::KeepAliveRequest* request,
+                                             v1::KeepAliveResponse* response) {
+  return UnaryCall::Start(core_, grpc, NNI_COMPRESSION_METHOD("KeepAlive"), response,
+                          [&](const Call& call) { server::KeepAlive(call, *request, response); });
+}
+
+grpc::ServerUnaryReactor* Service::GetSession(Grpc* grpc, const v1::GetSessionRequest* request,
+                                              v1::GetSessionResponse* response) {
+  return UnaryCall::Start(core_, grpc, NNI_COMPRESSION_METHOD("GetSession"), response,
+                          [&](const Call& call) { server::GetSession(call, *request, response); });
+}
+
+grpc::ServerUnaryReactor* Service::ListSessions(Grpc* grpc, const v1::ListSessionsRequest* request,
+                                                v1::ListSessionsResponse* response) {
+  return UnaryCall::Start(
+      core_, grpc, NNI_COMPRESSION_METHOD("ListSessions"), response,
+      [&](const Call& call) { server::ListSessions(call, *request, response); });
+}
+
+grpc::ServerUnaryReactor* Service::CloseSession(Grpc* grpc, const v1::CloseSessionRequest* request,
+                                                v1::CloseSessionResponse* response) {
+  return UnaryCall::Start(core_, grpc, NNI_COMPRESSION_METHOD("CloseSession"), response,
+                          [&](const Call& call) { server::CloseSession(call, *request); });
+}
+
+grpc::ServerUnaryReactor* Service::ListAlgorithms(Grpc* grpc, const v1::ListAlgorithmsRequest*,
+                                                  v1::ListAlgorithmsResponse* response) {
+  return UnaryCall::Start(core_, grpc, NNI_COMPRESSION_METHOD("ListAlgorithms"), response,
+                          [&](const Call& call) { server::ListAlgorithms(call, response); });
+}
+
+template <class Call>
+BidiReactor* Service::Stream(Grpc* grpc, const char* method) {
+  auto context = core_->gate->Admit(grpc, method);
+  if (!context.ok()) return RefuseBidi(FinishWith(context.status(), grpc));
+  const std::shared_ptr<CallContext> shared = *std::move(context);
+  return StartBidi(grpc, shared, std::make_shared<Call>(core_, shared));
+}
+
+BidiReactor* Service::CalcMask(Grpc* grpc) {
+  return Stream<CalcMaskCall>(grpc, NNI_COMPRESSION_METHOD("CalcMask"));
+}
+
+BidiReactor* Service::QuantizeWeight(Grpc* grpc) {
+  return Stream<QuantizeWeightCall>(grpc, NNI_COMPRESSION_METHOD("QuantizeWeight"));
+}
+
+BidiReactor* Service::Export(Grpc* grpc) {
+  return Stream<ExportCall>(grpc, NNI_COMPRESSION_METHOD("Export"));
+}
+
+ReadReactor* Service::Step(Grpc* grpc, grpc::ByteBuffer* response) {
+  auto context = core_->gate->Admit(grpc, NNI_COMPRESSION_METHOD("Step"));
+  if (!context.ok()) return RefuseRead(FinishWith(context.status(), grpc));
+  const std::shared_ptr<CallContext> shared = *std::move(context);
+  return StartRead(grpc, shared, std::make_shared<StepCall>(core_, shared), response);
+}
+
+}  // namespace nni_compression::server

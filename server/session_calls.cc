@@ -1,0 +1,136 @@
+#include "server/session_calls.h"
+
+#include <map>
+#include <string>
+#include <utility>
+
+#include "absl/strings/str_cat.h"
+#include "proto/wire/frames.h"
+#include "server/convert.h"
+#include "server/log.h"
+#include "server/report.h"
+
+namespace nni_compression::server {
+
+namespace v1 = ::nni::compression::v1;
+
+using compression::Session;
+
+namespace {
+
+constexpr int kDefaultPage = 100;
+constexpr int kMaxPage = 1000;
+
+// A page ends early rather than not fit into a message.
+constexpr size_t kMaxPageBytes = 3 << 20;
+
+void FillLive(Core* core, const SessionRecord& record, const Session& session,
+              v1::GetSessionResponse* response) {
+  DescribeSession(record, core->sessions->Times(record), response->mutable_session());
+  DescribeLayers(session, response->mutable_session());
+  ToProto(session.plan(), session.binding().layers, response->mutable_plan());
+}
+
+}  // namespace
+
+void UpdateEpoch(const std::shared_ptr<UnaryCall>& call, const v1::UpdateEpochRequest& request,
+                 v1::UpdateEpochResponse* response) {
+  call->RunInSession(request.session_id(),
+                     [epoch = request.epoch(), response](SessionUse& use, Session& session) {
+                       if (absl::Status status = session.UpdateEpoch(epoch); !status.ok())
+                         return status;
+                       use->SetSummary(Summarize(session));
+                       response->set_epoch(session.clock().epoch);
+                       StaleLayers(session, response->mutable_stale_layers());
+                       return absl::OkStatus();
+                     });
+}
+
+void KeepAlive(const std::shared_ptr<UnaryCall>& call, const v1::KeepAliveRequest& request,
+               v1::KeepAliveResponse* response) {
+  // Not on the strand: a session that computes is alive, and its trainer should hear so now.
+  const absl::StatusOr<SessionUse> use =
+      call->core()->sessions->Use(call->tenant(), request.session_id());
+  if (use.ok()) ToProto(call->core()->sessions->Times(**use).lease, response->mutable_lease());
+  call->Finish(use.status());
+}
+
+void GetSession(const std::shared_ptr<UnaryCall>& call, const v1::GetSessionRequest& request,
+                v1::GetSessionResponse* response) {
+  absl::StatusOr<SessionUse> use =
+      call->core()->sessions->Use(call->tenant(), request.session_id());
+  std::shared_ptr<SessionRecord> record;
+  if (use.ok()) {
+    record = use->record();
+  } else {
+    auto ended = call->core()->sessions->FindReport(call->tenant(), request.session_id());
+    if (!ended.ok()) return call->Finish(ended.status());
+    record = *std::move(ended);
+  }
+  auto held = std::make_shared<SessionUse>();
+  if (use.ok()) *held = *std::move(use);
+  // The strand knows the state of both: the report was written there, too.
+  record->strand().Post([call, record, held, response] {
+    if (record->session() != nullptr) {
+      record->SetSummary(Summarize(*record->session()));
+      FillLive(call->core(), *record, *record->session(), response);
+    } else if (record->report() != nullptr) {
+      *response->mutable_session() = *record->report();
+    }
+    held->Drop();
+    call->Finish(absl::OkStatus());
+  });
+}
+
+void ListSessions(const std::shared_ptr<UnaryCall>& call, const v1::ListSessionsRequest& request,
+                  v1::ListSessionsResponse* response) {
+  if (request.page_size() < 0 || request.page_size() > kMaxPage) {
+    return call->Finish(absl::InvalidArgumentError(
+        absl::StrCat("page_size is ", request.page_size(), "; it must be in [0, ", kMaxPage, "]")));
+  }
+  SessionStore* const sessions = call->core()->sessions;
+  const absl::StatusOr<SessionStore::Page> page = sessions->List(
+      call->tenant(),
+      std::map<std::string, std::string>(request.labels().begin(), request.labels().end()),
+      request.page_size() == 0 ? kDefaultPage : request.page_size(), request.page_token());
+  if (!page.ok()) return call->Finish(page.status());
+  response->set_next_page_token(page->next_token);
+  size_t bytes = 0;
+  for (const auto& record : page->sessions) {
+    if (bytes > kMaxPageBytes) {
+      response->set_next_page_token(SessionStore::Token(*record));
+      break;
+    }
+    v1::Session* session = response->add_sessions();
+    DescribeSession(*record, sessions->Times(*record), session);
+    bytes += session->ByteSizeLong();
+  }
+  call->Finish(absl::OkStatus());
+}
+
+void CloseSession(const std::shared_ptr<UnaryCall>& call, const v1::CloseSessionRequest& request) {
+  call->Finish(call->core()->sessions->Close(call->tenant(), request.session_id()));
+}
+
+void ListAlgorithms(const std::shared_ptr<UnaryCall>& call, v1::ListAlgorithmsResponse* response) {
+  for (const compression::AlgorithmInfo* algorithm : call->core()->registry->List()) {
+    ToProto(*algorithm, response->add_algorithms());
+  }
+  response->set_server_version(call->core()->version);
+  call->Finish(absl::OkStatus());
+}
+
+void RetireSession(SessionStore* sessions, const std::shared_ptr<SessionRecord>& record) {
+  Log(LogLevel::kInfo,
+      record->state() == SessionState::kClosed ? "session_closed" : "session_expired",
+      {{"session", record->id()}, {"tenant", record->tenant()}});
+  record->strand().Post([sessions, record] {
+    if (record->session() != nullptr) record->SetSummary(Summarize(*record->session()));
+    v1::Session report;
+    DescribeSession(*record, sessions->Times(*record), &report);
+    if (record->session() != nullptr) DescribeLayers(*record->session(), &report);
+    record->Retire(std::move(report));
+  });
+}
+
+}  // namespace nni_compression::server

@@ -1,0 +1,38 @@
+// The unary calls on sessions that exist.
+#ifndef NNI_COMPRESSION_SERVER_SESSION_CALLS_H_
+#define NNI_COMPRESSION_SERVER_SESSION_CALLS_H_
+
+#include <memory>
+
+#include "nni/compression/v1/compression.pb.h"
+#include "server/core.h"
+#include "server/session_record.h"
+#include "server/unary_call.h"
+
+namespace nni_compression::server {
+
+// Each finishes `call`, at once or on the session's strand. Requests and responses live until then.
+void UpdateEpoch(const std::shared_ptr<UnaryCall>& call,
+                 const nni::compression::v1::UpdateEpochRequest& request,
+                 nni::compression::v1::UpdateEpochResponse* response);
+void KeepAlive(const std::shared_ptr<UnaryCall>& call,
+               const nni::compression::v1::KeepAliveRequest& request,
+               nni::compression::v1::KeepAliveResponse* response);
+void GetSession(const std::shared_ptr<UnaryCall>& call,
+                const nni::compression::v1::GetSessionRequest& request,
+                nni::compression::v1::GetSessionResponse* response);
+void ListSessions(const std::shared_ptr<UnaryCall>& call,
+                  const nni::compression::v1::ListSessionsRequest& request,
+                  nni::compression::v1::ListSessionsResponse* response);
+void CloseSession(const std::shared_ptr<UnaryCall>& call,
+                  const nni::compression::v1::CloseSessionRequest& request);
+void ListAlgorithms(const std::shared_ptr<UnaryCall>& call,
+                    nni::compression::v1::ListAlgorithmsResponse* response);
+
+// What SessionStore does with a session that ended: its strand writes the last report and frees the
+// memory.
+void RetireSession(SessionStore* sessions, const std::shared_ptr<SessionRecord>& record);
+
+}  // namespace nni_compression::server
+
+#endif  // NNI_COMPRESSION_SERVER_SESSION_CALLS_H_

@@ -1,0 +1,131 @@
+// A session as the server keeps it.
+#ifndef NNI_COMPRESSION_SERVER_SESSION_RECORD_H_
+#define NNI_COMPRESSION_SERVER_SESSION_RECORD_H_
+
+#include <atomic>
+#include <cstdint>
+#include <map>
+#include <memory>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "absl/base/thread_annotations.h"
+#include "absl/container/flat_hash_map.h"
+#include "absl/strings/string_view.h"
+#include "absl/time/time.h"
+#include "compression/session.h"
+#include "nni/compression/v1/compression.pb.h"
+#include "server/memory_budget.h"
+#include "server/mutex.h"
+#include "server/strand.h"
+
+namespace nni_compression::server {
+
+enum class SessionState { kActive = 1, kClosed = 2, kExpired = 3 };
+
+// One session of one tenant. The compression session in it belongs to the strand; everything else
+// may be used by any thread.
+class SessionRecord {
+ public:
+  // What the catalogue shows without asking the strand.
+  struct Summary {
+    int64_t epoch = 0;
+    int64_t step = 0;
+    int64_t state_bytes = 0;
+    std::optional<double> achieved_sparsity;
+  };
+
+  SessionRecord(std::string tenant, std::map<std::string, std::string> labels,
+                std::shared_ptr<Strand> strand, std::unique_ptr<compression::Session> session,
+                Reservation state_memory, int64_t binding_bytes);
+
+  const std::string& tenant() const { return tenant_; }
+  const std::string& id() const { return id_; }
+  const std::map<std::string, std::string>& labels() const { return labels_; }
+  SessionState state() const { return state_.load(std::memory_order_acquire); }
+
+  // Where all calls of the session are applied.
+  Strand& strand() const { return *strand_; }
+
+  // On the strand only: null when the session has ended.
+  compression::Session* session() const { return session_.get(); }
+
+  // On the strand only, once the session has ended: keeps the last report and frees the rest.
+  void Retire(nni::compression::v1::Session report);
+
+  // On the strand only: the last report, or null before Retire.
+  const nni::compression::v1::Session* report() const { return report_.get(); }
+
+  // The layer's index without asking the strand, and at no cost for names that do not exist.
+  std::optional<int> FindLayer(absl::string_view name) const;
+
+  // The layer as bound.
+  const compression::Layer& layer(int i) const { return layers_[i]; }
+  const std::vector<compression::Layer>& layers() const { return layers_; }
+
+  bool compressed(int i) const { return traits_[i].compressed; }
+
+  // The shape of the layer's RANGE tensor: [2], or [2, channels].
+  std::vector<int64_t> RangeShape(int i) const;
+
+  // What was bound and does not change.
+  const std::string& algorithm() const { return algorithm_; }
+  compression::AlgorithmKind kind() const { return kind_; }
+  const std::string& framework() const { return framework_; }
+  int compressed_layers() const { return compressed_layers_; }
+
+  // About what the record itself takes, its layers above all.
+  int64_t binding_bytes() const { return binding_bytes_; }
+
+  void SetSummary(const Summary& summary);
+  Summary summary() const;
+
+  // Counters over all calls.
+  std::atomic<int64_t> received_bytes{0};
+  std::atomic<int64_t> sent_bytes{0};
+  std::atomic<int64_t> compute_nanoseconds{0};
+
+ private:
+  friend class SessionStore;  // owns what follows its mutex
+
+  const std::string tenant_;
+  std::string id_;  // set by the store before anybody else sees the record
+  const std::map<std::string, std::string> labels_;
+  const std::shared_ptr<Strand> strand_;
+  std::unique_ptr<compression::Session> session_;
+  std::unique_ptr<nni::compression::v1::Session> report_;
+  Reservation state_memory_;
+  const int64_t binding_bytes_;
+
+  struct Traits {
+    bool compressed = false;
+    std::optional<int> channel_axis;  // of ranges
+  };
+
+  // Copies, since the session goes when calls may still look at their headers.
+  std::vector<compression::Layer> layers_;
+  std::vector<Traits> traits_;
+  absl::flat_hash_map<std::string, int> index_;
+  std::string algorithm_;
+  compression::AlgorithmKind kind_ = compression::AlgorithmKind::kPruner;
+  std::string framework_;
+  int compressed_layers_ = 0;
+
+  std::atomic<SessionState> state_{SessionState::kActive};
+  mutable Mutex mutex_;
+  Summary summary_ ABSL_GUARDED_BY(mutex_);
+
+  // Under the store's mutex.
+  uint64_t sequence_ = 0;
+  std::string request_key_;  // of the idempotency table; empty: none
+  int uses_ = 0;
+  absl::Duration lease_;
+  absl::Time create_time_;
+  absl::Time last_call_;
+  absl::Time deadline_;  // of the lease while nobody uses it; of the report once it has ended
+};
+
+}  // namespace nni_compression::server
+
+#endif  // NNI_COMPRESSION_SERVER_SESSION_RECORD_H_

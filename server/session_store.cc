@@ -1,0 +1,262 @@
+#include "server/session_store.h"
+
+#include <sys/random.h>
+
+#include <algorithm>
+
+#include "absl/strings/escaping.h"
+#include "absl/strings/numbers.h"
+#include "absl/strings/str_cat.h"
+#include "server/log.h"
+#include "server/status.h"
+
+namespace nni_compression::server {
+namespace {
+
+// 128 bits that nobody can guess.
+absl::StatusOr<std::string> NewId() {
+  char bytes[16];
+  if (getrandom(bytes, sizeof(bytes), 0) != sizeof(bytes)) {
+    return absl::InternalError("the system has no random numbers");
+  }
+  return absl::BytesToHexString(absl::string_view(bytes, sizeof(bytes)));
+}
+
+bool HasLabels(const SessionRecord& record, const std::map<std::string, std::string>& labels) {
+  return std::all_of(labels.begin(), labels.end(), [&](const auto& label) {
+    const auto it = record.labels().find(label.first);
+    return it != record.labels().end() && it->second == label.second;
+  });
+}
+
+absl::Status NotFound(absl::string_view id, SessionState state = SessionState::kActive) {
+  const char* const what = state == SessionState::kClosed    ? " was closed"
+                           : state == SessionState::kExpired ? " has expired"
+                                                             : " does not exist";
+  return absl::NotFoundError(absl::StrCat("session '", Printable(id, 64), "'", what));
+}
+
+}  // namespace
+
+SessionUse& SessionUse::operator=(SessionUse&& other) noexcept {
+  if (this != &other) {
+    Drop();
+    store_ = other.store_;
+    record_ = std::move(other.record_);
+  }
+  return *this;
+}
+
+void SessionUse::Drop() {
+  if (record_ != nullptr) store_->EndUse(record_.get());
+  record_.reset();
+}
+
+SessionStore::SessionStore(const Options& options, TimerThread* timers,
+                           std::function<void(std::shared_ptr<SessionRecord>)> retire)
+    : options_(options), timers_(timers), retire_(std::move(retire)) {}
+
+absl::StatusOr<SessionUse> SessionStore::Insert(std::shared_ptr<SessionRecord> record,
+                                                absl::string_view request_id,
+                                                absl::string_view fingerprint,
+                                                std::optional<absl::Duration> lease) {
+  absl::StatusOr<std::string> id = NewId();
+  if (!id.ok()) return id.status();
+  Ended ended;
+  absl::StatusOr<SessionUse> use = [&]() -> absl::StatusOr<SessionUse> {
+    MutexLock lock(&mutex_);
+    EndExpired(&ended);
+    const Key request_key(record->tenant(), std::string(request_id));
+    if (!request_id.empty()) {
+      const auto it = requests_.find(request_key);
+      if (it != requests_.end() && it->second.fingerprint != fingerprint) {
+        return absl::InvalidArgumentError(absl::StrCat(
+            "request_id '", Printable(request_id, 128),
+            "' was used for another request; it must be new, or the request the same"));
+      }
+      if (it != requests_.end()) return TakeUse(it->second.record);
+    }
+    if (static_cast<int64_t>(live_.size()) >= options_.max_sessions) {
+      const absl::Duration next = leases_.empty()
+                                      ? absl::InfiniteDuration()
+                                      : leases_.begin()->first - timers_->clock()->Now();
+      return ExhaustedFor(
+          std::clamp(next, absl::Seconds(1), absl::Seconds(30)),
+          absl::StrCat("the server has ", live_.size(), " sessions, as many as it may have"));
+    }
+    record->id_ = *std::move(id);
+    record->sequence_ = next_sequence_++;
+    record->lease_ =
+        std::clamp(lease.value_or(options_.default_lease), options_.min_lease, options_.max_lease);
+    record->create_time_ = timers_->clock()->Now();
+    if (!request_id.empty()) {
+      record->request_key_ = std::string(request_id);
+      requests_[request_key] = {std::string(fingerprint), record};
+    }
+    sessions_[Key(record->tenant(), record->id())] = record;
+    live_[record->sequence_] = record;
+    return TakeUse(record);
+  }();
+  Retire(std::move(ended));
+  return use;
+}
+
+absl::StatusOr<SessionUse> SessionStore::Use(absl::string_view tenant, absl::string_view id) {
+  Ended ended;
+  absl::StatusOr<SessionUse> use = [&]() -> absl::StatusOr<SessionUse> {
+    MutexLock lock(&mutex_);
+    EndExpired(&ended);
+    const auto it = sessions_.find(Key(tenant, id));
+    if (it == sessions_.end()) return NotFound(id);
+    if (it->second->state() != SessionState::kActive) return NotFound(id, it->second->state());
+    return TakeUse(it->second);
+  }();
+  Retire(std::move(ended));
+  return use;
+}
+
+absl::StatusOr<std::shared_ptr<SessionRecord>> SessionStore::FindReport(absl::string_view tenant,
+                                                                        absl::string_view id) {
+  MutexLock lock(&mutex_);
+  const auto it = sessions_.find(Key(tenant, id));
+  if (it == sessions_.end()) return NotFound(id);
+  return it->second;
+}
+
+absl::Status SessionStore::Close(absl::string_view tenant, absl::string_view id) {
+  Ended ended;
+  {
+    MutexLock lock(&mutex_);
+    EndExpired(&ended);
+    const auto it = sessions_.find(Key(tenant, id));
+    if (it == sessions_.end()) return NotFound(id);
+    if (it->second->state() == SessionState::kActive) {
+      const std::shared_ptr<SessionRecord> record = it->second;
+      End(record, SessionState::kClosed, &ended);
+    }
+  }
+  Retire(std::move(ended));
+  return absl::OkStatus();
+}
+
+absl::StatusOr<SessionStore::Page> SessionStore::List(
+    absl::string_view tenant, const std::map<std::string, std::string>& labels, int page_size,
+    absl::string_view token) {
+  uint64_t from = 0;
+  if (!token.empty() && !absl::SimpleAtoi(token, &from)) {
+    return absl::InvalidArgumentError(absl::StrCat(
+        "page_token is '", Printable(token, 64), "'; it must be one that a reply gave, or empty"));
+  }
+  Page page;
+  Ended ended;
+  {
+    MutexLock lock(&mutex_);
+    EndExpired(&ended);
+    for (auto it = live_.lower_bound(from); it != live_.end(); ++it) {
+      if (it->second->tenant() != tenant || !HasLabels(*it->second, labels)) continue;
+      if (static_cast<int>(page.sessions.size()) == page_size) {
+        page.next_token = Token(*it->second);
+        break;
+      }
+      page.sessions.push_back(it->second);
+    }
+  }
+  Retire(std::move(ended));
+  return page;
+}
+
+std::string SessionStore::Token(const SessionRecord& record) {
+  return absl::StrCat(record.sequence_);
+}
+
+SessionTimes SessionStore::Times(const SessionRecord& record) {
+  MutexLock lock(&mutex_);
+  absl::Duration left = record.lease_;
+  if (record.uses_ == 0) left = record.deadline_ - timers_->clock()->Now();
+  return {record.create_time_, record.last_call_, record.lease_,
+          std::max(left, absl::ZeroDuration())};
+}
+
+int64_t SessionStore::live() const {
+  MutexLock lock(&mutex_);
+  return static_cast<int64_t>(live_.size());
+}
+
+SessionUse SessionStore::TakeUse(const std::shared_ptr<SessionRecord>& record) {
+  if (record->uses_++ == 0) leases_.erase({record->deadline_, record.get()});
+  record->last_call_ = timers_->clock()->Now();
+  return SessionUse(this, record);
+}
+
+void SessionStore::EndUse(SessionRecord* record) {
+  MutexLock lock(&mutex_);
+  if (--record->uses_ > 0 || record->state() != SessionState::kActive) return;
+  record->last_call_ = timers_->clock()->Now();
+  record->deadline_ = record->last_call_ + record->lease_;
+  leases_.insert({record->deadline_, record});
+  Arm();
+}
+
+void SessionStore::Sweep() {
+  Ended ended;
+  {
+    MutexLock lock(&mutex_);
+    timer_.reset();
+    EndExpired(&ended);
+    Arm();
+  }
+  Retire(std::move(ended));
+}
+
+void SessionStore::Retire(Ended ended) {
+  for (std::shared_ptr<SessionRecord>& record : ended) retire_(std::move(record));
+}
+
+void SessionStore::End(const std::shared_ptr<SessionRecord>& record, SessionState state,
+                       Ended* ended) {
+  const absl::Time now = timers_->clock()->Now();
+  record->state_.store(state, std::memory_order_release);
+  record->last_call_ = now;
+  leases_.erase({record->deadline_, record.get()});
+  live_.erase(record->sequence_);
+  if (!record->request_key_.empty()) requests_.erase(Key(record->tenant(), record->request_key_));
+  record->deadline_ = now + options_.report_retention;
+  reports_.insert({record->deadline_, record.get()});
+  report_bytes_ += record->binding_bytes();
+  ended->push_back(record);
+  ForgetReports();
+  Arm();
+}
+
+void SessionStore::EndExpired(Ended* ended) {
+  const absl::Time now = timers_->clock()->Now();
+  while (!leases_.empty() && leases_.begin()->first <= now) {
+    const SessionRecord* record = leases_.begin()->second;
+    const std::shared_ptr<SessionRecord> owned = live_.at(record->sequence_);
+    End(owned, SessionState::kExpired, ended);
+  }
+  ForgetReports();
+}
+
+void SessionStore::ForgetReports() {
+  const absl::Time now = timers_->clock()->Now();
+  while (!reports_.empty() && (reports_.begin()->first <= now ||
+                               static_cast<int64_t>(reports_.size()) > options_.max_reports ||
+                               report_bytes_ > options_.max_report_bytes)) {
+    SessionRecord* const record = reports_.begin()->second;
+    reports_.erase(reports_.begin());
+    report_bytes_ -= record->binding_bytes();
+    sessions_.erase(Key(record->tenant(), record->id()));
+  }
+}
+
+void SessionStore::Arm() {
+  absl::Time next = absl::InfiniteFuture();
+  if (!leases_.empty()) next = leases_.begin()->first;
+  if (!reports_.empty()) next = std::min(next, reports_.begin()->first);
+  if (next == absl::InfiniteFuture() || (timer_ && timer_->first <= next)) return;
+  if (timer_) timers_->Cancel(*timer_);
+  timer_ = timers_->RunAt(next, [this] { Sweep(); });
+}
+
+}  // namespace nni_compression::server

@@ -1,0 +1,156 @@
+// All sessions: who owns them, how long they live, what is left of them.
+#ifndef NNI_COMPRESSION_SERVER_SESSION_STORE_H_
+#define NNI_COMPRESSION_SERVER_SESSION_STORE_H_
+
+#include <cstdint>
+#include <functional>
+#include <map>
+#include <memory>
+#include <optional>
+#include <set>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "absl/base/thread_annotations.h"
+#include "absl/container/flat_hash_map.h"
+#include "absl/status/status.h"
+#include "absl/status/statusor.h"
+#include "absl/strings/string_view.h"
+#include "absl/time/time.h"
+#include "server/mutex.h"
+#include "server/session_record.h"
+#include "server/timer_thread.h"
+
+namespace nni_compression::server {
+
+class SessionStore;
+
+// A call's hold on a session: the lease does not run while there is one. Thread-compatible; may be
+// dropped on any thread.
+class SessionUse {
+ public:
+  SessionUse() = default;
+  SessionUse(SessionUse&& other) noexcept { *this = std::move(other); }
+  SessionUse& operator=(SessionUse&& other) noexcept;
+  ~SessionUse() { Drop(); }
+
+  explicit operator bool() const { return record_ != nullptr; }
+  SessionRecord* operator->() const { return record_.get(); }
+  SessionRecord& operator*() const { return *record_; }
+  const std::shared_ptr<SessionRecord>& record() const { return record_; }
+
+  void Drop();
+
+ private:
+  friend class SessionStore;
+  SessionUse(SessionStore* store, std::shared_ptr<SessionRecord> record)
+      : store_(store), record_(std::move(record)) {}
+
+  SessionStore* store_ = nullptr;
+  std::shared_ptr<SessionRecord> record_;
+};
+
+// When a session was made and called, and what is left of its lease.
+struct SessionTimes {
+  absl::Time created;
+  absl::Time last_call;
+  absl::Duration lease;  // all of it, which a call renews
+  absl::Duration lease_left;
+};
+
+// Thread-safe. Sessions are keyed by tenant and id: to any other tenant they do not exist.
+class SessionStore {
+ public:
+  struct Options {
+    int64_t max_sessions = 10000;
+    absl::Duration default_lease = absl::Minutes(30);
+    absl::Duration min_lease = absl::Seconds(1);
+    absl::Duration max_lease = absl::Hours(24);
+    absl::Duration report_retention = absl::Hours(1);
+    int64_t max_reports = 1000;
+    int64_t max_report_bytes = 64 << 20;
+  };
+
+  // `retire` is called, with no lock held, for every session that ended; it has its strand write
+  // the last report and free the memory. `timers` outlives the store.
+  SessionStore(const Options& options, TimerThread* timers,
+               std::function<void(std::shared_ptr<SessionRecord>)> retire);
+
+  // The timers have been stopped by now, and no SessionUse is left.
+  ~SessionStore() = default;
+
+  // Adds a session and gives it an id. When the tenant has a live session of this request_id it is
+  // returned instead, provided that `fingerprint` is the same; INVALID_ARGUMENT otherwise.
+  // RESOURCE_EXHAUSTED when there are max_sessions.
+  absl::StatusOr<SessionUse> Insert(std::shared_ptr<SessionRecord> record,
+                                    absl::string_view request_id, absl::string_view fingerprint,
+                                    std::optional<absl::Duration> lease);
+
+  // NOT_FOUND for an id that never was, has ended, or is another tenant's.
+  absl::StatusOr<SessionUse> Use(absl::string_view tenant, absl::string_view id);
+
+  // The same for a session that may have ended, as long as its report is kept. Holds no lease.
+  absl::StatusOr<std::shared_ptr<SessionRecord>> FindReport(absl::string_view tenant,
+                                                            absl::string_view id);
+
+  // Ends a session; OK when it has ended already, NOT_FOUND when nothing is known of it.
+  absl::Status Close(absl::string_view tenant, absl::string_view id);
+
+  struct Page {
+    std::vector<std::shared_ptr<SessionRecord>> sessions;
+    std::string next_token;
+  };
+  // Live sessions with all of `labels`, oldest first. INVALID_ARGUMENT for a token that is none.
+  absl::StatusOr<Page> List(absl::string_view tenant,
+                            const std::map<std::string, std::string>& labels, int page_size,
+                            absl::string_view token);
+
+  // The token of a page that begins with this session.
+  static std::string Token(const SessionRecord& record);
+
+  SessionTimes Times(const SessionRecord& record);
+  int64_t live() const;
+
+ private:
+  friend class SessionUse;
+  using Key = std::pair<std::string, std::string>;  // tenant, id or request_id
+  using Ended = std::vector<std::shared_ptr<SessionRecord>>;
+
+  struct Request {
+    std::string fingerprint;
+    std::shared_ptr<SessionRecord> record;
+  };
+
+  void EndUse(SessionRecord* record);
+  void Sweep();
+  void Retire(Ended ended);
+
+  SessionUse TakeUse(const std::shared_ptr<SessionRecord>& record)
+      ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
+  void End(const std::shared_ptr<SessionRecord>& record, SessionState state, Ended* ended)
+      ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
+  void EndExpired(Ended* ended) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
+  void ForgetReports() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
+  void Arm() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
+
+  const Options options_;
+  TimerThread* const timers_;
+  const std::function<void(std::shared_ptr<SessionRecord>)> retire_;
+
+  mutable Mutex mutex_;
+  absl::flat_hash_map<Key, std::shared_ptr<SessionRecord>> sessions_ ABSL_GUARDED_BY(mutex_);
+  absl::flat_hash_map<Key, Request> requests_ ABSL_GUARDED_BY(mutex_);
+  std::map<uint64_t, std::shared_ptr<SessionRecord>> live_ ABSL_GUARDED_BY(mutex_);
+  // What the clock will end: unused live sessions, and reports. The oldest reports make room for
+  // new ones.
+  std::set<std::pair<absl::Time, SessionRecord*>> leases_ ABSL_GUARDED_BY(mutex_);
+  std::set<std::pair<absl::Time, SessionRecord*>> reports_ ABSL_GUARDED_BY(mutex_);
+  std::optional<TimerThread::Id> timer_ ABSL_GUARDED_BY(mutex_);
+  int64_t report_bytes_ ABSL_GUARDED_BY(mutex_) = 0;
+  uint64_t next_sequence_ ABSL_GUARDED_BY(mutex_) = 1;
+};
+
+}  // namespace nni_compression::server
+
+#endif  // NNI_COMPRESSION_SERVER_SESSION_STORE_H_

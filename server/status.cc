@@ -1,0 +1,61 @@
+#include "server/status.h"
+
+#include <exception>
+#include <new>
+#include <string>
+
+#include "absl/strings/cord.h"
+#include "absl/strings/numbers.h"
+#include "absl/strings/str_cat.h"
+#include "server/log.h"
+
+namespace nni_compression::server {
+namespace {
+
+constexpr char kRetryAfter[] = "nni.compression/retry-after-ms";
+constexpr char kPushbackTrailer[] = "grpc-retry-pushback-ms";
+
+// Clients refuse more than 8 KiB of metadata, and a byte may take three there.
+constexpr size_t kMaxMessageBytes = 2000;
+
+}  // namespace
+
+absl::Status ExhaustedFor(absl::Duration wait, absl::string_view message) {
+  absl::Status status = absl::ResourceExhaustedError(message);
+  status.SetPayload(kRetryAfter, absl::Cord(absl::StrCat(absl::ToInt64Milliseconds(wait))));
+  return status;
+}
+
+std::optional<absl::Duration> RetryAfter(const absl::Status& status) {
+  const absl::optional<absl::Cord> payload = status.GetPayload(kRetryAfter);
+  int64_t milliseconds = 0;
+  if (!payload || !absl::SimpleAtoi(std::string(*payload), &milliseconds)) return std::nullopt;
+  return absl::Milliseconds(milliseconds);
+}
+
+grpc::Status ToGrpc(const absl::Status& status) {
+  if (status.ok()) return grpc::Status::OK;
+  return grpc::Status(static_cast<grpc::StatusCode>(status.code()),
+                      Printable(status.message(), kMaxMessageBytes));
+}
+
+grpc::Status FinishWith(const absl::Status& status, grpc::ServerContextBase* context) {
+  if (const auto wait = RetryAfter(status)) {
+    context->AddTrailingMetadata(kPushbackTrailer, absl::StrCat(absl::ToInt64Milliseconds(*wait)));
+  }
+  return ToGrpc(status);
+}
+
+absl::Status CurrentExceptionStatus() {
+  try {
+    throw;
+  } catch (const std::bad_alloc&) {
+    return ExhaustedFor(absl::Seconds(1), "the server is out of memory");
+  } catch (const std::exception& e) {  // c10::Error, too
+    return absl::InternalError(e.what());
+  } catch (...) {
+    return absl::InternalError("unknown exception");
+  }
+}
+
+}  // namespace nni_compression::server

@@ -1,0 +1,40 @@
+#include "server/strand.h"
+
+#include <utility>
+
+namespace nni_compression::server {
+
+std::shared_ptr<Strand> Strand::Create(Executor* executor) {
+  return std::shared_ptr<Strand>(new Strand(executor));
+}
+
+void Strand::Post(std::function<void()> function) {
+  {
+    MutexLock lock(&mutex_);
+    queue_.push_back(std::move(function));
+    if (queue_.size() > 1) return;
+  }
+  Schedule();
+}
+
+void Strand::Schedule() {
+  executor_->Schedule([self = shared_from_this()] { self->RunOne(); });
+}
+
+void Strand::RunOne() {
+  std::function<void()> function;
+  {
+    MutexLock lock(&mutex_);
+    function = std::move(queue_.front());
+  }
+  function();
+  function = nullptr;
+  {
+    MutexLock lock(&mutex_);
+    queue_.pop_front();
+    if (queue_.empty()) return;
+  }
+  Schedule();
+}
+
+}  // namespace nni_compression::server

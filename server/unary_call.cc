@@ -1,0 +1,60 @@
+#include "server/unary_call.h"
+
+#include <utility>
+
+#include "absl/strings/str_cat.h"
+#include "proto/wire/frames.h"
+#include "server/status.h"
+
+namespace nni_compression::server {
+
+grpc::ServerUnaryReactor* UnaryCall::Start(
+    Core* core, grpc::CallbackServerContext* grpc, absl::string_view method,
+    const google::protobuf::MessageLite* response,
+    const std::function<void(const std::shared_ptr<UnaryCall>&)>& handle) {
+  grpc::ServerUnaryReactor* const reactor = grpc->DefaultReactor();
+  auto context = core->gate->Admit(grpc, method);
+  if (!context.ok()) {
+    reactor->Finish(FinishWith(context.status(), grpc));
+    return reactor;
+  }
+  handle(std::shared_ptr<UnaryCall>(new UnaryCall(core, grpc, *std::move(context), response)));
+  return reactor;
+}
+
+void UnaryCall::Finish(const absl::Status& status) {
+  absl::Status outcome = status;
+  const int64_t size = static_cast<int64_t>(response_->ByteSizeLong());
+  if (status.ok() && size > wire::kMaxMessageBytes) {
+    outcome = absl::ResourceExhaustedError(absl::StrCat("the reply has ", size, " bytes; at most ",
+                                                        wire::kMaxMessageBytes, " are allowed"));
+  }
+  grpc_->DefaultReactor()->Finish(context_->Finish(outcome));
+}
+
+void UnaryCall::RunInSession(absl::string_view session_id, Task task) {
+  context_->set_session(session_id);
+  absl::StatusOr<SessionUse> use = core_->sessions->Use(tenant(), session_id);
+  if (!use.ok()) return Finish(use.status());
+  RunInSession(*std::move(use), std::move(task));
+}
+
+void UnaryCall::RunInSession(SessionUse use, Task task) {
+  Strand& strand = use->strand();
+  strand.Post([self = shared_from_this(), use = std::make_shared<SessionUse>(std::move(use)),
+               task = std::move(task)] {
+    compression::Session* const session = (*use)->session();
+    absl::Status status;
+    if (self->cancelled()) {
+      status = absl::CancelledError("cancelled");
+    } else if (session == nullptr) {
+      status = absl::NotFoundError(absl::StrCat("session '", (*use)->id(), "' has ended"));
+    } else {
+      status = CatchExceptions([&] { return task(*use, *session); });
+    }
+    use->Drop();  // so that the lease runs from now, before the caller hears
+    self->Finish(status);
+  });
+}
+
+}  // namespace nni_compression::server
