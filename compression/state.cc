@@ -177,10 +177,9 @@ absl::StatusOr<GlobalState> DecodeGlobal(absl::string_view record) {
 }
 
 absl::StatusOr<LayerState> DecodeLayer(const Layer& layer, absl::string_view record) {
-  auto unsealed = Unseal(record);
-  if (!unsealed.ok()) return unsealed.status();
   try {
-    auto state = ReadLayer(layer, *unsealed);
+    auto unsealed = Unseal(record);
+    auto state = unsealed.ok() ? ReadLayer(layer, *unsealed) : unsealed.status();
     if (!state.ok()) {
       return absl::DataLossError(
           absl::StrCat("layer ", Quoted(layer.name), ": ", state.status().message()));

@@ -16,6 +16,9 @@ inline float RoundHalfEven(float x) {
   return x + kShift - kShift;
 }
 
+// NaN, which only a weight that changes meanwhile can have, becomes `low`: it must fit an integer.
+inline float Clamp(float x, float low, float high) { return std::min(high, std::max(low, x)); }
+
 // One channel's weight to its code, as a whole float in [code_min, code_max].
 struct HalfEven {
   float inverse_scale, zero_point, code_min, code_max;
@@ -26,9 +29,9 @@ struct HalfEven {
         code_max(static_cast<float>(p.code_max)) {}
   float operator()(float w) const {
     // Clamping first changes no result (the bounds are whole) and keeps RoundHalfEven exact.
-    const float x = std::min(std::max(w * inverse_scale, code_min - zero_point - 1.0f),
-                             code_max - zero_point + 1.0f);
-    return std::min(std::max(RoundHalfEven(x) + zero_point, code_min), code_max);
+    const float x =
+        Clamp(w * inverse_scale, code_min - zero_point - 1.0f, code_max - zero_point + 1.0f);
+    return Clamp(RoundHalfEven(x) + zero_point, code_min, code_max);
   }
 };
 
@@ -40,8 +43,7 @@ struct Truncate {
         code_max(static_cast<float>(p.code_max)) {}
   float operator()(float w) const {
     // A whole bound: truncating after clamping is the same, and fits an int.
-    return static_cast<float>(
-        static_cast<int32_t>(std::min(std::max(w / scale, code_min), code_max)));
+    return static_cast<float>(static_cast<int32_t>(Clamp(w / scale, code_min, code_max)));
   }
 };
 
@@ -51,7 +53,7 @@ struct DoReFa {
       : twice_max(2.0f * max_tanh), code_max(static_cast<float>(p.code_max)) {}
   float operator()(float w) const {
     const float u = std::tanh(w) / twice_max + 0.5f;
-    return std::min(std::max(RoundHalfEven(u * code_max), 0.0f), code_max);
+    return Clamp(RoundHalfEven(u * code_max), 0.0f, code_max);
   }
 };
 

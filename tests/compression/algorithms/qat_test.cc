@@ -1,0 +1,214 @@
+#include <ATen/ops/fake_quantize_per_channel_affine.h>
+#include <ATen/ops/fake_quantize_per_tensor_affine.h>
+
+#include <cmath>
+#include <cstring>
+#include <limits>
+
+#include "tests/compression/testing.h"
+
+namespace nni_compression::compression {
+namespace {
+
+using nlohmann::json;
+using testing::ElementsAre;
+using testing::HasSubstr;
+using testing::IsEmpty;
+
+QuantizationParameters ParametersOf(const json& rule, const at::Tensor& weight) {
+  auto session = BindOne("qat", rule, weight.sizes().vec());
+  auto result = session->QuantizeWeight(0, weight, QuantizeReply::kParameters);
+  EXPECT_THAT(result, IsOk());
+  EXPECT_EQ(result->data.size(), 0);
+  return *result->parameters;
+}
+
+// LibTorch's values with the parameters answered.
+at::Tensor FakeQuantize(const at::Tensor& weight, const QuantizationParameters& p) {
+  if (!p.channel_axis) {
+    return at::fake_quantize_per_tensor_affine(weight, p.scale[0], p.zero_point[0], p.code_min,
+                                               p.code_max);
+  }
+  std::vector<double> zero_points(p.zero_point.begin(), p.zero_point.end());
+  const at::Tensor scale = Values(std::vector<double>(p.scale.begin(), p.scale.end()));
+  return at::fake_quantize_per_channel_affine(weight, scale, Values(zero_points).to(at::kInt),
+                                              *p.channel_axis, p.code_min, p.code_max);
+}
+
+class QatSchemeTest : public testing::TestWithParam<const char*> {};
+
+TEST_P(QatSchemeTest, GivesTheValuesOfLibTorchsFakeQuantizeBitForBit) {
+  const std::vector<std::vector<int64_t>> shapes = {{1},       {7},          {5, 3},
+                                                    {4, 3, 2}, {2, 3, 3, 3}, {64, 33}};
+  int seed = 0;
+  for (int bits = 2; bits <= 16; ++bits) {
+    for (const auto& shape : shapes) {
+      const int axis = seed % static_cast<int>(shape.size());
+      ++seed;
+      const at::Tensor weight =
+          Random(shape, seed, DataType::kFloat32, std::pow(10.0, seed % 9 - 4));
+      auto session = BindOne("qat", {{"quant_scheme", GetParam()}, {"quant_bits", bits}}, shape,
+                             DataType::kFloat32, axis);
+      auto result = session->QuantizeWeight(0, weight, QuantizeReply::kValues);
+      ASSERT_THAT(result, IsOk());
+      EXPECT_EQ(BytesOf(result->data),
+                BytesOf(FakeQuantize(weight, *result->parameters).contiguous()))
+          << bits << " bits, seed " << seed;
+    }
+  }
+}
+
+TEST_P(QatSchemeTest, CodesStandForTheValues) {
+  for (int bits : {2, 8, 9, 16}) {
+    const at::Tensor weight = Random({6, 5}, bits);
+    auto session = BindOne("qat", {{"quant_scheme", GetParam()}, {"quant_bits", bits}}, {6, 5});
+    auto codes = session->QuantizeWeight(0, weight, QuantizeReply::kCodes);
+    auto values = session->QuantizeWeight(0, weight, QuantizeReply::kValues);
+    ASSERT_TRUE(*codes->parameters == *values->parameters);
+    const QuantizationParameters& p = *codes->parameters;
+    const bool is_signed = p.code_min < 0;
+    EXPECT_EQ(codes->dtype, bits <= 8 ? (is_signed ? DataType::kInt8 : DataType::kUInt8)
+                                      : (is_signed ? DataType::kInt16 : DataType::kUInt16));
+    EXPECT_EQ(values->dtype, DataType::kFloat32);
+    for (int i = 0; i < 30; ++i) {
+      const uint8_t* bytes = codes->data.data();
+      const int code = codes->dtype == DataType::kInt8 ? reinterpret_cast<const int8_t*>(bytes)[i]
+                       : codes->dtype == DataType::kUInt8 ? bytes[i]
+                       : codes->dtype == DataType::kInt16
+                           ? reinterpret_cast<const int16_t*>(bytes)[i]
+                           : reinterpret_cast<const uint16_t*>(bytes)[i];
+      EXPECT_GE(code, p.code_min);
+      EXPECT_LE(code, p.code_max);
+      const size_t c = p.channel_axis ? i / 5 : 0;
+      EXPECT_EQ(reinterpret_cast<const float*>(values->data.data())[i],
+                static_cast<float>(code - p.zero_point[c]) * p.scale[c]);
+    }
+  }
+}
+
+TEST_P(QatSchemeTest, ARangeGivesTheParametersOfItsWeightBitForBit) {
+  const at::Tensor weight = Random({4, 9}, 12);
+  const bool per_channel = std::string(GetParam()).find("channel") != std::string::npos;
+  Range range;
+  for (int64_t c = 0; c < (per_channel ? 4 : 1); ++c) {
+    const at::Tensor part = per_channel ? weight.select(0, c) : weight;
+    range.minimum.push_back(part.min().item<float>());
+    range.maximum.push_back(part.max().item<float>());
+  }
+  auto session = BindOne("qat", {{"quant_scheme", GetParam()}}, {4, 9});
+  auto by_range = session->QuantizeRange(0, range);
+  auto by_weight = session->QuantizeWeight(0, weight, QuantizeReply::kParameters);
+  ASSERT_THAT(by_range, IsOk());
+  EXPECT_TRUE(*by_range->parameters == *by_weight->parameters);
+}
+
+TEST_P(QatSchemeTest, WidensHalfTypesAndRoundsTheValuesOnce) {
+  for (DataType dtype : {DataType::kFloat16, DataType::kBFloat16}) {
+    const at::Tensor weight = Random({3, 7}, 4, dtype);
+    auto session = BindOne("qat", {{"quant_scheme", GetParam()}}, {3, 7}, dtype);
+    auto result = session->QuantizeWeight(0, weight, QuantizeReply::kValues);
+    ASSERT_THAT(result, IsOk());
+    EXPECT_EQ(result->dtype, dtype);
+    const at::Tensor expected = FakeQuantize(weight.to(at::kFloat), *result->parameters);
+    EXPECT_EQ(BytesOf(result->data), BytesOf(expected.to(weight.scalar_type()).contiguous()));
+  }
+}
+
+TEST_P(QatSchemeTest, ConstantZerosHaveScaleOneAndCodesAtTheZeroPoint) {
+  const at::Tensor zeros = Values({0, -0.0, 0, 0}, DataType::kFloat32, {2, 2});
+  auto session = BindOne("qat", {{"quant_scheme", GetParam()}}, {2, 2});
+  auto result = session->QuantizeWeight(0, zeros, QuantizeReply::kCodes);
+  ASSERT_THAT(result, IsOk());
+  for (float scale : result->parameters->scale) EXPECT_EQ(scale, 1.0f);
+  for (int i = 0; i < 4; ++i) EXPECT_EQ(result->data.data()[i], 0);
+}
+
+INSTANTIATE_TEST_SUITE_P(Schemes, QatSchemeTest,
+                         testing::Values("per_tensor_affine", "per_tensor_symmetric",
+                                         "per_channel_affine", "per_channel_symmetric"),
+                         [](const auto& info) { return std::string(info.param); });
+
+TEST(QatQuantizerTest, ComputesTheExamples) {
+  const auto positive = ParametersOf(json::object(), Values({1, 2, 3, 5}));
+  EXPECT_THAT(positive.scale, ElementsAre(5.0f / 255.0f));
+  EXPECT_THAT(positive.zero_point, ElementsAre(0));
+  const auto mixed = ParametersOf(json::object(), Values({-1, 2, 3, 5}));
+  EXPECT_THAT(mixed.scale, ElementsAre(6.0f / 255.0f));
+  EXPECT_THAT(mixed.zero_point, ElementsAre(42));
+}
+
+TEST(QatQuantizerTest, HasOneScalePerChannelOfTheAxis) {
+  auto session =
+      BindOne("qat", {{"quant_scheme", "per_channel_symmetric"}}, {2, 3}, DataType::kFloat32, 1);
+  auto result = session->QuantizeWeight(
+      0, Values({1, 2, 3, -4, -5, -6}, DataType::kFloat32, {2, 3}), QuantizeReply::kCodes);
+  ASSERT_THAT(result, IsOk());
+  EXPECT_EQ(result->parameters->channel_axis, 1);
+  EXPECT_THAT(result->parameters->scale, ElementsAre(4.0f / 127.0f, 5.0f / 127.0f, 6.0f / 127.0f));
+  const auto* codes = reinterpret_cast<const int8_t*>(result->data.data());
+  EXPECT_THAT(std::vector<int>(codes, codes + 6), ElementsAre(32, 51, 64, -127, -127, -127));
+}
+
+TEST(QatQuantizerTest, ComputesTheScaleInDoubleWhereTheRangeOverflows) {
+  const double max = std::numeric_limits<float>::max();
+  const auto p = ParametersOf(json::object(), Values({-max, max}));
+  EXPECT_EQ(p.scale[0], static_cast<float>(2 * max / 255));
+  EXPECT_EQ(p.zero_point[0], 128);
+}
+
+TEST(QatQuantizerTest, KeepsTheScaleOfTinyWeightsAtTheSmallestNormalFloat) {
+  const auto p = ParametersOf(json::object(), Values({1e-40, 0}));
+  EXPECT_EQ(p.scale[0], std::numeric_limits<float>::min());
+}
+
+TEST(QatQuantizerTest, PassesWeightsUnchangedBeforeItsStartStep) {
+  auto session = BindOne("qat", {{"quant_start_step", 10}}, {2});
+  EXPECT_TRUE(session->plan().needs_step);
+  auto before = session->QuantizeWeight(0, Values({1, 2}), QuantizeReply::kCodes);
+  ASSERT_THAT(before, IsOk());
+  EXPECT_FALSE(before->parameters);
+  EXPECT_EQ(before->data.size(), 0);
+  EXPECT_FALSE(session->IsStale(0));
+  EXPECT_TRUE(session->Step(9).value());
+  EXPECT_THAT(session->StaleLayers(), IsEmpty());
+  EXPECT_TRUE(session->Step(10).value());
+  EXPECT_THAT(session->StaleLayers(), ElementsAre(0));
+  auto after = session->QuantizeWeight(0, Values({1, 2}), QuantizeReply::kCodes);
+  EXPECT_TRUE(after->parameters);
+  EXPECT_FALSE(session->IsStale(0));
+}
+
+TEST(QatQuantizerTest, RefusesBadWeightsBeforeItsStartStepToo) {
+  auto session = BindOne("qat", {{"quant_start_step", 10}}, {2});
+  EXPECT_THAT(session->QuantizeWeight(0, Values({1, std::nan("")}), QuantizeReply::kCodes),
+              IsInvalid(HasSubstr("element 1 is nan")));
+}
+
+TEST(QatQuantizerTest, CountsOnlyTheWeightsEntryOfBitsPerType) {
+  EXPECT_EQ(ParametersOf({{"quant_bits", {{"weight", 4}, {"output", 8}}}}, Values({1})).bits, 4);
+  EXPECT_EQ(ParametersOf({{"q_bits", 5}}, Values({1})).bits, 5);
+  EXPECT_THAT(
+      TryBind(MakeBinding("qat", {{{"quant_bits", {{"output", 8}}}}}, {MakeLayer("a", {1})})),
+      IsInvalid(HasSubstr("quant_bits is {\"output\":8}; it must have a number for "
+                          "\"weight\"")));
+}
+
+TEST(QatQuantizerTest, SaysThatThisVersionQuantizesWeightsOnly) {
+  for (const char* type : {"output", "input"}) {
+    EXPECT_THAT(
+        TryBind(MakeBinding("qat", {{{"quant_types", {"weight", type}}}}, {MakeLayer("a", {1})})),
+        IsInvalid(HasSubstr(std::string("quant_types[1] is \"") + type +
+                            "\"; this version of the server supports only \"weight\"")));
+  }
+}
+
+TEST(QatQuantizerTest, RefusesBitsOutOfRange) {
+  for (int bits : {0, 1, 17, 33, -8}) {
+    EXPECT_THAT(
+        TryBind(MakeBinding("qat", {{{"quant_bits", bits}}}, {MakeLayer("a", {1})})),
+        IsInvalid(HasSubstr("quant_bits is " + std::to_string(bits) + "; it must be in [2, 16]")));
+  }
+}
+
+}  // namespace
+}  // namespace nni_compression::compression

@@ -1,0 +1,311 @@
+// What every algorithm promises. An algorithm's own test says only what is special about it.
+#include <ATen/Parallel.h>
+
+#include <cmath>
+#include <limits>
+
+#include "absl/strings/str_cat.h"
+#include "tests/compression/testing.h"
+
+namespace nni_compression::compression {
+namespace {
+
+using nlohmann::json;
+using testing::AllOf;
+using testing::HasSubstr;
+
+constexpr DataType kWeightTypes[] = {DataType::kFloat32, DataType::kFloat16, DataType::kBFloat16,
+                                     DataType::kFloat64};
+
+// All of an answer, so that equal strings mean equal answers.
+std::string Describe(const QuantizedWeight& result) {
+  std::string text = absl::StrCat(static_cast<int>(result.dtype), BytesOf(result.data));
+  if (!result.parameters) return absl::StrCat("unquantized", text);
+  const QuantizationParameters& p = *result.parameters;
+  absl::StrAppend(&text, " ", static_cast<int>(p.formula), " ", static_cast<int>(p.rounding), " ",
+                  p.bits, " ", p.code_min, " ", p.code_max, " ", p.channel_axis.value_or(-1));
+  text.append(reinterpret_cast<const char*>(p.scale.data()), p.scale.size() * sizeof(float));
+  text.append(reinterpret_cast<const char*>(p.zero_point.data()), p.zero_point.size() * 4);
+  return text;
+}
+
+class ContractTest : public testing::TestWithParam<std::string> {
+ protected:
+  const AlgorithmInfo& info() const { return *Registry::Builtin().Find(GetParam()).value(); }
+  bool pruner() const { return info().kind == AlgorithmKind::kPruner; }
+
+  std::unique_ptr<Session> Bind(std::vector<int64_t> shape,
+                                DataType dtype = DataType::kFloat32) const {
+    return BindOne(GetParam(), info().example, std::move(shape), dtype);
+  }
+
+  absl::StatusOr<std::unique_ptr<Session>> BindRule(const json& rule) const {
+    return TryBind(MakeBinding(GetParam(), json::array({rule}), {MakeLayer("layer", {6})}));
+  }
+
+  // Every form of answer there is, as text.
+  absl::StatusOr<std::string> Ask(Session& session, const at::Tensor& weight) const {
+    std::string text;
+    if (pruner()) {
+      auto answer = session.CalcMask(0, weight);
+      if (!answer.ok()) return answer.status();
+      return absl::StrCat(Bits(answer->mask), " ", answer->target_sparsity.value_or(-1), " ",
+                          answer->epoch);
+    }
+    for (auto reply : {QuantizeReply::kCodes, QuantizeReply::kValues, QuantizeReply::kParameters}) {
+      auto answer = session.QuantizeWeight(0, weight, reply);
+      if (!answer.ok()) return answer.status();
+      absl::StrAppend(&text, Describe(*answer), "|");
+    }
+    return text;
+  }
+};
+
+TEST_P(ContractTest, TheExampleBindsAndEveryLayerIsStale) {
+  auto session = BindRule(info().example);
+  ASSERT_THAT(session, IsOk());
+  EXPECT_THAT((*session)->StaleLayers(), testing::ElementsAre(0));
+  EXPECT_THAT((*session)->plan().warnings, testing::IsEmpty());
+  EXPECT_FALSE((*session)->plan().rules[0]->options.json().empty() && !info().options.empty());
+}
+
+TEST_P(ContractTest, AnswersHaveTheShapeAndTypeOfTheWeight) {
+  for (DataType dtype : kWeightTypes) {
+    auto session = Bind({3, 2, 5}, dtype);
+    const at::Tensor weight = Random({3, 2, 5}, 1, dtype);
+    if (pruner()) {
+      auto answer = session->CalcMask(0, weight);
+      ASSERT_THAT(answer, IsOk());
+      EXPECT_EQ(answer->mask.elements(), 30);
+      EXPECT_EQ(answer->mask.bits().size(), 4);
+      continue;
+    }
+    auto values = session->QuantizeWeight(0, weight, QuantizeReply::kValues);
+    ASSERT_THAT(values, IsOk());
+    EXPECT_EQ(values->dtype, dtype);
+    EXPECT_EQ(values->data.size(), ByteLength(dtype, 30));
+    auto codes = session->QuantizeWeight(0, weight, QuantizeReply::kCodes);
+    ASSERT_THAT(codes, IsOk());
+    EXPECT_EQ(codes->data.size(), ByteLength(codes->dtype, 30));
+    auto parameters = session->QuantizeWeight(0, weight, QuantizeReply::kParameters);
+    ASSERT_THAT(parameters, IsOk());
+    EXPECT_EQ(parameters->data.size(), 0);
+  }
+}
+
+TEST_P(ContractTest, LeavesTheWeightUntouched) {
+  for (DataType dtype : kWeightTypes) {
+    auto session = Bind({100}, dtype);
+    const at::Tensor weight = Random({100}, 2, dtype);
+    const std::string before = BytesOf(weight);
+    ASSERT_THAT(Ask(*session, weight), IsOk());
+    EXPECT_EQ(BytesOf(weight), before);
+  }
+}
+
+TEST_P(ContractTest, GivesTheSameAnswerTwiceAndIsNotStaleInBetween) {
+  for (DataType dtype : kWeightTypes) {
+    auto session = Bind({100}, dtype);
+    const at::Tensor weight = Random({100}, 3, dtype);
+    const std::string first = Ask(*session, weight).value();
+    EXPECT_FALSE(session->IsStale(0));
+    const std::string state = StateOf(*session);
+    EXPECT_EQ(Ask(*session, weight).value(), first);
+    EXPECT_EQ(StateOf(*session), state);
+  }
+}
+
+TEST_P(ContractTest, TakesASingleElement) {
+  for (DataType dtype : kWeightTypes) {
+    for (double value : {0.0, -0.0, 1.0, -2.5}) {
+      auto session = Bind({1, 1}, dtype);
+      EXPECT_THAT(Ask(*session, Values({value}, dtype, {1, 1})), IsOk());
+    }
+  }
+}
+
+TEST_P(ContractTest, TakesConstantWeights) {
+  for (double value : {0.0, 1.0, -1e-30, 3e38}) {
+    auto session = Bind({70});
+    EXPECT_THAT(Ask(*session, Values(std::vector<double>(70, value))), IsOk()) << value;
+  }
+}
+
+TEST_P(ContractTest, AnswersTheSameAfterItsStateWasLoadedElsewhereAfterAnyCall) {
+  auto original = Bind({50});
+  for (int64_t t = 0; t < 12; ++t) {
+    auto fresh = Bind({50});
+    const std::vector<std::string> layers = {original->SaveLayer(0)};
+    ASSERT_THAT(fresh->Load(original->SaveGlobal(), layers), IsOk());
+    EXPECT_EQ(StateOf(*fresh), StateOf(*original));
+    EXPECT_EQ(fresh->StaleLayers(), original->StaleLayers());
+    for (Session* session : {original.get(), fresh.get()}) {
+      ASSERT_THAT(session->UpdateEpoch(t), IsOk());
+      ASSERT_THAT(session->Step(10 * t), IsOk());
+    }
+    const at::Tensor weight = Random({50}, 20 + t, DataType::kFloat32, t % 3 + 0.5);
+    EXPECT_EQ(Ask(*fresh, weight).value(), Ask(*original, weight).value());
+    EXPECT_EQ(StateOf(*fresh), StateOf(*original));
+    // The copy goes on from here.
+    original = std::move(fresh);
+  }
+}
+
+TEST_P(ContractTest, RefusesAnUnknownOptionWithASuggestion) {
+  json rule = info().example;
+  rule["op_name"] = "a";
+  EXPECT_THAT(BindRule(rule), IsInvalid(AllOf(HasSubstr("config_list[0] has the unknown key"),
+                                              HasSubstr("did you mean `op_names`?"))));
+  for (const OptionSpec& option : info().options) {
+    json misspelt = info().example;
+    misspelt.erase(option.name);
+    misspelt[option.name + "x"] = 1;
+    EXPECT_THAT(BindRule(misspelt), IsInvalid(HasSubstr("did you mean `" + option.name + "`?")));
+  }
+}
+
+TEST_P(ContractTest, RefusesNumbersOutOfTheirRangeAndNamesIt) {
+  for (const OptionSpec& option : info().options) {
+    if (option.type != OptionType::kNumber && option.type != OptionType::kInteger &&
+        option.type != OptionType::kIntegerPerType) {
+      continue;
+    }
+    for (double value : {option.minimum - 1, option.maximum * 2 + 1, std::nan(""),
+                         std::numeric_limits<double>::infinity()}) {
+      json rule = info().example;
+      rule[option.name] = value;
+      EXPECT_THAT(BindRule(rule),
+                  IsInvalid(AllOf(HasSubstr("config_list[0]." + option.name + " is "),
+                                  HasSubstr(OptionRange(option)))));
+    }
+  }
+}
+
+TEST_P(ContractTest, RefusesOptionsOfAnotherType) {
+  for (const OptionSpec& option : info().options) {
+    json rule = info().example;
+    rule[option.name] = json::array({json::object()});
+    EXPECT_THAT(BindRule(rule), IsInvalid(HasSubstr("config_list[0]." + option.name)));
+  }
+}
+
+TEST_P(ContractTest, SaysWhichRequiredOptionIsMissing) {
+  for (const OptionSpec& option : info().options) {
+    if (!option.default_value.is_null()) continue;
+    json rule = info().example;
+    rule.erase(option.name);
+    EXPECT_THAT(BindRule(rule),
+                IsInvalid(HasSubstr("config_list[0]." + option.name + " is missing")));
+  }
+}
+
+TEST_P(ContractTest, NamesLayerAndIndexOfAWeightThatIsNotFiniteAndStaysAsItWas) {
+  for (DataType dtype : kWeightTypes) {
+    for (double bad : {std::nan(""), std::numeric_limits<double>::infinity(),
+                       -std::numeric_limits<double>::infinity()}) {
+      auto session = Bind({100}, dtype);
+      const std::string fresh = StateOf(*session);
+      std::vector<double> values(100, 0.5);
+      values[41] = values[77] = bad;
+      const auto error = IsInvalid(AllOf(HasSubstr("\"layer\""), HasSubstr("element 41 is ")));
+      EXPECT_THAT(Ask(*session, Values(values, dtype)), error);
+      EXPECT_EQ(StateOf(*session), fresh);
+      EXPECT_TRUE(session->IsStale(0));
+
+      ASSERT_THAT(Ask(*session, Random({100}, 5, dtype)), IsOk());
+      ASSERT_THAT(session->UpdateEpoch(1), IsOk());
+      const std::string later = StateOf(*session);
+      if (!pruner() || session->IsStale(0)) {
+        EXPECT_THAT(Ask(*session, Values(values, dtype)), error);
+      }
+      EXPECT_EQ(StateOf(*session), later);
+    }
+  }
+}
+
+TEST_P(ContractTest, RefusesAWeightThatIsNotTheBoundOne) {
+  auto session = Bind({2, 3});
+  const std::string before = StateOf(*session);
+  EXPECT_THAT(Ask(*session, Random({3, 2}, 1)),
+              IsInvalid(HasSubstr("has shape [3, 2]; it must be the bound one, [2, 3]")));
+  EXPECT_THAT(Ask(*session, Random({6}, 1)), IsInvalid(HasSubstr("has shape [6]")));
+  EXPECT_THAT(Ask(*session, Random({2, 3}, 1, DataType::kFloat64)),
+              IsInvalid(HasSubstr("it must be the bound one, float32")));
+  EXPECT_THAT(Ask(*session, Random({3, 2}, 1).t()), IsInvalid(HasSubstr("contiguous")));
+  EXPECT_THAT(Ask(*session, at::Tensor()), IsInvalid(HasSubstr("CPU memory")));
+  EXPECT_EQ(StateOf(*session), before);
+}
+
+TEST_P(ContractTest, GivesTheSameBitsOnAnyNumberOfThreads) {
+  const int before = at::get_num_threads();
+  // More than eight blocks, and no whole number of words.
+  const int64_t n = (int64_t{8} << 20) + 77;
+  const at::Tensor weight = Random({n}, 6);
+  std::vector<std::string> answers;
+  for (int threads : {1, 2, 8}) {
+    at::set_num_threads(threads);
+    auto session = Bind({n});
+    EXPECT_THAT(session->UpdateEpoch(2), IsOk());
+    if (pruner()) {
+      answers.push_back(BytesOf(session->CalcMask(0, weight)->mask.bits()));
+    } else {
+      answers.push_back(Describe(*session->QuantizeWeight(0, weight, QuantizeReply::kCodes)));
+    }
+  }
+  at::set_num_threads(before);
+  EXPECT_TRUE(answers[0] == answers[1]);
+  EXPECT_TRUE(answers[0] == answers[2]);
+}
+
+TEST_P(ContractTest, RefusesTheCallsOfTheOtherKind) {
+  auto session = Bind({6});
+  const auto wrong_kind = Fails(absl::StatusCode::kFailedPrecondition, HasSubstr(GetParam()));
+  if (pruner()) {
+    EXPECT_THAT(session->QuantizeWeight(0, Random({6}, 1), QuantizeReply::kCodes), wrong_kind);
+    EXPECT_THAT(session->QuantizeRange(0, Range{{0}, {1}}), wrong_kind);
+  } else {
+    EXPECT_THAT(session->CalcMask(0, Random({6}, 1)), wrong_kind);
+    EXPECT_THAT(session->SetMask(0, Mask::Ones(6)), wrong_kind);
+  }
+}
+
+TEST_P(ContractTest, ARangeIsAsGoodAsAWeightWhereItIsAccepted) {
+  auto session = Bind({4, 3});
+  if (pruner()) {
+    EXPECT_THAT(session->QuantizeRange(0, Range{{0}, {1}}),
+                Fails(absl::StatusCode::kFailedPrecondition, HasSubstr("a pruner")));
+    return;
+  }
+  const auto& quantizer =
+      static_cast<const Quantizer&>(*session->plan().layers[0].planned->compressor);
+  if (!quantizer.accepts_range()) {
+    EXPECT_THAT(session->QuantizeRange(0, Range{{0}, {1}}), IsInvalid(HasSubstr("needs weights")));
+    return;
+  }
+  const at::Tensor weight = Random({4, 3}, 8);
+  Range range;
+  for (int64_t c = 0; c < quantizer.channels(session->layer(0)); ++c) {
+    const auto axis = quantizer.channel_axis(session->layer(0));
+    const at::Tensor part = axis ? weight.select(*axis, c) : weight;
+    range.minimum.push_back(part.min().item<float>());
+    range.maximum.push_back(part.max().item<float>());
+  }
+  auto twin = Bind({4, 3});
+  auto by_range = session->QuantizeRange(0, range);
+  auto by_weight = twin->QuantizeWeight(0, weight, QuantizeReply::kParameters);
+  ASSERT_THAT(by_range, IsOk());
+  EXPECT_EQ(Describe(*by_range), Describe(*by_weight));
+  EXPECT_EQ(StateOf(*session), StateOf(*twin));
+}
+
+std::vector<std::string> Names() {
+  std::vector<std::string> names;
+  for (const AlgorithmInfo* info : Registry::Builtin().List()) names.push_back(info->name);
+  return names;
+}
+
+INSTANTIATE_TEST_SUITE_P(Algorithms, ContractTest, testing::ValuesIn(Names()),
+                         [](const auto& info) { return info.param; });
+
+}  // namespace
+}  // namespace nni_compression::compression

@@ -1,0 +1,249 @@
+#include <cstring>
+
+#include "compression/exporter.h"
+#include "compression/exporters/safetensors_header.h"
+#include "tests/compression/testing.h"
+
+namespace nni_compression::compression {
+namespace {
+
+using nlohmann::json;
+using testing::AllOf;
+using testing::ElementsAre;
+using testing::HasSubstr;
+
+// A file as the client gets it, in pieces of `piece` bytes; `tensors` are what it sent.
+std::string Stream(const ExportFile& file, const std::vector<at::Tensor>& tensors, int64_t piece) {
+  std::string bytes;
+  int next_tensor = 0;
+  for (const Segment& segment : file.segments) {
+    const size_t before = bytes.size();
+    if (segment.tensor) {
+      EXPECT_EQ(*segment.tensor, next_tensor++);
+      const std::string sent = BytesOf(tensors[*segment.tensor]);
+      Buffer buffer = Buffer::Allocate(static_cast<int64_t>(sent.size()));
+      std::memcpy(buffer.data(), sent.data(), sent.size());
+      if (segment.transform) {
+        EXPECT_THAT(segment.transform(buffer), IsOk());
+      }
+      bytes += BytesOf(buffer);
+    } else {
+      for (int64_t offset = 0; offset < segment.byte_length; offset += piece) {
+        std::vector<uint8_t> out(std::min(piece, segment.byte_length - offset));
+        segment.fill(offset, absl::MakeSpan(out));
+        bytes.append(out.begin(), out.end());
+      }
+    }
+    EXPECT_EQ(static_cast<int64_t>(bytes.size() - before), segment.byte_length);
+  }
+  EXPECT_EQ(static_cast<int64_t>(bytes.size()), file.byte_length());
+  return bytes;
+}
+
+// A safetensors file, read by the format's description.
+struct Parsed {
+  json header;
+  std::string data;
+
+  explicit Parsed(const std::string& bytes) {
+    uint64_t length;
+    std::memcpy(&length, bytes.data(), 8);
+    EXPECT_EQ(length % 8, 0u);
+    header = json::parse(bytes.substr(8, length));
+    data = bytes.substr(8 + length);
+    // Offsets cover the data without holes.
+    std::map<int64_t, int64_t> spans;
+    for (const auto& [name, entry] : header.items()) {
+      if (name != "__metadata__") spans[entry["data_offsets"][0]] = entry["data_offsets"][1];
+    }
+    int64_t end = 0;
+    for (const auto& [from, to] : spans) {
+      EXPECT_EQ(from, end);
+      end = to;
+    }
+    EXPECT_EQ(end, static_cast<int64_t>(data.size()));
+  }
+
+  std::string Tensor(const std::string& name) const {
+    const int64_t from = header.at(name)["data_offsets"][0];
+    const int64_t to = header.at(name)["data_offsets"][1];
+    return data.substr(from, to - from);
+  }
+};
+
+ExportTensor Announce(const std::string& name, const at::Tensor& tensor,
+                      DataType dtype = DataType::kFloat32) {
+  return {name, dtype, tensor.sizes().vec(), static_cast<int64_t>(tensor.nbytes())};
+}
+
+// A pruner's session over conv1 [2, 5] and conv2 [3], which were pruned, and bias, which is not.
+std::unique_ptr<Session> PrunedSession() {
+  const json config_list = {{{"sparsity", 0.5}}, {{"exclude", true}, {"op_names", {"bias"}}}};
+  auto session =
+      TryBind(MakeBinding("level", config_list,
+                          {MakeLayer("conv1", {2, 5}), MakeLayer("conv2", {3}, DataType::kFloat16),
+                           MakeLayer("bias", {2})}))
+          .value();
+  EXPECT_THAT(session->SetMask(0, MaskOf("0110101101")), IsOk());
+  EXPECT_THAT(session->SetMask(1, MaskOf("001")), IsOk());
+  return session;
+}
+
+std::vector<ExportFile> PlanFiles(const Session& session, const std::string& format,
+                                  const std::vector<ExportTensor>& tensors = {}) {
+  auto files = FindExporter(format).value()->Plan(session, tensors, json::object());
+  EXPECT_THAT(files, IsOk());
+  return files.ok() ? *std::move(files) : std::vector<ExportFile>();
+}
+
+TEST(ExporterTest, AnUnknownFormatGetsTheListAndASuggestion) {
+  EXPECT_THAT(FindExporter("safetensor"),
+              IsInvalid("format is \"safetensor\"; it must be one of masks, safetensors; did you "
+                        "mean `safetensors`?"));
+}
+
+TEST(MasksExporterTest, WritesOneByteAndOneBitAnElement) {
+  auto session = PrunedSession();
+  const std::vector<ExportFile> files = PlanFiles(*session, "masks");
+  ASSERT_EQ(files.size(), 2u);
+  for (int64_t piece : {1, 3, 1000}) {
+    EXPECT_EQ(files[0].name, "masks.safetensors");
+    const Parsed plain(Stream(files[0], {}, piece));
+    EXPECT_EQ(plain.header["conv1"]["dtype"], "U8");
+    EXPECT_EQ(plain.header["conv1"]["shape"], json({2, 5}));
+    EXPECT_EQ(plain.Tensor("conv1"), std::string("\0\1\1\0\1\0\1\1\0\1", 10));
+    EXPECT_EQ(plain.Tensor("conv2"), std::string("\0\0\1", 3));
+    EXPECT_FALSE(plain.header.contains("bias"));
+
+    EXPECT_EQ(files[1].name, "masks.packed.safetensors");
+    const Parsed packed(Stream(files[1], {}, piece));
+    EXPECT_EQ(packed.header["conv1"]["shape"], json({2}));
+    EXPECT_EQ(packed.Tensor("conv1"), BytesOf(session->state(0).mask->bits()));
+    EXPECT_EQ(packed.Tensor("conv2"), "\4");
+    const json shapes =
+        json::parse(packed.header["__metadata__"]["nni_compression.shapes"].get<std::string>());
+    EXPECT_EQ(shapes["conv1"], json({2, 5}));
+  }
+}
+
+TEST(MasksExporterTest, TheFilesStayWhenTheSessionMovesOn) {
+  auto session = PrunedSession();
+  const std::vector<ExportFile> files = PlanFiles(*session, "masks");
+  const std::string before = Stream(files[0], {}, 100);
+  ASSERT_THAT(session->SetMask(0, MaskOf("1111111111")), IsOk());
+  EXPECT_EQ(Stream(files[0], {}, 100), before);
+  session.reset();
+  EXPECT_EQ(Stream(files[0], {}, 100), before);
+}
+
+TEST(MasksExporterTest, RefusesWhatItCannotDo) {
+  const Exporter& masks = *FindExporter("masks").value();
+  auto session = PrunedSession();
+  const ExportTensor tensor = Announce("conv1", Random({2, 5}, 1));
+  EXPECT_THAT(masks.Plan(*session, {tensor}, json::object()), IsInvalid(HasSubstr("takes none")));
+  EXPECT_THAT(masks.Plan(*session, {}, {{"compress", true}}),
+              IsInvalid(HasSubstr("options has the unknown key \"compress\"")));
+  auto fresh = BindOne("level", {{"sparsity", 0.5}}, {4});
+  EXPECT_THAT(masks.Plan(*fresh, {}, json::object()),
+              Fails(absl::StatusCode::kFailedPrecondition, HasSubstr("\"layer\" has no mask yet")));
+  auto quantizer = BindOne("qat", json::object(), {4});
+  EXPECT_THAT(masks.Plan(*quantizer, {}, json::object()),
+              Fails(absl::StatusCode::kFailedPrecondition, HasSubstr("has no masks")));
+}
+
+TEST(SafetensorsExporterTest, WritesZerosIntoPrunedWeightsAndPassesTheRestThrough) {
+  auto session = PrunedSession();
+  const std::vector<at::Tensor> tensors = {
+      Values({-1, 2, 3, 4, 5, 6, 7, 8, 9, 10}, DataType::kFloat32, {2, 5}), Random({2}, 1),
+      Values({1, 2, 3}, DataType::kFloat16), Values({5, 6}, DataType::kInt64)};
+  const std::vector<ExportFile> files =
+      PlanFiles(*session, "safetensors",
+                {Announce("conv1", tensors[0]), Announce("bias", tensors[1]),
+                 Announce("conv2", tensors[2], DataType::kFloat16),
+                 Announce("bn.count", tensors[3], DataType::kInt64)});
+  ASSERT_EQ(files.size(), 1u);
+  EXPECT_EQ(files[0].name, "model.safetensors");
+  session.reset();  // the files own what they need
+  const Parsed parsed(Stream(files[0], tensors, 5));
+  EXPECT_EQ(parsed.Tensor("conv1"), BytesOf(Values({0, 2, 3, 0, 5, 0, 7, 8, 0, 10})));
+  EXPECT_EQ(parsed.Tensor("conv2"), BytesOf(Values({0, 0, 3}, DataType::kFloat16)));
+  EXPECT_EQ(parsed.Tensor("bias"), BytesOf(tensors[1]));
+  EXPECT_EQ(parsed.Tensor("bn.count"), BytesOf(tensors[3]));
+  EXPECT_EQ(parsed.header["conv2"]["dtype"], "F16");
+  EXPECT_EQ(parsed.header["bn.count"]["dtype"], "I64");
+  EXPECT_EQ(parsed.header["__metadata__"]["format"], "pt");
+}
+
+TEST(SafetensorsExporterTest, WritesTheQuantizedValues) {
+  auto session = BindOne("qat", {{"quant_bits", 3}}, {4, 4});
+  const at::Tensor weight = Random({4, 4}, 2);
+  const auto values = session->QuantizeWeight(0, weight, QuantizeReply::kValues);
+  const auto files = PlanFiles(*session, "safetensors", {Announce("layer", weight)});
+  session.reset();
+  EXPECT_EQ(Parsed(Stream(files[0], {weight}, 100)).Tensor("layer"), BytesOf(values->data));
+}
+
+TEST(SafetensorsExporterTest, RefusesAQuantizedWeightThatIsNotFiniteOrTooEarly) {
+  auto early = BindOne("qat", {{"quant_start_step", 5}}, {2});
+  const at::Tensor weight = Values({1, 2});
+  const auto transform = [&](const Session& session) {
+    const auto files = PlanFiles(session, "safetensors", {Announce("layer", weight)});
+    Buffer buffer = Buffer::Allocate(8);
+    std::memset(buffer.data(), 0xff, 8);
+    return files[0].segments[1].transform(buffer);
+  };
+  EXPECT_THAT(transform(*BindOne("qat", json::object(), {2})),
+              IsInvalid(HasSubstr("element 0 is")));
+  const auto files = PlanFiles(*early, "safetensors", {Announce("layer", weight)});
+  Buffer buffer = Buffer::Allocate(8);
+  std::memcpy(buffer.data(), weight.data_ptr(), 8);
+  EXPECT_THAT(files[0].segments[1].transform(buffer),
+              Fails(absl::StatusCode::kFailedPrecondition, HasSubstr("before its start step")));
+}
+
+TEST(SafetensorsExporterTest, RefusesTensorsThatDoNotFitTheSession) {
+  const Exporter& exporter = *FindExporter("safetensors").value();
+  auto session = PrunedSession();
+  const ExportTensor conv1 = Announce("conv1", Random({2, 5}, 1));
+  const ExportTensor conv2 =
+      Announce("conv2", Random({3}, 1, DataType::kFloat16), DataType::kFloat16);
+  EXPECT_THAT(exporter.Plan(*session, {conv1}, json::object()),
+              IsInvalid(HasSubstr("tensors lack the weight of layer \"conv2\"")));
+  EXPECT_THAT(
+      exporter.Plan(*session, {conv1, Announce("conv2", Random({4}, 1))}, json::object()),
+      IsInvalid(AllOf(HasSubstr("tensors[1], the weight of layer \"conv2\", is float32 [4]"),
+                      HasSubstr("it must be float16 [3]"))));
+  EXPECT_THAT(exporter.Plan(*session, {conv1, conv2, conv1}, json::object()),
+              IsInvalid(HasSubstr("tensors[2].name is \"conv1\"; names must be unique")));
+  EXPECT_THAT(exporter.Plan(*session, {conv1, conv2, Announce("__metadata__", Random({1}, 1))},
+                            json::object()),
+              IsInvalid(HasSubstr("__metadata__")));
+  EXPECT_THAT(
+      exporter.Plan(*session, {conv1, conv2, Announce("a\nb", Random({1}, 1))}, json::object()),
+      IsInvalid(HasSubstr("tensors[2].name")));
+  EXPECT_THAT(exporter.Plan(*session, {conv1, conv2}, {{"dtype", "float16"}}),
+              IsInvalid(HasSubstr("options has the unknown key \"dtype\"")));
+}
+
+TEST(SafetensorsExporterTest, AsksForMasksFirst) {
+  auto session = BindOne("level", {{"sparsity", 0.5}}, {4});
+  EXPECT_THAT(FindExporter("safetensors")
+                  .value()
+                  ->Plan(*session, {Announce("layer", Random({4}, 1))}, json::object()),
+              Fails(absl::StatusCode::kFailedPrecondition, HasSubstr("ask for one first")));
+}
+
+TEST(SafetensorsHeaderTest, RefusesTypesThatTheFormatLacks) {
+  EXPECT_THAT(SafetensorsHeader({{"a", DataType::kBit, {8}, 1}}, {}),
+              IsInvalid(HasSubstr("tensors[0].dtype is bit")));
+}
+
+TEST(SafetensorsHeaderTest, EscapesNames) {
+  const std::string header =
+      SafetensorsHeader({{"a\"b\\c", DataType::kFloat32, {1}, 4}}, {{"k", "v"}}).value();
+  EXPECT_EQ(header.size() % 8, 0u);
+  EXPECT_TRUE(Parsed(header + "1234").header.contains("a\"b\\c"));
+}
+
+}  // namespace
+}  // namespace nni_compression::compression

@@ -1,0 +1,165 @@
+#include "compression/session.h"
+
+#include <cmath>
+
+#include "tests/compression/testing.h"
+
+namespace nni_compression::compression {
+namespace {
+
+using nlohmann::json;
+using testing::AllOf;
+using testing::ElementsAre;
+using testing::HasSubstr;
+using testing::IsEmpty;
+
+// conv1 and conv2 pruned to one half, conv3 excluded, bn without a rule.
+std::unique_ptr<Session> BindNetwork() {
+  const json config_list = {{{"sparsity", 0.5}, {"op_types", {"default"}}},
+                            {{"exclude", true}, {"op_names", {"conv3"}}}};
+  Layer tied = MakeLayer("conv2", {4}, DataType::kFloat32, "Conv2d");
+  tied.aliases = {"head"};
+  return TryBind(MakeBinding("level", config_list,
+                             {MakeLayer("conv1", {4}, DataType::kFloat32, "Conv2d"), tied,
+                              MakeLayer("conv3", {4}, DataType::kFloat32, "Conv2d"),
+                              MakeLayer("bn", {4}, DataType::kFloat32, "BatchNorm2d")}))
+      .value();
+}
+
+TEST(SessionTest, StaleLayersAreTheCompressedOnesThatWereNotAnswered) {
+  auto session = BindNetwork();
+  EXPECT_THAT(session->StaleLayers(), ElementsAre(0, 1));
+  ASSERT_THAT(session->CalcMask(0, Values({1, 2, 3, 4})), IsOk());
+  EXPECT_THAT(session->StaleLayers(), ElementsAre(1));
+  ASSERT_THAT(session->SetMask(1, MaskOf("0011")), IsOk());
+  EXPECT_THAT(session->StaleLayers(), IsEmpty());
+}
+
+TEST(SessionTest, FindsLayersByNameAndAlias) {
+  auto session = BindNetwork();
+  EXPECT_EQ(session->FindLayer("conv1").value(), 0);
+  EXPECT_EQ(session->FindLayer("head").value(), 1);
+  EXPECT_THAT(session->FindLayer("conv"),
+              Fails(absl::StatusCode::kNotFound,
+                    AllOf(HasSubstr("has no layer \"conv\""), HasSubstr("did you mean `conv1`?"))));
+  EXPECT_THAT(session->FindLayer("lstm"), Fails(absl::StatusCode::kNotFound, HasSubstr("lstm")));
+}
+
+TEST(SessionTest, SaysWhyALayerIsNotCompressed) {
+  auto session = BindNetwork();
+  EXPECT_THAT(session->CalcMask(2, Values({1, 2, 3, 4})),
+              IsInvalid("layer \"conv3\" is not compressed: config_list[1] excludes it"));
+  EXPECT_THAT(session->CalcMask(3, Values({1, 2, 3, 4})),
+              IsInvalid("layer \"bn\" is not compressed: no rule matches it"));
+  EXPECT_THAT(session->SetMask(3, MaskOf("0011")), IsInvalid(HasSubstr("not compressed")));
+}
+
+TEST(SessionTest, RefusesAMaskOfAnotherSize) {
+  auto session = BindNetwork();
+  EXPECT_THAT(session->SetMask(0, MaskOf("001")),
+              IsInvalid("mask of layer \"conv1\" has 3 elements; it must have the weight's 4"));
+  EXPECT_FALSE(session->state(0).answered);
+}
+
+TEST(SessionTest, AMaskThatTheTrainerSetsIsAnsweredAndReplacesWhatWasThere) {
+  auto session = BindNetwork();
+  ASSERT_THAT(session->CalcMask(0, Values({1, 2, 3, 4})), IsOk());
+  auto answer = session->SetMask(0, MaskOf("1000"));
+  ASSERT_THAT(answer, IsOk());
+  EXPECT_EQ(Bits(answer->mask), "1000");
+  EXPECT_EQ(Bits(session->CalcMask(0, Values({1, 2, 3, 4}))->mask), "1000");
+}
+
+TEST(SessionTest, CountersAreAbsoluteAndNotNegative) {
+  auto session = BindNetwork();
+  EXPECT_THAT(session->UpdateEpoch(5), IsOk());
+  EXPECT_THAT(session->UpdateEpoch(5), IsOk());
+  EXPECT_EQ(session->clock().epoch, 5);
+  EXPECT_THAT(session->UpdateEpoch(2), IsOk());
+  EXPECT_EQ(session->clock().epoch, 2);
+  EXPECT_THAT(session->UpdateEpoch(-1), IsInvalid("epoch is -1; it must be at least 0"));
+  EXPECT_THAT(session->Step(-1), IsInvalid("step is -1; it must be at least 0"));
+  EXPECT_EQ(session->clock().epoch, 2);
+}
+
+TEST(SessionTest, AStepCountsOnceAndOnlyWhenItIsAboveTheLast) {
+  auto session = BindNetwork();
+  EXPECT_TRUE(session->Step(0).value());
+  EXPECT_FALSE(session->Step(0).value());
+  EXPECT_TRUE(session->Step(7).value());
+  EXPECT_FALSE(session->Step(7).value());
+  EXPECT_FALSE(session->Step(3).value());
+  EXPECT_EQ(session->clock().step, 7);
+}
+
+TEST(SessionTest, ResumesWhereTrainingDoes) {
+  Binding binding = MakeBinding("level", {{{"sparsity", 0.5}}}, {MakeLayer("a", {4})});
+  binding.clock = {3, 100};
+  auto session = TryBind(binding).value();
+  EXPECT_EQ(session->clock().epoch, 3);
+  EXPECT_FALSE(session->Step(99).value());
+  EXPECT_TRUE(session->Step(100).value());
+  binding.clock = {-3, 0};
+  EXPECT_THAT(TryBind(binding), IsInvalid("epoch is -3; it must be at least 0"));
+  binding.clock = {0, -1};
+  EXPECT_THAT(TryBind(binding), IsInvalid("step is -1; it must be at least 0"));
+}
+
+TEST(SessionTest, CountsTheMemoryOfMasks) {
+  auto session = BindOne("level", {{"sparsity", 0.5}}, {80000});
+  const int64_t before = session->StateBytes();
+  ASSERT_THAT(session->CalcMask(0, Random({80000}, 1)), IsOk());
+  EXPECT_GE(session->StateBytes(), before + 10000);
+  EXPECT_LE(session->StateBytes(), before + 11000);
+}
+
+TEST(SessionTest, RefusesRangesThatAreNone) {
+  auto tensor = BindOne("qat", json::object(), {2, 3});
+  const float nan = std::nanf("");
+  EXPECT_THAT(tensor->QuantizeRange(0, Range{{2}, {1}}),
+              IsInvalid(AllOf(HasSubstr("\"layer\""), HasSubstr("[2, 1]"))));
+  EXPECT_THAT(tensor->QuantizeRange(0, Range{{nan}, {1}}), IsInvalid(HasSubstr("[nan, 1]")));
+  EXPECT_THAT(tensor->QuantizeRange(0, Range{{0}, {INFINITY}}), IsInvalid(HasSubstr("[0, inf]")));
+  EXPECT_THAT(tensor->QuantizeRange(0, Range{{0, 0}, {1, 1}}),
+              IsInvalid(HasSubstr("has 2 minima and 2 maxima; it must have 1 of each")));
+  EXPECT_THAT(tensor->QuantizeRange(0, Range{}), IsInvalid(HasSubstr("0 minima")));
+  EXPECT_FALSE(tensor->state(0).answered);
+
+  auto channels = BindOne("qat", {{"quant_scheme", "per_channel_affine"}}, {2, 3});
+  EXPECT_THAT(channels->QuantizeRange(0, Range{{0, 0}, {1, 1}}), IsOk());
+  EXPECT_THAT(channels->QuantizeRange(0, Range{{0}, {1}}), IsInvalid(HasSubstr("2 of each")));
+}
+
+TEST(SessionTest, AnExceptionOfAnAlgorithmIsAStatusAndChangesNothing) {
+  class Throwing : public Quantizer {
+   public:
+    absl::StatusOr<QuantizedWeight> QuantizeWeight(const Layer&, const at::Tensor& weight,
+                                                   QuantizeReply, Clock,
+                                                   LayerState& state) const override {
+      state.memory["half-done"] = {1};
+      weight.view({-5, 77});  // LibTorch throws
+      return QuantizedWeight();
+    }
+    int bits() const override { return 8; }
+  };
+  AlgorithmInfo info;
+  info.name = "throwing";
+  info.kind = AlgorithmKind::kQuantizer;
+  info.create = [](const Options&) -> absl::StatusOr<std::unique_ptr<Compressor>> {
+    return std::make_unique<Throwing>();
+  };
+  Registry registry;
+  ASSERT_THAT(registry.Add(info), IsOk());
+  auto session =
+      Session::Bind(registry, MakeBinding("throwing", {json::object()}, {MakeLayer("a", {4})}));
+  ASSERT_THAT(session, IsOk());
+  const std::string before = StateOf(**session);
+  EXPECT_THAT((*session)->QuantizeWeight(0, Values({1, 2, 3, 4}), QuantizeReply::kCodes),
+              Fails(absl::StatusCode::kInternal, testing::_));
+  EXPECT_EQ(StateOf(**session), before);
+  EXPECT_THAT((*session)->QuantizeRange(0, Range{{0}, {1}}),
+              IsInvalid("the algorithm throwing needs weights, a range is not enough"));
+}
+
+}  // namespace
+}  // namespace nni_compression::compression
