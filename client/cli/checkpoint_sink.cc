@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <set>
+#include <utility>
 
 #include "absl/strings/str_cat.h"
 
@@ -12,17 +13,29 @@ constexpr size_t kLengthBytes = 8;
 
 }  // namespace
 
+CheckpointOrder::CheckpointOrder(const SafetensorsHeader& input) {
+  for (const FileTensor& tensor : input.tensors) positions_.emplace(tensor.name, positions_.size());
+}
+
+bool CheckpointOrder::Before(const FileTensor& a, const FileTensor& b) const {
+  const auto key = [this](const FileTensor& tensor) {
+    const auto found = positions_.find(tensor.name);
+    return std::pair(-ElementBytes(tensor.dtype),
+                     found == positions_.end() ? positions_.size() : found->second);
+  };
+  return key(a) < key(b);
+}
+
 absl::Status CheckpointSink::Begin(const std::string& name, int64_t byte_length) {
   name_ = name;
   byte_length_ = byte_length;
   in_header_ = true;
   head_.clear();
-  rest_.clear();
   return output_.Begin(name, byte_length);
 }
 
 absl::Status CheckpointSink::Write(absl::Span<const uint8_t> bytes) {
-  if (!in_header_) return output_.Write(bytes);
+  if (!in_header_) return WriteData(bytes);
   head_.insert(head_.end(), bytes.begin(), bytes.end());
   if (head_.size() < kLengthBytes) return absl::OkStatus();
   const auto data_begin = DataBegin(head_, byte_length_);
@@ -31,41 +44,86 @@ absl::Status CheckpointSink::Write(absl::Span<const uint8_t> bytes) {
   in_header_ = false;
   absl::Status written = WriteHeader();
   if (!written.ok()) return written;
-  return output_.Write(absl::MakeConstSpan(head_).subspan(*data_begin));
+  return WriteData(absl::MakeConstSpan(head_).subspan(*data_begin));
 }
 
 absl::Status CheckpointSink::WriteHeader() {
-  auto header = ParseHeader(head_, byte_length_);
+  const auto header = Merge();
   if (!header.ok()) {
     return absl::InternalError(
         absl::StrCat("the server's file ", name_, ": ", header.status().message()));
   }
-  std::set<std::string> exported;
-  int64_t end = 0;
-  for (const FileTensor& tensor : header->tensors) {
-    exported.insert(tensor.name);
-    end = std::max(end, tensor.end);
-  }
-  for (const FileTensor& tensor : input_.header().tensors) {
-    if (exported.count(tensor.name) != 0) continue;
-    rest_.push_back(&tensor);
-    FileTensor appended = tensor;
-    appended.begin = end;
-    appended.end = end += tensor.end - tensor.begin;
-    header->tensors.push_back(std::move(appended));
-  }
-  for (const auto& [key, value] : input_.header().metadata) header->metadata[key] = value;
   const std::string bytes = SerializeHeader(*header);
   return output_.Write({reinterpret_cast<const uint8_t*>(bytes.data()), bytes.size()});
+}
+
+absl::StatusOr<SafetensorsHeader> CheckpointSink::Merge() {
+  auto server = ParseHeader(head_, byte_length_);
+  if (!server.ok()) return server.status();
+  std::set<std::string> exported;
+  for (const FileTensor& tensor : server->tensors) exported.insert(tensor.name);
+  std::vector<const FileTensor*> local;
+  for (const FileTensor& tensor : input_.header().tensors) {
+    if (exported.count(tensor.name) == 0) local.push_back(&tensor);
+  }
+  std::stable_sort(local.begin(), local.end(), [this](const FileTensor* a, const FileTensor* b) {
+    return order_.Before(*a, *b);
+  });
+
+  SafetensorsHeader merged;
+  merged.metadata = server->metadata;
+  for (const auto& [key, value] : input_.header().metadata) merged.metadata[key] = value;
+  pieces_.clear();
+  next_ = 0;
+  int64_t end = 0;
+  const auto add = [&](const FileTensor& tensor, bool is_local) {
+    const int64_t size = tensor.end - tensor.begin;
+    pieces_.push_back(is_local ? Piece{&tensor, 0} : Piece{nullptr, size});
+    merged.tensors.push_back(tensor);
+    merged.tensors.back().begin = end;
+    merged.tensors.back().end = end += size;
+  };
+  auto next_local = local.begin();
+  for (const FileTensor& tensor : server->tensors) {
+    while (next_local != local.end() && order_.Before(**next_local, tensor)) {
+      add(**next_local++, /*is_local=*/true);
+    }
+    add(tensor, /*is_local=*/false);
+  }
+  while (next_local != local.end()) add(**next_local++, /*is_local=*/true);
+  return merged;
+}
+
+absl::Status CheckpointSink::WriteLocal() {
+  while (next_ < pieces_.size() && pieces_[next_].local != nullptr) {
+    absl::Status written = output_.Write(input_.bytes(*pieces_[next_++].local));
+    if (!written.ok()) return written;
+  }
+  return absl::OkStatus();
+}
+
+absl::Status CheckpointSink::WriteData(absl::Span<const uint8_t> bytes) {
+  while (!bytes.empty()) {
+    if (absl::Status written = WriteLocal(); !written.ok()) return written;
+    Piece& piece = pieces_[next_];
+    const auto part = bytes.first(std::min<size_t>(bytes.size(), piece.server_bytes));
+    if (absl::Status written = output_.Write(part); !written.ok()) return written;
+    bytes.remove_prefix(part.size());
+    piece.server_bytes -= static_cast<int64_t>(part.size());
+    if (piece.server_bytes == 0) ++next_;
+  }
+  return absl::OkStatus();
 }
 
 absl::Status CheckpointSink::End() {
   if (in_header_) {
     return absl::InternalError(absl::StrCat("the server's file ", name_, " has no header"));
   }
-  for (const FileTensor* tensor : rest_) {
-    absl::Status written = output_.Write(input_.bytes(*tensor));
-    if (!written.ok()) return written;
+  // Empty tensors of the server's have pieces without bytes.
+  while (next_ < pieces_.size()) {
+    if (pieces_[next_].server_bytes > 0) return absl::InternalError("the server's file is short");
+    if (pieces_[next_].local == nullptr) ++next_;
+    if (absl::Status written = WriteLocal(); !written.ok()) return written;
   }
   return output_.End();
 }

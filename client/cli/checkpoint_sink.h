@@ -3,6 +3,7 @@
 #define NNI_COMPRESSION_CLIENT_CLI_CHECKPOINT_SINK_H_
 
 #include <cstdint>
+#include <map>
 #include <string>
 #include <vector>
 
@@ -13,6 +14,17 @@
 
 namespace nni_compression::cli {
 
+// The order of tensors in a checkpoint: large element types first, so that each is aligned to its
+// elements, which some readers want; else as in the input, and what is not in it last.
+class CheckpointOrder {
+ public:
+  explicit CheckpointOrder(const SafetensorsHeader& input);
+  bool Before(const FileTensor& a, const FileTensor& b) const;
+
+ private:
+  std::map<std::string, size_t> positions_;
+};
+
 // Passes files on to another sink. A .safetensors file of the server's gets a new header on the
 // way: to its own tensors come those of the input that it lacks (biases, running statistics,
 // whatever was not compressed, in any dtype and shape), copied from the input, and the input's
@@ -20,7 +32,8 @@ namespace nni_compression::cli {
 class CheckpointSink : public FileSink {
  public:
   // Both outlive the sink.
-  CheckpointSink(const SafetensorsFile& input, FileSink& output) : input_(input), output_(output) {}
+  CheckpointSink(const SafetensorsFile& input, FileSink& output)
+      : input_(input), output_(output), order_(input.header()) {}
 
   absl::Status Begin(const std::string& name, int64_t byte_length) override;
   absl::Status Write(absl::Span<const uint8_t> bytes) override;
@@ -28,16 +41,28 @@ class CheckpointSink : public FileSink {
   absl::Status Restart() override;
 
  private:
-  // Writes the new header once all of the server's has arrived.
+  // A stretch of the new file's data: a tensor of the input, or bytes of the server's.
+  struct Piece {
+    const FileTensor* local = nullptr;
+    int64_t server_bytes = 0;  // still to come
+  };
+
+  // Writes the new header once all of the server's has arrived, and plans the data.
   absl::Status WriteHeader();
+  absl::StatusOr<SafetensorsHeader> Merge();
+  absl::Status WriteData(absl::Span<const uint8_t> bytes);
+  // Writes the tensors of the input that are next.
+  absl::Status WriteLocal();
 
   const SafetensorsFile& input_;
   FileSink& output_;
+  const CheckpointOrder order_;
   std::string name_;
   int64_t byte_length_ = 0;
   bool in_header_ = false;
-  std::vector<uint8_t> head_;            // the file's beginning, until its header is complete
-  std::vector<const FileTensor*> rest_;  // tensors of the input that come after the server's
+  std::vector<uint8_t> head_;  // the file's beginning, until its header is complete
+  std::vector<Piece> pieces_;
+  size_t next_ = 0;  // piece
 };
 
 }  // namespace nni_compression::cli

@@ -66,14 +66,18 @@ absl::Status Advance(const Session& session, const CompressJob& job) {
   return absl::OkStatus();
 }
 
-// The compressed layers' weights, in the file's order, as the plan has them.
+// The compressed layers' weights, in the order of a checkpoint.
 std::vector<Tensor> WeightsOf(const SafetensorsFile& file, const v1::Plan& plan) {
   std::set<std::string> compressed;
   for (const v1::LayerPlan& layer : plan.layers()) {
     if (layer.compressed()) compressed.insert(layer.name());
   }
+  std::vector<FileTensor> tensors = file.header().tensors;
+  const CheckpointOrder order(file.header());
+  std::sort(tensors.begin(), tensors.end(),
+            [&](const FileTensor& a, const FileTensor& b) { return order.Before(a, b); });
   std::vector<Tensor> weights;
-  for (const FileTensor& tensor : file.header().tensors) {
+  for (const FileTensor& tensor : tensors) {
     if (compressed.count(tensor.name) == 0) continue;
     weights.push_back({tensor.name, *ToDataType(tensor.dtype), tensor.shape, file.bytes(tensor)});
   }

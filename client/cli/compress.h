@@ -54,7 +54,7 @@ struct LayerOutcome {
 struct CompressResult {
   std::string session_id;
   std::vector<std::string> warnings;
-  std::vector<LayerOutcome> layers;  // the compressed ones, in the file's order
+  std::vector<LayerOutcome> layers;  // the compressed ones, in the new file's order
   std::vector<std::string> files;    // none unless every layer worked
   int64_t sent_bytes = 0;            // tensor payload, of both passes
   double seconds = 0;

@@ -113,6 +113,11 @@ std::optional<DataType> ToDataType(absl::string_view dtype) {
   return type == nullptr ? std::nullopt : type->dtype;
 }
 
+int64_t ElementBytes(absl::string_view dtype) {
+  const KnownType* type = FindType(dtype);
+  return type == nullptr ? 0 : type->bytes;
+}
+
 absl::StatusOr<int64_t> DataBegin(absl::Span<const uint8_t> first_bytes, int64_t file_bytes) {
   if (first_bytes.size() < kLengthBytes) {
     return Bad("the file has ", file_bytes, " bytes; the header's length alone takes 8");

@@ -10,7 +10,8 @@
 namespace nni_compression::internal {
 namespace {
 
-// HealthCheckResponse is one enum, field 1; a stub for it would be more code than reading it.
+// HealthCheckResponse is one enum, field 1. Linking the generated code for it would keep programs
+// that have their own from starting: protobuf refuses a second registration of a file.
 constexpr uint32_t kStatusTag = 1 << 3;
 constexpr uint64_t kServing = 1;
 

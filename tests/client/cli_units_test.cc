@@ -191,8 +191,38 @@ TEST_F(CheckpointSinkTest, AddsWhatTheServerDidNotSendHoweverTheFileIsCut) {
     EXPECT_EQ(header->metadata.at("format"), "pt");
     EXPECT_EQ(header->metadata.at("algorithm"), "level");
     ASSERT_EQ(header->tensors.size(), 3u);
-    EXPECT_EQ(header->tensors[0].name, "w");
-    EXPECT_EQ(memory.content.substr(header->data_begin), "NEWWEIGHstepstep");
+    EXPECT_EQ(header->tensors[0].name, "steps");
+    EXPECT_EQ(header->tensors[1].name, "w");
+    EXPECT_EQ(memory.content.substr(header->data_begin), "stepstepNEWWEIGH");
+  }
+}
+
+TEST_F(CheckpointSinkTest, KeepsEveryTensorAlignedToItsElements) {
+  SafetensorsHeader input_header;
+  input_header.tensors = {{"h", "F16", {3}, 0, 6},
+                          {"b", "F32", {1}, 6, 10},
+                          {"w", "F32", {1}, 10, 14},
+                          {"u", "U8", {1}, 14, 15},
+                          {"i", "I64", {1}, 15, 23}};
+  const std::string path = ::testing::TempDir() + "/aligned.safetensors";
+  std::ofstream(path, std::ios::binary)
+      << SerializeHeader(input_header) << "hhhhhhbbbbwwwwuiiiiiiii";
+  const auto input = SafetensorsFile::Open(path);
+  ASSERT_TRUE(input.ok()) << input.status();
+  SafetensorsHeader exported;
+  exported.tensors = {
+      {"w", "F32", {1}, 0, 4}, {"h", "F16", {3}, 4, 10}, {"extra", "U8", {2}, 10, 12}};
+  const std::string file = SerializeHeader(exported) + "WWWWHHHHHHxx";
+  MemorySink memory;
+  CheckpointSink sink(*input, memory);
+  ASSERT_TRUE(sink.Begin("model.safetensors", file.size()).ok());
+  ASSERT_TRUE(sink.Write(AsBytes(file)).ok());
+  ASSERT_TRUE(sink.End().ok());
+  const auto header = ParseHeader(AsBytes(memory.content), memory.content.size());
+  ASSERT_TRUE(header.ok()) << header.status();
+  EXPECT_EQ(memory.content.substr(header->data_begin), "iiiiiiiibbbbWWWWHHHHHHuxx");
+  for (const FileTensor& tensor : header->tensors) {
+    EXPECT_EQ((header->data_begin + tensor.begin) % ElementBytes(tensor.dtype), 0) << tensor.name;
   }
 }
 

@@ -1,0 +1,85 @@
+// A server that goes away and comes back.
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include <thread>
+
+#include "tests/client/client_test_base.h"
+
+namespace nni_compression {
+namespace {
+
+constexpr char kLevel[] = R"([{"sparsity": 0.8, "op_types": ["default"]}])";
+
+class RestartTest : public ClientTestBase {
+ protected:
+  std::unique_ptr<server::Server> server_ = StartServer();
+  const int port_ = server_->port();
+};
+
+TEST_F(RestartTest, ACallIsRetriedUntilTheServerIsBack) {
+  const Client client = Connect(AddressOf(*server_));
+  server_.reset();
+  absl::Status status;
+  std::thread caller([&] { status = client.ListAlgorithms().status(); });
+  server_ = StartServer(port_);
+  caller.join();
+  EXPECT_TRUE(status.ok()) << status;
+}
+
+TEST_F(RestartTest, ACallGivesUpAtItsTimeout) {
+  const Client client = Connect(AddressOf(*server_));
+  server_.reset();
+  CallOptions options;
+  options.timeout = absl::Milliseconds(300);
+  const absl::Time start = absl::Now();
+  const absl::Status status = client.ListAlgorithms(options).status();
+  EXPECT_EQ(status.code(), absl::StatusCode::kUnavailable);
+  EXPECT_THAT(std::string(status.message()), ::testing::HasSubstr(client.address()));
+  EXPECT_LT(absl::Now() - start, absl::Seconds(10));
+}
+
+TEST_F(RestartTest, ACallGivesUpAtTheTimeLimitOfRetries) {
+  ClientOptions options;
+  options.retry.time_limit = absl::Milliseconds(300);
+  const Client client = Connect(AddressOf(*server_), options);
+  server_.reset();
+  EXPECT_EQ(client.ListAlgorithms().status().code(), absl::StatusCode::kUnavailable);
+}
+
+TEST_F(RestartTest, MasksThatWereAnsweredBeforeTheServerWasLostAreKept) {
+  const Client client = Connect(AddressOf(*server_));
+  // A small layer, whose answer comes long before the large ones are sent.
+  std::vector<std::string> names;
+  for (int i = 0; i < 16; ++i) names.push_back(absl::StrCat("large", i));
+  BindRequest request = Request("level", kLevel, names, 16, 1 << 20);
+  Layer small = request.layers[0];
+  small.name = "small";
+  small.shape = {4, 5};
+  request.layers.push_back(small);
+  const auto session = client.BindModel(request);
+  ASSERT_TRUE(session.ok()) << session.status();
+  const auto weight = Weight(16 << 20, 1);
+  std::vector<Tensor> tensors = {
+      MakeTensor<float>("small", {4, 5}, absl::MakeConstSpan(weight).first(20))};
+  for (const std::string& name : names) {
+    tensors.push_back(MakeTensor<float>(name, {16, 1 << 20}, weight));
+  }
+  bool restarted = false;
+  CallOptions options;
+  options.progress = [&](const Progress& progress) {
+    if (restarted || progress.answered < 1) return;
+    restarted = true;
+    EXPECT_LT(progress.sent_bytes, progress.total_bytes);
+    server_.reset();
+    server_ = StartServer(port_);
+  };
+  const auto masks = session->CalcMask(tensors, options);
+  EXPECT_TRUE(restarted);
+  EXPECT_TRUE(masks.front().ok()) << masks.front().status();
+  // Sessions of this server live in memory: the new one does not know it, and says so.
+  EXPECT_EQ(masks.back().status().code(), absl::StatusCode::kNotFound) << masks.back().status();
+}
+
+}  // namespace
+}  // namespace nni_compression
