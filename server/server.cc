@@ -32,6 +32,7 @@ constexpr int kMaxMetadataBytes = 8 << 10;
 constexpr int kMaxStreamsPerConnection = 1000;
 constexpr int kKeepaliveMs = 60000;
 constexpr int kKeepaliveTimeoutMs = 20000;
+constexpr absl::Duration kLastWords = absl::Milliseconds(100);
 
 absl::Status CheckOptions(const ServerOptions& options) {
   if (absl::Status s = CheckListenAddress(options.listen, options.allow_insecure_listen); !s.ok()) {
@@ -137,7 +138,7 @@ class Server::Impl {
       const bool finished = gate_.WaitUntilEmpty(timeout);
       health_.EndWatches();
       // What still runs is cancelled after that; the grace lets last statuses reach their peers.
-      const absl::Duration grace = finished ? absl::Seconds(5) : end - absl::Now();
+      const absl::Duration grace = finished ? kLastWords : end - absl::Now();
       grpc_->Shutdown(absl::ToChronoTime(absl::Now() + std::max(grace, absl::ZeroDuration())));
       grpc_ = nullptr;
       Log(LogLevel::kInfo, "stopped", {{"cancelled_calls", finished ? "no" : "yes"}});

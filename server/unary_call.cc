@@ -18,7 +18,8 @@ grpc::ServerUnaryReactor* UnaryCall::Start(
     reactor->Finish(FinishWith(context.status(), grpc));
     return reactor;
   }
-  handle(std::shared_ptr<UnaryCall>(new UnaryCall(core, grpc, *std::move(context), response)));
+  handle(std::shared_ptr<UnaryCall>(
+      new UnaryCall(core, grpc, *std::move(context), reactor, response)));
   return reactor;
 }
 
@@ -29,7 +30,7 @@ void UnaryCall::Finish(const absl::Status& status) {
     outcome = absl::ResourceExhaustedError(absl::StrCat("the reply has ", size, " bytes; at most ",
                                                         wire::kMaxMessageBytes, " are allowed"));
   }
-  grpc_->DefaultReactor()->Finish(context_->Finish(outcome));
+  reactor_->Finish(context_->Finish(outcome));
 }
 
 void UnaryCall::RunInSession(absl::string_view session_id, Task task) {

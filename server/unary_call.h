@@ -43,12 +43,17 @@ class UnaryCall : public std::enable_shared_from_this<UnaryCall> {
 
  private:
   UnaryCall(Core* core, grpc::CallbackServerContext* grpc, std::unique_ptr<CallContext> context,
-            const google::protobuf::MessageLite* response)
-      : core_(core), grpc_(grpc), context_(std::move(context)), response_(response) {}
+            grpc::ServerUnaryReactor* reactor, const google::protobuf::MessageLite* response)
+      : core_(core),
+        grpc_(grpc),
+        context_(std::move(context)),
+        reactor_(reactor),
+        response_(response) {}
 
   Core* const core_;
   grpc::CallbackServerContext* const grpc_;
   const std::unique_ptr<CallContext> context_;
+  grpc::ServerUnaryReactor* const reactor_;
   const google::protobuf::MessageLite* const response_;
 };
 
