@@ -234,7 +234,9 @@ TEST_F(SessionTest, ReportsProgress) {
   EXPECT_EQ(seen.back().sent_bytes, 16 << 20);
   for (size_t i = 0; i < seen.size(); ++i) {
     EXPECT_EQ(seen[i].total_bytes, 16 << 20);
-    if (i > 0) EXPECT_GE(seen[i].sent_bytes, seen[i - 1].sent_bytes);
+    if (i > 0) {
+      EXPECT_GE(seen[i].sent_bytes, seen[i - 1].sent_bytes);
+    }
   }
 }
 
