@@ -203,7 +203,7 @@ class Session:
         >>> session = client.bind_model("qat", [{"quant_bits": 8}], layers)
         >>> q = session.quantize_weight({"fc": np.array([-1, 2, 3, 5], dtype=np.float32)})["fc"]
         >>> q.zero_point, q.codes.tolist(), round(float(q.dequantize()[1]), 4)
-        (42, [0, 127, 170, 255], 2.0)
+        (42, [0, 127, 170, 254], 2.0)
         >>> session.close()
         """
         if reply not in _REPLIES:
