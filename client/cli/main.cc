@@ -167,6 +167,7 @@ absl::StatusOr<CompressJob> JobFromFlags(const std::string& command, const std::
 int Run(const std::vector<std::string>& arguments) {
   if (arguments.empty()) return BadUsage("there is no command");
   const std::string& name = arguments[0];
+  if (name == "help") return Print(kUsage, nlohmann::json({{"help", kUsage}}).dump());
   const Command* command = FindCommand(name);
   if (command == nullptr) return BadUsage(absl::StrCat("there is no command ", name));
   if (arguments.size() != command->arguments + 1) {
@@ -206,7 +207,7 @@ bool Wants(int argc, char** argv, std::initializer_list<const char*> words) {
 }  // namespace
 
 int Main(int argc, char** argv) {
-  if (Wants(argc, argv, {"--help", "-help", "-h"}) || (argc == 2 && Wants(2, argv, {"help"}))) {
+  if (Wants(argc, argv, {"--help", "-help", "-h"})) {
     std::fputs(kUsage, stdout);
     return kOk;
   }

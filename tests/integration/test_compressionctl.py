@@ -1,0 +1,389 @@
+"""compressionctl as a shell sees it: real binaries, files on disk, exit status, standard error."""
+
+from __future__ import annotations
+
+import json
+import os
+import struct
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import servers
+
+ROOT = Path(__file__).resolve().parents[2]
+BINARY = Path(
+    os.environ.get("COMPRESSIONCTL_BINARY", ROOT / "build/release/client/cli/compressionctl")
+)
+DTYPES = {
+    "F64": np.float64,
+    "F32": np.float32,
+    "F16": np.float16,
+    "I64": np.int64,
+    "U32": np.uint32,
+    "U8": np.uint8,
+    "BOOL": np.bool_,
+}
+LEVEL = [{"sparsity": 0.8, "op_types": ["default"]}]
+
+Tensors = dict[str, tuple[str, np.ndarray]]
+
+
+def write_safetensors(path: Path, tensors: Tensors, metadata: dict[str, str] | None = None) -> None:
+    """Writes the tensors, {name: (dtype of the format, array)}, in their order."""
+    header: dict[str, Any] = {"__metadata__": metadata} if metadata else {}
+    data = b""
+    for name, (dtype, array) in tensors.items():
+        offsets = [len(data), len(data) + array.nbytes]
+        header[name] = {"dtype": dtype, "shape": list(array.shape), "data_offsets": offsets}
+        data += array.tobytes()
+    text = json.dumps(header).encode()
+    path.write_bytes(struct.pack("<Q", len(text)) + text + data)
+
+
+def read_safetensors(path: Path) -> tuple[Tensors, dict[str, str]]:
+    """Tensors and metadata; checks that every tensor is aligned to its elements."""
+    content = path.read_bytes()
+    (length,) = struct.unpack("<Q", content[:8])
+    header = json.loads(content[8 : 8 + length])
+    metadata = header.pop("__metadata__", {})
+    tensors = {}
+    end = 0
+    for name, entry in sorted(header.items(), key=lambda item: item[1]["data_offsets"]):
+        begin, stop = entry["data_offsets"]
+        assert begin == end
+        end = stop
+        dtype = np.dtype(DTYPES[entry["dtype"]])
+        assert (8 + length + begin) % dtype.itemsize == 0, f"{name} is not aligned"
+        raw = content[8 + length + begin : 8 + length + stop]
+        tensors[name] = (entry["dtype"], np.frombuffer(raw, dtype).reshape(entry["shape"]))
+    assert 8 + length + end == len(content)
+    return tensors, metadata
+
+
+def ctl(*arguments: object, server: str | None = None) -> subprocess.CompletedProcess[str]:
+    """Runs compressionctl; without `server` the environment says where it is."""
+    command = [str(BINARY), *([f"--server={server}"] if server else []), *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+
+
+def run_json(*arguments: object) -> Any:
+    """Runs a command that has to work, with --json."""
+    done = ctl("--json", *arguments)
+    assert done.returncode == 0, done.stderr
+    assert done.stderr == ""
+    return json.loads(done.stdout)
+
+
+@pytest.fixture(autouse=True)
+def _server(server_address: str) -> None:
+    """Every test here has a server."""
+
+
+@pytest.fixture
+def model(tmp_path: Path) -> tuple[Path, Tensors]:
+    """A checkpoint with weights of two types and with what must pass through as it is."""
+    random = np.random.default_rng(0)
+    tensors: Tensors = {
+        "norm.running_mean": ("F32", random.standard_normal(7).astype(np.float32)),
+        "norm.num_batches_tracked": ("I64", np.array(12, np.int64)),
+        "half.weight": ("F16", random.standard_normal((3, 5)).astype(np.float16)),
+        "fc.bias": ("F32", np.ones(3, np.float32)),
+        "fc.weight": ("F32", random.standard_normal((700, 1001)).astype(np.float32)),
+        "norm.weight": ("F32", np.full(7, 2, np.float32)),
+        "empty": ("F32", np.empty((0, 4), np.float32)),
+        "ids": ("U32", np.arange(3, dtype=np.uint32)),
+        "flag": ("BOOL", np.array([True, False, True])),
+        "conv.weight": ("F64", random.standard_normal((2, 3, 3, 3))),
+    }
+    path = tmp_path / "model.safetensors"
+    write_safetensors(path, tensors, {"format": "pt"})
+    return path, tensors
+
+
+def write_config(folder: Path, config_list: object) -> Path:
+    """The config_list in a file."""
+    path = folder / "config.json"
+    path.write_text(json.dumps(config_list))
+    return path
+
+
+def smallest(array: np.ndarray, sparsity: float) -> np.ndarray:
+    """Where the level pruner removes: exactly trunc(n * sparsity), of ties the first."""
+    order = np.argsort(np.abs(array.astype(np.float64)).ravel(), kind="stable")
+    removed = np.zeros(array.size, bool)
+    removed[order[: int(array.size * sparsity)]] = True
+    return removed.reshape(array.shape)
+
+
+def assert_same(tensors: Tensors, expected: Tensors, names: set[str]) -> None:
+    """The named tensors have their dtype, shape and bytes."""
+    for name in names:
+        assert tensors[name][0] == expected[name][0], name
+        assert tensors[name][1].shape == expected[name][1].shape, name
+        assert tensors[name][1].tobytes() == expected[name][1].tobytes(), name
+
+
+WEIGHTS = {"fc.weight", "conv.weight", "half.weight"}
+
+
+def test_prune_zeroes_exactly_the_smallest_and_leaves_all_else(model, tmp_path):
+    path, tensors = model
+    config = write_config(tmp_path, LEVEL)
+    before = path.read_bytes()
+    done = ctl("prune", "--algorithm=level", "--config", config, path, "-o", tmp_path / "out")
+    assert done.returncode == 0, done.stderr
+    assert "fc.weight" in done.stdout and "80.00 %" in done.stdout
+    assert done.stderr == ""  # no progress bar where there is no terminal
+    result, metadata = read_safetensors(tmp_path / "out/model.safetensors")
+    assert metadata["format"] == "pt"
+    assert set(result) == set(tensors)
+    assert_same(result, tensors, set(tensors) - WEIGHTS)
+    for name in WEIGHTS:
+        removed = smallest(tensors[name][1], 0.8)
+        expected = np.where(removed, 0, tensors[name][1])
+        assert np.array_equal(result[name][1], expected), name
+    assert path.read_bytes() == before
+    assert os.listdir(tmp_path / "out") == ["model.safetensors"]
+    assert run_json("sessions")["sessions"] == []
+
+
+def test_prune_reports_json(model, tmp_path):
+    path, _ = model
+    config = write_config(
+        tmp_path, [*LEVEL, {"exclude": True, "op_names": ["fc.weight", "no.such"]}]
+    )
+    report = run_json("prune", "--algorithm=level", "--config", config, path, "-o", tmp_path / "o")
+    layers = {layer["name"]: layer for layer in report["layers"]}
+    assert set(layers) == WEIGHTS - {"fc.weight"}
+    assert layers["conv.weight"]["shape"] == [2, 3, 3, 3]
+    assert layers["conv.weight"]["target_sparsity"] == 0.8
+    assert layers["conv.weight"]["achieved_sparsity"] == 43 / 54
+    assert report["files"] == [str(tmp_path / "o/model.safetensors")]
+    assert any("no.such" in warning for warning in report["warnings"])
+
+
+def test_prune_writes_masks(model, tmp_path):
+    path, tensors = model
+    config = write_config(tmp_path, LEVEL)
+    done = ctl(
+        "prune", "--algorithm=level", f"--config={config}", path, "-o", tmp_path / "masks",
+        "--format=masks",
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert sorted(os.listdir(tmp_path / "masks")) == [
+        "masks.packed.safetensors",
+        "masks.safetensors",
+    ]
+    masks, _ = read_safetensors(tmp_path / "masks/masks.safetensors")
+    assert set(masks) == WEIGHTS
+    for name, (_, mask) in masks.items():
+        assert np.array_equal(mask == 0, smallest(tensors[name][1], 0.8)), name
+
+
+@pytest.mark.parametrize(("epoch", "zeros"), [(None, 80), (0, 0), (3, 56), (10, 80)])
+def test_agp_takes_the_epoch_or_goes_to_the_end(tmp_path, epoch, zeros):
+    path = tmp_path / "model.safetensors"
+    write_safetensors(
+        path, {"a.weight": ("F32", np.arange(1, 101, dtype=np.float32).reshape(10, 10))}
+    )
+    config = write_config(
+        tmp_path, [{"final_sparsity": 0.8, "end_epoch": 10, "op_types": ["default"]}]
+    )
+    flags = [] if epoch is None else [f"--epoch={epoch}"]
+    run_json("prune", "--algorithm=agp", "--config", config, path, "-o", tmp_path / "o", *flags)
+    result, _ = read_safetensors(tmp_path / "o/model.safetensors")
+    assert np.count_nonzero(result["a.weight"][1] == 0) == zeros
+
+
+@pytest.mark.parametrize(
+    ("algorithm", "rule"),
+    [
+        ("qat", {"quant_types": ["weight"], "quant_bits": 8, "quant_start_step": 100}),
+        ("naive", {}),
+        ("dorefa", {"quant_bits": 4}),
+    ],
+)
+def test_quantize_leaves_few_values(model, tmp_path, algorithm, rule):
+    path, tensors = model
+    config = write_config(tmp_path, [{**rule, "op_types": ["default"]}])
+    report = run_json(
+        "quantize", f"--algorithm={algorithm}", "--config", config, path, "-o", tmp_path / "o"
+    )
+    bits = 4 if algorithm == "dorefa" else 8
+    assert {layer["bits"] for layer in report["layers"]} == {bits}
+    result, _ = read_safetensors(tmp_path / "o/model.safetensors")
+    assert_same(result, tensors, set(tensors) - WEIGHTS)
+    values = result["fc.weight"][1]
+    assert 1 < len(np.unique(values)) <= 2**bits
+    if algorithm != "dorefa":  # which squashes
+        weight = tensors["fc.weight"][1]
+        step = max(np.ptp(weight) / 255, np.abs(weight).max() / 127)
+        assert np.abs(values - weight).max() <= step
+
+
+def test_a_bad_weight_fails_and_nothing_is_written(model, tmp_path):
+    path, tensors = model
+    weight = tensors["fc.weight"][1].copy()
+    weight.ravel()[4321] = np.nan
+    write_safetensors(path, {**tensors, "fc.weight": ("F32", weight)})
+    config = write_config(tmp_path, LEVEL)
+    done = ctl("prune", "--algorithm=level", "--config", config, path, "-o", tmp_path / "out")
+    assert done.returncode == 1
+    assert "INVALID_ARGUMENT" in done.stderr
+    assert "fc.weight" in done.stderr and "4321" in done.stderr
+    assert "wrote" not in done.stdout
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("command", "algorithm", "config_list", "message"),
+    [
+        ("prune", "level", [{"sparsity": 1.3}], "config_list[0].sparsity is 1.3"),
+        ("prune", "level", [{"sparsity": 0.5, "op_name": ["x"]}], "op_names"),
+        ("prune", "level", {"sparsity": 0.5}, "not a list of rules"),
+        ("prune", "lvel", LEVEL, "level"),
+        ("prune", "naive", [{}], "use `compressionctl quantize`"),
+        ("quantize", "level", LEVEL, "use `compressionctl prune`"),
+        ("prune", "level", [{"sparsity": 0.5, "op_types": ["Conv2d"]}], 'must be "default"'),
+        ("prune", "level", [{"sparsity": 0.5, "op_names": ["x"]}], "no tensor is compressed"),
+    ],
+)
+def test_a_bad_configuration_is_a_clear_error(
+    model, tmp_path, command, algorithm, config_list, message
+):
+    path, _ = model
+    config = write_config(tmp_path, config_list)
+    done = ctl(command, "--algorithm", algorithm, "--config", config, path, "-o", tmp_path / "o")
+    assert done.returncode == 1
+    assert message in done.stderr
+    assert done.stdout == ""
+    assert not (tmp_path / "o").exists()
+    error = json.loads(
+        ctl(
+            "--json", command, "--algorithm", algorithm, "--config", config, path,
+            "-o", tmp_path / "o",
+        ).stderr
+    )  # fmt: skip
+    assert message in error["error"]["message"]
+
+
+def test_a_broken_checkpoint_is_a_clear_error(tmp_path):
+    config = write_config(tmp_path, LEVEL)
+    path = tmp_path / "model.safetensors"
+    write_safetensors(path, {"a.weight": ("F32", np.ones((4, 4), np.float32))})
+    content = path.read_bytes()
+    for spoilt, message in [
+        (content[:-1], "truncated"),
+        (content + b"x", "after its tensors"),
+        (b"PK\x03\x04" + content, "header's length is"),
+        (b"", "0 bytes"),
+    ]:
+        path.write_bytes(spoilt)
+        done = ctl("prune", "--algorithm=level", "--config", config, path, "-o", tmp_path / "o")
+        assert done.returncode == 1
+        assert str(path) in done.stderr and message in done.stderr
+
+
+def test_the_output_never_replaces_the_input(model, tmp_path):
+    path, _ = model
+    config = write_config(tmp_path, LEVEL)
+    before = path.read_bytes()
+    done = ctl("prune", "--algorithm=level", "--config", config, path, "-o", tmp_path)
+    assert done.returncode == 1
+    assert "would replace the input" in done.stderr
+    assert path.read_bytes() == before
+
+
+def test_an_older_result_is_replaced_in_one_piece(model, tmp_path):
+    path, _ = model
+    config = write_config(tmp_path, LEVEL)
+    (tmp_path / "o").mkdir()
+    (tmp_path / "o/model.safetensors").write_text("old")
+    run_json("prune", "--algorithm=level", "--config", config, path, "-o", tmp_path / "o")
+    read_safetensors(tmp_path / "o/model.safetensors")
+    assert os.listdir(tmp_path / "o") == ["model.safetensors"]
+
+
+def test_information_commands(server_address):
+    health = run_json("health")
+    assert health == {"server": server_address, "status": "serving"}
+    names = [algorithm["name"] for algorithm in run_json("algorithms")["algorithms"]]
+    assert {"level", "agp", "naive", "qat", "dorefa"} <= set(names)
+    text = ctl("algorithms").stdout
+    assert "quant_bits (q_bits)" in text and "example:" in text
+
+
+def test_sessions_are_listed_shown_and_closed():
+    import nni_compression as nc
+
+    client = nc.Client()
+    layers = [nc.Layer(name="fc", op_type="Linear", shape=(10, 10), dtype="float32")]
+    session = client.bind_model(
+        "level", LEVEL, layers=layers, framework="pytorch", labels={"run": "ctl", "nasty": "\x1b[2J"}
+    )
+    session.calc_mask({"fc": np.arange(100, dtype=np.float32).reshape(10, 10)})
+    (listed,) = run_json("sessions", "--label=run=ctl")["sessions"]
+    assert listed["id"] == session.id
+    assert run_json("sessions", "--label=run=other")["sessions"] == []
+    text = ctl("sessions").stdout
+    assert session.id in text and "80.00 %" in text and "\x1b" not in text
+    shown = run_json("session", session.id)["session"]
+    assert shown["layers"][0]["achieved_sparsity"] == 0.8
+    assert "fc" in ctl("session", session.id).stdout
+    assert run_json("close", session.id)["status"] == "closed"
+    assert run_json("sessions", "--label=run=ctl")["sessions"] == []
+    assert run_json("session", session.id)["session"]["state"] == "SESSION_STATE_CLOSED"
+    missing = ctl("--json", "session", "0" * 32)
+    assert missing.returncode == 1
+    assert json.loads(missing.stderr)["error"]["code"] == "NOT_FOUND"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], "there is no command"),
+        (["prun"], "there is no command prun"),
+        (["session"], "takes one argument"),
+        (["health", "x"], "takes no argument"),
+        (["prune", "m.safetensors"], "prune needs --algorithm"),
+        (["sessions", "--label=x"], "it must be KEY=VALUE"),
+        (["--bogus", "health"], "bogus"),
+    ],
+)
+def test_a_wrong_command_line_is_refused(arguments, message):
+    done = ctl(*arguments)
+    assert done.returncode != 0
+    assert message in done.stderr
+    assert done.stdout == ""
+
+
+def test_help_needs_no_server():
+    for arguments in (["--help"], ["prune", "--help"], ["help"]):
+        done = ctl(*arguments, server="127.0.0.1:1")
+        assert done.returncode == 0
+        assert "prune --algorithm=NAME" in done.stdout
+
+
+def test_a_missing_server_is_named():
+    done = ctl("--connect_timeout=200ms", "health", server="127.0.0.1:1")
+    assert done.returncode == 1
+    assert "no compression server answers at 127.0.0.1:1" in done.stderr
+
+
+def test_a_server_that_is_gone_leaves_no_file(tmp_path):
+    path = tmp_path / "model.safetensors"
+    write_safetensors(path, {"a.weight": ("F32", np.ones((400, 1000), np.float32))})
+    config = write_config(tmp_path, LEVEL)
+    with servers.ServerProcess() as server:
+        address = server.address
+        server.kill()
+        done = ctl(
+            "--connect_timeout=200ms", "prune", "--algorithm=level", "--config", config, path,
+            "-o", tmp_path / "o", server=address,
+        )  # fmt: skip
+    assert done.returncode == 1
+    assert "UNAVAILABLE" in done.stderr
+    assert not (tmp_path / "o").exists()
