@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
 import os
 import random
@@ -121,8 +122,14 @@ class Transport:
             requests = _Requests(exchange.messages(), stats)
             call: Any = None
             try:
-                call = self._open().stream_stream(f"/{method}")(
-                    requests, timeout=remaining, metadata=((_ROUTE_KEY, route),)
+                # A lone message needs no sending thread. On the wire there is no difference.
+                lone = requests.take_lone()
+                channel = self._open()
+                make = channel.stream_stream if lone is None else channel.unary_stream
+                call = make(f"/{method}")(
+                    requests if lone is None else lone,
+                    timeout=remaining,
+                    metadata=((_ROUTE_KEY, route),),
                 )
                 for message in call:
                     _count(stats, bytes_received=len(message))
@@ -154,8 +161,13 @@ class Transport:
         def attempt(remaining: Optional[float]) -> bytes:
             requests = _Requests(messages(), stats)
             try:
-                reply: bytes = self._open().stream_unary(f"/{method}")(
-                    requests, timeout=remaining, metadata=((_ROUTE_KEY, route),)
+                lone = requests.take_lone()
+                channel = self._open()
+                make = channel.stream_unary if lone is None else channel.unary_unary
+                reply: bytes = make(f"/{method}")(
+                    requests if lone is None else lone,
+                    timeout=remaining,
+                    metadata=((_ROUTE_KEY, route),),
                 )
             except grpc.RpcError:
                 requests.reraise()
@@ -326,6 +338,7 @@ class _Requests:
     def __init__(self, messages: Iterator[bytes], stats: tuple[Stats, ...]) -> None:
         self._messages: Optional[Iterator[bytes]] = messages
         self._stats = stats
+        self._taken: list[bytes] = []
         self._error: Optional[BaseException] = None
 
     def __iter__(self) -> _Requests:
@@ -336,7 +349,7 @@ class _Requests:
         if messages is None:
             raise StopIteration
         try:
-            message = next(messages)
+            message = self._taken.pop(0) if self._taken else next(messages)
         except StopIteration:
             raise
         except BaseException as error:
@@ -344,6 +357,12 @@ class _Requests:
             raise
         _count(self._stats, bytes_sent=len(message))
         return message
+
+    def take_lone(self) -> Optional[bytes]:
+        """The message, if there is just one; before the iteration has begun."""
+        assert self._messages is not None
+        self._taken = list(itertools.islice(self._messages, 2))
+        return next(self) if len(self._taken) == 1 else None
 
     def reraise(self) -> None:
         """Raises what making a message raised; gRPC would only say that something did."""

@@ -1,0 +1,99 @@
+"""Servers that are short of memory or have other numbers of threads."""
+
+from __future__ import annotations
+
+import time
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import numpy as np
+import pytest
+
+import nni_compression as nc
+from servers import ServerProcess
+
+MEGABYTE = 1 << 20
+
+
+def answers(client: nc.Client, weights: dict[str, np.ndarray[Any, Any]]) -> list[bytes]:
+    """The bytes of what every algorithm answers for these weights."""
+    found = []
+    layers = [nc.Layer(name, "Linear", w.shape, w.dtype) for name, w in weights.items()]
+    for algorithm in client.algorithms():
+        with client.bind_model(algorithm.name, [algorithm.example], layers, epoch=3) as session:
+            if algorithm.kind == "pruner":
+                found += [mask.bits.tobytes() for mask in session.calc_mask(weights).values()]
+            else:
+                for q in session.quantize_weight(weights).values():
+                    assert q.codes is not None
+                    found += [q.codes.tobytes(), q.dequantize().tobytes()]
+    return found
+
+
+def test_the_same_bits_on_1_2_and_8_threads() -> None:
+    random = np.random.default_rng(51)
+    weights = {
+        "large": random.normal(size=1_000_001).astype(np.float32),
+        "ties": random.integers(-3, 4, 300_003).astype(np.float32),
+        "half": random.normal(size=300_001).astype(np.float16),
+        "double": random.normal(size=(1000, 513)),
+    }
+    seen = []
+    for threads in (1, 2, 8):
+        server = ServerProcess(f"--compute_threads={threads}")
+        try:
+            with nc.Client(server.address) as client:
+                seen.append(answers(client, weights))
+        finally:
+            server.kill()
+    assert seen[0] == seen[1] == seen[2]
+
+
+class TestLittleMemory:
+    BUDGET = 32 * MEGABYTE
+
+    @pytest.fixture(scope="class")
+    def small(self) -> Any:
+        server = ServerProcess(f"--memory_budget={self.BUDGET}")
+        yield server
+        server.kill()
+
+    def test_a_tensor_that_can_never_fit_is_refused_at_once(self, small: ServerProcess) -> None:
+        weight = np.ones(self.BUDGET // 4 + 1, np.float32)
+        with nc.Client(small.address) as client:
+            layers = [nc.Layer("big", "Linear", weight.shape), nc.Layer("fc", "Linear", (4,))]
+            with client.bind_model("level", [{"sparsity": 0.5}], layers) as session:
+                start = time.monotonic()
+                with pytest.raises(nc.ResourceExhaustedError):
+                    session.calc_mask({"big": weight})
+                assert time.monotonic() - start < 10
+                assert session.stats.retries == 0
+                assert session.stats.bytes_sent < weight.nbytes
+                assert session.calc_mask({"fc": weight[:4]})["fc"].pruned == 2
+
+    def test_calls_that_fit_one_after_another_wait_for_their_turn(
+        self, small: ServerProcess
+    ) -> None:
+        weights = [np.full(3 * MEGABYTE, i + 1, np.float32) for i in range(6)]  # 12 MiB each
+
+        def prune(weight: np.ndarray[Any, Any]) -> int:
+            layers = [nc.Layer(name, "Linear", weight.shape) for name in "ab"]
+            client = nc.Client(small.address, timeout=120)
+            with client, client.bind_model("level", [{"sparsity": 0.5}], layers) as session:
+                masks = session.calc_mask({"a": weight, "b": weight})
+            return masks["a"].pruned + masks["b"].pruned
+
+        with ThreadPoolExecutor(len(weights)) as pool:
+            assert list(pool.map(prune, weights)) == [3 * MEGABYTE] * len(weights)
+
+    def test_memory_goes_back_after_calls_that_fail(self, small: ServerProcess) -> None:
+        weight = np.ones(5 * MEGABYTE, np.float32)  # 20 MiB
+        weight[-1] = np.nan
+        with nc.Client(small.address, timeout=60) as client:
+            layers = [nc.Layer("w", "Linear", weight.shape)]
+            with client.bind_model("level", [{"sparsity": 0.5}], layers) as session:
+                for _ in range(5):  # would not fit twice
+                    with pytest.raises(nc.InvalidArgumentError, match=str(weight.size - 1)):
+                        session.calc_mask({"w": weight})
+                weight[-1] = 1
+                assert session.calc_mask({"w": weight})["w"].pruned == weight.size // 2
