@@ -8,6 +8,8 @@ logs=build/logs
 export COMPRESSION_SERVER_BINARY=$PWD/$build/server/compression_server
 export COMPRESSIONCTL_BINARY=$PWD/$build/client/cli/compressionctl
 export PYTHONDONTWRITEBYTECODE=1
+# Another checkout, or a fresh clone, finds in the compiler cache what this one compiled.
+export CCACHE_BASEDIR=$PWD CCACHE_NOHASHDIR=1
 
 say() { printf '%s\n' "$*"; }
 

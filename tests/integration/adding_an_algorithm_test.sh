@@ -1,0 +1,33 @@
+#!/usr/bin/env bash
+# What docs/adding-an-algorithm.md says is enough: its file, its line and its test are put into a copy
+# of the tree, which is built and passes the new test and the contract suite.
+set -euo pipefail
+cd "$(dirname "$0")/../.."
+copy=$PWD/build/adding-an-algorithm
+page=docs/adding-an-algorithm.md
+
+# block FIRST_WORDS: the block of C++ that begins with these words.
+block() {
+  awk -v first="$1" '
+    /^```/ { if (inside) exit; opening = ($0 == "```cpp"); next }
+    opening { opening = 0; inside = (index($0, first) == 1) }
+    inside { print }' $page
+}
+
+mkdir -p "$copy"
+for folder in compression tests/compression; do
+  rm -rf "${copy:?}/$folder"
+done
+cp -r --parents CMakeLists.txt deploy proto server client compression tests "$copy"
+
+block '// Random pruner' >"$copy/compression/algorithms/random.cc"
+block '#include "tests/' >"$copy/tests/compression/algorithms/random_test.cc"
+line=$(block '  ALGORITHM(')
+[[ -n $line && -s $copy/compression/algorithms/random.cc ]]
+sed -i "s/^  ALGORITHM(Qat)\$/  ALGORITHM(Qat) \\\\\n  ALGORITHM(Random)/" "$copy/compression/registry.cc"
+grep -q 'ALGORITHM(Random)' "$copy/compression/registry.cc"
+
+export CCACHE_BASEDIR=$copy CCACHE_NOHASHDIR=1
+cmake -S "$copy" -B "$copy/build" -G Ninja -DCMAKE_BUILD_TYPE=Release -DNNI_COMPRESSION_WERROR=ON
+cmake --build "$copy/build" --target compression_test
+"$copy/build/tests/compression/compression_test" --gtest_filter='*Random*:*/random'
