@@ -7,10 +7,14 @@ as the weight is unchanged.
 
 from __future__ import annotations
 
+import _thread
+import atexit
+import contextlib
 import ipaddress
 import os
 import socket
 import threading
+import weakref
 from collections.abc import Iterable, Mapping
 from types import MappingProxyType
 from typing import Any, Callable, Optional
@@ -159,6 +163,56 @@ def split_results(
         if not error.errors:
             raise
         return error.results, error
+
+
+class Closer:
+    """Ends a session on the server when its owner is forgotten, or with the process.
+
+    Args:
+        owner: the object whose end is the session's; referred to weakly.
+        session: a `Session`.
+        client: a `Client` to close after it, if any.
+    """
+
+    def __init__(self, owner: Any, session: Session, client: Optional[Any]) -> None:
+        self._owned = (session, client)
+        self._pid = os.getpid()
+        _closers.add(self)
+        # Collecting garbage may interrupt any code, with any lock held, so the call is another
+        # thread's; threading.Thread would take a lock to start.
+        finalizer = weakref.finalize(owner, _thread.start_new_thread, self.close, ())
+        finalizer.atexit = False
+        self._finalizer = finalizer
+
+    def cancel(self) -> None:
+        """Leaves the session to whoever else ends it."""
+        self._finalizer.detach()
+        _closers.discard(self)
+
+    def close(self, timeout: float = 10.0) -> None:
+        """Ends the session quietly: its lease would end it anyway. Never in a forked child."""
+        self.cancel()
+        if os.getpid() == self._pid:
+            close_quietly(*self._owned, timeout=timeout)
+
+
+_closers: set[Closer] = set()
+_EXIT_TIMEOUT = 1.0  # seconds a session: nobody likes to wait for the end
+
+
+@atexit.register
+def _close_all() -> None:
+    for closer in list(_closers):
+        closer.close(_EXIT_TIMEOUT)
+
+
+def close_quietly(session: Session, client: Optional[Any], *, timeout: float = 10.0) -> None:
+    """Ends a session, and closes a client, as far as that is possible."""
+    with contextlib.suppress(Exception):
+        session.close(timeout=timeout)
+    if client is not None:
+        with contextlib.suppress(Exception):
+            client.close()
 
 
 def is_on_this_host(address: str) -> bool:

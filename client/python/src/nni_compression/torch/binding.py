@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import warnings
 import weakref
 from collections.abc import Iterator, Mapping, Sequence
@@ -40,7 +39,7 @@ class TrackedWeight:
     @property
     def mask(self) -> Optional[torch.Tensor]:
         """The mask in force; None: all kept."""
-        return modules.get_mask(self.modules[0])
+        return self.state.mask
 
     @property
     def state(self) -> modules.WeightState:
@@ -88,13 +87,15 @@ def _sample(weight: torch.Tensor) -> Any:
 def find_weights(model: nn.Module) -> list[TrackedWeight]:
     """The weights that can be compressed, in the order of named_modules(), tied ones once.
 
-    Warns of modules whose weight is computed from other parameters (weight_norm, parametrize):
-    there is no parameter to compress. Raises ValueError for a lazy module that has not seen data.
+    Warns of modules whose weight is computed from other parameters (weight_norm, parametrize), and
+    of scripted ones: there is no parameter that could be compressed. Raises ValueError for a lazy
+    module that has not seen data.
     """
     found: dict[int, TrackedWeight] = {}
     computed = []
     for name, module in model.named_modules(remove_duplicate=False):
-        weight = module._parameters.get("weight")
+        scripted = isinstance(module, torch.jit._script.ScriptModule)
+        weight = None if scripted else module._parameters.get("weight")
         if isinstance(weight, nn.parameter.UninitializedParameter):
             raise ValueError(
                 f"the weight of layer {name!r} is not initialised; run one forward pass of the "
@@ -110,7 +111,7 @@ def find_weights(model: nn.Module) -> list[TrackedWeight]:
                 found[id(weight)] = TrackedWeight(name, module)
     if computed:
         warnings.warn(
-            f"the weights of {', '.join(computed)} are computed, not parameters, and will not be "
+            f"the weights of {', '.join(computed)} are computed or scripted and will not be "
             "compressed; remove weight_norm, parametrizations and the like first",
             UserWarning,
             stacklevel=5,
@@ -231,8 +232,7 @@ class PrunerBinding(Binding):
     role = "pruner"
 
     def _reset(self, weight: TrackedWeight, state: modules.WeightState) -> None:
-        for module in weight.modules:
-            modules.set_mask(module, None)
+        state.mask = None
 
     def _ask(self, weights: Sequence[TrackedWeight]) -> None:
         arrays = self._hosts(weights)
@@ -246,17 +246,16 @@ class PrunerBinding(Binding):
     def set_mask(self, name: str, mask: Mask) -> None:
         """Puts a mask in force for all modules of the weight."""
         weight = self.weights[name]
-        kept = torch.from_numpy(mask.to_numpy()).to(weight.dense.device)
-        for module in weight.modules:
-            modules.set_mask(module, kept)
+        weight.state.mask = torch.from_numpy(mask.to_numpy()).to(weight.dense.device)
 
     def masks(self) -> Iterator[tuple[str, torch.Tensor]]:
         """Layer name -> bool tensor on the weight's device, True = kept."""
         for name, weight in self.weights.items():
-            mask = weight.mask
-            if mask is None:
-                mask = torch.ones(weight.dense.shape, dtype=torch.bool, device=weight.dense.device)
-            yield name, mask
+            device = weight.dense.device
+            if weight.mask is None:
+                yield name, torch.ones(weight.dense.shape, dtype=torch.bool, device=device)
+            else:
+                yield name, weight.mask.to(device)
 
     def unwrap(self) -> None:
         with torch.no_grad():
@@ -364,24 +363,12 @@ class QuantizerBinding(Binding):
 def _write_zeros(weight: TrackedWeight) -> None:
     mask = weight.mask
     if mask is not None:
-        weight.dense.masked_fill_(~mask.to(weight.dense.device, torch.bool), 0)
+        weight.dense.masked_fill_(~mask.to(weight.dense.device), 0)
 
 
 def _uninstall(weight: TrackedWeight) -> None:
     for module in weight.modules:
         modules.uninstall(module)
-
-
-def close_quietly(session: Any, client: Optional[Any], pid: int) -> None:
-    """What the finalizer of a forgotten binding does; never raises, never in a forked child."""
-    if os.getpid() != pid:
-        return
-    for closeable in (session, client):
-        try:
-            if closeable is not None:
-                closeable.close()
-        except Exception:  # the lease ends the session in any case
-            pass
 
 
 def weak_method(owner: Any, name: str) -> Callable[..., None]:

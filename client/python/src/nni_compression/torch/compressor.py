@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib
-import os
 import types
 import warnings
 import weakref
@@ -13,7 +12,7 @@ from typing import Any, Callable, ClassVar, Optional
 import torch
 from torch import nn
 
-from ..adapter import Tracker
+from ..adapter import Closer, Tracker, close_quietly
 from ..client import Client
 from ..errors import NotFoundError
 from ..masks import Mask
@@ -21,7 +20,7 @@ from ..plan import Plan
 from ..session import Session
 from ..statistics import Stats
 from . import modules
-from .binding import Binding, TrackedWeight, close_quietly, find_weights, weak_method
+from .binding import Binding, TrackedWeight, find_weights, weak_method
 
 _STATE_VERSION = 1
 
@@ -88,7 +87,7 @@ class Compressor:
         self._lease = lease
         self._resume: Optional[Mapping[str, Any]] = None
         self._binding: Optional[Binding] = None
-        self._finalizer: Optional[Any] = None
+        self._closer: Optional[Closer] = None
         self._unwatch: list[Callable[[], None]] = []
 
     def __call__(self, model: nn.Module) -> nn.Module:
@@ -203,14 +202,17 @@ class Compressor:
         return model
 
     def close(self) -> None:
-        """Ends the session. The model keeps computing with the answers it has."""
+        """Ends the session. The model keeps computing with the answers it has.
+
+        A server that cannot be reached is no error: the session ends with its lease.
+        """
         binding = self._binding
         if binding is not None and binding.tracker.owned:
             binding.detach()
             self._stop_watching()
-            binding.tracker.session.close()
-        if self._finalizer is not None:
-            self._finalizer.detach()
+            close_quietly(binding.tracker.session, None)
+        if self._closer is not None:
+            self._closer.cancel()
         if self._own_client:
             self._client.close()
 
@@ -260,14 +262,12 @@ class Compressor:
             binding = self._make_binding(tracker, weights)
             binding.install()
         except BaseException:
-            close_quietly(tracker.session, None, os.getpid())
+            close_quietly(tracker.session, None)
             raise
         self._binding = binding
         binding.rebind = self._rebind_same_model
         client = self._client if self._own_client else None
-        self._finalizer = weakref.finalize(
-            binding, close_quietly, tracker.session, client, os.getpid()
-        )
+        self._closer = Closer(binding, tracker.session, client)
         self._install_masks(masks)
         if masks:
             tracker.update_epoch(tracker.epoch)  # says which of them still stand
@@ -323,9 +323,9 @@ class Compressor:
         binding.detach()
         binding.leave()
         if not join or binding.tracker.session.id != state["session"]:
-            binding.tracker.session.close()
-        if self._finalizer is not None:
-            self._finalizer.detach()
+            close_quietly(binding.tracker.session, None)
+        if self._closer is not None:
+            self._closer.cancel()
         self._bind(model, state, join=join)
 
     def _rebind_same_model(self) -> None:

@@ -3,8 +3,8 @@
 A module is compressed by giving it a subclass of its class in which `weight` is a property over the
 untouched parameter: `module._parameters["weight"]` stays the Parameter that optimizers, checkpoints
 and `named_parameters()` know, and whoever reads `module.weight` (its own forward, a fused kernel of
-its parent, a layer that shares it) gets the compressed one. The mask is a non-persistent buffer, so
-it follows `.to()` and stays out of `state_dict()`.
+its parent, a layer that shares it) gets the compressed one. The mask is no buffer: distributed
+training would send every buffer to all ranks before every forward pass.
 """
 
 from __future__ import annotations
@@ -12,12 +12,13 @@ from __future__ import annotations
 import copyreg
 from typing import Any, Optional, Protocol
 
+import numpy as np
 import torch
 from torch import nn
 
+from ..masks import Mask
 from .rounding import Parameters
 
-MASK = "weight_mask"
 _STATE = "_weight_state"
 
 
@@ -31,10 +32,6 @@ class Source(Protocol):
     def dense(self) -> torch.Tensor:
         """The parameter that answers are about."""
 
-    @property
-    def mask(self) -> Optional[torch.Tensor]:
-        """The mask in force, on the model's own device."""
-
 
 class WeightState:
     """What stands between a module's dense weight and the one that is read.
@@ -47,6 +44,8 @@ class WeightState:
     def __init__(self) -> None:
         self.pruner: Optional[Source] = None
         self.quantizer: Optional[Source] = None
+        # Bool, True = kept; None: all. Replaced, never written: graphs of earlier forwards hold it.
+        self.mask: Optional[torch.Tensor] = None
         self.parameters: Optional[Parameters] = None  # None: not quantized (yet)
         self.values: Optional[torch.Tensor] = None  # quantized by the service; None: rounded here
 
@@ -58,11 +57,17 @@ class WeightState:
             self.pruner.ensure_fresh()
 
     def __getstate__(self) -> dict[str, Any]:
-        return {"parameters": self.parameters}
+        packed = None
+        if self.mask is not None:
+            mask = Mask.from_numpy(self.mask.cpu().numpy())
+            packed = (np.array(mask.bits), mask.shape)
+        return {"parameters": self.parameters, "mask": packed}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         WeightState.__init__(self)
         self.parameters = state["parameters"]
+        if state["mask"] is not None:
+            self.mask = torch.from_numpy(Mask(*state["mask"]).to_numpy())
 
     def quantized(self, dense: torch.Tensor, replica: bool = False) -> torch.Tensor:
         """The quantized values of the weight, or the weight; without gradient.
@@ -85,16 +90,24 @@ class WeightState:
         if self.parameters is not None:
             values = self.quantized(dense, replica)
             weight = _StraightThrough.apply(dense, values, self.parameters)
-        mask = get_mask(module)
-        if replica and self.pruner is not None:
-            mask = self.pruner.mask  # DataParallel copied the buffers before the refresh
-        if mask is None:
+        if self.mask is None:
             return weight
-        if mask.dtype is not torch.bool or mask.device != weight.device:
-            mask = mask.to(weight.device, torch.bool)
+        mask = self._mask_on(weight.device, keep=not replica)
         if module.__dict__.get("sparse"):
             return _SparseMasked.apply(weight, mask)
         return torch.where(mask, weight, weight.new_zeros(()))
+
+    def _mask_on(self, device: torch.device, *, keep: bool) -> torch.Tensor:
+        """The mask where the weight is; it follows when the model moves."""
+        mask = self.mask
+        assert mask is not None
+        if mask.device != device:
+            # A tensor made in inference mode could not be trained with later.
+            with torch.inference_mode(False):  # type: ignore[no-untyped-call]
+                mask = mask.to(device)
+            if keep:
+                self.mask = mask
+        return mask
 
 
 class CompressedModule(nn.Module):
@@ -117,6 +130,11 @@ class CompressedModule(nn.Module):
         # nn.Module.__setattr__ handles parameters; here come the plain tensors that DataParallel
         # puts into its replicas.
         self.__dict__["weight"] = value
+
+    @property
+    def weight_mask(self) -> Optional[torch.Tensor]:
+        """The mask in force: bool, True = kept; None when nothing is pruned (yet)."""
+        return self._weight_state.mask
 
     def __reduce_ex__(self, protocol: Any) -> Any:
         self._weight_state.refresh()  # before the dicts are walked: a copy computes what this does
@@ -181,11 +199,6 @@ def install(module: nn.Module, state: WeightState) -> None:
     if isinstance(module, CompressedModule):
         module.__dict__[_STATE] = state
         return
-    if isinstance(module, torch.jit._script.ScriptModule):
-        raise TypeError(
-            "a scripted module cannot be compressed; compress the model, then script it"
-        )
-    module.register_buffer(MASK, None, persistent=False)
     module.__dict__[_STATE] = state
     module.__class__ = _compressed_class(type(module))
 
@@ -194,18 +207,7 @@ def uninstall(module: nn.Module) -> None:
     """Gives the module its own class back; the dense weight stays as it is."""
     if isinstance(module, CompressedModule):
         module.__class__ = plain_class(module)
-        delattr(module, MASK)
         del module.__dict__[_STATE]
-
-
-def get_mask(module: nn.Module) -> Optional[torch.Tensor]:
-    """The mask in force; None: nothing is pruned."""
-    return module._buffers.get(MASK)
-
-
-def set_mask(module: nn.Module, mask: Optional[torch.Tensor]) -> None:
-    """Replaces the mask. A new tensor each time: graphs of earlier forwards hold the old one."""
-    module._buffers[MASK] = mask
 
 
 def unwrap(model: nn.Module) -> nn.Module:

@@ -98,13 +98,11 @@ def weight_range(weight: torch.Tensor, channel_axis: Optional[int]) -> torch.Ten
     Shape ``[2]``, or ``[2, C]`` for the ``C`` slices along ``channel_axis``. NaN stays NaN.
     """
     with torch.no_grad():
+        wide = weight.detach().to(torch.float32)
         if channel_axis is None:
-            low, high = torch.aminmax(weight.detach())
-        else:
-            rows = weight.detach().movedim(channel_axis, 0)
-            rows = rows.reshape(rows.shape[0], -1)
-            low, high = torch.aminmax(rows, dim=1)
-        return torch.stack([low, high]).to(torch.float32)
+            return torch.stack(torch.aminmax(wide))
+        channels = wide.movedim(channel_axis, 0).reshape(wide.shape[channel_axis], -1)
+        return torch.stack(torch.aminmax(channels, dim=1))
 
 
 def parameters_of(quantized: QuantizedTensor) -> Optional[Parameters]:
