@@ -4,7 +4,7 @@
 #include <cmath>
 #include <cstdlib>
 #include <numeric>
-#include <random>
+#include <utility>
 
 namespace nni_compression {
 
@@ -64,21 +64,27 @@ BindRequest ClientTestBase::Request(const std::string& algorithm, const std::str
 }
 
 std::vector<float> ClientTestBase::Weight(int64_t elements, int seed) {
-  std::vector<float> weight(elements);
-  for (int64_t i = 0; i < elements; ++i) {
-    weight[i] = static_cast<float>(i + 1) * (i % 3 == 0 ? -1e-6f : 1e-6f);
+  // Multiplication by an odd number permutes the numbers below a power of two.
+  int64_t range = 1;
+  while (range < elements) range *= 2;
+  std::vector<float> weight;
+  weight.reserve(elements);
+  for (int64_t i = 0; static_cast<int64_t>(weight.size()) < elements; ++i) {
+    const int64_t magnitude = (i * 40503 + seed * 7919) & (range - 1);
+    weight.push_back(static_cast<float>(magnitude + 1) * (i % 3 == 0 ? -1.0f : 1.0f));
   }
-  std::shuffle(weight.begin(), weight.end(), std::mt19937(seed));
   return weight;
 }
 
-std::set<int64_t> ClientTestBase::Smallest(const std::vector<float>& weight, int64_t k) {
+std::vector<bool> ClientTestBase::Smallest(const std::vector<float>& weight, int64_t k) {
   std::vector<int64_t> order(weight.size());
   std::iota(order.begin(), order.end(), int64_t{0});
-  std::stable_sort(order.begin(), order.end(), [&](int64_t a, int64_t b) {
-    return std::fabs(weight[a]) < std::fabs(weight[b]);
+  std::nth_element(order.begin(), order.begin() + k, order.end(), [&](int64_t a, int64_t b) {
+    return std::pair(std::fabs(weight[a]), a) < std::pair(std::fabs(weight[b]), b);
   });
-  return {order.begin(), order.begin() + k};
+  std::vector<bool> smallest(weight.size());
+  for (int64_t i = 0; i < k; ++i) smallest[order[i]] = true;
+  return smallest;
 }
 
 }  // namespace nni_compression

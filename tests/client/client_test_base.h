@@ -47,11 +47,11 @@ class ClientTestBase : public ::testing::Test {
   static BindRequest Request(const std::string& algorithm, const std::string& config_list,
                              const std::vector<std::string>& names, int64_t rows, int64_t columns);
 
-  // Distinct numbers of both signs, without magnitudes that tie.
+  // Distinct numbers of both signs, without magnitudes that tie; exact below 2^24 elements.
   static std::vector<float> Weight(int64_t elements, int seed);
 
-  // The flat indices of the k smallest by magnitude.
-  static std::set<int64_t> Smallest(const std::vector<float>& weight, int64_t k);
+  // Which elements are the k smallest by magnitude, of ties the first.
+  static std::vector<bool> Smallest(const std::vector<float>& weight, int64_t k);
 };
 
 }  // namespace nni_compression

@@ -49,10 +49,8 @@ TEST_F(SessionTest, MasksPruneExactlyTheSmallest) {
     for (const auto& [mask, weight] : {std::pair(&(*masks)[0], &a), std::pair(&(*masks)[1], &b)}) {
       EXPECT_EQ(mask->pruned(), k);
       EXPECT_DOUBLE_EQ(mask->target_sparsity(), 0.8);
-      std::set<int64_t> pruned;
-      for (int64_t i = 0; i < mask->elements(); ++i) {
-        if (!mask->kept(i)) pruned.insert(pruned.end(), i);
-      }
+      std::vector<bool> pruned(mask->elements());
+      for (int64_t i = 0; i < mask->elements(); ++i) pruned[i] = !mask->kept(i);
       EXPECT_EQ(pruned, Smallest(*weight, k));
     }
     EXPECT_EQ((*masks)[1].layer(), "b");
@@ -199,6 +197,17 @@ TEST_F(SessionTest, StepCarriesRangesAndAnswersParameters) {
   EXPECT_THAT(result->stale_layers, ElementsAre("fc"));
   EXPECT_EQ(session.Step(3)->step, 5);
   EXPECT_FALSE(session.QuantizeWeight({tensor})[0]->unquantized);
+
+  const std::vector<float> range = {-1, 5};
+  const auto ranged =
+      session.Step(6, {MakeTensor<float>("fc", {2}, range, TensorRole::kRange),
+                       MakeTensor<float>("unknown", {2}, range, TensorRole::kRange)});
+  ASSERT_TRUE(ranged.ok()) << ranged.status();
+  ASSERT_EQ(ranged->parameters.size(), 2u);
+  ASSERT_TRUE(ranged->parameters[0].ok()) << ranged->parameters[0].status();
+  EXPECT_THAT(ranged->parameters[0]->parameters.scale, ElementsAre(6.0f / 255.0f));
+  EXPECT_THAT(ranged->parameters[0]->parameters.zero_point, ElementsAre(42));
+  EXPECT_EQ(ranged->parameters[1].status().code(), absl::StatusCode::kNotFound);
 }
 
 TEST_F(SessionTest, ResultsAreTheSameHoweverManyLayersAStreamHas) {
@@ -250,9 +259,10 @@ TEST_F(SessionTest, AChecksumIsAcceptedByTheServer) {
 
 TEST_F(SessionTest, ReturnsTheCallersMemoryWhenTheDeadlinePasses) {
   const Session session = Bind(Request("level", kLevel, {"a"}, 1 << 10, 32 << 10));
+  const std::vector<float> original(32 << 20, 1.0f);
   for (const int milliseconds : {0, 1, 5, 20, 40}) {
     // Freed as soon as the call returns: a slice that is still in flight would be a use after free.
-    auto weight = std::make_unique<std::vector<float>>(Weight(32 << 20, 1));
+    auto weight = std::make_unique<std::vector<float>>(original);
     CallOptions options;
     options.timeout = absl::Milliseconds(milliseconds);
     const auto masks =

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+
 import servers
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -135,7 +136,8 @@ def test_prune_zeroes_exactly_the_smallest_and_leaves_all_else(model, tmp_path):
     before = path.read_bytes()
     done = ctl("prune", "--algorithm=level", "--config", config, path, "-o", tmp_path / "out")
     assert done.returncode == 0, done.stderr
-    assert "fc.weight" in done.stdout and "80.00 %" in done.stdout
+    assert "fc.weight" in done.stdout
+    assert "80.00 %" in done.stdout
     assert done.stderr == ""  # no progress bar where there is no terminal
     result, metadata = read_safetensors(tmp_path / "out/model.safetensors")
     assert metadata["format"] == "pt"
@@ -233,7 +235,8 @@ def test_a_bad_weight_fails_and_nothing_is_written(model, tmp_path):
     done = ctl("prune", "--algorithm=level", "--config", config, path, "-o", tmp_path / "out")
     assert done.returncode == 1
     assert "INVALID_ARGUMENT" in done.stderr
-    assert "fc.weight" in done.stderr and "4321" in done.stderr
+    assert "fc.weight" in done.stderr
+    assert "4321" in done.stderr
     assert "wrote" not in done.stdout
     assert not (tmp_path / "out").exists()
 
@@ -284,7 +287,8 @@ def test_a_broken_checkpoint_is_a_clear_error(tmp_path):
         path.write_bytes(spoilt)
         done = ctl("prune", "--algorithm=level", "--config", config, path, "-o", tmp_path / "o")
         assert done.returncode == 1
-        assert str(path) in done.stderr and message in done.stderr
+        assert str(path) in done.stderr
+        assert message in done.stderr
 
 
 def test_the_output_never_replaces_the_input(model, tmp_path):
@@ -313,7 +317,8 @@ def test_information_commands(server_address):
     names = [algorithm["name"] for algorithm in run_json("algorithms")["algorithms"]]
     assert {"level", "agp", "naive", "qat", "dorefa"} <= set(names)
     text = ctl("algorithms").stdout
-    assert "quant_bits (q_bits)" in text and "example:" in text
+    assert "quant_bits (q_bits)" in text
+    assert "example:" in text
 
 
 def test_sessions_are_listed_shown_and_closed():
@@ -322,14 +327,20 @@ def test_sessions_are_listed_shown_and_closed():
     client = nc.Client()
     layers = [nc.Layer(name="fc", op_type="Linear", shape=(10, 10), dtype="float32")]
     session = client.bind_model(
-        "level", LEVEL, layers=layers, framework="pytorch", labels={"run": "ctl", "nasty": "\x1b[2J"}
+        "level",
+        LEVEL,
+        layers=layers,
+        framework="pytorch",
+        labels={"run": "ctl", "nasty": "\x1b[2J"},
     )
     session.calc_mask({"fc": np.arange(100, dtype=np.float32).reshape(10, 10)})
     (listed,) = run_json("sessions", "--label=run=ctl")["sessions"]
     assert listed["id"] == session.id
     assert run_json("sessions", "--label=run=other")["sessions"] == []
     text = ctl("sessions").stdout
-    assert session.id in text and "80.00 %" in text and "\x1b" not in text
+    assert session.id in text
+    assert "80.00 %" in text
+    assert "\x1b" not in text
     shown = run_json("session", session.id)["session"]
     assert shown["layers"][0]["achieved_sparsity"] == 0.8
     assert "fc" in ctl("session", session.id).stdout
