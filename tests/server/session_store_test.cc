@@ -1,0 +1,231 @@
+#include "server/session_store.h"
+
+#include <gtest/gtest.h>
+
+#include <map>
+#include <memory>
+#include <set>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "server/executor.h"
+#include "server/status.h"
+#include "tests/testing/fake_clock.h"
+#include "tests/testing/latch.h"
+
+namespace nni_compression::server {
+namespace {
+
+using ::nni_compression::testing::FakeClock;
+using ::nni_compression::testing::Latch;
+
+class SessionStoreTest : public ::testing::Test {
+ protected:
+  SessionStoreTest() {
+    options_.max_sessions = 3;
+    options_.default_lease = absl::Seconds(10);
+    options_.max_lease = absl::Seconds(100);
+    options_.report_retention = absl::Seconds(50);
+    options_.max_reports = 2;
+    store_ = std::make_unique<SessionStore>(options_, &timers_,
+                                            [this](std::shared_ptr<SessionRecord> record) {
+                                              MutexLock lock(&mutex_);
+                                              retired_.push_back(record->id());
+                                            });
+  }
+  ~SessionStoreTest() override { timers_.Stop(); }
+
+  std::shared_ptr<SessionRecord> Record(const std::string& tenant = "t",
+                                        std::map<std::string, std::string> labels = {}) {
+    return std::make_shared<SessionRecord>(tenant, std::move(labels), Strand::Create(&executor_),
+                                           nullptr, Reservation(), 100);
+  }
+
+  SessionUse Bind(const std::string& tenant = "t", std::map<std::string, std::string> labels = {}) {
+    auto use = store_->Insert(Record(tenant, std::move(labels)), "", "", std::nullopt);
+    EXPECT_TRUE(use.ok()) << use.status();
+    return *std::move(use);
+  }
+
+  // A session that nobody calls any more.
+  std::string BindAndLeave(const std::string& tenant = "t",
+                           std::map<std::string, std::string> labels = {}) {
+    return Bind(tenant, std::move(labels))->id();
+  }
+
+  absl::StatusCode CodeOf(const std::string& id, const std::string& tenant = "t") {
+    return store_->Use(tenant, id).status().code();
+  }
+
+  // Moves the clock, and returns when all timers that are due have run.
+  void Advance(absl::Duration by) {
+    clock_.Advance(by);
+    Latch ran;
+    timers_.RunAt(clock_.Now(), [&] { ran.Set(); });
+    ran.Wait();
+  }
+
+  std::vector<std::string> retired() {
+    MutexLock lock(&mutex_);
+    return retired_;
+  }
+
+  FakeClock clock_;
+  Executor executor_{1};
+  TimerThread timers_{&clock_};
+  SessionStore::Options options_;
+  Mutex mutex_;
+  std::vector<std::string> retired_ ABSL_GUARDED_BY(mutex_);
+  std::unique_ptr<SessionStore> store_;
+};
+
+TEST_F(SessionStoreTest, IdsAre128RandomBits) {
+  std::set<std::string> ids = {BindAndLeave(), BindAndLeave(), BindAndLeave()};
+  EXPECT_EQ(ids.size(), 3u);
+  for (const std::string& id : ids) {
+    EXPECT_EQ(id.size(), 32u);
+    EXPECT_EQ(id.find_first_not_of("0123456789abcdef"), std::string::npos);
+  }
+}
+
+TEST_F(SessionStoreTest, AnotherTenantsSessionDoesNotExist) {
+  const std::string id = BindAndLeave("one");
+  EXPECT_EQ(CodeOf(id, "one"), absl::StatusCode::kOk);
+  EXPECT_EQ(CodeOf(id, "two"), absl::StatusCode::kNotFound);
+  EXPECT_EQ(store_->Close("two", id).code(), absl::StatusCode::kNotFound);
+  EXPECT_EQ(store_->FindReport("two", id).status().code(), absl::StatusCode::kNotFound);
+  EXPECT_TRUE(store_->List("two", {}, 10, "")->sessions.empty());
+}
+
+TEST_F(SessionStoreTest, ASessionExpiresWhenItSeesNoCallForItsLease) {
+  const std::string id = BindAndLeave();
+  Advance(absl::Seconds(9));
+  EXPECT_EQ(CodeOf(id), absl::StatusCode::kOk);  // a call, which renews the lease
+  Advance(absl::Seconds(9));
+  EXPECT_EQ(store_->live(), 1);
+  Advance(absl::Seconds(1));
+  EXPECT_EQ(store_->live(), 0);
+  EXPECT_EQ(retired(), std::vector<std::string>{id});
+  EXPECT_EQ(CodeOf(id), absl::StatusCode::kNotFound);
+  EXPECT_EQ((*store_->FindReport("t", id))->state(), SessionState::kExpired);
+}
+
+TEST_F(SessionStoreTest, ACallThatRunsHoldsTheLease) {
+  SessionUse use = Bind();
+  Advance(absl::Seconds(1000));
+  EXPECT_EQ(store_->live(), 1);
+  EXPECT_EQ(store_->Times(*use).lease_left, absl::Seconds(10));
+  use.Drop();
+  Advance(absl::Seconds(10));
+  EXPECT_EQ(store_->live(), 0);
+}
+
+TEST_F(SessionStoreTest, TheLeaseAskedForIsClamped) {
+  const auto lease = [&](absl::Duration asked) {
+    auto use = store_->Insert(Record(), "", "", asked);
+    return store_->Times(**use).lease;
+  };
+  EXPECT_EQ(lease(absl::Milliseconds(1)), absl::Seconds(1));
+  EXPECT_EQ(lease(absl::Hours(1)), absl::Seconds(100));
+  EXPECT_EQ(lease(absl::Seconds(7)), absl::Seconds(7));
+}
+
+TEST_F(SessionStoreTest, ARetriedRequestGetsTheSameSession) {
+  const auto first = store_->Insert(Record(), "r", "content", std::nullopt);
+  const auto retry = store_->Insert(Record(), "r", "content", std::nullopt);
+  EXPECT_EQ((*first)->id(), (*retry)->id());
+  EXPECT_EQ(store_->live(), 1);
+  const auto foreign = store_->Insert(Record("other"), "r", "else", std::nullopt);
+  EXPECT_TRUE(foreign.ok()) << "request ids belong to a tenant";
+}
+
+TEST_F(SessionStoreTest, ARequestIdWithOtherContentIsRefused) {
+  const auto first = store_->Insert(Record(), "r", "content", std::nullopt);
+  const auto other = store_->Insert(Record(), "r", "other content", std::nullopt);
+  EXPECT_EQ(other.status().code(), absl::StatusCode::kInvalidArgument);
+  EXPECT_EQ(store_->live(), 1);
+}
+
+TEST_F(SessionStoreTest, ARequestIdIsFreeAgainWhenItsSessionHasEnded) {
+  std::string first;
+  {
+    const auto use = store_->Insert(Record(), "r", "content", std::nullopt);
+    first = (*use)->id();
+  }
+  ASSERT_TRUE(store_->Close("t", first).ok());
+  const auto again = store_->Insert(Record(), "r", "content", std::nullopt);
+  EXPECT_NE((*again)->id(), first);
+}
+
+TEST_F(SessionStoreTest, ClosingAClosedOrExpiredSessionSucceeds) {
+  const std::string closed = BindAndLeave();
+  EXPECT_TRUE(store_->Close("t", closed).ok());
+  EXPECT_TRUE(store_->Close("t", closed).ok());
+  EXPECT_EQ(retired(), std::vector<std::string>{closed}) << "it ends once";
+  const std::string expired = BindAndLeave();
+  Advance(absl::Seconds(10));
+  EXPECT_TRUE(store_->Close("t", expired).ok());
+  EXPECT_EQ(store_->Close("t", "never").code(), absl::StatusCode::kNotFound);
+}
+
+TEST_F(SessionStoreTest, ReportsAreForgottenAfterAWhile) {
+  const std::string id = BindAndLeave();
+  ASSERT_TRUE(store_->Close("t", id).ok());
+  Advance(absl::Seconds(49));
+  EXPECT_TRUE(store_->FindReport("t", id).ok());
+  Advance(absl::Seconds(1));
+  EXPECT_EQ(store_->FindReport("t", id).status().code(), absl::StatusCode::kNotFound);
+}
+
+TEST_F(SessionStoreTest, TheOldestReportMakesRoomForANewOne) {
+  std::vector<std::string> ids;
+  for (int i = 0; i < 3; ++i) {
+    ids.push_back(BindAndLeave());
+    ASSERT_TRUE(store_->Close("t", ids.back()).ok());
+    Advance(absl::Seconds(1));
+  }
+  EXPECT_FALSE(store_->FindReport("t", ids[0]).ok());
+  EXPECT_TRUE(store_->FindReport("t", ids[1]).ok());
+  EXPECT_TRUE(store_->FindReport("t", ids[2]).ok());
+}
+
+TEST_F(SessionStoreTest, TooManySessionsAreRefusedWithATimeToWait) {
+  for (int i = 0; i < 3; ++i) BindAndLeave();
+  const auto fourth = store_->Insert(Record(), "", "", std::nullopt);
+  EXPECT_EQ(fourth.status().code(), absl::StatusCode::kResourceExhausted);
+  EXPECT_EQ(RetryAfter(fourth.status()), absl::Seconds(10)) << "when the next lease ends";
+  Advance(absl::Seconds(10));
+  EXPECT_TRUE(store_->Insert(Record(), "", "", std::nullopt).ok());
+}
+
+TEST_F(SessionStoreTest, ListsByLabelOldestFirstInPages) {
+  const std::string a = BindAndLeave("t", {{"run", "7"}, {"x", "1"}});
+  const std::string b = BindAndLeave("t", {{"run", "8"}});
+  const std::string c = BindAndLeave("t", {{"run", "7"}});
+  const auto first = store_->List("t", {{"run", "7"}}, 1, "");
+  ASSERT_EQ(first->sessions.size(), 1u);
+  EXPECT_EQ(first->sessions[0]->id(), a);
+  ASSERT_FALSE(first->next_token.empty());
+  const auto second = store_->List("t", {{"run", "7"}}, 1, first->next_token);
+  ASSERT_EQ(second->sessions.size(), 1u);
+  EXPECT_EQ(second->sessions[0]->id(), c);
+  EXPECT_EQ(second->next_token, "");
+  EXPECT_EQ(store_->List("t", {}, 10, "")->sessions.size(), 3u);
+  EXPECT_EQ(store_->List("t", {{"run", "7"}, {"x", "1"}}, 10, "")->sessions.size(), 1u);
+  EXPECT_EQ(store_->List("t", {}, 10, "nonsense").status().code(),
+            absl::StatusCode::kInvalidArgument);
+}
+
+TEST_F(SessionStoreTest, ASessionClosedUnderACallIsNotUsedAgain) {
+  SessionUse use = Bind();
+  const std::string id = use->id();
+  ASSERT_TRUE(store_->Close("t", id).ok());
+  EXPECT_EQ(use->state(), SessionState::kClosed);
+  use.Drop();
+  Advance(absl::Seconds(10));
+  EXPECT_EQ(retired().size(), 1u);
+}
+
+}  // namespace
+}  // namespace nni_compression::server

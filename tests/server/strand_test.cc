@@ -1,0 +1,103 @@
+#include "server/strand.h"
+
+#include <gtest/gtest.h>
+
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "server/executor.h"
+#include "tests/testing/latch.h"
+
+namespace nni_compression::server {
+namespace {
+
+using ::nni_compression::testing::Latch;
+
+TEST(StrandTest, RunsFunctionsInTheOrderInWhichTheyWerePosted) {
+  std::vector<int> ran;  // no lock: the strand is one
+  {
+    Executor executor(4);
+    const auto strand = Strand::Create(&executor);
+    for (int i = 0; i < 1000; ++i) strand->Post([&ran, i] { ran.push_back(i); });
+  }
+  ASSERT_EQ(ran.size(), 1000u);
+  for (int i = 0; i < 1000; ++i) EXPECT_EQ(ran[i], i);
+}
+
+TEST(StrandTest, StrandsDoNotWaitForOneAnother) {
+  Executor executor(2);
+  const auto blocked = Strand::Create(&executor);
+  const auto other = Strand::Create(&executor);
+  Latch release, ran;
+  blocked->Post([&] { release.Wait(); });
+  other->Post([&] { ran.Set(); });
+  ran.Wait();
+  release.Set();
+}
+
+TEST(StrandTest, ABusyStrandTakesTurnsWithTheOthers) {
+  std::string order;
+  {
+    Executor executor(1);
+    const auto busy = Strand::Create(&executor);
+    const auto other = Strand::Create(&executor);
+    Latch posted;
+    busy->Post([&] { posted.Wait(); });
+    for (int i = 0; i < 3; ++i) busy->Post([&] { order += 'b'; });
+    for (int i = 0; i < 3; ++i) other->Post([&] { order += 'o'; });
+    posted.Set();
+  }
+  EXPECT_EQ(order, "obobob");
+}
+
+TEST(StrandTest, AFunctionMayPostToItsOwnStrand) {
+  std::vector<int> ran;
+  {
+    Executor executor(2);
+    const auto strand = Strand::Create(&executor);
+    Latch posted;
+    strand->Post([&] {
+      ran.push_back(1);
+      strand->Post([&] { ran.push_back(3); });
+      ran.push_back(2);
+      posted.Set();
+    });
+    posted.Wait();
+  }
+  EXPECT_EQ(ran, (std::vector<int>{1, 2, 3}));
+}
+
+TEST(StrandTest, AFunctionIsDestroyedBeforeTheNextOneRuns) {
+  const auto owned = std::make_shared<int>(0);
+  bool alone = false;
+  {
+    Executor executor(1);
+    const auto strand = Strand::Create(&executor);
+    strand->Post([owned] {});
+    strand->Post([&] { alone = owned.use_count() == 1; });
+  }
+  EXPECT_TRUE(alone);
+}
+
+TEST(ExecutorTest, TellsHowManyThreadsAreBusy) {
+  Mutex mutex;
+  std::vector<int> busy;
+  {
+    Executor executor(2, [&](int now) {
+      MutexLock lock(&mutex);
+      busy.push_back(now);
+    });
+    Latch first, second;
+    executor.Schedule([&] {
+      first.Set();
+      second.Wait();
+    });
+    first.Wait();
+    executor.Schedule([&] { second.Set(); });
+  }
+  EXPECT_EQ(busy, (std::vector<int>{1, 2}));
+}
+
+}  // namespace
+}  // namespace nni_compression::server

@@ -1,0 +1,280 @@
+#include "server/tensor_receiver.h"
+
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+#include <zlib.h>
+
+#include <deque>
+#include <functional>
+#include <memory>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "server/status.h"
+#include "tests/testing/wire_messages.h"
+
+namespace nni_compression::server {
+namespace {
+
+namespace v1 = ::nni::compression::v1;
+
+using ::nni_compression::testing::Header;
+using ::nni_compression::testing::MaskMessage;
+using ::testing::HasSubstr;
+using Progress = TensorReceiver::Progress;
+
+std::string ToString(const compression::Buffer& bytes) {
+  return std::string(reinterpret_cast<const char*>(bytes.data()), bytes.size());
+}
+
+// Keeps everything; refuses layers called "refused".
+class RecordingSink : public TensorSink {
+ public:
+  absl::Status OnOpen(wire::MessageReader& reader) override {
+    v1::CalcMaskRequest::Open open;
+    const absl::Status status = reader.Parse(&open);
+    session = open.session_id();
+    return status;
+  }
+  absl::StatusOr<Admission> OnHeader(const v1::TensorHeader& header) override {
+    headers.push_back(header.layer());
+    return Admission{header.layer() != "refused", extra_bytes};
+  }
+  absl::Status OnTensor(ReceivedTensor tensor) override {
+    tensors.push_back(std::move(tensor));
+    return absl::OkStatus();
+  }
+  bool HoldsTensors() const override { return holds; }
+
+  std::string session;
+  std::vector<std::string> headers;
+  std::vector<ReceivedTensor> tensors;
+  int64_t extra_bytes = 0;
+  bool holds = false;
+};
+
+class TensorReceiverTest : public ::testing::Test {
+ protected:
+  absl::StatusOr<Progress> Receive(const MaskMessage& message) {
+    return receiver_.Receive(message.bytes());
+  }
+
+  // What a message answers when one has come that opened the call and announced a tensor of four
+  // floats with index 0.
+  absl::Status AfterHeader(const MaskMessage& message) {
+    EXPECT_TRUE(Receive(MaskMessage().Open("s").Add(Header(0, "a", {4}))).ok());
+    return Receive(message).status();
+  }
+
+  void ExpectInvalid(const absl::Status& status, const std::string& text) {
+    EXPECT_EQ(status.code(), absl::StatusCode::kInvalidArgument);
+    EXPECT_THAT(std::string(status.message()), HasSubstr(text));
+  }
+
+  std::deque<std::function<void()>> granted_;
+  std::shared_ptr<MemoryBudget> budget_ = MemoryBudget::Create(
+      1000, [this](std::function<void()> function) { granted_.push_back(std::move(function)); });
+  RecordingSink sink_;
+  TensorReceiver receiver_{&sink_, budget_.get()};
+};
+
+const std::string kSixteen = "0123456789abcdef";
+
+TEST_F(TensorReceiverTest, AssemblesATensorFromChunksOfManyMessages) {
+  ASSERT_TRUE(Receive(MaskMessage().Open("s")).ok());
+  ASSERT_TRUE(Receive(MaskMessage().Add(Header(0, "a", {4}))).ok());
+  EXPECT_EQ(budget_->reserved(), 0) << "a header reserves nothing";
+  ASSERT_TRUE(Receive(MaskMessage().Chunk(0, 0, kSixteen.substr(0, 5))).ok());
+  EXPECT_EQ(budget_->reserved(), 16);
+  ASSERT_TRUE(Receive(MaskMessage().Chunk(0, 5, kSixteen.substr(5))).ok());
+  ASSERT_TRUE(sink_.tensors.empty());
+  ASSERT_TRUE(Receive(MaskMessage().Commit(0, 16)).ok());
+  EXPECT_EQ(sink_.session, "s");
+  ASSERT_EQ(sink_.tensors.size(), 1u);
+  EXPECT_EQ(ToString(sink_.tensors[0].bytes), kSixteen);
+  EXPECT_EQ(reinterpret_cast<uintptr_t>(sink_.tensors[0].bytes.data()) % 64, 0u);
+  EXPECT_TRUE(receiver_.Finish().ok());
+  sink_.tensors.clear();
+  EXPECT_EQ(budget_->reserved(), 0);
+}
+
+TEST_F(TensorReceiverTest, OneMessageMayHoldEverything) {
+  MaskMessage message;
+  message.Open("s").Tensor(Header(7, "a", {4}), kSixteen).Tensor(Header(2, "b", {1}), "wxyz");
+  ASSERT_TRUE(Receive(message).ok());
+  ASSERT_EQ(sink_.tensors.size(), 2u);
+  EXPECT_EQ(ToString(sink_.tensors[1].bytes), "wxyz");
+}
+
+TEST_F(TensorReceiverTest, FieldsOfAMessageTakeEffectInTheirOrderNotTheWires) {
+  const grpc::Slice once(MaskMessage().Open("s").proto().SerializeAsString() +
+                         MaskMessage().Commit(0, 16).proto().SerializeAsString() +
+                         MaskMessage().Chunk(0, 0, kSixteen).proto().SerializeAsString() +
+                         MaskMessage().Add(Header(0, "a", {4})).proto().SerializeAsString());
+  ASSERT_TRUE(receiver_.Receive(grpc::ByteBuffer(&once, 1)).ok());
+  EXPECT_EQ(sink_.tensors.size(), 1u);
+}
+
+TEST_F(TensorReceiverTest, OpenComesFirstAndOnce) {
+  ExpectInvalid(Receive(MaskMessage().Add(Header(0, "a", {4}))).status(), "open has to come first");
+  ExpectInvalid(receiver_.Finish(), "open is missing");
+  ASSERT_TRUE(Receive(MaskMessage().Open("s")).ok());
+  ExpectInvalid(Receive(MaskMessage().Open("s")).status(), "open was sent twice");
+}
+
+TEST_F(TensorReceiverTest, AChunkBeforeItsHeaderIsRefused) {
+  ExpectInvalid(AfterHeader(MaskMessage().Chunk(1, 0, "x")), "tensor 1 has no header");
+}
+
+TEST_F(TensorReceiverTest, AChunkThatLeavesAGapIsRefused) {
+  ExpectInvalid(AfterHeader(MaskMessage().Chunk(0, 1, "x")), "leaves a gap; it must be 0");
+}
+
+TEST_F(TensorReceiverTest, AChunkThatOverlapsIsRefused) {
+  ExpectInvalid(AfterHeader(MaskMessage().Chunk(0, 0, "xyz").Chunk(0, 2, "z")),
+                "overlaps; it must be 3");
+}
+
+TEST_F(TensorReceiverTest, AChunkPastTheEndIsRefused) {
+  ExpectInvalid(AfterHeader(MaskMessage().Chunk(0, 0, kSixteen + "x")), "runs past the end");
+}
+
+TEST_F(TensorReceiverTest, AnEmptyChunkIsRefused) {
+  ExpectInvalid(AfterHeader(MaskMessage().Chunk(0, 0, "")), "is empty");
+  EXPECT_EQ(budget_->reserved(), 0);
+}
+
+TEST_F(TensorReceiverTest, ACommitWithAnotherTotalIsRefused) {
+  ExpectInvalid(AfterHeader(MaskMessage().Chunk(0, 0, kSixteen).Commit(0, 15)),
+                "is 15; its header says 16");
+}
+
+TEST_F(TensorReceiverTest, ACommitBeforeAllBytesIsRefused) {
+  ExpectInvalid(AfterHeader(MaskMessage().Chunk(0, 0, "x").Commit(0, 16)), "after 1 of 16 bytes");
+}
+
+TEST_F(TensorReceiverTest, ASecondCommitIsRefused) {
+  ExpectInvalid(AfterHeader(MaskMessage().Chunk(0, 0, kSixteen).Commit(0, 16).Commit(0, 16)),
+                "committed twice");
+}
+
+TEST_F(TensorReceiverTest, HalfClosingWithoutACommitIsRefused) {
+  EXPECT_TRUE(AfterHeader(MaskMessage().Chunk(0, 0, kSixteen)).ok());
+  ExpectInvalid(receiver_.Finish(), "tensor 0 ('a') was not committed; 16 of 16 bytes came");
+}
+
+TEST_F(TensorReceiverTest, AnIndexIsUsedOnceInACall) {
+  EXPECT_TRUE(AfterHeader(MaskMessage().Chunk(0, 0, kSixteen).Commit(0, 16)).ok());
+  ExpectInvalid(Receive(MaskMessage().Add(Header(0, "b", {4}))).status(), "was used before");
+  ExpectInvalid(Receive(MaskMessage().Add(Header(1 << 20, "b", {4}))).status(), "below 1048576");
+}
+
+TEST_F(TensorReceiverTest, NamesAndDigestsHaveALegalLength) {
+  ASSERT_TRUE(Receive(MaskMessage().Open("s")).ok());
+  ExpectInvalid(Receive(MaskMessage().Add(Header(0, std::string(100 << 10, 'n'), {4}))).status(),
+                "layer of tensor 0 has 102400 bytes; it must have 1 to 1024");
+  ExpectInvalid(Receive(MaskMessage().Add(Header(1, "", {4}))).status(), "has 0 bytes");
+  v1::TensorHeader header = Header(2, "a", {4});
+  header.set_digest("short");
+  ExpectInvalid(Receive(MaskMessage().Add(header)).status(), "has 5 bytes; it must have 0 or 32");
+}
+
+TEST_F(TensorReceiverTest, HeadersThatRunAheadAreBounded) {
+  ASSERT_TRUE(Receive(MaskMessage().Open("s")).ok());
+  absl::Status status;
+  for (uint32_t i = 0; status.ok() && i < 100000; i += 1000) {
+    MaskMessage message;
+    for (uint32_t j = i; j < i + 1000; ++j) message.Add(Header(j, "a", {4}));
+    status = Receive(message).status();
+  }
+  ExpectInvalid(status, "too many run ahead");
+  EXPECT_EQ(sink_.headers.size(), 65536u);
+}
+
+TEST_F(TensorReceiverTest, ATensorAboveTheBudgetIsRefusedAtItsHeader) {
+  sink_.extra_bytes = 990;
+  const absl::Status status = Receive(MaskMessage().Open("s").Add(Header(0, "a", {4}))).status();
+  EXPECT_EQ(status.code(), absl::StatusCode::kResourceExhausted);
+  EXPECT_FALSE(RetryAfter(status)) << "waiting does not help";
+}
+
+TEST_F(TensorReceiverTest, WaitsForMemoryInTheMiddleOfAMessage) {
+  auto others = budget_->TryReserve(990);
+  const auto progress = Receive(MaskMessage()
+                                    .Open("s")
+                                    .Tensor(Header(0, "a", {4}), kSixteen)
+                                    .Tensor(Header(1, "b", {1}), "wxyz"));
+  ASSERT_EQ(*progress, Progress::kNeedsMemory);
+  EXPECT_EQ(receiver_.bytes_needed(), 16);
+  EXPECT_TRUE(sink_.tensors.empty());
+  others.reset();
+  EXPECT_EQ(*receiver_.Resume(*budget_->TryReserve(16)), Progress::kDone);
+  ASSERT_EQ(sink_.tensors.size(), 2u);
+  EXPECT_EQ(ToString(sink_.tensors[0].bytes), kSixteen);
+  EXPECT_EQ(ToString(sink_.tensors[1].bytes), "wxyz");
+}
+
+TEST_F(TensorReceiverTest, DoesNotWaitWhileItHoldsAnIncompleteTensor) {
+  auto others = budget_->TryReserve(980);
+  ASSERT_TRUE(Receive(MaskMessage().Open("s").Add(Header(0, "a", {4})).Chunk(0, 0, "x")).ok());
+  const absl::Status status =
+      Receive(MaskMessage().Add(Header(1, "b", {4})).Chunk(1, 0, "x")).status();
+  EXPECT_EQ(status.code(), absl::StatusCode::kResourceExhausted);
+  EXPECT_TRUE(RetryAfter(status)) << "two such calls would wait for one another";
+}
+
+TEST_F(TensorReceiverTest, DoesNotWaitForACallThatKeepsItsTensors) {
+  auto others = budget_->TryReserve(990);
+  sink_.holds = true;
+  EXPECT_EQ(Receive(MaskMessage().Open("s").Tensor(Header(0, "a", {4}), kSixteen)).status().code(),
+            absl::StatusCode::kResourceExhausted);
+}
+
+TEST_F(TensorReceiverTest, ARefusedTensorIsThrownAwayAndStillChecked) {
+  ASSERT_TRUE(Receive(MaskMessage().Open("s").Add(Header(0, "refused", {1 << 20}))).ok());
+  ASSERT_TRUE(Receive(MaskMessage().Chunk(0, 0, std::string(1 << 20, 'x'))).ok());
+  EXPECT_EQ(budget_->reserved(), 0);
+  EXPECT_TRUE(receiver_.Finish().ok()) << "its sender may stop when it has the answer";
+  ExpectInvalid(Receive(MaskMessage().Chunk(0, 5, "x")).status(), "overlaps");
+}
+
+TEST_F(TensorReceiverTest, ResetGivesAllMemoryBack) {
+  ASSERT_TRUE(AfterHeader(MaskMessage().Chunk(0, 0, "x")).ok());
+  EXPECT_EQ(budget_->reserved(), 16);
+  receiver_.Reset();
+  EXPECT_EQ(budget_->reserved(), 0);
+}
+
+TEST_F(TensorReceiverTest, AMillionEmptyChunksAreRefusedAtTheFirst) {
+  std::string wire = MaskMessage().Open("s").Add(Header(0, "a", {4})).proto().SerializeAsString();
+  const std::string empty = MaskMessage().Chunk(0, 0, "").proto().SerializeAsString();
+  for (int i = 0; i < 1000000; ++i) wire += empty;
+  ASSERT_LT(wire.size(), static_cast<size_t>(wire::kMaxMessageBytes));
+  const grpc::Slice slice(wire);
+  ExpectInvalid(receiver_.Receive(grpc::ByteBuffer(&slice, 1)).status(), "is empty");
+}
+
+TEST_F(TensorReceiverTest, GarbageIsNoMessage) {
+  for (const std::string& garbage : {std::string("\xff\xff\xff"), std::string("\x0a\x7f"),
+                                     std::string("\x1a\x02\x08"), std::string(3, '\0')}) {
+    const grpc::Slice slice(garbage);
+    TensorReceiver receiver(&sink_, budget_.get());
+    EXPECT_EQ(receiver.Receive(grpc::ByteBuffer(&slice, 1)).status().code(),
+              absl::StatusCode::kInvalidArgument);
+  }
+}
+
+TEST_F(TensorReceiverTest, TheChecksumIsZlibs) {
+  const auto crc = static_cast<uint32_t>(
+      crc32(0, reinterpret_cast<const Bytef*>(kSixteen.data()), kSixteen.size()));
+  MaskMessage message;
+  message.Open("s").Add(Header(0, "a", {4})).Chunk(0, 0, kSixteen).Commit(0, 16, crc);
+  message.Add(Header(1, "b", {4})).Chunk(1, 0, kSixteen).Commit(1, 16, crc ^ 1);
+  ASSERT_TRUE(Receive(message).ok());
+  EXPECT_TRUE(VerifyChecksum(sink_.tensors[0]).ok());
+  EXPECT_EQ(VerifyChecksum(sink_.tensors[1]).code(), absl::StatusCode::kDataLoss);
+}
+
+}  // namespace
+}  // namespace nni_compression::server

@@ -1,0 +1,146 @@
+// What turns values into text and back: log, statuses, machine, addresses, JSON.
+#include <gtest/gtest.h>
+#include <unistd.h>
+
+#include <cmath>
+#include <filesystem>
+#include <fstream>
+#include <new>
+#include <stdexcept>
+#include <string>
+
+#include "server/json.h"
+#include "server/listen_address.h"
+#include "server/log.h"
+#include "server/machine.h"
+#include "server/status.h"
+
+namespace nni_compression::server {
+namespace {
+
+using ::google::protobuf::Struct;
+using ::google::protobuf::Value;
+
+TEST(LogTest, ValuesCannotForgeALine) {
+  EXPECT_EQ(FormatEvent("x", {{"name", "a\nevent=forged"}}),
+            "event=x name=\"a\\\\x0aevent=forged\"");
+  EXPECT_EQ(FormatEvent("x", {{"name", "say \"hi\""}, {"n", 3}}),
+            "event=x name=\"say \\\"hi\\\"\" n=3");
+  EXPECT_EQ(FormatEvent("x", {{"empty", ""}, {"plain", "a.b/c-1"}}),
+            "event=x empty=\"\" plain=a.b/c-1");
+}
+
+TEST(LogTest, LongAndBrokenTextIsCutAndEscaped) {
+  EXPECT_EQ(Printable(std::string(1000, 'a'), 10), "aaaaaaa...");
+  EXPECT_EQ(Printable(absl::string_view("a\0b", 3), 100), "a\\x00b");
+  EXPECT_EQ(Printable("\xff\xc3", 100), "\\xff\\xc3");
+  EXPECT_EQ(Printable("gr\xc3\xb6\xc3\x9f", 100), "gr\xc3\xb6\xc3\x9f");
+  EXPECT_EQ(Printable("aaaa\xc3\xb6\xc3\xb6\xc3\xb6", 8), "aaaa...") << "not half a letter";
+}
+
+TEST(LogTest, AnUnknownLevelIsRefused) {
+  EXPECT_EQ(SetUpLog("loud").code(), absl::StatusCode::kInvalidArgument);
+  EXPECT_TRUE(SetUpLog("error").ok());
+}
+
+TEST(StatusTest, KeepsTheCodeAndMakesTheMessageFitForMetadata) {
+  const grpc::Status status = ToGrpc(absl::NotFoundError("no\nsuch " + std::string(5000, 'x')));
+  EXPECT_EQ(status.error_code(), grpc::StatusCode::NOT_FOUND);
+  EXPECT_LE(status.error_message().size(), 2000u);
+  EXPECT_EQ(status.error_message().find('\n'), std::string::npos);
+  EXPECT_TRUE(ToGrpc(absl::OkStatus()).ok());
+}
+
+TEST(StatusTest, OnlyExhaustionThatPassesHasATimeToWait) {
+  EXPECT_EQ(RetryAfter(ExhaustedFor(absl::Milliseconds(1500), "m")), absl::Milliseconds(1500));
+  EXPECT_FALSE(RetryAfter(absl::ResourceExhaustedError("never")));
+}
+
+TEST(StatusTest, ExceptionsBecomeStatuses) {
+  EXPECT_EQ(CatchExceptions([]() -> absl::Status { throw std::bad_alloc(); }).code(),
+            absl::StatusCode::kResourceExhausted);
+  EXPECT_EQ(CatchExceptions([]() -> absl::Status { throw std::runtime_error("x"); }),
+            absl::InternalError("x"));
+  EXPECT_EQ(CatchExceptions([] { return absl::OkStatus(); }), absl::OkStatus());
+}
+
+TEST(MachineTest, ParsesBytesWithSuffixes) {
+  EXPECT_EQ(*ParseBytes("0"), 0);
+  EXPECT_EQ(*ParseBytes("1000"), 1000);
+  EXPECT_EQ(*ParseBytes("2K"), 2048);
+  EXPECT_EQ(*ParseBytes("64M"), 64 << 20);
+  EXPECT_EQ(*ParseBytes("4G"), int64_t{4} << 30);
+  for (const char* bad : {"", "G", "-1", "1.5G", "4g", "10000000000G", "1 K B"}) {
+    EXPECT_EQ(ParseBytes(bad).status().code(), absl::StatusCode::kInvalidArgument) << bad;
+  }
+}
+
+TEST(MachineTest, ReadsTheSmallestLimitOfItsCgroups) {
+  const std::filesystem::path root =
+      std::filesystem::path(::testing::TempDir()) / ("cgroup" + std::to_string(getpid()));
+  const auto write = [&](const std::string& path, const std::string& text) {
+    std::filesystem::create_directories((root / path).parent_path());
+    std::ofstream(root / path) << text;
+  };
+  write("proc/self/cgroup", "0::/a/b\n");
+  write("sys/fs/cgroup/a/memory.max", "2000000\n");
+  write("sys/fs/cgroup/a/b/memory.max", "max\n");
+  EXPECT_EQ(MemoryLimit(root.string()), 2000000);
+  write("proc/self/cgroup", "5:cpu,memory:/c\n0::/\n");
+  write("sys/fs/cgroup/memory/c/memory.limit_in_bytes", "1000000\n");
+  EXPECT_EQ(MemoryLimit(root.string()), 1000000);
+  write("proc/self/cgroup", "");
+  EXPECT_GT(MemoryLimit(root.string()), 2000000) << "the machine's memory";
+  std::filesystem::remove_all(root);
+}
+
+TEST(ListenAddressTest, OnlyLoopbackIsAllowedUnlessToldOtherwise) {
+  for (const char* good : {"127.0.0.1:0", "127.1.2.3:50051", "localhost:1", "[::1]:65535"}) {
+    EXPECT_TRUE(CheckListenAddress(good, false).ok()) << good;
+  }
+  for (const char* wide : {"0.0.0.0:50051", "[::]:50051", "192.168.1.1:1", "example.com:1"}) {
+    EXPECT_EQ(CheckListenAddress(wide, false).code(), absl::StatusCode::kInvalidArgument) << wide;
+    EXPECT_TRUE(CheckListenAddress(wide, true).ok()) << wide;
+  }
+  for (const char* bad : {"", "127.0.0.1", ":50051", "127.0.0.1:x", "127.0.0.1:65536", "h:-1"}) {
+    EXPECT_EQ(CheckListenAddress(bad, true).code(), absl::StatusCode::kInvalidArgument) << bad;
+  }
+}
+
+TEST(JsonTest, NumbersKeepWhatTheSenderWrote) {
+  Struct object;
+  (*object.mutable_fields())["i"].set_number_value(8);
+  (*object.mutable_fields())["d"].set_number_value(0.8);
+  (*object.mutable_fields())["nan"].set_number_value(std::nan(""));
+  (*object.mutable_fields())["big"].set_number_value(1e300);
+  const auto json = ToJson(object, "rule");
+  ASSERT_TRUE(json.ok());
+  EXPECT_TRUE((*json)["i"].is_number_integer());
+  EXPECT_EQ((*json)["d"].get<double>(), 0.8);
+  EXPECT_TRUE(std::isnan((*json)["nan"].get<double>()));
+  EXPECT_EQ((*json)["big"].get<double>(), 1e300);
+}
+
+TEST(JsonTest, StructuresComeBackAsTheyWere) {
+  const nlohmann::json original = {{"list", {1, "two", nullptr, true}},
+                                   {"object", {{"x", 0.5}}},
+                                   {"empty", nlohmann::json::array()}};
+  Struct object;
+  ToProto(original, &object);
+  EXPECT_EQ(*ToJson(object, "rule"), original);
+}
+
+TEST(JsonTest, DeepNestingAndValuesWithoutAKindAreRefused) {
+  Struct deep;
+  Value* value = &(*deep.mutable_fields())["x"];
+  for (int i = 0; i < 20; ++i) value = value->mutable_list_value()->add_values();
+  value->set_number_value(1);
+  EXPECT_EQ(ToJson(deep, "config_list[3]").status().message(),
+            "config_list[3] is nested too deeply; at most 16 levels are allowed");
+  Struct unset;
+  (*unset.mutable_fields())["x"];
+  EXPECT_EQ(ToJson(unset, "r").status().code(), absl::StatusCode::kInvalidArgument);
+}
+
+}  // namespace
+}  // namespace nni_compression::server
