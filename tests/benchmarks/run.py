@@ -5,7 +5,10 @@ from __future__ import annotations
 import argparse
 import importlib
 import json
+import os
 import re
+
+import torch
 
 import harness
 import nni_compression as nc
@@ -24,6 +27,7 @@ def main() -> None:
     if not chosen:
         parser.error(f"--filter={options.filter} matches none of {', '.join(MODULES)}")
 
+    torch.set_num_threads(os.cpu_count() or 1)
     machine = harness.machine()
     print(", ".join(f"{name} {value}" for name, value in machine.items()))
     print("Medians with smallest and largest value; x: ratio to the first line, round by round.\n")
