@@ -78,9 +78,13 @@ absl::StatusOr<std::unique_ptr<Session>> Session::Bind(const Registry& registry,
   return session;
 }
 
-absl::StatusOr<int> Session::FindLayer(absl::string_view name) const {
+std::optional<int> Session::IndexOf(absl::string_view name) const {
   const auto found = index_.find(name);
-  if (found != index_.end()) return found->second;
+  return found == index_.end() ? std::nullopt : std::make_optional(found->second);
+}
+
+absl::StatusOr<int> Session::FindLayer(absl::string_view name) const {
+  if (const std::optional<int> index = IndexOf(name)) return *index;
   std::vector<std::string> names;
   for (const Layer& layer : binding_.layers) names.push_back(layer.name);
   return absl::NotFoundError(

@@ -51,6 +51,7 @@ class Session {
 
   // The index of a bound layer; aliases count. NOT_FOUND, with a suggestion, otherwise.
   absl::StatusOr<int> FindLayer(absl::string_view name) const;
+  std::optional<int> IndexOf(absl::string_view name) const;  // as FindLayer, without a message
   const Layer& layer(int i) const { return binding_.layers[i]; }
   const LayerState& state(int i) const { return states_[i]; }
 

@@ -90,7 +90,7 @@ class Safetensors : public Exporter {
       Segment segment;
       segment.byte_length = tensors[t].byte_length;
       segment.tensor = static_cast<int>(t);
-      if (const auto i = session.FindLayer(tensors[t].name); i.ok()) {
+      if (const auto i = session.IndexOf(tensors[t].name)) {
         auto status = CheckTensor(session.layer(*i), tensors[t], t);
         if (!status.ok()) return status;
         if (session.plan().layers[*i].planned != nullptr) {
