@@ -32,9 +32,9 @@ build_release() {
   if [[ ! -f $build/build.ninja ]] || ! grep -q '^NNI_COMPRESSION_WERROR:BOOL=ON$' $build/CMakeCache.txt; then
     quietly configure cmake --preset ci
   fi
-  if [[ ! -x $COMPRESSION_SERVER_BINARY ]]; then
-    say "compiling; some minutes the first time, log in $logs/build.log"
-  fi
+  local steps
+  steps=$(ninja -C $build -n "$@" </dev/null 2>/dev/null | grep -c '^\[' || true)
+  if [[ $steps -gt 3 ]]; then say "compiling, $steps steps; log in $logs/build.log"; fi
   quietly build cmake --build $build --target "$@"
 }
 
