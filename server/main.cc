@@ -1,4 +1,5 @@
 // compression_server: reads flags, serves until SIGTERM or SIGINT, drains.
+#include <grpc/grpc.h>
 #include <signal.h>
 #include <unistd.h>
 
@@ -126,6 +127,10 @@ int main(int argc, char** argv) {
   usage.contains_help_flags = [](absl::string_view file) {
     return absl::EndsWith(file, "server/main.cc");
   };
+  usage.normalize_filename = [](absl::string_view file) {
+    const size_t at = file.rfind("server/main.cc");
+    return std::string(at == absl::string_view::npos ? file : file.substr(at));
+  };
   usage.contains_helpshort_flags = usage.contains_help_flags;
   usage.version_string = [] {
     return absl::StrCat("compression_server ", nni_compression::server::ServerVersion(), "\n");
@@ -136,8 +141,10 @@ int main(int argc, char** argv) {
     std::cerr << "compression_server: unexpected argument '" << rest[1] << "'; see --help\n";
     return 2;
   }
+  // Held to the end: giving up the last hold on gRPC waits for its pollers, for up to 10 s.
+  grpc_init();
   const absl::Status status = nni_compression::server::Run(signals);
-  if (status.ok()) return 0;
-  std::cerr << "compression_server: " << status.message() << "\n";
-  return 1;
+  if (!status.ok()) std::cerr << "compression_server: " << status.message() << std::endl;
+  // Nothing is left to be cleaned up, and those pollers must not see statics being destroyed.
+  std::_Exit(status.ok() ? 0 : 1);
 }

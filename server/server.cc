@@ -7,6 +7,8 @@
 #include <grpcpp/server_builder.h>
 
 #include <algorithm>
+#include <functional>
+#include <string>
 #include <thread>
 #include <utility>
 
@@ -34,6 +36,9 @@ constexpr int kKeepaliveMs = 60000;
 constexpr int kKeepaliveTimeoutMs = 20000;
 constexpr absl::Duration kLastWords = absl::Milliseconds(100);
 
+std::string Text(int64_t number) { return absl::StrCat(number); }
+std::string Text(absl::Duration duration) { return absl::FormatDuration(duration); }
+
 absl::Status CheckOptions(const ServerOptions& options) {
   if (absl::Status s = CheckListenAddress(options.listen, options.allow_insecure_listen); !s.ok()) {
     return s;
@@ -41,7 +46,7 @@ absl::Status CheckOptions(const ServerOptions& options) {
   const auto at_least = [](absl::string_view name, const auto& value, const auto& minimum) {
     if (value >= minimum) return absl::OkStatus();
     return absl::InvalidArgumentError(
-        absl::StrCat(name, " is out of range; see --help for what it may be"));
+        absl::StrCat(name, " is ", Text(value), "; it must be at least ", Text(minimum)));
   };
   const SessionStore::Options& sessions = options.sessions;
   for (const absl::Status& status :

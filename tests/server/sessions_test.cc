@@ -375,7 +375,8 @@ TEST(ServerOptionsTest, BadOptionsAndAddressesAreRefused) {
   EXPECT_EQ(server::Server::Start(options).status().code(), absl::StatusCode::kInvalidArgument);
   options.listen = "127.0.0.1:0";
   options.max_calls = 0;
-  EXPECT_EQ(server::Server::Start(options).status().code(), absl::StatusCode::kInvalidArgument);
+  EXPECT_EQ(server::Server::Start(options).status(),
+            absl::InvalidArgumentError("max_calls is 0; it must be at least 1"));
   TestServer running;
   options.max_calls = 1;
   options.listen = "127.0.0.1:" + std::to_string(running.server().port());
