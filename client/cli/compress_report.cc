@@ -1,3 +1,5 @@
+#include <utility>
+
 #include "absl/strings/str_cat.h"
 #include "client/cli/compress.h"
 #include "client/cli/format.h"
@@ -48,20 +50,22 @@ std::string ToText(const CompressResult& result) {
     absl::StrAppend(&text, "warning: ", Printable(warning), "\n");
   }
   const Totals totals = Sum(result);
-  Table table(totals.elements > 0 ? std::vector<std::string>{"LAYER", "SHAPE", "TARGET", "ACHIEVED"}
-                                  : std::vector<std::string>{"LAYER", "SHAPE", "BITS", ""});
+  const bool pruned = totals.elements > 0;
+  Table table(pruned ? std::vector<std::string>{"LAYER", "SHAPE", "TARGET", "ACHIEVED"}
+                     : std::vector<std::string>{"LAYER", "SHAPE", "BITS"});
   for (const LayerOutcome& layer : result.layers) {
     if (!layer.status.ok()) continue;
-    if (totals.elements > 0) {
-      table.Add({layer.name, FormatShape(layer.shape), FormatShare(*layer.target_sparsity),
-                 FormatShare(*layer.achieved_sparsity)});
+    std::vector<std::string> row = {layer.name, FormatShape(layer.shape)};
+    if (pruned) {
+      row.push_back(FormatShare(*layer.target_sparsity));
+      row.push_back(FormatShare(*layer.achieved_sparsity));
     } else {
-      table.Add({layer.name, FormatShape(layer.shape),
-                 layer.bits ? absl::StrCat(*layer.bits) : "not quantized at this step", ""});
+      row.push_back(layer.bits ? absl::StrCat(*layer.bits) : "not quantized at this step");
     }
+    table.Add(std::move(row));
   }
   absl::StrAppend(&text, table.ToString());
-  if (totals.elements > 0) {
+  if (pruned) {
     absl::StrAppend(&text, FormatShare(totals.pruned / totals.elements), " of ",
                     static_cast<int64_t>(totals.elements), " weights removed\n");
   }

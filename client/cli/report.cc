@@ -2,10 +2,10 @@
 
 #include <google/protobuf/util/json_util.h>
 
-#include <algorithm>
 #include <map>
 #include <nlohmann/json.hpp>
 
+#include "absl/strings/ascii.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_join.h"
 #include "absl/strings/strip.h"
@@ -14,16 +14,9 @@
 namespace nni_compression::cli {
 namespace {
 
-template <typename Enum>
-std::string EnumName(const std::string& name, absl::string_view prefix) {
-  std::string lower(absl::StripPrefix(name, prefix));
-  std::transform(lower.begin(), lower.end(), lower.begin(),
-                 [](unsigned char c) { return static_cast<char>(std::tolower(c)); });
-  return lower;
-}
-
 std::string StateName(v1::SessionState state) {
-  return EnumName<v1::SessionState>(v1::SessionState_Name(state), "SESSION_STATE_");
+  const std::string name = v1::SessionState_Name(state);
+  return absl::AsciiStrToLower(absl::StripPrefix(name, "SESSION_STATE_"));
 }
 
 std::string Labels(const v1::Session& session) {

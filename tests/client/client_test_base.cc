@@ -16,13 +16,13 @@ absl::StatusOr<std::string> RecordingAuthenticator::Authenticate(
     route.assign(found->second.data(), found->second.size());
   }
   const std::string name(method.substr(method.rfind('/') + 1));
-  const std::lock_guard<std::mutex> lock(mutex_);
+  server::MutexLock lock(&mutex_);
   routes_[name].insert(route);
   return "default";
 }
 
 std::map<std::string, std::set<std::string>> RecordingAuthenticator::routes() const {
-  const std::lock_guard<std::mutex> lock(mutex_);
+  server::MutexLock lock(&mutex_);
   return routes_;
 }
 

@@ -6,13 +6,14 @@
 
 #include <map>
 #include <memory>
-#include <mutex>
 #include <set>
 #include <string>
 #include <vector>
 
+#include "absl/base/thread_annotations.h"
 #include "absl/strings/str_cat.h"
 #include "nni_compression/client.h"
+#include "server/mutex.h"
 #include "server/server.h"
 
 namespace nni_compression {
@@ -27,8 +28,8 @@ class RecordingAuthenticator : public server::Authenticator {
   std::map<std::string, std::set<std::string>> routes() const;
 
  private:
-  mutable std::mutex mutex_;
-  std::map<std::string, std::set<std::string>> routes_;
+  mutable server::Mutex mutex_;
+  std::map<std::string, std::set<std::string>> routes_ ABSL_GUARDED_BY(mutex_);
 };
 
 class ClientTestBase : public ::testing::Test {

@@ -3,8 +3,8 @@
 #define NNI_COMPRESSION_FILES_H_
 
 #include <cstdint>
-#include <cstdio>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "absl/status/status.h"
