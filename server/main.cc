@@ -61,6 +61,10 @@ absl::StatusOr<ServerOptions> OptionsFromFlags() {
         absl::StrCat("data_dir is '", absl::GetFlag(FLAGS_data_dir),
                      "'; durable sessions are not in this version, so it must be empty"));
   }
+  if (!(absl::GetFlag(FLAGS_drain_seconds) >= 0)) {
+    return absl::InvalidArgumentError(absl::StrCat(
+        "drain_seconds is ", absl::GetFlag(FLAGS_drain_seconds), "; it must be at least 0"));
+  }
   const absl::StatusOr<int64_t> budget = ParseBytes(absl::GetFlag(FLAGS_memory_budget));
   if (!budget.ok()) {
     return absl::InvalidArgumentError(absl::StrCat("memory_budget: ", budget.status().message()));
