@@ -12,9 +12,9 @@ source deploy/common.sh
 export PYTHONPATH=$PWD/client/python/src
 results=build/test-results
 
-# The test programs (CTest's labels) that ThreadSanitizer can follow: it does not understand
-# Debian's gRPC and Abseil mutexes, which are not instrumented.
-tsan_programs='^(compression_|server_unit_|wire_unit_)'
+# The test programs that ThreadSanitizer can follow: it does not understand Debian's gRPC and Abseil
+# mutexes, which are not instrumented.
+tsan_programs=(compression_test server_unit_test wire_frames_test client_units_test cli_units_test)
 
 passed=0 failed=0 skipped=0
 
@@ -83,25 +83,31 @@ scripts() {
   record scripts "$started" "$results"/scripts-*.xml
 }
 
+# sanitizer PRESET TARGET...: builds; a failure is a failed test.
 sanitizer() {
   local name=$1 started=$SECONDS
   shift
-  say "compiling with $name"
-  quietly "configure-$name" cmake --preset "$name" && quietly "build-$name" cmake --build --preset "$name" \
-    && say "built in $((SECONDS - started)) s"
+  if ! quietly "configure-$name" cmake --preset "$name" ||
+    ! quietly "build-$name" cmake --build "build/$name" --target "$@"; then
+    record "$name" "$started" "$results/no-such-file.xml"
+    return 1
+  fi
+  say "built with $name in $((SECONDS - started)) s"
 }
 
 asan() {
-  sanitizer asan || { record asan $SECONDS none; return; }
+  sanitizer asan all || return 0
   ASAN_OPTIONS=strict_string_checks=1:check_initialization_order=1 \
     LSAN_OPTIONS=suppressions=$PWD/tests/testing/lsan.supp:print_suppressions=0 \
     UBSAN_OPTIONS=print_stacktrace=1 ctest_part asan build/asan "$@"
 }
 
 tsan() {
-  sanitizer tsan || { record tsan $SECONDS none; return; }
+  local labels
+  labels=$(IFS='|' && echo "${tsan_programs[*]}")
+  sanitizer tsan "${tsan_programs[@]}" || return 0
   TSAN_OPTIONS=suppressions=$PWD/tests/testing/tsan.supp ctest_part tsan build/tsan \
-    --label-regex "$tsan_programs" "$@"
+    --label-regex "^($labels)\$" "$@"
 }
 
 main() {
