@@ -148,8 +148,8 @@ class Server::Impl {
       grpc_ = nullptr;
       Log(LogLevel::kInfo, "stopped", {{"cancelled_calls", finished ? "no" : "yes"}});
     }
+    timers_.Stop();  // first: what they start needs the executor
     executor_.reset();
-    timers_.Stop();
   }
 
   int port() const { return port_; }
