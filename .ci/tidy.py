@@ -32,9 +32,19 @@ EXTRA = [
 ]
 
 
-def own_files(build):
+def without_gcc(command):
+    """The compile command without the compiler's launcher and without precompiled headers."""
+    words = command.split(" ")
+    del words[: next(i for i, word in enumerate(words) if word.endswith("c++"))]
+    for i in range(len(words) - 2, -1, -1):
+        if words[i] == "-include" and words[i + 1].endswith("cmake_pch.hxx"):
+            del words[i : i + 2]
+    return " ".join(words)
+
+
+def own_files(commands):
     """(file, command, object) of every own translation unit."""
-    for entry in json.loads((build / "compile_commands.json").read_text()):
+    for entry in commands:
         path = pathlib.Path(entry["file"]).resolve()
         if path.is_relative_to(ROOT) and str(path.relative_to(ROOT)).startswith(FOLDERS):
             output = re.search(r" -o (\S+)", entry["command"]).group(1)
@@ -64,12 +74,12 @@ def digest(version, command, paths):
     return sha.hexdigest()
 
 
-def check(build, path, stamp):
+def check(database, path, stamp):
     if stamp.exists():
         stamp.touch()
         return None
     run = subprocess.run(
-        [TIDY, "-p", build, "--quiet", *EXTRA, path], capture_output=True, text=True, check=False
+        [TIDY, "-p", database, "--quiet", *EXTRA, path], capture_output=True, text=True, check=False
     )
     if run.returncode == 0:
         stamp.touch()
@@ -79,16 +89,24 @@ def check(build, path, stamp):
 
 def main():
     build = pathlib.Path(sys.argv[1]).resolve()
+    commands = json.loads((build / "compile_commands.json").read_text())
+    # Precompiled headers come with a translation unit of their own.
+    commands = [entry for entry in commands if "cmake_pch" not in entry["file"]]
+    for entry in commands:
+        entry["command"] = without_gcc(entry["command"])
+    database = build / "clang-tidy"
+    database.mkdir(exist_ok=True)
+    (database / "compile_commands.json").write_text(json.dumps(commands))
     CACHE.mkdir(parents=True, exist_ok=True)
     version = subprocess.run([TIDY, "--version"], check=True, capture_output=True, text=True).stdout
     inputs = dependencies(build)
     jobs = []
     with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
-        for path, command, output in own_files(build):
+        for path, command, output in own_files(commands):
             # Without the build folder's place, so that another checkout shares what was found.
             command = command.replace(str(ROOT), "")
             stamp = CACHE / digest(version, command, [path, *inputs.get(output, [])])
-            jobs.append(pool.submit(check, build, path, stamp))
+            jobs.append(pool.submit(check, database, path, stamp))
     problems = [job.result() for job in jobs if job.result()]
     print(*problems, sep="\n", end="")
     print(f"clang-tidy: {len(jobs)} files, {len(problems)} with findings")
