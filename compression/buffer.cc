@@ -1,6 +1,7 @@
 #include "compression/buffer.h"
 
 #include <ATen/ops/from_blob.h>
+#include <sys/mman.h>
 
 #include <cstdlib>
 #include <new>
@@ -10,13 +11,22 @@ namespace {
 
 constexpr size_t kAlignment = 64;
 
+// The first write to each page of a fresh buffer costs more than the copy that does it, so large
+// buffers ask for pages of 2 MiB.
+constexpr size_t kHugePage = size_t{2} << 20;
+constexpr size_t kHugeBuffer = 4 * kHugePage;
+
 }  // namespace
 
 Buffer Buffer::Allocate(int64_t size) {
   // Never nothing: an empty tensor still has an address.
-  const size_t rounded = (static_cast<size_t>(size) + kAlignment) / kAlignment * kAlignment;
-  auto* bytes = static_cast<uint8_t*>(std::aligned_alloc(kAlignment, rounded));
+  const auto needed = static_cast<size_t>(size) + 1;
+  const size_t alignment = needed < kHugeBuffer ? kAlignment : kHugePage;
+  const size_t rounded = (needed + alignment - 1) / alignment * alignment;
+  auto* bytes = static_cast<uint8_t*>(std::aligned_alloc(alignment, rounded));
   if (bytes == nullptr) throw std::bad_alloc();
+  // Without them it works too.
+  if (alignment == kHugePage) madvise(bytes, rounded, MADV_HUGEPAGE);
   Buffer buffer;
   buffer.data_ = std::shared_ptr<uint8_t>(bytes, std::free);
   buffer.size_ = size;
