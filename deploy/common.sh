@@ -32,10 +32,13 @@ build_release() {
   if [[ ! -f $build/build.ninja ]] || ! grep -q '^NNI_COMPRESSION_WERROR:BOOL=ON$' $build/CMakeCache.txt; then
     quietly configure cmake --preset ci
   fi
-  local steps
-  steps=$(ninja -C $build -n "$@" </dev/null 2>/dev/null | grep -c '^\[' || true)
-  if [[ $steps -gt 3 ]]; then say "compiling, $steps steps; log in $logs/build.log"; fi
-  quietly build cmake --build $build --target "$@"
+  # Said only when it takes long.
+  (sleep 5 && say "compiling; log in $logs/build.log") &
+  local note=$! status=0
+  quietly build cmake --build $build --target "$@" || status=$?
+  kill "$note" 2>/dev/null || true
+  wait "$note" 2>/dev/null || true
+  return $status
 }
 
 # make_venv FOLDER KEY COMMAND...: a virtual environment over Debian's packages, filled by COMMAND
@@ -50,7 +53,7 @@ make_venv() {
     unset PYTHONPATH PYTHONHOME
     PATH=$PWD/$folder/bin:$PATH
     "$@"
-  )
+  ) || return
   printf '%s' "$key" >"$folder/key"
 }
 
