@@ -1,4 +1,4 @@
-"""Runs clang-tidy over the project's own C++ files but the tests, with clang's thread-safety analysis.
+"""Runs clang-tidy, with its thread-safety analysis, over the project's C++ files but the tests.
 
 tidy.py BUILD_FOLDER   a built folder with compile_commands.json
 
