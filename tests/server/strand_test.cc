@@ -26,10 +26,10 @@ TEST(StrandTest, RunsFunctionsInTheOrderInWhichTheyWerePosted) {
 }
 
 TEST(StrandTest, StrandsDoNotWaitForOneAnother) {
+  Latch release, ran;  // outlive the threads that use them
   Executor executor(2);
   const auto blocked = Strand::Create(&executor);
   const auto other = Strand::Create(&executor);
-  Latch release, ran;
   blocked->Post([&] { release.Wait(); });
   other->Post([&] { ran.Set(); });
   ran.Wait();
@@ -38,11 +38,11 @@ TEST(StrandTest, StrandsDoNotWaitForOneAnother) {
 
 TEST(StrandTest, ABusyStrandTakesTurnsWithTheOthers) {
   std::string order;
+  Latch posted;
   {
     Executor executor(1);
     const auto busy = Strand::Create(&executor);
     const auto other = Strand::Create(&executor);
-    Latch posted;
     busy->Post([&] { posted.Wait(); });
     for (int i = 0; i < 3; ++i) busy->Post([&] { order += 'b'; });
     for (int i = 0; i < 3; ++i) other->Post([&] { order += 'o'; });
@@ -53,10 +53,10 @@ TEST(StrandTest, ABusyStrandTakesTurnsWithTheOthers) {
 
 TEST(StrandTest, AFunctionMayPostToItsOwnStrand) {
   std::vector<int> ran;
+  Latch posted;
   {
     Executor executor(2);
     const auto strand = Strand::Create(&executor);
-    Latch posted;
     strand->Post([&] {
       ran.push_back(1);
       strand->Post([&] { ran.push_back(3); });
@@ -83,12 +83,12 @@ TEST(StrandTest, AFunctionIsDestroyedBeforeTheNextOneRuns) {
 TEST(ExecutorTest, TellsHowManyThreadsAreBusy) {
   Mutex mutex;
   std::vector<int> busy;
+  Latch first, second;
   {
     Executor executor(2, [&](int now) {
       MutexLock lock(&mutex);
       busy.push_back(now);
     });
-    Latch first, second;
     executor.Schedule([&] {
       first.Set();
       second.Wait();

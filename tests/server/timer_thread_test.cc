@@ -62,8 +62,8 @@ TEST_F(TimerThreadTest, StopDropsWhatWaitsAndWhatComes) {
 }
 
 TEST(SystemClockTest, TimersRunInRealTime) {
-  TimerThread timers(Clock::System());
   Latch ran;
+  TimerThread timers(Clock::System());
   timers.RunAt(Clock::System()->Now() + absl::Milliseconds(1), [&] { ran.Set(); });
   ran.Wait();
 }
