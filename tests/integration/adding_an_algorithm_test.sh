@@ -28,7 +28,6 @@ sed -i "s/^  ALGORITHM(Qat)\$/  ALGORITHM(Qat) \\\\\n  ALGORITHM(Random)/" "$cop
 grep -q 'ALGORITHM(Random)' "$copy/compression/registry.cc"
 
 export CCACHE_BASEDIR=$copy CCACHE_NOHASHDIR=1
-cmake -S "$copy" -B "$copy/build/release" -G Ninja -DCMAKE_BUILD_TYPE=Release -DNNI_COMPRESSION_WERROR=ON \
-  -DNNI_COMPRESSION_PRECOMPILE=OFF
+cmake -S "$copy" -B "$copy/build/release" -G Ninja -DCMAKE_BUILD_TYPE=Release -DNNI_COMPRESSION_WERROR=ON
 cmake --build "$copy/build/release" --target compression_test
 "$copy/build/release/tests/compression/compression_test" --gtest_filter='*Random*:*/random'
