@@ -65,7 +65,6 @@ def run(client: nc.Client) -> list[Benchmark]:
             "service, PyTorch": lambda: remote_torch(client, module),
         },
         ROUNDS,
-        warm_up=False,
     )
     title = "A mask of 45 million float32 weights, sparsity 0.8"
     against_kthvalue = {name: times[name] for name in list(times)[1:]}
