@@ -33,7 +33,7 @@ void StreamCall::OnReadDone(bool ok) {
   if (ok) {
     grpc::ByteBuffer message;
     message.Swap(&incoming_);
-    Process(receiver_.Receive(std::move(message)));
+    Process(receiver_.Receive(message));
     return;
   }
   // The end of the stream, whatever ended it; a cancellation is not always told apart.

@@ -1,6 +1,7 @@
 #include "client/cli/format.h"
 
 #include <algorithm>
+#include <cmath>
 #include <utility>
 
 #include "absl/strings/ascii.h"
@@ -59,7 +60,7 @@ std::string FormatShare(double share) { return absl::StrFormat("%.2f %%", 100 * 
 std::string FormatSeconds(absl::Duration time) {
   const double seconds = absl::ToDoubleSeconds(time);
   if (seconds < 9.95) return absl::StrFormat("%.1f s", seconds);
-  const auto whole = static_cast<int64_t>(seconds + 0.5);
+  const int64_t whole = std::llround(seconds);
   if (whole < 60) return absl::StrCat(whole, " s");
   if (whole < 3600) return absl::StrCat(whole / 60, " min ", whole % 60, " s");
   return absl::StrCat(whole / 3600, " h ", whole % 3600 / 60, " min");

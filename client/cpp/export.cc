@@ -26,7 +26,7 @@ absl::Status CheckFileName(const std::string& name) {
 }
 
 absl::Status FileReader::Read(grpc::ByteBuffer message) {
-  wire::MessageReader reader(std::move(message));
+  wire::MessageReader reader(message);
   while (true) {
     const auto field = reader.Next();
     if (!field.ok()) return BadReply(field.status().message());
@@ -137,7 +137,7 @@ absl::Status RunExport(const Connection& connection, const std::string& route,
     FileReader reader(sink);
     Outcome outcome = RunStream(connection, {"Export", route, deadline}, upload, loans,
                                 [&](grpc::ByteBuffer message) {
-                                  absl::Status status = reader.Read(std::move(message));
+                                  absl::Status status = reader.Read(message);
                                   progress.answered = reader.files();
                                   if (options.progress) options.progress(progress);
                                   return status;

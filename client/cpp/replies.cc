@@ -44,7 +44,7 @@ absl::Status Arrival::CheckCommit(const v1::Commit& commit) const {
 
 template <typename Result>
 absl::Status ReplyReader<Result>::Read(grpc::ByteBuffer message) {
-  wire::MessageReader reader(std::move(message));
+  wire::MessageReader reader(message);
   while (true) {
     const auto field = reader.Next();
     if (!field.ok()) return BadReply(field.status().message());

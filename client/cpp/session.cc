@@ -117,7 +117,7 @@ absl::StatusOr<StepResult> Session::Step(int64_t step, absl::Span<const Tensor> 
         Outcome outcome = internal::RunStream(*connection_, {"Step", route_, deadline}, upload,
                                               loans, [&](grpc::ByteBuffer message) {
                                                 answered = true;
-                                                return ParseWhole(std::move(message), &response);
+                                                return ParseWhole(message, &response);
                                               });
         if (outcome.status.ok() && !answered) outcome.status = BadReply("Step has no answer");
         return outcome;

@@ -46,7 +46,7 @@ class Stream {
       } else if (!ok) {
         reading = false;  // the server said all that it has to say
       } else {
-        if (local.ok()) local = on_message(std::move(incoming));
+        if (local.ok()) local = on_message(incoming);
         if (!local.ok()) context_->TryCancel();
         incoming.Clear();
         stream_->Read(&incoming, TagOf(kRead));

@@ -84,7 +84,7 @@ void MessageWriter::FlushSmall() {
 }
 
 MessageReader::MessageReader(grpc::ByteBuffer message)
-    : message_(std::move(message)),
+    : message_(message),
       size_(message_.Valid() ? static_cast<int64_t>(message_.Length()) : 0),
       bytes_(&message_),
       input_(&bytes_) {
