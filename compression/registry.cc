@@ -1,7 +1,5 @@
 #include "compression/registry.h"
 
-#include <utility>
-
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_join.h"
 #include "compression/suggest.h"
@@ -31,11 +29,10 @@ const Registry& Registry::Builtin() {
   return *registry;
 }
 
-absl::Status Registry::Add(AlgorithmInfo info) {
-  std::string name = info.name;
-  if (!algorithms_.try_emplace(name, std::move(info)).second) {
+absl::Status Registry::Add(const AlgorithmInfo& info) {
+  if (!algorithms_.try_emplace(info.name, info).second) {
     return absl::AlreadyExistsError(
-        absl::StrCat("there is an algorithm ", Quoted(name), " already"));
+        absl::StrCat("there is an algorithm ", Quoted(info.name), " already"));
   }
   return absl::OkStatus();
 }
@@ -44,6 +41,7 @@ absl::StatusOr<const AlgorithmInfo*> Registry::Find(absl::string_view name) cons
   const auto found = algorithms_.find(std::string(name));
   if (found != algorithms_.end()) return &found->second;
   std::vector<std::string> names;
+  names.reserve(algorithms_.size());
   for (const auto& entry : algorithms_) names.push_back(entry.first);
   return absl::InvalidArgumentError(absl::StrCat("algorithm is ", Quoted(name),
                                                  "; it must be one of ", absl::StrJoin(names, ", "),
@@ -52,6 +50,7 @@ absl::StatusOr<const AlgorithmInfo*> Registry::Find(absl::string_view name) cons
 
 std::vector<const AlgorithmInfo*> Registry::List() const {
   std::vector<const AlgorithmInfo*> list;
+  list.reserve(algorithms_.size());
   for (const auto& entry : algorithms_) list.push_back(&entry.second);
   return list;
 }

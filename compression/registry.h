@@ -20,7 +20,7 @@ class Registry {
   static const Registry& Builtin();
 
   // ALREADY_EXISTS for a second algorithm of one name.
-  absl::Status Add(AlgorithmInfo info);
+  absl::Status Add(const AlgorithmInfo& info);
 
   // INVALID_ARGUMENT with a suggestion when there is none.
   absl::StatusOr<const AlgorithmInfo*> Find(absl::string_view name) const;

@@ -86,6 +86,7 @@ std::optional<int> Session::IndexOf(absl::string_view name) const {
 absl::StatusOr<int> Session::FindLayer(absl::string_view name) const {
   if (const std::optional<int> index = IndexOf(name)) return *index;
   std::vector<std::string> names;
+  names.reserve(binding_.layers.size());
   for (const Layer& layer : binding_.layers) names.push_back(layer.name);
   return absl::NotFoundError(
       absl::StrCat("the session has no layer ", Quoted(name), Suggestion(name, names)));

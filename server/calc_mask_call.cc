@@ -31,43 +31,22 @@ absl::StatusOr<TensorSink::Admission> CalcMaskCall::OnHeader(const v1::TensorHea
   return expected.admission;
 }
 
-absl::Status CalcMaskCall::OnTensor(ReceivedTensor tensor) {
-  CountReceived(tensor.bytes.size());
-  RunInSession([this, tensor = std::make_shared<ReceivedTensor>(std::move(tensor))](
-                   compression::Session& session) { return Apply(session, *tensor); });
-  return absl::OkStatus();
-}
-
-absl::Status CalcMaskCall::OnHalfClose() {
-  RunInSession([this](compression::Session& session) {
-    if (absl::Status status = CheckEpoch(session); !status.ok()) return status;
-    UpdateSummary(session);
-    Complete();
-    return absl::OkStatus();
-  });
-  return absl::OkStatus();
-}
-
-absl::Status CalcMaskCall::CheckEpoch(const compression::Session& session) const {
+absl::Status CalcMaskCall::CheckClock(const compression::Session& session) const {
   if (!epoch_ || *epoch_ == session.clock().epoch) return absl::OkStatus();
   return absl::FailedPreconditionError(absl::StrCat("epoch is ", *epoch_, "; the session's is ",
                                                     session.clock().epoch, ": call UpdateEpoch"));
 }
 
-absl::Status CalcMaskCall::Apply(compression::Session& session, ReceivedTensor& tensor) {
-  if (absl::Status status = CheckEpoch(session); !status.ok()) return status;
-  if (absl::Status status = VerifyChecksum(tensor); !status.ok()) return status;
-  const absl::StatusOr<int> layer = session.FindLayer(tensor.header.layer());
-  if (!layer.ok()) return layer.status();
-  const compression::Layer& bound = session.layer(*layer);
+absl::Status CalcMaskCall::Apply(compression::Session& session, int layer, ReceivedTensor& tensor) {
+  const compression::Layer& bound = session.layer(layer);
 
   const absl::StatusOr<MaskAnswer> answer = [&]() -> absl::StatusOr<MaskAnswer> {
     if (tensor.header.role() == v1::TENSOR_ROLE_WEIGHT) {
-      return session.CalcMask(*layer, tensor.bytes.AsTensor(bound.dtype, bound.shape));
+      return session.CalcMask(layer, tensor.bytes.AsTensor(bound.dtype, bound.shape));
     }
     absl::StatusOr<Mask> mask = Mask::FromBits(std::move(tensor.bytes), bound.elements);
     if (!mask.ok()) return mask.status();
-    return session.SetMask(*layer, *std::move(mask));
+    return session.SetMask(layer, *std::move(mask));
   }();
   tensor.bytes = {};
   if (!answer.ok()) {

@@ -6,26 +6,24 @@
 #include <memory>
 #include <optional>
 
-#include "server/session_call.h"
+#include "server/layer_call.h"
 
 namespace nni_compression::server {
 
 // Threads as StreamCall.
-class CalcMaskCall final : public SessionCall {
+class CalcMaskCall final : public LayerCall {
  public:
-  using SessionCall::SessionCall;
+  using LayerCall::LayerCall;
 
  private:
   absl::Status OnOpen(wire::MessageReader& reader) override;
   absl::StatusOr<Admission> OnHeader(const nni::compression::v1::TensorHeader& header) override;
-  absl::Status OnTensor(ReceivedTensor tensor) override;
-  absl::Status OnHalfClose() override;
   void AnswerError(const nni::compression::v1::TensorHeader& header,
                    const absl::Status& error) override;
 
   // In the session, from here on.
-  absl::Status CheckEpoch(const compression::Session& session) const;
-  absl::Status Apply(compression::Session& session, ReceivedTensor& tensor);
+  absl::Status CheckClock(const compression::Session& session) const override;
+  absl::Status Apply(compression::Session& session, int layer, ReceivedTensor& tensor) override;
   void Answer(const ReceivedTensor& tensor, const compression::MaskAnswer& answer,
               Reservation memory);
 

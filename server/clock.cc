@@ -1,6 +1,7 @@
 #include "server/clock.h"
 
 #include <algorithm>
+#include <functional>
 
 #include "absl/time/clock.h"
 
@@ -14,6 +15,7 @@ class SystemClock : public Clock {
     // An hour at most: the wall clock may be set while a thread sleeps.
     return std::clamp(time - absl::Now(), absl::ZeroDuration(), absl::Hours(1));
   }
+  void SetListener(std::function<void()>) override {}  // it does not jump
 };
 
 }  // namespace

@@ -24,7 +24,7 @@ class Clock {
 
   // `listener` is called, on any thread, whenever the clock jumps. Null removes it; after that it
   // is not called any more. A clock has one listener at a time.
-  virtual void SetListener(std::function<void()> listener) {}
+  virtual void SetListener(std::function<void()> listener) = 0;
 };
 
 }  // namespace nni_compression::server

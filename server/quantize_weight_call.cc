@@ -63,40 +63,20 @@ absl::StatusOr<TensorSink::Admission> QuantizeWeightCall::OnHeader(const v1::Ten
   return expected.admission;
 }
 
-absl::Status QuantizeWeightCall::OnTensor(ReceivedTensor tensor) {
-  CountReceived(tensor.bytes.size());
-  RunInSession([this, tensor = std::make_shared<ReceivedTensor>(std::move(tensor))](
-                   compression::Session& session) { return Apply(session, *tensor); });
-  return absl::OkStatus();
-}
-
-absl::Status QuantizeWeightCall::OnHalfClose() {
-  RunInSession([this](compression::Session& session) {
-    if (absl::Status status = CheckStep(session); !status.ok()) return status;
-    UpdateSummary(session);
-    Complete();
-    return absl::OkStatus();
-  });
-  return absl::OkStatus();
-}
-
-absl::Status QuantizeWeightCall::CheckStep(const compression::Session& session) const {
+absl::Status QuantizeWeightCall::CheckClock(const compression::Session& session) const {
   if (!step_ || *step_ == session.clock().step) return absl::OkStatus();
   return absl::FailedPreconditionError(
       absl::StrCat("step is ", *step_, "; the session's is ", session.clock().step, ": call Step"));
 }
 
-absl::Status QuantizeWeightCall::Apply(compression::Session& session, ReceivedTensor& tensor) {
-  if (absl::Status status = CheckStep(session); !status.ok()) return status;
-  if (absl::Status status = VerifyChecksum(tensor); !status.ok()) return status;
-  const absl::StatusOr<int> layer = session.FindLayer(tensor.header.layer());
-  if (!layer.ok()) return layer.status();
-  const compression::Layer& bound = session.layer(*layer);
+absl::Status QuantizeWeightCall::Apply(compression::Session& session, int layer,
+                                       ReceivedTensor& tensor) {
+  const compression::Layer& bound = session.layer(layer);
 
   absl::StatusOr<QuantizedWeight> result =
       tensor.header.role() == v1::TENSOR_ROLE_RANGE
-          ? session.QuantizeRange(*layer, ToRange(tensor.bytes))
-          : session.QuantizeWeight(*layer, tensor.bytes.AsTensor(bound.dtype, bound.shape), reply_);
+          ? session.QuantizeRange(layer, ToRange(tensor.bytes))
+          : session.QuantizeWeight(layer, tensor.bytes.AsTensor(bound.dtype, bound.shape), reply_);
   tensor.bytes = {};
   if (!result.ok()) {
     AnswerError(tensor.header, result.status());

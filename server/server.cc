@@ -87,9 +87,10 @@ class Server::Impl {
       : timers_(options.clock != nullptr ? options.clock : Clock::System()),
         gate_(options.authenticator != nullptr ? options.authenticator : Authenticator::AllowAll(),
               options.max_calls),
-        sessions_(
-            options.sessions, &timers_,
-            [this](std::shared_ptr<SessionRecord> record) { RetireSession(&sessions_, record); }),
+        sessions_(options.sessions, &timers_,
+                  [this](const std::shared_ptr<SessionRecord>& record) {
+                    RetireSession(&sessions_, record);
+                  }),
         executor_(std::make_unique<Executor>(
             options.compute_threads > 0 ? options.compute_threads : Cores(),
             ShareCores(options.compute_threads > 0 ? options.compute_threads : Cores()))),

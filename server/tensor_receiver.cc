@@ -47,10 +47,10 @@ absl::Status VerifyChecksum(const ReceivedTensor& tensor) {
 TensorReceiver::TensorReceiver(TensorSink* sink, MemoryBudget* budget)
     : sink_(sink), budget_(budget) {}
 
-absl::StatusOr<TensorReceiver::Progress> TensorReceiver::Receive(grpc::ByteBuffer message) {
+absl::StatusOr<TensorReceiver::Progress> TensorReceiver::Receive(const grpc::ByteBuffer& message) {
   // A message means the same in whatever order its fields come: open, headers, chunks, commits.
   if (absl::Status status = ReadFrames(message); !status.ok()) return status;
-  reader_.emplace(std::move(message));
+  reader_.emplace(message);
   return ReadChunks();
 }
 

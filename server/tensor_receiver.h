@@ -71,7 +71,7 @@ class TensorReceiver {
   // Both outlive the receiver.
   TensorReceiver(TensorSink* sink, MemoryBudget* budget);
 
-  absl::StatusOr<Progress> Receive(grpc::ByteBuffer message);
+  absl::StatusOr<Progress> Receive(const grpc::ByteBuffer& message);
   absl::StatusOr<Progress> Resume(Reservation memory);
   int64_t bytes_needed() const { return bytes_needed_; }
 

@@ -25,7 +25,7 @@ absl::Status CheckFileName(const std::string& name) {
   return plain ? absl::OkStatus() : BadReply("a file's name is not a plain one");
 }
 
-absl::Status FileReader::Read(grpc::ByteBuffer message) {
+absl::Status FileReader::Read(const grpc::ByteBuffer& message) {
   wire::MessageReader reader(message);
   while (true) {
     const auto field = reader.Next();
@@ -136,7 +136,7 @@ absl::Status RunExport(const Connection& connection, const std::string& route,
     Upload upload(open, sent, upload_options, loans);
     FileReader reader(sink);
     Outcome outcome = RunStream(connection, {"Export", route, deadline}, upload, loans,
-                                [&](grpc::ByteBuffer message) {
+                                [&](const grpc::ByteBuffer& message) {
                                   absl::Status status = reader.Read(message);
                                   progress.answered = reader.files();
                                   if (options.progress) options.progress(progress);

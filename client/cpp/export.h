@@ -24,7 +24,7 @@ class FileReader {
   explicit FileReader(FileSink& sink) : sink_(sink) {}
 
   // Takes one message. INTERNAL when it is malformed, else the sink's error.
-  absl::Status Read(grpc::ByteBuffer message);
+  absl::Status Read(const grpc::ByteBuffer& message);
   // INTERNAL when a file that began did not end.
   absl::Status Finish() const;
   int64_t files() const { return complete_; }

@@ -43,7 +43,7 @@ absl::Status Arrival::CheckCommit(const v1::Commit& commit) const {
 }
 
 template <typename Result>
-absl::Status ReplyReader<Result>::Read(grpc::ByteBuffer message) {
+absl::Status ReplyReader<Result>::Read(const grpc::ByteBuffer& message) {
   wire::MessageReader reader(message);
   while (true) {
     const auto field = reader.Next();

@@ -69,7 +69,7 @@ class ReplyReader {
   virtual ~ReplyReader() = default;
 
   // Takes one message. INTERNAL when it is malformed.
-  absl::Status Read(grpc::ByteBuffer message);
+  absl::Status Read(const grpc::ByteBuffer& message);
 
   // Tensors whose answers are complete.
   int64_t answered() const { return answered_count_; }

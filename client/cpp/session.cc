@@ -115,7 +115,7 @@ absl::StatusOr<StepResult> Session::Step(int64_t step, absl::Span<const Tensor> 
         upload_options.checksum = connection_->options().checksum;
         internal::Upload upload(open, sent, upload_options, loans);
         Outcome outcome = internal::RunStream(*connection_, {"Step", route_, deadline}, upload,
-                                              loans, [&](grpc::ByteBuffer message) {
+                                              loans, [&](const grpc::ByteBuffer& message) {
                                                 answered = true;
                                                 return ParseWhole(message, &response);
                                               });

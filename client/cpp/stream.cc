@@ -105,7 +105,7 @@ class Stream {
 
 Outcome RunStream(const Connection& connection, const StreamCall& call, Upload& upload,
                   const Loans& loans,
-                  absl::FunctionRef<absl::Status(grpc::ByteBuffer message)> on_message) {
+                  absl::FunctionRef<absl::Status(const grpc::ByteBuffer& message)> on_message) {
   Stream stream(connection, call);
   Outcome outcome = stream.Run(upload, on_message);
   stream.Release(loans);

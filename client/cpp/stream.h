@@ -26,7 +26,7 @@ struct StreamCall {
 // has dropped every slice of `loans`.
 Outcome RunStream(const Connection& connection, const StreamCall& call, Upload& upload,
                   const Loans& loans,
-                  absl::FunctionRef<absl::Status(grpc::ByteBuffer message)> on_message);
+                  absl::FunctionRef<absl::Status(const grpc::ByteBuffer& message)> on_message);
 
 }  // namespace nni_compression::internal
 

@@ -61,8 +61,8 @@ std::vector<absl::StatusOr<T>> Transfer(const Connection& connection, const std:
     Results answers(sent.size());
     auto reader = make_reader(absl::MakeConstSpan(sent), answers);
     Outcome outcome = RunStream(connection, {method, route, deadline}, upload, loans,
-                                [&](grpc::ByteBuffer message) {
-                                  absl::Status status = reader.Read(std::move(message));
+                                [&](const grpc::ByteBuffer& message) {
+                                  absl::Status status = reader.Read(message);
                                   progress.answered = answered_before + reader.answered();
                                   report();
                                   return status;

@@ -83,7 +83,7 @@ void MessageWriter::FlushSmall() {
   small_.clear();
 }
 
-MessageReader::MessageReader(grpc::ByteBuffer message)
+MessageReader::MessageReader(const grpc::ByteBuffer& message)
     : message_(message),
       size_(message_.Valid() ? static_cast<int64_t>(message_.Length()) : 0),
       bytes_(&message_),

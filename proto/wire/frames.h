@@ -77,7 +77,7 @@ struct ChunkPrefix {
 //   }
 class MessageReader {
  public:
-  explicit MessageReader(grpc::ByteBuffer message);
+  explicit MessageReader(const grpc::ByteBuffer& message);
 
   // The number of the next field, 0 at the end. The field has to be consumed by Parse, by
   // BeginChunk and ReadPayload, or by Skip before the next call.

@@ -40,7 +40,7 @@ grpc::ByteBuffer Split(const std::string& bytes, size_t slice_bytes) {
 grpc::ByteBuffer Whole(const std::string& bytes) { return Split(bytes, bytes.size() + 1); }
 
 // What a reader sees in a message, every field consumed.
-absl::StatusOr<CalcMaskRequest> ReadAll(grpc::ByteBuffer message) {
+absl::StatusOr<CalcMaskRequest> ReadAll(const grpc::ByteBuffer& message) {
   MessageReader reader(std::move(message));
   CalcMaskRequest request;
   while (true) {

@@ -16,7 +16,7 @@ namespace {
 
 namespace v1 = ::nni::compression::v1;
 
-v1::CalcMaskResponse Parse(grpc::ByteBuffer message) {
+v1::CalcMaskResponse Parse(const grpc::ByteBuffer& message) {
   std::vector<grpc::Slice> slices;
   EXPECT_TRUE(message.Dump(&slices).ok());
   std::string bytes;
