@@ -400,6 +400,18 @@ def test_a_module_used_under_two_names_is_one_layer(client):
     assert pruner.unwrap()[2] is shared
 
 
+@everywhere
+def test_a_model_that_is_one_bare_layer_is_compressed(client, make, config_list):
+    layer = nn.Linear(6, 4)
+    compressor = make(config_list, client=client)
+    compressor(layer)
+    assert list(compressor.plan.layers) == ["."]
+    assert not torch.equal(layer.weight, dense(layer))
+    assert torch.equal(compressor.compressed_state_dict()["weight"], layer.weight)
+    expected = layer.weight.detach().clone()
+    assert torch.equal(compressor.unwrap().weight, expected)
+
+
 LAYERS = [
     (nn.Conv1d(4, 6, 3), torch.randn(2, 4, 8)),
     (nn.Conv2d(4, 6, 3, groups=2), torch.randn(2, 4, 8, 8)),

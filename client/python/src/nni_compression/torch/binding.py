@@ -17,6 +17,8 @@ from . import modules
 from .rounding import Parameters, parameters_of, weight_range
 from .transfer import DTYPES, from_host, to_host
 
+ROOT = "."  # the name of a model that is itself a layer
+
 
 class TrackedWeight:
     """A weight of the model under all its names (tied weights have several modules)."""
@@ -87,6 +89,9 @@ def _sample(weight: torch.Tensor) -> Any:
 def find_weights(model: nn.Module) -> list[TrackedWeight]:
     """The weights that can be compressed, in the order of named_modules(), tied ones once.
 
+    Layers have the modules' names; a model that is itself a layer is called ".", which no module in
+    it can be.
+
     Warns of modules whose weight is computed from other parameters (weight_norm, parametrize), and
     of scripted ones: there is no parameter that could be compressed. Raises ValueError for a lazy
     module that has not seen data.
@@ -98,17 +103,17 @@ def find_weights(model: nn.Module) -> list[TrackedWeight]:
         weight = None if scripted else module._parameters.get("weight")
         if isinstance(weight, nn.parameter.UninitializedParameter):
             raise ValueError(
-                f"the weight of layer {name!r} is not initialised; run one forward pass of the "
+                f"the weight of layer {name or ROOT!r} is not initialised; run one forward pass of the "
                 "model before compressing it"
             )
         if weight is None:
             if isinstance(getattr(module, "weight", None), torch.Tensor):
-                computed.append(name)
+                computed.append(name or ROOT)
         elif weight.dtype in DTYPES and weight.dim() and weight.numel():
             if id(weight) in found:
-                _add_name(found[id(weight)], name, module)
+                _add_name(found[id(weight)], name or ROOT, module)
             else:
-                found[id(weight)] = TrackedWeight(name, module)
+                found[id(weight)] = TrackedWeight(name or ROOT, module)
     if computed:
         warnings.warn(
             f"the weights of {', '.join(computed)} are computed or scripted and will not be "
