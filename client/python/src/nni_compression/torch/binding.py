@@ -103,8 +103,8 @@ def find_weights(model: nn.Module) -> list[TrackedWeight]:
         weight = None if scripted else module._parameters.get("weight")
         if isinstance(weight, nn.parameter.UninitializedParameter):
             raise ValueError(
-                f"the weight of layer {name or ROOT!r} is not initialised; run one forward pass of the "
-                "model before compressing it"
+                f"the weight of layer {name or ROOT!r} is not initialised; run one forward "
+                "pass of the model before compressing it"
             )
         if weight is None:
             if isinstance(getattr(module, "weight", None), torch.Tensor):
