@@ -5,7 +5,8 @@
 
 namespace nni_compression::server {
 
-Executor::Executor(int threads, std::function<void(int)> prepare) : prepare_(std::move(prepare)) {
+Executor::Executor(int threads, std::function<void(int)> prepare)
+    : prepare_(std::move(prepare)), long_limit_(std::max(1, threads - 1)) {
   for (int i = 0; i < std::max(1, threads); ++i) threads_.emplace_back([this] { Loop(); });
 }
 
@@ -18,30 +19,44 @@ Executor::~Executor() {
   for (std::thread& thread : threads_) thread.join();
 }
 
-void Executor::Schedule(std::function<void()> function) {
+void Executor::Schedule(std::function<void()> function, Work work) {
   MutexLock lock(&mutex_);
-  queue_.push_back(std::move(function));
+  (work == Work::kLong ? long_ : short_).push_back({std::move(function), scheduled_++});
   changed_.NotifyOne();
+}
+
+std::deque<Executor::Item>* Executor::NextQueue() {
+  const bool may_be_long = !long_.empty() && running_long_ < long_limit_;
+  if (may_be_long && (short_.empty() || long_.front().age < short_.front().age)) return &long_;
+  return short_.empty() ? nullptr : &short_;
 }
 
 void Executor::Loop() {
   while (true) {
     std::function<void()> function;
     int busy = 0;
+    bool is_long = false;
     {
       MutexLock lock(&mutex_);
-      // Work that still runs may schedule more.
-      while (queue_.empty() && !(stopped_ && running_ == 0)) changed_.Wait(&mutex_);
-      if (queue_.empty()) return;
-      function = std::move(queue_.front());
-      queue_.pop_front();
+      std::deque<Item>* queue = nullptr;
+      while ((queue = NextQueue()) == nullptr) {
+        if (stopped_ && running_ == 0) return;  // work that still runs may schedule more
+        changed_.Wait(&mutex_);
+      }
+      function = std::move(queue->front().function);
+      queue->pop_front();
+      is_long = queue == &long_;
+      running_long_ += is_long ? 1 : 0;
       busy = ++running_;
     }
     if (prepare_) prepare_(busy);
     function();
     function = nullptr;
     MutexLock lock(&mutex_);
+    running_long_ -= is_long ? 1 : 0;
     if (--running_ == 0 && stopped_) changed_.NotifyAll();
+    // A thread that passed over long work may take it now; this one looks for itself.
+    if (is_long && !long_.empty()) changed_.NotifyOne();
   }
 }
 

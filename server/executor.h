@@ -2,6 +2,7 @@
 #ifndef NNI_COMPRESSION_SERVER_EXECUTOR_H_
 #define NNI_COMPRESSION_SERVER_EXECUTOR_H_
 
+#include <cstdint>
 #include <deque>
 #include <functional>
 #include <thread>
@@ -12,8 +13,13 @@
 
 namespace nni_compression::server {
 
-// A fixed number of threads over one queue. Only strands put work in, and each at most one function
-// at a time, so the queue is bounded by the number of strands. Thread-safe.
+// How long a function takes: kLong is what computes on megabytes.
+enum class Work { kShort, kLong };
+
+// A fixed number of threads that take the oldest work there is. Long work, which spreads over the
+// cores by itself, never takes the last of several threads, so that a small layer does not wait for
+// the huge ones of others. Only strands put work in, and each at most one function at a time, so
+// the queues are bounded by the number of strands. Thread-safe.
 class Executor {
  public:
   // `prepare`, if given, is called before each function on its thread, with the number of threads
@@ -25,18 +31,29 @@ class Executor {
   ~Executor();
 
   // Runs `function` on one of the threads; it must not throw.
-  void Schedule(std::function<void()> function);
+  void Schedule(std::function<void()> function, Work work = Work::kShort);
 
   int threads() const { return static_cast<int>(threads_.size()); }
 
  private:
+  struct Item {
+    std::function<void()> function;
+    uint64_t age = 0;  // smaller is older
+  };
+
   void Loop();
+  // The queue whose turn it is; null: none has work that may run now.
+  std::deque<Item>* NextQueue() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
 
   const std::function<void(int)> prepare_;
+  const int long_limit_;  // threads that may do long work at a time
   Mutex mutex_;
   CondVar changed_;
-  std::deque<std::function<void()>> queue_ ABSL_GUARDED_BY(mutex_);
+  std::deque<Item> short_ ABSL_GUARDED_BY(mutex_);
+  std::deque<Item> long_ ABSL_GUARDED_BY(mutex_);
+  uint64_t scheduled_ ABSL_GUARDED_BY(mutex_) = 0;
   int running_ ABSL_GUARDED_BY(mutex_) = 0;
+  int running_long_ ABSL_GUARDED_BY(mutex_) = 0;
   bool stopped_ ABSL_GUARDED_BY(mutex_) = false;
   std::vector<std::thread> threads_;
 };

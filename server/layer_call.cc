@@ -4,11 +4,20 @@
 #include <utility>
 
 namespace nni_compression::server {
+namespace {
+
+// Computing on fewer bytes takes no longer than the small calls that would wait for it.
+constexpr int64_t kLongWorkBytes = 4 << 20;
+
+}  // namespace
 
 absl::Status LayerCall::OnTensor(ReceivedTensor tensor) {
   CountReceived(tensor.bytes.size());
-  RunInSession([this, tensor = std::make_shared<ReceivedTensor>(std::move(tensor))](
-                   compression::Session& session) { return ApplyChecked(session, *tensor); });
+  const Work work = tensor.bytes.size() < kLongWorkBytes ? Work::kShort : Work::kLong;
+  const auto shared = std::make_shared<ReceivedTensor>(std::move(tensor));
+  RunInSession(
+      [this, shared](compression::Session& session) { return ApplyChecked(session, *shared); },
+      work);
   return absl::OkStatus();
 }
 

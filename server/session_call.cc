@@ -28,17 +28,20 @@ absl::Status SessionCall::Join(absl::string_view session_id,
                    *kind == compression::AlgorithmKind::kPruner ? "pruner" : "quantizer"));
 }
 
-void SessionCall::RunInSession(Task task) {
-  Run(record().strand(), [this, task = std::move(task)] {
-    compression::Session* const session = record().session();
-    if (session == nullptr) {
-      return absl::NotFoundError(absl::StrCat("session '", record().id(), "' has ended"));
-    }
-    const absl::Time start = absl::Now();
-    const absl::Status status = task(*session);
-    record().compute_nanoseconds += absl::ToInt64Nanoseconds(absl::Now() - start);
-    return status;
-  });
+void SessionCall::RunInSession(Task task, Work work) {
+  Run(
+      record().strand(),
+      [this, task = std::move(task)] {
+        compression::Session* const session = record().session();
+        if (session == nullptr) {
+          return absl::NotFoundError(absl::StrCat("session '", record().id(), "' has ended"));
+        }
+        const absl::Time start = absl::Now();
+        const absl::Status status = task(*session);
+        record().compute_nanoseconds += absl::ToInt64Nanoseconds(absl::Now() - start);
+        return status;
+      },
+      work);
 }
 
 SessionCall::Expected SessionCall::CheckHeader(const v1::TensorHeader& header,

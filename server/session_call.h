@@ -33,7 +33,7 @@ class SessionCall : public StreamCall {
   absl::Status Join(absl::string_view session_id, std::optional<compression::AlgorithmKind> kind);
 
   // Runs `task` on the session's strand; NOT_FOUND ends the call when the session has ended.
-  void RunInSession(Task task);
+  void RunInSession(Task task, Work work = Work::kShort);
 
   // What a header of a compressed layer must look like: the layer, and the memory that its result
   // takes.

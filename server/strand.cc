@@ -8,33 +8,35 @@ std::shared_ptr<Strand> Strand::Create(Executor* executor) {
   return std::shared_ptr<Strand>(new Strand(executor));
 }
 
-void Strand::Post(std::function<void()> function) {
+void Strand::Post(std::function<void()> function, Work work) {
   {
     MutexLock lock(&mutex_);
-    queue_.push_back(std::move(function));
+    queue_.push_back({std::move(function), work});
     if (queue_.size() > 1) return;
   }
-  Schedule();
+  Schedule(work);
 }
 
-void Strand::Schedule() {
-  executor_->Schedule([self = shared_from_this()] { self->RunOne(); });
+void Strand::Schedule(Work work) {
+  executor_->Schedule([self = shared_from_this()] { self->RunOne(); }, work);
 }
 
 void Strand::RunOne() {
   std::function<void()> function;
   {
     MutexLock lock(&mutex_);
-    function = std::move(queue_.front());
+    function = std::move(queue_.front().function);
   }
   function();
   function = nullptr;
+  Work next = Work::kShort;
   {
     MutexLock lock(&mutex_);
     queue_.pop_front();
     if (queue_.empty()) return;
+    next = queue_.front().work;
   }
-  Schedule();
+  Schedule(next);
 }
 
 }  // namespace nni_compression::server

@@ -21,18 +21,23 @@ class Strand : public std::enable_shared_from_this<Strand> {
   static std::shared_ptr<Strand> Create(Executor* executor);
 
   // `function` must not throw.
-  void Post(std::function<void()> function);
+  void Post(std::function<void()> function, Work work = Work::kShort);
 
  private:
   explicit Strand(Executor* executor) : executor_(executor) {}
 
-  void Schedule();
+  struct Item {
+    std::function<void()> function;
+    Work work = Work::kShort;
+  };
+
+  void Schedule(Work work);
   void RunOne();
 
   Executor* const executor_;
   Mutex mutex_;
   // The first is running or scheduled.
-  std::deque<std::function<void()>> queue_ ABSL_GUARDED_BY(mutex_);
+  std::deque<Item> queue_ ABSL_GUARDED_BY(mutex_);
 };
 
 }  // namespace nni_compression::server

@@ -108,17 +108,19 @@ bool StreamCall::cancelled() const {
   return transport_ == nullptr || transport_->cancelled();
 }
 
-void StreamCall::Run(Strand& strand, std::function<absl::Status()> task) {
+void StreamCall::Run(Strand& strand, std::function<absl::Status()> task, Work work) {
   {
     MutexLock lock(&mutex_);
     ++tasks_;
   }
-  strand.Post([self = shared_from_this(), task = std::move(task)]() mutable {
-    absl::Status status;
-    if (!self->failed()) status = CatchExceptions(task);
-    task = nullptr;  // with the memory that it held, before the call can end
-    self->EndTask(status);
-  });
+  strand.Post(
+      [self = shared_from_this(), task = std::move(task)]() mutable {
+        absl::Status status;
+        if (!self->failed()) status = CatchExceptions(task);
+        task = nullptr;  // with the memory that it held, before the call can end
+        self->EndTask(status);
+      },
+      work);
 }
 
 void StreamCall::EndTask(const absl::Status& status) {

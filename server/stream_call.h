@@ -63,7 +63,7 @@ class StreamCall : public std::enable_shared_from_this<StreamCall>, protected Te
  protected:
   // Runs `task` on `strand`, unless the call has failed by then; an error fails the call. The call
   // lives until the task is done and destroyed. Any thread.
-  void Run(Strand& strand, std::function<absl::Status()> task);
+  void Run(Strand& strand, std::function<absl::Status()> task, Work work = Work::kShort);
 
   // Queues a reply. Any thread.
   void Push(Reply reply);

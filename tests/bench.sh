@@ -8,11 +8,14 @@ cd "$(dirname "$0")/.."
 source deploy/common.sh
 export PYTHONPATH=$PWD/client/python/src
 
-deploy/install-dependencies.sh --build
-build_release compression_server
+deploy/install-dependencies.sh
+quietly configure cmake --preset ci -DNNI_COMPRESSION_BUILD_BENCHMARKS=ON
+build_release compression_server transport_benchmark
+export TRANSPORT_BENCHMARK=$PWD/$build/tests/benchmarks/transport/transport_benchmark
 
 folder=$(mktemp -d)
 trap 'stop_server || true; rm -rf "$folder"' EXIT
 start_server "$folder"
+export SERVER_PID=$server_pid
 $python tests/benchmarks/run.py "$@"
 stop_server

@@ -29,6 +29,31 @@ class Line:
 
 
 @dataclass(frozen=True)
+class Goal:
+    """A ratio that docs/performance.md promises.
+
+    Attributes:
+        name: "P1".
+        what: the ratio in words.
+        bound: what its median has to be, at least or at most.
+        values: one a round.
+    """
+
+    name: str
+    what: str
+    bound: float
+    values: Sequence[float]
+    at_least: bool = True
+    unit: str = "x"
+
+    @property
+    def reached(self) -> bool:
+        """Whether the median is on the right side of the bound."""
+        median = statistics.median(self.values)
+        return median >= self.bound if self.at_least else median <= self.bound
+
+
+@dataclass(frozen=True)
 class Benchmark:
     """A title and its lines; `note` says what one should know to read them."""
 
@@ -36,6 +61,7 @@ class Benchmark:
     lines: Sequence[Line]
     note: str = ""
     facts: Mapping[str, Any] = field(default_factory=dict)
+    goals: Sequence[Goal] = ()
 
 
 def seconds(call: Callable[[], object]) -> float:
@@ -60,13 +86,18 @@ def alternate(
     return times
 
 
+def quotients(over: Sequence[float], under: Sequence[float]) -> list[float]:
+    """Round by round."""
+    return [a / b for a, b in zip(over, under)]
+
+
 def lines(
     times: Mapping[str, Sequence[float]], baseline: str, *, scale: float = 1e3, unit: str = "ms"
 ) -> list[Line]:
     """Times as lines with ratios to the baseline: 0.1 is ten times as fast."""
     found = []
     for name, values in times.items():
-        ratios = [value / base for value, base in zip(values, times[baseline])]
+        ratios = quotients(values, times[baseline])
         scaled = [value * scale for value in values]
         if name == baseline:
             found.append(Line(name, unit, scaled))
@@ -101,9 +132,24 @@ def show(benchmark: Benchmark) -> str:
     return "\n".join(out)
 
 
+def show_goals(goals: Sequence[Goal]) -> str:
+    """A line for each: what was promised, what was measured, and whether it was reached."""
+    width = max(len(goal.what) for goal in goals)
+    out = ["Goals: medians with smallest and largest value"]
+    for goal in goals:
+        bound = f"at {'least' if goal.at_least else 'most'} {goal.bound:g} {goal.unit}"
+        measured = f"{spread(goal.values)} {goal.unit}"
+        verdict = "reached" if goal.reached else "NOT REACHED"
+        out.append(f"  {goal.name} {goal.what:<{width}}  {bound:<17} {measured:<28} {verdict}")
+    return "\n".join(out)
+
+
 def as_json(benchmark: Benchmark) -> dict[str, Any]:
     """The benchmark for programs."""
-    return asdict(benchmark)
+    found = asdict(benchmark)
+    for goal, content in zip(benchmark.goals, found["goals"]):
+        content["reached"] = goal.reached
+    return found
 
 
 def machine() -> dict[str, Any]:

@@ -1,9 +1,11 @@
 """The least that could receive a tensor: a gRPC stream and a TCP socket that throw bytes away.
 
-Run as a program, `peers.py grpc` or `peers.py tcp`, it prints its port and serves until killed.
+Run as a program it prints its TCP port and serves until killed.
 """
 
 import contextlib
+import json
+import os
 import socket
 import subprocess
 import sys
@@ -12,54 +14,39 @@ from collections.abc import Iterator
 CHUNK = 1 << 20
 METHOD = "/bare.Discard/Upload"
 
+PROGRAM = os.environ.get("TRANSPORT_BENCHMARK", "")  # built from transport/
+SERVICE = os.environ.get("NNI_COMPRESSION_SERVER", "")
+
 
 @contextlib.contextmanager
-def running(kind: str) -> Iterator[int]:
-    """The port of a peer in a process of its own."""
+def bare_grpc() -> Iterator[str]:
+    """The address of a gRPC server, in C++ and in a process of its own, that discards."""
     process = subprocess.Popen(
-        [sys.executable, __file__, kind],
-        stdout=subprocess.PIPE,
-        stdin=subprocess.DEVNULL,
-        text=True,
+        [PROGRAM, "serve"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
+    try:
+        yield f"127.0.0.1:{int(process.stdout.readline())}"
+    finally:
+        process.communicate()
+
+
+@contextlib.contextmanager
+def bare_tcp() -> Iterator[int]:
+    """The port of a socket that discards, in a process of its own."""
+    process = subprocess.Popen(
+        [sys.executable, __file__], stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, text=True
     )
     try:
         yield int(process.stdout.readline())
     finally:
         process.terminate()
-        process.wait()
+        process.communicate()
 
 
-def serve_grpc() -> None:
-    from concurrent import futures
-
-    import grpc
-
-    def upload(messages, _context):
-        return str(sum(map(len, messages))).encode()
-
-    class Handler(grpc.GenericRpcHandler):
-        def service(self, details):
-            if details.method == METHOD:
-                return grpc.stream_unary_rpc_method_handler(upload)
-            return None
-
-    server = grpc.server(futures.ThreadPoolExecutor(2), handlers=[Handler()])
-    port = server.add_insecure_port("127.0.0.1:0")
-    server.start()
-    print(port, flush=True)
-    server.wait_for_termination()
-
-
-def serve_tcp() -> None:
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        print(listener.getsockname()[1], flush=True)
-        buffer = bytearray(CHUNK)
-        while True:
-            connection, _ = listener.accept()
-            with connection:
-                while connection.recv_into(buffer):
-                    pass
-                connection.sendall(b"d")
+def native(*arguments: str) -> dict[str, list[float]]:
+    """What transport_benchmark measured, in seconds by contender."""
+    done = subprocess.run([PROGRAM, *arguments], check=True, stdout=subprocess.PIPE, text=True)
+    return json.loads(done.stdout)
 
 
 def upload_grpc(channel, data: memoryview) -> None:
@@ -76,5 +63,17 @@ def upload_tcp(port: int, data: memoryview) -> None:
         assert connection.recv(1) == b"d"
 
 
+def serve_tcp() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        print(listener.getsockname()[1], flush=True)
+        buffer = bytearray(CHUNK)
+        while True:
+            connection, _ = listener.accept()
+            with connection:
+                while connection.recv_into(buffer):
+                    pass
+                connection.sendall(b"d")
+
+
 if __name__ == "__main__":
-    {"grpc": serve_grpc, "tcp": serve_tcp}[sys.argv[1]]()
+    serve_tcp()

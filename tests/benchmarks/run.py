@@ -13,7 +13,7 @@ import torch
 import harness
 import nni_compression as nc
 
-MODULES = ("calc_mask", "upload", "quantize", "latency", "training", "small_models")
+MODULES = ("calc_mask", "upload", "quantize", "latency", "training", "small_models", "many", "huge")
 
 
 def main() -> None:
@@ -32,13 +32,17 @@ def main() -> None:
     print(", ".join(f"{name} {value}" for name, value in machine.items()))
     print("Medians with smallest and largest value; x: ratio to the first line, round by round.\n")
     results = {}
+    goals = []
     for name in chosen:
         with nc.Client() as client:
             benchmarks = importlib.import_module(name).run(client)
         for benchmark in benchmarks:
             print(harness.show(benchmark), flush=True)
             print()
+            goals += benchmark.goals
         results[name] = [harness.as_json(benchmark) for benchmark in benchmarks]
+    if goals:
+        print(harness.show_goals(goals))
     if options.json:
         with open(options.json, "w", encoding="utf-8") as file:
             json.dump({"machine": machine, "benchmarks": results}, file, indent=1)

@@ -80,24 +80,5 @@ TEST(StrandTest, AFunctionIsDestroyedBeforeTheNextOneRuns) {
   EXPECT_TRUE(alone);
 }
 
-TEST(ExecutorTest, TellsHowManyThreadsAreBusy) {
-  Mutex mutex;
-  std::vector<int> busy;
-  Latch first, second;
-  {
-    Executor executor(2, [&](int now) {
-      MutexLock lock(&mutex);
-      busy.push_back(now);
-    });
-    executor.Schedule([&] {
-      first.Set();
-      second.Wait();
-    });
-    first.Wait();
-    executor.Schedule([&] { second.Set(); });
-  }
-  EXPECT_EQ(busy, (std::vector<int>{1, 2}));
-}
-
 }  // namespace
 }  // namespace nni_compression::server

@@ -90,11 +90,21 @@ def test_small_tensors_share_one_message() -> None:
     assert reassemble(messages) == {i: bytes(t.data) for i, t in enumerate(tensors)}
 
 
+def test_a_small_models_tensors_go_in_one_message() -> None:
+    tensors = [outgoing(i, size) for i, size in enumerate([2_000, 100_000, 1_600_000, 20_000])]
+    messages = messages_of(tensors)
+    assert len(messages) == 1
+    assert len(messages[0]) < 4 << 20
+    assert reassemble(messages) == {i: bytes(t.data) for i, t in enumerate(tensors)}
+
+
 @pytest.mark.parametrize("checksum", [False, True])
 @pytest.mark.parametrize("headers_first", [False, True])
 @pytest.mark.parametrize(
     "sizes",
     [
+        [_frames.LONE_BYTES],
+        [_frames.LONE_BYTES + 1],
         [_frames.CHUNK_BYTES],
         [_frames.CHUNK_BYTES + 1],
         [10, 3 * _frames.CHUNK_BYTES, 10, 10],

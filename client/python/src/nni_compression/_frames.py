@@ -11,7 +11,7 @@ from __future__ import annotations
 import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Union
+from typing import Optional, Union
 
 from ._wire import compression_pb2 as pb
 from .errors import DataLossError
@@ -25,6 +25,9 @@ ANSWER = 5
 
 # Payload of one chunk, and what a message of small tensors grows to. The wire allows 4 MiB.
 CHUNK_BYTES = 1 << 20
+# Tensors that take no more than this in all go in one message, which needs no sending thread: that
+# gains more than sending and computing at the same time would.
+LONE_BYTES = 3 << 20
 
 _VARINT = 0
 _FIXED64 = 1
@@ -122,7 +125,7 @@ def request_messages(
     *,
     headers_first: bool = False,
     checksum: bool = False,
-    chunk_bytes: int = CHUNK_BYTES,
+    chunk_bytes: Optional[int] = None,
 ) -> Iterator[bytes]:
     """The messages of one call: as few as the tensors fit into.
 
@@ -131,6 +134,9 @@ def request_messages(
     tensor while it waits for room for the next. `headers_first` sends all headers before the first
     payload, as Export wants it.
     """
+    if chunk_bytes is None:
+        total = sum(len(tensor.data) for tensor in tensors)
+        chunk_bytes = LONE_BYTES if total <= LONE_BYTES else CHUNK_BYTES
     builder = MessageBuilder()
     builder.open(open_content)
     if headers_first:
