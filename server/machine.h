@@ -14,6 +14,10 @@ namespace nni_compression::server {
 // whichever is smaller. `root` is "/", or a copy of the files in a test.
 int64_t MemoryLimit(const std::string& root = "/");
 
+// Cores that the process may keep busy, at least 1: those that it may run on, or its cgroup's quota
+// rounded up, whichever is smaller. `root` as above.
+int CpuLimit(const std::string& root = "/");
+
 // "4G", "512M", "100K", "1000000": a number of bytes with an optional binary suffix.
 // INVALID_ARGUMENT for anything else.
 absl::StatusOr<int64_t> ParseBytes(absl::string_view text);

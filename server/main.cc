@@ -35,7 +35,8 @@ ABSL_FLAG(std::string, data_dir, "",
 ABSL_FLAG(std::string, memory_budget, "0",
           "Bytes that tensors may take over all calls, with an optional suffix K, M or G; 0: 60 % "
           "of the container's or machine's memory.");
-ABSL_FLAG(int, compute_threads, 0, "Threads that compute; 0: as many as there are cores.");
+ABSL_FLAG(int, compute_threads, 0,
+          "Threads that compute; 0: as many as there are cores, or its cgroup may use.");
 ABSL_FLAG(int, max_calls, 4096, "Calls that may run at a time.");
 ABSL_FLAG(int64_t, max_sessions, 10000, "Sessions that may live at a time.");
 ABSL_FLAG(absl::Duration, default_lease, absl::Minutes(30),

@@ -9,7 +9,6 @@
 #include <algorithm>
 #include <functional>
 #include <string>
-#include <thread>
 #include <utility>
 
 #include "absl/strings/str_cat.h"
@@ -74,7 +73,9 @@ std::function<void(int)> ShareCores(int cores) {
   };
 }
 
-int Cores() { return std::max(1, static_cast<int>(std::thread::hardware_concurrency())); }
+int ComputeThreads(const ServerOptions& options) {
+  return options.compute_threads > 0 ? options.compute_threads : CpuLimit();
+}
 
 }  // namespace
 
@@ -91,9 +92,8 @@ class Server::Impl {
                   [this](const std::shared_ptr<SessionRecord>& record) {
                     RetireSession(&sessions_, record);
                   }),
-        executor_(std::make_unique<Executor>(
-            options.compute_threads > 0 ? options.compute_threads : Cores(),
-            ShareCores(options.compute_threads > 0 ? options.compute_threads : Cores()))),
+        executor_(std::make_unique<Executor>(ComputeThreads(options),
+                                             ShareCores(ComputeThreads(options)))),
         health_(&gate_),
         service_(&core_) {
     const int64_t budget = options.memory_budget > 0

@@ -86,6 +86,19 @@ TEST(MachineTest, ReadsTheSmallestLimitOfItsCgroups) {
   EXPECT_EQ(MemoryLimit(root.string()), 1000000);
   write("proc/self/cgroup", "");
   EXPECT_GT(MemoryLimit(root.string()), 2000000) << "the machine's memory";
+  const int machine = CpuLimit(root.string());
+  EXPECT_GE(machine, 1);
+  write("proc/self/cgroup", "0::/a/b\n");
+  write("sys/fs/cgroup/a/b/cpu.max", "max 100000\n");
+  EXPECT_EQ(CpuLimit(root.string()), machine);
+  write("sys/fs/cgroup/a/cpu.max", "50000 100000\n");
+  EXPECT_EQ(CpuLimit(root.string()), 1) << "half a core";
+  write("proc/self/cgroup", "5:cpu,cpuacct:/c\n");
+  write("sys/fs/cgroup/cpu/c/cpu.cfs_quota_us", "-1\n");
+  write("sys/fs/cgroup/cpu/c/cpu.cfs_period_us", "100000\n");
+  EXPECT_EQ(CpuLimit(root.string()), machine);
+  write("sys/fs/cgroup/cpu/c/cpu.cfs_quota_us", "100000\n");
+  EXPECT_EQ(CpuLimit(root.string()), 1);
   std::filesystem::remove_all(root);
 }
 
