@@ -1,6 +1,7 @@
-"""The least that could receive a tensor: a gRPC stream and a TCP socket that throw bytes away.
+"""What the service is measured against or through: bare receivers of bytes, and a slow link.
 
-Run as a program it prints its TCP port and serves until killed.
+Run as a program, `peers.py discard` or `peers.py relay ADDRESS BYTES_PER_SECOND`, it prints its TCP
+port and serves until killed.
 """
 
 import contextlib
@@ -9,6 +10,8 @@ import os
 import socket
 import subprocess
 import sys
+import threading
+import time
 from collections.abc import Iterator
 
 CHUNK = 1 << 20
@@ -31,10 +34,13 @@ def bare_grpc() -> Iterator[str]:
 
 
 @contextlib.contextmanager
-def bare_tcp() -> Iterator[int]:
-    """The port of a socket that discards, in a process of its own."""
+def running(*arguments: str) -> Iterator[int]:
+    """The port of this program in a process of its own: a socket that discards, or a slow link."""
     process = subprocess.Popen(
-        [sys.executable, __file__], stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, text=True
+        [sys.executable, __file__, *arguments],
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        text=True,
     )
     try:
         yield int(process.stdout.readline())
@@ -63,7 +69,7 @@ def upload_tcp(port: int, data: memoryview) -> None:
         assert connection.recv(1) == b"d"
 
 
-def serve_tcp() -> None:
+def discard() -> None:
     with socket.create_server(("127.0.0.1", 0)) as listener:
         print(listener.getsockname()[1], flush=True)
         buffer = bytearray(CHUNK)
@@ -75,5 +81,36 @@ def serve_tcp() -> None:
                 connection.sendall(b"d")
 
 
+def relay(address: str, bytes_per_second: float) -> None:
+    """Connects everybody to the address, at this rate in either direction."""
+    host, _, port = address.rpartition(":")
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        print(listener.getsockname()[1], flush=True)
+        while True:
+            near, _ = listener.accept()
+            far = socket.create_connection((host, int(port)))
+            for end in (near, far):
+                end.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            for source, sink in ((near, far), (far, near)):
+                threading.Thread(
+                    target=pump, args=(source, sink, bytes_per_second), daemon=True
+                ).start()
+
+
+def pump(source: socket.socket, sink: socket.socket, bytes_per_second: float) -> None:
+    """Passes bytes on, each piece when a link of this rate would have carried it."""
+    buffer = bytearray(1 << 16)
+    free_at = 0.0  # when the link is idle again
+    with contextlib.suppress(OSError):
+        while size := source.recv_into(buffer):
+            free_at = max(free_at, time.monotonic()) + size / bytes_per_second
+            time.sleep(max(0.0, free_at - time.monotonic()))
+            sink.sendall(memoryview(buffer)[:size])
+        sink.shutdown(socket.SHUT_WR)
+
+
 if __name__ == "__main__":
-    serve_tcp()
+    if sys.argv[1] == "relay":
+        relay(sys.argv[2], float(sys.argv[3]))
+    else:
+        discard()

@@ -1,16 +1,19 @@
-"""Quantization-aware training of a small network: what a step costs, and what travels."""
+"""Quantization-aware training: what a step costs, and what travels, near and far."""
 
 from __future__ import annotations
+
+from typing import Callable
 
 import torch
 
 import nni_compression as nc
+import peers
 from harness import Benchmark, Line, alternate, lines
 from nni_compression.torch import QATQuantizer
 
-STEPS = 20
 ROUNDS = 5
 RULE = {"op_types": ["default"], "quant_bits": 8}
+LINK = 125_000_000  # bytes a second: 1 Gbit/s
 
 
 def network() -> torch.nn.Module:
@@ -30,11 +33,29 @@ def network() -> torch.nn.Module:
     )
 
 
+def large_network() -> torch.nn.Module:
+    """Five linear layers: 25 million weights, as many as ResNet-50 has, for the same images."""
+    torch.manual_seed(0)
+    return torch.nn.Sequential(
+        torch.nn.Flatten(),
+        torch.nn.Linear(3072, 2900),
+        torch.nn.ReLU(),
+        torch.nn.Linear(2900, 2800),
+        torch.nn.ReLU(),
+        torch.nn.Linear(2800, 2800),
+        torch.nn.ReLU(),
+        torch.nn.Linear(2800, 10),
+    )
+
+
 class Trainer:
     """Trains a network of its own on random images, quantized in one way or not at all."""
 
-    def __init__(self, client: nc.Client, transfer: str) -> None:
-        self.model = network()
+    def __init__(
+        self, make: Callable[[], torch.nn.Module], steps: int, client: nc.Client, transfer: str
+    ) -> None:
+        self.steps = steps
+        self.model = make()
         self.optimizer = torch.optim.SGD(self.model.parameters(), lr=0.01)
         self.quantizer = None
         if transfer:
@@ -44,7 +65,7 @@ class Trainer:
         self.targets = torch.randint(0, 10, (32,))
 
     def train(self) -> None:
-        for _ in range(STEPS):
+        for _ in range(self.steps):
             self.optimizer.zero_grad()
             loss = torch.nn.functional.cross_entropy(self.model(self.inputs), self.targets)
             loss.backward()
@@ -57,23 +78,39 @@ class Trainer:
         before = self.quantizer.stats.bytes_sent + self.quantizer.stats.bytes_received
         self.train()
         after = self.quantizer.stats.bytes_sent + self.quantizer.stats.bytes_received
-        return (after - before) / STEPS / 1e3
+        return (after - before) / self.steps / 1e3
 
 
-def run(client: nc.Client) -> list[Benchmark]:
-    trainers = {
-        "not quantized": Trainer(client, ""),
-        "transfer='weights'": Trainer(client, "weights"),
-        "transfer='ranges'": Trainer(client, "ranges"),
-    }
-    times = alternate({name: trainer.train for name, trainer in trainers.items()}, ROUNDS)
-    title = "A step of training with QAT, 1.5 million weights, batches of 32"
+def compare(
+    make: Callable[[], torch.nn.Module],
+    steps: int,
+    rounds: int,
+    clients: dict[str, nc.Client],
+) -> list[Benchmark]:
+    """A step's time, and what it carries, without quantization and with each way and client."""
+    trainers = {"not quantized": Trainer(make, steps, next(iter(clients.values())), "")}
+    for place, client in clients.items():
+        for transfer in ("weights", "ranges"):
+            trainers[f"transfer={transfer!r}{place}"] = Trainer(make, steps, client, transfer)
+    weights = sum(p.numel() for p in trainers["not quantized"].model.parameters() if p.dim() > 1)
+    times = alternate({name: trainer.train for name, trainer in trainers.items()}, rounds)
+    title = f"A step of training with QAT, {weights / 1e6:.1f} million weights, batches of 32"
     sent = [
         Line(name, "KB", [trainer.kilobytes()])
         for name, trainer in trainers.items()
         if trainer.quantizer is not None
     ]
     return [
-        Benchmark(title, lines(times, "not quantized", scale=1e3 / STEPS)),
+        Benchmark(title, lines(times, "not quantized", scale=1e3 / steps)),
         Benchmark(title + ": what travels in both directions", sent),
     ]
+
+
+def run(client: nc.Client) -> list[Benchmark]:
+    found = compare(network, 20, ROUNDS, {"": client})
+    with (
+        peers.running("relay", peers.SERVICE, str(LINK)) as port,
+        nc.Client(f"127.0.0.1:{port}") as far,
+    ):
+        found += compare(large_network, 1, ROUNDS, {"": client, ", 1 Gbit/s": far})
+    return found

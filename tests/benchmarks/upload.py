@@ -26,7 +26,7 @@ def from_python(client: nc.Client, bare: str) -> Benchmark:
     copy = numpy.empty_like(array)
     layer = nc.Layer(name="w", op_type="Linear", shape=array.shape)
     with (
-        peers.bare_tcp() as tcp_port,
+        peers.running("discard") as tcp_port,
         grpc.insecure_channel(bare) as channel,
         client.bind_model(
             "level", [{"sparsity": 0.5}], layers=[layer], framework="pytorch"
