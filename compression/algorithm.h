@@ -3,8 +3,6 @@
 #ifndef NNI_COMPRESSION_COMPRESSION_ALGORITHM_H_
 #define NNI_COMPRESSION_COMPRESSION_ALGORITHM_H_
 
-#include <ATen/core/Tensor.h>
-
 #include <cstdint>
 #include <functional>
 #include <map>
@@ -21,6 +19,7 @@
 #include "compression/mask.h"
 #include "compression/options.h"
 #include "compression/quantization.h"
+#include "compression/weight.h"
 
 namespace nni_compression::compression {
 
@@ -47,8 +46,7 @@ struct LayerState {
 enum class Refresh { kOnce = 1, kWhenStale = 2, kOnWeightChange = 3 };
 
 // Base of every algorithm. One instance serves one rule of a session, so its options arrive in the
-// constructor. Immutable after construction; thread-safe. Methods get a weight that was checked:
-// the bound dtype and shape, contiguous, on the CPU; it may alias a buffer that dies with the call.
+// constructor. Immutable after construction; thread-safe. Methods get a checked Weight.
 // Methods may throw c10::Error; the session turns it into a status.
 class Compressor {
  public:
@@ -74,7 +72,7 @@ class Pruner : public Compressor {
   // The mask of a stale layer. `state.mask` holds what was pruned before; a call for a layer that
   // is not stale never gets here. Fails with INVALID_ARGUMENT for a non-finite weight, naming the
   // first bad flat index.
-  virtual absl::StatusOr<Mask> CalcMask(const Layer& layer, const at::Tensor& weight,
+  virtual absl::StatusOr<Mask> CalcMask(const Layer& layer, const Weight& weight,
                                         const LayerState& state, Clock clock) const = 0;
 
   // The share to be removed at this time, in [0, 1], for reports.
@@ -87,8 +85,7 @@ class Quantizer : public Compressor {
 
   // Codes or values, and the parameters, of a weight. May write `state.memory`, which the session
   // keeps only when the call succeeds. Fails with INVALID_ARGUMENT for a non-finite weight.
-  virtual absl::StatusOr<QuantizedWeight> QuantizeWeight(const Layer& layer,
-                                                         const at::Tensor& weight,
+  virtual absl::StatusOr<QuantizedWeight> QuantizeWeight(const Layer& layer, const Weight& weight,
                                                          QuantizeReply reply, Clock clock,
                                                          LayerState& state) const = 0;
 

@@ -4,24 +4,12 @@
 #include <cstring>
 #include <utility>
 
-#include "absl/numeric/bits.h"
 #include "absl/status/status.h"
 #include "absl/strings/str_cat.h"
+#include "compression/kernels/loops.h"
 
 namespace nni_compression::compression {
 namespace {
-
-int64_t CountOnes(absl::Span<const uint8_t> bytes) {
-  int64_t ones = 0;
-  size_t i = 0;
-  for (; i + 8 <= bytes.size(); i += 8) {
-    uint64_t word;
-    std::memcpy(&word, bytes.data() + i, 8);
-    ones += absl::popcount(word);
-  }
-  for (; i < bytes.size(); ++i) ones += absl::popcount(bytes[i]);
-  return ones;
-}
 
 // The bits of the last byte that stand for elements.
 uint8_t TailBits(int64_t elements) {
@@ -31,7 +19,9 @@ uint8_t TailBits(int64_t elements) {
 }  // namespace
 
 Mask::Mask(Buffer bits, int64_t elements)
-    : bits_(std::move(bits)), elements_(elements), pruned_(elements - CountOnes(bits_.span())) {}
+    : bits_(std::move(bits)),
+      elements_(elements),
+      pruned_(elements - CurrentLoops().count_ones(bits_.data(), bits_.size())) {}
 
 Mask Mask::Ones(int64_t elements) {
   Buffer bits = Buffer::Allocate(ByteLength(DataType::kBit, elements));
@@ -56,11 +46,7 @@ absl::StatusOr<Mask> Mask::FromBits(Buffer bits, int64_t elements) {
 }
 
 void Mask::Unpack(int64_t begin, absl::Span<uint8_t> out) const {
-  const uint8_t* bits = bits_.data();
-  const auto size = static_cast<int64_t>(out.size());
-  for (int64_t i = 0; i < size; ++i) {
-    out[i] = (bits[(begin + i) >> 3] >> ((begin + i) & 7)) & 1;
-  }
+  CurrentLoops().unpack(bits_.data(), begin, static_cast<int64_t>(out.size()), out.data());
 }
 
 bool operator==(const Mask& a, const Mask& b) {

@@ -151,9 +151,9 @@ MaskAnswer Session::AnswerMask(int i) const {
   return MaskAnswer{*states_[i].mask, pruner.TargetSparsity(clock_), clock_.epoch};
 }
 
-absl::StatusOr<MaskAnswer> Session::CalcMask(int i, const at::Tensor& weight) {
+absl::StatusOr<MaskAnswer> Session::CalcMask(int i, const Weight& weight) {
   if (auto status = CheckCompressed(i, AlgorithmKind::kPruner); !status.ok()) return status;
-  if (auto status = CheckWeight(i, weight); !status.ok()) return status;
+  if (auto status = CheckWeight(i, weight.values); !status.ok()) return status;
   if (!IsStale(i)) return AnswerMask(i);
   const auto& pruner = static_cast<const Pruner&>(*CompressorOf(i));
   auto mask = CatchAll<Mask>([&]() -> absl::StatusOr<Mask> {
@@ -189,10 +189,10 @@ absl::StatusOr<QuantizedWeight> Session::Quantize(
   return result;
 }
 
-absl::StatusOr<QuantizedWeight> Session::QuantizeWeight(int i, const at::Tensor& weight,
+absl::StatusOr<QuantizedWeight> Session::QuantizeWeight(int i, const Weight& weight,
                                                         QuantizeReply reply) {
   if (auto status = CheckCompressed(i, AlgorithmKind::kQuantizer); !status.ok()) return status;
-  if (auto status = CheckWeight(i, weight); !status.ok()) return status;
+  if (auto status = CheckWeight(i, weight.values); !status.ok()) return status;
   return Quantize(i, [&](const Quantizer& quantizer, LayerState& state) {
     return quantizer.QuantizeWeight(layer(i), weight, reply, clock_, state);
   });

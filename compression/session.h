@@ -63,14 +63,13 @@ class Session {
   // the weight is not looked at. FAILED_PRECONDITION when the algorithm is a quantizer,
   // INVALID_ARGUMENT when the layer is not compressed, or the dtype or shape is not the bound one,
   // or the weight is not finite (layer and first flat index named).
-  absl::StatusOr<MaskAnswer> CalcMask(int i, const at::Tensor& weight);
+  absl::StatusOr<MaskAnswer> CalcMask(int i, const Weight& weight);
 
   // Puts a mask that the trainer has in force, in place of what was there.
   absl::StatusOr<MaskAnswer> SetMask(int i, Mask mask);
 
   // Quantizes a weight at the present step. Errors as CalcMask's.
-  absl::StatusOr<QuantizedWeight> QuantizeWeight(int i, const at::Tensor& weight,
-                                                 QuantizeReply reply);
+  absl::StatusOr<QuantizedWeight> QuantizeWeight(int i, const Weight& weight, QuantizeReply reply);
   // The parameters of a weight with this range. INVALID_ARGUMENT when minimum > maximum, a number
   // is not finite, or there are not as many as the rule's granularity asks for.
   absl::StatusOr<QuantizedWeight> QuantizeRange(int i, const Range& range);

@@ -1,6 +1,7 @@
 #include "compression/algorithms/magnitude_pruner.h"
 
 #include <algorithm>
+#include <memory>
 #include <utility>
 
 #include "compression/kernels/finite.h"
@@ -18,17 +19,21 @@ bool MagnitudePruner::IsStale(const Layer& layer, const LayerState& state, Clock
   return sparsity && CountToPrune(layer.elements, *sparsity) > state.pruned();
 }
 
-absl::StatusOr<Mask> MagnitudePruner::CalcMask(const Layer& layer, const at::Tensor& weight,
+absl::StatusOr<Mask> MagnitudePruner::CalcMask(const Layer& layer, const Weight& weight,
                                                const LayerState& state, Clock clock) const {
   const std::optional<double> sparsity = SparsityNow(clock);
   SelectArguments arguments;
   arguments.dtype = layer.dtype;
-  arguments.weight = weight.data_ptr();
+  arguments.weight = weight.values.data_ptr();
   arguments.elements = layer.elements;
   arguments.previously_pruned = state.pruned();
   if (state.mask) arguments.previous = state.mask->bits().data();
   arguments.prune =
       std::max(state.pruned(), sparsity ? CountToPrune(layer.elements, *sparsity) : int64_t{0});
+
+  std::shared_ptr<const MagnitudeHistogram> magnitudes;
+  if (weight.statistics != nullptr) magnitudes = weight.statistics->magnitudes();
+  arguments.magnitudes = magnitudes.get();
 
   Buffer bits = Buffer::Allocate(ByteLength(DataType::kBit, layer.elements));
   if (!SelectSmallest(arguments, bits.data())) return NonFiniteError(layer, arguments.weight);

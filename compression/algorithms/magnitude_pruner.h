@@ -2,8 +2,6 @@
 #ifndef NNI_COMPRESSION_COMPRESSION_ALGORITHMS_MAGNITUDE_PRUNER_H_
 #define NNI_COMPRESSION_COMPRESSION_ALGORITHMS_MAGNITUDE_PRUNER_H_
 
-#include <ATen/core/Tensor.h>
-
 #include <cstdint>
 #include <optional>
 
@@ -21,8 +19,8 @@ int64_t CountToPrune(int64_t elements, double sparsity);
 class MagnitudePruner : public Pruner {
  public:
   bool IsStale(const Layer& layer, const LayerState& state, Clock clock) const override;
-  absl::StatusOr<Mask> CalcMask(const Layer& layer, const at::Tensor& weight,
-                                const LayerState& state, Clock clock) const override;
+  absl::StatusOr<Mask> CalcMask(const Layer& layer, const Weight& weight, const LayerState& state,
+                                Clock clock) const override;
 
  protected:
   // The share to prune, should the mask be renewed now; nothing: it is not to be renewed now.

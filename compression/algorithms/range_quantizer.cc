@@ -15,13 +15,19 @@
 namespace nni_compression::compression {
 
 absl::StatusOr<QuantizedWeight> RangeQuantizer::QuantizeWeight(const Layer& layer,
-                                                               const at::Tensor& weight,
+                                                               const Weight& weight,
                                                                QuantizeReply reply, Clock clock,
                                                                LayerState& state) const {
-  const void* data = weight.data_ptr();
-  const Channels channels = Channels::Of(layer.shape, channel_axis(layer));
-  const std::optional<Range> range = FindRange(layer.dtype, data, channels);
-  if (!range) return NonFiniteError(layer, data, /*as_float32=*/true);
+  const void* data = weight.values.data_ptr();
+  const std::optional<int> axis = channel_axis(layer);
+  const Channels channels = Channels::Of(layer.shape, axis);
+  std::optional<Range> range;
+  if (weight.statistics != nullptr) range = weight.statistics->range(axis);
+  if (!range) {
+    range = FindRange(layer.dtype, data, channels);
+    if (!range) return NonFiniteError(layer, data, /*as_float32=*/true);
+    if (weight.statistics != nullptr) weight.statistics->SetRange(axis, *range);
+  }
 
   QuantizedWeight result;
   result.parameters = ParametersFor(layer, *range, clock, state);

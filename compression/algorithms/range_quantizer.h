@@ -23,7 +23,7 @@ class RangeQuantizer : public Quantizer {
   bool accepts_range() const override { return true; }
   bool wants_range_in_step() const override { return true; }
 
-  absl::StatusOr<QuantizedWeight> QuantizeWeight(const Layer& layer, const at::Tensor& weight,
+  absl::StatusOr<QuantizedWeight> QuantizeWeight(const Layer& layer, const Weight& weight,
                                                  QuantizeReply reply, Clock clock,
                                                  LayerState& state) const override;
   absl::StatusOr<QuantizedWeight> QuantizeRange(const Layer& layer, const Range& range, Clock clock,

@@ -1,13 +1,16 @@
 #include "compression/kernels/select.h"
 
 #include <algorithm>
-#include <cstring>
+#include <atomic>
+#include <cmath>
 #include <mutex>
+#include <tuple>
 #include <vector>
 
 #include "absl/numeric/bits.h"
 #include "compression/kernels/dispatch.h"
 #include "compression/kernels/finite.h"
+#include "compression/kernels/loops.h"
 #include "compression/kernels/magnitude.h"
 #include "compression/kernels/parallel.h"
 #include "compression/kernels/words.h"
@@ -15,198 +18,263 @@
 namespace nni_compression::compression {
 namespace {
 
-constexpr int kDigitBits = 16;
+// So many candidates are collected and put in order; more are told apart by another pass.
+constexpr int64_t kMaxFound = int64_t{1} << 18;
+// A weight with no more elements than this needs no threshold first.
+constexpr int64_t kTiny = 2048;
+// Only a weight that changes all the time takes more.
+constexpr int kMaxPasses = 16;
 // Counters of one thread have 32 bits, so they are added up before they can overflow.
 constexpr int64_t kFlush = int64_t{1} << 31;
 // The search for the last tie keeps one counter per block, at most this many.
 constexpr int64_t kTieBlocks = int64_t{1} << 16;
 
-// Elements before `cut` are pruned below or at the threshold key, those after only below it.
-template <class Key>
-struct Threshold {
-  Key before;  // prune when key < before
-  Key after;
-  int64_t cut = 0;
-};
+constexpr int64_t kMinSample = 512;
+constexpr int64_t kMaxSample = 65536;
+// Half the bracket's width, in standard deviations of a sample's quantile.
+constexpr double kDeviations = 4;
+
+// The bits of a key that MagnitudeHistogram leaves out.
+template <class T>
+constexpr int kHistogramShift = std::max(0, Magnitude<T>::kBits - 16);
+
+// The same places for every weight of a size, in no pattern that a weight could have.
+int64_t SamplePlace(int64_t i, int64_t elements) {
+  const uint64_t random = static_cast<uint64_t>(i + 1) * 0x9e3779b97f4a7c15u;
+  return static_cast<int64_t>(
+      (static_cast<unsigned __int128>(random) * static_cast<uint64_t>(elements)) >> 64);
+}
 
 template <class T>
 class Selector {
  public:
-  using Key = typename Magnitude<T>::Key;
+  explicit Selector(const SelectArguments& arguments)
+      : a_(arguments), scan_(CurrentLoops().scan<Key>()) {}
 
-  explicit Selector(const SelectArguments& arguments) : a_(arguments) {}
-
-  bool Run(uint8_t* bits) const {
+  bool Run(uint8_t* bits) {
     const int64_t rank = a_.prune - a_.previously_pruned;
-    const bool nothing = rank <= 0;
-    const bool everything = a_.prune >= a_.elements;
-    // Otherwise the first histogram sees every element, and tells.
-    if (nothing || everything || a_.previous != nullptr) {
-      if (!AllFinite(a_.dtype, a_.weight, a_.elements)) return false;
+    const int64_t candidates = a_.elements - a_.previously_pruned;
+    if (rank <= 0) return PackFrom(0, bits);
+    if (rank >= candidates) return PackFrom(kEnd, bits);
+    Bracket bracket = FirstBracket(rank, candidates);
+    for (int pass = 0; !IsFinal(bracket) && pass < kMaxPasses; ++pass) {
+      bracket = Narrow(bracket, rank, candidates);
+      if (!finite_) return false;
     }
-    Threshold<Key> threshold{0, 0};
-    if (everything) {
-      threshold = {Magnitude<T>::kNonFinite, Magnitude<T>::kNonFinite};
-    } else if (!nothing && !FindThreshold(rank, &threshold)) {
-      return false;
-    }
-    Pack(threshold, bits);
-    return true;
+    const int64_t take = std::clamp<int64_t>(rank - bracket.below, 1, bracket.inside);
+    if (take == bracket.inside) return PackFrom(bracket.hi, bits);
+    if (bracket.inside <= kMaxFound) return PackAndOrder(bracket, take, bits);
+    return PackTies(bracket.lo, FindTie(bracket.lo, take) + 1, bits);
   }
 
  private:
-  uint64_t KeptWord(int64_t i) const {
-    return a_.previous == nullptr ? LowBits(WordSize(i, a_.elements))
-                                  : LoadWord(a_.previous, i, a_.elements);
+  using Key = typename Magnitude<T>::Key;
+  using Scan = typename ScanLoops<Key>::Scan;
+  using Found = typename ScanLoops<Key>::Found;
+  static constexpr Key kEnd = Magnitude<T>::kNonFinite;  // above all finite keys
+  static constexpr int64_t kBuckets = ScanLoops<Key>::kBuckets;
+  static constexpr int64_t kUnknown = -1;
+
+  // Keys [lo, hi), among which the threshold is, or is thought to be.
+  struct Bracket {
+    Key lo = 0;
+    Key hi = kEnd;
+    int64_t below = 0;          // candidates below lo
+    int64_t inside = kUnknown;  // candidates in [lo, hi)
+  };
+
+  bool IsFinal(const Bracket& bracket) const {
+    if (bracket.inside == kUnknown) return false;
+    return bracket.inside <= kMaxFound || bracket.hi - bracket.lo == 1;
   }
 
-  // The key of the rank-th smallest candidate, and where the last of its ties to be pruned is.
-  bool FindThreshold(int64_t rank, Threshold<Key>* threshold) const {
-    int width = std::min(kDigitBits, Magnitude<T>::kBits);
-    int shift = Magnitude<T>::kBits - width;
-    Key prefix = 0;
-    while (true) {
-      const bool first = shift + width == Magnitude<T>::kBits;
-      const std::vector<int64_t> counts = Histogram(first, prefix, shift, width);
-      if (first) {
-        const auto bad = static_cast<size_t>(Magnitude<T>::kNonFinite >> shift);
-        for (size_t b = bad; b < counts.size(); ++b) {
-          if (counts[b] != 0) return false;
-        }
-      }
-      size_t bucket = 0;
-      while (bucket + 1 < counts.size() && rank > counts[bucket]) rank -= counts[bucket++];
-      prefix = static_cast<Key>((static_cast<int64_t>(prefix) << width) | bucket);
-      const Key above = static_cast<Key>((static_cast<int64_t>(prefix) + 1) << shift);
-      if (rank >= counts[bucket]) {
-        *threshold = {above, above};  // the whole bucket goes
-        return true;
-      }
-      if (shift == 0) {
-        *threshold = {above, prefix, FindTie(prefix, rank) + 1};
-        return true;
-      }
-      width = std::min(kDigitBits, shift);
-      shift -= width;
+  Scan ScanOf(Key lo, Key hi) const { return {a_.weight, a_.elements, a_.previous, lo, hi}; }
+
+  Bracket FirstBracket(int64_t rank, int64_t candidates) {
+    if (a_.magnitudes != nullptr && a_.previous == nullptr) {
+      checked_ = true;
+      return BracketOf(*a_.magnitudes, rank);
     }
+    if (candidates <= kTiny) return {0, kEnd, 0, candidates};
+    return SampledBracket(static_cast<double>(rank) / static_cast<double>(candidates));
   }
 
-  // Counts of the `width` bits above `shift`, among the candidates whose bits above those are
-  // `prefix`.
-  std::vector<int64_t> Histogram(bool first, Key prefix, int shift, int width) const {
-    std::vector<int64_t> total(size_t{1} << width);
+  Bracket BracketOf(const MagnitudeHistogram& magnitudes, int64_t rank) const {
+    constexpr int kShift = kHistogramShift<T>;
+    Bracket bracket;
+    size_t b = 0;
+    while (b + 1 < magnitudes.counts.size() && rank > bracket.below + magnitudes.counts[b]) {
+      bracket.below += magnitudes.counts[b++];
+    }
+    bracket.lo = static_cast<Key>(static_cast<int64_t>(b) << kShift);
+    bracket.hi = static_cast<Key>(static_cast<int64_t>(b + 1) << kShift);
+    bracket.inside = magnitudes.counts[b];
+    return bracket;
+  }
+
+  // The keys around the quantile of a sample, as wide as it may be off.
+  Bracket SampledBracket(double quantile) const {
+    const int64_t wanted = std::clamp(a_.elements / 256, kMinSample, kMaxSample);
+    std::vector<Key> keys;
+    keys.reserve(wanted);
+    for (int64_t i = 0; i < wanted; ++i) {
+      const int64_t place = SamplePlace(i, a_.elements);
+      if (a_.previous != nullptr && (a_.previous[place / 8] >> (place % 8) & 1) == 0) continue;
+      keys.push_back(KeyAt<T>(a_.weight, place));
+    }
+    const auto size = static_cast<double>(keys.size());
+    const double slack = kDeviations * std::sqrt(size * quantile * (1 - quantile)) + 2;
+    const auto first = static_cast<int64_t>(std::floor(size * quantile - slack));
+    const auto last = static_cast<int64_t>(std::ceil(size * quantile + slack));
+    Bracket bracket;
+    auto begin = keys.begin();
+    if (first >= 0) {
+      begin += first;
+      std::nth_element(keys.begin(), begin, keys.end());
+      bracket.lo = std::min<Key>(*begin, kEnd - 1);
+    }
+    if (last < static_cast<int64_t>(keys.size())) {
+      const auto end = keys.begin() + last;
+      std::nth_element(begin, end, keys.end());
+      bracket.hi = std::min<Key>(*end, kEnd - 1) + 1;
+    }
+    bracket.hi = std::max<Key>(bracket.hi, bracket.lo + 1);
+    return bracket;
+  }
+
+  // A pass over the weight: the part of the bracket that has the threshold, or, where the bracket
+  // was wrong, all that lies on the right side of it.
+  Bracket Narrow(const Bracket& bracket, int64_t rank, int64_t candidates) {
+    int shift = 0;
+    while (static_cast<int64_t>((bracket.hi - bracket.lo - 1) >> shift) >= kBuckets) ++shift;
+    std::vector<int64_t> counts(kBuckets);
+    const int64_t below = Count(bracket, shift, counts);
+    if (rank <= below) return {0, bracket.lo, 0, below};
+    Bracket found{bracket.lo, bracket.lo, below, 0};
+    for (int64_t b = 0; b < kBuckets; ++b) {
+      const int64_t next = static_cast<int64_t>(bracket.lo) + ((b + 1) << shift);
+      found.hi = static_cast<Key>(std::min<int64_t>(next, bracket.hi));
+      found.inside = counts[b];
+      if (rank <= found.below + found.inside) return found;
+      found.below += found.inside;
+      found.lo = found.hi;
+      if (found.hi == bracket.hi) break;
+    }
+    return {bracket.hi, kEnd, found.below, std::max<int64_t>(1, candidates - found.below)};
+  }
+
+  int64_t Count(const Bracket& bracket, int shift, std::vector<int64_t>& counts) {
+    const Scan scan = ScanOf(bracket.lo, bracket.hi);
+    int64_t below = 0;
     std::mutex mutex;
     ParallelFor(a_.elements, kGrain, [&](int64_t begin, int64_t end) {
-      std::vector<uint32_t> counts(total.size());
+      std::vector<uint32_t> mine(counts.size());
       for (int64_t b = begin; b < end; b += kFlush) {
-        std::fill(counts.begin(), counts.end(), 0);
-        const int64_t e = std::min(end, b + kFlush);
-        if (first) {
-          CountFirst(b, e, shift, counts.data());
-        } else {
-          CountWithin(b, e, prefix, shift, width, counts.data());
-        }
+        std::fill(mine.begin(), mine.end(), 0);
+        Key largest = 0;
+        const int64_t less =
+            scan_.count(scan, b, std::min(end, b + kFlush), shift, mine.data(), largest);
         std::lock_guard<std::mutex> lock(mutex);
-        for (size_t i = 0; i < counts.size(); ++i) total[i] += counts[i];
+        below += less;
+        for (size_t i = 0; i < mine.size(); ++i) counts[i] += mine[i];
+        if (largest >= kEnd) finite_ = false;
       }
     });
-    return total;
+    checked_ = true;
+    return below;
   }
 
-  void CountFirst(int64_t begin, int64_t end, int shift, uint32_t* counts) const {
-    if (a_.previous == nullptr) {
-      for (int64_t i = begin; i < end; ++i) ++counts[KeyAt<T>(a_.weight, i) >> shift];
-      return;
-    }
-    for (int64_t i = begin; i < end; i += 64) {
-      for (uint64_t kept = KeptWord(i); kept != 0; kept &= kept - 1) {
-        ++counts[KeyAt<T>(a_.weight, i + absl::countr_zero(kept)) >> shift];
-      }
-    }
+  // Keeps the candidates whose key is not below the threshold.
+  bool PackFrom(Key threshold, uint8_t* bits) {
+    std::vector<Found> none;
+    Pack(ScanOf(threshold, threshold), 0, a_.elements, bits, none);
+    return finite_;
   }
 
-  void CountWithin(int64_t begin, int64_t end, Key prefix, int shift, int width,
-                   uint32_t* counts) const {
-    const auto digit_mask = static_cast<Key>((int64_t{1} << width) - 1);
-    const int above = shift + width;
-    for (int64_t i = begin; i < end; i += 64) {
-      uint64_t within = Where(i, [=](Key key) { return (key >> above) == prefix; }) & KeptWord(i);
-      for (; within != 0; within &= within - 1) {
-        ++counts[(KeyAt<T>(a_.weight, i + absl::countr_zero(within)) >> shift) & digit_mask];
-      }
+  // Prunes the candidates below the bracket, and the first `take` of those inside.
+  bool PackAndOrder(const Bracket& bracket, int64_t take, uint8_t* bits) {
+    std::vector<Found> found;
+    Pack(ScanOf(bracket.lo, bracket.hi), 0, a_.elements, bits, found);
+    take = std::min<int64_t>(take, static_cast<int64_t>(found.size()));
+    std::nth_element(found.begin(), found.begin() + take, found.end(),
+                     [](const Found& a, const Found& b) {
+                       return std::tie(a.key, a.index) < std::tie(b.key, b.index);
+                     });
+    for (int64_t i = 0; i < take; ++i) {
+      bits[found[i].index / 8] &= static_cast<uint8_t>(~(1 << (found[i].index % 8)));
     }
+    return finite_;
+  }
+
+  // Prunes the candidates below the key, and those with it that are before `cut`.
+  bool PackTies(Key key, int64_t cut, uint8_t* bits) {
+    std::vector<Found> none;
+    const Scan above = ScanOf(key + 1, key + 1);
+    const Scan from = ScanOf(key, key);
+    const int64_t word = cut / 64 * 64;
+    Pack(above, 0, word, bits, none);
+    Pack(from, word, a_.elements, bits, none);
+    if (word < cut) {
+      uint64_t first = 0;
+      Key largest = 0;
+      scan_.pack(above, word, std::min(word + 64, a_.elements), reinterpret_cast<uint8_t*>(&first),
+                 0, none, largest);
+      const uint64_t before = LowBits(cut - word);
+      const uint64_t after = LoadWord(bits, word, a_.elements);
+      StoreWord(bits, word, a_.elements, (first & before) | (after & ~before));
+    }
+    return finite_;
+  }
+
+  // [begin, end), in multiples of 64 but for the weight's end.
+  void Pack(const Scan& scan, int64_t begin, int64_t end, uint8_t* bits,
+            std::vector<Found>& found) {
+    std::mutex mutex;
+    ParallelFor(end - begin, kGrain, [&](int64_t b, int64_t e) {
+      std::vector<Found> mine;
+      Key largest = 0;
+      scan_.pack(scan, begin + b, begin + e, bits, kMaxFound, mine, largest);
+      std::lock_guard<std::mutex> lock(mutex);
+      found.insert(found.end(), mine.begin(), mine.end());
+      if (!checked_ && largest >= kEnd) finite_ = false;
+    });
   }
 
   // The flat index of the rank-th candidate with this key, rank >= 1.
   int64_t FindTie(Key key, int64_t rank) const {
+    const Scan scan = ScanOf(key, key + 1);
     const int64_t block = std::max(kGrain / 16, (a_.elements / kTieBlocks + 64) / 64 * 64);
+    const auto ties_in = [&](int64_t begin, int64_t end) {
+      uint32_t ties = 0;
+      Key largest = 0;
+      scan_.count(scan, begin, std::min(end, a_.elements), 0, &ties, largest);
+      return int64_t{ties};
+    };
     std::vector<int64_t> ties((a_.elements + block - 1) / block);
-    ParallelFor(a_.elements, std::max(block, kGrain / block * block),
-                [&](int64_t begin, int64_t end) {
-                  for (int64_t i = begin; i < end; i += 64) {
-                    ties[i / block] += absl::popcount(EqualWord(i, key));
-                  }
-                });
+    ParallelFor(static_cast<int64_t>(ties.size()), 16, [&](int64_t begin, int64_t end) {
+      for (int64_t b = begin; b < end; ++b) ties[b] = ties_in(b * block, (b + 1) * block);
+    });
     size_t b = 0;
     while (b + 1 < ties.size() && rank > ties[b]) rank -= ties[b++];
     const int64_t end = std::min<int64_t>(a_.elements, (b + 1) * block);
     for (int64_t i = b * block; i < end; i += 64) {
-      uint64_t equal = EqualWord(i, key);
-      if (rank > absl::popcount(equal)) {
-        rank -= absl::popcount(equal);
+      const int64_t here = ties_in(i, i + 64);
+      if (rank > here) {
+        rank -= here;
         continue;
       }
-      for (; rank > 1; --rank) equal &= equal - 1;
-      return i + absl::countr_zero(equal);
+      for (int64_t j = i; j < std::min(end, i + 64); ++j) {
+        const bool kept = a_.previous == nullptr || (a_.previous[j / 8] >> (j % 8) & 1) != 0;
+        if (kept && KeyAt<T>(a_.weight, j) == key && --rank == 0) return j;
+      }
     }
     return end - 1;
   }
 
-  // Candidates of the word at i whose key is `key`.
-  uint64_t EqualWord(int64_t i, Key key) const {
-    return Where(i, [=](Key other) { return other == key; }) & KeptWord(i);
-  }
-
-  // Elements of the word at i whose key is not below `limit`.
-  uint64_t LargeWord(int64_t i, Key limit) const {
-    return Where(i, [=](Key key) { return key >= limit; });
-  }
-
-  // A bit per element of the word at i: whether its key satisfies `holds`. Compilers make vector
-  // instructions of the full word's loop.
-  template <class Predicate>
-  uint64_t Where(int64_t i, Predicate holds) const {
-    const int64_t size = WordSize(i, a_.elements);
-    alignas(64) uint8_t yes[64] = {};
-    if (size == 64) {
-      for (int64_t j = 0; j < 64; ++j) yes[j] = holds(KeyAt<T>(a_.weight, i + j));
-    } else {
-      for (int64_t j = 0; j < size; ++j) yes[j] = holds(KeyAt<T>(a_.weight, i + j));
-    }
-    uint64_t word = 0;
-    for (int g = 0; g < 8; ++g) {
-      uint64_t bytes;
-      std::memcpy(&bytes, yes + 8 * g, 8);
-      // Moves the lowest bit of byte j to bit 56 + j.
-      word |= (bytes * 0x0102040810204080u >> 56) << (8 * g);
-    }
-    return word;
-  }
-
-  void Pack(const Threshold<Key>& threshold, uint8_t* bits) const {
-    ParallelFor(a_.elements, kGrain, [&](int64_t begin, int64_t end) {
-      for (int64_t i = begin; i < end; i += 64) {
-        uint64_t word = LargeWord(i, i < threshold.cut ? threshold.before : threshold.after);
-        if (i < threshold.cut && threshold.cut < i + 64) {
-          const uint64_t before = LowBits(threshold.cut - i);
-          word = (word & before) | (LargeWord(i, threshold.after) & ~before);
-        }
-        StoreWord(bits, i, a_.elements, word & KeptWord(i));
-      }
-    });
-  }
-
   const SelectArguments& a_;
+  const ScanLoops<Key>& scan_;
+  bool checked_ = false;  // for elements that are not finite, by an earlier pass
+  bool finite_ = true;
 };
 
 }  // namespace
@@ -214,6 +282,32 @@ class Selector {
 bool SelectSmallest(const SelectArguments& arguments, uint8_t* bits) {
   return DispatchWeight(arguments.dtype, [&](auto tag) {
     return Selector<typename decltype(tag)::Type>(arguments).Run(bits);
+  });
+}
+
+std::optional<MagnitudeHistogram> CountMagnitudes(DataType dtype, const void* weight,
+                                                  int64_t elements) {
+  return DispatchWeight(dtype, [&](auto tag) -> std::optional<MagnitudeHistogram> {
+    using T = typename decltype(tag)::Type;
+    constexpr int kShift = kHistogramShift<T>;
+    MagnitudeHistogram histogram;
+    histogram.counts.resize(size_t{1} << (Magnitude<T>::kBits - kShift));
+    std::mutex mutex;
+    ParallelFor(elements, kGrain, [&](int64_t begin, int64_t end) {
+      std::vector<uint32_t> counts(histogram.counts.size());
+      for (int64_t b = begin; b < end; b += kFlush) {
+        std::fill(counts.begin(), counts.end(), 0);
+        const int64_t e = std::min(end, b + kFlush);
+        for (int64_t i = b; i < e; ++i) ++counts[KeyAt<T>(weight, i) >> kShift];
+        std::lock_guard<std::mutex> lock(mutex);
+        for (size_t i = 0; i < counts.size(); ++i) histogram.counts[i] += counts[i];
+      }
+    });
+    for (auto b = static_cast<size_t>(Magnitude<T>::kNonFinite >> kShift);
+         b < histogram.counts.size(); ++b) {
+      if (histogram.counts[b] != 0) return std::nullopt;
+    }
+    return histogram;
   });
 }
 

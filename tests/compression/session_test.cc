@@ -133,11 +133,11 @@ TEST(SessionTest, RefusesRangesThatAreNone) {
 TEST(SessionTest, AnExceptionOfAnAlgorithmIsAStatusAndChangesNothing) {
   class Throwing : public Quantizer {
    public:
-    absl::StatusOr<QuantizedWeight> QuantizeWeight(const Layer&, const at::Tensor& weight,
+    absl::StatusOr<QuantizedWeight> QuantizeWeight(const Layer&, const Weight& weight,
                                                    QuantizeReply, Clock,
                                                    LayerState& state) const override {
       state.memory["half-done"] = {1};
-      weight.view({-5, 77});  // LibTorch throws
+      weight.values.view({-5, 77});  // LibTorch throws
       return QuantizedWeight();
     }
     int bits() const override { return 8; }

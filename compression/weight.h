@@ -1,0 +1,62 @@
+// A weight on its way to an algorithm, with what is known about it already.
+#ifndef NNI_COMPRESSION_COMPRESSION_WEIGHT_H_
+#define NNI_COMPRESSION_COMPRESSION_WEIGHT_H_
+
+#include <ATen/core/Tensor.h>
+
+#include <cstdint>
+#include <map>
+#include <memory>
+#include <mutex>
+#include <optional>
+#include <utility>
+#include <vector>
+
+#include "compression/dtype.h"
+#include "compression/quantization.h"
+
+namespace nni_compression::compression {
+
+// How many elements have magnitudes of which size: counts by the upper bits of their keys (see
+// kernels/magnitude.h), 16 of them, or all 15 of a half type. Of a finite weight.
+struct MagnitudeHistogram {
+  std::vector<int64_t> counts;
+};
+
+// What follows from a weight's bytes alone, kept with them so that the next question about them
+// costs less. Thread-safe.
+class WeightStatistics {
+ public:
+  // Computes what takes a pass of its own; half a second for a billion weights. Nothing for a
+  // weight that is not finite.
+  void Prepare(DataType dtype, const void* weight, int64_t elements);
+
+  // Null before Prepare.
+  std::shared_ptr<const MagnitudeHistogram> magnitudes() const;
+
+  // The range per channel along `axis`, or of the whole tensor, when someone has set it.
+  std::optional<Range> range(std::optional<int> axis) const;
+  void SetRange(std::optional<int> axis, const Range& range);
+
+  // Memory held.
+  int64_t bytes() const;
+
+ private:
+  mutable std::mutex mutex_;
+  std::shared_ptr<const MagnitudeHistogram> magnitudes_;
+  std::map<std::optional<int>, Range> ranges_;
+};
+
+// Checked by the session: of the bound dtype and shape, contiguous, on the CPU. `values` may alias
+// memory that dies with the call. `statistics`, of these very values, may be null.
+struct Weight {
+  Weight(at::Tensor values, WeightStatistics* statistics = nullptr)  // NOLINT: a tensor is a weight
+      : values(std::move(values)), statistics(statistics) {}
+
+  at::Tensor values;
+  WeightStatistics* statistics;
+};
+
+}  // namespace nni_compression::compression
+
+#endif  // NNI_COMPRESSION_COMPRESSION_WEIGHT_H_
