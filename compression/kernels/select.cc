@@ -210,19 +210,13 @@ class Selector {
   bool PackTies(Key key, int64_t cut, uint8_t* bits) {
     std::vector<Found> none;
     const Scan above = ScanOf(key + 1, key + 1);
-    const Scan from = ScanOf(key, key);
-    const int64_t word = cut / 64 * 64;
-    Pack(above, 0, word, bits, none);
-    Pack(from, word, a_.elements, bits, none);
-    if (word < cut) {
-      uint64_t first = 0;
-      Key largest = 0;
-      scan_.pack(above, word, std::min(word + 64, a_.elements), reinterpret_cast<uint8_t*>(&first),
-                 0, none, largest);
-      const uint64_t before = LowBits(cut - word);
-      const uint64_t after = LoadWord(bits, word, a_.elements);
-      StoreWord(bits, word, a_.elements, (first & before) | (after & ~before));
-    }
+    const int64_t word = (cut - 1) / 64 * 64;  // the cut is in it, or at its end
+    Pack(above, 0, std::min(word + 64, a_.elements), bits, none);
+    const uint64_t before = LoadWord(bits, word, a_.elements);
+    Pack(ScanOf(key, key), word, a_.elements, bits, none);
+    const uint64_t after = LoadWord(bits, word, a_.elements);
+    const uint64_t first = LowBits(cut - word);
+    StoreWord(bits, word, a_.elements, (before & first) | (after & ~first));
     return finite_;
   }
 

@@ -9,6 +9,17 @@
 
 namespace nni_compression::compression {
 
+std::string NameOf(Isa isa) {
+  switch (isa) {
+    case Isa::kAvx2:
+      return "avx2";
+    case Isa::kAvx512:
+      return "avx512";
+    default:
+      return "portable";
+  }
+}
+
 Layer MakeLayer(std::string name, std::vector<int64_t> shape, DataType dtype, std::string op_type) {
   Layer layer;
   layer.name = std::move(name);

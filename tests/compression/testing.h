@@ -14,6 +14,7 @@
 
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
+#include "compression/kernels/isa.h"
 #include "compression/session.h"
 
 namespace nni_compression::compression {
@@ -62,6 +63,12 @@ at::Tensor Values(std::vector<double> values, DataType dtype = DataType::kFloat3
 // Normally distributed values, the same for the same seed.
 at::Tensor Random(std::vector<int64_t> shape, uint64_t seed, DataType dtype = DataType::kFloat32,
                   double deviation = 1.0);
+
+// Parts of test names: "float32", "avx2".
+std::string NameOf(Isa isa);
+inline std::string NameOf(DataType dtype, Isa isa) {
+  return std::string(DataTypeName(dtype)) + "_" + NameOf(isa);
+}
 
 // "0110": 1 = kept.
 std::string Bits(const Mask& mask);

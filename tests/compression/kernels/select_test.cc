@@ -10,7 +10,9 @@
 #include <numeric>
 #include <optional>
 #include <random>
+#include <tuple>
 
+#include "compression/kernels/isa.h"
 #include "tests/compression/testing.h"
 
 namespace nni_compression::compression {
@@ -23,28 +25,40 @@ std::vector<double> Widened(const at::Tensor& weight) {
 }
 
 // A plain sort by (pruned before, |w|, index).
-std::string Expected(const at::Tensor& weight, int64_t prune, const std::string& previous) {
-  const std::vector<double> values = Widened(weight);
-  std::vector<int64_t> order(values.size());
-  std::iota(order.begin(), order.end(), 0);
-  const auto rank = [&](int64_t i) {
-    return !previous.empty() && previous[i] == '0' ? -1.0 : std::fabs(values[i]);
-  };
-  std::stable_sort(order.begin(), order.end(),
-                   [&](int64_t a, int64_t b) { return rank(a) < rank(b); });
-  std::string bits(values.size(), '1');
-  for (int64_t i = 0; i < prune; ++i) bits[order[i]] = '0';
-  return bits;
-}
+class Sorted {
+ public:
+  Sorted(const at::Tensor& weight, const std::string& previous) {
+    const std::vector<double> values = Widened(weight);
+    order_.resize(values.size());
+    std::iota(order_.begin(), order_.end(), 0);
+    std::vector<double> rank(values.size());
+    for (size_t i = 0; i < rank.size(); ++i) {
+      rank[i] = !previous.empty() && previous[i] == '0' ? -1.0 : std::fabs(values[i]);
+    }
+    std::stable_sort(order_.begin(), order_.end(),
+                     [&](int64_t a, int64_t b) { return rank[a] < rank[b]; });
+  }
+
+  std::string Bits(int64_t prune) const {
+    std::string bits(order_.size(), '1');
+    for (int64_t i = 0; i < prune; ++i) bits[order_[i]] = '0';
+    return bits;
+  }
+
+ private:
+  std::vector<int64_t> order_;
+};
 
 // Nothing when the kernel says that a weight is not finite.
 std::optional<Mask> SelectMask(DataType dtype, const at::Tensor& weight, int64_t prune,
-                               const std::optional<Mask>& previous) {
+                               const std::optional<Mask>& previous,
+                               const MagnitudeHistogram* magnitudes = nullptr) {
   SelectArguments arguments;
   arguments.dtype = dtype;
   arguments.weight = weight.data_ptr();
   arguments.elements = weight.numel();
   arguments.prune = prune;
+  arguments.magnitudes = magnitudes;
   if (previous) {
     arguments.previous = previous->bits().data();
     arguments.previously_pruned = previous->pruned();
@@ -55,29 +69,46 @@ std::optional<Mask> SelectMask(DataType dtype, const at::Tensor& weight, int64_t
 }
 
 std::string Select(DataType dtype, const at::Tensor& weight, int64_t prune,
-                   const std::string& previous = "") {
+                   const std::string& previous = "",
+                   const MagnitudeHistogram* magnitudes = nullptr) {
   const auto mask = SelectMask(
-      dtype, weight, prune, previous.empty() ? std::nullopt : std::make_optional(MaskOf(previous)));
+      dtype, weight, prune, previous.empty() ? std::nullopt : std::make_optional(MaskOf(previous)),
+      magnitudes);
   return mask ? Bits(*mask) : "not finite";
 }
 
-class SelectTest : public testing::TestWithParam<DataType> {
+class SelectTest : public testing::TestWithParam<std::tuple<DataType, Isa>> {
  protected:
-  // Compares with the sort at many counts, with and without a mask before.
+  SelectTest() { SetIsaForTesting(std::get<Isa>(GetParam())); }
+  ~SelectTest() override { SetIsaForTesting(std::nullopt); }
+
+  static DataType dtype() { return std::get<DataType>(GetParam()); }
+
+  // Compares with the sort at many counts, with and without a mask before, and with statistics.
   void Check(const std::vector<double>& values) {
-    const at::Tensor weight = Values(values, GetParam());
+    const at::Tensor weight = Values(values, dtype());
     const int64_t n = weight.numel();
+    const auto magnitudes = CountMagnitudes(dtype(), weight.data_ptr(), n);
+    ASSERT_TRUE(magnitudes.has_value());
+    const Sorted sorted(weight, "");
     for (int64_t prune : {int64_t{0}, int64_t{1}, n / 7, n / 2, n * 4 / 5, n - 1, n}) {
-      ASSERT_EQ(Select(GetParam(), weight, prune), Expected(weight, prune, ""))
+      const std::string expected = sorted.Bits(prune);
+      ASSERT_EQ(Select(dtype(), weight, prune), expected)
           << n << " elements, " << prune << " to prune";
+      ASSERT_EQ(Select(dtype(), weight, prune, "", &*magnitudes), expected)
+          << n << " elements, " << prune << " to prune, with statistics";
     }
     std::mt19937_64 engine(n);
     std::string previous(n, '1');
     for (char& bit : previous) bit = engine() % 3 == 0 ? '0' : '1';
     const auto pruned = static_cast<int64_t>(std::count(previous.begin(), previous.end(), '0'));
+    const Sorted rest(weight, previous);
     for (int64_t prune : {pruned, std::min(pruned + 1, n), (pruned + n) / 2, n}) {
-      ASSERT_EQ(Select(GetParam(), weight, prune, previous), Expected(weight, prune, previous))
+      const std::string expected = rest.Bits(prune);
+      ASSERT_EQ(Select(dtype(), weight, prune, previous), expected)
           << n << " elements, " << prune << " to prune, " << pruned << " pruned before";
+      ASSERT_EQ(Select(dtype(), weight, prune, previous, &*magnitudes), expected)
+          << n << " elements, " << prune << " to prune, " << pruned << " before, with statistics";
     }
   }
 };
@@ -124,16 +155,59 @@ TEST_P(SelectTest, AgreesWithASortOnDenormalsAndExtremes) {
   Check(values);
 }
 
+TEST_P(SelectTest, AgreesWithASortOnWeightsThatNeedASample) {
+  std::mt19937_64 engine(11);
+  std::normal_distribution<double> normal;
+  for (int64_t n : {2049, 16384 + 63, 70001}) {
+    std::vector<double> values(n);
+    for (double& value : values) value = normal(engine);
+    Check(values);
+  }
+}
+
+TEST_P(SelectTest, AgreesWithASortWhenTheSampleSaysNothing) {
+  // Small ones with a few large, in blocks, in periods, and at one end: wherever a sample looks.
+  for (int64_t period : {2, 3, 64, 255, 256, 257, 4096}) {
+    std::vector<double> values(20000);
+    for (size_t i = 0; i < values.size(); ++i) {
+      const auto place = static_cast<int64_t>(i);
+      values[i] = place % period == 0 ? 100.0 + static_cast<double>(place % 37)
+                                      : static_cast<double>(place % 101) / 128.0;
+    }
+    Check(values);
+  }
+  std::vector<double> values(20000);
+  for (size_t i = 0; i < values.size(); ++i) values[i] = i < 19990 ? 0.25 : 8.0;
+  Check(values);
+}
+
+TEST_P(SelectTest, AgreesWithASortWhenManyTiesCrossTheThreshold) {
+  // More than are collected.
+  std::vector<double> values((int64_t{1} << 18) + 1000, 1.0);
+  for (size_t i = 0; i < values.size(); i += 3) values[i] = -1.0;
+  for (size_t i = 0; i < values.size(); i += 1001) values[i] = 0.5;
+  Check(values);
+}
+
+TEST_P(SelectTest, AgreesWithASortWhenWeightsClusterAroundTheThreshold) {
+  std::mt19937_64 engine(12);
+  std::vector<double> values(30000);
+  for (double& value : values) {
+    value = 1.0 + static_cast<double>(engine() % 64) * std::ldexp(1.0, -7 - engine() % 17);
+  }
+  Check(values);
+}
+
 TEST_P(SelectTest, TakesNegativeZeroForZero) {
-  const at::Tensor weight = Values({0.0, -0.0, 0.0, -0.0, 1.0}, GetParam());
-  EXPECT_EQ(Select(GetParam(), weight, 1), "01111");
-  EXPECT_EQ(Select(GetParam(), weight, 2), "00111");
-  EXPECT_EQ(Select(GetParam(), weight, 3), "00011");
+  const at::Tensor weight = Values({0.0, -0.0, 0.0, -0.0, 1.0}, dtype());
+  EXPECT_EQ(Select(dtype(), weight, 1), "01111");
+  EXPECT_EQ(Select(dtype(), weight, 2), "00111");
+  EXPECT_EQ(Select(dtype(), weight, 3), "00011");
 }
 
 TEST_P(SelectTest, PrunesTheLowerIndexOfEqualMagnitudesFirst) {
-  EXPECT_EQ(Select(GetParam(), Values(std::vector<double>(10, 1.0), GetParam()), 1), "0111111111");
-  EXPECT_EQ(Select(GetParam(), Values({2, -1, 1, -1, 1}, GetParam()), 3), "10001");
+  EXPECT_EQ(Select(dtype(), Values(std::vector<double>(10, 1.0), dtype()), 1), "0111111111");
+  EXPECT_EQ(Select(dtype(), Values({2, -1, 1, -1, 1}, dtype()), 3), "10001");
 }
 
 TEST_P(SelectTest, FindsWeightsThatAreNotFiniteWhateverIsToBePruned) {
@@ -141,14 +215,14 @@ TEST_P(SelectTest, FindsWeightsThatAreNotFiniteWhateverIsToBePruned) {
     for (int64_t position : {0, 64, 199}) {
       std::vector<double> values(200, 1.0);
       values[position] = bad;
-      const at::Tensor weight = Values(values, GetParam());
+      const at::Tensor weight = Values(values, dtype());
       std::string previous(200, '1');
       previous[position] = '0';
       for (int64_t prune : {1, 100, 200}) {
-        EXPECT_EQ(Select(GetParam(), weight, prune), "not finite");
-        EXPECT_EQ(Select(GetParam(), weight, prune, previous), "not finite");
+        EXPECT_EQ(Select(dtype(), weight, prune), "not finite");
+        EXPECT_EQ(Select(dtype(), weight, prune, previous), "not finite");
       }
-      EXPECT_EQ(Select(GetParam(), weight, 0), "not finite");
+      EXPECT_EQ(Select(dtype(), weight, 0), "not finite");
     }
   }
 }
@@ -163,12 +237,12 @@ TEST_P(SelectTest, GivesTheSameBitsOnAnyNumberOfThreads) {
   Buffer buffer = Buffer::Allocate(n * 4);
   std::memcpy(buffer.data(), values.data(), n * 4);
   const at::Tensor weight =
-      buffer.AsTensor(DataType::kFloat32, {n}).to(ToScalarType(GetParam()).value());
+      buffer.AsTensor(DataType::kFloat32, {n}).to(ToScalarType(dtype()).value());
   std::vector<Mask> results;
   for (int threads : {1, 2, 8}) {
     at::set_num_threads(threads);
-    results.push_back(*SelectMask(GetParam(), weight, n / 2, std::nullopt));
-    results.push_back(*SelectMask(GetParam(), weight, n * 3 / 4, results.back()));
+    results.push_back(*SelectMask(dtype(), weight, n / 2, std::nullopt));
+    results.push_back(*SelectMask(dtype(), weight, n * 3 / 4, results.back()));
   }
   at::set_num_threads(threads_before);
   EXPECT_EQ(results[0].pruned(), n / 2);
@@ -177,9 +251,12 @@ TEST_P(SelectTest, GivesTheSameBitsOnAnyNumberOfThreads) {
 }
 
 INSTANTIATE_TEST_SUITE_P(Types, SelectTest,
-                         testing::Values(DataType::kFloat32, DataType::kFloat16,
-                                         DataType::kBFloat16, DataType::kFloat64),
-                         [](const auto& info) { return std::string(DataTypeName(info.param)); });
+                         testing::Combine(testing::Values(DataType::kFloat32, DataType::kFloat16,
+                                                          DataType::kBFloat16, DataType::kFloat64),
+                                          testing::ValuesIn(SupportedIsas())),
+                         [](const auto& info) {
+                           return NameOf(std::get<DataType>(info.param), std::get<Isa>(info.param));
+                         });
 
 TEST(SelectFloat64Test, TellsApartWeightsThatDifferInTheirLastBitOnly) {
   const double next = std::nextafter(1.0, 2.0);
@@ -203,7 +280,7 @@ TEST(SelectUnalignedTest, ReadsAWeightAtAnyAddress) {
   arguments.prune = 60;
   Buffer bits = Buffer::Allocate(13);
   ASSERT_TRUE(SelectSmallest(arguments, bits.data()));
-  EXPECT_EQ(Bits(Mask::FromBits(bits, 100).value()), Expected(weight, 60, ""));
+  EXPECT_EQ(Bits(Mask::FromBits(bits, 100).value()), Sorted(weight, "").Bits(60));
 }
 
 }  // namespace
