@@ -42,7 +42,7 @@ class TensorSink {
     bool accepted = false;    // false: the payload is checked and thrown away
     int64_t extra_bytes = 0;  // memory needed beside the payload, for the result
     // The payload, where it is here already: only the commit follows.
-    std::optional<compression::Buffer> present;
+    std::optional<compression::Buffer> present = std::nullopt;
   };
 
   virtual ~TensorSink() = default;
