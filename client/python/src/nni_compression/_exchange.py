@@ -151,16 +151,19 @@ class LayerExchange(ABC, Generic[R]):
         self._shared = shared
         self._arena: Optional[Arena] = None
         self._places: dict[int, tuple[bool, Optional[pb.SharedPlace]]] = {}
-        self._refused: set[int] = set()
+        self._refused: dict[int, str] = {}  # layers whose region the server may not have
 
     @property
     def unfinished(self) -> bool:
         """Whether tensors are left that the server did not find in shared memory."""
-        return bool(self._pending) and self._pending.keys() <= self._refused
+        return bool(self._pending) and self._pending.keys() <= self._refused.keys()
 
     def close(self) -> None:
         """Gives the shared memory back."""
         self._end_sharing(answered=not self._pending)
+        found = [layer for layer in self._refused.values() if layer in self.results]
+        if found and self._shared is not None:  # it was the region that was not there
+            self._shared.disown()
 
     @property
     def empty(self) -> bool:
@@ -295,7 +298,7 @@ class LayerExchange(ABC, Generic[R]):
         gone = code_from_number(result.error.code) == StatusCode.NOT_FOUND
         if not gone or result.answers not in self._places or result.answers in self._refused:
             return False
-        self._refused.add(result.answers)
+        self._refused[result.answers] = self._pending[result.answers].header.layer
         return True
 
     def _end_sharing(self, *, answered: bool) -> None:

@@ -15,6 +15,7 @@ import os
 import select
 import socket
 import threading
+import time
 from typing import Any, Optional
 
 import numpy as np
@@ -34,6 +35,7 @@ MIN_BYTES = 256 << 10
 SPACING = _ALIGNMENT = 64
 
 _VERSION = 1
+_PAUSE = 60.0  # seconds without shared memory after it did not work
 _TIMEOUT = 5.0  # of the side socket; the server answers at once
 _MAX_PACKET = 16 << 10
 _MAX_ARENAS = 8  # calls that share memory at a time; more than that use the network
@@ -70,6 +72,8 @@ class SharedMemory:
     def __init__(self, path: str) -> None:
         self._path = path
         self._usable = bool(path) and hasattr(os, "memfd_create")
+        self._not_before = 0.0  # on the monotonic clock
+        self._told = False
         self._begin()
 
     def _begin(self) -> None:
@@ -84,7 +88,7 @@ class SharedMemory:
 
         It may be smaller than asked for. The first lease of a size costs the making of its files.
         """
-        if not self._usable or weight_bytes <= 0:
+        if not self._usable or time.monotonic() < self._not_before:
             return None
         if os.getpid() != self._pid:
             self._begin()
@@ -118,10 +122,13 @@ class SharedMemory:
             with contextlib.suppress(_RefusedError, OSError):
                 arena.drop()
 
-    def disown(self, why: str) -> None:
-        """The server of the calls does not know the regions: another one has the side socket."""
+    def disown(self) -> None:
+        """The server of the calls did not know the regions."""
         with self._lock:
-            self._disable(why)
+            if self._side is not None and self._side.broken():
+                self._let_go()  # it was started anew
+            else:
+                self._disable("the socket is another server's")
 
     def close(self) -> None:
         """Lets go of everything; the server unmaps what no call uses."""
@@ -139,11 +146,10 @@ class SharedMemory:
         return self._side
 
     def _disable(self, why: object) -> None:
-        if self._usable:
-            _log.info(
-                "no shared memory with the server (%s: %s); using the network", self._path, why
-            )
-        self._usable = False
+        level = logging.DEBUG if self._told else logging.INFO
+        _log.log(level, "no shared memory through %s, but the network: %s", self._path, why)
+        self._told = True
+        self._not_before = time.monotonic() + _PAUSE
         self._let_go()
 
     def _let_go(self) -> None:
@@ -252,7 +258,8 @@ class Arena:
 
     def put(self, data: memoryview) -> Optional[pb.SharedPlace]:
         """Copies a weight; None when there is no room."""
-        assert self._weights is not None
+        if self._weights is None:
+            return None
         offset = self._weights.take(len(data))
         if offset is None:
             return None

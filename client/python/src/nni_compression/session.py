@@ -43,7 +43,11 @@ _REPLIES = {
 }
 
 # The most that a code, a value or nothing takes; 0: as much as the weight.
-_REPLY_BYTES: dict[int, int] = {_REPLIES["codes"]: 2, _REPLIES["values"]: 0, _REPLIES["parameters"]: 0}
+_REPLY_BYTES: dict[int, int] = {
+    _REPLIES["codes"]: 2,
+    _REPLIES["values"]: 0,
+    _REPLIES["parameters"]: 0,
+}
 
 
 class StepResult(frozenset[str]):
