@@ -366,10 +366,10 @@ class QuantizeExchange(LayerExchange[QuantizedTensor]):
     """QuantizeWeight.
 
     Attributes:
-        reply_bytes: the most that the reply takes for an element; 0: as much as the weight.
+        reply_bytes: the most that the reply takes for an element; None: as much as the weight.
     """
 
-    reply_bytes = 2
+    reply_bytes: Optional[int] = 2
 
     def result_type(self) -> Any:
         return pb.QuantizeResult
@@ -394,7 +394,9 @@ class QuantizeExchange(LayerExchange[QuantizedTensor]):
         return math.prod(map(int, header.shape)) * tensors.numpy_dtype(dtype).itemsize
 
     def result_bytes(self, request: Any) -> int:
-        return math.prod(map(int, request.shape)) * self.reply_bytes or int(request.byte_length)
+        if self.reply_bytes is None:
+            return int(request.byte_length)
+        return math.prod(map(int, request.shape)) * self.reply_bytes
 
     def build(self, result: Any, request: Any, parts: dict[int, _Incoming]) -> QuantizedTensor:
         is_range = request.role == pb.TENSOR_ROLE_RANGE

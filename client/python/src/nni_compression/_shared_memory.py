@@ -268,7 +268,7 @@ class Arena:
 
     def place_result(self, size: int) -> Optional[pb.SharedPlace]:
         """Room for a result of at most `size` bytes; None when there is none."""
-        if self._results is None:
+        if self._results is None or size == 0:
             return None
         offset = self._results.take(size)
         if offset is None:

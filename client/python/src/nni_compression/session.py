@@ -42,10 +42,10 @@ _REPLIES = {
     "parameters": pb.QuantizeWeightRequest.REPLY_PARAMETERS,
 }
 
-# The most that a code, a value or nothing takes; 0: as much as the weight.
-_REPLY_BYTES: dict[int, int] = {
+# The most that a reply takes for an element; None: as much as the weight.
+_REPLY_BYTES: dict[int, Optional[int]] = {
     _REPLIES["codes"]: 2,
-    _REPLIES["values"]: 0,
+    _REPLIES["values"]: None,
     _REPLIES["parameters"]: 0,
 }
 
