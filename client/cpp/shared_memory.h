@@ -13,7 +13,6 @@
 #include <string>
 #include <vector>
 
-#include "absl/base/thread_annotations.h"
 #include "absl/time/time.h"
 #include "absl/types/span.h"
 #include "client/cpp/side_socket.h"
@@ -93,16 +92,17 @@ class SharedMemory {
   void Disown();
 
  private:
-  void LetGo() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
-  void Pause() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
+  // With the mutex held.
+  void LetGo();
+  void Pause();
 
   const std::string path_;
-  std::mutex mutex_;
-  pid_t process_ ABSL_GUARDED_BY(mutex_) = 0;
-  std::shared_ptr<SideSocket> side_ ABSL_GUARDED_BY(mutex_);
-  std::vector<std::unique_ptr<Arena>> idle_ ABSL_GUARDED_BY(mutex_);
-  int leased_ ABSL_GUARDED_BY(mutex_) = 0;
-  absl::Time not_before_ ABSL_GUARDED_BY(mutex_) = absl::InfinitePast();
+  std::mutex mutex_;  // of all below
+  pid_t process_ = 0;
+  std::shared_ptr<SideSocket> side_;
+  std::vector<std::unique_ptr<Arena>> idle_;
+  int leased_ = 0;
+  absl::Time not_before_ = absl::InfinitePast();
 };
 
 // The shared memory of one attempt of a call: where its tensors went, and where their results are.
