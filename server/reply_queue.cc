@@ -43,12 +43,16 @@ CalcMaskResponse CommitFrame(uint32_t index, uint64_t total, std::optional<uint3
 
 }  // namespace
 
-void ReplyQueue::Push(Reply reply) { replies_.push_back(std::move(reply)); }
+void ReplyQueue::Push(Reply reply) {
+  for (const Payload& payload : reply.payloads) payload_bytes_ += payload.bytes.size();
+  replies_.push_back(std::move(reply));
+}
 
 void ReplyQueue::Clear() {
   replies_.clear();
   payload_ = 0;
   sent_ = 0;
+  payload_bytes_ = 0;
 }
 
 grpc::ByteBuffer ReplyQueue::NextMessage() {
@@ -86,6 +90,7 @@ bool ReplyQueue::AppendPayload(const Payload& payload,
     writer.AppendChunk(payload.index, payload.offset + sent_,
                        Alias(payload.bytes, memory, sent_, size));
     sent_ += size;
+    payload_bytes_ -= size;
   }
   // The chunk left room for it.
   if (payload.offset + payload.bytes.size() == payload.total) {

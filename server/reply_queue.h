@@ -39,6 +39,7 @@ class ReplyQueue {
  public:
   void Push(Reply reply);
   bool empty() const { return replies_.empty(); }
+  int64_t payload_bytes() const { return payload_bytes_; }  // that are left
   void Clear();
 
   // The next message, at most wire::kMaxMessageBytes; the queue must not be empty.
@@ -53,6 +54,7 @@ class ReplyQueue {
   std::deque<Reply> replies_;
   size_t payload_ = 0;  // of the first reply
   int64_t sent_ = 0;    // bytes of that payload
+  int64_t payload_bytes_ = 0;
 };
 
 }  // namespace nni_compression::server

@@ -6,6 +6,12 @@
 #include "server/status.h"
 
 namespace nni_compression::server {
+namespace {
+
+// Replies of fewer bytes wait for one another.
+constexpr int64_t kHeldBytes = 64 << 10;
+
+}  // namespace
 
 StreamCall::StreamCall(const Environment& environment)
     : environment_(environment), receiver_(this, environment.budget) {}
@@ -112,21 +118,23 @@ void StreamCall::Run(Strand& strand, std::function<absl::Status()> task, Work wo
   {
     MutexLock lock(&mutex_);
     ++tasks_;
+    if (work == Work::kLong) ++long_tasks_;
   }
   strand.Post(
-      [self = shared_from_this(), task = std::move(task)]() mutable {
+      [self = shared_from_this(), task = std::move(task), work]() mutable {
         absl::Status status;
         if (!self->failed()) status = CatchExceptions(task);
         task = nullptr;  // with the memory that it held, before the call can end
-        self->EndTask(status);
+        self->EndTask(work, status);
       },
       work);
 }
 
-void StreamCall::EndTask(const absl::Status& status) {
+void StreamCall::EndTask(Work work, const absl::Status& status) {
   {
     MutexLock lock(&mutex_);
     --tasks_;
+    if (work == Work::kLong) --long_tasks_;
     Progressed();
     if (!status.ok()) FailLocked(status);
   }
@@ -188,7 +196,14 @@ void StreamCall::Advance() {
 bool StreamCall::AdvanceLocked() {
   if (transport_ == nullptr || finished_ || writing_) return false;
   if (!replies_.empty()) {
+    const bool more_soon = tasks_ > 0 && long_tasks_ == 0 && !outcome_;
+    if (more_soon && replies_.payload_bytes() < kHeldBytes) return false;
     outgoing_ = replies_.NextMessage();
+    if (outcome_ && replies_.empty()) {
+      finished_ = true;
+      transport_->WriteAndFinish(&outgoing_, *outcome_);
+      return false;
+    }
     writing_ = true;
     transport_->StartWrite(&outgoing_);
     return false;

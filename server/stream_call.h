@@ -31,6 +31,8 @@ class StreamTransport {
   virtual void StartWrite(const grpc::ByteBuffer* message) = 0;
   virtual void SetResponse(const grpc::ByteBuffer& response) = 0;  // of calls without writes
   virtual void Finish(const absl::Status& status) = 0;
+  // Both at once, which is cheaper; there is no OnWriteDone.
+  virtual void WriteAndFinish(const grpc::ByteBuffer* message, const absl::Status& status) = 0;
   virtual void Cancel() = 0;           // tears the stream down
   virtual bool cancelled() const = 0;  // by the peer, or its deadline passed
 };
@@ -65,7 +67,8 @@ class StreamCall : public std::enable_shared_from_this<StreamCall>, protected Te
   // lives until the task is done and destroyed. Any thread.
   void Run(Strand& strand, std::function<absl::Status()> task, Work work = Work::kShort);
 
-  // Queues a reply. Any thread.
+  // Queues a reply. Small ones wait for those of the short tasks that are under way, so that many
+  // small layers are answered in one message. Any thread.
   void Push(Reply reply);
 
   // Ends the call once all replies are written. Any thread.
@@ -95,7 +98,7 @@ class StreamCall : public std::enable_shared_from_this<StreamCall>, protected Te
 
   void Process(absl::StatusOr<TensorReceiver::Progress> progress);
   void OnMemory(Reservation memory);
-  void EndTask(const absl::Status& status);
+  void EndTask(Work work, const absl::Status& status);
   void OnTimer();
 
   // Starts the next write or the end, if it is time.
@@ -120,6 +123,7 @@ class StreamCall : public std::enable_shared_from_this<StreamCall>, protected Te
   grpc::ByteBuffer outgoing_ ABSL_GUARDED_BY(mutex_);
   bool writing_ ABSL_GUARDED_BY(mutex_) = false;
   int tasks_ ABSL_GUARDED_BY(mutex_) = 0;
+  int long_tasks_ ABSL_GUARDED_BY(mutex_) = 0;  // of tasks_
   std::optional<absl::Status> outcome_ ABSL_GUARDED_BY(mutex_);
   bool finished_ ABSL_GUARDED_BY(mutex_) = false;
   absl::Time last_progress_ ABSL_GUARDED_BY(mutex_);

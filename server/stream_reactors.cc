@@ -30,6 +30,7 @@ class StreamReactor : public Reactor, public StreamTransport {
 
  protected:
   StreamCall& call() { return *call_; }
+  CallContext& context() { return *context_; }
 
  private:
   grpc::CallbackServerContext* const grpc_;
@@ -41,6 +42,9 @@ class BidiStream final : public StreamReactor<BidiReactor> {
  public:
   using StreamReactor::StreamReactor;
   void StartWrite(const grpc::ByteBuffer* message) override { BidiReactor::StartWrite(message); }
+  void WriteAndFinish(const grpc::ByteBuffer* message, const absl::Status& status) override {
+    StartWriteAndFinish(message, grpc::WriteOptions(), context().Finish(status));
+  }
   void SetResponse(const grpc::ByteBuffer&) override {}
   void OnWriteDone(bool ok) override { call().OnWriteDone(ok); }
 };
@@ -51,6 +55,7 @@ class ReadStream final : public StreamReactor<ReadReactor> {
              std::shared_ptr<StreamCall> call, grpc::ByteBuffer* response)
       : StreamReactor(grpc, std::move(context), std::move(call)), response_(response) {}
   void StartWrite(const grpc::ByteBuffer*) override { Cancel(); }
+  void WriteAndFinish(const grpc::ByteBuffer*, const absl::Status&) override { Cancel(); }
   void SetResponse(const grpc::ByteBuffer& response) override { *response_ = response; }
 
  private:

@@ -35,6 +35,8 @@ grpc::ChannelArguments Arguments(absl::string_view address) {
   arguments.SetMaxReceiveMessageSize(kMaxReceiveBytes);
   arguments.SetMaxSendMessageSize(-1);
   arguments.SetUserAgentPrefix("nni-compression-cpp/" NNI_COMPRESSION_VERSION);
+  // A chunk at a time: some 10 % faster than the default (docs/performance.md).
+  arguments.SetInt(GRPC_ARG_HTTP2_WRITE_BUFFER_SIZE, static_cast<int>(wire::kChunkBytes));
   // Calls are retried here. gRPC's own retries would keep slices of the caller's memory.
   arguments.SetInt(GRPC_ARG_ENABLE_RETRIES, 0);
   arguments.SetInt(GRPC_ARG_INITIAL_RECONNECT_BACKOFF_MS, 100);

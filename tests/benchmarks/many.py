@@ -44,17 +44,41 @@ def run(client: nc.Client) -> list[Benchmark]:
     assert process.returncode == 0
 
     alone = statistics.median(times["alone"])
-    at_once = sorted(times["at once"])
-    p99 = at_once[int(len(at_once) * 0.99)]
-    shown = {"one trainer": times["alone"], "64 trainers": at_once}
+    p99 = {name: percentile(times[name], 0.99) for name in times}
+    shown = {
+        "one trainer": times["alone"],
+        "64 that train 200 ms between calls": times["training"],
+        "64 that do nothing else": times["saturated"],
+    }
     return [
         Benchmark(
             f"All masks of LeNet beside {SESSIONS:,} idle sessions",
             [Line(name, "ms", [t * 1e3 for t in values]) for name, values in shown.items()],
-            facts={"p99_ms": p99 * 1e3, "bytes_per_idle_session": idle},
+            facts={"p99_ms": {n: t * 1e3 for n, t in p99.items()}, "bytes_per_idle_session": idle},
+            note="99th percentiles: "
+            + ", ".join(f"{p99[key] * 1e3:.3g} ms" for key in ("alone", "training", "saturated"))
+            + ". Calls that queue for two cores all the time wait for one another.",
             goals=[
-                Goal("P7", "p99 with 64 trainers, of one's median", 20, [p99 / alone], False),
-                Goal("P7", "an idle session beyond its masks", 64, [idle / 1024], False, "KiB"),
+                Goal(
+                    "P7",
+                    "p99 with 64 trainers, of one's median",
+                    20,
+                    [p99["training"] / alone],
+                    at_least=False,
+                ),
+                Goal(
+                    "P7",
+                    "an idle session beyond its masks",
+                    64,
+                    [idle / 1024],
+                    at_least=False,
+                    unit="KiB",
+                ),
             ],
         )
     ]
+
+
+def percentile(values: list[float], share: float) -> float:
+    """The smallest value that is not below this share of them."""
+    return sorted(values)[min(len(values) - 1, int(len(values) * share))]

@@ -45,6 +45,13 @@ class ManualTransport : public StreamTransport {
     EXPECT_FALSE(writing_) << "finished over a write";
     status_ = status;
   }
+  void WriteAndFinish(const grpc::ByteBuffer*, const absl::Status& status) override {
+    {
+      MutexLock lock(&mutex_);
+      ++writes_;
+    }
+    Finish(status);
+  }
   void Cancel() override {
     MutexLock lock(&mutex_);
     torn_down_ = true;
@@ -61,6 +68,10 @@ class ManualTransport : public StreamTransport {
   bool writing() const {
     MutexLock lock(&mutex_);
     return writing_;
+  }
+  int writes() const {
+    MutexLock lock(&mutex_);
+    return writes_;
   }
   std::optional<absl::Status> status() const {
     MutexLock lock(&mutex_);
@@ -188,14 +199,39 @@ class StreamCallTest : public ::testing::Test {
 TEST_F(StreamCallTest, AnswersAndEndsWellAfterTheLastWrite) {
   call_->allow.Set();
   SendTensor();
-  transport_.HalfClose(*call_);
   ASSERT_TRUE(Eventually([&] { return transport_.writing(); }));
+  transport_.HalfClose(*call_);
   EXPECT_FALSE(transport_.status());
   EXPECT_EQ(budget_->reserved(), 4096) << "until the peer has it";
   transport_.TakeWrite(*call_);
   ASSERT_TRUE(Finished());
   EXPECT_TRUE(transport_.status()->ok()) << *transport_.status();
   EXPECT_EQ(budget_->reserved(), 0);
+}
+
+TEST_F(StreamCallTest, TheLastMessageAndTheEndGoTogether) {
+  SendTensor();
+  transport_.HalfClose(*call_);
+  call_->allow.Set();
+  ASSERT_TRUE(Finished());
+  EXPECT_TRUE(transport_.status()->ok()) << *transport_.status();
+  EXPECT_EQ(transport_.writes(), 1);
+  EXPECT_EQ(budget_->reserved(), 4096) << "until the peer has it";
+  End();
+  EXPECT_EQ(budget_->reserved(), 0);
+}
+
+TEST_F(StreamCallTest, SmallAnswersThatComeSoonGoInOneMessage) {
+  MaskMessage message;
+  message.Open("s");
+  for (uint32_t i = 0; i < 10; ++i) message.Tensor(Header(i, "a", {10}), std::string(40, 'x'));
+  transport_.Send(*call_, message);
+  call_->allow.Set();
+  ASSERT_TRUE(Eventually([&] { return transport_.writing(); }));
+  transport_.TakeWrite(*call_);
+  transport_.HalfClose(*call_);
+  ASSERT_TRUE(Finished());
+  EXPECT_EQ(transport_.writes(), 1);
 }
 
 TEST_F(StreamCallTest, ReadsOnlyWhenThereIsMemoryForWhatComes) {

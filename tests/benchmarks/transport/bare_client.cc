@@ -5,7 +5,6 @@
 #include <grpcpp/generic/generic_stub.h>
 #include <grpcpp/support/byte_buffer.h>
 
-#include <algorithm>
 #include <cstdio>
 #include <cstdlib>
 
@@ -38,6 +37,7 @@ std::shared_ptr<grpc::Channel> Connect(const std::string& address) {
   grpc::ChannelArguments arguments;
   arguments.SetInt(GRPC_ARG_ENABLE_HTTP_PROXY, 0);
   arguments.SetInt(GRPC_ARG_ENABLE_RETRIES, 0);
+  arguments.SetInt(GRPC_ARG_HTTP2_WRITE_BUFFER_SIZE, static_cast<int>(kMessageBytes));
   return grpc::CreateCustomChannel(address, grpc::InsecureChannelCredentials(), arguments);
 }
 
@@ -52,20 +52,31 @@ void BareClient::Upload(absl::Span<const uint8_t> bytes) {
   grpc::GenericStub stub(channel_);
   const auto stream = stub.PrepareCall(&context, kMethod, &queue);
   stream->StartCall(nullptr);
-  for (size_t offset = 0; offset < bytes.size(); offset += kMessageBytes) {
-    const auto part = bytes.subspan(offset, std::min(kMessageBytes, bytes.size() - offset));
+  size_t sent = 0;
+  const auto send = [&] {
+    const auto part = bytes.subspan(sent, kMessageBytes);
+    sent += part.size();
     const grpc::Slice slice(part.data(), part.size(), grpc::Slice::STATIC_SLICE);
     const grpc::ByteBuffer message(&slice, 1);
-    if (offset + part.size() < bytes.size()) {
+    if (sent < bytes.size()) {
       stream->Write(message, TagOf(kWritten));
     } else {
       stream->WriteLast(message, grpc::WriteOptions(), TagOf(kWritten));
     }
-    Check(Await(queue, kWritten), "write");
-  }
+  };
+  send();
   grpc::ByteBuffer answer;
   stream->Read(&answer, TagOf(kRead));
-  Check(Await(queue, kRead), "read");
+  for (int pending = 2; pending > 0;) {
+    void* tag = nullptr;
+    bool ok = false;
+    Check(queue.Next(&tag, &ok) && ok, "write or read");
+    if (tag == TagOf(kWritten) && sent < bytes.size()) {
+      send();
+    } else {
+      --pending;
+    }
+  }
   grpc::Status status;
   stream->Finish(&status, TagOf(kFinished));
   Check(Await(queue, kFinished) && status.ok(), "status");

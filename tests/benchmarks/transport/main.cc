@@ -22,6 +22,7 @@
 #include <utility>
 #include <vector>
 
+#include "absl/random/random.h"
 #include "absl/time/clock.h"
 #include "absl/time/time.h"
 #include "nni_compression/client.h"
@@ -173,7 +174,8 @@ nlohmann::json Small(const std::string& bare_address, const std::string& address
 nlohmann::json Load(const std::string& address) {
   constexpr int kSessions = 1000;
   constexpr int kTrainers = 64;
-  constexpr int kCalls = 20;
+  constexpr int kCalls = 50;
+  constexpr absl::Duration kTraining = absl::Milliseconds(200);
   const std::vector<float> values = Normal(400'000);
   const Model model = LeNet(values);
   const Client client = Must(Client::Connect(address));
@@ -189,26 +191,34 @@ nlohmann::json Load(const std::string& address) {
   std::getchar();
 
   nlohmann::json times;
-  const auto train = [&](const Client& trainer, int calls) {
+  // `pause`: what a trainer does between two calls, on average.
+  const auto train = [&](const Client& trainer, absl::Duration pause) {
     std::vector<double> taken;
-    for (int i = 0; i < calls; ++i) {
+    absl::BitGen random;
+    for (int i = 0; i < kCalls; ++i) {
+      absl::SleepFor(pause * absl::Uniform(random, 0.0, 2.0));
       const Session session = Bind(trainer, model);
       taken.push_back(Seconds([&] { Masks(session, model); }));
       Check(session.Close());
     }
     return taken;
   };
-  times["alone"] = train(client, 100);
-  std::vector<std::vector<double>> taken(kTrainers);
-  std::vector<std::thread> trainers;
-  for (auto& mine : taken) {
-    trainers.emplace_back([&] { mine = train(Must(Client::Connect(address)), kCalls); });
-  }
-  for (std::thread& trainer : trainers) trainer.join();
-  times["at once"] = nlohmann::json::array();
-  for (const auto& mine : taken) {
-    for (const double time : mine) times["at once"].push_back(time);
-  }
+  const auto together = [&](int count, absl::Duration pause) {
+    std::vector<std::vector<double>> taken(count);
+    std::vector<std::thread> trainers;
+    for (auto& mine : taken) {
+      trainers.emplace_back([&] { mine = train(Must(Client::Connect(address)), pause); });
+    }
+    for (std::thread& trainer : trainers) trainer.join();
+    nlohmann::json all = nlohmann::json::array();
+    for (const auto& mine : taken) {
+      for (const double time : mine) all.push_back(time);
+    }
+    return all;
+  };
+  times["alone"] = together(1, absl::ZeroDuration());
+  times["training"] = together(kTrainers, kTraining);
+  times["saturated"] = together(kTrainers, absl::ZeroDuration());
   for (const Session& session : sessions) Check(session.Close());
   return times;
 }

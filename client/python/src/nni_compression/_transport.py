@@ -85,6 +85,9 @@ class Transport:
         self._channel: Any = None
         self._closed = False
         self._reached = False  # an answer came over this channel
+        # Kept until the next one is made, so that its memory is not returned to the system and
+        # fetched again, page by page, for every call: that would take longer than filling it.
+        self._last_lone: Optional[bytes] = None
 
     def unary(
         self,
@@ -123,7 +126,7 @@ class Transport:
             call: Any = None
             try:
                 # A lone message needs no sending thread. On the wire there is no difference.
-                lone = requests.take_lone()
+                lone = self._last_lone = requests.take_lone()
                 channel = self._open()
                 make = channel.stream_stream if lone is None else channel.unary_stream
                 call = make(f"/{method}")(
@@ -161,7 +164,7 @@ class Transport:
         def attempt(remaining: Optional[float]) -> bytes:
             requests = _Requests(messages(), stats)
             try:
-                lone = requests.take_lone()
+                lone = self._last_lone = requests.take_lone()
                 channel = self._open()
                 make = channel.stream_unary if lone is None else channel.unary_unary
                 reply: bytes = make(f"/{method}")(
