@@ -37,9 +37,11 @@ void Copy(uint8_t* to, absl::Span<const uint8_t> from) {
 }  // namespace
 
 absl::Status Arena::Reserve(int64_t weight_bytes, int64_t result_bytes, int64_t limit) {
-  absl::Status status = Grow(&weights_, weight_bytes, limit, /*writable=*/false);
-  if (status.ok()) status = Grow(&results_, result_bytes, limit, /*writable=*/true);
-  return status;
+  const int64_t results = results_ ? results_->memory.size() : 0;
+  absl::Status status = Grow(&weights_, weight_bytes, limit - results, /*writable=*/false);
+  if (!status.ok()) return status;
+  const int64_t weights = weights_ ? weights_->memory.size() : 0;
+  return Grow(&results_, result_bytes, limit - weights, /*writable=*/true);
 }
 
 absl::Status Arena::Grow(std::optional<File>* file, int64_t size, int64_t limit, bool writable) {
@@ -128,13 +130,14 @@ std::unique_ptr<Arena> SharedMemory::Lease(int64_t weight_bytes, int64_t result_
     arena = std::move(idle_.back());
     idle_.pop_back();
   }
-  int64_t room = side_->max_bytes();
+  int64_t room = side_->max_bytes() - leased_bytes_;
   for (const auto& idle : idle_) room -= idle->size();
-  if (!arena->Reserve(weight_bytes, result_bytes, room / 2).ok()) {
+  if (!arena->Reserve(weight_bytes, result_bytes, room).ok()) {
     Pause();
     return nullptr;
   }
   ++leased_;
+  leased_bytes_ += arena->size();
   return arena;
 }
 
@@ -142,6 +145,7 @@ void SharedMemory::Release(std::unique_ptr<Arena> arena) {
   arena->Reset();
   const std::lock_guard<std::mutex> lock(mutex_);
   --leased_;
+  leased_bytes_ -= arena->size();
   if (arena->side() != side_) return;
   idle_.push_back(std::move(arena));
   std::sort(idle_.begin(), idle_.end(),
@@ -151,6 +155,7 @@ void SharedMemory::Release(std::unique_ptr<Arena> arena) {
 void SharedMemory::Discard(std::unique_ptr<Arena> arena) {
   const std::lock_guard<std::mutex> lock(mutex_);  // the socket is all arenas'
   --leased_;
+  leased_bytes_ -= arena->size();
   arena->Drop();
 }
 

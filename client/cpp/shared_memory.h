@@ -33,7 +33,7 @@ class Arena {
  public:
   explicit Arena(std::shared_ptr<SideSocket> side) : side_(std::move(side)) {}
 
-  // Makes room, as far as each file may grow to `limit`.
+  // Makes room, as far as both files together may grow to `limit`.
   absl::Status Reserve(int64_t weight_bytes, int64_t result_bytes, int64_t limit);
 
   // Copies a weight; nothing when there is no room.
@@ -102,6 +102,7 @@ class SharedMemory {
   std::shared_ptr<SideSocket> side_;
   std::vector<std::unique_ptr<Arena>> idle_;
   int leased_ = 0;
+  int64_t leased_bytes_ = 0;
   absl::Time not_before_ = absl::InfinitePast();
 };
 

@@ -191,8 +191,8 @@ class TestMemory:
         self, shared: nc.Client, network: nc.Client, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-        monkeypatch.setattr(_shared_memory, "_MAX_MEMORY_SHARE", 8 * MEGABYTE / memory)
-        weights = weights_of(6)  # 7.2 MB, where a file may have 4 MiB
+        monkeypatch.setattr(_shared_memory, "_MAX_MEMORY_SHARE", 4 * MEGABYTE / memory)
+        weights = weights_of(6)  # 7.2 MB, where there are 4 MiB
         assert mask_bits(shared, weights) == mask_bits(network, weights)
         assert 3_000_000 < shared.stats.bytes_sent < 6_000_000
 

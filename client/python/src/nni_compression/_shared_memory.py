@@ -81,7 +81,7 @@ class SharedMemory:
         self._lock = threading.Lock()
         self._side: Optional[_SideSocket] = None
         self._idle: list[Arena] = []
-        self._leased = 0
+        self._leased: set[Arena] = set()
 
     def lease(self, weight_bytes: int, result_bytes: int) -> Optional[Arena]:
         """An arena for one attempt of a call, to be given back to `release` or `discard`.
@@ -95,22 +95,22 @@ class SharedMemory:
         with self._lock:
             try:
                 side = self._connected()
-                if side is None or self._leased >= _MAX_ARENAS:
+                if side is None or len(self._leased) >= _MAX_ARENAS:
                     return None
                 arena = self._idle.pop() if self._idle else Arena(side)
-                room = side.max_bytes - sum(each.size for each in self._idle)
-                arena.reserve(weight_bytes, result_bytes, room // 2)
+                others = sum(each.size for each in (*self._idle, *self._leased))
+                arena.reserve(weight_bytes, result_bytes, side.max_bytes - others)
             except (_RefusedError, OSError) as error:
                 self._disable(error)
                 return None
-            self._leased += 1
+            self._leased.add(arena)
             return arena
 
     def release(self, arena: Arena) -> None:
         """The call is over, and the server has answered all that it was given."""
         arena.reset()
         with self._lock:
-            self._leased = max(self._leased - 1, 0)
+            self._leased.discard(arena)
             if arena.side is self._side:
                 self._idle.append(arena)
                 self._idle.sort(key=lambda each: each.size)
@@ -118,7 +118,7 @@ class SharedMemory:
     def discard(self, arena: Arena) -> None:
         """The call is over, but the server may still read or write: the arena is not used again."""
         with self._lock:
-            self._leased = max(self._leased - 1, 0)
+            self._leased.discard(arena)
             with contextlib.suppress(_RefusedError, OSError):
                 arena.drop()
 
@@ -252,9 +252,11 @@ class Arena:
         return sum(len(file.bytes) for file in (self._weights, self._results) if file is not None)
 
     def reserve(self, weight_bytes: int, result_bytes: int, limit: int) -> None:
-        """Makes room, as far as each file may grow to `limit`."""
-        self._weights = self._grown(self._weights, weight_bytes, limit, writable=False)
-        self._results = self._grown(self._results, result_bytes, limit, writable=True)
+        """Makes room, as far as both files together may grow to `limit`."""
+        results = 0 if self._results is None else len(self._results.bytes)
+        self._weights = self._grown(self._weights, weight_bytes, limit - results, writable=False)
+        weights = 0 if self._weights is None else len(self._weights.bytes)
+        self._results = self._grown(self._results, result_bytes, limit - weights, writable=True)
 
     def put(self, data: memoryview) -> Optional[pb.SharedPlace]:
         """Copies a weight; None when there is no room."""
