@@ -5,6 +5,7 @@
 
 #include <cstdlib>
 #include <new>
+#include <utility>
 
 namespace nni_compression::compression {
 namespace {
@@ -29,6 +30,13 @@ Buffer Buffer::Allocate(int64_t size) {
   if (alignment == kHugePage) madvise(bytes, rounded, MADV_HUGEPAGE);
   Buffer buffer;
   buffer.data_ = std::shared_ptr<uint8_t>(bytes, std::free);
+  buffer.size_ = size;
+  return buffer;
+}
+
+Buffer Buffer::Alias(uint8_t* data, int64_t size, std::shared_ptr<const void> owner) {
+  Buffer buffer;
+  buffer.data_ = std::shared_ptr<uint8_t>(std::move(owner), data);
   buffer.size_ = size;
   return buffer;
 }

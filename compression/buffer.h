@@ -23,6 +23,10 @@ class Buffer {
   // std::bad_alloc; callers admit `size` against a budget first.
   static Buffer Allocate(int64_t size);
 
+  // Foreign memory that `owner` keeps alive: a handle on it, not a copy. Of memory that may not be
+  // written to, a reader's handle.
+  static Buffer Alias(uint8_t* data, int64_t size, std::shared_ptr<const void> owner);
+
   uint8_t* data() const { return data_.get(); }
   int64_t size() const { return size_; }
   absl::Span<const uint8_t> span() const { return {data_.get(), static_cast<size_t>(size_)}; }

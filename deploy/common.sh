@@ -57,11 +57,11 @@ make_venv() {
   printf '%s' "$key" >"$folder/key"
 }
 
-# start_server FOLDER: starts a server on a free port with its log in FOLDER; sets `server_pid` and
-# exports its address.
+# start_server FOLDER [FLAG...]: starts a server on a free port with its log in FOLDER; sets
+# `server_pid` and exports its address.
 start_server() {
   local folder=$1 waited=0
-  "$COMPRESSION_SERVER_BINARY" --listen=127.0.0.1:0 --port_file="$folder/port" \
+  "$COMPRESSION_SERVER_BINARY" --listen=127.0.0.1:0 --port_file="$folder/port" "${@:2}" \
     </dev/null 2>"$folder/server.log" &
   server_pid=$!
   until [[ -s $folder/port ]]; do

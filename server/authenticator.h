@@ -4,6 +4,7 @@
 
 #include <grpcpp/server_context.h>
 
+#include <map>
 #include <memory>
 #include <string>
 
@@ -26,6 +27,12 @@ class Authenticator {
   // ("nni.compression.v1.CompressionService/BindModel").
   virtual absl::StatusOr<std::string> Authenticate(const grpc::ServerContextBase& context,
                                                    absl::string_view method) = 0;
+
+  using Metadata = std::multimap<std::string, std::string>;
+
+  // The same for a connection to the side socket, whose hello carries the metadata of a call; asked
+  // on that socket's thread. Lets nobody in unless it is overridden.
+  virtual absl::StatusOr<std::string> AuthenticateLocal(const Metadata& metadata);
 };
 
 }  // namespace nni_compression::server

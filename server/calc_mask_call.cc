@@ -28,6 +28,7 @@ absl::StatusOr<TensorSink::Admission> CalcMaskCall::OnHeader(const v1::TensorHea
     expected.admission.extra_bytes =
         compression::ByteLength(DataType::kBit, record().layer(expected.layer).elements);
   }
+  AdmitShared(header, &expected.admission);
   return expected.admission;
 }
 
@@ -78,15 +79,9 @@ void CalcMaskCall::Answer(const ReceivedTensor& tensor, const MaskAnswer& answer
   header->set_byte_length(static_cast<uint64_t>(bits.size()));
   header->set_answers(tensor.header.index());
 
-  Payload payload;
-  payload.index = header->index();
-  payload.bytes = bits;
-  payload.total = header->byte_length();
-  if (tensor.crc32) payload.crc32 = Crc32(bits);  // who checks one way checks both
-
   Reply reply;
+  AddResult(tensor, bits, header, &reply);
   reply.fields = std::move(fields);
-  reply.payloads.push_back(std::move(payload));
   reply.memory = std::make_shared<Reservation>(std::move(memory));
   CountSent(bits.size());
   Push(std::move(reply));

@@ -11,6 +11,7 @@
 #include "server/executor.h"
 #include "server/memory_budget.h"
 #include "server/session_store.h"
+#include "server/shm/region_table.h"
 #include "server/stream_call.h"
 #include "server/timer_thread.h"
 
@@ -24,6 +25,7 @@ struct Core {
   TimerThread* timers = nullptr;
   std::shared_ptr<MemoryBudget> budget;
   SessionStore* sessions = nullptr;
+  RegionTable* regions = nullptr;
   absl::Duration stall_timeout = absl::Seconds(60);
   std::string version;
 

@@ -1,9 +1,26 @@
 #include "server/layer_call.h"
 
+#include <cstring>
 #include <memory>
 #include <utility>
 
+#include "absl/strings/str_cat.h"
+#include "server/log.h"
+
 namespace nni_compression::server {
+
+namespace v1 = ::nni::compression::v1;
+
+namespace {
+
+absl::Status Prefixed(absl::string_view field, const v1::TensorHeader& header,
+                      const absl::Status& status) {
+  if (status.ok()) return status;
+  return absl::Status(status.code(), absl::StrCat(field, " of '", Printable(header.layer(), 128),
+                                                  "': ", status.message()));
+}
+
+}  // namespace
 namespace {
 
 // Computing on fewer bytes takes no longer than the small calls that would wait for it.
@@ -29,6 +46,55 @@ absl::Status LayerCall::OnHalfClose() {
     return absl::OkStatus();
   });
   return absl::OkStatus();
+}
+
+void LayerCall::AdmitShared(const v1::TensorHeader& header, Admission* admission) {
+  if (!admission->accepted) return;
+  absl::Status status;
+  if (header.has_shared_memory()) {
+    if (header.role() != v1::TENSOR_ROLE_WEIGHT || !header.digest().empty()) {
+      status = absl::InvalidArgumentError("only a weight without digest");
+    } else {
+      auto bytes = core()->regions->Find(tenant(), header.shared_memory(), header.byte_length(),
+                                         /*writable=*/false);
+      status = bytes.status();
+      if (bytes.ok()) admission->present = *std::move(bytes);
+    }
+    status = Prefixed("shared_memory", header, status);
+  }
+  if (status.ok() && header.has_result_place()) {
+    const v1::SharedPlace& place = header.result_place();
+    status = Prefixed(
+        "result_place", header,
+        core()->regions->Find(tenant(), place, place.capacity(), /*writable=*/true).status());
+  }
+  if (status.ok()) return;
+  AnswerError(header, status);
+  *admission = {};
+}
+
+void LayerCall::AddResult(const ReceivedTensor& request, compression::Buffer bytes,
+                          v1::TensorHeader* header, Reply* reply) {
+  Payload payload;
+  payload.index = header->index();
+  payload.total = header->byte_length();
+  if (request.crc32) payload.crc32 = Crc32(bytes);  // who checks one way checks both
+  const v1::SharedPlace& place = request.header.result_place();
+  const bool main = header->role() != v1::TENSOR_ROLE_SCALE &&
+                    header->role() != v1::TENSOR_ROLE_ZERO_POINT;  // these are small
+  if (main && request.header.has_result_place() && header->byte_length() <= place.capacity()) {
+    const auto to =
+        core()->regions->Find(tenant(), place, header->byte_length(), /*writable=*/true);
+    if (to.ok()) {
+      std::memcpy(to->data(), bytes.data(), static_cast<size_t>(bytes.size()));
+      header->mutable_shared_memory()->set_region(place.region());
+      header->mutable_shared_memory()->set_offset(place.offset());
+      payload.offset = payload.total;  // only the commit is left
+      bytes = {};
+    }
+  }
+  payload.bytes = std::move(bytes);
+  reply->payloads.push_back(std::move(payload));
 }
 
 absl::Status LayerCall::ApplyChecked(compression::Session& session, ReceivedTensor& tensor) {

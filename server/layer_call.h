@@ -3,6 +3,9 @@
 #define NNI_COMPRESSION_SERVER_LAYER_CALL_H_
 
 #include "absl/status/status.h"
+#include "compression/buffer.h"
+#include "nni/compression/v1/compression.pb.h"
+#include "server/reply_queue.h"
 #include "server/session_call.h"
 
 namespace nni_compression::server {
@@ -20,6 +23,15 @@ class LayerCall : public SessionCall {
   // Computes the answer to a tensor whose checksum is right, and replies; an error ends the call.
   // In the session.
   virtual absl::Status Apply(compression::Session& session, int layer, ReceivedTensor& tensor) = 0;
+
+  // Finds the bytes of a header that names shared memory, and sees that its result has a place. A
+  // header that names none of the tenant's is answered with an error, and not accepted.
+  void AdmitShared(const nni::compression::v1::TensorHeader& header, Admission* admission);
+
+  // Adds `bytes`, the tensor of `header`, to a reply: written to the place that the request's
+  // header names, if it fits there and the region is still there, or as a payload to be sent.
+  void AddResult(const ReceivedTensor& request, compression::Buffer bytes,
+                 nni::compression::v1::TensorHeader* header, Reply* reply);
 
  private:
   absl::Status OnTensor(ReceivedTensor tensor) final;

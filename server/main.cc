@@ -16,6 +16,7 @@
 #include "absl/flags/usage.h"
 #include "absl/flags/usage_config.h"
 #include "absl/strings/match.h"
+#include "absl/strings/numbers.h"
 #include "absl/strings/str_cat.h"
 #include "absl/time/time.h"
 #include "server/log.h"
@@ -51,6 +52,12 @@ ABSL_FLAG(double, drain_seconds, 30,
           "After SIGTERM or SIGINT, how long running calls may take to finish.");
 ABSL_FLAG(bool, reflection, false,
           "Offer gRPC's server reflection. It is not behind the authenticator.");
+ABSL_FLAG(std::string, shm_socket, "",
+          "Unix socket to create, over which trainers on this host share memory with the server. "
+          "Clients are given the same path in $NNI_COMPRESSION_SHM_SOCKET.");
+ABSL_FLAG(std::vector<std::string>, shm_uids, {},
+          "Numbers of the users that shm_socket lets in, separated by commas; by default the "
+          "server's own only.");
 ABSL_FLAG(std::string, log_level, "info", "Least level to log: debug, info, warning or error.");
 
 namespace nni_compression::server {
@@ -78,6 +85,15 @@ absl::StatusOr<ServerOptions> OptionsFromFlags() {
   options.max_calls = absl::GetFlag(FLAGS_max_calls);
   options.stall_timeout = absl::GetFlag(FLAGS_stall_timeout);
   options.reflection = absl::GetFlag(FLAGS_reflection);
+  options.side_socket.path = absl::GetFlag(FLAGS_shm_socket);
+  for (const std::string& text : absl::GetFlag(FLAGS_shm_uids)) {
+    uint32_t uid;
+    if (!absl::SimpleAtoi(text, &uid)) {
+      return absl::InvalidArgumentError(absl::StrCat(
+          "shm_uids has '", Printable(text, 64), "'; it must be numbers, 1000,1001 for example"));
+    }
+    options.side_socket.uids.push_back(uid);
+  }
   options.sessions.max_sessions = absl::GetFlag(FLAGS_max_sessions);
   options.sessions.default_lease = absl::GetFlag(FLAGS_default_lease);
   options.sessions.max_lease = absl::GetFlag(FLAGS_max_lease);

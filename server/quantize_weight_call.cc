@@ -60,6 +60,7 @@ absl::StatusOr<TensorSink::Admission> QuantizeWeightCall::OnHeader(const v1::Ten
   } else if (header.role() == v1::TENSOR_ROLE_WEIGHT && reply_ == QuantizeReply::kValues) {
     extra += static_cast<int64_t>(header.byte_length());
   }
+  AdmitShared(header, &expected.admission);
   return expected.admission;
 }
 
@@ -139,12 +140,7 @@ void QuantizeWeightCall::AddTensor(const ReceivedTensor& request, v1::TensorRole
   header->mutable_shape()->Add(shape.begin(), shape.end());
   header->set_byte_length(static_cast<uint64_t>(bytes.size()));
   header->set_answers(request.header.index());
-  Payload payload;
-  payload.index = header->index();
-  payload.total = header->byte_length();
-  if (request.crc32) payload.crc32 = Crc32(bytes);  // who checks one way checks both
-  payload.bytes = std::move(bytes);
-  reply->payloads.push_back(std::move(payload));
+  AddResult(request, std::move(bytes), header, reply);
 }
 
 void QuantizeWeightCall::AnswerError(const v1::TensorHeader& header, const absl::Status& error) {

@@ -86,8 +86,11 @@ class Server::Impl {
  public:
   explicit Impl(const ServerOptions& options)
       : timers_(options.clock != nullptr ? options.clock : Clock::System()),
-        gate_(options.authenticator != nullptr ? options.authenticator : Authenticator::AllowAll(),
-              options.max_calls),
+        authenticator_(options.authenticator != nullptr ? options.authenticator
+                                                        : Authenticator::AllowAll()),
+        gate_(authenticator_, options.max_calls),
+        regions_(options.side_socket.max_bytes > 0 ? options.side_socket.max_bytes
+                                                   : static_cast<int64_t>(MemoryLimit())),
         sessions_(options.sessions, &timers_,
                   [this](const std::shared_ptr<SessionRecord>& record) {
                     RetireSession(&sessions_, record);
@@ -107,6 +110,7 @@ class Server::Impl {
     core_.budget = MemoryBudget::Create(
         budget, [this](std::function<void()> function) { timers_.Run(std::move(function)); });
     core_.sessions = &sessions_;
+    core_.regions = &regions_;
     core_.stall_timeout = options.stall_timeout;
     core_.version = std::string(ServerVersion());
   }
@@ -129,6 +133,14 @@ class Server::Impl {
     if (grpc_ == nullptr || port_ == 0) {
       return absl::UnavailableError(absl::StrCat("cannot listen on ", options.listen));
     }
+    return absl::OkStatus();
+  }
+
+  absl::Status ListenAside(const ServerOptions& options) {
+    if (options.side_socket.path.empty()) return absl::OkStatus();
+    auto side = SideListener::Start(options.side_socket, authenticator_, &regions_);
+    if (!side.ok()) return side.status();
+    side_ = *std::move(side);
     return absl::OkStatus();
   }
 
@@ -155,10 +167,13 @@ class Server::Impl {
 
   int port() const { return port_; }
   const Core& core() const { return core_; }
+  int side_connections() const { return side_ == nullptr ? 0 : side_->connections(); }
 
  private:
   TimerThread timers_;
+  const std::shared_ptr<Authenticator> authenticator_;
   Gate gate_;
+  RegionTable regions_;
   Core core_;
   SessionStore sessions_;
   std::unique_ptr<Executor> executor_;
@@ -167,6 +182,7 @@ class Server::Impl {
   int port_ = 0;
   Mutex drain_mutex_;
   std::unique_ptr<grpc::Server> grpc_;
+  std::unique_ptr<SideListener> side_;
 };
 
 Server::Server(std::unique_ptr<Impl> impl) : impl_(std::move(impl)) {}
@@ -176,6 +192,7 @@ absl::StatusOr<std::unique_ptr<Server>> Server::Start(const ServerOptions& optio
   if (absl::Status status = CheckOptions(options); !status.ok()) return status;
   auto impl = std::make_unique<Impl>(options);
   if (absl::Status status = impl->Listen(options); !status.ok()) return status;
+  if (absl::Status status = impl->ListenAside(options); !status.ok()) return status;
   Log(LogLevel::kInfo, "listening",
       {{"address", options.listen},
        {"port", impl->port()},
@@ -189,5 +206,7 @@ int Server::port() const { return impl_->port(); }
 void Server::Drain(absl::Duration timeout) { impl_->Drain(timeout); }
 int64_t Server::memory_reserved() const { return impl_->core().budget->reserved(); }
 int64_t Server::live_sessions() const { return impl_->core().sessions->live(); }
+int64_t Server::shared_bytes() const { return impl_->core().regions->mapped_bytes(); }
+int Server::side_connections() const { return impl_->side_connections(); }
 
 }  // namespace nni_compression::server

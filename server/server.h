@@ -14,6 +14,7 @@
 #include "server/authenticator.h"
 #include "server/clock.h"
 #include "server/session_store.h"
+#include "server/shm/side_listener.h"
 
 namespace nni_compression::server {
 
@@ -25,6 +26,7 @@ struct ServerOptions {
   int max_calls = 4096;                    // at a time
   absl::Duration stall_timeout = absl::Seconds(60);
   bool reflection = false;
+  SideSocketOptions side_socket;
   SessionStore::Options sessions;
 
   // Null: the ones of a server in production. The clock and the registry outlive the server.
@@ -52,6 +54,8 @@ class Server {
   // What tests and metrics look at.
   int64_t memory_reserved() const;
   int64_t live_sessions() const;
+  int64_t shared_bytes() const;  // mapped for trainers on this host
+  int side_connections() const;
 
  private:
   class Impl;

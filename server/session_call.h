@@ -6,6 +6,7 @@
 #include <functional>
 #include <memory>
 #include <optional>
+#include <string>
 
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
@@ -63,6 +64,7 @@ class SessionCall : public StreamCall {
   void OnEnd() override;
 
   Core* core() const { return core_; }
+  const std::string& tenant() const { return context_->tenant(); }
   SessionRecord& record() const { return *use_; }
   bool joined() const { return static_cast<bool>(use_); }
 

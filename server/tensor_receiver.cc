@@ -85,6 +85,15 @@ absl::Status TensorReceiver::ReadFrames(const grpc::ByteBuffer& message) {
   return absl::OkStatus();
 }
 
+uint64_t TensorReceiver::BytesNeeded(const Incoming& tensor) {
+  const uint64_t payload = tensor.admission.present ? 0 : tensor.header.byte_length();
+  return payload + static_cast<uint64_t>(tensor.admission.extra_bytes);
+}
+
+bool TensorReceiver::NeedsNoChunks(const Incoming& tensor) {
+  return tensor.admission.present || tensor.header.has_shared_memory();
+}
+
 absl::Status TensorReceiver::TakeHeader(TensorHeader header) {
   const uint32_t index = header.index();
   if (index >= kMaxTensors) {
@@ -109,11 +118,14 @@ absl::Status TensorReceiver::TakeHeader(TensorHeader header) {
 
   absl::StatusOr<TensorSink::Admission> admission = sink_->OnHeader(header);
   if (!admission.ok()) return admission.status();
+  if (header.has_shared_memory() && admission->accepted && !admission->present) {
+    return Invalid("headers: ", Describe(header), " has shared_memory, which this call cannot use");
+  }
   auto tensor = std::make_unique<Incoming>();
-  tensor->admission = *admission;
+  tensor->admission = *std::move(admission);
   tensor->header = std::move(header);
-  if (admission->accepted) {
-    const uint64_t need = tensor->header.byte_length() + admission->extra_bytes;
+  if (tensor->admission.accepted) {
+    const uint64_t need = BytesNeeded(*tensor);
     if (need > static_cast<uint64_t>(budget_->limit())) {
       return absl::ResourceExhaustedError(absl::StrCat(Describe(tensor->header), " needs ", need,
                                                        " bytes; the server has a memory budget of ",
@@ -143,6 +155,11 @@ absl::Status TensorReceiver::TakeCommit(const Commit& commit) {
 
 absl::StatusOr<TensorReceiver::Progress> TensorReceiver::Resume(Reservation memory) {
   Incoming& tensor = *chunk_tensor_;
+  if (tensor.admission.present) {
+    tensor.memory = std::move(memory);
+    if (absl::Status status = Deliver(tensor); !status.ok()) return status;
+    return FinishCommits();
+  }
   absl::Status status = Allocate(tensor, std::move(memory));
   if (status.ok()) status = ReadChunk(tensor);
   if (!status.ok()) return status;
@@ -171,12 +188,25 @@ absl::StatusOr<TensorReceiver::Progress> TensorReceiver::ReadChunks() {
     if (absl::Status status = ReadChunk(*chunk_tensor_); !status.ok()) return status;
   }
   reader_.reset();
+  return FinishCommits();
+}
+
+// Delivers what the message committed and needed no chunks for.
+absl::StatusOr<TensorReceiver::Progress> TensorReceiver::FinishCommits() {
   for (const uint32_t index : commits_) {
     const auto it = tensors_.find(index);
     if (it == tensors_.end()) continue;
-    const Incoming& tensor = *it->second;
-    return Invalid("commits: ", Describe(tensor.header), " was committed after ", tensor.received,
-                   " of ", tensor.header.byte_length(), " bytes");
+    Incoming& tensor = *it->second;
+    if (!NeedsNoChunks(tensor)) {
+      return Invalid("commits: ", Describe(tensor.header), " was committed after ", tensor.received,
+                     " of ", tensor.header.byte_length(), " bytes");
+    }
+    if (tensor.admission.accepted) {
+      chunk_tensor_ = &tensor;
+      const absl::StatusOr<Progress> progress = Admit(tensor);
+      if (!progress.ok() || *progress == Progress::kNeedsMemory) return progress;
+    }
+    if (absl::Status status = Deliver(tensor); !status.ok()) return status;
   }
   return Progress::kDone;
 }
@@ -189,6 +219,7 @@ absl::StatusOr<TensorReceiver::Incoming*> TensorReceiver::CheckChunk(
   }
   Incoming& tensor = *it->second;
   const std::string name = Describe(tensor.header);
+  if (NeedsNoChunks(tensor)) return Invalid("chunks: ", name, " is here already");
   if (chunk.payload_bytes == 0) return Invalid("chunks: a chunk of ", name, " is empty");
   if (chunk.offset != tensor.received) {
     return Invalid("chunks: offset of ", name, " is ", chunk.offset, ", which ",
@@ -203,9 +234,13 @@ absl::StatusOr<TensorReceiver::Incoming*> TensorReceiver::CheckChunk(
 }
 
 absl::StatusOr<TensorReceiver::Progress> TensorReceiver::Admit(Incoming& tensor) {
-  bytes_needed_ = static_cast<int64_t>(tensor.header.byte_length()) + tensor.admission.extra_bytes;
+  bytes_needed_ = static_cast<int64_t>(BytesNeeded(tensor));
   std::optional<Reservation> memory = budget_->TryReserve(bytes_needed_);
   if (memory) {
+    if (tensor.admission.present) {
+      tensor.memory = *std::move(memory);
+      return Progress::kDone;
+    }
     if (absl::Status status = Allocate(tensor, *std::move(memory)); !status.ok()) return status;
     return Progress::kDone;
   }
@@ -243,10 +278,11 @@ absl::Status TensorReceiver::Deliver(Incoming& incoming) {
   tensors_.erase(it);
   header_bytes_ -= static_cast<int64_t>(tensor->header.ByteSizeLong());
   if (!tensor->admission.accepted) return absl::OkStatus();
-  --incomplete_;
+  if (!tensor->admission.present) --incomplete_;
   ReceivedTensor received;
   received.header = std::move(tensor->header);
-  received.bytes = std::move(tensor->bytes);
+  received.bytes =
+      std::move(tensor->admission.present ? *tensor->admission.present : tensor->bytes);
   received.memory = std::move(tensor->memory);
   if (tensor->commit->has_crc32()) received.crc32 = tensor->commit->crc32();
   return sink_->OnTensor(std::move(received));

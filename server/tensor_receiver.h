@@ -41,6 +41,8 @@ class TensorSink {
   struct Admission {
     bool accepted = false;    // false: the payload is checked and thrown away
     int64_t extra_bytes = 0;  // memory needed beside the payload, for the result
+    // The payload, where it is here already: only the commit follows.
+    std::optional<compression::Buffer> present = std::nullopt;
   };
 
   virtual ~TensorSink() = default;
@@ -91,10 +93,16 @@ class TensorReceiver {
     std::optional<nni::compression::v1::Commit> commit;
   };
 
+  // Memory that the tensor takes, of what counts as the server's.
+  static uint64_t BytesNeeded(const Incoming& tensor);
+  // Whether its payload does not come over the network.
+  static bool NeedsNoChunks(const Incoming& tensor);
+
   absl::Status ReadFrames(const grpc::ByteBuffer& message);
   absl::Status TakeHeader(nni::compression::v1::TensorHeader header);
   absl::Status TakeCommit(const nni::compression::v1::Commit& commit);
   absl::StatusOr<Progress> ReadChunks();
+  absl::StatusOr<Progress> FinishCommits();
   absl::StatusOr<Incoming*> CheckChunk(const wire::ChunkPrefix& chunk);
   absl::StatusOr<Progress> Admit(Incoming& tensor);
   absl::Status Allocate(Incoming& tensor, Reservation memory);

@@ -35,6 +35,9 @@ tensor wins. DIR gets model.safetensors, with all other tensors as they were.
   --server=HOST:PORT  default: $NNI_COMPRESSION_SERVER, else 127.0.0.1:50051
   --connect_timeout=DURATION
                       how long to wait for the server (default: 5s)
+  --shm_socket=PATH   the server's --shm_socket, where it is on this host: large
+                      tensors are handed over in shared memory
+                      (default: $NNI_COMPRESSION_SHM_SOCKET)
   --json              print JSON, errors included
   --help, --version
 

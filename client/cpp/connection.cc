@@ -4,6 +4,7 @@
 #include <grpcpp/security/credentials.h>
 #include <grpcpp/support/channel_arguments.h>
 
+#include <cstdlib>
 #include <utility>
 
 #include "absl/random/random.h"
@@ -21,6 +22,12 @@ constexpr int kMaxReceiveBytes = wire::kMaxMessageBytes + (64 << 10);
 bool IsLoopback(absl::string_view address) {
   return absl::StartsWith(address, "localhost:") || absl::StartsWith(address, "127.") ||
          absl::StartsWith(address, "[::1]:");
+}
+
+std::string SidePath(const ClientOptions& options) {
+  if (options.shm_socket) return *options.shm_socket;
+  const char* const path = std::getenv("NNI_COMPRESSION_SHM_SOCKET");
+  return path == nullptr ? "" : path;
 }
 
 grpc::ChannelArguments Arguments(absl::string_view address) {
@@ -73,7 +80,8 @@ Connection::Connection(std::string address, const ClientOptions& options,
     : address_(std::move(address)),
       options_(options),
       channel_(std::move(channel)),
-      stub_(v1::CompressionService::NewStub(channel_)) {}
+      stub_(v1::CompressionService::NewStub(channel_)),
+      shared_memory_(std::make_unique<SharedMemory>(SidePath(options))) {}
 
 std::unique_ptr<grpc::ClientContext> Connection::NewContext(absl::Time deadline,
                                                             const std::string& route) const {

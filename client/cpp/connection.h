@@ -17,6 +17,7 @@
 #include "absl/time/clock.h"
 #include "absl/time/time.h"
 #include "client/cpp/retry.h"
+#include "client/cpp/shared_memory.h"
 #include "nni/compression/v1/compression.grpc.pb.h"
 #include "nni_compression/client.h"
 
@@ -35,6 +36,8 @@ class Connection {
   const std::string& address() const { return address_; }
   const ClientOptions& options() const { return options_; }
   const std::shared_ptr<grpc::Channel>& channel() const { return channel_; }
+
+  SharedMemory& shared_memory() const { return *shared_memory_; }
 
   // A context with the deadline and the metadata that every call carries.
   std::unique_ptr<grpc::ClientContext> NewContext(absl::Time deadline,
@@ -77,6 +80,7 @@ class Connection {
   const ClientOptions options_;
   const std::shared_ptr<grpc::Channel> channel_;
   const std::unique_ptr<v1::CompressionService::Stub> stub_;
+  const std::unique_ptr<SharedMemory> shared_memory_;
 };
 
 }  // namespace nni_compression::internal

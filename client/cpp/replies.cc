@@ -2,6 +2,7 @@
 
 #include <zlib.h>
 
+#include <cstring>
 #include <utility>
 
 #include "absl/strings/str_cat.h"
@@ -31,15 +32,21 @@ void Arrival::Advance(absl::Span<const uint8_t> payload) {
   crc32_ = static_cast<uint32_t>(crc32_z(crc32_, payload.data(), payload.size()));
 }
 
+void Arrival::Complete(absl::Span<const uint8_t> bytes) {
+  received_ = static_cast<int64_t>(bytes.size());
+  whole_ = bytes;
+}
+
 absl::Status Arrival::CheckCommit(const v1::Commit& commit) const {
   if (commit.byte_length() != static_cast<uint64_t>(byte_length_) || received_ != byte_length_) {
     return BadReply(absl::StrCat("a commit of ", commit.byte_length(), " bytes, ", byte_length_,
                                  " were announced and ", received_, " arrived"));
   }
-  if (commit.has_crc32() && commit.crc32() != crc32_) {
-    return absl::DataLossError("the CRC-32 of a reply differs");
-  }
-  return absl::OkStatus();
+  if (!commit.has_crc32()) return absl::OkStatus();
+  const uint32_t crc32 =
+      whole_.empty() ? crc32_ : static_cast<uint32_t>(crc32_z(0, whole_.data(), whole_.size()));
+  return commit.crc32() == crc32 ? absl::OkStatus()
+                                 : absl::DataLossError("the CRC-32 of a reply differs");
 }
 
 template <typename Result>
@@ -112,11 +119,26 @@ absl::Status ReplyReader<Result>::OnHeader(const v1::TensorHeader& header) {
   absl::Status checked = CheckHeader(*sent_[header.answers()], answer->second.result, tensor);
   if (!checked.ok()) return checked;
   const Incoming incoming{header.answers(), tensors.size(), Arrival(*byte_length)};
-  if (!incoming_.emplace(header.index(), incoming).second) {
-    return BadReply(absl::StrCat("index ", header.index(), " is used twice"));
-  }
+  const auto [placed, inserted] = incoming_.emplace(header.index(), incoming);
+  if (!inserted) return BadReply(absl::StrCat("index ", header.index(), " is used twice"));
   tensor.bytes = Bytes::Uninitialized(*byte_length);
+  if (header.has_shared_memory()) {
+    checked = CopyShared(header, tensor.bytes, placed->second.arrival);
+    if (!checked.ok()) return checked;
+  }
   tensors.push_back(std::move(tensor));
+  return absl::OkStatus();
+}
+
+template <typename Result>
+absl::Status ReplyReader<Result>::CopyShared(const v1::TensorHeader& header, Bytes& bytes,
+                                             Arrival& arrival) {
+  const auto written =
+      shared_ == nullptr ? std::nullopt
+                         : shared_->Result(header.answers(), header.shared_memory(), bytes.size());
+  if (!written) return BadReply("a tensor is where it should not be");
+  std::memcpy(bytes.data(), written->data(), written->size());
+  arrival.Complete(bytes.span());
   return absl::OkStatus();
 }
 

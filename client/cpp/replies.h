@@ -14,6 +14,7 @@
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include "absl/types/span.h"
+#include "client/cpp/shared_memory.h"
 #include "nni/compression/v1/compression.pb.h"
 #include "nni_compression/types.h"
 #include "proto/wire/frames.h"
@@ -35,6 +36,9 @@ class Arrival {
   absl::Status CheckChunk(const wire::ChunkPrefix& chunk) const;
   void Advance(absl::Span<const uint8_t> payload);
 
+  // All of it is there; `bytes` are looked at again when a commit has a CRC-32.
+  void Complete(absl::Span<const uint8_t> bytes);
+
   // INTERNAL unless all has arrived; DATA_LOSS when a CRC-32 was given and differs.
   absl::Status CheckCommit(const v1::Commit& commit) const;
 
@@ -44,6 +48,7 @@ class Arrival {
   int64_t byte_length_;
   int64_t received_ = 0;
   uint32_t crc32_ = 0;
+  absl::Span<const uint8_t> whole_;  // given to Complete
 };
 
 // One tensor of a reply.
@@ -66,6 +71,9 @@ class ReplyReader {
   };
 
   explicit ReplyReader(absl::Span<const Tensor* const> sent) : sent_(sent) {}
+
+  // Where results in shared memory are; it outlives the reader. Without it there are none.
+  void ReadFrom(const SharedCall* shared) { shared_ = shared; }
   virtual ~ReplyReader() = default;
 
   // Takes one message. INTERNAL when it is malformed.
@@ -94,11 +102,13 @@ class ReplyReader {
 
   absl::Status OnResult(Result result);
   absl::Status OnHeader(const v1::TensorHeader& header);
+  absl::Status CopyShared(const v1::TensorHeader& header, Bytes& bytes, Arrival& arrival);
   absl::Status OnChunk(wire::MessageReader& reader);
   absl::Status OnCommit(const v1::Commit& commit);
   absl::Status FinishIfComplete(uint32_t index);
 
   const absl::Span<const Tensor* const> sent_;
+  const SharedCall* shared_ = nullptr;
   absl::flat_hash_map<uint32_t, Answer> pending_;     // by index of the tensor sent
   absl::flat_hash_map<uint32_t, Incoming> incoming_;  // by index of the tensor received
   absl::flat_hash_map<uint32_t, int64_t> commits_;    // tensors complete, by index sent

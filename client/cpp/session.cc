@@ -16,6 +16,8 @@
 namespace nni_compression {
 namespace {
 
+constexpr int64_t kMaxCodeBytes = 2;
+
 using internal::BadReply;
 using internal::Outcome;
 
@@ -69,6 +71,7 @@ std::vector<absl::StatusOr<Mask>> Session::CalcMask(absl::Span<const Tensor> ten
   if (options.epoch) open.mutable_open()->set_epoch(*options.epoch);
   return internal::Transfer<Mask>(
       *connection_, "CalcMask", route_, open, tensors, options,
+      [](const Tensor& tensor) { return (internal::Elements(tensor) + 7) / 8; },
       [](auto sent, auto& results) { return internal::MaskReader(sent, results); });
 }
 
@@ -80,6 +83,10 @@ std::vector<absl::StatusOr<QuantizedTensor>> Session::QuantizeWeight(
   if (options.step) open.mutable_open()->set_step(*options.step);
   return internal::Transfer<QuantizedTensor>(
       *connection_, "QuantizeWeight", route_, open, tensors, options,
+      [reply](const Tensor& tensor) -> int64_t {
+        if (reply == QuantizeReply::kCodes) return internal::Elements(tensor) * kMaxCodeBytes;
+        return reply == QuantizeReply::kValues ? tensor.bytes.size() : 0;
+      },
       [reply](auto sent, auto& results) { return internal::QuantizeReader(sent, reply, results); });
 }
 

@@ -13,46 +13,58 @@
 #include "absl/strings/str_cat.h"
 #include "client/cpp/connection.h"
 #include "client/cpp/replies.h"
+#include "client/cpp/shared_memory.h"
 #include "client/cpp/stream.h"
 #include "client/cpp/upload.h"
 
 namespace nni_compression::internal {
+
+// Elements of a checked tensor.
+int64_t Elements(const Tensor& tensor);
 
 // Payload bytes of the tensors.
 int64_t TotalBytes(absl::Span<const Tensor* const> tensors);
 
 // Makes the call `method` until every tensor has an answer or the call fails for good; an attempt
 // sends the tensors that have none yet. Tensors without an answer get the call's error. Reader is
-// MaskReader or QuantizeReader, made by `make_reader(sent, results)`.
+// MaskReader or QuantizeReader, made by `make_reader(sent, results)`. Large weights go through
+// shared memory where there is some; `result_bytes` says how much their answers take.
 template <typename T, typename MakeReader>
 std::vector<absl::StatusOr<T>> Transfer(const Connection& connection, const std::string& method,
                                         const std::string& route,
                                         const google::protobuf::MessageLite& open,
                                         absl::Span<const Tensor> tensors,
-                                        const CallOptions& options, MakeReader make_reader) {
+                                        const CallOptions& options,
+                                        const SharedCall::ResultBytes& result_bytes,
+                                        MakeReader make_reader) {
   using Results = std::vector<std::optional<absl::StatusOr<T>>>;
   Results results(tensors.size());
   for (size_t i = 0; i < tensors.size(); ++i) {
     if (absl::Status checked = CheckTensor(tensors[i]); !checked.ok()) results[i] = checked;
   }
+  std::vector<bool> refused(tensors.size());  // the server may not have its region
   Progress progress;
   const auto report = [&] {
     if (options.progress) options.progress(progress);
   };
-  const auto attempt = [&](absl::Time deadline) {
+  const auto once = [&](absl::Time deadline) {
     std::vector<const Tensor*> sent;
+    std::vector<const Tensor*> shareable;
     std::vector<size_t> position;
     for (size_t i = 0; i < tensors.size(); ++i) {
       if (results[i]) continue;
       sent.push_back(&tensors[i]);
+      shareable.push_back(refused[i] ? nullptr : &tensors[i]);
       position.push_back(i);
     }
     if (sent.empty()) return Outcome{};
     const int64_t answered_before = progress.answered;
     const int64_t sent_before = progress.total_bytes - TotalBytes(sent);
+    SharedCall shared(&connection.shared_memory(), shareable, result_bytes);
     Loans loans;
     Upload::Options upload_options;
     upload_options.checksum = connection.options().checksum;
+    upload_options.shared = &shared;
     upload_options.on_message = [&](int64_t sent_bytes) {
       progress.sent_bytes = sent_before + sent_bytes;
       report();
@@ -60,6 +72,7 @@ std::vector<absl::StatusOr<T>> Transfer(const Connection& connection, const std:
     Upload upload(open, sent, upload_options, loans);
     Results answers(sent.size());
     auto reader = make_reader(absl::MakeConstSpan(sent), answers);
+    reader.ReadFrom(&shared);
     Outcome outcome = RunStream(connection, {method, route, deadline}, upload, loans,
                                 [&](const grpc::ByteBuffer& message) {
                                   absl::Status status = reader.Read(message);
@@ -73,19 +86,35 @@ std::vector<absl::StatusOr<T>> Transfer(const Connection& connection, const std:
         ++unanswered;
         continue;
       }
-      results[position[i]] = std::move(answers[i]);
       outcome.progress = true;
+      // The layer, or the region: without a region it will be seen.
+      if (answers[i]->status().code() == absl::StatusCode::kNotFound && shared.Used(i)) {
+        refused[position[i]] = true;
+        --progress.answered;
+        continue;
+      }
+      results[position[i]] = std::move(answers[i]);
     }
     if (unanswered == 0) {
+      shared.Answered();
       outcome.status = absl::OkStatus();
     } else if (outcome.status.ok()) {
       outcome.status = BadReply(absl::StrCat(unanswered, " tensors were not answered"));
     }
     return outcome;
   };
+  const auto attempt = [&](absl::Time deadline) {
+    Outcome outcome = once(deadline);
+    return outcome.status.ok() ? once(deadline) : outcome;  // those that were refused
+  };
   for (const Tensor& tensor : tensors) progress.total_bytes += tensor.bytes.size();
   const absl::Status status = connection.WithRetries(
       connection.NewRetry(options, connection.options().transfer_timeout), attempt);
+  for (size_t i = 0; i < tensors.size(); ++i) {
+    if (!refused[i] || !results[i] || !results[i]->ok()) continue;
+    connection.shared_memory().Disown();  // it was the region that was not there
+    break;
+  }
   std::vector<absl::StatusOr<T>> all;
   all.reserve(results.size());
   for (auto& result : results) {

@@ -48,7 +48,10 @@ absl::Status CheckTensor(const Tensor& tensor) {
 
 Upload::Upload(const google::protobuf::MessageLite& open, std::vector<const Tensor*> tensors,
                Options options, Loans& loans)
-    : tensors_(std::move(tensors)), options_(std::move(options)), loans_(loans) {
+    : tensors_(std::move(tensors)),
+      options_(std::move(options)),
+      here_(tensors_.size()),
+      loans_(loans) {
   writer_.Append(open);
 }
 
@@ -69,6 +72,7 @@ void Upload::AppendHeader(size_t index) {
   header->set_dtype(static_cast<v1::DataType>(tensor.dtype));
   for (const int64_t dimension : tensor.shape) header->add_shape(dimension);
   header->set_byte_length(tensor.bytes.size());
+  if (options_.shared != nullptr) here_[index] = options_.shared->Share(index, tensor, header);
   writer_.Append(message);
 }
 
@@ -97,10 +101,11 @@ void Upload::AppendPayloads() {
   while (committed_ < announced_ && room > 0 && writer_.byte_size() < kFullMessageBytes) {
     const Tensor& tensor = *tensors_[committed_];
     if (offset_ == 0 && SizeOf(tensor) > room && room < wire::kChunkBytes) break;
-    const int64_t size = std::min(room, SizeOf(tensor) - offset_);
+    const bool here = here_[committed_];
+    const int64_t size = here ? SizeOf(tensor) : std::min(room, SizeOf(tensor) - offset_);
     const auto bytes = tensor.bytes.subspan(offset_, size);
     if (options_.checksum) crc32_ = crc32_z(crc32_, bytes.data(), bytes.size());
-    writer_.AppendChunk(static_cast<uint32_t>(committed_), offset_, loans_.Lend(bytes));
+    if (!here) writer_.AppendChunk(static_cast<uint32_t>(committed_), offset_, loans_.Lend(bytes));
     room -= size;
     offset_ += size;
     sent_bytes_ += size;

@@ -13,6 +13,7 @@
 
 #include "absl/status/status.h"
 #include "absl/types/span.h"
+#include "client/cpp/shared_memory.h"
 #include "nni_compression/types.h"
 #include "proto/wire/frames.h"
 
@@ -41,6 +42,7 @@ class Upload {
     bool checksum = false;
     bool headers_first = false;                          // all headers go before the first payload
     std::function<void(int64_t sent_bytes)> on_message;  // optional; after each message is made
+    SharedCall* shared = nullptr;                        // optional; outlives the upload
   };
 
   // `open` is a message with the first field set. The tensors are checked ones, and they and their
@@ -62,6 +64,7 @@ class Upload {
 
   const std::vector<const Tensor*> tensors_;
   const Options options_;
+  std::vector<bool> here_;  // by tensor: its bytes are in shared memory
   Loans& loans_;
   wire::MessageWriter writer_;
   bool first_ = true;

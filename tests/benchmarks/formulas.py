@@ -38,3 +38,17 @@ def torch_fake_quantize(weight: torch.Tensor, bits: int) -> torch.Tensor:
     """PyTorch's fused kernel, with the range found before."""
     scale, zero_point = affine_parameters(weight, bits)
     return torch.fake_quantize_per_tensor_affine(weight, scale, zero_point, 0, 2**bits - 1)
+
+
+def nni_naive(weight: torch.Tensor, bits: int) -> torch.Tensor:
+    """NNI's naive formula: symmetric, towards zero."""
+    scale = weight.abs().max() / (2 ** (bits - 1) - 1)
+    return torch.mul((weight / scale).to(torch.int8).to(weight.dtype), scale)
+
+
+def nni_dorefa(weight: torch.Tensor, bits: int) -> torch.Tensor:
+    """NNI's DoReFa formula."""
+    squashed = weight.tanh()
+    squashed = squashed / (2 * squashed.abs().max()) + 0.5
+    levels = 2**bits - 1
+    return 2 * (torch.round(squashed * levels) / levels) - 1

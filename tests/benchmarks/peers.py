@@ -14,6 +14,8 @@ import threading
 import time
 from collections.abc import Iterator
 
+import nni_compression as nc
+
 CHUNK = 1 << 20
 METHOD = "/bare.Discard/Upload"
 
@@ -31,6 +33,11 @@ def bare_grpc() -> Iterator[str]:
         yield f"127.0.0.1:{int(process.stdout.readline())}"
     finally:
         process.communicate()
+
+
+def shared_memory_client() -> nc.Client:
+    """A client that shares memory with the server."""
+    return nc.Client(shm_socket=os.environ["SIDE_SOCKET"])
 
 
 @contextlib.contextmanager

@@ -7,6 +7,7 @@
 #include <deque>
 #include <functional>
 #include <memory>
+#include <optional>
 #include <string>
 #include <utility>
 #include <vector>
@@ -28,7 +29,9 @@ std::string ToString(const compression::Buffer& bytes) {
   return std::string(reinterpret_cast<const char*>(bytes.data()), bytes.size());
 }
 
-// Keeps everything; refuses layers called "refused".
+const std::string kSixteen = "0123456789abcdef";
+
+// Keeps everything; has the bytes of layers called "present"; refuses layers called "refused".
 class RecordingSink : public TensorSink {
  public:
   absl::Status OnOpen(wire::MessageReader& reader) override {
@@ -39,7 +42,12 @@ class RecordingSink : public TensorSink {
   }
   absl::StatusOr<Admission> OnHeader(const v1::TensorHeader& header) override {
     headers.push_back(header.layer());
-    return Admission{header.layer() != "refused", extra_bytes};
+    Admission admission{header.layer() != "refused", extra_bytes};
+    if (header.layer() == "present") {
+      admission.present = compression::Buffer::Allocate(static_cast<int64_t>(kSixteen.size()));
+      kSixteen.copy(reinterpret_cast<char*>(admission.present->data()), kSixteen.size());
+    }
+    return admission;
   }
   absl::Status OnTensor(ReceivedTensor tensor) override {
     tensors.push_back(std::move(tensor));
@@ -79,8 +87,6 @@ class TensorReceiverTest : public ::testing::Test {
   TensorReceiver receiver_{&sink_, budget_.get()};
 };
 
-const std::string kSixteen = "0123456789abcdef";
-
 TEST_F(TensorReceiverTest, AssemblesATensorFromChunksOfManyMessages) {
   ASSERT_TRUE(Receive(MaskMessage().Open("s")).ok());
   ASSERT_TRUE(Receive(MaskMessage().Add(Header(0, "a", {4}))).ok());
@@ -97,6 +103,48 @@ TEST_F(TensorReceiverTest, AssemblesATensorFromChunksOfManyMessages) {
   EXPECT_TRUE(receiver_.Finish().ok());
   sink_.tensors.clear();
   EXPECT_EQ(budget_->reserved(), 0);
+}
+
+TEST_F(TensorReceiverTest, ATensorThatIsHereAlreadyTakesItsCommitAndMemoryForItsResultOnly) {
+  sink_.extra_bytes = 8;
+  const v1::TensorHeader header = Header(0, "present", {4});
+  ASSERT_TRUE(Receive(MaskMessage().Open("s").Add(header)).ok());
+  EXPECT_EQ(budget_->reserved(), 0);
+  ASSERT_TRUE(Receive(MaskMessage().Commit(0, 16)).ok());
+  ASSERT_EQ(sink_.tensors.size(), 1u);
+  EXPECT_EQ(ToString(sink_.tensors[0].bytes), kSixteen);
+  EXPECT_EQ(sink_.tensors[0].memory.bytes(), sink_.extra_bytes);
+  EXPECT_TRUE(receiver_.Finish().ok());
+}
+
+TEST_F(TensorReceiverTest, ATensorThatIsHereAlreadyWaitsForTheMemoryOfItsResult) {
+  sink_.extra_bytes = 8;
+  std::optional<Reservation> all = budget_->TryReserve(1000);
+  const auto waits = Receive(MaskMessage()
+                                 .Open("s")
+                                 .Add(Header(0, "present", {4}))
+                                 .Add(Header(1, "present", {4}))
+                                 .Commit(0, 16)
+                                 .Commit(1, 16));
+  ASSERT_EQ(*waits, Progress::kNeedsMemory);
+  EXPECT_EQ(receiver_.bytes_needed(), sink_.extra_bytes);
+  all.reset();
+  const auto resumed = receiver_.Resume(*budget_->TryReserve(sink_.extra_bytes));
+  ASSERT_TRUE(resumed.ok());
+  EXPECT_EQ(*resumed, Progress::kDone);
+  EXPECT_EQ(sink_.tensors.size(), 2u);
+}
+
+TEST_F(TensorReceiverTest, ATensorThatIsHereAlreadyHasNoChunks) {
+  ExpectInvalid(
+      Receive(MaskMessage().Open("s").Tensor(Header(0, "present", {4}), kSixteen)).status(),
+      "here already");
+}
+
+TEST_F(TensorReceiverTest, SharedMemoryThatTheCallDoesNotFindIsRefused) {
+  v1::TensorHeader header = Header(0, "a", {4});
+  header.mutable_shared_memory()->set_region("somewhere");
+  ExpectInvalid(Receive(MaskMessage().Open("s").Add(header)).status(), "shared_memory");
 }
 
 TEST_F(TensorReceiverTest, OneMessageMayHoldEverything) {

@@ -35,6 +35,10 @@ struct ClientOptions {
   absl::Duration timeout = absl::Seconds(30);  // of calls without tensors, retries included
   absl::Duration transfer_timeout = absl::Minutes(30);  // of calls with tensors, retries included
   RetryOptions retry;
+  // The server's --shm_socket, where it is on this host: large weights are handed over in shared
+  // memory then, and over the network where that does not work. Empty: never; unset:
+  // $NNI_COMPRESSION_SHM_SOCKET.
+  std::optional<std::string> shm_socket;
   bool checksum = false;  // send a CRC-32 with every tensor; the server checks it
 };
 

@@ -15,12 +15,14 @@ from google.protobuf.message import DecodeError
 
 from . import _frames, quantization, tensors
 from ._config import text
+from ._shared_memory import MIN_BYTES, SPACING, Arena, SharedMemory
 from ._wire import compression_pb2 as pb
 from .errors import (
     CompressionError,
     DataLossError,
     InternalError,
     InvalidArgumentError,
+    StatusCode,
     code_from_number,
     make_error,
 )
@@ -125,11 +127,18 @@ class LayerExchange(ABC, Generic[R]):
     """A call whose every tensor is answered by a result and by tensors that belong to it.
 
     Layers that were answered in an attempt are not sent again in the next. After the call,
-    `results` has what worked and `errors` what did not.
+    `results` has what worked and `errors` what did not, and `close` has to be called. Where
+    `unfinished` says so, the call has to be made once more.
+
+    Large weights go through `shared`, if it is given and there is room.
     """
 
     def __init__(
-        self, open_content: bytes, requests: Mapping[int, _frames.Outgoing], checksum: bool
+        self,
+        open_content: bytes,
+        requests: Mapping[int, _frames.Outgoing],
+        checksum: bool,
+        shared: Optional[SharedMemory] = None,
     ) -> None:
         self.results: dict[str, R] = {}
         self.errors: dict[str, CompressionError] = {}
@@ -139,6 +148,22 @@ class LayerExchange(ABC, Generic[R]):
         self._checksum = checksum
         self._answers: dict[int, _Answer] = {}
         self._incoming: dict[int, _Incoming] = {}
+        self._shared = shared
+        self._arena: Optional[Arena] = None
+        self._places: dict[int, tuple[bool, Optional[pb.SharedPlace]]] = {}
+        self._refused: dict[int, str] = {}  # layers whose region the server may not have
+
+    @property
+    def unfinished(self) -> bool:
+        """Whether tensors are left that the server did not find in shared memory."""
+        return bool(self._pending) and self._pending.keys() <= self._refused.keys()
+
+    def close(self) -> None:
+        """Gives the shared memory back."""
+        self._end_sharing(answered=not self._pending)
+        found = [layer for layer in self._refused.values() if layer in self.results]
+        if found and self._shared is not None:  # it was the region that was not there
+            self._shared.disown()
 
     @property
     def empty(self) -> bool:
@@ -148,8 +173,18 @@ class LayerExchange(ABC, Generic[R]):
     def messages(self) -> Iterator[bytes]:
         self._answers = {}
         self._incoming = {}
+        self._end_sharing(answered=False)
         waiting = list(self._pending.values())
-        return _frames.request_messages(self._open, waiting, checksum=self._checksum)
+        large = [request for request in waiting if self._may_share(request)]
+        if self._shared is not None and large:
+            weights = sum(len(request.data) + SPACING for request in large)
+            results = sum(self.result_bytes(request.header) + SPACING for request in large)
+            self._arena = self._shared.lease(weights, results)
+        shared = map(self._share, waiting)
+        chunk_bytes = _frames.best_chunk_bytes(sum(len(request.data) for request in waiting))
+        return _frames.request_messages(
+            self._open, shared, checksum=self._checksum, chunk_bytes=chunk_bytes
+        )
 
     def receive(self, message: bytes) -> None:
         for number, content in _frames.fields(message):
@@ -164,7 +199,7 @@ class LayerExchange(ABC, Generic[R]):
                 self._on_commit(decode(pb.Commit, content))
 
     def finish(self) -> None:
-        if self._pending:
+        if self._pending and not self.unfinished:
             missing = next(iter(self._pending.values())).header.layer
             raise InternalError(
                 f"the server ended the call without an answer for {len(self._pending)} layers, "
@@ -184,6 +219,10 @@ class LayerExchange(ABC, Generic[R]):
         """Bytes that a tensor with this header must have; 0 when it should not be there."""
 
     @abstractmethod
+    def result_bytes(self, request: Any) -> int:
+        """The most that the large tensor of a weight's answer takes."""
+
+    @abstractmethod
     def build(self, result: Any, request: Any, parts: dict[int, _Incoming]) -> R:
         """The answer for a layer, from what came; `parts` by role."""
 
@@ -192,6 +231,8 @@ class LayerExchange(ABC, Generic[R]):
         if request is None or result.answers in self._answers:
             raise DataLossError(f"the server answered tensor {result.answers} out of turn")
         if result.HasField("error"):
+            if self._region_is_gone(result):
+                return
             error = make_error(code_from_number(result.error.code), result.error.message)
             self.errors[request.header.layer] = error
             del self._pending[result.answers]
@@ -209,7 +250,66 @@ class LayerExchange(ABC, Generic[R]):
                 f"layer {header.layer!r} came with a tensor of role {header.role}, dtype "
                 f"{header.dtype}, shape {list(header.shape)} and {header.byte_length} bytes"
             )
-        self._incoming[header.index] = _Incoming(header, np.empty(size, dtype=np.uint8))
+        if header.HasField("shared_memory"):
+            data = self._read_shared(header, size)
+            self._incoming[header.index] = _Incoming(header, data, received=size)
+        else:
+            self._incoming[header.index] = _Incoming(header, np.empty(size, dtype=np.uint8))
+
+    def _read_shared(self, header: Any, size: int) -> npt.NDArray[np.uint8]:
+        _, place = self._places.get(header.answers, (False, None))
+        told = header.shared_memory
+        if (
+            self._arena is None
+            or place is None
+            or (told.region, told.offset) != (place.region, place.offset)
+            or size > place.capacity
+        ):
+            raise DataLossError(f"layer {header.layer!r} was answered where it should not be")
+        return self._arena.result(place, size)
+
+    def _may_share(self, request: _frames.Outgoing) -> bool:
+        return (
+            len(request.data) >= MIN_BYTES
+            and request.header.role == pb.TENSOR_ROLE_WEIGHT
+            and request.header.index not in self._refused
+        )
+
+    def _share(self, request: _frames.Outgoing) -> _frames.Outgoing:
+        """The request as it is sent: in shared memory, or as it was where there is no room."""
+        arena = self._arena
+        if arena is None or not self._may_share(request):
+            return request
+        weight = arena.put(request.data)
+        result = arena.place_result(self.result_bytes(request.header))
+        if weight is None and result is None:
+            return request
+        header = pb.TensorHeader()
+        header.CopyFrom(request.header)
+        if weight is not None:
+            header.shared_memory.CopyFrom(weight)
+        if result is not None:
+            header.result_place.CopyFrom(result)
+        self._places[header.index] = (weight is not None, result)
+        return _frames.Outgoing(header, request.data)
+
+    def _region_is_gone(self, result: Any) -> bool:
+        """Whether an error may be the region's rather than the layer's: sends it once more then."""
+        gone = code_from_number(result.error.code) == StatusCode.NOT_FOUND
+        if not gone or result.answers not in self._places or result.answers in self._refused:
+            return False
+        self._refused[result.answers] = self._pending[result.answers].header.layer
+        return True
+
+    def _end_sharing(self, *, answered: bool) -> None:
+        arena, self._arena = self._arena, None
+        self._places = {}
+        if arena is None or self._shared is None:
+            return
+        if answered:
+            self._shared.release(arena)
+        else:
+            self._shared.discard(arena)
 
     def _on_commit(self, commit: Any) -> None:
         incoming = self._at(commit.index)
@@ -247,6 +347,9 @@ class MaskExchange(LayerExchange[Mask]):
         fits = fits and list(header.shape) == list(request.shape)
         return (math.prod(map(int, request.shape)) + 7) // 8 if fits else 0
 
+    def result_bytes(self, request: Any) -> int:
+        return (math.prod(map(int, request.shape)) + 7) // 8
+
     def build(self, result: Any, request: Any, parts: dict[int, _Incoming]) -> Mask:
         try:
             return Mask(
@@ -260,7 +363,13 @@ class MaskExchange(LayerExchange[Mask]):
 
 
 class QuantizeExchange(LayerExchange[QuantizedTensor]):
-    """QuantizeWeight."""
+    """QuantizeWeight.
+
+    Attributes:
+        reply_bytes: the most that the reply takes for an element; None: as much as the weight.
+    """
+
+    reply_bytes: Optional[int] = 2
 
     def result_type(self) -> Any:
         return pb.QuantizeResult
@@ -283,6 +392,11 @@ class QuantizeExchange(LayerExchange[QuantizedTensor]):
         if not fits:
             return 0
         return math.prod(map(int, header.shape)) * tensors.numpy_dtype(dtype).itemsize
+
+    def result_bytes(self, request: Any) -> int:
+        if self.reply_bytes is None:
+            return int(request.byte_length)
+        return math.prod(map(int, request.shape)) * self.reply_bytes
 
     def build(self, result: Any, request: Any, parts: dict[int, _Incoming]) -> QuantizedTensor:
         is_range = request.role == pb.TENSOR_ROLE_RANGE

@@ -9,7 +9,7 @@ in compression.proto ("Tensors on the wire").
 from __future__ import annotations
 
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Optional, Union
 
@@ -41,6 +41,11 @@ class Outgoing:
 
     header: pb.TensorHeader
     data: memoryview
+
+    @property
+    def shared(self) -> bool:
+        """Whether the bytes are in shared memory, so that no chunks follow."""
+        return bool(self.header.HasField("shared_memory"))
 
 
 @dataclass(frozen=True)
@@ -119,9 +124,14 @@ class MessageBuilder:
         self.size += len(field)
 
 
+def best_chunk_bytes(total: int) -> int:
+    """Payload of a chunk in a call that sends so many bytes."""
+    return LONE_BYTES if total <= LONE_BYTES else CHUNK_BYTES
+
+
 def request_messages(
     open_content: bytes,
-    tensors: Sequence[Outgoing],
+    tensors: Iterable[Outgoing],
     *,
     headers_first: bool = False,
     checksum: bool = False,
@@ -132,20 +142,28 @@ def request_messages(
     Small tensors share messages. A tensor that does not fit into the rest of a message begins one
     of its own and shares none, so that a server short of memory need never hold a part of one
     tensor while it waits for room for the next. `headers_first` sends all headers before the first
-    payload, as Export wants it.
+    payload, as Export wants it. Tensors are taken one by one, each when it is its turn, unless all
+    have to be known before the first.
     """
     if chunk_bytes is None:
-        total = sum(len(tensor.data) for tensor in tensors)
-        chunk_bytes = LONE_BYTES if total <= LONE_BYTES else CHUNK_BYTES
+        tensors = list(tensors)
+        chunk_bytes = best_chunk_bytes(sum(len(tensor.data) for tensor in tensors))
     builder = MessageBuilder()
     builder.open(open_content)
     if headers_first:
+        tensors = list(tensors)
         for tensor in tensors:
             builder.header(tensor)
             if builder.size >= chunk_bytes:
                 yield builder.finish()
     for tensor in tensors:
         size = len(tensor.data)
+        if tensor.shared:
+            builder.header(tensor)
+            builder.commit(tensor, checksum)
+            if size > chunk_bytes:  # it is worth beginning with
+                yield builder.finish()
+            continue
         if builder.has_payload and builder.size + size > chunk_bytes:
             yield builder.finish()
         if not headers_first:

@@ -12,6 +12,7 @@ from typing import Any, Optional, TypeVar, Union
 from . import _exchange, _frames
 from ._config import text, to_struct
 from ._keep_alive import KeepAlive
+from ._shared_memory import SharedMemory, socket_path
 from ._transport import HEALTH, SERVICE, Transport, mint_route
 from ._wire import compression_pb2 as pb
 from .errors import CompressionError, InvalidArgumentError, NotFoundError
@@ -59,6 +60,10 @@ class Client:
         keep_alive: whether a background thread renews the leases of this client's sessions when
             they make no call for a third of the lease.
         checksum: whether tensors are sent with a CRC-32 that the server checks.
+        shm_socket: path of the side socket of a server on this host (its `--shm_socket`), through
+            which large weights are handed over in shared memory; by default
+            $NNI_COMPRESSION_SHM_SOCKET, "" for none. Without the socket, or where the server
+            refuses, tensors go over the network.
         route: `nni-route` of calls that belong to no session; minted by default.
 
     Attributes:
@@ -77,6 +82,7 @@ class Client:
         connect_timeout: float = 10.0,
         keep_alive: bool = True,
         checksum: bool = False,
+        shm_socket: Optional[str] = None,
         route: Optional[str] = None,
     ) -> None:
         self.server = server_address(server)
@@ -84,6 +90,8 @@ class Client:
         self._timeout = timeout
         self._connect_timeout = connect_timeout
         self._checksum = checksum
+        self._shm_socket = shm_socket
+        self._shared_memory = SharedMemory(socket_path(shm_socket))
         self._route = _check_route(route) or mint_route()
         self._keep_alive = KeepAlive() if keep_alive else None
         self._transport = Transport(self.server, timeout, connect_timeout)
@@ -227,6 +235,7 @@ class Client:
         if self._keep_alive is not None:
             self._keep_alive.stop()
         self._transport.close()
+        self._shared_memory.close()
 
     def __enter__(self) -> Client:
         return self
@@ -248,6 +257,7 @@ class Client:
             "connect_timeout": self._connect_timeout,
             "keep_alive": self._keep_alive is not None,
             "checksum": self._checksum,
+            "shm_socket": self._shm_socket,
             "route": self._route,
         }
         return _make_client, (self.server, settings)
@@ -264,6 +274,7 @@ class Client:
             lease=lease,
             stale=frozenset(stale),
             checksum=self._checksum,
+            shared_memory=self._shared_memory,
         )
         if self._keep_alive is not None and lease > 0:
             self._keep_alive.watch(session)

@@ -14,6 +14,7 @@ from typing import Any, Callable, Optional, TypeVar, Union
 from . import _exchange, _frames, quantization
 from ._config import text, to_struct
 from ._export import ExportExchange
+from ._shared_memory import SharedMemory
 from ._transport import SERVICE, Exchange, Transport
 from ._wire import compression_pb2 as pb
 from .errors import (
@@ -39,6 +40,13 @@ _REPLIES = {
     "codes": pb.QuantizeWeightRequest.REPLY_CODES,
     "values": pb.QuantizeWeightRequest.REPLY_VALUES,
     "parameters": pb.QuantizeWeightRequest.REPLY_PARAMETERS,
+}
+
+# The most that a reply takes for an element; None: as much as the weight.
+_REPLY_BYTES: dict[int, Optional[int]] = {
+    _REPLIES["codes"]: 2,
+    _REPLIES["values"]: None,
+    _REPLIES["parameters"]: 0,
 }
 
 
@@ -95,6 +103,7 @@ class Session:
         lease: float,
         stale: frozenset[str],
         checksum: bool = False,
+        shared_memory: Optional[SharedMemory] = None,
     ) -> None:
         self.id = session_id
         self.route = route
@@ -105,6 +114,7 @@ class Session:
         self._all_stats = (self.stats, client_stats)
         self._stale = stale
         self._checksum = checksum
+        self._shared_memory = shared_memory
         self._closed = False
         self._last_call = time.monotonic()
 
@@ -162,7 +172,9 @@ class Session:
         opening = pb.CalcMaskRequest.Open(session_id=self.id)
         if epoch is not None:
             opening.epoch = _counter(epoch, "epoch")
-        exchange = _exchange.MaskExchange(opening.SerializeToString(), requests, self._checksum)
+        exchange = _exchange.MaskExchange(
+            opening.SerializeToString(), requests, self._checksum, self._shared_memory
+        )
         return self._exchange_layers("CalcMask", exchange, timeout)
 
     def set_mask(
@@ -409,7 +421,10 @@ class Session:
         )
         if step is not None:
             opening.step = _counter(step, "step")
-        exchange = _exchange.QuantizeExchange(opening.SerializeToString(), requests, self._checksum)
+        exchange = _exchange.QuantizeExchange(
+            opening.SerializeToString(), requests, self._checksum, self._shared_memory
+        )
+        exchange.reply_bytes = _REPLY_BYTES[reply]
         return self._exchange_layers("QuantizeWeight", exchange, timeout)
 
     def _exchange_layers(
@@ -419,10 +434,13 @@ class Session:
             return {}
         try:
             self._call(lambda: self._stream(method, exchange, timeout))
+            if exchange.unfinished:  # the server has other regions, or none any more
+                self._call(lambda: self._stream(method, exchange, timeout))
         except CompressionError as error:
             error.results, error.errors = exchange.results, exchange.errors
             raise
         finally:
+            exchange.close()
             self._stale -= exchange.results.keys()
         _raise_layer_errors(exchange.errors, exchange.results)
         return exchange.results

@@ -541,6 +541,66 @@ class Session(_message.Message):
     step: int
     def __init__(self, id: _Optional[str] = ..., algorithm: _Optional[str] = ..., framework: _Optional[str] = ..., labels: _Optional[_Mapping[str, str]] = ..., state: _Optional[_Union[SessionState, str]] = ..., create_time: _Optional[_Union[_timestamp_pb2.Timestamp, _Mapping]] = ..., last_call_time: _Optional[_Union[_timestamp_pb2.Timestamp, _Mapping]] = ..., lease: _Optional[_Union[_duration_pb2.Duration, _Mapping]] = ..., epoch: _Optional[int] = ..., step: _Optional[int] = ..., layer_count: _Optional[int] = ..., compressed_layer_count: _Optional[int] = ..., achieved_sparsity: _Optional[float] = ..., state_bytes: _Optional[int] = ..., received_bytes: _Optional[int] = ..., sent_bytes: _Optional[int] = ..., compute_time: _Optional[_Union[_duration_pb2.Duration, _Mapping]] = ..., layers: _Optional[_Iterable[_Union[LayerReport, _Mapping]]] = ...) -> None: ...
 
+class SharedPlace(_message.Message):
+    __slots__ = ["capacity", "offset", "region"]
+    CAPACITY_FIELD_NUMBER: _ClassVar[int]
+    OFFSET_FIELD_NUMBER: _ClassVar[int]
+    REGION_FIELD_NUMBER: _ClassVar[int]
+    capacity: int
+    offset: int
+    region: bytes
+    def __init__(self, region: _Optional[bytes] = ..., offset: _Optional[int] = ..., capacity: _Optional[int] = ...) -> None: ...
+
+class SideReply(_message.Message):
+    __slots__ = ["code", "max_bytes", "max_regions", "message", "region"]
+    CODE_FIELD_NUMBER: _ClassVar[int]
+    MAX_BYTES_FIELD_NUMBER: _ClassVar[int]
+    MAX_REGIONS_FIELD_NUMBER: _ClassVar[int]
+    MESSAGE_FIELD_NUMBER: _ClassVar[int]
+    REGION_FIELD_NUMBER: _ClassVar[int]
+    code: int
+    max_bytes: int
+    max_regions: int
+    message: str
+    region: bytes
+    def __init__(self, code: _Optional[int] = ..., message: _Optional[str] = ..., region: _Optional[bytes] = ..., max_regions: _Optional[int] = ..., max_bytes: _Optional[int] = ...) -> None: ...
+
+class SideRequest(_message.Message):
+    __slots__ = ["add_region", "drop_region", "hello"]
+    class AddRegion(_message.Message):
+        __slots__ = ["byte_length", "writable"]
+        BYTE_LENGTH_FIELD_NUMBER: _ClassVar[int]
+        WRITABLE_FIELD_NUMBER: _ClassVar[int]
+        byte_length: int
+        writable: bool
+        def __init__(self, byte_length: _Optional[int] = ..., writable: bool = ...) -> None: ...
+    class DropRegion(_message.Message):
+        __slots__ = ["region"]
+        REGION_FIELD_NUMBER: _ClassVar[int]
+        region: bytes
+        def __init__(self, region: _Optional[bytes] = ...) -> None: ...
+    class Hello(_message.Message):
+        __slots__ = ["metadata", "version"]
+        METADATA_FIELD_NUMBER: _ClassVar[int]
+        VERSION_FIELD_NUMBER: _ClassVar[int]
+        metadata: _containers.RepeatedCompositeFieldContainer[SideRequest.Metadata]
+        version: int
+        def __init__(self, version: _Optional[int] = ..., metadata: _Optional[_Iterable[_Union[SideRequest.Metadata, _Mapping]]] = ...) -> None: ...
+    class Metadata(_message.Message):
+        __slots__ = ["key", "value"]
+        KEY_FIELD_NUMBER: _ClassVar[int]
+        VALUE_FIELD_NUMBER: _ClassVar[int]
+        key: str
+        value: str
+        def __init__(self, key: _Optional[str] = ..., value: _Optional[str] = ...) -> None: ...
+    ADD_REGION_FIELD_NUMBER: _ClassVar[int]
+    DROP_REGION_FIELD_NUMBER: _ClassVar[int]
+    HELLO_FIELD_NUMBER: _ClassVar[int]
+    add_region: SideRequest.AddRegion
+    drop_region: SideRequest.DropRegion
+    hello: SideRequest.Hello
+    def __init__(self, hello: _Optional[_Union[SideRequest.Hello, _Mapping]] = ..., add_region: _Optional[_Union[SideRequest.AddRegion, _Mapping]] = ..., drop_region: _Optional[_Union[SideRequest.DropRegion, _Mapping]] = ...) -> None: ...
+
 class StepRequest(_message.Message):
     __slots__ = ["chunks", "commits", "headers", "open"]
     class Open(_message.Message):
@@ -584,24 +644,28 @@ class TensorAnswer(_message.Message):
     def __init__(self, index: _Optional[int] = ..., answer: _Optional[_Union[TensorAnswer.Answer, str]] = ...) -> None: ...
 
 class TensorHeader(_message.Message):
-    __slots__ = ["answers", "byte_length", "digest", "dtype", "index", "layer", "role", "shape"]
+    __slots__ = ["answers", "byte_length", "digest", "dtype", "index", "layer", "result_place", "role", "shape", "shared_memory"]
     ANSWERS_FIELD_NUMBER: _ClassVar[int]
     BYTE_LENGTH_FIELD_NUMBER: _ClassVar[int]
     DIGEST_FIELD_NUMBER: _ClassVar[int]
     DTYPE_FIELD_NUMBER: _ClassVar[int]
     INDEX_FIELD_NUMBER: _ClassVar[int]
     LAYER_FIELD_NUMBER: _ClassVar[int]
+    RESULT_PLACE_FIELD_NUMBER: _ClassVar[int]
     ROLE_FIELD_NUMBER: _ClassVar[int]
     SHAPE_FIELD_NUMBER: _ClassVar[int]
+    SHARED_MEMORY_FIELD_NUMBER: _ClassVar[int]
     answers: int
     byte_length: int
     digest: bytes
     dtype: DataType
     index: int
     layer: str
+    result_place: SharedPlace
     role: TensorRole
     shape: _containers.RepeatedScalarFieldContainer[int]
-    def __init__(self, index: _Optional[int] = ..., layer: _Optional[str] = ..., role: _Optional[_Union[TensorRole, str]] = ..., dtype: _Optional[_Union[DataType, str]] = ..., shape: _Optional[_Iterable[int]] = ..., byte_length: _Optional[int] = ..., digest: _Optional[bytes] = ..., answers: _Optional[int] = ...) -> None: ...
+    shared_memory: SharedPlace
+    def __init__(self, index: _Optional[int] = ..., layer: _Optional[str] = ..., role: _Optional[_Union[TensorRole, str]] = ..., dtype: _Optional[_Union[DataType, str]] = ..., shape: _Optional[_Iterable[int]] = ..., byte_length: _Optional[int] = ..., digest: _Optional[bytes] = ..., answers: _Optional[int] = ..., shared_memory: _Optional[_Union[SharedPlace, _Mapping]] = ..., result_place: _Optional[_Union[SharedPlace, _Mapping]] = ...) -> None: ...
 
 class UpdateEpochRequest(_message.Message):
     __slots__ = ["epoch", "session_id"]

@@ -1,0 +1,143 @@
+#include "client/cpp/side_socket.h"
+
+#include <fcntl.h>
+#include <poll.h>
+#include <sys/mman.h>
+#include <sys/socket.h>
+#include <sys/time.h>
+#include <sys/un.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <cerrno>
+#include <cstring>
+#include <limits>
+
+#include "absl/strings/str_cat.h"
+
+namespace nni_compression::internal {
+namespace {
+
+constexpr uint32_t kVersion = 1;
+constexpr size_t kMaxPacketBytes = 16 << 10;
+constexpr timeval kTimeout = {5, 0};
+
+// Of the machine's memory, what a client shares at most.
+constexpr int64_t kMemoryPart = 4;
+
+int64_t MachineMemory() {
+  return static_cast<int64_t>(sysconf(_SC_PHYS_PAGES)) * sysconf(_SC_PAGESIZE);
+}
+
+absl::Status Failed(const char* what) {
+  return absl::UnavailableError(absl::StrCat(what, ": ", std::strerror(errno)));
+}
+
+}  // namespace
+
+absl::StatusOr<SharedFile> SharedFile::Create(int64_t size) {
+  SharedFile file;
+  file.fd_ = memfd_create("nni-compression", MFD_CLOEXEC | MFD_ALLOW_SEALING);
+  if (file.fd_ < 0 || posix_fallocate(file.fd_, 0, size) != 0 ||
+      fcntl(file.fd_, F_ADD_SEALS, F_SEAL_SHRINK | F_SEAL_GROW) != 0) {
+    return absl::ResourceExhaustedError(absl::StrCat("no shared memory of ", size, " bytes"));
+  }
+  void* const data = mmap(nullptr, static_cast<size_t>(size), PROT_READ | PROT_WRITE,
+                          MAP_SHARED | MAP_POPULATE, file.fd_, 0);
+  if (data == MAP_FAILED) return absl::ResourceExhaustedError("no address space");
+  file.data_ = static_cast<uint8_t*>(data);
+  file.size_ = size;
+  return file;
+}
+
+SharedFile& SharedFile::operator=(SharedFile&& other) noexcept {
+  std::swap(fd_, other.fd_);
+  std::swap(data_, other.data_);
+  std::swap(size_, other.size_);
+  return *this;
+}
+
+SharedFile::~SharedFile() {
+  if (data_ != nullptr) munmap(data_, static_cast<size_t>(size_));
+  if (fd_ >= 0) close(fd_);
+}
+
+absl::StatusOr<std::shared_ptr<SideSocket>> SideSocket::Connect(const std::string& path) {
+  sockaddr_un address = {};
+  address.sun_family = AF_UNIX;
+  if (path.size() >= sizeof(address.sun_path)) {
+    return absl::InvalidArgumentError("the side socket's path is too long");
+  }
+  std::memcpy(address.sun_path, path.data(), path.size());
+  std::shared_ptr<SideSocket> side(
+      new SideSocket(socket(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0)));
+  if (side->fd_ < 0 ||
+      setsockopt(side->fd_, SOL_SOCKET, SO_RCVTIMEO, &kTimeout, sizeof(kTimeout)) != 0 ||
+      setsockopt(side->fd_, SOL_SOCKET, SO_SNDTIMEO, &kTimeout, sizeof(kTimeout)) != 0 ||
+      connect(side->fd_, reinterpret_cast<const sockaddr*>(&address), sizeof(address)) != 0) {
+    return Failed("connecting to the side socket");
+  }
+  v1::SideRequest hello;
+  hello.mutable_hello()->set_version(kVersion);
+  const auto reply = side->Ask(hello);
+  if (!reply.ok()) return reply.status();
+  side->max_bytes_ = static_cast<int64_t>(
+      std::min(reply->max_bytes(), static_cast<uint64_t>(MachineMemory() / kMemoryPart)));
+  return side;
+}
+
+SideSocket::~SideSocket() {
+  if (fd_ >= 0) close(fd_);
+}
+
+bool SideSocket::broken() const {
+  pollfd polled = {fd_, POLLIN, 0};
+  return poll(&polled, 1, 0) != 0;  // it never speaks first
+}
+
+absl::StatusOr<std::string> SideSocket::AddRegion(const SharedFile& file, bool writable) {
+  v1::SideRequest request;
+  request.mutable_add_region()->set_byte_length(static_cast<uint64_t>(file.size()));
+  request.mutable_add_region()->set_writable(writable);
+  auto reply = Ask(request, file.fd());
+  if (!reply.ok()) return reply.status();
+  return std::move(*reply->mutable_region());
+}
+
+absl::Status SideSocket::DropRegion(const std::string& id) {
+  v1::SideRequest request;
+  request.mutable_drop_region()->set_region(id);
+  return Ask(request).status();
+}
+
+absl::StatusOr<v1::SideReply> SideSocket::Ask(const v1::SideRequest& request, int file) {
+  std::string packet = request.SerializeAsString();
+  iovec bytes = {packet.data(), packet.size()};
+  alignas(cmsghdr) char control[CMSG_SPACE(sizeof(int))] = {};
+  msghdr message = {};
+  message.msg_iov = &bytes;
+  message.msg_iovlen = 1;
+  if (file >= 0) {
+    message.msg_control = control;
+    message.msg_controllen = sizeof(control);
+    cmsghdr* const header = CMSG_FIRSTHDR(&message);
+    header->cmsg_level = SOL_SOCKET;
+    header->cmsg_type = SCM_RIGHTS;
+    header->cmsg_len = CMSG_LEN(sizeof(int));
+    std::memcpy(CMSG_DATA(header), &file, sizeof(int));
+  }
+  if (sendmsg(fd_, &message, MSG_NOSIGNAL) < 0) return Failed("asking the side socket");
+  char answer[kMaxPacketBytes];
+  const ssize_t size = recv(fd_, answer, sizeof(answer), 0);
+  if (size < 0) return Failed("the side socket's answer");
+  v1::SideReply reply;
+  if (size == 0 || !reply.ParseFromArray(answer, static_cast<int>(size))) {
+    return absl::UnavailableError("the side socket was closed, or is another program's");
+  }
+  if (reply.code() != 0) {
+    return absl::Status(static_cast<absl::StatusCode>(reply.code()), reply.message());
+  }
+  return reply;
+}
+
+}  // namespace nni_compression::internal

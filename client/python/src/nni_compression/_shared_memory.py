@@ -1,0 +1,331 @@
+"""Tensors handed to a server on this host through shared memory.
+
+Files of shared memory (memfd) are made and sealed here, passed to the server over its side socket,
+and reused from call to call: a page that is written for the first time costs ten times the copy.
+docs/wire-protocol.md has the protocol.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import logging
+import mmap
+import os
+import select
+import socket
+import threading
+import time
+from typing import Any, Optional
+
+import numpy as np
+import numpy.typing as npt
+from google.protobuf.message import DecodeError
+
+from ._wire import compression_pb2 as pb
+
+_log = logging.getLogger("nni_compression")
+
+SOCKET_VARIABLE = "NNI_COMPRESSION_SHM_SOCKET"
+
+# Smaller tensors go with the call: what they save does not pay for a place of their own.
+MIN_BYTES = 256 << 10
+
+# What a place may take beside its bytes.
+SPACING = _ALIGNMENT = 64
+
+_VERSION = 1
+_PAUSE = 60.0  # seconds without shared memory after it did not work
+_TIMEOUT = 5.0  # of the side socket; the server answers at once
+_MAX_PACKET = 16 << 10
+_MAX_ARENAS = 8  # calls that share memory at a time; more than that use the network
+_MAX_MEMORY_SHARE = 0.25  # of the machine's memory
+_GRANULE = 2 << 20
+
+# Copies of at least so many bytes are worth several threads.
+_PARALLEL_COPY_BYTES = 16 << 20
+_MAX_COPY_THREADS = 4
+
+# Since 3.9 or 3.10 in the standard library, or never; the numbers are Linux's.
+_F_ADD_SEALS = 1033
+_F_SEAL_SHRINK = 2
+_F_SEAL_GROW = 4
+_MAP_POPULATE = 0x8000
+
+
+class _RefusedError(Exception):
+    """The server does not take a region, or the system gives none."""
+
+
+def socket_path(path: Optional[str]) -> str:
+    """The side socket's path: `path`, else $NNI_COMPRESSION_SHM_SOCKET; "" for none."""
+    return os.environ.get(SOCKET_VARIABLE, "") if path is None else path
+
+
+class SharedMemory:
+    """One client's side socket and its arenas. Any thread may call.
+
+    Nothing here raises for a socket that is not there or a server that refuses: `lease` answers
+    None then, and tensors go over the network. A forked child begins anew.
+    """
+
+    def __init__(self, path: str) -> None:
+        self._path = path
+        self._usable = bool(path) and hasattr(os, "memfd_create")
+        self._not_before = 0.0  # on the monotonic clock
+        self._told = False
+        self._begin()
+
+    def _begin(self) -> None:
+        self._pid = os.getpid()
+        self._lock = threading.Lock()
+        self._side: Optional[_SideSocket] = None
+        self._idle: list[Arena] = []
+        self._leased: set[Arena] = set()
+
+    def lease(self, weight_bytes: int, result_bytes: int) -> Optional[Arena]:
+        """An arena for one attempt of a call, to be given back to `release` or `discard`.
+
+        It may be smaller than asked for. The first lease of a size costs the making of its files.
+        """
+        if not self._usable or time.monotonic() < self._not_before:
+            return None
+        if os.getpid() != self._pid:
+            self._begin()
+        with self._lock:
+            try:
+                side = self._connected()
+                if side is None or len(self._leased) >= _MAX_ARENAS:
+                    return None
+                arena = self._idle.pop() if self._idle else Arena(side)
+                others = sum(each.size for each in (*self._idle, *self._leased))
+                arena.reserve(weight_bytes, result_bytes, side.max_bytes - others)
+            except (_RefusedError, OSError) as error:
+                self._disable(error)
+                return None
+            self._leased.add(arena)
+            return arena
+
+    def release(self, arena: Arena) -> None:
+        """The call is over, and the server has answered all that it was given."""
+        arena.reset()
+        with self._lock:
+            self._leased.discard(arena)
+            if arena.side is self._side:
+                self._idle.append(arena)
+                self._idle.sort(key=lambda each: each.size)
+
+    def discard(self, arena: Arena) -> None:
+        """The call is over, but the server may still read or write: the arena is not used again."""
+        with self._lock:
+            self._leased.discard(arena)
+            with contextlib.suppress(_RefusedError, OSError):
+                arena.drop()
+
+    def disown(self) -> None:
+        """The server of the calls did not know the regions."""
+        with self._lock:
+            if self._side is not None and self._side.broken():
+                self._let_go()  # it was started anew
+            else:
+                self._disable("the socket is another server's")
+
+    def close(self) -> None:
+        """Lets go of everything; the server unmaps what no call uses."""
+        self._usable = False
+        if os.getpid() == self._pid:
+            with self._lock:
+                self._let_go()
+
+    def _connected(self) -> Optional[_SideSocket]:
+        if self._side is not None and self._side.broken():
+            _log.debug("the side socket %s was closed by the server", self._path)
+            self._let_go()
+        if self._side is None:
+            self._side = _SideSocket(self._path)
+        return self._side
+
+    def _disable(self, why: object) -> None:
+        level = logging.DEBUG if self._told else logging.INFO
+        _log.log(level, "no shared memory through %s, but the network: %s", self._path, why)
+        self._told = True
+        self._not_before = time.monotonic() + _PAUSE
+        self._let_go()
+
+    def _let_go(self) -> None:
+        self._idle = []
+        if self._side is not None:
+            self._side.close()
+        self._side = None
+
+
+class _SideSocket:
+    """A connection to the side socket. One thread at a time."""
+
+    def __init__(self, path: str) -> None:
+        self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        try:
+            self._socket.settimeout(_TIMEOUT)
+            self._socket.connect(path)
+            hello = pb.SideRequest(hello=pb.SideRequest.Hello(version=_VERSION))
+            reply = self._ask(hello)
+        except BaseException:
+            self._socket.close()
+            raise
+        memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+        self.max_bytes = min(int(reply.max_bytes), int(memory * _MAX_MEMORY_SHARE))
+
+    def broken(self) -> bool:
+        """Whether the server has closed the connection."""
+        poll = select.poll()
+        poll.register(self._socket, select.POLLIN)
+        return bool(poll.poll(0))  # it never speaks first
+
+    def add_region(self, fd: int, size: int, writable: bool) -> bytes:
+        """Passes a file; answers the region's id."""
+        request = pb.SideRequest.AddRegion(byte_length=size, writable=writable)
+        return bytes(self._ask(pb.SideRequest(add_region=request), [fd]).region)
+
+    def drop_region(self, region: bytes) -> None:
+        self._ask(pb.SideRequest(drop_region=pb.SideRequest.DropRegion(region=region)))
+
+    def close(self) -> None:
+        self._socket.close()
+
+    def _ask(self, request: Any, fds: Any = ()) -> Any:
+        packet = request.SerializeToString()
+        if fds:
+            socket.send_fds(self._socket, [packet], fds)
+        else:
+            self._socket.send(packet)
+        answer = self._socket.recv(_MAX_PACKET)
+        try:
+            reply = pb.SideReply.FromString(answer)
+        except DecodeError as error:
+            raise _RefusedError(f"what answers is no compression server: {error}") from error
+        if not answer:
+            raise _RefusedError("the server closed the connection")
+        if reply.code != 0:
+            raise _RefusedError(reply.message)
+        return reply
+
+
+class _File:
+    """A sealed file of shared memory, mapped here and there."""
+
+    def __init__(self, side: _SideSocket, size: int, writable: bool) -> None:
+        fd = os.memfd_create("nni-compression", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+        try:
+            os.posix_fallocate(fd, 0, size)
+            fcntl.fcntl(fd, _F_ADD_SEALS, _F_SEAL_SHRINK | _F_SEAL_GROW)
+            flags = mmap.MAP_SHARED | _MAP_POPULATE
+            # Never closed by hand: it goes with the last array that refers to it.
+            self.bytes = np.frombuffer(mmap.mmap(fd, size, flags=flags), dtype=np.uint8)
+            self.region = side.add_region(fd, size, writable)
+        finally:
+            os.close(fd)
+        self.used = 0
+
+    def take(self, size: int) -> Optional[int]:
+        """The offset of `size` bytes, if there is room."""
+        offset = self.used
+        if size > len(self.bytes) - offset:
+            return None
+        self.used = (offset + size + _ALIGNMENT - 1) // _ALIGNMENT * _ALIGNMENT
+        return offset
+
+
+class Arena:
+    """Shared memory of one call at a time: a file for weights, one for results.
+
+    Places are handed out in order and are all free again after the call.
+    """
+
+    def __init__(self, side: _SideSocket) -> None:
+        self.side = side
+        self._weights: Optional[_File] = None
+        self._results: Optional[_File] = None
+
+    @property
+    def size(self) -> int:
+        """Bytes of its files."""
+        return sum(len(file.bytes) for file in (self._weights, self._results) if file is not None)
+
+    def reserve(self, weight_bytes: int, result_bytes: int, limit: int) -> None:
+        """Makes room, as far as both files together may grow to `limit`."""
+        results = 0 if self._results is None else len(self._results.bytes)
+        self._weights = self._grown(self._weights, weight_bytes, limit - results, writable=False)
+        weights = 0 if self._weights is None else len(self._weights.bytes)
+        self._results = self._grown(self._results, result_bytes, limit - weights, writable=True)
+
+    def put(self, data: memoryview) -> Optional[pb.SharedPlace]:
+        """Copies a weight; None when there is no room."""
+        if self._weights is None:
+            return None
+        offset = self._weights.take(len(data))
+        if offset is None:
+            return None
+        _copy(self._weights.bytes[offset : offset + len(data)], np.frombuffer(data, np.uint8))
+        return pb.SharedPlace(region=self._weights.region, offset=offset)
+
+    def place_result(self, size: int) -> Optional[pb.SharedPlace]:
+        """Room for a result of at most `size` bytes; None when there is none."""
+        if self._results is None or size == 0:
+            return None
+        offset = self._results.take(size)
+        if offset is None:
+            return None
+        return pb.SharedPlace(region=self._results.region, offset=offset, capacity=size)
+
+    def result(self, place: pb.SharedPlace, size: int) -> npt.NDArray[np.uint8]:
+        """A copy of what the server wrote."""
+        assert self._results is not None
+        found = np.empty(size, dtype=np.uint8)
+        _copy(found, self._results.bytes[place.offset : place.offset + size])
+        return found
+
+    def reset(self) -> None:
+        """All places are free."""
+        for file in (self._weights, self._results):
+            if file is not None:
+                file.used = 0
+
+    def drop(self) -> None:
+        """Gives the regions back to the server."""
+        for file in (self._weights, self._results):
+            if file is not None:
+                self.side.drop_region(file.region)
+        self._weights = self._results = None
+
+    def _grown(
+        self, file: Optional[_File], size: int, limit: int, *, writable: bool
+    ) -> Optional[_File]:
+        old = 0 if file is None else len(file.bytes)
+        size = (size + _GRANULE - 1) // _GRANULE * _GRANULE
+        if old >= min(size, limit):
+            return file
+        if file is not None:
+            self.side.drop_region(file.region)
+            size = max(size, 2 * old)
+        size = min(size, limit) // _GRANULE * _GRANULE
+        return _File(self.side, size, writable) if size > 0 else None
+
+
+def _copy(to: npt.NDArray[np.uint8], source: npt.NDArray[np.uint8]) -> None:
+    """Copies with as many threads as pay; numpy lets go of the interpreter meanwhile."""
+    size = len(source)
+    threads = min(os.cpu_count() or 1, _MAX_COPY_THREADS)
+    if size < _PARALLEL_COPY_BYTES or threads < 2:
+        np.copyto(to, source)
+        return
+    step = (size // threads + 4095) // 4096 * 4096
+    parts = [slice(start, start + step) for start in range(0, size, step)]
+    others = [
+        threading.Thread(target=np.copyto, args=(to[part], source[part]), daemon=True)
+        for part in parts[1:]
+    ]
+    for thread in others:
+        thread.start()
+    np.copyto(to[parts[0]], source[parts[0]])
+    for thread in others:
+        thread.join()

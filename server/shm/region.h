@@ -1,0 +1,52 @@
+// Memory that a trainer on this host shares with the server.
+#ifndef NNI_COMPRESSION_SERVER_SHM_REGION_H_
+#define NNI_COMPRESSION_SERVER_SHM_REGION_H_
+
+#include <cstdint>
+#include <memory>
+
+#include "absl/status/status.h"
+#include "absl/status/statusor.h"
+#include "compression/buffer.h"
+#include "server/memory_budget.h"
+
+namespace nni_compression::server {
+
+// Where in a region bytes lie; must be a multiple, for the kernels' sake.
+constexpr uint64_t kRegionAlignment = 64;
+
+// A mapping of a trainer's memfd, unmapped when the last handle or Buffer on it is gone. The
+// trainer may write to it at any time. Thread-safe, as far as such bytes can be.
+class Region : public std::enable_shared_from_this<Region> {
+ public:
+  // Maps the whole file behind `fd`, which the caller still owns and may close. INVALID_ARGUMENT,
+  // saying what is missing, unless it is a memfd of exactly `byte_length` bytes, sealed against
+  // shrinking and growing (a shorter file would be a SIGBUS for whoever reads it), and without
+  // holes (they would be filled at the server's expense). RESOURCE_EXHAUSTED when it cannot be
+  // mapped. `memory` counts the mapping as long as it exists.
+  static absl::StatusOr<std::shared_ptr<const Region>> Map(int fd, uint64_t byte_length,
+                                                           bool writable, Reservation memory);
+  ~Region();
+  Region(const Region&) = delete;
+  Region& operator=(const Region&) = delete;
+
+  int64_t size() const { return size_; }
+  bool writable() const { return writable_; }
+
+  // The bytes from `offset` on; they keep the mapping alive, and must only be written to where the
+  // region is writable. INVALID_ARGUMENT for what does not lie in the region or is not aligned.
+  absl::StatusOr<compression::Buffer> Part(uint64_t offset, uint64_t length) const;
+
+ private:
+  Region(uint8_t* data, int64_t size, bool writable, Reservation memory)
+      : data_(data), size_(size), writable_(writable), memory_(std::move(memory)) {}
+
+  uint8_t* const data_;
+  const int64_t size_;
+  const bool writable_;
+  const Reservation memory_;
+};
+
+}  // namespace nni_compression::server
+
+#endif  // NNI_COMPRESSION_SERVER_SHM_REGION_H_

@@ -1,0 +1,102 @@
+#include "server/shm/side_connection.h"
+
+#include <utility>
+
+#include "absl/strings/str_cat.h"
+
+namespace nni_compression::server {
+
+namespace v1 = ::nni::compression::v1;
+
+namespace {
+
+constexpr uint32_t kVersion = 1;
+
+}  // namespace
+
+SideConnection::~SideConnection() {
+  for (const auto& [id, size] : regions_) table_->Remove(id);
+}
+
+SideConnection::Answer SideConnection::Handle(absl::string_view packet,
+                                              std::vector<FileDescriptor> files) {
+  Answer answer;
+  v1::SideRequest request;
+  absl::Status status;
+  if (packet.size() > kMaxPacketBytes ||
+      !request.ParseFromArray(packet.data(), static_cast<int>(packet.size())) ||
+      request.request_case() == v1::SideRequest::REQUEST_NOT_SET) {
+    status = absl::InvalidArgumentError(
+        absl::StrCat("a packet is no SideRequest of up to ", kMaxPacketBytes, " bytes"));
+    answer.close = true;
+  } else if (request.has_hello()) {
+    status = Hello(request.hello(), &answer.reply);
+    answer.close = !status.ok();
+  } else if (!admitted_) {
+    status = absl::UnauthenticatedError("hello has to come first");
+    answer.close = true;
+  } else if (request.has_add_region()) {
+    status = AddRegion(request.add_region(), files, &answer.reply);
+  } else {
+    status = DropRegion(request.drop_region().region());
+  }
+  answer.reply.set_code(static_cast<int>(status.code()));
+  answer.reply.set_message(std::string(status.message()));
+  return answer;
+}
+
+absl::Status SideConnection::Hello(const v1::SideRequest::Hello& hello, v1::SideReply* reply) {
+  if (admitted_) return absl::InvalidArgumentError("hello was sent twice");
+  if (hello.version() != kVersion) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("hello.version is ", hello.version(), "; it must be ", kVersion));
+  }
+  Authenticator::Metadata metadata;
+  for (const v1::SideRequest::Metadata& entry : hello.metadata()) {
+    metadata.emplace(entry.key(), entry.value());
+  }
+  absl::StatusOr<std::string> tenant = authenticator_->AuthenticateLocal(metadata);
+  if (!tenant.ok()) return tenant.status();
+  tenant_ = *std::move(tenant);
+  admitted_ = true;
+  reply->set_max_regions(static_cast<uint32_t>(limits_.regions));
+  reply->set_max_bytes(static_cast<uint64_t>(limits_.bytes));
+  return absl::OkStatus();
+}
+
+absl::Status SideConnection::AddRegion(const v1::SideRequest::AddRegion& request,
+                                       const std::vector<FileDescriptor>& files,
+                                       v1::SideReply* reply) {
+  if (files.size() != 1) {
+    return absl::InvalidArgumentError(
+        absl::StrCat(files.size(), " file descriptors came with add_region; it must be 1"));
+  }
+  if (static_cast<int>(regions_.size()) >= limits_.regions) {
+    return absl::ResourceExhaustedError(absl::StrCat(
+        "the connection has ", regions_.size(), " regions, as many as it may; drop one first"));
+  }
+  if (request.byte_length() > static_cast<uint64_t>(limits_.bytes - bytes_)) {
+    return absl::ResourceExhaustedError(
+        absl::StrCat("add_region.byte_length is ", request.byte_length(), "; the connection has ",
+                     bytes_, " of at most ", limits_.bytes, " bytes"));
+  }
+  absl::StatusOr<std::string> id =
+      table_->Add(tenant_, files[0].get(), request.byte_length(), request.writable());
+  if (!id.ok()) return id.status();
+  const auto size = static_cast<int64_t>(request.byte_length());
+  regions_.emplace(*id, size);
+  bytes_ += size;
+  reply->set_region(*std::move(id));
+  return absl::OkStatus();
+}
+
+absl::Status SideConnection::DropRegion(const std::string& id) {
+  const auto it = regions_.find(id);
+  if (it == regions_.end()) return absl::NotFoundError("no such region of this connection");
+  table_->Remove(id);
+  bytes_ -= it->second;
+  regions_.erase(it);
+  return absl::OkStatus();
+}
+
+}  // namespace nni_compression::server

@@ -1,0 +1,181 @@
+#include "server/shm/side_listener.h"
+
+#include <poll.h>
+#include <sys/eventfd.h>
+#include <sys/socket.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <cerrno>
+#include <cstring>
+#include <limits>
+#include <utility>
+
+#include "absl/strings/str_cat.h"
+#include "absl/time/clock.h"
+#include "server/log.h"
+
+namespace nni_compression::server {
+namespace {
+
+// Where the process has no descriptor left, connections wait in the kernel for this long.
+constexpr absl::Duration kAcceptPause = absl::Milliseconds(100);
+
+// Connections taken in a row, and packets of one peer, before the others get their turn.
+constexpr int kTurns = 16;
+
+// One more than is ever right, so that a second one is seen. The kernel closes what does not fit.
+constexpr size_t kMaxFiles = 2;
+
+// Takes over every descriptor that the message brought.
+std::vector<FileDescriptor> FilesOf(msghdr& message) {
+  std::vector<FileDescriptor> files;
+  for (cmsghdr* c = CMSG_FIRSTHDR(&message); c != nullptr; c = CMSG_NXTHDR(&message, c)) {
+    if (c->cmsg_level != SOL_SOCKET || c->cmsg_type != SCM_RIGHTS) continue;
+    const size_t count = (c->cmsg_len - CMSG_LEN(0)) / sizeof(int);
+    for (size_t i = 0; i < count; ++i) {
+      int fd;
+      std::memcpy(&fd, CMSG_DATA(c) + i * sizeof(int), sizeof(int));
+      files.emplace_back(fd);
+    }
+  }
+  return files;
+}
+
+mode_t ModeFor(const std::vector<uid_t>& uids) {
+  const bool own =
+      std::all_of(uids.begin(), uids.end(), [](uid_t uid) { return uid == geteuid(); });
+  return own ? 0600 : 0666;  // the kernel's word on who connects is asked for besides
+}
+
+SideSocketOptions WithDefaults(SideSocketOptions options) {
+  if (options.uids.empty()) options.uids = {geteuid()};
+  return options;
+}
+
+}  // namespace
+
+absl::StatusOr<std::unique_ptr<SideListener>> SideListener::Start(
+    const SideSocketOptions& options, std::shared_ptr<Authenticator> authenticator,
+    RegionTable* table) {
+  absl::StatusOr<SocketFile> socket = SocketFile::Listen(options.path, ModeFor(options.uids));
+  if (!socket.ok()) return socket.status();
+  FileDescriptor wake_up(eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK));
+  if (!wake_up.valid()) return absl::UnavailableError("the system has no eventfd");
+  Log(LogLevel::kInfo, "side_socket", {{"path", options.path}});
+  return std::unique_ptr<SideListener>(new SideListener(WithDefaults(options),
+                                                        std::move(authenticator), table,
+                                                        *std::move(socket), std::move(wake_up)));
+}
+
+SideListener::SideListener(const SideSocketOptions& options,
+                           std::shared_ptr<Authenticator> authenticator, RegionTable* table,
+                           SocketFile socket, FileDescriptor wake_up)
+    : options_(options),
+      authenticator_(std::move(authenticator)),
+      table_(table),
+      socket_(std::move(socket)),
+      wake_up_(std::move(wake_up)),
+      accept_after_(absl::InfinitePast()),
+      thread_([this] { Loop(); }) {}
+
+SideListener::~SideListener() {
+  eventfd_write(wake_up_.get(), 1);
+  thread_.join();
+}
+
+void SideListener::Loop() {
+  std::vector<pollfd> polled;
+  while (true) {
+    const absl::Time now = absl::Now();
+    polled.clear();
+    polled.push_back({wake_up_.get(), POLLIN, 0});
+    polled.push_back({now < accept_after_ ? -1 : socket_.fd(), POLLIN, 0});
+    for (const Peer& peer : peers_) polled.push_back({peer.socket.get(), POLLIN, 0});
+    const absl::Duration timeout = NextTimeout(now);
+    const int milliseconds =
+        timeout == absl::InfiniteDuration()
+            ? -1
+            : static_cast<int>(absl::ToInt64Milliseconds(timeout + absl::Milliseconds(1)));
+    if (poll(polled.data(), polled.size(), milliseconds) < 0) continue;  // a signal
+    if (polled[0].revents != 0) break;
+    size_t i = 2;
+    const absl::Time then = absl::Now();
+    for (auto peer = peers_.begin(); peer != peers_.end(); ++i) {
+      const bool late = !peer->connection.admitted() && then >= peer->hello_deadline;
+      const bool keep = polled[i].revents != 0 ? Serve(*peer) : !late;
+      peer = keep ? std::next(peer) : peers_.erase(peer);
+    }
+    if (polled[1].revents != 0) Accept();
+    connections_ = static_cast<int>(peers_.size());
+  }
+  peers_.clear();
+  connections_ = 0;
+}
+
+absl::Duration SideListener::NextTimeout(absl::Time now) const {
+  absl::Time next = absl::InfiniteFuture();
+  if (now < accept_after_) next = accept_after_;
+  for (const Peer& peer : peers_) {
+    if (!peer.connection.admitted()) next = std::min(next, peer.hello_deadline);
+  }
+  if (next == absl::InfiniteFuture()) return absl::InfiniteDuration();
+  return std::max(next - now, absl::ZeroDuration());
+}
+
+void SideListener::Accept() {
+  for (int i = 0; i < kTurns; ++i) {
+    FileDescriptor socket(accept4(socket_.fd(), nullptr, nullptr, SOCK_CLOEXEC | SOCK_NONBLOCK));
+    if (!socket.valid()) {
+      if (errno == EMFILE || errno == ENFILE || errno == ENOMEM || errno == ENOBUFS) {
+        accept_after_ = absl::Now() + kAcceptPause;
+      }
+      return;
+    }
+    if (static_cast<int>(peers_.size()) >= options_.max_connections || !Admits(socket.get())) {
+      continue;
+    }
+    peers_.emplace_back(std::move(socket),
+                        SideConnection::Limits{options_.max_regions, table_->max_bytes() / 2},
+                        authenticator_.get(), table_, absl::Now() + options_.hello_timeout);
+  }
+}
+
+bool SideListener::Admits(int socket) const {
+  ucred peer = {};
+  socklen_t size = sizeof(peer);
+  if (getsockopt(socket, SOL_SOCKET, SO_PEERCRED, &peer, &size) != 0) return false;
+  const auto& uids = options_.uids;
+  if (std::find(uids.begin(), uids.end(), peer.uid) != uids.end()) return true;
+  Log(LogLevel::kDebug, "side_socket_refused", {{"uid", peer.uid}, {"pid", peer.pid}});
+  return false;
+}
+
+// Whether the connection goes on.
+bool SideListener::Serve(Peer& peer) {
+  char packet[SideConnection::kMaxPacketBytes];
+  for (int i = 0; i < kTurns; ++i) {
+    alignas(cmsghdr) char control[CMSG_SPACE(kMaxFiles * sizeof(int))];
+    iovec bytes = {packet, sizeof(packet)};
+    msghdr message = {};
+    message.msg_iov = &bytes;
+    message.msg_iovlen = 1;
+    message.msg_control = control;
+    message.msg_controllen = sizeof(control);
+    const ssize_t size = recvmsg(peer.socket.get(), &message, MSG_CMSG_CLOEXEC | MSG_DONTWAIT);
+    if (size < 0) return errno == EAGAIN || errno == EINTR;
+    std::vector<FileDescriptor> files = FilesOf(message);
+    if (size == 0) return false;  // the end; an empty packet is no request either
+    if ((message.msg_flags & MSG_TRUNC) != 0) return false;
+    const SideConnection::Answer answer =
+        peer.connection.Handle({packet, static_cast<size_t>(size)}, std::move(files));
+    const std::string reply = answer.reply.SerializeAsString();
+    if (send(peer.socket.get(), reply.data(), reply.size(), MSG_NOSIGNAL | MSG_DONTWAIT) < 0) {
+      return false;
+    }
+    if (answer.close) return false;
+  }
+  return true;
+}
+
+}  // namespace nni_compression::server

@@ -1,0 +1,331 @@
+"""Weights handed to a server on this host in shared memory: the same answers, and what fails."""
+
+from __future__ import annotations
+
+import gc
+import logging
+import os
+import pickle
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Callable
+
+import numpy as np
+import pytest
+
+import nni_compression as nc
+from nni_compression import _shared_memory
+from servers import ROOT, ServerProcess
+
+LARGE = 300_000  # elements: more than MIN_BYTES in every dtype
+MEGABYTE = 1 << 20
+
+
+def eventually(condition: Callable[[], bool]) -> bool:
+    """Whether it becomes true within half a minute; for what no event tells."""
+    deadline = time.monotonic() + 30
+    while not condition():
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(0.005)
+    return True
+
+
+def mappings(process_id: int) -> int:
+    """How many of our files a process has mapped."""
+    return Path(f"/proc/{process_id}/maps").read_text().count("memfd:nni-compression")
+
+
+@pytest.fixture(scope="module")
+def folder() -> Iterator[Path]:
+    with tempfile.TemporaryDirectory(prefix="nni-shm-") as name:
+        yield Path(name)
+
+
+@pytest.fixture(scope="module")
+def local(folder: Path) -> Iterator[ServerProcess]:
+    with ServerProcess(f"--shm_socket={folder / 'side'}") as process:
+        yield process
+
+
+@pytest.fixture
+def shared(local: ServerProcess, folder: Path) -> Iterator[nc.Client]:
+    with nc.Client(local.address, shm_socket=str(folder / "side"), timeout=60) as client:
+        yield client
+
+
+@pytest.fixture
+def network(local: ServerProcess) -> Iterator[nc.Client]:
+    with nc.Client(local.address, shm_socket="", timeout=60) as client:
+        yield client
+
+
+def weights_of(count: int = 4, elements: int = LARGE, seed: int = 0) -> dict[str, Any]:
+    random = np.random.default_rng(seed)
+    return {f"w{i}": random.normal(size=elements + i).astype(np.float32) for i in range(count)}
+
+
+def layers_of(weights: dict[str, Any]) -> list[nc.Layer]:
+    return [nc.Layer(name, "Linear", w.shape, w.dtype) for name, w in weights.items()]
+
+
+def mask_bits(client: nc.Client, weights: dict[str, Any]) -> dict[str, bytes]:
+    with client.bind_model("level", [{"sparsity": 0.7}], layers_of(weights)) as session:
+        return {name: mask.bits.tobytes() for name, mask in session.calc_mask(weights).items()}
+
+
+def uses_network(client: nc.Client, weights: dict[str, Any]) -> bool:
+    """Whether a call sends the weights' bytes in its messages."""
+    before = client.stats.bytes_sent
+    mask_bits(client, weights)
+    return client.stats.bytes_sent - before > min(w.nbytes for w in weights.values())
+
+
+class TestAnswers:
+    def test_masks_are_those_of_the_network(self, shared: nc.Client, network: nc.Client) -> None:
+        weights = weights_of()
+        weights["small"] = np.arange(10, dtype=np.float32)
+        weights["half"] = np.random.default_rng(1).normal(size=LARGE).astype(np.float16)
+        weights["double"] = np.random.default_rng(2).normal(size=(100, 1001))
+        assert mask_bits(shared, weights) == mask_bits(network, weights)
+        assert shared.stats.bytes_sent < 100_000 < network.stats.bytes_sent
+
+    @pytest.mark.parametrize("reply", ["codes", "values", "parameters"])
+    @pytest.mark.parametrize("algorithm", ["qat", "naive", "dorefa"])
+    def test_quantized_weights_are_those_of_the_network(
+        self, shared: nc.Client, network: nc.Client, algorithm: str, reply: str
+    ) -> None:
+        weights = weights_of(2)
+        weights["bits"] = nc.Tensor(
+            np.full(LARGE, 0x3F80, dtype=np.uint16), "bfloat16", (LARGE // 100, 100)
+        )
+        found = []
+        for client in (shared, network):
+            with client.bind_model(algorithm, [{"quant_bits": 8}], layers_of(weights)) as session:
+                answers = session.quantize_weight(weights, reply=reply).values()
+                found.append([(a.codes, a.values, a.scale, a.zero_point) for a in answers])
+        for ours, theirs in zip(*found):
+            for a, b in zip(ours, theirs):
+                np.testing.assert_array_equal(a, b)
+
+    def test_per_channel_numbers_come_beside(self, shared: nc.Client, network: nc.Client) -> None:
+        weights = {"w": np.random.default_rng(3).normal(size=(300, 1000)).astype(np.float32)}
+        rule = {"quant_bits": 8, "quant_scheme": "per_channel_symmetric"}
+        found = []
+        for client in (shared, network):
+            with client.bind_model("qat", [rule], layers_of(weights)) as session:
+                found.append(session.quantize_weight(weights)["w"])
+        np.testing.assert_array_equal(found[0].scale, found[1].scale)
+        np.testing.assert_array_equal(found[0].codes, found[1].codes)
+
+    def test_a_result_is_the_callers_own(self, shared: nc.Client) -> None:
+        first = weights_of(1, seed=1)
+        with shared.bind_model("naive", [{"quant_bits": 8}], layers_of(first)) as session:
+            kept = session.quantize_weight(first)["w0"]
+            assert kept.codes is not None
+            before = kept.codes.copy()
+            session.quantize_weight(weights_of(1, seed=2))
+        np.testing.assert_array_equal(kept.codes, before)
+
+    def test_threads_share_a_client(self, shared: nc.Client, network: nc.Client) -> None:
+        count = 12  # more than there are arenas
+        expected = [mask_bits(network, weights_of(3, seed=i)) for i in range(count)]
+        found: list[Any] = [None] * count
+
+        def call(i: int) -> None:
+            found[i] = mask_bits(shared, weights_of(3, seed=i))
+
+        threads = [threading.Thread(target=call, args=(i,)) for i in range(count)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert found == expected
+
+    def test_a_checksum_is_checked_both_ways(self, local: ServerProcess, folder: Path) -> None:
+        path = str(folder / "side")
+        with nc.Client(local.address, shm_socket=path, checksum=True) as client:
+            assert not uses_network(client, weights_of(1))
+
+    def test_one_layers_error_leaves_the_others_alone(self, shared: nc.Client) -> None:
+        weights = weights_of(2)
+        weights["w0"][7] = np.nan
+        with (
+            shared.bind_model("level", [{"sparsity": 0.5}], layers_of(weights)) as session,
+            pytest.raises(nc.InvalidArgumentError) as raised,
+        ):
+            session.calc_mask(weights)
+        assert set(raised.value.results) == {"w1"}
+        assert not uses_network(shared, weights_of(1))
+
+
+class TestMemory:
+    def test_regions_are_reused(self, local: ServerProcess, shared: nc.Client) -> None:
+        mask_bits(shared, weights_of(3))
+        before = mappings(local.process.pid)
+        for seed in range(5):
+            mask_bits(shared, weights_of(3, seed=seed))
+        assert mappings(local.process.pid) == before == 2
+
+    def test_a_larger_call_makes_them_grow(self, local: ServerProcess, shared: nc.Client) -> None:
+        mask_bits(shared, weights_of(1))
+        assert not uses_network(shared, weights_of(4, elements=1_000_000))
+        assert mappings(local.process.pid) == 2
+
+    def test_a_closed_client_leaves_nothing(self, local: ServerProcess, folder: Path) -> None:
+        with nc.Client(local.address, shm_socket=str(folder / "side")) as client:
+            mask_bits(client, weights_of(1))
+            assert mappings(local.process.pid) > 0
+        gc.collect()
+        assert eventually(lambda: mappings(local.process.pid) == 0)
+        assert mappings(os.getpid()) == 0
+
+    def test_what_does_not_fit_goes_over_the_network(
+        self, shared: nc.Client, network: nc.Client, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+        monkeypatch.setattr(_shared_memory, "_MAX_MEMORY_SHARE", 4 * MEGABYTE / memory)
+        weights = weights_of(6)  # 7.2 MB, where there are 4 MiB
+        assert mask_bits(shared, weights) == mask_bits(network, weights)
+        assert 3_000_000 < shared.stats.bytes_sent < 6_000_000
+
+    def test_after_an_error_the_memory_is_not_used_again(
+        self, local: ServerProcess, shared: nc.Client
+    ) -> None:
+        weights = weights_of(1)
+        with shared.bind_model("level", [{"sparsity": 0.5}], layers_of(weights)) as session:
+            with pytest.raises(nc.FailedPreconditionError):
+                session.calc_mask(weights, epoch=7)
+            assert eventually(lambda: mappings(local.process.pid) == 0)
+            session.calc_mask(weights)
+        assert not uses_network(shared, weights)
+
+    def test_a_killed_trainer_gives_everything_back(
+        self, local: ServerProcess, folder: Path
+    ) -> None:
+        code = f"""
+import sys
+sys.path[:0] = [{str(ROOT / "client/python/src")!r}]
+import numpy as np, nni_compression as nc
+client = nc.Client({local.address!r}, shm_socket={str(folder / "side")!r})
+session = client.bind_model("level", [{{"sparsity": 0.5}}], [nc.Layer("w", "Linear", (300000,))])
+session.calc_mask({{"w": np.ones(300000, np.float32)}})
+print("mapped", flush=True)
+sys.stdin.read()
+"""
+        trainer = subprocess.Popen(
+            [sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        )
+        try:
+            assert trainer.stdout is not None
+            assert trainer.stdout.readline().strip() == "mapped"
+            assert mappings(local.process.pid) == 2
+        finally:
+            trainer.send_signal(signal.SIGKILL)
+            trainer.wait()
+            trainer.communicate()
+        assert eventually(lambda: mappings(local.process.pid) == 0)
+
+    def test_a_forked_child_leaves_the_parents_memory_alone(self, shared: nc.Client) -> None:
+        weights = weights_of(1)
+        before = mask_bits(shared, weights)
+        child = os.fork()
+        if child == 0:
+            shared.close()
+            os._exit(0)
+        assert os.waitpid(child, 0)[1] == 0
+        assert mask_bits(shared, weights) == before
+        assert not uses_network(shared, weights)
+
+
+class TestFallback:
+    def test_no_socket(
+        self, local: ServerProcess, folder: Path, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        with (
+            caplog.at_level(logging.INFO, logger="nni_compression"),
+            nc.Client(local.address, shm_socket=str(folder / "none")) as client,
+        ):
+            for _ in range(3):
+                assert uses_network(client, weights_of(1))
+        assert len([r for r in caplog.records if "no shared memory" in r.message]) == 1
+
+    def test_the_environment_names_the_socket(
+        self, local: ServerProcess, folder: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setenv(_shared_memory.SOCKET_VARIABLE, str(folder / "side"))
+        with nc.Client(local.address) as client:
+            assert not uses_network(client, weights_of(1))
+        with nc.Client(local.address, shm_socket="") as client:
+            assert uses_network(client, weights_of(1))
+
+    def test_a_socket_that_speaks_something_else(self, local: ServerProcess, folder: Path) -> None:
+        path = str(folder / "strange")
+        with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as listener:
+            listener.bind(path)
+            listener.listen(1)
+
+            def answer() -> None:
+                peer, _ = listener.accept()
+                with peer:
+                    peer.recv(1000)
+                    peer.send(b"\xff\xff")
+
+            thread = threading.Thread(target=answer)
+            thread.start()
+            with nc.Client(local.address, shm_socket=path) as client:
+                assert uses_network(client, weights_of(1))
+            thread.join()
+
+    def test_a_server_that_does_not_admit_this_user(self, folder: Path) -> None:
+        path = str(folder / "others")
+        other = os.getuid() + 1
+        with (
+            ServerProcess(f"--shm_socket={path}", f"--shm_uids={other}") as server,
+            nc.Client(server.address, shm_socket=path) as client,
+        ):
+            assert uses_network(client, weights_of(1))
+
+    def test_another_servers_socket(
+        self, server: ServerProcess, local: ServerProcess, folder: Path
+    ) -> None:
+        weights = weights_of(2)
+        with nc.Client(server.address, shm_socket=str(folder / "side")) as client:
+            assert set(mask_bits(client, weights)) == {"w0", "w1"}
+            assert uses_network(client, weights)
+
+    def test_a_layer_that_does_not_exist_is_still_an_error(self, shared: nc.Client) -> None:
+        weights = weights_of(1)
+        with shared.bind_model("level", [{"sparsity": 0.5}], layers_of(weights)) as session:
+            with pytest.raises(nc.NotFoundError, match="other"):
+                session.calc_mask({"other": weights["w0"]})
+            session.calc_mask(weights)
+        assert not uses_network(shared, weights)
+
+    def test_a_server_that_was_started_anew(self, folder: Path) -> None:
+        path = str(folder / "again")
+        weights = weights_of(1)
+        first = ServerProcess(f"--shm_socket={path}")
+        with nc.Client(first.address, shm_socket=path) as client:
+            assert not uses_network(client, weights)
+            first.kill()  # leaves the socket's file behind
+            with ServerProcess(f"--shm_socket={path}", port=first.port):
+                assert not uses_network(client, weights)
+
+    def test_a_pickled_client_has_memory_of_its_own(self, shared: nc.Client) -> None:
+        with pickle.loads(pickle.dumps(shared)) as copy:
+            assert not uses_network(copy, weights_of(1))
+
+    def test_a_closed_client_makes_no_memory(self, local: ServerProcess, folder: Path) -> None:
+        client = nc.Client(local.address, shm_socket=str(folder / "side"))
+        client.close()
+        with pytest.raises(nc.FailedPreconditionError):
+            mask_bits(client, weights_of(1))
+        assert mappings(os.getpid()) == 0

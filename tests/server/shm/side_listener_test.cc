@@ -1,0 +1,260 @@
+#include "server/shm/side_listener.h"
+
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+#include <sys/socket.h>
+#include <sys/stat.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include <filesystem>
+#include <fstream>
+#include <iterator>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "tests/testing/latch.h"
+#include "tests/testing/sealed_file.h"
+#include "tests/testing/side_client.h"
+
+namespace nni_compression::server {
+namespace {
+
+using ::nni_compression::testing::Eventually;
+using ::nni_compression::testing::HelloRequest;
+using ::nni_compression::testing::SealedFile;
+using ::nni_compression::testing::SideClient;
+using ::nni_compression::testing::SidePath;
+using ::testing::HasSubstr;
+
+constexpr int64_t kSize = 4096;
+constexpr uid_t kNobody = 65534;
+
+int64_t OpenDescriptors() {
+  const std::filesystem::directory_iterator all("/proc/self/fd");
+  return std::distance(begin(all), end(all));
+}
+
+class SideListenerTest : public ::testing::Test {
+ protected:
+  SideListenerTest() { options_.path = SidePath(); }
+
+  void Start() {
+    auto started = SideListener::Start(options_, Authenticator::AllowAll(), &table_);
+    ASSERT_TRUE(started.ok()) << started.status();
+    listener_ = *std::move(started);
+  }
+
+  bool Exists() const { return access(options_.path.c_str(), F_OK) == 0; }
+
+  RegionTable table_{int64_t{1} << 30};
+  SideSocketOptions options_;
+  std::unique_ptr<SideListener> listener_;
+};
+
+TEST_F(SideListenerTest, ATrainerAddsAndDropsRegions) {
+  Start();
+  SideClient trainer(options_.path);
+  EXPECT_EQ(trainer.Hello().code(), 0);
+  const auto added = trainer.AddRegion(SealedFile(kSize).get(), kSize, true);
+  EXPECT_EQ(added.code(), 0) << added.message();
+  EXPECT_EQ(table_.mapped_bytes(), kSize);
+  EXPECT_EQ(trainer.DropRegion(added.region()).code(), 0);
+  EXPECT_EQ(table_.mapped_bytes(), 0);
+}
+
+TEST_F(SideListenerTest, OnlyTheOwnUserMayUseTheFile) {
+  Start();
+  struct stat file;
+  ASSERT_EQ(stat(options_.path.c_str(), &file), 0);
+  EXPECT_EQ(file.st_mode & 0777, 0600u);
+  EXPECT_EQ(file.st_uid, geteuid());
+}
+
+TEST_F(SideListenerTest, TheFileIsRemovedAtTheEnd) {
+  Start();
+  EXPECT_TRUE(Exists());
+  listener_.reset();
+  EXPECT_FALSE(Exists());
+}
+
+TEST_F(SideListenerTest, AFileThatIsLeftOverIsReplaced) {
+  Start();
+  // What a killed server leaves: a file at which nobody listens.
+  const std::string kept = options_.path + ".kept";
+  ASSERT_EQ(rename(options_.path.c_str(), kept.c_str()), 0);
+  listener_.reset();
+  ASSERT_EQ(rename(kept.c_str(), options_.path.c_str()), 0);
+  Start();
+  EXPECT_EQ(SideClient(options_.path).Hello().code(), 0);
+}
+
+TEST_F(SideListenerTest, AnotherServersSocketIsLeftAlone) {
+  Start();
+  const auto second = SideListener::Start(options_, Authenticator::AllowAll(), &table_);
+  EXPECT_EQ(second.status().code(), absl::StatusCode::kUnavailable);
+  EXPECT_EQ(SideClient(options_.path).Hello().code(), 0);
+}
+
+TEST_F(SideListenerTest, AFileThatIsNoSocketIsLeftAlone) {
+  std::ofstream(options_.path) << "precious";
+  const auto started = SideListener::Start(options_, Authenticator::AllowAll(), &table_);
+  EXPECT_EQ(started.status().code(), absl::StatusCode::kInvalidArgument);
+  EXPECT_TRUE(Exists());
+  unlink(options_.path.c_str());
+}
+
+TEST_F(SideListenerTest, APathThatIsTooLongIsRefused) {
+  options_.path = std::string(200, 'x');
+  EXPECT_EQ(SideListener::Start(options_, Authenticator::AllowAll(), &table_).status().code(),
+            absl::StatusCode::kInvalidArgument);
+}
+
+TEST_F(SideListenerTest, AnotherUidIsNotLetIn) {
+  options_.uids = {kNobody};
+  Start();
+  SideClient trainer(options_.path);
+  ASSERT_TRUE(trainer.connected());
+  EXPECT_TRUE(trainer.IsClosed());
+}
+
+TEST_F(SideListenerTest, TheKernelSaysWhoConnects) {
+  if (geteuid() != 0) GTEST_SKIP() << "needs root";
+  options_.uids = {0, kNobody + 1};  // so that the file's mode lets everybody try
+  Start();
+  const std::string hello = HelloRequest().SerializeAsString();
+  const pid_t child = fork();
+  ASSERT_GE(child, 0);
+  if (child == 0) {
+    if (setgid(kNobody) != 0 || setuid(kNobody) != 0) _exit(3);
+    SideClient stranger(options_.path);
+    if (!stranger.connected()) _exit(4);
+    stranger.Send(hello);
+    _exit(stranger.IsClosed() ? 0 : 5);
+  }
+  int status = 0;
+  ASSERT_EQ(waitpid(child, &status, 0), child);
+  EXPECT_EQ(WEXITSTATUS(status), 0);
+  EXPECT_EQ(SideClient(options_.path).Hello().code(), 0);
+}
+
+TEST_F(SideListenerTest, WhoDoesNotSayHelloIsCutOff) {
+  options_.hello_timeout = absl::Milliseconds(20);
+  Start();
+  SideClient silent(options_.path);
+  EXPECT_TRUE(silent.IsClosed());
+  EXPECT_TRUE(Eventually([&] { return listener_->connections() == 0; }));
+}
+
+TEST_F(SideListenerTest, ConnectionsAboveTheLimitAreClosedAndOthersGoOn) {
+  options_.max_connections = 2;
+  Start();
+  SideClient first(options_.path);
+  SideClient second(options_.path);
+  EXPECT_EQ(first.Hello().code(), 0);
+  EXPECT_EQ(second.Hello().code(), 0);
+  EXPECT_TRUE(SideClient(options_.path).IsClosed());
+  EXPECT_EQ(first.AddRegion(SealedFile(kSize).get(), kSize, false).code(), 0);
+  second.Close();
+  EXPECT_TRUE(Eventually([&] { return SideClient(options_.path).Hello().code() == 0; }));
+}
+
+TEST_F(SideListenerTest, TenThousandConnectionsLeaveNothingBehind) {
+  options_.max_connections = 16;
+  Start();
+  SideClient trainer(options_.path);
+  ASSERT_EQ(trainer.Hello().code(), 0);
+  const int64_t before = OpenDescriptors();
+  std::vector<SideClient> held;
+  for (int i = 0; i < 10000; ++i) {
+    SideClient flood(options_.path);
+    EXPECT_LE(listener_->connections(), 16);
+    if (i % 100 == 0) held.push_back(std::move(flood));
+  }
+  EXPECT_EQ(trainer.AddRegion(SealedFile(kSize).get(), kSize, false).code(), 0);
+  held.clear();
+  EXPECT_TRUE(Eventually([&] { return listener_->connections() == 1; }));
+  EXPECT_TRUE(Eventually([&] { return OpenDescriptors() == before; }));
+}
+
+TEST_F(SideListenerTest, DescriptorsThatNobodyAskedForAreClosed) {
+  Start();
+  SideClient trainer(options_.path);
+  ASSERT_EQ(trainer.Hello().code(), 0);
+  const FileDescriptor file = SealedFile(kSize);
+  const int64_t before = OpenDescriptors();
+  const std::vector<int> many(50, file.get());  // more than the server has room for
+  const std::string add = testing::AddRegionRequest(kSize, false).SerializeAsString();
+  ASSERT_TRUE(trainer.Send(add, many));
+  EXPECT_EQ(trainer.Receive().code(), static_cast<int>(absl::StatusCode::kInvalidArgument));
+  nni::compression::v1::SideRequest drop;
+  drop.mutable_drop_region()->set_region("x");
+  ASSERT_TRUE(trainer.Send(drop.SerializeAsString(), many));
+  EXPECT_EQ(trainer.Receive().code(), static_cast<int>(absl::StatusCode::kNotFound));
+  EXPECT_EQ(OpenDescriptors(), before);
+}
+
+TEST_F(SideListenerTest, ADescriptorBesideAHelloIsClosedWhenTheHelloIsRefused) {
+  Start();
+  const FileDescriptor file = SealedFile(kSize);
+  SideClient trainer(options_.path);
+  const int64_t before = OpenDescriptors();
+  trainer.Send("nonsense", {file.get()});
+  EXPECT_EQ(trainer.Receive().code(), static_cast<int>(absl::StatusCode::kInvalidArgument));
+  EXPECT_TRUE(trainer.IsClosed());
+  EXPECT_TRUE(Eventually([&] { return OpenDescriptors() < before + 1; }));
+}
+
+TEST_F(SideListenerTest, APacketThatIsTooLargeEndsTheConnection) {
+  Start();
+  SideClient trainer(options_.path);
+  ASSERT_EQ(trainer.Hello().code(), 0);
+  trainer.Send(std::string(SideConnection::kMaxPacketBytes + 1, 'x'));
+  EXPECT_TRUE(trainer.IsClosed());
+}
+
+TEST_F(SideListenerTest, APeerThatDoesNotTakeItsAnswersIsCutOff) {
+  Start();
+  SideClient trainer(options_.path);
+  ASSERT_EQ(trainer.Hello().code(), 0);
+  nni::compression::v1::SideRequest drop;
+  drop.mutable_drop_region()->set_region("x");
+  const std::string packet = drop.SerializeAsString();
+  // The socket holds so many answers and no more.
+  EXPECT_TRUE(Eventually([&] {
+    for (int i = 0; i < 1000; ++i) {
+      if (!trainer.Send(packet)) return true;
+    }
+    return false;
+  }));
+}
+
+TEST_F(SideListenerTest, TheRegionsOfATrainerThatWasKilledAreUnmapped) {
+  Start();
+  int ready[2];
+  ASSERT_EQ(pipe(ready), 0);
+  const pid_t child = fork();
+  ASSERT_GE(child, 0);
+  if (child == 0) {
+    SideClient trainer(options_.path);
+    trainer.Hello();
+    const FileDescriptor file = SealedFile(kSize);
+    const testing::Mapping mapping(file.get(), kSize);
+    const char done = trainer.AddRegion(file.get(), kSize, true).code() == 0 ? 'y' : 'n';
+    if (write(ready[1], &done, 1) == 1) pause();
+    _exit(1);
+  }
+  char done = 'n';
+  ASSERT_EQ(read(ready[0], &done, 1), 1);
+  EXPECT_EQ(done, 'y');
+  EXPECT_EQ(table_.mapped_bytes(), kSize);
+  kill(child, SIGKILL);
+  waitpid(child, nullptr, 0);
+  EXPECT_TRUE(Eventually([&] { return table_.mapped_bytes() == 0; }));
+  close(ready[0]);
+  close(ready[1]);
+}
+
+}  // namespace
+}  // namespace nni_compression::server
