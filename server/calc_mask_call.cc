@@ -23,12 +23,11 @@ absl::Status CalcMaskCall::OnOpen(wire::MessageReader& reader) {
 absl::StatusOr<TensorSink::Admission> CalcMaskCall::OnHeader(const v1::TensorHeader& header) {
   Expected expected = CheckHeader(header, {v1::TENSOR_ROLE_WEIGHT, v1::TENSOR_ROLE_MASK});
   if (!expected.admission.accepted) return expected.admission;
-  AnswerDigest(header);
   if (header.role() == v1::TENSOR_ROLE_WEIGHT) {
     expected.admission.extra_bytes =
         compression::ByteLength(DataType::kBit, record().layer(expected.layer).elements);
   }
-  AdmitShared(header, &expected.admission);
+  AdmitPresent(header, &expected.admission);
   return expected.admission;
 }
 
@@ -43,7 +42,8 @@ absl::Status CalcMaskCall::Apply(compression::Session& session, int layer, Recei
 
   const absl::StatusOr<MaskAnswer> answer = [&]() -> absl::StatusOr<MaskAnswer> {
     if (tensor.header.role() == v1::TENSOR_ROLE_WEIGHT) {
-      return session.CalcMask(layer, tensor.bytes.AsTensor(bound.dtype, bound.shape));
+      return session.CalcMask(
+          layer, {tensor.bytes.AsTensor(bound.dtype, bound.shape), tensor.statistics.get()});
     }
     absl::StatusOr<Mask> mask = Mask::FromBits(std::move(tensor.bytes), bound.elements);
     if (!mask.ok()) return mask.status();

@@ -14,6 +14,7 @@
 #include "server/shm/region_table.h"
 #include "server/stream_call.h"
 #include "server/timer_thread.h"
+#include "server/weight_cache.h"
 
 namespace nni_compression::server {
 
@@ -26,6 +27,7 @@ struct Core {
   std::shared_ptr<MemoryBudget> budget;
   SessionStore* sessions = nullptr;
   RegionTable* regions = nullptr;
+  WeightCache* weights = nullptr;
   absl::Duration stall_timeout = absl::Seconds(60);
   std::string version;
 

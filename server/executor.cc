@@ -21,21 +21,23 @@ Executor::~Executor() {
 
 void Executor::Schedule(std::function<void()> function, Work work) {
   MutexLock lock(&mutex_);
-  (work == Work::kLong ? long_ : short_).push_back({std::move(function), scheduled_++});
+  auto& queue = work == Work::kShort ? short_ : work == Work::kLong ? long_ : idle_;
+  queue.push_back({std::move(function), scheduled_++});
   changed_.NotifyOne();
 }
 
 std::deque<Executor::Item>* Executor::NextQueue() {
   const bool may_be_long = !long_.empty() && running_long_ < long_limit_;
   if (may_be_long && (short_.empty() || long_.front().age < short_.front().age)) return &long_;
-  return short_.empty() ? nullptr : &short_;
+  if (!short_.empty()) return &short_;
+  return long_.empty() && !idle_.empty() && running_idle_ == 0 ? &idle_ : nullptr;
 }
 
 void Executor::Loop() {
   while (true) {
     std::function<void()> function;
     int busy = 0;
-    bool is_long = false;
+    int* running_of_kind = nullptr;
     {
       MutexLock lock(&mutex_);
       std::deque<Item>* queue = nullptr;
@@ -45,18 +47,19 @@ void Executor::Loop() {
       }
       function = std::move(queue->front().function);
       queue->pop_front();
-      is_long = queue == &long_;
-      running_long_ += is_long ? 1 : 0;
+      if (queue == &long_) running_of_kind = &running_long_;
+      if (queue == &idle_) running_of_kind = &running_idle_;
+      if (running_of_kind != nullptr) ++*running_of_kind;
       busy = ++running_;
     }
     if (prepare_) prepare_(busy);
     function();
     function = nullptr;
     MutexLock lock(&mutex_);
-    running_long_ -= is_long ? 1 : 0;
+    if (running_of_kind != nullptr) --*running_of_kind;
     if (--running_ == 0 && stopped_) changed_.NotifyAll();
-    // A thread that passed over long work may take it now; this one looks for itself.
-    if (is_long && !long_.empty()) changed_.NotifyOne();
+    // A thread that passed over work may take it now; this one looks for itself.
+    if (!long_.empty() || !idle_.empty()) changed_.NotifyOne();
   }
 }
 

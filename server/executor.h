@@ -13,13 +13,14 @@
 
 namespace nni_compression::server {
 
-// How long a function takes: kLong is what computes on megabytes.
-enum class Work { kShort, kLong };
+// How long a function takes: kLong is what computes on megabytes. kIdle is work that nobody waits
+// for; it takes a few milliseconds at a time.
+enum class Work { kShort, kLong, kIdle };
 
 // A fixed number of threads that take the oldest work there is. Long work, which spreads over the
 // cores by itself, never takes the last of several threads, so that a small layer does not wait for
-// the huge ones of others. Only strands put work in, and each at most one function at a time, so
-// the queues are bounded by the number of strands. Thread-safe.
+// the huge ones of others; idle work is taken when there is nothing else, by one thread at a time.
+// Thread-safe.
 class Executor {
  public:
   // `prepare`, if given, is called before each function on its thread, with the number of threads
@@ -42,7 +43,7 @@ class Executor {
   };
 
   void Loop();
-  // The queue whose turn it is; null: none has work that may run now.
+  // The queue whose turn it is; null: there is no work that may run now.
   std::deque<Item>* NextQueue() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
 
   const std::function<void(int)> prepare_;
@@ -51,9 +52,11 @@ class Executor {
   CondVar changed_;
   std::deque<Item> short_ ABSL_GUARDED_BY(mutex_);
   std::deque<Item> long_ ABSL_GUARDED_BY(mutex_);
+  std::deque<Item> idle_ ABSL_GUARDED_BY(mutex_);
   uint64_t scheduled_ ABSL_GUARDED_BY(mutex_) = 0;
   int running_ ABSL_GUARDED_BY(mutex_) = 0;
   int running_long_ ABSL_GUARDED_BY(mutex_) = 0;
+  int running_idle_ ABSL_GUARDED_BY(mutex_) = 0;
   bool stopped_ ABSL_GUARDED_BY(mutex_) = false;
   std::vector<std::thread> threads_;
 };

@@ -20,9 +20,6 @@ absl::Status Prefixed(absl::string_view field, const v1::TensorHeader& header,
                                                   "': ", status.message()));
 }
 
-}  // namespace
-namespace {
-
 // Computing on fewer bytes takes no longer than the small calls that would wait for it.
 constexpr int64_t kLongWorkBytes = 4 << 20;
 
@@ -48,8 +45,26 @@ absl::Status LayerCall::OnHalfClose() {
   return absl::OkStatus();
 }
 
-void LayerCall::AdmitShared(const v1::TensorHeader& header, Admission* admission) {
+void LayerCall::AdmitPresent(const v1::TensorHeader& header, Admission* admission) {
   if (!admission->accepted) return;
+  AdmitKnown(header, admission);
+  AdmitShared(header, admission);
+}
+
+void LayerCall::AdmitKnown(const v1::TensorHeader& header, Admission* admission) {
+  if (header.digest().empty()) return;
+  std::shared_ptr<CachedWeight> known;
+  if (header.role() == v1::TENSOR_ROLE_WEIGHT) {
+    known = core()->weights->Find(tenant(), header.digest());
+  }
+  AnswerDigest(header, known != nullptr);
+  if (known == nullptr) return;
+  // The cached weight, with its share of the budget, lives as long as the buffer does.
+  admission->present = compression::Buffer::Alias(known->bytes.data(), known->bytes.size(), known);
+  admission->statistics = {known, &known->statistics};
+}
+
+void LayerCall::AdmitShared(const v1::TensorHeader& header, Admission* admission) {
   absl::Status status;
   if (header.has_shared_memory()) {
     if (header.role() != v1::TENSOR_ROLE_WEIGHT || !header.digest().empty()) {
@@ -102,7 +117,22 @@ absl::Status LayerCall::ApplyChecked(compression::Session& session, ReceivedTens
   if (absl::Status status = VerifyChecksum(tensor); !status.ok()) return status;
   const absl::StatusOr<int> layer = session.FindLayer(tensor.header.layer());
   if (!layer.ok()) return layer.status();
-  return Apply(session, *layer, tensor);
+  const bool keep = tensor.came && tensor.header.role() == v1::TENSOR_ROLE_WEIGHT &&
+                    (!tensor.header.fingerprint().empty() || !tensor.header.digest().empty());
+  if (!keep) return Apply(session, *layer, tensor);
+
+  const compression::Buffer bytes = tensor.bytes;
+  Reservation memory = tensor.memory.Split(bytes.size());
+  const v1::TensorHeader header = tensor.header;
+  if (absl::Status status = Apply(session, *layer, tensor); !status.ok()) return status;
+  if (!header.digest().empty() && TensorDigest::Of(header, bytes) != header.digest()) {
+    return absl::DataLossError(absl::StrCat("digest of tensor ", header.index(), " ('",
+                                            Printable(header.layer(), 128),
+                                            "') is not that of the bytes that came"));
+  }
+  core()->weights->Keep(tenant(), header, bytes, std::move(memory),
+                        record().kind() == compression::AlgorithmKind::kPruner);
+  return absl::OkStatus();
 }
 
 }  // namespace nni_compression::server

@@ -24,9 +24,10 @@ class LayerCall : public SessionCall {
   // In the session.
   virtual absl::Status Apply(compression::Session& session, int layer, ReceivedTensor& tensor) = 0;
 
-  // Finds the bytes of a header that names shared memory, and sees that its result has a place. A
-  // header that names none of the tenant's is answered with an error, and not accepted.
-  void AdmitShared(const nni::compression::v1::TensorHeader& header, Admission* admission);
+  // Finds bytes that need not be sent: of a digest that the tenant sent before, or in the shared
+  // memory that the header names; and sees that the result has a place. A header that names memory
+  // that is not the tenant's is answered with an error, and not accepted.
+  void AdmitPresent(const nni::compression::v1::TensorHeader& header, Admission* admission);
 
   // Adds `bytes`, the tensor of `header`, to a reply: written to the place that the request's
   // header names, if it fits there and the region is still there, or as a payload to be sent.
@@ -34,6 +35,8 @@ class LayerCall : public SessionCall {
                  nni::compression::v1::TensorHeader* header, Reply* reply);
 
  private:
+  void AdmitKnown(const nni::compression::v1::TensorHeader& header, Admission* admission);
+  void AdmitShared(const nni::compression::v1::TensorHeader& header, Admission* admission);
   absl::Status OnTensor(ReceivedTensor tensor) final;
   absl::Status OnHalfClose() final;
   absl::Status ApplyChecked(compression::Session& session, ReceivedTensor& tensor);

@@ -36,6 +36,9 @@ ABSL_FLAG(std::string, data_dir, "",
 ABSL_FLAG(std::string, memory_budget, "0",
           "Bytes that tensors may take over all calls, with an optional suffix K, M or G; 0: 60 % "
           "of the container's or machine's memory.");
+ABSL_FLAG(std::string, cache_budget, "",
+          "Of these, bytes for weights that came before, so that nobody has to send them again; "
+          "they go when their place is needed. Empty: half. 0: none are kept.");
 ABSL_FLAG(int, compute_threads, 0,
           "Threads that compute; 0: as many as there are cores, or its cgroup may use.");
 ABSL_FLAG(int, max_calls, 4096, "Calls that may run at a time.");
@@ -81,6 +84,13 @@ absl::StatusOr<ServerOptions> OptionsFromFlags() {
   options.listen = absl::GetFlag(FLAGS_listen);
   options.allow_insecure_listen = absl::GetFlag(FLAGS_allow_insecure_listen);
   options.memory_budget = *budget;
+  if (const std::string text = absl::GetFlag(FLAGS_cache_budget); !text.empty()) {
+    const absl::StatusOr<int64_t> cache = ParseBytes(text);
+    if (!cache.ok()) {
+      return absl::InvalidArgumentError(absl::StrCat("cache_budget: ", cache.status().message()));
+    }
+    options.cache_budget = *cache;
+  }
   options.compute_threads = absl::GetFlag(FLAGS_compute_threads);
   options.max_calls = absl::GetFlag(FLAGS_max_calls);
   options.stall_timeout = absl::GetFlag(FLAGS_stall_timeout);

@@ -20,26 +20,56 @@ void Reservation::ShrinkTo(int64_t bytes) {
   bytes_ = bytes;
 }
 
+Reservation Reservation::Split(int64_t bytes) {
+  const int64_t taken = std::clamp<int64_t>(bytes, 0, bytes_);
+  bytes_ -= taken;
+  return Reservation(budget_, taken);
+}
+
 std::shared_ptr<MemoryBudget> MemoryBudget::Create(int64_t limit,
                                                    std::function<void(std::function<void()>)> run) {
   return std::shared_ptr<MemoryBudget>(new MemoryBudget(limit, std::move(run)));
 }
 
+void MemoryBudget::SetReclaimer(std::function<void(int64_t)> reclaim) {
+  MutexLock lock(&reclaim_mutex_);
+  reclaim_ = std::move(reclaim);
+}
+
+void MemoryBudget::Reclaim(int64_t bytes) {
+  MutexLock lock(&reclaim_mutex_);
+  if (reclaim_) reclaim_(bytes);
+}
+
 std::optional<Reservation> MemoryBudget::TryReserve(int64_t bytes) {
-  MutexLock lock(&mutex_);
-  if (!waiters_.empty() || bytes > limit_ - reserved_) return std::nullopt;
-  reserved_ += bytes;
-  return Reservation(shared_from_this(), bytes);
+  for (int attempt = 0; attempt < 2; ++attempt) {
+    int64_t missing = 0;
+    {
+      MutexLock lock(&mutex_);
+      if (!waiters_.empty() || bytes > limit_) return std::nullopt;
+      missing = bytes - (limit_ - reserved_);
+      if (missing <= 0) {
+        reserved_ += bytes;
+        return Reservation(shared_from_this(), bytes);
+      }
+    }
+    if (attempt == 0) Reclaim(missing);
+  }
+  return std::nullopt;
 }
 
 MemoryBudget::Ticket MemoryBudget::Reserve(int64_t bytes, Granted granted) {
   Ticket ticket;
+  int64_t missing = 0;
   {
     MutexLock lock(&mutex_);
     ticket = next_ticket_++;
     if (bytes > limit_) return ticket;
     waiters_.push_back({ticket, bytes, std::move(granted)});
+    for (const Waiter& waiter : waiters_) missing += waiter.bytes;
+    missing -= limit_ - reserved_;
   }
+  if (missing > 0) Reclaim(missing);
   Serve();
   return ticket;
 }

@@ -29,6 +29,9 @@ class Reservation {
   // Gives back what is above `bytes`.
   void ShrinkTo(int64_t bytes);
 
+  // Takes `bytes` of these, at most all, into a reservation of their own.
+  Reservation Split(int64_t bytes);
+
  private:
   friend class MemoryBudget;
   Reservation(std::shared_ptr<MemoryBudget> budget, int64_t bytes)
@@ -49,6 +52,11 @@ class MemoryBudget : public std::enable_shared_from_this<MemoryBudget> {
   // held (a TimerThread, for example).
   static std::shared_ptr<MemoryBudget> Create(int64_t limit,
                                               std::function<void(std::function<void()>)> run);
+
+  // `reclaim` is called, on any thread and with no lock held, when that many bytes are missing for
+  // a reservation; it may let go of others. Null: nobody can. Once it returned, no call of the one
+  // before is under way.
+  void SetReclaimer(std::function<void(int64_t bytes)> reclaim);
 
   // Nothing when there is not enough, or others wait already.
   std::optional<Reservation> TryReserve(int64_t bytes);
@@ -76,12 +84,15 @@ class MemoryBudget : public std::enable_shared_from_this<MemoryBudget> {
   };
 
   void Release(int64_t bytes);
+  void Reclaim(int64_t bytes) ABSL_LOCKS_EXCLUDED(mutex_, reclaim_mutex_);
 
   // Takes the waiters that fit now, in their order, and tells them.
   void Serve() ABSL_LOCKS_EXCLUDED(mutex_);
 
   const int64_t limit_;
   const std::function<void(std::function<void()>)> run_;
+  Mutex reclaim_mutex_;  // held while it runs
+  std::function<void(int64_t)> reclaim_ ABSL_GUARDED_BY(reclaim_mutex_);
   mutable Mutex mutex_;
   int64_t reserved_ ABSL_GUARDED_BY(mutex_) = 0;
   Ticket next_ticket_ ABSL_GUARDED_BY(mutex_) = 1;

@@ -50,7 +50,6 @@ absl::Status QuantizeWeightCall::OnOpen(wire::MessageReader& reader) {
 absl::StatusOr<TensorSink::Admission> QuantizeWeightCall::OnHeader(const v1::TensorHeader& header) {
   Expected expected = CheckHeader(header, {v1::TENSOR_ROLE_WEIGHT, v1::TENSOR_ROLE_RANGE});
   if (!expected.admission.accepted) return expected.admission;
-  AnswerDigest(header);
   const compression::Layer& layer = record().layer(expected.layer);
   const std::vector<int64_t> range = record().RangeShape(expected.layer);
   int64_t& extra = expected.admission.extra_bytes;
@@ -60,7 +59,7 @@ absl::StatusOr<TensorSink::Admission> QuantizeWeightCall::OnHeader(const v1::Ten
   } else if (header.role() == v1::TENSOR_ROLE_WEIGHT && reply_ == QuantizeReply::kValues) {
     extra += static_cast<int64_t>(header.byte_length());
   }
-  AdmitShared(header, &expected.admission);
+  AdmitPresent(header, &expected.admission);
   return expected.admission;
 }
 
@@ -77,7 +76,9 @@ absl::Status QuantizeWeightCall::Apply(compression::Session& session, int layer,
   absl::StatusOr<QuantizedWeight> result =
       tensor.header.role() == v1::TENSOR_ROLE_RANGE
           ? session.QuantizeRange(layer, ToRange(tensor.bytes))
-          : session.QuantizeWeight(layer, tensor.bytes.AsTensor(bound.dtype, bound.shape), reply_);
+          : session.QuantizeWeight(
+                layer, {tensor.bytes.AsTensor(bound.dtype, bound.shape), tensor.statistics.get()},
+                reply_);
   tensor.bytes = {};
   if (!result.ok()) {
     AnswerError(tensor.header, result.status());

@@ -110,6 +110,9 @@ class Server::Impl {
     core_.budget = MemoryBudget::Create(
         budget, [this](std::function<void()> function) { timers_.Run(std::move(function)); });
     core_.sessions = &sessions_;
+    weights_ = std::make_unique<WeightCache>(options.cache_budget.value_or(budget / 2),
+                                             executor_.get(), core_.budget.get());
+    core_.weights = weights_.get();
     core_.regions = &regions_;
     core_.stall_timeout = options.stall_timeout;
     core_.version = std::string(ServerVersion());
@@ -177,6 +180,7 @@ class Server::Impl {
   Core core_;
   SessionStore sessions_;
   std::unique_ptr<Executor> executor_;
+  std::unique_ptr<WeightCache> weights_;
   HealthService health_;
   Service service_;
   int port_ = 0;

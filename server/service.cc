@@ -30,6 +30,12 @@ grpc::ServerUnaryReactor* Service::BindModel(Grpc* grpc, const v1::BindModelRequ
                           [&](const Call& call) { server::BindModel(call, *request, response); });
 }
 
+grpc::ServerUnaryReactor* Service::FindWeights(Grpc* grpc, const v1::FindWeightsRequest* request,
+                                               v1::FindWeightsResponse* response) {
+  return UnaryCall::Start(core_, grpc, NNI_COMPRESSION_METHOD("FindWeights"), response,
+                          [&](const Call& call) { server::FindWeights(call, *request, response); });
+}
+
 grpc::ServerUnaryReactor* Service::UpdateEpoch(Grpc* grpc, const v1::UpdateEpochRequest* request,
                                                v1::UpdateEpochResponse* response) {
   return UnaryCall::Start(core_, grpc, NNI_COMPRESSION_METHOD("UpdateEpoch"), response,

@@ -11,13 +11,14 @@ namespace nni_compression::server {
 // The tensors' calls take raw messages, the others parsed ones.
 template <class Base>
 using WithUnaryMethods = nni::compression::v1::CompressionService::WithCallbackMethod_BindModel<
-    nni::compression::v1::CompressionService::WithCallbackMethod_UpdateEpoch<
-        nni::compression::v1::CompressionService::WithCallbackMethod_KeepAlive<
-            nni::compression::v1::CompressionService::WithCallbackMethod_GetSession<
-                nni::compression::v1::CompressionService::WithCallbackMethod_ListSessions<
-                    nni::compression::v1::CompressionService::WithCallbackMethod_CloseSession<
-                        nni::compression::v1::CompressionService::WithCallbackMethod_ListAlgorithms<
-                            Base>>>>>>>;
+    nni::compression::v1::CompressionService::WithCallbackMethod_FindWeights<
+        nni::compression::v1::CompressionService::WithCallbackMethod_UpdateEpoch<
+            nni::compression::v1::CompressionService::WithCallbackMethod_KeepAlive<
+                nni::compression::v1::CompressionService::WithCallbackMethod_GetSession<
+                    nni::compression::v1::CompressionService::WithCallbackMethod_ListSessions<
+                        nni::compression::v1::CompressionService::WithCallbackMethod_CloseSession<
+                            nni::compression::v1::CompressionService::
+                                WithCallbackMethod_ListAlgorithms<Base>>>>>>>>;
 
 template <class Base>
 using WithStreamMethods = nni::compression::v1::CompressionService::WithRawCallbackMethod_CalcMask<
@@ -38,6 +39,9 @@ class Service final : public WithUnaryMethods<
   grpc::ServerUnaryReactor* BindModel(Grpc* grpc,
                                       const nni::compression::v1::BindModelRequest* request,
                                       nni::compression::v1::BindModelResponse* response) override;
+  grpc::ServerUnaryReactor* FindWeights(
+      Grpc* grpc, const nni::compression::v1::FindWeightsRequest* request,
+      nni::compression::v1::FindWeightsResponse* response) override;
   grpc::ServerUnaryReactor* UpdateEpoch(
       Grpc* grpc, const nni::compression::v1::UpdateEpochRequest* request,
       nni::compression::v1::UpdateEpochResponse* response) override;

@@ -91,12 +91,12 @@ absl::Status SessionCall::CheckAgainstBound(const v1::TensorHeader& header, int 
   }
 }
 
-void SessionCall::AnswerDigest(const v1::TensorHeader& header) {
+void SessionCall::AnswerDigest(const v1::TensorHeader& header, bool have) {
   if (header.digest().empty()) return;
   auto fields = std::make_unique<v1::CalcMaskResponse>();  // all responses have answers there
   v1::TensorAnswer* answer = fields->add_answers();
   answer->set_index(header.index());
-  answer->set_answer(v1::TensorAnswer::ANSWER_SEND);
+  answer->set_answer(have ? v1::TensorAnswer::ANSWER_HAVE : v1::TensorAnswer::ANSWER_SEND);
   Reply reply;
   reply.fields = std::move(fields);
   Push(std::move(reply));

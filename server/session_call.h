@@ -52,8 +52,8 @@ class SessionCall : public StreamCall {
   virtual void AnswerError(const nni::compression::v1::TensorHeader& header,
                            const absl::Status& error) = 0;
 
-  // Tells the sender of a digest that the payload is wanted; nothing without a digest.
-  void AnswerDigest(const nni::compression::v1::TensorHeader& header);
+  // Tells the sender of a digest whether the payload is wanted; nothing without a digest.
+  void AnswerDigest(const nni::compression::v1::TensorHeader& header, bool have = false);
 
   // The catalogue's entry follows what the call did. Inside a task.
   void UpdateSummary(const compression::Session& session);

@@ -18,6 +18,7 @@ using compression::Session;
 
 namespace {
 
+constexpr int kMaxFingerprints = 65536;
 constexpr int kDefaultPage = 100;
 constexpr int kMaxPage = 1000;
 
@@ -32,6 +33,23 @@ void FillLive(Core* core, const SessionRecord& record, const Session& session,
 }
 
 }  // namespace
+
+void FindWeights(const std::shared_ptr<UnaryCall>& call, const v1::FindWeightsRequest& request,
+                 v1::FindWeightsResponse* response) {
+  if (request.fingerprints_size() > kMaxFingerprints) {
+    return call->Finish(absl::InvalidArgumentError(
+        absl::StrCat("there are ", request.fingerprints_size(), " fingerprints; at most ",
+                     kMaxFingerprints, " are allowed")));
+  }
+  const absl::StatusOr<SessionUse> use =
+      call->core()->sessions->Use(call->tenant(), request.session_id());
+  if (use.ok()) {
+    for (const std::string& fingerprint : request.fingerprints()) {
+      response->add_may_have(call->core()->weights->MayHave(call->tenant(), fingerprint));
+    }
+  }
+  call->Finish(use.status());
+}
 
 void UpdateEpoch(const std::shared_ptr<UnaryCall>& call, const v1::UpdateEpochRequest& request,
                  v1::UpdateEpochResponse* response) {

@@ -12,6 +12,9 @@
 namespace nni_compression::server {
 
 // Each finishes `call`, at once or on the session's strand. Requests and responses live until then.
+void FindWeights(const std::shared_ptr<UnaryCall>& call,
+                 const nni::compression::v1::FindWeightsRequest& request,
+                 nni::compression::v1::FindWeightsResponse* response);
 void UpdateEpoch(const std::shared_ptr<UnaryCall>& call,
                  const nni::compression::v1::UpdateEpochRequest& request,
                  nni::compression::v1::UpdateEpochResponse* response);

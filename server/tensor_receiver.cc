@@ -109,6 +109,10 @@ absl::Status TensorReceiver::TakeHeader(TensorHeader header) {
     return Invalid("headers: digest of tensor ", index, " has ", header.digest().size(),
                    " bytes; it must have 0 or 32");
   }
+  if (const size_t size = header.fingerprint().size(); size != 0 && (size < 8 || size > 32)) {
+    return Invalid("headers: fingerprint of tensor ", index, " has ", size,
+                   " bytes; it must have 0, or 8 to 32");
+  }
   header_bytes_ += static_cast<int64_t>(header.ByteSizeLong());
   if (tensors_.size() >= kMaxOpenTensors || header_bytes_ > kMaxOpenHeaderBytes) {
     return Invalid("headers: too many run ahead of their payloads; at most ", kMaxOpenTensors,
@@ -198,6 +202,11 @@ absl::StatusOr<TensorReceiver::Progress> TensorReceiver::FinishCommits() {
     if (it == tensors_.end()) continue;
     Incoming& tensor = *it->second;
     if (!NeedsNoChunks(tensor)) {
+      if (!tensor.header.digest().empty() && tensor.received == 0) {  // the answer was SEND
+        header_bytes_ -= static_cast<int64_t>(tensor.header.ByteSizeLong());
+        tensors_.erase(it);
+        continue;
+      }
       return Invalid("commits: ", Describe(tensor.header), " was committed after ", tensor.received,
                      " of ", tensor.header.byte_length(), " bytes");
     }
@@ -284,6 +293,8 @@ absl::Status TensorReceiver::Deliver(Incoming& incoming) {
   received.bytes =
       std::move(tensor->admission.present ? *tensor->admission.present : tensor->bytes);
   received.memory = std::move(tensor->memory);
+  received.came = !tensor->admission.present;
+  received.statistics = std::move(tensor->admission.statistics);
   if (tensor->commit->has_crc32()) received.crc32 = tensor->commit->crc32();
   return sink_->OnTensor(std::move(received));
 }

@@ -14,6 +14,7 @@
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include "compression/buffer.h"
+#include "compression/weight.h"
 #include "nni/compression/v1/compression.pb.h"
 #include "proto/wire/frames.h"
 #include "server/memory_budget.h"
@@ -25,7 +26,9 @@ struct ReceivedTensor {
   nni::compression::v1::TensorHeader header;
   compression::Buffer bytes;
   Reservation memory;
-  std::optional<uint32_t> crc32;  // of the commit
+  std::optional<uint32_t> crc32;                              // of the commit
+  bool came = false;                                          // in chunks
+  std::shared_ptr<compression::WeightStatistics> statistics;  // may be null
 };
 
 // CRC-32 as zlib has it.
@@ -43,6 +46,7 @@ class TensorSink {
     int64_t extra_bytes = 0;  // memory needed beside the payload, for the result
     // The payload, where it is here already: only the commit follows.
     std::optional<compression::Buffer> present = std::nullopt;
+    std::shared_ptr<compression::WeightStatistics> statistics = nullptr;  // of `present`
   };
 
   virtual ~TensorSink() = default;

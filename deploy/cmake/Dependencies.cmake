@@ -5,6 +5,7 @@ find_package(gRPC CONFIG REQUIRED)
 find_package(absl CONFIG REQUIRED)
 find_package(nlohmann_json 3 CONFIG REQUIRED)
 find_package(ZLIB REQUIRED)  # its crc32
+find_package(OpenSSL REQUIRED COMPONENTS Crypto)  # its SHA-256
 
 if(NNI_COMPRESSION_BUILD_SERVER)
   find_package(spdlog CONFIG REQUIRED)

@@ -128,10 +128,10 @@ TEST_F(StreamsTest, AnotherEpochThanTheSessionsIsAFailedPrecondition) {
   EXPECT_EQ(reply.results_size(), 0);
 }
 
-TEST_F(StreamsTest, AHeaderWithADigestIsAnsweredWithSend) {
+TEST_F(StreamsTest, AHeaderWithANewDigestIsAnsweredWithSend) {
   const std::string id = BindLevel({{kWeight, {4}}});
   v1::TensorHeader header = Header(0, kWeight, {4});
-  header.set_digest(std::string(32, 'd'));
+  header.set_digest(DigestOf(header, FourFloats()));
   MaskStream stream(stub());
   stream.Send(MaskMessage().Open(id).Add(header));
   v1::CalcMaskResponse reply;

@@ -20,7 +20,7 @@ class SlowAlgorithm : public Pruner {
  public:
   explicit SlowAlgorithm(std::shared_ptr<SlowPruner> control) : control_(std::move(control)) {}
 
-  absl::StatusOr<Mask> CalcMask(const compression::Layer& layer, const at::Tensor&,
+  absl::StatusOr<Mask> CalcMask(const compression::Layer& layer, const compression::Weight&,
                                 const compression::LayerState&, compression::Clock) const override {
     control_->computing.Set();
     control_->release.Wait();

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import zlib
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping
+from collections.abc import Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Generic, Optional, TypeVar
 
@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 from google.protobuf.message import DecodeError
 
-from . import _frames, quantization, tensors
+from . import _frames, _known_weights, quantization, tensors
 from ._config import text
 from ._shared_memory import MIN_BYTES, SPACING, Arena, SharedMemory
 from ._wire import compression_pb2 as pb
@@ -130,8 +130,14 @@ class LayerExchange(ABC, Generic[R]):
     `results` has what worked and `errors` what did not, and `close` has to be called. Where
     `unfinished` says so, the call has to be made once more.
 
-    Large weights go through `shared`, if it is given and there is room.
+    Large weights go through `shared`, if it is given and there is room, or are named by their
+    digest where the server has them.
+
+    Attributes:
+        changing: layers whose weights the server is not likely to meet again.
     """
+
+    changing: Container[str] = ()
 
     def __init__(
         self,
@@ -152,11 +158,14 @@ class LayerExchange(ABC, Generic[R]):
         self._arena: Optional[Arena] = None
         self._places: dict[int, tuple[bool, Optional[pb.SharedPlace]]] = {}
         self._refused: dict[int, str] = {}  # layers whose region the server may not have
+        self._fingerprints: dict[int, bytes] = {}
+        self._digests: dict[int, bytes] = {}  # of weights that the server is thought to have
+        self._missed: set[int] = set()  # of these, the ones that it did not have
 
     @property
     def unfinished(self) -> bool:
-        """Whether tensors are left that the server did not find in shared memory."""
-        return bool(self._pending) and self._pending.keys() <= self._refused.keys()
+        """Whether tensors are left that the server did not find where it was told to look."""
+        return bool(self._pending) and self._pending.keys() <= self._refused.keys() | self._missed
 
     def close(self) -> None:
         """Gives the shared memory back."""
@@ -170,6 +179,21 @@ class LayerExchange(ABC, Generic[R]):
         """Whether there is nothing to ask."""
         return not self._pending
 
+    def question(self) -> list[bytes]:
+        """Fingerprints of the weights to ask FindWeights for; none: it is not worth it."""
+        if self._shared is not None and self._shared.usable:
+            return []
+        stable = [r for r in self._pending.values() if r.header.layer not in self.changing]
+        asked = _known_weights.worth_asking(stable)
+        self._fingerprints = {r.header.index: _known_weights.fingerprint(r) for r in asked}
+        return list(self._fingerprints.values())
+
+    def learn(self, may_have: Sequence[bool]) -> None:
+        """Takes the answer: weights that the server may have are named by their digest."""
+        known = [index for index, may in zip(self._fingerprints, may_have) if may]
+        named = _known_weights.digests([self._pending[index] for index in known])
+        self._digests = dict(zip(known, named))
+
     def messages(self) -> Iterator[bytes]:
         self._answers = {}
         self._incoming = {}
@@ -180,10 +204,10 @@ class LayerExchange(ABC, Generic[R]):
             weights = sum(len(request.data) + SPACING for request in large)
             results = sum(self.result_bytes(request.header) + SPACING for request in large)
             self._arena = self._shared.lease(weights, results)
-        shared = map(self._share, waiting)
         chunk_bytes = _frames.best_chunk_bytes(sum(len(request.data) for request in waiting))
+        sent = map(self._prepare, waiting)
         return _frames.request_messages(
-            self._open, shared, checksum=self._checksum, chunk_bytes=chunk_bytes
+            self._open, sent, checksum=self._checksum, chunk_bytes=chunk_bytes
         )
 
     def receive(self, message: bytes) -> None:
@@ -197,6 +221,10 @@ class LayerExchange(ABC, Generic[R]):
                 self._at(chunk.index).write(chunk)
             elif number == _frames.COMMIT:
                 self._on_commit(decode(pb.Commit, content))
+            elif number == _frames.ANSWER:
+                answer = decode(pb.TensorAnswer, content)
+                if answer.index in self._digests and answer.answer != pb.TensorAnswer.ANSWER_HAVE:
+                    self._missed.add(answer.index)
 
     def finish(self) -> None:
         if self._pending and not self.unfinished:
@@ -274,6 +302,19 @@ class LayerExchange(ABC, Generic[R]):
             and request.header.role == pb.TENSOR_ROLE_WEIGHT
             and request.header.index not in self._refused
         )
+
+    def _prepare(self, request: _frames.Outgoing) -> _frames.Outgoing:
+        """The request as it is sent: by reference where that will do."""
+        index = request.header.index
+        if index not in self._fingerprints:
+            return self._share(request)
+        header = pb.TensorHeader()
+        header.CopyFrom(request.header)
+        if index in self._digests and index not in self._missed:
+            header.digest = self._digests[index]
+        else:
+            header.fingerprint = self._fingerprints[index]
+        return _frames.Outgoing(header, request.data)
 
     def _share(self, request: _frames.Outgoing) -> _frames.Outgoing:
         """The request as it is sent: in shared memory, or as it was where there is no room."""

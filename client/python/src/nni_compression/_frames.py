@@ -43,9 +43,9 @@ class Outgoing:
     data: memoryview
 
     @property
-    def shared(self) -> bool:
-        """Whether the bytes are in shared memory, so that no chunks follow."""
-        return bool(self.header.HasField("shared_memory"))
+    def by_reference(self) -> bool:
+        """Whether the server finds the bytes elsewhere, so that no chunks follow."""
+        return bool(self.header.HasField("shared_memory") or self.header.digest)
 
 
 @dataclass(frozen=True)
@@ -158,7 +158,7 @@ def request_messages(
                 yield builder.finish()
     for tensor in tensors:
         size = len(tensor.data)
-        if tensor.shared:
+        if tensor.by_reference:
             builder.header(tensor)
             builder.commit(tensor, checksum)
             if size > chunk_bytes:  # it is worth beginning with

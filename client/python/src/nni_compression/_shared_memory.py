@@ -76,6 +76,11 @@ class SharedMemory:
         self._told = False
         self._begin()
 
+    @property
+    def usable(self) -> bool:
+        """Whether tensors will go through it, as far as is known."""
+        return self._usable and time.monotonic() >= self._not_before
+
     def _begin(self) -> None:
         self._pid = os.getpid()
         self._lock = threading.Lock()
@@ -88,7 +93,7 @@ class SharedMemory:
 
         It may be smaller than asked for. The first lease of a size costs the making of its files.
         """
-        if not self._usable or time.monotonic() < self._not_before:
+        if not self.usable:
             return None
         if os.getpid() != self._pid:
             self._begin()

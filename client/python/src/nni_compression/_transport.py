@@ -98,6 +98,7 @@ class Transport:
         stats: tuple[Stats, ...] = (),
         timeout: Optional[float] = None,
         retry: bool = True,
+        counted: bool = True,
     ) -> bytes:
         """Makes a call with one message either way; `method` is "Service/Method"."""
 
@@ -108,7 +109,7 @@ class Transport:
             _count(stats, bytes_received=len(reply))
             return reply
 
-        return self._run(method, attempt, stats, self._limit(timeout, 0), retry)
+        return self._run(method, attempt, stats, self._limit(timeout, 0), retry, counted)
 
     def stream(
         self,
@@ -244,11 +245,12 @@ class Transport:
         stats: tuple[Stats, ...],
         limit: Optional[float],
         retry: bool,
+        counted: bool = True,
     ) -> T:
         """Calls `attempt` with the seconds left until it works or should not be tried again."""
         start = time.monotonic()
         deadline = None if limit is None else start + limit
-        _count(stats, calls=1)
+        _count(stats, calls=int(counted))
         attempts = 0
         try:
             while True:

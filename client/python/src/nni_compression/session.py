@@ -23,6 +23,7 @@ from .errors import (
     InternalError,
     InvalidArgumentError,
     NotFoundError,
+    UnimplementedError,
     code_from_number,
     make_error,
 )
@@ -115,6 +116,8 @@ class Session:
         self._stale = stale
         self._checksum = checksum
         self._shared_memory = shared_memory
+        self._server_keeps_weights = True
+        self._quantized: set[str] = set()  # layers
         self._closed = False
         self._last_call = time.monotonic()
 
@@ -425,6 +428,9 @@ class Session:
             opening.SerializeToString(), requests, self._checksum, self._shared_memory
         )
         exchange.reply_bytes = _REPLY_BYTES[reply]
+        # A layer that is quantized again is one that trains.
+        exchange.changing = set(self._quantized)
+        self._quantized.update(request.header.layer for request in requests.values())
         return self._exchange_layers("QuantizeWeight", exchange, timeout)
 
     def _exchange_layers(
@@ -433,8 +439,9 @@ class Session:
         if exchange.empty:
             return {}
         try:
+            self._find_weights(exchange, timeout)
             self._call(lambda: self._stream(method, exchange, timeout))
-            if exchange.unfinished:  # the server has other regions, or none any more
+            if exchange.unfinished:  # the server has other regions or weights, or none any more
                 self._call(lambda: self._stream(method, exchange, timeout))
         except CompressionError as error:
             error.results, error.errors = exchange.results, exchange.errors
@@ -444,6 +451,22 @@ class Session:
             self._stale -= exchange.results.keys()
         _raise_layer_errors(exchange.errors, exchange.results)
         return exchange.results
+
+    def _find_weights(
+        self, exchange: _exchange.LayerExchange[Any], timeout: Optional[float]
+    ) -> None:
+        """Finds out which weights need not be sent."""
+        fingerprints = exchange.question()
+        if fingerprints and self._server_keeps_weights:
+            request = pb.FindWeightsRequest(session_id=self.id, fingerprints=fingerprints)
+            try:
+                reply = self._unary(
+                    "FindWeights", request, pb.FindWeightsResponse, timeout, counted=False
+                )
+            except UnimplementedError:  # an older server
+                self._server_keeps_weights = False
+            else:
+                exchange.learn(reply.may_have)
 
     def _stream(self, method: str, exchange: Exchange, timeout: Optional[float]) -> None:
         self._transport.stream(
@@ -462,6 +485,7 @@ class Session:
         timeout: Optional[float],
         *,
         open_only: bool = True,
+        counted: bool = True,
     ) -> _M:
         def call() -> _M:
             raw = self._transport.unary(
@@ -470,6 +494,7 @@ class Session:
                 route=self.route,
                 stats=self._all_stats,
                 timeout=timeout,
+                counted=counted,
             )
             reply: _M = _exchange.decode(reply_type, memoryview(raw))
             return reply

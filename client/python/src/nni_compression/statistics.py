@@ -9,7 +9,8 @@ class Stats:
     """Counters over the calls made so far; they only grow. Any thread may read them.
 
     Attributes:
-        calls: calls made; retries are not counted again.
+        calls: calls made; retries are not counted again, nor the question that goes ahead of a call
+            with large weights.
         retries: attempts after the first.
         bytes_sent, bytes_received: message bytes, tensors and all, without HTTP/2's framing.
         seconds_waiting: time that callers spent inside calls, retries included.

@@ -234,6 +234,20 @@ class FileHeader(_message.Message):
     name: str
     def __init__(self, index: _Optional[int] = ..., name: _Optional[str] = ..., byte_length: _Optional[int] = ..., media_type: _Optional[str] = ...) -> None: ...
 
+class FindWeightsRequest(_message.Message):
+    __slots__ = ["fingerprints", "session_id"]
+    FINGERPRINTS_FIELD_NUMBER: _ClassVar[int]
+    SESSION_ID_FIELD_NUMBER: _ClassVar[int]
+    fingerprints: _containers.RepeatedScalarFieldContainer[bytes]
+    session_id: str
+    def __init__(self, session_id: _Optional[str] = ..., fingerprints: _Optional[_Iterable[bytes]] = ...) -> None: ...
+
+class FindWeightsResponse(_message.Message):
+    __slots__ = ["may_have"]
+    MAY_HAVE_FIELD_NUMBER: _ClassVar[int]
+    may_have: _containers.RepeatedScalarFieldContainer[bool]
+    def __init__(self, may_have: _Optional[_Iterable[bool]] = ...) -> None: ...
+
 class GetSessionRequest(_message.Message):
     __slots__ = ["session_id"]
     SESSION_ID_FIELD_NUMBER: _ClassVar[int]
@@ -644,11 +658,12 @@ class TensorAnswer(_message.Message):
     def __init__(self, index: _Optional[int] = ..., answer: _Optional[_Union[TensorAnswer.Answer, str]] = ...) -> None: ...
 
 class TensorHeader(_message.Message):
-    __slots__ = ["answers", "byte_length", "digest", "dtype", "index", "layer", "result_place", "role", "shape", "shared_memory"]
+    __slots__ = ["answers", "byte_length", "digest", "dtype", "fingerprint", "index", "layer", "result_place", "role", "shape", "shared_memory"]
     ANSWERS_FIELD_NUMBER: _ClassVar[int]
     BYTE_LENGTH_FIELD_NUMBER: _ClassVar[int]
     DIGEST_FIELD_NUMBER: _ClassVar[int]
     DTYPE_FIELD_NUMBER: _ClassVar[int]
+    FINGERPRINT_FIELD_NUMBER: _ClassVar[int]
     INDEX_FIELD_NUMBER: _ClassVar[int]
     LAYER_FIELD_NUMBER: _ClassVar[int]
     RESULT_PLACE_FIELD_NUMBER: _ClassVar[int]
@@ -659,13 +674,14 @@ class TensorHeader(_message.Message):
     byte_length: int
     digest: bytes
     dtype: DataType
+    fingerprint: bytes
     index: int
     layer: str
     result_place: SharedPlace
     role: TensorRole
     shape: _containers.RepeatedScalarFieldContainer[int]
     shared_memory: SharedPlace
-    def __init__(self, index: _Optional[int] = ..., layer: _Optional[str] = ..., role: _Optional[_Union[TensorRole, str]] = ..., dtype: _Optional[_Union[DataType, str]] = ..., shape: _Optional[_Iterable[int]] = ..., byte_length: _Optional[int] = ..., digest: _Optional[bytes] = ..., answers: _Optional[int] = ..., shared_memory: _Optional[_Union[SharedPlace, _Mapping]] = ..., result_place: _Optional[_Union[SharedPlace, _Mapping]] = ...) -> None: ...
+    def __init__(self, index: _Optional[int] = ..., layer: _Optional[str] = ..., role: _Optional[_Union[TensorRole, str]] = ..., dtype: _Optional[_Union[DataType, str]] = ..., shape: _Optional[_Iterable[int]] = ..., byte_length: _Optional[int] = ..., digest: _Optional[bytes] = ..., answers: _Optional[int] = ..., fingerprint: _Optional[bytes] = ..., shared_memory: _Optional[_Union[SharedPlace, _Mapping]] = ..., result_place: _Optional[_Union[SharedPlace, _Mapping]] = ...) -> None: ...
 
 class UpdateEpochRequest(_message.Message):
     __slots__ = ["epoch", "session_id"]
