@@ -190,8 +190,7 @@ class TestMemory:
     def test_what_does_not_fit_goes_over_the_network(
         self, shared: nc.Client, network: nc.Client, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-        monkeypatch.setattr(_shared_memory, "_MAX_MEMORY_SHARE", 4 * MEGABYTE / memory)
+        monkeypatch.setattr(_shared_memory, "memory_limit", lambda: 16 * MEGABYTE)
         weights = weights_of(6)  # 7.2 MB, where there are 4 MiB
         assert mask_bits(shared, weights) == mask_bits(network, weights)
         assert 3_000_000 < shared.stats.bytes_sent < 6_000_000

@@ -18,6 +18,7 @@ import threading
 import time
 import weakref
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Optional
 
 import numpy as np
@@ -41,7 +42,7 @@ _PAUSE = 60.0  # seconds without shared memory after it did not work
 _TIMEOUT = 5.0  # of the side socket; the server answers at once
 _MAX_PACKET = 16 << 10
 _MAX_ARENAS = 8  # calls that share memory at a time; more than that use the network
-_MAX_MEMORY_SHARE = 0.25  # of the machine's memory
+_MAX_MEMORY_SHARE = 0.25  # of the machine's or container's memory
 _GRANULE = 2 << 20
 
 # Copies of at least so many bytes are worth several threads.
@@ -62,6 +63,19 @@ class _RefusedError(Exception):
 def socket_path(path: Optional[str]) -> str:
     """The side socket's path: `path`, else $NNI_COMPRESSION_SHM_SOCKET; "" for none."""
     return os.environ.get(SOCKET_VARIABLE, "") if path is None else path
+
+
+def memory_limit() -> int:
+    """Bytes of memory that this process may use: the machine's, or its container's."""
+    limit = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    groups = [""]
+    with contextlib.suppress(OSError):
+        lines = Path("/proc/self/cgroup").read_text(encoding="utf-8").splitlines()
+        groups += [line[3:] for line in lines if line.startswith("0::")]
+    for group in groups:
+        with contextlib.suppress(OSError, ValueError):  # "max", or there are no limits here
+            limit = min(limit, int(Path(f"/sys/fs/cgroup{group}/memory.max").read_text()))
+    return limit
 
 
 class SharedMemory:
@@ -232,8 +246,7 @@ class _SideSocket:
         except BaseException:
             self._socket.close()
             raise
-        memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-        self.max_bytes = min(int(reply.max_bytes), int(memory * _MAX_MEMORY_SHARE))
+        self.max_bytes = min(int(reply.max_bytes), int(memory_limit() * _MAX_MEMORY_SHARE))
 
     def broken(self) -> bool:
         """Whether the server has closed the connection."""
