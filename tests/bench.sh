@@ -10,7 +10,8 @@ export PYTHONPATH=$PWD/client/python/src
 
 deploy/install-dependencies.sh
 quietly configure cmake --preset ci -DNNI_COMPRESSION_BUILD_BENCHMARKS=ON
-build_release compression_server transport_benchmark
+build_release compression_server kernels_benchmark transport_benchmark
+export KERNELS_BENCHMARK=$PWD/$build/tests/benchmarks/kernels/kernels_benchmark
 export TRANSPORT_BENCHMARK=$PWD/$build/tests/benchmarks/transport/transport_benchmark
 
 folder=$(mktemp -d)

@@ -11,8 +11,10 @@
 #include <algorithm>
 #include <cerrno>
 #include <cstring>
-#include <limits>
+#include <fstream>
+#include <vector>
 
+#include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
 
 namespace nni_compression::internal {
@@ -22,11 +24,24 @@ constexpr uint32_t kVersion = 1;
 constexpr size_t kMaxPacketBytes = 16 << 10;
 constexpr timeval kTimeout = {5, 0};
 
-// Of the machine's memory, what a client shares at most.
+// Of the memory there is, the part that a client shares at most: a quarter.
 constexpr int64_t kMemoryPart = 4;
 
-int64_t MachineMemory() {
-  return static_cast<int64_t>(sysconf(_SC_PHYS_PAGES)) * sysconf(_SC_PAGESIZE);
+// The machine's memory, or the container's.
+int64_t MemoryLimit() {
+  int64_t limit = static_cast<int64_t>(sysconf(_SC_PHYS_PAGES)) * sysconf(_SC_PAGESIZE);
+  std::vector<std::string> groups = {""};
+  std::ifstream lines("/proc/self/cgroup");
+  for (std::string line; std::getline(lines, line);) {
+    if (absl::StartsWith(line, "0::")) groups.push_back(line.substr(3));
+  }
+  for (const std::string& group : groups) {
+    int64_t bytes;
+    if (std::ifstream(absl::StrCat("/sys/fs/cgroup", group, "/memory.max")) >> bytes) {
+      limit = std::min(limit, bytes);
+    }
+  }
+  return limit;
 }
 
 absl::Status Failed(const char* what) {
@@ -82,7 +97,7 @@ absl::StatusOr<std::shared_ptr<SideSocket>> SideSocket::Connect(const std::strin
   const auto reply = side->Ask(hello);
   if (!reply.ok()) return reply.status();
   side->max_bytes_ = static_cast<int64_t>(
-      std::min(reply->max_bytes(), static_cast<uint64_t>(MachineMemory() / kMemoryPart)));
+      std::min(reply->max_bytes(), static_cast<uint64_t>(MemoryLimit() / kMemoryPart)));
   return side;
 }
 

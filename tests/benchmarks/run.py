@@ -13,7 +13,18 @@ import torch
 import harness
 import nni_compression as nc
 
-MODULES = ("calc_mask", "upload", "quantize", "latency", "training", "small_models", "many", "huge")
+MODULES = (
+    "calc_mask",
+    "upload",
+    "quantize",
+    "kernels",
+    "latency",
+    "training",
+    "small_models",
+    "trials",
+    "many",
+    "huge",
+)
 
 
 def main() -> None:

@@ -398,3 +398,21 @@ def test_a_server_that_is_gone_leaves_no_file(tmp_path):
     assert done.returncode == 1
     assert "UNAVAILABLE" in done.stderr
     assert not (tmp_path / "o").exists()
+
+
+def test_shared_memory_gives_the_same_checkpoint(tmp_path):
+    weight = np.random.default_rng(5).normal(size=(300, 1000)).astype(np.float32)
+    model = tmp_path / "model.safetensors"
+    write_safetensors(model, {"fc.weight": ("F32", weight)})
+    config = tmp_path / "config.json"
+    config.write_text(json.dumps(LEVEL))
+    side = tmp_path / "side"
+    with servers.ServerProcess(f"--shm_socket={side}", "--log_level=debug") as server:
+        written = []
+        for path in ("", side, tmp_path / "nobody-listens"):
+            out = tmp_path / f"out{len(written)}"
+            flags = ["--algorithm=level", f"--config={config}", f"--shm_socket={path}", "-o", out]
+            done = ctl("prune", model, *flags, server=server.address)
+            assert done.returncode == 0, done.stderr
+            written.append((out / "model.safetensors").read_bytes())
+    assert written[0] == written[1] == written[2]

@@ -113,14 +113,26 @@ TEST_F(ProgramTest, TakesItsFlagsFromAFile) {
   EXPECT_THAT(program.output(), HasSubstr("memory_budget=7340032"));
 }
 
+TEST_F(ProgramTest, TheSideSocketIsThereWhileItServes) {
+  const std::string port_file = folder_ + "/port";
+  const std::string side = folder_ + "/side";
+  Program program(folder_, {"--listen=127.0.0.1:0", "--port_file=" + port_file,
+                            "--shm_socket=" + side, "--shm_uids=0,1000"});
+  ASSERT_TRUE(Eventually([&] { return std::filesystem::exists(port_file); })) << program.output();
+  EXPECT_TRUE(std::filesystem::is_socket(side));
+  program.Signal(SIGTERM);
+  EXPECT_EQ(program.Wait(), 0);
+  EXPECT_FALSE(std::filesystem::exists(side));
+}
+
 TEST_F(ProgramTest, HelpDocumentsEveryFlagAndNoPathOfTheBuild) {
   Program program(folder_, {"--help"});
   program.Wait();
   const std::string help = program.output();
-  for (const char* flag :
-       {"listen", "allow_insecure_listen", "port_file", "data_dir", "memory_budget",
-        "compute_threads", "max_calls", "max_sessions", "default_lease", "max_lease",
-        "report_retention", "stall_timeout", "drain_seconds", "reflection", "log_level"}) {
+  for (const char* flag : {"listen", "allow_insecure_listen", "port_file", "data_dir",
+                           "memory_budget", "compute_threads", "max_calls", "max_sessions",
+                           "default_lease", "max_lease", "report_retention", "stall_timeout",
+                           "drain_seconds", "reflection", "log_level", "shm_socket", "shm_uids"}) {
     EXPECT_THAT(help, HasSubstr(std::string("--") + flag + " (")) << flag;
   }
   EXPECT_THAT(help, Not(HasSubstr("/server/main.cc")));
@@ -134,6 +146,9 @@ TEST_F(ProgramTest, RefusesWhatItCannotDo) {
               HasSubstr("'lots' is no number of bytes"));
   EXPECT_THAT(Refusal({"--listen=127.0.0.1:0", "--log_level=loud"}), HasSubstr("loud"));
   EXPECT_THAT(Refusal({"--listen=127.0.0.1:0", "--drain_seconds=-1"}), HasSubstr("drain_seconds"));
+  EXPECT_THAT(Refusal({"--listen=127.0.0.1:0", "--shm_uids=root"}), HasSubstr("'root'"));
+  EXPECT_THAT(Refusal({"--listen=127.0.0.1:0", "--shm_socket=" + folder_}),
+              HasSubstr("is no socket"));
   EXPECT_THAT(Refusal({"--lisen=127.0.0.1:0"}), HasSubstr("lisen"));
   EXPECT_THAT(Refusal({"stray"}), HasSubstr("unexpected argument 'stray'"));
   EXPECT_THAT(Refusal({"--listen=127.0.0.1:0", "--port_file=" + folder_ + "/none/port"}),

@@ -11,6 +11,7 @@
 #include <utility>
 #include <vector>
 
+#include "server/weight_cache.h"
 #include "tests/testing/test_server.h"
 
 namespace nni_compression::testing {
@@ -38,6 +39,13 @@ class StreamsTest : public ::testing::Test {
 };
 
 const char kWeight[] = "fc";
+
+// TensorHeader.digest.
+std::string DigestOf(const v1::TensorHeader& header, const std::string& bytes) {
+  server::TensorDigest digest(header);
+  digest.Add(reinterpret_cast<const uint8_t*>(bytes.data()), static_cast<int64_t>(bytes.size()));
+  return digest.Finish();
+}
 
 std::string FourFloats() { return Bytes({1, 4, 3, 2}); }
 
@@ -141,6 +149,131 @@ TEST_F(StreamsTest, AHeaderWithANewDigestIsAnsweredWithSend) {
   stream.Send(MaskMessage().Chunk(0, 0, FourFloats()).Commit(0, 16));
   ASSERT_TRUE(stream.Read(&reply));
   EXPECT_EQ(reply.results_size(), 1);
+}
+
+// What the server keeps, as a client in any language would use it.
+class KnownWeightsTest : public StreamsTest {
+ protected:
+  // Whether FindWeights knows the fingerprint.
+  bool MayHave(const std::string& session, const std::string& fingerprint) {
+    v1::FindWeightsRequest request;
+    request.set_session_id(session);
+    request.add_fingerprints(fingerprint);
+    grpc::ClientContext context;
+    context.AddMetadata("nni-route", "test");
+    v1::FindWeightsResponse response;
+    EXPECT_TRUE(stub().FindWeights(&context, request, &response).ok());
+    return response.may_have_size() == 1 && response.may_have(0);
+  }
+
+  // Sends FourFloats with a fingerprint, and waits until they are kept.
+  void Keep() {
+    const std::string id = BindLevel({{kWeight, {4}}});
+    v1::TensorHeader header = Header(0, kWeight, {4});
+    header.set_fingerprint("a fingerprint");
+    v1::CalcMaskResponse reply;
+    ASSERT_TRUE(CalcMask(stub(), MaskMessage().Open(id).Tensor(header, FourFloats()), &reply).ok());
+    ASSERT_TRUE(Eventually([&] { return MayHave(id, "a fingerprint"); }));
+  }
+
+  v1::TensorHeader Named(const std::string& digest) {
+    v1::TensorHeader header = Header(0, kWeight, {4});
+    header.set_digest(digest);
+    return header;
+  }
+
+  // The reply to a header and a commit, without a payload.
+  v1::CalcMaskResponse Refer(const v1::TensorHeader& header) {
+    const std::string id = BindLevel({{kWeight, {4}}});
+    v1::CalcMaskResponse reply;
+    EXPECT_TRUE(CalcMask(stub(), MaskMessage().Open(id).Add(header).Commit(0, 16), &reply).ok());
+    return reply;
+  }
+};
+
+TEST_F(KnownWeightsTest, AWeightThatCameBeforeNeedsNoPayload) {
+  Keep();
+  const auto reply = Refer(Named(DigestOf(Header(0, kWeight, {4}), FourFloats())));
+  ASSERT_EQ(reply.answers_size(), 1);
+  EXPECT_EQ(reply.answers(0).answer(), v1::TensorAnswer::ANSWER_HAVE);
+  ASSERT_EQ(reply.results_size(), 1);
+  EXPECT_EQ(PayloadOf(reply, reply.headers(0).index()), std::string(1, 0b0110));
+}
+
+TEST_F(KnownWeightsTest, ADigestOfBytesThatNeverCameIsAnsweredWithSendAndNothingElse) {
+  const auto reply = Refer(Named(std::string(32, 'd')));
+  ASSERT_EQ(reply.answers_size(), 1);
+  EXPECT_EQ(reply.answers(0).answer(), v1::TensorAnswer::ANSWER_SEND);
+  EXPECT_EQ(reply.results_size(), 0);
+}
+
+TEST_F(KnownWeightsTest, ADigestThatBytesDoNotHaveIsDataLossAndKeepsNothing) {
+  const std::string id = BindLevel({{kWeight, {4}}});
+  v1::TensorHeader header = Named(std::string(32, 'd'));
+  header.set_fingerprint("a fingerprint");
+  v1::CalcMaskResponse reply;
+  const grpc::Status status =
+      CalcMask(stub(), MaskMessage().Open(id).Tensor(header, FourFloats()), &reply);
+  EXPECT_EQ(status.error_code(), grpc::StatusCode::DATA_LOSS);
+  EXPECT_THAT(status.error_message(), HasSubstr("digest of tensor 0"));
+  EXPECT_FALSE(MayHave(id, "a fingerprint"));
+  EXPECT_EQ(Refer(Named(std::string(32, 'd'))).answers(0).answer(), v1::TensorAnswer::ANSWER_SEND);
+}
+
+TEST_F(KnownWeightsTest, OneFingerprintForTwoWeightsLeadsToNoMixUp) {
+  Keep();
+  const std::string id = BindLevel({{kWeight, {4}}});
+  v1::TensorHeader header = Header(0, kWeight, {4});
+  header.set_fingerprint("a fingerprint");
+  v1::CalcMaskResponse reply;
+  ASSERT_TRUE(
+      CalcMask(stub(), MaskMessage().Open(id).Tensor(header, Bytes({4, 1, 2, 3})), &reply).ok());
+  EXPECT_EQ(PayloadOf(reply, reply.headers(0).index()), std::string(1, 0b1001));
+}
+
+TEST_F(KnownWeightsTest, AWeightOutlivesTheSessionThatBroughtIt) {
+  Keep();
+  server_.Advance(absl::Hours(10));  // all leases end
+  const auto reply = Refer(Named(DigestOf(Header(0, kWeight, {4}), FourFloats())));
+  EXPECT_EQ(reply.answers(0).answer(), v1::TensorAnswer::ANSWER_HAVE);
+}
+
+TEST_F(KnownWeightsTest, TheKeptWeightsShapeHasToFitTheLayer) {
+  Keep();
+  const std::string id = BindLevel({{kWeight, {2, 2}}});
+  v1::TensorHeader header = Header(0, kWeight, {4});
+  header.set_digest(DigestOf(header, FourFloats()));
+  v1::CalcMaskResponse reply;
+  ASSERT_TRUE(CalcMask(stub(), MaskMessage().Open(id).Add(header).Commit(0, 16), &reply).ok());
+  ASSERT_EQ(reply.results_size(), 1);
+  EXPECT_THAT(reply.results(0).error().message(), HasSubstr("shape"));
+}
+
+TEST_F(KnownWeightsTest, FindWeightsNeedsASessionAndAReasonableQuestion) {
+  v1::FindWeightsRequest request;
+  request.set_session_id("nobody's");
+  v1::FindWeightsResponse response;
+  grpc::ClientContext first;
+  first.AddMetadata("nni-route", "test");
+  EXPECT_EQ(stub().FindWeights(&first, request, &response).error_code(),
+            grpc::StatusCode::NOT_FOUND);
+  for (int i = 0; i < 65537; ++i) request.add_fingerprints("12345678");
+  grpc::ClientContext second;
+  second.AddMetadata("nni-route", "test");
+  const grpc::Status status = stub().FindWeights(&second, request, &response);
+  EXPECT_EQ(status.error_code(), grpc::StatusCode::INVALID_ARGUMENT);
+  EXPECT_THAT(status.error_message(), HasSubstr("65537 fingerprints; at most 65536"));
+}
+
+TEST_F(KnownWeightsTest, AFingerprintOfAnotherLengthIsRefused) {
+  const std::string id = BindLevel({{kWeight, {4}}});
+  v1::TensorHeader header = Header(0, kWeight, {4});
+  header.set_fingerprint("short");
+  v1::CalcMaskResponse reply;
+  const grpc::Status status =
+      CalcMask(stub(), MaskMessage().Open(id).Tensor(header, FourFloats()), &reply);
+  EXPECT_EQ(status.error_code(), grpc::StatusCode::INVALID_ARGUMENT);
+  EXPECT_THAT(status.error_message(), HasSubstr("fingerprint of tensor 0 has 5 bytes"));
 }
 
 TEST_F(StreamsTest, ABadLayerIsAnsweredAndTheOthersGoOn) {

@@ -190,8 +190,7 @@ class TestMemory:
     def test_what_does_not_fit_goes_over_the_network(
         self, shared: nc.Client, network: nc.Client, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-        monkeypatch.setattr(_shared_memory, "_MAX_MEMORY_SHARE", 4 * MEGABYTE / memory)
+        monkeypatch.setattr(_shared_memory, "memory_limit", lambda: 16 * MEGABYTE)
         weights = weights_of(6)  # 7.2 MB, where there are 4 MiB
         assert mask_bits(shared, weights) == mask_bits(network, weights)
         assert 3_000_000 < shared.stats.bytes_sent < 6_000_000
@@ -243,6 +242,58 @@ sys.stdin.read()
         assert os.waitpid(child, 0)[1] == 0
         assert mask_bits(shared, weights) == before
         assert not uses_network(shared, weights)
+
+
+class TestSharedArray:
+    def test_a_weight_in_one_is_not_copied(
+        self, local: ServerProcess, shared: nc.Client, network: nc.Client
+    ) -> None:
+        plain = weights_of(1, elements=4_000_000)
+        before = mappings(local.process.pid)
+        array = shared.shared_array((4_000_000,))
+        array[:] = plain["w0"]
+        assert mask_bits(shared, {"w0": array}) == mask_bits(network, plain)
+        assert shared.stats.bytes_sent < 100_000
+        # The array, and room for the mask: none to copy the weight to.
+        assert mappings(local.process.pid) == before + 2
+
+    def test_a_part_of_one_is_found_too(self, shared: nc.Client, network: nc.Client) -> None:
+        array = shared.shared_array((2, 160_000))
+        array[:] = np.random.default_rng(4).normal(size=array.shape)
+        for part in (array[0], array[1], array[1, 1:]):  # the last one is not aligned
+            expected = mask_bits(network, {"w": part.copy()})
+            assert mask_bits(shared, {"w": part}) == expected
+        assert shared.stats.bytes_sent < 100_000
+
+    def test_its_memory_goes_with_its_last_view(
+        self, local: ServerProcess, shared: nc.Client
+    ) -> None:
+        view = shared.shared_array((1000, 1000))[10:]
+        assert mappings(os.getpid()) == 1
+        del view
+        gc.collect()
+        assert mappings(os.getpid()) == 0
+        mask_bits(shared, weights_of(1))  # the next call tells the server
+        assert eventually(lambda: mappings(local.process.pid) == 2)
+
+    def test_it_outlives_the_client_and_the_server(self, folder: Path) -> None:
+        path = str(folder / "short")
+        weights = weights_of(1)
+        with ServerProcess(f"--shm_socket={path}") as server:
+            client = nc.Client(server.address, shm_socket=path)
+            array = client.shared_array(weights["w0"].shape)
+            array[:] = weights["w0"]
+            port = server.port
+        with ServerProcess(f"--shm_socket={path}", port=port):
+            assert set(mask_bits(client, {"w0": array})) == {"w0"}
+            client.close()
+        np.testing.assert_array_equal(array, weights["w0"])
+
+    def test_it_is_an_ordinary_array_without_shared_memory(self, network: nc.Client) -> None:
+        array = network.shared_array((3, 4), "float16")
+        assert array.shape == (3, 4)
+        assert array.dtype == np.float16
+        assert network.shared_array((0,)).size == 0
 
 
 class TestFallback:

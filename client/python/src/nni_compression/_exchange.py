@@ -156,6 +156,7 @@ class LayerExchange(ABC, Generic[R]):
         self._incoming: dict[int, _Incoming] = {}
         self._shared = shared
         self._arena: Optional[Arena] = None
+        self._found: dict[int, Optional[pb.SharedPlace]] = {}
         self._places: dict[int, tuple[bool, Optional[pb.SharedPlace]]] = {}
         self._refused: dict[int, str] = {}  # layers whose region the server may not have
         self._fingerprints: dict[int, bytes] = {}
@@ -201,7 +202,12 @@ class LayerExchange(ABC, Generic[R]):
         waiting = list(self._pending.values())
         large = [request for request in waiting if self._may_share(request)]
         if self._shared is not None and large:
-            weights = sum(len(request.data) + SPACING for request in large)
+            self._found = {r.header.index: self._shared.find(r.data) for r in large}
+            weights = sum(
+                len(request.data) + SPACING
+                for request in large
+                if self._found[request.header.index] is None
+            )
             results = sum(self.result_bytes(request.header) + SPACING for request in large)
             self._arena = self._shared.lease(weights, results)
         chunk_bytes = _frames.best_chunk_bytes(sum(len(request.data) for request in waiting))
@@ -318,11 +324,13 @@ class LayerExchange(ABC, Generic[R]):
 
     def _share(self, request: _frames.Outgoing) -> _frames.Outgoing:
         """The request as it is sent: in shared memory, or as it was where there is no room."""
-        arena = self._arena
-        if arena is None or not self._may_share(request):
+        if self._shared is None or not self._may_share(request):
             return request
-        weight = arena.put(request.data)
-        result = arena.place_result(self.result_bytes(request.header))
+        weight, result = self._found.get(request.header.index), None
+        if self._arena is not None:
+            if weight is None:
+                weight = self._arena.put(request.data)
+            result = self._arena.place_result(self.result_bytes(request.header))
         if weight is None and result is None:
             return request
         header = pb.TensorHeader()

@@ -16,6 +16,9 @@ import select
 import socket
 import threading
 import time
+import weakref
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Optional
 
 import numpy as np
@@ -39,7 +42,7 @@ _PAUSE = 60.0  # seconds without shared memory after it did not work
 _TIMEOUT = 5.0  # of the side socket; the server answers at once
 _MAX_PACKET = 16 << 10
 _MAX_ARENAS = 8  # calls that share memory at a time; more than that use the network
-_MAX_MEMORY_SHARE = 0.25  # of the machine's memory
+_MAX_MEMORY_SHARE = 0.25  # of the machine's or container's memory
 _GRANULE = 2 << 20
 
 # Copies of at least so many bytes are worth several threads.
@@ -60,6 +63,19 @@ class _RefusedError(Exception):
 def socket_path(path: Optional[str]) -> str:
     """The side socket's path: `path`, else $NNI_COMPRESSION_SHM_SOCKET; "" for none."""
     return os.environ.get(SOCKET_VARIABLE, "") if path is None else path
+
+
+def memory_limit() -> int:
+    """Bytes of memory that this process may use: the machine's, or its container's."""
+    limit = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    groups = [""]
+    with contextlib.suppress(OSError):
+        lines = Path("/proc/self/cgroup").read_text(encoding="utf-8").splitlines()
+        groups += [line[3:] for line in lines if line.startswith("0::")]
+    for group in groups:
+        with contextlib.suppress(OSError, ValueError):  # "max", or there are no limits here
+            limit = min(limit, int(Path(f"/sys/fs/cgroup{group}/memory.max").read_text()))
+    return limit
 
 
 class SharedMemory:
@@ -87,26 +103,72 @@ class SharedMemory:
         self._side: Optional[_SideSocket] = None
         self._idle: list[Arena] = []
         self._leased: set[Arena] = set()
+        self._arrays: dict[int, _Array] = {}  # by address
+        self._dropped: list[tuple[_SideSocket, bytes]] = []  # regions of arrays that are gone
+
+    def array(self, size: int) -> Optional[npt.NDArray[np.uint8]]:
+        """Memory for a weight that the server reads where it is; None when there is none.
+
+        It is the server's to read for as long as the array, or a view of it, exists.
+        """
+        if not self._begun():
+            return None
+        with self._lock:
+            try:
+                side = self._connected()
+                file = _File(side, size, writable=False)
+            except (_RefusedError, OSError) as error:
+                _log.info("no shared memory for an array of %d bytes: %s", size, error)
+                return None
+            array = _Array(side, file.region, len(file.bytes))
+            address = _address(file.bytes)
+            self._arrays[address] = array
+            weakref.finalize(file.memory, self._forget, address, os.getpid())
+            return file.bytes
+
+    def find(self, data: memoryview) -> Optional[pb.SharedPlace]:
+        """Where bytes are that lie in an array of `array`; None for other bytes."""
+        if not self._arrays or os.getpid() != self._pid:
+            return None
+        address = _address(np.frombuffer(data, np.uint8))
+        with self._lock:
+            for start, array in list(self._arrays.items()):
+                offset = address - start
+                inside = offset >= 0 and offset + len(data) <= array.size
+                if inside and array.side is self._side and offset % _ALIGNMENT == 0:
+                    return pb.SharedPlace(region=array.region, offset=offset)
+        return None
+
+    def _forget(self, address: int, process: int) -> None:
+        # Any thread, at any time, even one that holds the lock: the region is dropped later.
+        if process == self._pid:
+            array = self._arrays.pop(address, None)
+            if array is not None:
+                self._dropped.append((array.side, array.region))
 
     def lease(self, weight_bytes: int, result_bytes: int) -> Optional[Arena]:
         """An arena for one attempt of a call, to be given back to `release` or `discard`.
 
         It may be smaller than asked for. The first lease of a size costs the making of its files.
         """
-        if not self.usable:
+        if not self._begun():
             return None
-        if os.getpid() != self._pid:
-            self._begin()
         with self._lock:
             try:
                 side = self._connected()
-                if side is None or len(self._leased) >= _MAX_ARENAS:
-                    return None
-                arena = self._idle.pop() if self._idle else Arena(side)
-                others = sum(each.size for each in (*self._idle, *self._leased))
-                arena.reserve(weight_bytes, result_bytes, side.max_bytes - others)
             except (_RefusedError, OSError) as error:
                 self._disable(error)
+                return None
+            if len(self._leased) >= _MAX_ARENAS:
+                return None
+            arena = self._idle.pop() if self._idle else Arena(side)
+            others = sum(each.size for each in (*self._idle, *self._leased))
+            try:
+                arena.reserve(weight_bytes, result_bytes, side.max_bytes - others)
+            except (_RefusedError, OSError) as error:
+                _log.debug("no more shared memory: %s", error)
+                with contextlib.suppress(_RefusedError, OSError):
+                    arena.drop()
                 return None
             self._leased.add(arena)
             return arena
@@ -142,12 +204,24 @@ class SharedMemory:
             with self._lock:
                 self._let_go()
 
-    def _connected(self) -> Optional[_SideSocket]:
+    def _begun(self) -> bool:
+        """Whether there may be shared memory now."""
+        if not self.usable:
+            return False
+        if os.getpid() != self._pid:
+            self._begin()
+        return True
+
+    def _connected(self) -> _SideSocket:
         if self._side is not None and self._side.broken():
             _log.debug("the side socket %s was closed by the server", self._path)
             self._let_go()
         if self._side is None:
             self._side = _SideSocket(self._path)
+        while self._dropped:
+            side, region = self._dropped.pop()
+            if side is self._side:
+                side.drop_region(region)
         return self._side
 
     def _disable(self, why: object) -> None:
@@ -177,8 +251,7 @@ class _SideSocket:
         except BaseException:
             self._socket.close()
             raise
-        memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-        self.max_bytes = min(int(reply.max_bytes), int(memory * _MAX_MEMORY_SHARE))
+        self.max_bytes = min(int(reply.max_bytes), int(memory_limit() * _MAX_MEMORY_SHARE))
 
     def broken(self) -> bool:
         """Whether the server has closed the connection."""
@@ -225,7 +298,8 @@ class _File:
             fcntl.fcntl(fd, _F_ADD_SEALS, _F_SEAL_SHRINK | _F_SEAL_GROW)
             flags = mmap.MAP_SHARED | _MAP_POPULATE
             # Never closed by hand: it goes with the last array that refers to it.
-            self.bytes = np.frombuffer(mmap.mmap(fd, size, flags=flags), dtype=np.uint8)
+            self.memory = mmap.mmap(fd, size, flags=flags)
+            self.bytes = np.frombuffer(self.memory, dtype=np.uint8)
             self.region = side.add_region(fd, size, writable)
         finally:
             os.close(fd)
@@ -238,6 +312,15 @@ class _File:
             return None
         self.used = (offset + size + _ALIGNMENT - 1) // _ALIGNMENT * _ALIGNMENT
         return offset
+
+
+@dataclass(frozen=True)
+class _Array:
+    """A file that is the caller's weight."""
+
+    side: _SideSocket
+    region: bytes
+    size: int
 
 
 class Arena:
@@ -314,6 +397,10 @@ class Arena:
             size = max(size, 2 * old)
         size = min(size, limit) // _GRANULE * _GRANULE
         return _File(self.side, size, writable) if size > 0 else None
+
+
+def _address(array: npt.NDArray[np.uint8]) -> int:
+    return int(array.__array_interface__["data"][0])
 
 
 def _copy(to: npt.NDArray[np.uint8], source: npt.NDArray[np.uint8]) -> None:

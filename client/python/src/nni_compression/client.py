@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 import secrets
 from collections.abc import Mapping, Sequence
 from types import TracebackType
 from typing import Any, Optional, TypeVar, Union
+
+import numpy as np
+import numpy.typing as npt
 
 from . import _exchange, _frames
 from ._config import text, to_struct
@@ -21,6 +25,7 @@ from .plan import Layer, Plan
 from .reports import Algorithm, SessionInfo, seconds
 from .session import Session
 from .statistics import Stats
+from .tensors import dtype_name, numpy_dtype
 
 _M = TypeVar("_M")
 
@@ -226,6 +231,24 @@ class Client:
         )
         status = dict(_frames.walk(memoryview(reply))).get(1, 0)
         return _HEALTH_STATES.get(status, "UNKNOWN") if isinstance(status, int) else "UNKNOWN"
+
+    def shared_array(self, shape: Sequence[int], dtype: Any = "float32") -> npt.NDArray[Any]:
+        """A new array, of undefined content, that the server reads where it is.
+
+        A weight that lies in it is not copied when it goes to a call; it must then stay as it is
+        until the call is over. For bfloat16 the array is of uint16, as in `Tensor`. Without shared
+        memory this is an ordinary array. The memory is free when the array and all views of it
+        are, torch.from_numpy's included.
+
+        >>> client.shared_array((2, 5)).shape
+        (2, 5)
+        """
+        kind = numpy_dtype(dtype_name(dtype))
+        size = math.prod(shape) * kind.itemsize
+        shared = self._shared_memory.array(size) if size > 0 else None
+        if shared is None:
+            return np.empty(shape, kind)
+        return shared.view(kind).reshape(shape)
 
     def close(self) -> None:
         """Closes the connection and ends the background thread.
