@@ -22,6 +22,8 @@
 #include "server/service.h"
 #include "server/session_calls.h"
 
+extern "C" void omp_set_num_threads(int threads);  // OpenMP's, which LibTorch uses
+
 namespace nni_compression::server {
 namespace {
 
@@ -63,13 +65,16 @@ absl::Status CheckOptions(const ServerOptions& options) {
 }
 
 // LibTorch's threads are counted in: a call that computes alone uses all cores, several share them.
+// LibTorch is told through OpenMP: its own set_num_threads also makes another pool anew, whose
+// threads then spin for a while.
 std::function<void(int)> ShareCores(int cores) {
   return [cores](int busy) {
     thread_local int threads = 0;
+    if (threads == 0) at::get_num_threads();  // sets what is overwritten here
     const int share = std::max(1, cores / busy);
     if (share == threads) return;
     threads = share;
-    at::set_num_threads(share);
+    omp_set_num_threads(share);
   };
 }
 

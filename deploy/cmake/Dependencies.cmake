@@ -15,6 +15,7 @@ if(NNI_COMPRESSION_BUILD_SERVER)
     HINTS ${CMAKE_PREFIX_PATH} PATH_SUFFIXES include)
   find_library(NNI_COMPRESSION_TORCH_CPU torch_cpu REQUIRED HINTS ${CMAKE_PREFIX_PATH} PATH_SUFFIXES lib)
   find_library(NNI_COMPRESSION_C10 c10 REQUIRED HINTS ${CMAKE_PREFIX_PATH} PATH_SUFFIXES lib)
+  find_package(OpenMP REQUIRED)  # the one that LibTorch uses
   add_library(nni_compression_torch INTERFACE)
   target_include_directories(nni_compression_torch SYSTEM INTERFACE ${NNI_COMPRESSION_TORCH_INCLUDE})
   target_link_libraries(nni_compression_torch INTERFACE ${NNI_COMPRESSION_TORCH_CPU} ${NNI_COMPRESSION_C10})
