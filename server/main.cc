@@ -38,7 +38,7 @@ ABSL_FLAG(std::string, memory_budget, "0",
           "of the container's or machine's memory.");
 ABSL_FLAG(std::string, cache_budget, "",
           "Of these, bytes for weights that came before, so that nobody has to send them again; "
-          "they go when their place is needed. Empty: half. 0: none are kept.");
+          "they go when their place is needed. Empty: half, at most 2G. 0: none are kept.");
 ABSL_FLAG(int, compute_threads, 0,
           "Threads that compute; 0: as many as there are cores, or its cgroup may use.");
 ABSL_FLAG(int, max_calls, 4096, "Calls that may run at a time.");

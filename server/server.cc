@@ -31,6 +31,9 @@ namespace {
 // what computing needs beside its results.
 constexpr double kDefaultBudgetShare = 0.6;
 
+// A server that nobody has told what memory to keep should not keep most of it.
+constexpr int64_t kMaxDefaultCache = int64_t{2} << 30;
+
 constexpr int kMaxMetadataBytes = 8 << 10;
 constexpr int kMaxStreamsPerConnection = 1000;
 constexpr int kKeepaliveMs = 60000;
@@ -115,8 +118,9 @@ class Server::Impl {
     core_.budget = MemoryBudget::Create(
         budget, [this](std::function<void()> function) { timers_.Run(std::move(function)); });
     core_.sessions = &sessions_;
-    weights_ = std::make_unique<WeightCache>(options.cache_budget.value_or(budget / 2),
-                                             executor_.get(), core_.budget.get());
+    weights_ = std::make_unique<WeightCache>(
+        options.cache_budget.value_or(std::min(budget / 2, kMaxDefaultCache)), executor_.get(),
+        core_.budget.get());
     core_.weights = weights_.get();
     core_.regions = &regions_;
     core_.stall_timeout = options.stall_timeout;

@@ -23,8 +23,8 @@ struct ServerOptions {
   std::string listen = "127.0.0.1:50051";  // HOST:PORT; port 0 picks one
   bool allow_insecure_listen = false;      // beyond loopback
   int64_t memory_budget = 0;               // bytes for tensors; 0: 60 % of what there is
-  // Of these, for weights that came before and may be asked for again; nothing: half. They go when
-  // their place is needed.
+  // Of these, for weights that came before and may be asked for again; nothing: half, at most 2
+  // GiB. They go when their place is needed.
   std::optional<int64_t> cache_budget;
   int compute_threads = 0;  // 0: as many as CpuLimit()
   int max_calls = 4096;     // at a time

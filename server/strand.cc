@@ -8,13 +8,18 @@ std::shared_ptr<Strand> Strand::Create(Executor* executor) {
   return std::shared_ptr<Strand>(new Strand(executor));
 }
 
+bool Strand::Push(std::function<void()> function, Work work) {
+  MutexLock lock(&mutex_);
+  queue_.push_back({std::move(function), work});
+  return queue_.size() == 1;
+}
+
 void Strand::Post(std::function<void()> function, Work work) {
-  {
-    MutexLock lock(&mutex_);
-    queue_.push_back({std::move(function), work});
-    if (queue_.size() > 1) return;
-  }
-  Schedule(work);
+  if (Push(std::move(function), work)) Schedule(work);
+}
+
+void Strand::RunOrPost(std::function<void()> function) {
+  if (Push(std::move(function), Work::kShort)) RunOne();
 }
 
 void Strand::Schedule(Work work) {

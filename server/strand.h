@@ -23,6 +23,10 @@ class Strand : public std::enable_shared_from_this<Strand> {
   // `function` must not throw.
   void Post(std::function<void()> function, Work work = Work::kShort);
 
+  // The same for what takes microseconds: when nothing is under way it runs here and now, which
+  // spares waking a thread.
+  void RunOrPost(std::function<void()> function);
+
  private:
   explicit Strand(Executor* executor) : executor_(executor) {}
 
@@ -31,6 +35,8 @@ class Strand : public std::enable_shared_from_this<Strand> {
     Work work = Work::kShort;
   };
 
+  // Whether the function is the only one.
+  bool Push(std::function<void()> function, Work work);
   void Schedule(Work work);
   void RunOne();
 

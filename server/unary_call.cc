@@ -7,6 +7,12 @@
 #include "server/status.h"
 
 namespace nni_compression::server {
+namespace {
+
+// What a call does with each of so many layers is not worth another thread.
+constexpr size_t kFewLayers = 1000;
+
+}  // namespace
 
 grpc::ServerUnaryReactor* UnaryCall::Start(
     Core* core, grpc::CallbackServerContext* grpc, absl::string_view method,
@@ -41,9 +47,10 @@ void UnaryCall::RunInSession(absl::string_view session_id, Task task) {
 }
 
 void UnaryCall::RunInSession(SessionUse use, Task task) {
-  Strand& strand = use->strand();
-  strand.Post([self = shared_from_this(), use = std::make_shared<SessionUse>(std::move(use)),
-               task = std::move(task)] {
+  const auto strand = use->strand().shared_from_this();
+  const bool quick = use->layers().size() <= kFewLayers;
+  auto run = [self = shared_from_this(), use = std::make_shared<SessionUse>(std::move(use)),
+              task = std::move(task)] {
     compression::Session* const session = (*use)->session();
     absl::Status status;
     if (self->cancelled()) {
@@ -55,7 +62,12 @@ void UnaryCall::RunInSession(SessionUse use, Task task) {
     }
     use->Drop();  // so that the lease runs from now, before the caller hears
     self->Finish(status);
-  });
+  };
+  if (quick) {
+    strand->RunOrPost(std::move(run));
+  } else {
+    strand->Post(std::move(run));
+  }
 }
 
 }  // namespace nni_compression::server

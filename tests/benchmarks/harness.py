@@ -74,13 +74,17 @@ def seconds(call: Callable[[], object]) -> float:
 
 
 def alternate(
-    contenders: Mapping[str, Callable[[], object]], rounds: int, warm_up: bool = True
+    contenders: Mapping[str, Callable[[], object]], rounds: int, repeat: int = 1
 ) -> dict[str, list[float]]:
-    """Seconds of every contender in every round, after a round that does not count."""
+    """Seconds of every contender in every round, after a round that does not count.
+
+    A contender's turn is `repeat` calls in a row, of which the median counts: where a contender
+    leaves the machine's memory in another state, the first call after it pays for that.
+    """
     times: dict[str, list[float]] = {name: [] for name in contenders}
-    for number in range(-1 if warm_up else 0, rounds):
+    for number in range(-1, rounds):
         for name, call in contenders.items():
-            taken = seconds(call)
+            taken = statistics.median(seconds(call) for _ in range(repeat))
             if number >= 0:
                 times[name].append(taken)
     return times

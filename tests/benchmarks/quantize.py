@@ -54,7 +54,7 @@ def benchmarks(client: nc.Client, near: nc.Client, weight: torch.Tensor) -> Iter
                 contenders["torch.fake_quantize"] = lambda: formulas.torch_fake_quantize(
                     weight, BITS
                 )
-            times = alternate(contenders, ROUNDS)
+            times = alternate(contenders, ROUNDS, repeat=3)
         near_by, over_tcp = (
             quotients(times[NNI], times[name])
             for name in ("shared memory, codes", "service, codes")

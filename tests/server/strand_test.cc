@@ -4,6 +4,7 @@
 
 #include <memory>
 #include <string>
+#include <thread>
 #include <vector>
 
 #include "server/executor.h"
@@ -49,6 +50,34 @@ TEST(StrandTest, ABusyStrandTakesTurnsWithTheOthers) {
     posted.Set();
   }
   EXPECT_EQ(order, "obobob");
+}
+
+TEST(StrandTest, WhatIsQuickRunsAtOnceWhenNothingIsUnderWay) {
+  Executor executor(1);
+  const auto strand = Strand::Create(&executor);
+  std::thread::id ran_on;
+  strand->RunOrPost([&] { ran_on = std::this_thread::get_id(); });
+  EXPECT_EQ(ran_on, std::this_thread::get_id());
+}
+
+TEST(StrandTest, WhatIsQuickWaitsForWhatIsUnderWayAndIsWaitedFor) {
+  std::string order;
+  Latch running, release;
+  {
+    Executor executor(2);
+    const auto strand = Strand::Create(&executor);
+    strand->Post([&] {
+      running.Set();
+      release.Wait();
+      order += 'a';
+    });
+    running.Wait();
+    strand->RunOrPost([&] { order += 'b'; });
+    strand->Post([&] { order += 'c'; });
+    EXPECT_EQ(order, "");
+    release.Set();
+  }
+  EXPECT_EQ(order, "abc");
 }
 
 TEST(StrandTest, AFunctionMayPostToItsOwnStrand) {

@@ -122,7 +122,7 @@ def test_a_weight_that_the_server_let_go_of_is_sent(client, monkeypatch):
 
 def test_an_older_server_is_asked_once(client, monkeypatch):
     asked = []
-    with bind(client) as session:
+    with bind(client, layers=4) as session:
         unary = session._unary
 
         def old(method, *arguments, **options):
@@ -132,8 +132,9 @@ def test_an_older_server_is_asked_once(client, monkeypatch):
             return unary(method, *arguments, **options)
 
         monkeypatch.setattr(session, "_unary", old)
-        for seed in (6, 7):
-            assert len(masks_of(session, weights(seed))) == 2
+        arrays = weights(6, layers=4)
+        for names in (("fc0", "fc1"), ("fc2", "fc3")):
+            assert len(masks_of(session, {name: arrays[name] for name in names})) == 2
     assert asked == ["FindWeights"]
 
 
@@ -150,6 +151,12 @@ def test_weights_that_train_are_not_asked_for(client, monkeypatch):
         for seed in range(3):
             session.quantize_weight(weights(seed))
     assert asked == [2], "the first time only"
+    agp = {"final_sparsity": 0.8, "end_epoch": 5}
+    with bind(client, "agp", agp) as session:
+        for epoch in range(3):
+            session.update_epoch(epoch)
+            session.calc_mask(weights(epoch + 3))
+    assert asked == [2, 2]
 
 
 def test_a_small_model_pays_no_question(client):

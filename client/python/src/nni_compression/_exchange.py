@@ -176,6 +176,11 @@ class LayerExchange(ABC, Generic[R]):
             self._shared.disown()
 
     @property
+    def layers(self) -> set[str]:
+        """What is still to be answered."""
+        return {request.header.layer for request in self._pending.values()}
+
+    @property
     def empty(self) -> bool:
         """Whether there is nothing to ask."""
         return not self._pending

@@ -117,7 +117,7 @@ class Session:
         self._checksum = checksum
         self._shared_memory = shared_memory
         self._server_keeps_weights = True
-        self._quantized: set[str] = set()  # layers
+        self._sent: set[str] = set()  # layers whose weights were
         self._closed = False
         self._last_call = time.monotonic()
 
@@ -428,9 +428,6 @@ class Session:
             opening.SerializeToString(), requests, self._checksum, self._shared_memory
         )
         exchange.reply_bytes = _REPLY_BYTES[reply]
-        # A layer that is quantized again is one that trains.
-        exchange.changing = set(self._quantized)
-        self._quantized.update(request.header.layer for request in requests.values())
         return self._exchange_layers("QuantizeWeight", exchange, timeout)
 
     def _exchange_layers(
@@ -438,6 +435,9 @@ class Session:
     ) -> dict[str, _R]:
         if exchange.empty:
             return {}
+        # A layer that is asked for again has trained since.
+        exchange.changing = set(self._sent)
+        self._sent |= exchange.layers
         try:
             self._find_weights(exchange, timeout)
             self._call(lambda: self._stream(method, exchange, timeout))
