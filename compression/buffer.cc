@@ -5,7 +5,6 @@
 
 #include <cstdlib>
 #include <new>
-#include <utility>
 
 namespace nni_compression::compression {
 namespace {
@@ -34,9 +33,9 @@ Buffer Buffer::Allocate(int64_t size) {
   return buffer;
 }
 
-Buffer Buffer::Alias(uint8_t* data, int64_t size, std::shared_ptr<const void> owner) {
+Buffer Buffer::Alias(uint8_t* data, int64_t size, const std::shared_ptr<const void>& owner) {
   Buffer buffer;
-  buffer.data_ = std::shared_ptr<uint8_t>(std::move(owner), data);
+  buffer.data_ = std::shared_ptr<uint8_t>(owner, data);
   buffer.size_ = size;
   return buffer;
 }

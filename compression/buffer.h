@@ -25,7 +25,7 @@ class Buffer {
 
   // Foreign memory that `owner` keeps alive: a handle on it, not a copy. Of memory that may not be
   // written to, a reader's handle.
-  static Buffer Alias(uint8_t* data, int64_t size, std::shared_ptr<const void> owner);
+  static Buffer Alias(uint8_t* data, int64_t size, const std::shared_ptr<const void>& owner);
 
   uint8_t* data() const { return data_.get(); }
   int64_t size() const { return size_; }

@@ -116,7 +116,7 @@ class Server::Impl {
     core_.executor = executor_.get();
     core_.timers = &timers_;
     core_.budget = MemoryBudget::Create(
-        budget, [this](std::function<void()> function) { timers_.Run(std::move(function)); });
+        budget, [this](const std::function<void()>& function) { timers_.Run(function); });
     core_.sessions = &sessions_;
     weights_ = std::make_unique<WeightCache>(
         options.cache_budget.value_or(std::min(budget / 2, kMaxDefaultCache)), executor_.get(),

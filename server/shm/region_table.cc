@@ -15,7 +15,7 @@ constexpr size_t kIdBytes = 16;
 }  // namespace
 
 RegionTable::RegionTable(int64_t max_bytes)
-    : mapped_(MemoryBudget::Create(max_bytes, [](auto) {})) {}
+    : mapped_(MemoryBudget::Create(max_bytes, [](const auto&) {})) {}
 
 absl::StatusOr<std::string> RegionTable::Add(absl::string_view tenant, int fd, uint64_t byte_length,
                                              bool writable) {

@@ -19,7 +19,7 @@ SideConnection::~SideConnection() {
 }
 
 SideConnection::Answer SideConnection::Handle(absl::string_view packet,
-                                              std::vector<FileDescriptor> files) {
+                                              const std::vector<FileDescriptor>& files) {
   Answer answer;
   v1::SideRequest request;
   absl::Status status;

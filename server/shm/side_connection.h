@@ -41,9 +41,9 @@ class SideConnection {
     bool close = false;  // once the reply is sent
   };
 
-  // One packet with the files that came with it, which are closed. Mapping a file takes
-  // microseconds.
-  Answer Handle(absl::string_view packet, std::vector<FileDescriptor> files);
+  // One packet with the files that came with it, which nobody needs afterwards. Mapping a file
+  // takes microseconds.
+  Answer Handle(absl::string_view packet, const std::vector<FileDescriptor>& files);
 
   // The authenticator let it in.
   bool admitted() const { return admitted_; }
