@@ -1,5 +1,6 @@
 // compression_server: reads flags, serves until SIGTERM or SIGINT, drains.
 #include <grpc/grpc.h>
+#include <semaphore.h>
 #include <signal.h>
 #include <unistd.h>
 
@@ -123,7 +124,27 @@ absl::Status WritePortFile(const std::string& path, int port) {
   return absl::OkStatus();
 }
 
-absl::Status Run(const sigset_t& signals) {
+// Posted by SIGTERM and SIGINT. A handler, and not sigwait with the signals blocked: libraries
+// start threads while they are loaded, before main could block anything, and a signal would end the
+// process through one of those.
+sem_t stop_requested;
+
+void RequestStop(int) { sem_post(&stop_requested); }
+
+void StopOnSignals() {
+  sem_init(&stop_requested, 0, 0);
+  struct sigaction action = {};
+  action.sa_handler = RequestStop;
+  action.sa_flags = SA_RESTART;
+  for (const int signal : {SIGTERM, SIGINT}) sigaction(signal, &action, nullptr);
+}
+
+void WaitForStopRequest() {
+  while (sem_wait(&stop_requested) != 0) {
+  }
+}
+
+absl::Status Run() {
   if (absl::Status status = SetUpLog(absl::GetFlag(FLAGS_log_level)); !status.ok()) return status;
   const absl::StatusOr<ServerOptions> options = OptionsFromFlags();
   if (!options.ok()) return options.status();
@@ -134,8 +155,7 @@ absl::Status Run(const sigset_t& signals) {
     absl::Status status = WritePortFile(absl::GetFlag(FLAGS_port_file), (*server)->port());
     if (!status.ok()) return status;
   }
-  int signal = 0;
-  sigwait(&signals, &signal);
+  WaitForStopRequest();
   (*server)->Drain(absl::Seconds(absl::GetFlag(FLAGS_drain_seconds)));
   return absl::OkStatus();
 }
@@ -144,13 +164,7 @@ absl::Status Run(const sigset_t& signals) {
 }  // namespace nni_compression::server
 
 int main(int argc, char** argv) {
-  // Before any thread starts, so that all inherit it and the signals wait for sigwait.
-  sigset_t signals;
-  sigemptyset(&signals);
-  sigaddset(&signals, SIGTERM);
-  sigaddset(&signals, SIGINT);
-  pthread_sigmask(SIG_BLOCK, &signals, nullptr);
-
+  nni_compression::server::StopOnSignals();
   absl::SetProgramUsageMessage(
       "Serves model compression over gRPC.\n\n  compression_server --listen=127.0.0.1:50051\n\n"
       "Flags can also come from --flagfile=FILE, one a line.");
@@ -174,7 +188,7 @@ int main(int argc, char** argv) {
   }
   // Held to the end: giving up the last hold on gRPC waits for its pollers, for up to 10 s.
   grpc_init();
-  const absl::Status status = nni_compression::server::Run(signals);
+  const absl::Status status = nni_compression::server::Run();
   if (!status.ok()) std::cerr << "compression_server: " << status.message() << std::endl;
   // Nothing is left to be cleaned up, and those pollers must not see statics being destroyed.
   std::_Exit(status.ok() ? 0 : 1);

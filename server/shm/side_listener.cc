@@ -164,11 +164,12 @@ bool SideListener::Serve(Peer& peer) {
     message.msg_controllen = sizeof(control);
     const ssize_t size = recvmsg(peer.socket.get(), &message, MSG_CMSG_CLOEXEC | MSG_DONTWAIT);
     if (size < 0) return errno == EAGAIN || errno == EINTR;
-    const std::vector<FileDescriptor> files = FilesOf(message);
+    std::vector<FileDescriptor> files = FilesOf(message);
     if (size == 0) return false;  // the end; an empty packet is no request either
     if ((message.msg_flags & MSG_TRUNC) != 0) return false;
     const SideConnection::Answer answer =
         peer.connection.Handle({packet, static_cast<size_t>(size)}, files);
+    files.clear();  // closed before the trainer hears of it
     const std::string reply = answer.reply.SerializeAsString();
     if (send(peer.socket.get(), reply.data(), reply.size(), MSG_NOSIGNAL | MSG_DONTWAIT) < 0) {
       return false;
