@@ -130,8 +130,7 @@ absl::Status LayerCall::ApplyChecked(compression::Session& session, ReceivedTens
                                             Printable(header.layer(), 128),
                                             "') is not that of the bytes that came"));
   }
-  core()->weights->Keep(tenant(), header, bytes, std::move(memory),
-                        record().kind() == compression::AlgorithmKind::kPruner);
+  core()->weights->Keep(tenant(), header, bytes, std::move(memory));
   return absl::OkStatus();
 }
 

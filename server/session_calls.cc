@@ -41,14 +41,19 @@ void FindWeights(const std::shared_ptr<UnaryCall>& call, const v1::FindWeightsRe
         absl::StrCat("there are ", request.fingerprints_size(), " fingerprints; at most ",
                      kMaxFingerprints, " are allowed")));
   }
-  const absl::StatusOr<SessionUse> use =
+  absl::StatusOr<SessionUse> use =
       call->core()->sessions->Use(call->tenant(), request.session_id());
-  if (use.ok()) {
-    for (const std::string& fingerprint : request.fingerprints()) {
-      response->add_may_have(call->core()->weights->MayHave(call->tenant(), fingerprint));
-    }
-  }
-  call->Finish(use.status());
+  if (!use.ok()) return call->Finish(use.status());
+  const bool for_pruner = (*use)->kind() == compression::AlgorithmKind::kPruner;
+  call->core()->weights->Ask(
+      call->tenant(), {request.fingerprints().begin(), request.fingerprints().end()}, for_pruner,
+      // In use until the digests are there, so that the session does not expire.
+      [call, response,
+       use = std::make_shared<SessionUse>(*std::move(use))](const std::vector<bool>& kept) {
+        for (const bool one : kept) response->add_may_have(one);
+        use->Drop();
+        call->Finish(absl::OkStatus());
+      });
 }
 
 void UpdateEpoch(const std::shared_ptr<UnaryCall>& call, const v1::UpdateEpochRequest& request,

@@ -55,17 +55,31 @@ std::string TensorDigest::Of(const nni::compression::v1::TensorHeader& header,
   return digest.Finish();
 }
 
-// A weight on its way into the cache.
-struct WeightCache::Hashing {
-  Hashing(std::string tenant, const nni::compression::v1::TensorHeader& header)
-      : tenant(std::move(tenant)), header(header), digest(header) {}
-
+// Who asked, and waits for digests.
+struct WeightCache::Question {
   const std::string tenant;
+  const std::vector<std::string> fingerprints;
+  const std::function<void(const std::vector<bool>&)> done;
+};
+
+// A weight that is asked for. Those who ask for it hold the question; the last one to drop it
+// answers it.
+struct WeightCache::Hashing {
+  Hashing(Key name, const nni::compression::v1::TensorHeader& header,
+          std::shared_ptr<CachedWeight> weight, bool for_pruner)
+      : name(std::move(name)),
+        header(header),
+        weight(std::move(weight)),
+        for_pruner(for_pruner),
+        digest(header) {}
+
+  const Key name;
   const nni::compression::v1::TensorHeader header;
+  const std::shared_ptr<CachedWeight> weight;
+  const bool for_pruner;
   TensorDigest digest;
   int64_t done = 0;
-  bool for_pruner = false;
-  std::shared_ptr<CachedWeight> weight;
+  std::vector<std::shared_ptr<const Question>> questions;  // guarded by the cache's mutex
 };
 
 WeightCache::WeightCache(int64_t limit, Executor* executor, MemoryBudget* budget)
@@ -75,9 +89,101 @@ WeightCache::WeightCache(int64_t limit, Executor* executor, MemoryBudget* budget
 
 WeightCache::~WeightCache() { budget_->SetReclaimer(nullptr); }
 
-bool WeightCache::MayHave(absl::string_view tenant, absl::string_view fingerprint) const {
+void WeightCache::Keep(const std::string& tenant, const nni::compression::v1::TensorHeader& header,
+                       compression::Buffer bytes, Reservation memory) {
+  const int64_t size = bytes.size();
+  if (size > limit_) return;
+  Key name(tenant, header.fingerprint().empty() ? header.digest() : header.fingerprint());
+  auto weight = std::make_shared<CachedWeight>();
+  weight->bytes = std::move(bytes);
+  weight->memory = std::move(memory);
+  Entries out;  // destroyed without the lock
   MutexLock lock(&mutex_);
-  return fingerprints_.count(Key(tenant, fingerprint)) > 0;
+  if (const auto same = by_name_.find(name); same != by_name_.end()) Remove(same->second, &out);
+  Shrink(limit_ - size, &out);
+  entries_.push_front({name, header.digest(), header, std::move(weight), nullptr});
+  by_name_[std::move(name)] = entries_.begin();
+  if (!header.digest().empty()) by_digest_[Key(tenant, header.digest())] = entries_.begin();
+  bytes_ += size;
+}
+
+void WeightCache::Ask(const std::string& tenant, std::vector<std::string> fingerprints,
+                      bool for_pruner, std::function<void(const std::vector<bool>&)> done) {
+  // Answered by whoever lets go of it last: here, when there is nothing to hash.
+  const std::shared_ptr<const Question> question(
+      new Question{tenant, std::move(fingerprints), std::move(done)},
+      [this](const Question* asked) {
+        Answer(*asked);
+        delete asked;
+      });
+  std::vector<std::shared_ptr<Hashing>> jobs;
+  {
+    MutexLock lock(&mutex_);
+    for (const std::string& fingerprint : question->fingerprints) {
+      const auto found = by_name_.find(Key(tenant, fingerprint));
+      if (found == by_name_.end() || !found->second->digest.empty()) continue;
+      Entry& entry = *found->second;
+      if (entry.hashing == nullptr) {
+        entry.hashing =
+            std::make_shared<Hashing>(entry.name, entry.header, entry.weight, for_pruner);
+        jobs.push_back(entry.hashing);
+      }
+      entry.hashing->questions.push_back(question);
+    }
+  }
+  for (const auto& job : jobs) executor_->Schedule([this, job] { Hash(job); }, Work::kLong);
+}
+
+void WeightCache::Answer(const Question& question) {
+  std::vector<bool> kept;
+  {
+    MutexLock lock(&mutex_);
+    for (const std::string& fingerprint : question.fingerprints) {
+      kept.push_back(by_name_.count(Key(question.tenant, fingerprint)) > 0);
+    }
+  }
+  question.done(kept);
+}
+
+void WeightCache::Hash(const std::shared_ptr<Hashing>& job) {
+  const compression::Buffer& bytes = job->weight->bytes;
+  const int64_t size = std::min(kSliceBytes, bytes.size() - job->done);
+  job->digest.Add(bytes.data() + job->done, size);
+  job->done += size;
+  if (job->done < bytes.size()) {
+    executor_->Schedule([this, job] { Hash(job); }, Work::kLong);
+  } else {
+    HasDigest(job, job->digest.Finish());
+  }
+}
+
+void WeightCache::HasDigest(const std::shared_ptr<Hashing>& job, std::string digest) {
+  std::vector<std::shared_ptr<const Question>> questions;  // answered without the lock
+  {
+    MutexLock lock(&mutex_);
+    questions.swap(job->questions);
+    const auto found = by_name_.find(job->name);
+    // It may have gone meanwhile, or another one have come.
+    if (found != by_name_.end() && found->second->hashing == job) {
+      Entry& entry = *found->second;
+      entry.hashing = nullptr;
+      entry.digest = digest;
+      by_digest_[Key(job->name.first, std::move(digest))] = found->second;
+    }
+  }
+  questions.clear();
+  if (job->for_pruner && job->weight->bytes.size() >= kStatisticsBytes) {
+    executor_->Schedule([this, job] { Prepare(*job); }, Work::kIdle);
+  }
+}
+
+void WeightCache::Prepare(const Hashing& job) {
+  const auto dtype = ToDataType(job.header.dtype(), "dtype");
+  CachedWeight& weight = *job.weight;
+  if (!dtype.ok()) return;
+  weight.statistics.Prepare(*dtype, weight.bytes.data(),
+                            weight.bytes.size() / compression::ByteLength(*dtype, 1));
+  weight.statistics_memory = budget_->TryReserve(weight.statistics.bytes());
 }
 
 std::shared_ptr<CachedWeight> WeightCache::Find(absl::string_view tenant,
@@ -89,80 +195,24 @@ std::shared_ptr<CachedWeight> WeightCache::Find(absl::string_view tenant,
   return found->second->weight;
 }
 
-void WeightCache::Keep(const std::string& tenant, const nni::compression::v1::TensorHeader& header,
-                       compression::Buffer bytes, Reservation memory, bool for_pruner) {
-  const int64_t size = bytes.size();
-  {
-    MutexLock lock(&mutex_);
-    if (size > limit_ - waiting_) return;
-    waiting_ += size;
-  }
-  auto job = std::make_shared<Hashing>(tenant, header);
-  job->for_pruner = for_pruner;
-  job->weight = std::make_shared<CachedWeight>();
-  job->weight->bytes = std::move(bytes);
-  job->weight->memory = std::move(memory);
-  executor_->Schedule([this, job] { Hash(job); }, Work::kIdle);
-}
-
-void WeightCache::Hash(const std::shared_ptr<Hashing>& job) {
-  const compression::Buffer& bytes = job->weight->bytes;
-  const int64_t size = std::min(kSliceBytes, bytes.size() - job->done);
-  job->digest.Add(bytes.data() + job->done, size);
-  job->done += size;
-  if (job->done < bytes.size()) {
-    executor_->Schedule([this, job] { Hash(job); }, Work::kIdle);
-    return;
-  }
-  std::string fingerprint = job->header.fingerprint();
-  const auto weight = job->weight;
-  Insert({job->tenant, job->digest.Finish()}, std::move(fingerprint), weight);
-  if (job->for_pruner && bytes.size() >= kStatisticsBytes) {
-    const auto dtype = ToDataType(job->header.dtype(), "dtype");
-    if (!dtype.ok()) return;
-    const int64_t elements = bytes.size() / compression::ByteLength(*dtype, 1);
-    executor_->Schedule(
-        [weight, dtype = *dtype, elements] {
-          weight->statistics.Prepare(dtype, weight->bytes.data(), elements);
-        },
-        Work::kIdle);
-  }
-}
-
-void WeightCache::Insert(Key key, std::string fingerprint, std::shared_ptr<CachedWeight> weight) {
-  std::list<Entry> out;  // destroyed without the lock
-  MutexLock lock(&mutex_);
-  const int64_t size = weight->bytes.size();
-  waiting_ -= size;
-  const auto found = by_digest_.find(key);
-  if (found != by_digest_.end()) {
-    entries_.splice(entries_.begin(), entries_, found->second);
-    return;
-  }
-  Shrink(limit_ - size, &out);
-  ++fingerprints_[Key(key.first, fingerprint)];
-  entries_.push_front({key, std::move(fingerprint), std::move(weight)});
-  by_digest_[std::move(key)] = entries_.begin();
-  bytes_ += size;
-}
-
 void WeightCache::Reclaim(int64_t bytes) {
-  std::list<Entry> out;  // gives its memory back without the lock
+  Entries out;  // gives its memory back without the lock
   {
     MutexLock lock(&mutex_);
     Shrink(std::max<int64_t>(0, bytes_ - bytes), &out);
   }
 }
 
-void WeightCache::Shrink(int64_t limit, std::list<Entry>* out) {
-  while (bytes_ > limit && !entries_.empty()) {
-    const auto last = std::prev(entries_.end());
-    bytes_ -= last->weight->bytes.size();
-    by_digest_.erase(last->key);
-    const auto fingerprint = fingerprints_.find(Key(last->key.first, last->fingerprint));
-    if (--fingerprint->second == 0) fingerprints_.erase(fingerprint);
-    out->splice(out->end(), entries_, last);
-  }
+void WeightCache::Remove(Entries::iterator entry, Entries* out) {
+  bytes_ -= entry->weight->bytes.size();
+  by_name_.erase(entry->name);
+  const auto digest = by_digest_.find(Key(entry->name.first, entry->digest));
+  if (digest != by_digest_.end() && digest->second == entry) by_digest_.erase(digest);
+  out->splice(out->end(), entries_, entry);
+}
+
+void WeightCache::Shrink(int64_t limit, Entries* out) {
+  while (bytes_ > limit && !entries_.empty()) Remove(std::prev(entries_.end()), out);
 }
 
 int64_t WeightCache::bytes() const {

@@ -2,7 +2,6 @@
 #ifndef NNI_COMPRESSION_SERVER_WEIGHT_CACHE_H_
 #define NNI_COMPRESSION_SERVER_WEIGHT_CACHE_H_
 
-#include <array>
 #include <cstdint>
 #include <functional>
 #include <list>
@@ -11,6 +10,7 @@
 #include <optional>
 #include <string>
 #include <utility>
+#include <vector>
 
 #include "absl/base/thread_annotations.h"
 #include "absl/strings/string_view.h"
@@ -46,12 +46,14 @@ struct CachedWeight {
   compression::Buffer bytes;
   Reservation memory;
   compression::WeightStatistics statistics;
+  std::optional<Reservation> statistics_memory;
 };
 
 // Finds weights by their digests, which are always computed here, from the bytes: nobody can put
-// bytes under the name of others. Tenants know nothing of each other's weights. The weights that
-// were not used for the longest time go when there are too many, or when the memory budget needs
-// their place; who holds one keeps it until then. Thread-safe.
+// bytes under the name of others. Hashing takes longer than receiving, so it waits until somebody
+// asks for the fingerprint that a weight came with. Tenants know nothing of each other's weights.
+// The weights that were not used for the longest time go when there are too many, or when the
+// memory budget needs their place; who holds one keeps it until then. Thread-safe.
 class WeightCache {
  public:
   // Keeps at most `limit` bytes; 0 keeps nothing. `executor` and `budget` outlive the cache, but
@@ -59,17 +61,20 @@ class WeightCache {
   WeightCache(int64_t limit, Executor* executor, MemoryBudget* budget);
   ~WeightCache();
 
-  // Whether a weight of the tenant is kept that came with the fingerprint.
-  bool MayHave(absl::string_view tenant, absl::string_view fingerprint) const;
-
-  // Null when the weight is not kept.
-  std::shared_ptr<CachedWeight> Find(absl::string_view tenant, absl::string_view digest);
-
-  // Keeps a weight once its digest is computed, which is done when the executor has nothing better
-  // to do, and then what is worth knowing of it for pruners, if `for_pruner`. Nothing happens when
-  // it does not fit, or too many wait already. `memory` has the bytes of the weight.
+  // Keeps a weight, in place of the one that came with the same fingerprint. Nothing happens when
+  // it does not fit. `header` has a fingerprint, or a digest that is known to be that of the bytes.
+  // `memory` has the bytes of the weight.
   void Keep(const std::string& tenant, const nni::compression::v1::TensorHeader& header,
-            compression::Buffer bytes, Reservation memory, bool for_pruner);
+            compression::Buffer bytes, Reservation memory);
+
+  // Tells `done` which of the fingerprints came with a weight that is kept, once all of these have
+  // their digests; on a thread of the executor, or at once. After that, what is worth knowing of
+  // them for pruners is computed too, if `for_pruner`.
+  void Ask(const std::string& tenant, std::vector<std::string> fingerprints, bool for_pruner,
+           std::function<void(const std::vector<bool>& kept)> done);
+
+  // Null when no weight is kept that has the digest, as far as digests are computed.
+  std::shared_ptr<CachedWeight> Find(absl::string_view tenant, absl::string_view digest);
 
   // Lets go of at least so many bytes, or of all there are.
   void Reclaim(int64_t bytes);
@@ -79,30 +84,37 @@ class WeightCache {
   int64_t weights() const;
 
  private:
-  using Key = std::pair<std::string, std::string>;  // tenant, and digest or fingerprint
+  using Key = std::pair<std::string, std::string>;  // tenant, and name or digest
+  struct Question;
+  struct Hashing;
 
   struct Entry {
-    Key key;
-    std::string fingerprint;
+    Key name;            // the fingerprint; the digest where there is none
+    std::string digest;  // empty: not computed yet
+    nni::compression::v1::TensorHeader header;
     std::shared_ptr<CachedWeight> weight;
+    std::shared_ptr<Hashing> hashing;  // while it runs
   };
-  struct Hashing;
+  using Entries = std::list<Entry>;
 
   // A slice of the work; schedules the next one.
   void Hash(const std::shared_ptr<Hashing>& job);
-  void Insert(Key key, std::string fingerprint, std::shared_ptr<CachedWeight> weight);
+  void HasDigest(const std::shared_ptr<Hashing>& job, std::string digest);
+  void Prepare(const Hashing& job);
+  void Answer(const Question& question);
+
+  void Remove(Entries::iterator entry, Entries* out) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   // Moves the oldest entries out until no more than `limit` bytes are left.
-  void Shrink(int64_t limit, std::list<Entry>* out) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
+  void Shrink(int64_t limit, Entries* out) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
 
   const int64_t limit_;
   Executor* const executor_;
   MemoryBudget* const budget_;
   mutable Mutex mutex_;
-  std::list<Entry> entries_ ABSL_GUARDED_BY(mutex_);  // the most recently used first
-  std::map<Key, std::list<Entry>::iterator> by_digest_ ABSL_GUARDED_BY(mutex_);
-  std::map<Key, int> fingerprints_ ABSL_GUARDED_BY(mutex_);  // and how many weights have them
+  Entries entries_ ABSL_GUARDED_BY(mutex_);  // the most recently used first
+  std::map<Key, Entries::iterator> by_name_ ABSL_GUARDED_BY(mutex_);
+  std::map<Key, Entries::iterator> by_digest_ ABSL_GUARDED_BY(mutex_);
   int64_t bytes_ ABSL_GUARDED_BY(mutex_) = 0;
-  int64_t waiting_ ABSL_GUARDED_BY(mutex_) = 0;  // bytes that are being hashed
 };
 
 }  // namespace nni_compression::server

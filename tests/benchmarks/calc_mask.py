@@ -15,6 +15,9 @@ ELEMENTS = 45_000_000
 SPARSITY = 0.8
 ROUNDS = 3
 RULE = {"sparsity": SPARSITY}
+# New weights until the server keeps as many as it may: until then each takes memory that the
+# machine has to find first, which is slow on virtual ones.
+FILLING = 14
 TCP = "service, PyTorch"
 SHARED = "shared memory, PyTorch"
 IN_PLACE = "shared memory, PyTorch, in a shared_array"
@@ -67,6 +70,8 @@ def run(client: nc.Client) -> list[Benchmark]:
     assert differing < 1000
     del ours, kept
 
+    filling = [remote_array(client, array) for _ in range(FILLING)]
+
     with peers.shared_memory_client() as near:
         placed = torch.from_numpy(near.shared_array(array.shape))
         placed.copy_(weight)
@@ -93,7 +98,10 @@ def run(client: nc.Client) -> list[Benchmark]:
     ]
     title = "A mask of 45 million float32 weights, sparsity 0.8"
     against_kthvalue = {name: times[name] for name in list(times)[1:]}
-    facts = {"elements_that_differ_by_ties": differing}
+    facts = {
+        "elements_that_differ_by_ties": differing,
+        "ms_of_the_first_calls": [round(one * 1e3) for one in filling],
+    }
     return [
         Benchmark(title, lines(times, "NNI's formula (topk)"), facts=facts, goals=goals),
         Benchmark(title + ", against kthvalue", lines(against_kthvalue, "kthvalue")),

@@ -2,9 +2,9 @@
 
 #include <gtest/gtest.h>
 
+#include <atomic>
 #include <cstring>
 #include <memory>
-#include <optional>
 #include <string>
 #include <thread>
 #include <vector>
@@ -44,19 +44,27 @@ class WeightCacheTest : public ::testing::Test {
   void Keep(const std::string& tenant, const std::string& fingerprint, char value,
             int64_t bytes = kWeightBytes) {
     cache_->Keep(tenant, HeaderOf(fingerprint, bytes), Filled(value, bytes),
-                 *budget_->TryReserve(bytes), false);
+                 *budget_->TryReserve(bytes));
   }
 
-  // Idle work runs in order, on one thread.
-  void Settle() {
+  std::vector<bool> Ask(const std::string& tenant, const std::vector<std::string>& fingerprints) {
+    std::vector<bool> answer;
     Latch done;
-    executor_->Schedule([&] { done.Set(); }, Work::kIdle);
+    cache_->Ask(tenant, fingerprints, /*for_pruner=*/true, [&](const std::vector<bool>& kept) {
+      answer = kept;
+      done.Set();
+    });
     done.Wait();
+    return answer;
+  }
+  bool MayHave(const std::string& tenant, const std::string& fingerprint) {
+    return Ask(tenant, {fingerprint})[0];
   }
 
-  void KeepNow(const std::string& tenant, const std::string& fingerprint, char value) {
+  // So that it can be found.
+  void KeepAsked(const std::string& tenant, const std::string& fingerprint, char value) {
     Keep(tenant, fingerprint, value);
-    Settle();
+    ASSERT_TRUE(MayHave(tenant, fingerprint));
   }
 
   const std::shared_ptr<MemoryBudget> budget_ =
@@ -78,55 +86,121 @@ TEST_F(WeightCacheTest, TheDigestIsSha256OfTypeShapeAndBytes) {
             "64f40a5978242a7e231d806af7aec6b3bb9e543f668571185ad895e4bd79bef5");
 }
 
-TEST_F(WeightCacheTest, FindsAWeightByItsDigestAndHintsByItsFingerprint) {
-  EXPECT_FALSE(cache_->MayHave("t", "print"));
+TEST_F(WeightCacheTest, FindsAWeightByItsDigestOnceSomebodyAskedForItsFingerprint) {
+  EXPECT_FALSE(MayHave("t", "print"));
+  Keep("t", "print", 'a');
   EXPECT_EQ(cache_->Find("t", DigestOf('a')), nullptr);
-  KeepNow("t", "print", 'a');
-  EXPECT_TRUE(cache_->MayHave("t", "print"));
+  EXPECT_TRUE(MayHave("t", "print"));
   const auto found = cache_->Find("t", DigestOf('a'));
   ASSERT_NE(found, nullptr);
   EXPECT_EQ(found->bytes.data()[7], 'a');
   EXPECT_EQ(cache_->Find("t", DigestOf('b')), nullptr);
 }
 
+TEST_F(WeightCacheTest, AWeightThatCameWithItsDigestIsFoundAtOnce) {
+  v1::TensorHeader header = HeaderOf("");
+  header.set_digest(DigestOf('a'));
+  cache_->Keep("t", header, Filled('a'), *budget_->TryReserve(kWeightBytes));
+  EXPECT_NE(cache_->Find("t", DigestOf('a')), nullptr);
+}
+
+TEST_F(WeightCacheTest, AnswersAboutManyAtOnce) {
+  Keep("t", "a", 'a');
+  Keep("t", "c", 'c');
+  EXPECT_EQ(Ask("t", {"a", "b", "c", "a"}), (std::vector<bool>{true, false, true, true}));
+  EXPECT_EQ(Ask("t", {}), std::vector<bool>());
+}
+
+TEST_F(WeightCacheTest, WhoAsksWaitsForADigestThatIsBeingComputed) {
+  // The executor does long work on one of its two threads.
+  Latch release, busy;
+  executor_->Schedule(
+      [&] {
+        busy.Set();
+        release.Wait();
+      },
+      Work::kLong);
+  busy.Wait();
+  Keep("t", "print", 'a');
+  std::atomic<int> answered = 0;
+  Latch first, second;
+  cache_->Ask("t", {"print"}, false, [&](const std::vector<bool>&) {
+    ++answered;
+    first.Set();
+  });
+  cache_->Ask("t", {"print"}, false, [&](const std::vector<bool>& kept) {
+    EXPECT_TRUE(kept[0]);
+    ++answered;
+    second.Set();
+  });
+  EXPECT_EQ(answered, 0);
+  release.Set();
+  first.Wait();
+  second.Wait();
+  EXPECT_NE(cache_->Find("t", DigestOf('a')), nullptr);
+}
+
+TEST_F(WeightCacheTest, AWeightThatGoesWhileItIsHashedIsNotKept) {
+  Latch release, busy;
+  executor_->Schedule(
+      [&] {
+        busy.Set();
+        release.Wait();
+      },
+      Work::kLong);
+  busy.Wait();
+  Keep("t", "print", 'a');
+  Latch done;
+  cache_->Ask("t", {"print"}, false, [&](const std::vector<bool>& kept) {
+    EXPECT_FALSE(kept[0]);
+    done.Set();
+  });
+  cache_->Reclaim(kWeightBytes);
+  release.Set();
+  done.Wait();
+  EXPECT_EQ(cache_->Find("t", DigestOf('a')), nullptr);
+}
+
 TEST_F(WeightCacheTest, AnotherTenantSeesNothing) {
-  KeepNow("t", "print", 'a');
-  EXPECT_FALSE(cache_->MayHave("other", "print"));
+  KeepAsked("t", "print", 'a');
+  EXPECT_FALSE(MayHave("other", "print"));
   EXPECT_EQ(cache_->Find("other", DigestOf('a')), nullptr);
-  KeepNow("other", "print", 'a');
+  KeepAsked("other", "print", 'a');
   EXPECT_EQ(cache_->weights(), 2) << "each tenant has its own";
 }
 
-TEST_F(WeightCacheTest, TheSameBytesAreKeptOnce) {
-  KeepNow("t", "print", 'a');
-  KeepNow("t", "print", 'a');
+TEST_F(WeightCacheTest, AWeightTakesThePlaceOfTheOneWithItsFingerprint) {
+  KeepAsked("t", "print", 'a');
+  KeepAsked("t", "print", 'b');
   EXPECT_EQ(cache_->weights(), 1);
   EXPECT_EQ(cache_->bytes(), kWeightBytes);
   EXPECT_EQ(budget_->reserved(), kWeightBytes);
+  EXPECT_EQ(cache_->Find("t", DigestOf('a')), nullptr);
+  EXPECT_NE(cache_->Find("t", DigestOf('b')), nullptr);
+}
+
+TEST_F(WeightCacheTest, TheSameBytesUnderTwoFingerprintsAreFoundAsLongAsTheLaterOneIsKept) {
+  KeepAsked("t", "one", 'a');
+  KeepAsked("t", "two", 'a');
+  cache_->Reclaim(1);
+  EXPECT_EQ(cache_->weights(), 1);
+  EXPECT_NE(cache_->Find("t", DigestOf('a')), nullptr);
+  cache_->Reclaim(1);
+  EXPECT_EQ(cache_->Find("t", DigestOf('a')), nullptr);
 }
 
 TEST_F(WeightCacheTest, TheLeastRecentlyUsedGoesFirst) {
-  for (const char value : {'a', 'b', 'c'}) KeepNow("t", std::string("print ") + value, value);
+  for (const char value : {'a', 'b', 'c'}) KeepAsked("t", std::string("print ") + value, value);
   EXPECT_NE(cache_->Find("t", DigestOf('a')), nullptr);
-  KeepNow("t", "print d", 'd');
+  KeepAsked("t", "print d", 'd');
   EXPECT_EQ(cache_->Find("t", DigestOf('b')), nullptr);
-  EXPECT_FALSE(cache_->MayHave("t", "print b"));
+  EXPECT_FALSE(MayHave("t", "print b"));
   for (const char value : {'a', 'c', 'd'}) EXPECT_NE(cache_->Find("t", DigestOf(value)), nullptr);
   EXPECT_EQ(budget_->reserved(), 3 * kWeightBytes);
 }
 
-TEST_F(WeightCacheTest, AFingerprintIsKnownAsLongAsOneOfItsWeightsIs) {
-  KeepNow("t", "same", 'a');
-  KeepNow("t", "same", 'b');
-  cache_->Reclaim(1);
-  EXPECT_EQ(cache_->Find("t", DigestOf('a')), nullptr);
-  EXPECT_TRUE(cache_->MayHave("t", "same"));
-  cache_->Reclaim(1);
-  EXPECT_FALSE(cache_->MayHave("t", "same"));
-}
-
 TEST_F(WeightCacheTest, GivesWayToUploads) {
-  for (const char value : {'a', 'b', 'c'}) KeepNow("t", "print", value);
+  for (const char value : {'a', 'b', 'c'}) KeepAsked("t", std::string(1, value), value);
   EXPECT_EQ(budget_->reserved(), 3000);
   const auto upload = budget_->TryReserve(4000);
   ASSERT_TRUE(upload.has_value());
@@ -136,7 +210,7 @@ TEST_F(WeightCacheTest, GivesWayToUploads) {
 
 TEST_F(WeightCacheTest, GivesWayToUploadsThatWait) {
   auto other = budget_->TryReserve(2000);
-  for (const char value : {'a', 'b', 'c'}) KeepNow("t", "print", value);
+  for (const char value : {'a', 'b', 'c'}) Keep("t", std::string(1, value), value);
   bool granted = false;
   budget_->Reserve(4500, [&](Reservation) { granted = true; });
   EXPECT_FALSE(granted);
@@ -146,44 +220,41 @@ TEST_F(WeightCacheTest, GivesWayToUploadsThatWait) {
 }
 
 TEST_F(WeightCacheTest, WhoHoldsAWeightKeepsItAndItsMemory) {
-  KeepNow("t", "print", 'a');
+  KeepAsked("t", "print", 'a');
   auto held = cache_->Find("t", DigestOf('a'));
   cache_->Reclaim(kWeightBytes);
   EXPECT_EQ(cache_->weights(), 0);
   EXPECT_EQ(held->bytes.data()[0], 'a');
   EXPECT_EQ(budget_->reserved(), kWeightBytes) << "it is still there";
   held.reset();
-  EXPECT_EQ(budget_->reserved(), 0);
+  EXPECT_TRUE(Eventually([&] { return budget_->reserved() == 0; }));  // the executor had it too
 }
 
 TEST_F(WeightCacheTest, AWeightThatDoesNotFitIsNotKept) {
   Keep("t", "print", 'a', 4000);
-  Settle();
   EXPECT_EQ(cache_->weights(), 0);
   EXPECT_EQ(budget_->reserved(), 0);
-}
-
-TEST_F(WeightCacheTest, WhatWaitsToBeHashedIsBounded) {
-  Latch release, busy;
-  executor_->Schedule(
-      [&] {
-        busy.Set();
-        release.Wait();
-      },
-      Work::kIdle);
-  busy.Wait();
-  for (const char value : {'a', 'b', 'c', 'd'}) Keep("t", "print", value);
-  EXPECT_EQ(budget_->reserved(), 3000) << "the fourth is not taken";
-  release.Set();
-  Settle();
-  EXPECT_EQ(cache_->weights(), 3);
 }
 
 TEST_F(WeightCacheTest, NothingIsKeptWithoutABudget) {
   cache_ = std::make_unique<WeightCache>(0, executor_.get(), budget_.get());
-  KeepNow("t", "print", 'a');
+  Keep("t", "print", 'a');
   EXPECT_EQ(cache_->weights(), 0);
   EXPECT_EQ(budget_->reserved(), 0);
+}
+
+TEST(WeightCacheStatisticsTest, ArePreparedForPrunersWithinTheBudget) {
+  constexpr int64_t kBytes = 8 << 20;
+  const auto budget = MemoryBudget::Create(2 * kBytes, [](std::function<void()> run) { run(); });
+  Executor executor(1);
+  WeightCache cache(2 * kBytes, &executor, budget.get());
+  cache.Keep("t", HeaderOf("print", kBytes), Filled(0, kBytes), *budget->TryReserve(kBytes));
+  cache.Ask("t", {"print"}, /*for_pruner=*/true, [](const std::vector<bool>&) {});
+  EXPECT_TRUE(Eventually([&] { return budget->reserved() > kBytes; }));
+  const auto found = cache.Find("t", TensorDigest::Of(HeaderOf("", kBytes), Filled(0, kBytes)));
+  ASSERT_NE(found, nullptr);
+  EXPECT_NE(found->statistics.magnitudes(), nullptr);
+  EXPECT_EQ(budget->reserved(), kBytes + found->statistics.bytes());
 }
 
 TEST_F(WeightCacheTest, SeveralThreadsMayUseItAtOnce) {
@@ -192,10 +263,11 @@ TEST_F(WeightCacheTest, SeveralThreadsMayUseItAtOnce) {
     threads.emplace_back([this, t] {
       for (int i = 0; i < 200; ++i) {
         const auto value = static_cast<char>('a' + (i + t) % 7);
+        const std::string fingerprint(1, value);
         if (auto memory = budget_->TryReserve(kWeightBytes)) {
-          cache_->Keep("t", HeaderOf(std::string("print ") + value), Filled(value),
-                       *std::move(memory), false);
+          cache_->Keep("t", HeaderOf(fingerprint), Filled(value), *std::move(memory));
         }
+        if (i % 3 == 0) MayHave("t", fingerprint);
         const auto found = cache_->Find("t", DigestOf(value));
         if (found != nullptr) {
           EXPECT_EQ(found->bytes.data()[0], value);
@@ -205,10 +277,9 @@ TEST_F(WeightCacheTest, SeveralThreadsMayUseItAtOnce) {
     });
   }
   for (std::thread& thread : threads) thread.join();
-  Settle();
   cache_->Reclaim(budget_->limit());
   EXPECT_EQ(cache_->bytes(), 0);
-  EXPECT_EQ(budget_->reserved(), 0);
+  EXPECT_TRUE(Eventually([&] { return budget_->reserved() == 0; }));
 }
 
 }  // namespace
