@@ -8,6 +8,7 @@ import torch
 
 import formulas
 import nni_compression as nc
+import peers
 from harness import Benchmark, Goal, Line, seconds
 
 TRIALS = 100
@@ -26,7 +27,7 @@ def run(client: nc.Client) -> list[Benchmark]:
         for weight in weights.values():
             formulas.nni_mask(weight, sparsity)
 
-    def trial(number: int) -> None:
+    def trial(client: nc.Client, number: int) -> None:
         rule = {"sparsity": (number + 0.5) / TRIALS}
         with client.bind_model("level", [rule], layers=layers, framework="pytorch") as session:
             for mask in session.calc_mask(arrays).values():
@@ -35,29 +36,32 @@ def run(client: nc.Client) -> list[Benchmark]:
     # What the formula takes depends on the sparsity; these stand for all.
     alone = [seconds(lambda s=s: local(s)) for s in (0.2, 0.5, 0.8)]
     before = client.stats.bytes_sent
-    times = [seconds(lambda n=n: trial(n)) for n in range(TRIALS)]
+    times = [seconds(lambda n=n: trial(client, n)) for n in range(TRIALS)]
     sent = (client.stats.bytes_sent - before) / size
-    share = sum(times) / (statistics.mean(alone) * TRIALS)
-    lines = [
-        Line("NNI's formula (topk), one run", "ms", [t * 1e3 for t in alone]),
-        Line("service, one trial", "ms", [t * 1e3 for t in times]),
-        Line("service, all trials", "s", [sum(times)]),
-    ]
+    with peers.shared_memory_client() as near:
+        shared = [seconds(lambda n=n: trial(near, n)) for n in range(TRIALS)]
+
+    def share(times: list[float]) -> float:
+        return 100 * sum(times) / (statistics.mean(alone) * TRIALS)
+
+    def goal(name: str, measured: float) -> Goal:
+        return Goal("P6", name, 2, [measured], at_least=False, unit="%")
+
     return [
         Benchmark(
             f"{TRIALS} trials of a model with 100 million weights, one after another",
-            lines,
+            [
+                Line("NNI's formula (topk), one run", "ms", [t * 1e3 for t in alone]),
+                Line("service, one trial", "ms", [t * 1e3 for t in times]),
+                Line("service, all trials", "s", [sum(times)]),
+                Line("shared memory, one trial", "ms", [t * 1e3 for t in shared]),
+                Line("shared memory, all trials", "s", [sum(shared)]),
+            ],
             note=f"{TRIALS} local runs are taken as {TRIALS} times the mean of {len(alone)}.",
             goals=[
                 Goal("P6", "sent by 100 trials, of the model", 1.05, [sent], at_least=False),
-                Goal(
-                    "P6",
-                    "time of 100 trials, of local runs",
-                    2,
-                    [100 * share],
-                    at_least=False,
-                    unit="%",
-                ),
+                goal("time of 100 trials, of local runs, TCP", share(times)),
+                goal("time of 100 trials, of local runs, shared", share(shared)),
             ],
         )
     ]
