@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # What docs/adding-an-algorithm.md says is enough: its file, its line and its test are put into a copy
-# of the tree, which is built and passes the new test and the contract suite.
+# of the tree, which is built and passes the new test and the contract suite; then compressionctl and
+# PyTorch use the new algorithm through the copy's server.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 copy=$PWD/build/adding-an-algorithm
@@ -29,5 +30,9 @@ grep -q 'ALGORITHM(Random)' "$copy/compression/registry.cc"
 
 export CCACHE_BASEDIR=$copy CCACHE_NOHASHDIR=1
 cmake -S "$copy" -B "$copy/build/release" -G Ninja -DCMAKE_BUILD_TYPE=Release -DNNI_COMPRESSION_WERROR=ON
-cmake --build "$copy/build/release" --target compression_test
+cmake --build "$copy/build/release" --target compression_test compression_server compressionctl
 "$copy/build/release/tests/compression/compression_test" --gtest_filter='*Random*:*/random'
+
+COMPRESSION_SERVER_BINARY=$copy/build/release/server/compression_server \
+  COMPRESSIONCTL_BINARY=$copy/build/release/client/cli/compressionctl \
+  /usr/bin/python3 tests/integration/new_algorithm_in_use.py
