@@ -22,6 +22,8 @@ using ::testing::HasSubstr;
 
 class StreamsTest : public ::testing::Test {
  protected:
+  explicit StreamsTest(server::ServerOptions options = {}) : server_(std::move(options)) {}
+
   v1::CompressionService::Stub& stub() { return server_.stub(); }
 
   std::string BindLevel(const std::map<std::string, std::vector<int64_t>>& layers) {
@@ -236,6 +238,53 @@ TEST_F(KnownWeightsTest, AWeightOutlivesTheSessionThatBroughtIt) {
   server_.Advance(absl::Hours(10));  // all leases end
   const auto reply = Refer(Named(DigestOf(Header(0, kWeight, {4}), FourFloats())));
   EXPECT_EQ(reply.answers(0).answer(), v1::TensorAnswer::ANSWER_HAVE);
+}
+
+class KnownWeightsOfTenantsTest : public StreamsTest {
+ protected:
+  KnownWeightsOfTenantsTest() : StreamsTest(Options()) {}
+
+  static server::ServerOptions Options() {
+    server::ServerOptions options;
+    options.authenticator = TenantFromMetadata();
+    return options;
+  }
+
+  // One session of the tenant. With a payload the weight is sent with its digest, otherwise it is
+  // only referred to.
+  v1::TensorAnswer::Answer AnswerTo(const std::string& tenant, bool with_payload) {
+    grpc::ClientContext context;
+    context.AddMetadata("tenant", tenant);
+    v1::BindModelResponse bound;
+    EXPECT_TRUE(stub()
+                    .BindModel(&context,
+                               BindRequest("level", {{"sparsity", 0.5}}, {{kWeight, {4}}}), &bound)
+                    .ok());
+    v1::TensorHeader header = Header(0, kWeight, {4});
+    header.set_digest(DigestOf(header, FourFloats()));
+
+    Stream<v1::CalcMaskRequest, v1::CalcMaskResponse> stream([&](grpc::ClientContext* call) {
+      call->AddMetadata("tenant", tenant);
+      return stub().CalcMask(call);
+    });
+    MaskMessage message = MaskMessage().Open(bound.session_id());
+    stream.Send(with_payload ? message.Tensor(header, FourFloats())
+                             : message.Add(header).Commit(0, 16));
+    stream.HalfClose();
+    const auto reply = stream.ReadAll();
+    EXPECT_TRUE(stream.Finish().ok());
+    EXPECT_EQ(reply.answers_size(), 1);
+    return reply.answers_size() == 1 ? reply.answers(0).answer()
+                                     : v1::TensorAnswer::ANSWER_UNSPECIFIED;
+  }
+};
+
+TEST_F(KnownWeightsOfTenantsTest, ATenantCannotTellWhatAnotherOneHasSent) {
+  EXPECT_EQ(AnswerTo("first", /*with_payload=*/true), v1::TensorAnswer::ANSWER_SEND);
+  EXPECT_EQ(AnswerTo("first", /*with_payload=*/false), v1::TensorAnswer::ANSWER_HAVE);
+  EXPECT_EQ(AnswerTo("second", /*with_payload=*/false), v1::TensorAnswer::ANSWER_SEND);
+  EXPECT_EQ(AnswerTo("second", /*with_payload=*/true), v1::TensorAnswer::ANSWER_SEND);
+  EXPECT_EQ(AnswerTo("second", /*with_payload=*/false), v1::TensorAnswer::ANSWER_HAVE);
 }
 
 TEST_F(KnownWeightsTest, TheKeptWeightsShapeHasToFitTheLayer) {
