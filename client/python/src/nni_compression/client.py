@@ -18,6 +18,7 @@ from ._config import text, to_struct
 from ._keep_alive import KeepAlive
 from ._shared_memory import SharedMemory, socket_path
 from ._transport import HEALTH, SERVICE, Transport, mint_route
+from ._trial import end_with_parent, trial_labels
 from ._wire import compression_pb2 as pb
 from .errors import CompressionError, InvalidArgumentError, NotFoundError
 from .masks import Mask
@@ -124,7 +125,8 @@ class Client:
             layers: the model's, compressible or not.
             framework: "pytorch", "tensorflow", "keras" or "generic": what "default" means in
                 op_types.
-            labels: for listing, logs and metrics; never for access.
+            labels: for listing, logs and metrics; never for access. Inside an NNI trial those of
+                `nni_compression.nni.trial_labels` are there without being given.
             masks: layer name -> `Mask` or boolean array (True = kept) to start with, as a pruned
                 checkpoint that is trained on.
             lease: seconds without a call after which the server may end the session; the server
@@ -142,6 +144,7 @@ class Client:
         [('conv1', True, {'sparsity': 0.8}), ('relu1', False, {})]
         """
         inline, uploaded = _split_masks(masks or {})
+        labels = {**trial_labels(), **(labels or {})}
         request = _bind_request(algorithm, config_list, layers, framework, labels, lease, inline)
         try:
             request.epoch, request.step = epoch, step
@@ -152,6 +155,7 @@ class Client:
         session = self._session(
             reply.session_id, route, reply.plan, seconds(reply.lease), reply.stale_layers
         )
+        end_with_parent(session)
         if uploaded:
             try:
                 session.set_mask(uploaded, timeout=timeout)

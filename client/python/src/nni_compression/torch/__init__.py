@@ -9,6 +9,7 @@ Train as before. Every forward pass sees the compressed weights; the dense ones 
 parameters. `pruner.unwrap()` gives the plain model back with the zeros written in.
 """
 
+from .binding import layers
 from .compressor import Compressor
 from .modules import unwrap
 from .pruners import AGPPruner, LevelPruner, Pruner
@@ -29,5 +30,6 @@ __all__ = [
     "QATQuantizer",
     "QAT_Quantizer",
     "Quantizer",
+    "layers",
     "unwrap",
 ]

@@ -124,6 +124,15 @@ def find_weights(model: nn.Module) -> list[TrackedWeight]:
     return list(found.values())
 
 
+def layers(model: nn.Module) -> list[Layer]:
+    """The model's layers as a session is told of them: for search spaces, or to see their names.
+
+    >>> layers(torch.nn.Sequential(torch.nn.Linear(2, 5)))[0].op_type
+    'Linear'
+    """
+    return [weight.layer() for weight in find_weights(model)]
+
+
 def _add_name(weight: TrackedWeight, name: str, module: nn.Module) -> None:
     weight.aliases.append(name)
     if all(module is not known for known in weight.modules):

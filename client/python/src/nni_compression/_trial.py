@@ -1,0 +1,112 @@
+"""What a process that NNI runs as a trial owes its sessions: labels, and an end with its shell."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import sys
+import threading
+import time
+import weakref
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Optional
+
+if TYPE_CHECKING:
+    from .session import Session
+
+# Label -> the variable in which NNI tells a trial.
+_VARIABLES = {
+    "nni_experiment": "NNI_EXP_ID",
+    "nni_trial": "NNI_TRIAL_JOB_ID",
+    "nni_sequence": "NNI_TRIAL_SEQ_ID",
+}
+_LOOK_EVERY = 0.5  # seconds
+_CLOSE_TIMEOUT = 5.0
+_GRACE = 10.0  # seconds from SIGTERM to the end
+
+
+def trial_labels(environment: Optional[Mapping[str, str]] = None) -> dict[str, str]:
+    """The labels of an NNI trial's sessions: `nni_experiment`, `nni_trial`, `nni_sequence`.
+
+    Sessions that are bound inside a trial have them without being told.
+
+    Args:
+        environment: where to look; by default this process's.
+
+    Returns none outside a trial.
+
+    >>> trial_labels({"NNI_EXP_ID": "x7", "NNI_TRIAL_JOB_ID": "Kd3", "NNI_TRIAL_SEQ_ID": "0"})
+    {'nni_experiment': 'x7', 'nni_trial': 'Kd3', 'nni_sequence': '0'}
+    """
+    values = os.environ if environment is None else environment
+    if not values.get("NNI_TRIAL_JOB_ID"):
+        return {}
+    return {label: values[name] for label, name in _VARIABLES.items() if values.get(name)}
+
+
+class ParentWatch:
+    """Ends this process, and its sessions, when the process that started it is gone.
+
+    NNI stops a trial by a SIGINT to the trial's shell and, five seconds later, a SIGKILL to that
+    shell alone: the trainer would go on for nobody. A thread looks at the parent twice a second.
+    When another one has taken its place, the sessions are closed and SIGTERM is raised, so that
+    handlers run; ten seconds later the process ends whatever they do.
+
+    Sessions are referred to weakly. A forked child has its own parent, and no watch before it binds
+    a session itself. Any thread may call.
+    """
+
+    def __init__(self) -> None:
+        self._lock: threading.Lock
+        self._pid: Optional[int]
+        self._sessions: weakref.WeakSet[Session]
+        self._reset()
+
+    def add(self, session: Session) -> None:
+        """Closes this session too when the parent is gone."""
+        if self._pid not in (None, os.getpid()):  # forked, perhaps with the lock held
+            self._reset()
+        with self._lock:
+            self._sessions.add(session)
+            if self._pid is None:
+                self._pid = os.getpid()
+                threading.Thread(
+                    target=self._run,
+                    args=(os.getppid(),),
+                    name="nni-compression-parent-watch",
+                    daemon=True,
+                ).start()
+
+    def _reset(self) -> None:
+        self._lock = threading.Lock()
+        self._pid = None  # of the process whose parent is watched
+        self._sessions = weakref.WeakSet()
+
+    def _run(self, parent: int) -> None:
+        while os.getppid() == parent:
+            time.sleep(_LOOK_EVERY)
+        with contextlib.suppress(OSError, ValueError):  # standard error may be gone with the parent
+            print(
+                f"nni_compression: process {parent}, which started this trial, is gone; "
+                "closing its sessions and ending",
+                file=sys.stderr,
+                flush=True,
+            )
+        with self._lock:
+            sessions = list(self._sessions)
+        for session in sessions:
+            with contextlib.suppress(Exception):
+                session.close(timeout=_CLOSE_TIMEOUT)
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(_GRACE)
+        os._exit(1)
+
+
+_watch = ParentWatch()
+
+
+def end_with_parent(session: Session) -> None:
+    """Inside an NNI trial: closes the session and ends the process once NNI's shell is gone."""
+    if trial_labels():
+        _watch.add(session)
