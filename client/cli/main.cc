@@ -83,10 +83,8 @@ int Algorithms(const Client& client) {
   return Print(AlgorithmsText(*response), ToJson(*response));
 }
 
-int Sessions(const Client& client) {
-  const auto labels = Labels();
-  if (!labels.ok()) return BadUsage(std::string(labels.status().message()));
-  const auto sessions = client.ListSessions(*labels);
+int Sessions(const Client& client, const std::map<std::string, std::string>& labels) {
+  const auto sessions = client.ListSessions(labels);
   if (!sessions.ok()) return Fail(sessions.status());
   v1::ListSessionsResponse response;
   for (const v1::Session& session : *sessions) *response.add_sessions() = session;
@@ -103,6 +101,20 @@ int Close(const Client& client, const std::string& id) {
   if (absl::Status status = client.CloseSession(id); !status.ok()) return Fail(status);
   const nlohmann::json json = {{"session_id", id}, {"status", "closed"}};
   return Print(absl::StrCat("closed ", id, "\n"), json.dump());
+}
+
+int CloseLabelled(const Client& client, const std::map<std::string, std::string>& labels) {
+  const auto sessions = client.ListSessions(labels);
+  if (!sessions.ok()) return Fail(sessions.status());
+  std::string text;
+  nlohmann::json ids = nlohmann::json::array();
+  for (const v1::Session& session : *sessions) {
+    if (absl::Status status = client.CloseSession(session.id()); !status.ok()) return Fail(status);
+    absl::StrAppend(&text, "closed ", session.id(), "\n");
+    ids.push_back(session.id());
+  }
+  if (ids.empty()) text = "no live session has these labels\n";
+  return Print(text, nlohmann::json({{"closed", ids}}).dump());
 }
 
 int RunCompress(const Client& client, const CompressJob& job) {
@@ -129,7 +141,7 @@ constexpr Command kCommands[] = {
     {"algorithms", 0, ""},
     {"sessions", 0, ""},
     {"session", 1, "a session's id"},
-    {"close", 1, "a session's id"},
+    {"close", 1, "a session's id, or --label"},
     {"prune", 1, "a .safetensors file"},
     {"quantize", 1, "a .safetensors file"},
 };
@@ -141,7 +153,8 @@ const Command* FindCommand(const std::string& name) {
   return nullptr;
 }
 
-absl::StatusOr<CompressJob> JobFromFlags(const std::string& command, const std::string& input) {
+absl::StatusOr<CompressJob> JobFromFlags(const std::string& command, const std::string& input,
+                                         std::map<std::string, std::string> labels) {
   const std::pair<const char*, std::string> required[] = {
       {"--algorithm", absl::GetFlag(FLAGS_algorithm)},
       {"--config", absl::GetFlag(FLAGS_config)},
@@ -149,8 +162,6 @@ absl::StatusOr<CompressJob> JobFromFlags(const std::string& command, const std::
   for (const auto& [flag, value] : required) {
     if (value.empty()) return absl::InvalidArgumentError(absl::StrCat(command, " needs ", flag));
   }
-  auto labels = Labels();
-  if (!labels.ok()) return labels.status();
   CompressJob job;
   job.kind = command == "prune" ? v1::ALGORITHM_KIND_PRUNER : v1::ALGORITHM_KIND_QUANTIZER;
   job.algorithm = absl::GetFlag(FLAGS_algorithm);
@@ -160,7 +171,7 @@ absl::StatusOr<CompressJob> JobFromFlags(const std::string& command, const std::
   job.format = absl::GetFlag(FLAGS_format);
   job.epoch = absl::GetFlag(FLAGS_epoch);
   job.step = absl::GetFlag(FLAGS_step);
-  job.labels = *std::move(labels);
+  job.labels = std::move(labels);
   job.progress = Json() ? nullptr : stderr;
   return job;
 }
@@ -171,15 +182,19 @@ int Run(const std::vector<std::string>& arguments) {
   if (name == "help") return Print(kUsage, nlohmann::json({{"help", kUsage}}).dump());
   const Command* command = FindCommand(name);
   if (command == nullptr) return BadUsage(absl::StrCat("there is no command ", name));
-  if (arguments.size() != command->arguments + 1) {
+  const bool close_labelled =
+      name == "close" && arguments.size() == 1 && !absl::GetFlag(FLAGS_label).empty();
+  if (arguments.size() != command->arguments + 1 && !close_labelled) {
     return BadUsage(absl::StrCat(name, " takes ",
                                  command->arguments == 0 ? "no argument" : "one argument, ",
                                  command->argument));
   }
-  const std::string argument = command->arguments == 0 ? "" : arguments[1];
+  const std::string argument = arguments.size() == 1 ? "" : arguments[1];
+  const auto labels = Labels();
+  if (!labels.ok()) return BadUsage(std::string(labels.status().message()));
   std::optional<CompressJob> job;
   if (name == "prune" || name == "quantize") {
-    auto from_flags = JobFromFlags(name, argument);
+    auto from_flags = JobFromFlags(name, argument, *labels);
     if (!from_flags.ok()) return BadUsage(std::string(from_flags.status().message()));
     job = *std::move(from_flags);
   }
@@ -191,9 +206,9 @@ int Run(const std::vector<std::string>& arguments) {
   if (job) return RunCompress(*client, *job);
   if (name == "health") return Health(*client);
   if (name == "algorithms") return Algorithms(*client);
-  if (name == "sessions") return Sessions(*client);
+  if (name == "sessions") return Sessions(*client, *labels);
   if (name == "session") return OneSession(*client, argument);
-  return Close(*client, argument);
+  return close_labelled ? CloseLabelled(*client, *labels) : Close(*client, argument);
 }
 
 // Help is no error, and it comes before all else that the line may say.

@@ -2,6 +2,7 @@
 
 #include <google/protobuf/util/json_util.h>
 
+#include <algorithm>
 #include <map>
 #include <nlohmann/json.hpp>
 
@@ -9,6 +10,7 @@
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_join.h"
 #include "absl/strings/strip.h"
+#include "absl/time/clock.h"
 #include "client/cli/format.h"
 
 namespace nni_compression::cli {
@@ -27,6 +29,13 @@ std::string Labels(const v1::Session& session) {
 std::string Lease(const v1::Session& session) {
   if (!session.has_lease()) return "-";
   return FormatSeconds(absl::Seconds(session.lease().seconds()));
+}
+
+// Since the session's last call, by this machine's clock.
+std::string Idle(const v1::Session& session) {
+  const absl::Duration idle =
+      absl::Now() - absl::FromUnixSeconds(session.last_call_time().seconds());
+  return FormatSeconds(std::max(idle, absl::ZeroDuration()));
 }
 
 std::string Share(bool has, double share) { return has ? FormatShare(share) : "-"; }
@@ -81,15 +90,15 @@ std::string AlgorithmsText(const v1::ListAlgorithmsResponse& response) {
 }
 
 std::string SessionsText(const std::vector<v1::Session>& sessions) {
-  Table table({"SESSION", "ALGORITHM", "FRAMEWORK", "EPOCH", "STEP", "LAYERS", "SPARSITY", "MEMORY",
-               "LEASE", "LABELS"});
+  Table table({"SESSION", "STATE", "ALGORITHM", "FRAMEWORK", "EPOCH", "STEP", "LAYERS", "SPARSITY",
+               "MEMORY", "IDLE", "LEASE", "LABELS"});
   for (const v1::Session& session : sessions) {
-    table.Add({session.id(), session.algorithm(), session.framework(),
+    table.Add({session.id(), StateName(session.state()), session.algorithm(), session.framework(),
                absl::StrCat(session.epoch()), absl::StrCat(session.step()),
                absl::StrCat(session.compressed_layer_count(), "/", session.layer_count()),
                Share(session.has_achieved_sparsity(), session.achieved_sparsity()),
-               FormatBytes(static_cast<int64_t>(session.state_bytes())), Lease(session),
-               Labels(session)});
+               FormatBytes(static_cast<int64_t>(session.state_bytes())), Idle(session),
+               Lease(session), Labels(session)});
   }
   return table.ToString();
 }

@@ -14,6 +14,7 @@ usage: compressionctl [--server=HOST:PORT] [--json] COMMAND
   sessions [--label=K=V,...] the live sessions
   session ID                 one session, layer by layer
   close ID                   ends a session
+  close --label=K=V,...      ends all sessions that have these labels
   prune --algorithm=NAME --config=FILE.json MODEL.safetensors -o DIR
   quantize --algorithm=NAME --config=FILE.json MODEL.safetensors -o DIR
                              compresses a checkpoint into DIR
@@ -30,7 +31,8 @@ tensor wins. DIR gets model.safetensors, with all other tensors as they were.
                       masks: masks.safetensors and masks.packed.safetensors
   --epoch=N           epoch of a gradual pruner (default: where its rules end)
   --step=N            step of a quantizer (default: where quantization begins)
-  --label=K=V,...     labels of the session
+  --label=K=V,...     labels of the session. Those of an NNI experiment's trials
+                      have nni_experiment, nni_trial and nni_sequence
 
   --server=HOST:PORT  default: $NNI_COMPRESSION_SERVER, else 127.0.0.1:50051
   --connect_timeout=DURATION

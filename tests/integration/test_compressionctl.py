@@ -352,10 +352,36 @@ def test_sessions_are_listed_shown_and_closed():
     assert json.loads(missing.stderr)["error"]["code"] == "NOT_FOUND"
 
 
+def test_an_experiments_sessions_are_listed_and_ended_together():
+    import nni_compression as nc
+
+    client = nc.Client()
+    layers = [nc.Layer(name="fc", op_type="Linear", shape=(10, 10))]
+    sessions = [
+        client.bind_model("level", LEVEL, layers, labels={"nni_experiment": e, "nni_trial": t})
+        for e, t in (("x", "a"), ("x", "b"), ("y", "a"))
+    ]
+    head, *lines = ctl("sessions", "--label=nni_experiment=x").stdout.splitlines()
+    assert {"STATE", "EPOCH", "SPARSITY", "MEMORY", "IDLE"} <= set(head.split())
+    assert len(lines) == 2
+    assert all("active" in line for line in lines)
+    assert "closed" in ctl("close", "--label=nni_experiment=x,nni_trial=b").stdout
+    assert run_json("close", "--label=nni_experiment=x")["closed"] == [sessions[0].id]
+    assert run_json("close", "--label=nni_experiment=x")["closed"] == []
+    assert "no live session" in ctl("close", "--label=nni_experiment=x").stdout
+    for gone in sessions[:2]:
+        with pytest.raises(nc.NotFoundError):
+            gone.update_epoch(1)
+    assert sessions[2].info().state == "active"
+    sessions[2].close()
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
         ([], "there is no command"),
+        (["close"], "one argument, a session's id, or --label"),
+        (["close", "--label=x"], "it must be KEY=VALUE"),
         (["prun"], "there is no command prun"),
         (["session"], "takes one argument"),
         (["health", "x"], "takes no argument"),

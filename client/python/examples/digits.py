@@ -21,7 +21,7 @@ import dataclasses
 import random
 import sys
 import time
-from typing import Any, Optional
+from typing import Any, Callable, Optional
 
 import numpy as np
 import torch
@@ -84,7 +84,12 @@ def load_data() -> tuple[Data, Data]:
 
 
 def train(
-    model: nn.Module, data: Data, epochs: int, compressor: Optional[Any] = None, rate: float = 2e-3
+    model: nn.Module,
+    data: Data,
+    epochs: int,
+    compressor: Optional[Any] = None,
+    rate: float = 2e-3,
+    after_epoch: Optional[Callable[[int], None]] = None,
 ) -> float:
     """Trains the model; returns the seconds it took."""
     images, labels = data
@@ -101,6 +106,8 @@ def train(
             optimizer.step()
             if compressor is not None:
                 compressor.step()
+        if after_epoch is not None:
+            after_epoch(epoch)
     return time.perf_counter() - begin
 
 

@@ -1,0 +1,138 @@
+"""An NNI experiment that searches how far each layer of the digits network can be compressed.
+
+    python3 search.py prune --server 127.0.0.1:50051
+    python3 search.py quantize --trials 20 --concurrency 2
+    python3 search.py prune --yaml prune.yml && nnictl create --config prune.yml
+
+A TPE tuner draws an algorithm and, for each layer, a sparsity or a number of bits; every trial
+trains the network on with it, through one compression server. At the end there are a table of all
+trials, the best configuration, and a picture of accuracy against size. Needs NNI 3.0, PyTorch,
+scikit-learn and matplotlib.
+"""
+
+import argparse
+import os
+import shlex
+import socket
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import nni
+import yaml
+from nni.experiment import Experiment
+
+import nni_compression as nc
+from nni_compression.nni import pruning_space, quantization_space
+from nni_compression.torch import layers
+
+HERE = Path(__file__).resolve().parent
+sys.path[:0] = [str(HERE), str(HERE.parent)]
+
+import digits  # noqa: E402
+import outcome  # noqa: E402
+import trial  # noqa: E402
+
+SPACES = {
+    "prune": lambda found: pruning_space(found, sparsity=(0.5, 0.98)),
+    "quantize": quantization_space,
+}
+LOOK_EVERY = 1.0  # seconds
+
+
+def make_experiment(arguments: argparse.Namespace) -> Experiment:
+    """The experiment, not started yet."""
+    arguments.out.mkdir(parents=True, exist_ok=True)
+    weights = arguments.out.resolve() / "baseline.pth"
+    experiment = Experiment("local")
+    config = experiment.config
+    config.experiment_name = f"digits-{arguments.what}"
+    config.search_space = SPACES[arguments.what](layers(trial.baseline(weights)))
+    config.trial_command = (
+        f"{nc.client.SERVER_VARIABLE}={shlex.quote(arguments.server)} "
+        f"{shlex.quote(sys.executable)} trial.py --baseline {shlex.quote(str(weights))}"
+    )
+    config.trial_code_directory = str(HERE)
+    config.trial_concurrency = arguments.concurrency
+    config.max_trial_number = arguments.trials
+    config.tuner.name = "TPE"
+    config.tuner.class_args = {"optimize_mode": "maximize", "seed": digits.SEED}
+    config.experiment_working_directory = str(arguments.out.resolve() / "experiments")
+    return experiment
+
+
+def free_port() -> int:
+    """A port for NNI's own web page: NNI takes no 0."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def watch(experiment: Experiment, count: int) -> list[Any]:
+    """Prints a line for each trial that ends; returns all trials' jobs when the search is over."""
+    seen: set[str] = set()
+    while True:
+        status = experiment.get_status()
+        jobs = experiment.list_trial_jobs()
+        for job in jobs:
+            if job.status not in ("WAITING", "RUNNING", "UNKNOWN") and job.trialJobId not in seen:
+                seen.add(job.trialJobId)
+                print(f"[{len(seen):>2}/{count}] {described(job)}", flush=True)
+        if status in ("DONE", "STOPPED", "ERROR"):
+            return jobs
+        time.sleep(LOOK_EVERY)
+
+
+def described(job: Any) -> str:
+    """One trial that has ended."""
+    if job.status == "SUCCEEDED" and job.finalMetricData:
+        return finished(job).line()
+    return f"trial {job.trialJobId} {job.status.lower()}"
+
+
+def finished(job: Any) -> outcome.Trial:
+    """A job with a result."""
+    return outcome.Trial(
+        job.trialJobId, job.hyperParameters[0].parameters, job.finalMetricData[0].data
+    )
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n", maxsplit=1)[0])
+    parser.add_argument("what", choices=sorted(SPACES))
+    parser.add_argument("--server", default=nc.server_address(), help="default %(default)s")
+    parser.add_argument("--trials", type=int, default=20)
+    parser.add_argument("--concurrency", type=int, default=2, help="trials at a time")
+    parser.add_argument("--yaml", type=Path, help="write the configuration for nnictl, and end")
+    parser.add_argument("--port", type=int, help="of NNI's web page; default a free one")
+    parser.add_argument("--out", type=Path, default=Path("auto_compression_results"))
+    arguments = parser.parse_args()
+
+    with nc.Client(arguments.server) as client:
+        print(f"server {client.server}: {client.health()}")
+    nni.silence_stdout()
+    experiment = make_experiment(arguments)
+    if arguments.yaml is not None:
+        arguments.yaml.write_text(yaml.safe_dump(experiment.config.json(), sort_keys=False))
+        return 0
+    port = arguments.port or free_port()
+    experiment.start(port)
+    print(f"experiment {experiment.id}, {arguments.trials} trials: http://127.0.0.1:{port}")
+    try:
+        jobs = watch(experiment, arguments.trials)
+    finally:
+        experiment.stop()
+    trials = [finished(job) for job in jobs if job.finalMetricData]
+    if not trials:
+        sys.exit("no trial has a result")
+    outcome.show(trials, arguments.out / f"{arguments.what}.png")
+    return 0 if len(trials) == arguments.trials else 1
+
+
+if __name__ == "__main__":
+    os.environ.setdefault("NNI_LOG_LEVEL", "warning")
+    try:
+        sys.exit(main())
+    except nc.UnavailableError as error:
+        sys.exit(f"no compression server: {error}")
