@@ -57,6 +57,13 @@ make_venv() {
   printf '%s' "$key" >"$folder/key"
 }
 
+# NNI 3.0 with the versions that it still works with, and what the examples of searches need.
+nni_venv() {
+  local packages=('nni==3.0' 'typeguard>=3,<4.1.3' 'filelock<3.12' 'setuptools<70' 'numpy<2'
+    optuna matplotlib)
+  make_venv build/venv-nni "${packages[*]}" quietly pip-nni pip install "${packages[@]}"
+}
+
 # start_server FOLDER [FLAG...]: starts a server on a free port with its log in FOLDER; sets
 # `server_pid` and exports its address.
 start_server() {

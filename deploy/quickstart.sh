@@ -2,10 +2,21 @@
 # From a fresh Debian 12 machine to a finished compression job: installs what is missing, builds
 # the server, starts it on a free port, and lets a PyTorch trainer prune and quantize a small
 # network on real images through it. Safe and quick to run again.
+#
+#   deploy/quickstart.sh          prunes and quantizes, each once
+#   deploy/quickstart.sh --nni    an NNI experiment of 20 trials searches each layer's sparsity
+#
+# What follows is passed on to the example.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 # shellcheck source=deploy/common.sh
 source deploy/common.sh
+
+example=digits
+case ${1:-} in
+  --nni) example=nni && shift ;;
+  -h | --help) sed -n '2,9s/^# \{0,1\}//p' "$0" && exit ;;
+esac
 
 deploy/install-dependencies.sh --build
 build_release compression_server compressionctl
@@ -16,13 +27,22 @@ install_client() {
   cp -r client/python build/client-python
   pip install --no-deps --no-index --no-build-isolation build/client-python
 }
-sources=$(find client/python -type f ! -path '*/__pycache__/*' | sort | xargs -d '\n' sha256sum | sha256sum)
-make_venv build/venv "$sources" quietly pip install_client
 
 folder=$(mktemp -d)
 trap 'stop_server || true; rm -rf "$folder"' EXIT
 start_server "$folder"
 say "server at $NNI_COMPRESSION_SERVER"
 
-env -u PYTHONPATH build/venv/bin/python client/python/examples/digits.py "$@"
+case $example in
+  digits)
+    sources=$(find client/python -type f ! -path '*/__pycache__/*' | sort | xargs -d '\n' sha256sum | sha256sum)
+    make_venv build/venv "$sources" quietly pip install_client
+    env -u PYTHONPATH build/venv/bin/python client/python/examples/digits.py "$@"
+    ;;
+  nni)
+    nni_venv
+    PYTHONPATH=$PWD/client/python/src build/venv-nni/bin/python \
+      client/python/examples/auto_compression/search.py prune --out build/auto_compression "$@"
+    ;;
+esac
 stop_server

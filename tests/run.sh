@@ -2,7 +2,7 @@
 # Installs what is missing, builds, and runs the tests. The last line has the totals.
 #
 #   tests/run.sh                 everything but the sanitizers
-#   tests/run.sh PART...         cpp, python, python-newest, integration, scripts, asan, tsan
+#   tests/run.sh PART...         cpp, python, python-newest, nni, integration, scripts, asan, tsan
 #   tests/run.sh NAME...         the tests whose name contains NAME, in C++ and Python
 #   tests/run.sh --sanitizers    the C++ tests under ASan+UBSan, and under TSan what is not gRPC
 set -euo pipefail
@@ -65,7 +65,7 @@ build_all() {
 
 cpp() { build_all; cpp_part cpp $build "${1:-*}"; }
 python() { build_all; pytest_part python $python tests/client/python "$@"; }
-integration() { build_all; pytest_part integration $python tests/integration "$@"; }
+integration() { build_all; pytest_part integration $python tests/integration --ignore=tests/integration/nni "$@"; }
 
 # The client must work with the newest gRPC and Protocol Buffers too. The environment is kept, and
 # made anew once a month.
@@ -76,6 +76,13 @@ python-newest() {
   say "python-newest: $(build/venv-newest/bin/python -c \
     'import google.protobuf, grpc; print("grpcio", grpc.__version__, "protobuf", google.protobuf.__version__)')"
   pytest_part python-newest build/venv-newest/bin/python tests/client/python "$@"
+}
+
+# Real experiments.
+nni() {
+  build_all
+  nni_venv
+  pytest_part nni build/venv-nni/bin/python tests/integration/nni "$@"
 }
 
 # Each script is a test: status 0 passes, 77 is skipped, anything else fails.
@@ -118,13 +125,13 @@ tsan() {
 }
 
 main() {
-  local all=(cpp python python-newest integration scripts) parts=() names=() argument
+  local all=(cpp python python-newest nni integration scripts) parts=() names=() argument
   for argument in "$@"; do
     case $argument in
       --sanitizers) parts+=(asan tsan) ;;
       -h | --help) sed -n '2,7s/^# \{0,1\}//p' "$0"; exit 0 ;;
       -*) say "unknown option $argument" >&2; exit 2 ;;
-      cpp | python | python-newest | integration | scripts | asan | tsan) parts+=("$argument") ;;
+      cpp | python | python-newest | nni | integration | scripts | asan | tsan) parts+=("$argument") ;;
       *) names+=("$argument") ;;
     esac
   done

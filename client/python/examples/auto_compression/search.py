@@ -16,12 +16,13 @@ import shlex
 import socket
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import nni
 import yaml
-from nni.experiment import Experiment
+from nni.experiment import CustomAlgorithmConfig, Experiment
 
 import nni_compression as nc
 from nni_compression.nni import pruning_space, quantization_space
@@ -56,8 +57,11 @@ def make_experiment(arguments: argparse.Namespace) -> Experiment:
     config.trial_code_directory = str(HERE)
     config.trial_concurrency = arguments.concurrency
     config.max_trial_number = arguments.trials
-    config.tuner.name = "TPE"
-    config.tuner.class_args = {"optimize_mode": "maximize", "seed": digits.SEED}
+    config.tuner = CustomAlgorithmConfig(
+        class_name="tuner.SteadyTpeTuner",
+        code_directory=str(HERE),
+        class_args={"optimize_mode": "maximize", "seed": digits.SEED},
+    )
     config.experiment_working_directory = str(arguments.out.resolve() / "experiments")
     return experiment
 
@@ -69,33 +73,36 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-def watch(experiment: Experiment, count: int) -> list[Any]:
-    """Prints a line for each trial that ends; returns all trials' jobs when the search is over."""
+def watch(experiment: Experiment, count: int) -> list[outcome.Trial]:
+    """Prints a line for each trial that ends; returns those with a result when all have ended."""
     seen: set[str] = set()
     while True:
         status = experiment.get_status()
         jobs = experiment.list_trial_jobs()
+        trials = finished(jobs)
         for job in jobs:
-            if job.status not in ("WAITING", "RUNNING", "UNKNOWN") and job.trialJobId not in seen:
-                seen.add(job.trialJobId)
-                print(f"[{len(seen):>2}/{count}] {described(job)}", flush=True)
+            name = job.trialJobId
+            if job.status not in ("WAITING", "RUNNING", "UNKNOWN") and name not in seen:
+                seen.add(name)
+                line = trials[name].line() if name in trials else f"{name} {job.status.lower()}"
+                print(f"[{len(seen):>2}/{count}] {line}", flush=True)
         if status in ("DONE", "STOPPED", "ERROR"):
-            return jobs
+            return list(trials.values())
         time.sleep(LOOK_EVERY)
 
 
-def described(job: Any) -> str:
-    """One trial that has ended."""
-    if job.status == "SUCCEEDED" and job.finalMetricData:
-        return finished(job).line()
-    return f"trial {job.trialJobId} {job.status.lower()}"
+def finished(jobs: Sequence[Any]) -> dict[str, outcome.Trial]:
+    """The trials with a result, by name.
 
-
-def finished(job: Any) -> outcome.Trial:
-    """A job with a result."""
-    return outcome.Trial(
-        job.trialJobId, job.hyperParameters[0].parameters, job.finalMetricData[0].data
-    )
+    Trials ask for their parameters when they have started, in any order; a job lists those that
+    were meant for it, and its result has the number of those that it got.
+    """
+    drawn = {p.parameter_id: p.parameters for job in jobs for p in job.hyperParameters}
+    results = {job.trialJobId: job.finalMetricData[0] for job in jobs if job.finalMetricData}
+    return {
+        name: outcome.Trial(name, drawn[int(result.parameterId)], result.data)
+        for name, result in results.items()
+    }
 
 
 def main() -> int:
@@ -120,10 +127,9 @@ def main() -> int:
     experiment.start(port)
     print(f"experiment {experiment.id}, {arguments.trials} trials: http://127.0.0.1:{port}")
     try:
-        jobs = watch(experiment, arguments.trials)
+        trials = watch(experiment, arguments.trials)
     finally:
         experiment.stop()
-    trials = [finished(job) for job in jobs if job.finalMetricData]
     if not trials:
         sys.exit("no trial has a result")
     outcome.show(trials, arguments.out / f"{arguments.what}.png")

@@ -1,0 +1,17 @@
+"""A trial that binds a session and trains until somebody stops it."""
+
+import os
+import threading
+
+from killed_trial import LAYER
+
+import nni
+import nni_compression as nc
+from nni_compression.nni import pruning_choice
+
+if __name__ == "__main__":
+    options = {"agp": {"end_epoch": 10}}
+    choice = pruning_choice(nni.get_next_parameter(), options=options)
+    client = nc.Client()
+    with client.bind_model(*choice, [LAYER], labels={"pid": str(os.getpid())}):
+        threading.Event().wait()
