@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import warnings
 import weakref
 from collections.abc import Iterator, Mapping, Sequence
@@ -10,11 +11,12 @@ from typing import Any, Callable, Optional
 import torch
 from torch import nn
 
-from ..adapter import ON_WEIGHT_CHANGE, Tracker, split_results
+from .. import binding
 from ..masks import Mask
 from ..plan import Layer
+from ..quantization import QuantizedTensor
 from . import modules
-from .rounding import Parameters, parameters_of, weight_range
+from .rounding import parameters_of, weight_range
 from .transfer import DTYPES, from_host, to_host
 
 ROOT = "."  # the name of a model that is itself a layer
@@ -27,7 +29,7 @@ class TrackedWeight:
         self.name = name
         self.modules = [module]
         self.aliases: list[str] = []
-        self.binding: Optional[Binding] = None
+        self.binding: Optional[_TorchBinding] = None
         self.bound_dtype = self.dense.dtype
         self._seen: Optional[torch.Tensor] = None
 
@@ -139,33 +141,12 @@ def _add_name(weight: TrackedWeight, name: str, module: nn.Module) -> None:
         weight.modules.append(module)
 
 
-class Binding:
-    """Keeps the compressed weights of a model in step with a session.
-
-    Subclasses say how to ask and what to do with answers. Any thread may read weights; the service
-    is asked by one at a time.
-
-    Args:
-        tracker: of the session.
-        weights: every weight that was bound; only those that the plan compresses are touched.
-    """
+class _TorchBinding(binding.Binding[TrackedWeight]):
+    """What both kinds of binding do with the modules of a model."""
 
     role = ""  # which slot of WeightState is this binding's: "pruner" or "quantizer"
 
-    def __init__(self, tracker: Tracker, weights: Sequence[TrackedWeight]) -> None:
-        self.tracker = tracker
-        self.weights = {w.name: w for w in weights if w.name in tracker.status}
-        self._tokens: Mapping[str, Callable[[], Any]] = {
-            name: weight.token for name, weight in self.weights.items()
-        }
-        self.rebind: Optional[Callable[[], None]] = None
-
     def install(self) -> None:
-        """Makes the modules read through this binding.
-
-        Raises RuntimeError, before anything is changed, when another pruner (or quantizer) has one
-        of the weights already.
-        """
         for weight in self.weights.values():
             state = modules.state_of(weight.modules[0])
             if state is not None and getattr(state, self.role) is not None:
@@ -177,48 +158,25 @@ class Binding:
             state = modules.state_of(weight.modules[0]) or modules.WeightState()
             for module in weight.modules:
                 modules.install(module, state)
-            self._reset(weight, state)
+            self._reset(state)
             setattr(state, self.role, weight)
 
-    def _reset(self, weight: TrackedWeight, state: modules.WeightState) -> None:
+    def _reset(self, state: modules.WeightState) -> None:
         """Drops what a copy of a compressed model still has of its original's session."""
         raise NotImplementedError
 
-    def ensure_fresh(self, weight: TrackedWeight) -> None:
-        """Asks for all layers that need it when this one does."""
-        tracker = self.tracker
-        if tracker.owned and tracker.status[weight.name].needs(weight.token):
-            self.refresh()
-
-    def refresh(self) -> None:
-        """Asks for all layers that need it, in one stream. Errors name the layer."""
+    @contextlib.contextmanager
+    def _computing(self) -> Iterator[None]:
         # What is made inside an inference_mode() forward could never be trained with.
-        inference_off = torch.inference_mode(False)  # type: ignore[no-untyped-call]
-        with self.tracker.lock, inference_off, torch.no_grad():
-            names = self.tracker.pending(self._tokens)
-            if not names:
-                return
-            if any(not self._fits(self.weights[name]) for name in names):
-                assert self.rebind is not None
-                self.rebind()
-                return
-            self._ask([self.weights[name] for name in names])
+        with torch.inference_mode(False), torch.no_grad():  # type: ignore[no-untyped-call]
+            yield
 
     def _fits(self, weight: TrackedWeight) -> bool:
-        """Whether the bound dtype holds every value of the present one."""
         dtype = weight.dense.dtype
         return torch.promote_types(dtype, weight.bound_dtype) == weight.bound_dtype
 
-    def _ask(self, weights: Sequence[TrackedWeight]) -> None:
-        raise NotImplementedError
-
     def _hosts(self, weights: Sequence[TrackedWeight]) -> Mapping[str, Any]:
         return to_host({w.name: w.dense.detach().to(w.bound_dtype) for w in weights})
-
-    @property
-    def depends_on_weights(self) -> bool:
-        """Whether some layer has to be asked for when its weight changes."""
-        return any(s.refresh == ON_WEIGHT_CHANGE for s in self.tracker.status.values())
 
     def optimizer_stepped(self, optimizer: Any) -> None:
         """Treats the weights of an optimizer as changed: fused ones leave no trace of it."""
@@ -226,41 +184,28 @@ class Binding:
         stepped = {id(parameter) for group in groups for parameter in group["params"]}
         self.tracker.forget(n for n, w in self.weights.items() if id(w.dense) in stepped)
 
-    def detach(self) -> None:
-        """Makes no call from now on; the answers there are stay in force."""
-        self.tracker.close()
-
     def leave(self) -> None:
-        """Takes this binding out of the modules, which get another one."""
         for weight in self.weights.values():
             setattr(weight.state, self.role, None)
 
-    def unwrap(self) -> None:
-        """Writes the answers into the dense weights and takes this binding out of the modules."""
-        raise NotImplementedError
 
-
-class PrunerBinding(Binding):
-    """Masks: asked for when the session says so, whatever the weight does."""
+class PrunerBinding(_TorchBinding, binding.PrunerBinding[TrackedWeight]):
+    """Masks of a model's modules."""
 
     role = "pruner"
 
-    def _reset(self, weight: TrackedWeight, state: modules.WeightState) -> None:
+    def _reset(self, state: modules.WeightState) -> None:
         state.mask = None
 
-    def _ask(self, weights: Sequence[TrackedWeight]) -> None:
-        arrays = self._hosts(weights)
-        masks, error = split_results(lambda: self.tracker.session.calc_mask(arrays))
-        for name, mask in masks.items():
-            self.set_mask(name, mask)
-            self.tracker.answered(name, None)
-        if error is not None:
-            raise error
-
-    def set_mask(self, name: str, mask: Mask) -> None:
-        """Puts a mask in force for all modules of the weight."""
-        weight = self.weights[name]
+    def _set_mask(self, weight: TrackedWeight, mask: Mask) -> None:
         weight.state.mask = torch.from_numpy(mask.to_numpy()).to(weight.dense.device)
+
+    def packed_masks(self) -> dict[str, Mask]:
+        return {
+            name: Mask.from_numpy(weight.mask.to("cpu", torch.bool).numpy())
+            for name, weight in self.weights.items()
+            if weight.mask is not None
+        }
 
     def masks(self) -> Iterator[tuple[str, torch.Tensor]]:
         """Layer name -> bool tensor on the weight's device, True = kept."""
@@ -282,55 +227,15 @@ class PrunerBinding(Binding):
                     _uninstall(weight)
 
 
-class QuantizerBinding(Binding):
-    """Quantized weights: values that the service computed, or parameters for rounding here.
-
-    Args:
-        transfer: "weights" or "ranges".
-    """
+class QuantizerBinding(_TorchBinding, binding.QuantizerBinding[TrackedWeight]):
+    """Quantized weights of a model's modules."""
 
     role = "quantizer"
 
-    def __init__(self, tracker: Tracker, weights: Sequence[TrackedWeight], transfer: str) -> None:
-        super().__init__(tracker, weights)
-        self.transfer = transfer
-
-    def _reset(self, weight: TrackedWeight, state: modules.WeightState) -> None:
+    def _reset(self, state: modules.WeightState) -> None:
         state.parameters = state.values = None
 
-    def _ask(self, weights: Sequence[TrackedWeight]) -> None:
-        tokens = {w.name: w.token() for w in weights}
-        session = self.tracker.session
-        if self.transfer == "weights":
-            arrays = self._hosts(weights)
-            answers, error = split_results(lambda: session.quantize_weight(arrays, reply="values"))
-        else:
-            ranges = self._ranges(weights)
-            answers, error = split_results(lambda: session.quantize_range(ranges))
-        self._take(answers, tokens)
-        if error is not None:
-            raise error
-
-    def step(self, number: int) -> None:
-        """Sets the session's step; in "ranges", what changed and the plan asks for goes with it."""
-        with self.tracker.lock, torch.no_grad():
-            asked = []
-            if self.transfer == "ranges":
-                plan = self.tracker.plan
-                asked = [
-                    self.weights[name]
-                    for name in self.tracker.pending(self._tokens)
-                    if "range" in plan.layers[name].step_inputs
-                ]
-            tokens = {w.name: w.token() for w in asked}
-            ranges = self._ranges(asked)
-            answers, error = split_results(lambda: self.tracker.take_step(number, ranges))
-            self._take(answers, tokens)
-            if error is not None:
-                raise error
-
     def _ranges(self, weights: Sequence[TrackedWeight]) -> Mapping[str, Any]:
-        """Layer name -> float32 [2], or [2, C] where the plan wants a range per channel."""
         layers = self.tracker.plan.layers
         return to_host(
             {
@@ -339,21 +244,12 @@ class QuantizerBinding(Binding):
             }
         )
 
-    def _take(self, answers: Mapping[str, Any], tokens: Mapping[str, Any]) -> None:
-        for name, answer in answers.items():
-            weight = self.weights[name]
-            state = weight.state
-            state.parameters = parameters_of(answer)
-            state.values = None
-            if answer.values is not None:
-                state.values = from_host(answer.values, weight.bound_dtype, weight.dense.device)
-            self.tracker.answered(name, tokens[name], lasting=self._lasts(state.parameters))
-
-    def _lasts(self, parameters: Optional[Parameters]) -> bool:
-        """Whether the answer holds for any weight: the server says when it no longer does."""
-        if parameters is None:
-            return True
-        return self.transfer == "ranges" and not parameters.depends_on_weight
+    def _set_answer(self, weight: TrackedWeight, answer: QuantizedTensor) -> None:
+        state = weight.state
+        state.parameters = parameters_of(answer)
+        state.values = None
+        if answer.values is not None:
+            state.values = from_host(answer.values, weight.bound_dtype, weight.dense.device)
 
     def detach(self) -> None:
         # Nobody tells the values of a changed weight any more: it is rounded here from now on.

@@ -1,10 +1,9 @@
-"""What pruners and quantizers have in common: a model, a session, and the way between them."""
+"""What pruners and quantizers of PyTorch models have in common."""
 
 from __future__ import annotations
 
 import importlib
 import types
-import warnings
 import weakref
 from collections.abc import Mapping, Sequence
 from typing import Any, Callable, ClassVar, Optional
@@ -12,20 +11,13 @@ from typing import Any, Callable, ClassVar, Optional
 import torch
 from torch import nn
 
-from ..adapter import Closer, Tracker, close_quietly
+from .. import binding, compressor
 from ..client import Client
-from ..errors import NotFoundError
-from ..masks import Mask
-from ..plan import Plan
-from ..session import Session
-from ..statistics import Stats
 from . import modules
-from .binding import Binding, TrackedWeight, find_weights, weak_method
-
-_STATE_VERSION = 1
+from .binding import TrackedWeight, find_weights, weak_method
 
 
-class Compressor:
+class Compressor(compressor.Compressor):
     """Base of pruners and quantizers; both of NNI's call forms make one.
 
     >>> pruner = LevelPruner(config_list)
@@ -45,7 +37,8 @@ class Compressor:
             (PyTorch 2 lets all optimizers be watched).
         server: "host:port"; by default $NNI_COMPRESSION_SERVER, else 127.0.0.1:50051.
         client: a `Client` to use instead; it is not closed here.
-        session: the id of a session to join, as a further rank of the same training does.
+        session: the id of a session to join, as a further rank of the same training does. It is
+            left to the rank that has bound it: this one does not end it.
         labels: for listing the session, logs and metrics.
         lease: seconds without a call after which the server may end the session. The client renews
             it in the background.
@@ -53,7 +46,8 @@ class Compressor:
     One thread at a time may call a compressor; any number may run the model.
     """
 
-    algorithm: ClassVar[str] = ""
+    _framework: ClassVar[str] = "pytorch"
+    _model_type: ClassVar[str] = "torch.nn.Module"
 
     def __init__(
         self,
@@ -67,154 +61,17 @@ class Compressor:
         labels: Optional[Mapping[str, str]] = None,
         lease: Optional[float] = None,
     ) -> None:
-        if not self.algorithm:
-            raise TypeError(f"{type(self).__name__} names no algorithm; set the class attribute")
-        if config_list is None and not isinstance(model, nn.Module):
-            model, config_list = None, model
-        if model is not None and not isinstance(model, nn.Module):
-            raise TypeError(f"model is a {type(model).__name__}; it must be a torch.nn.Module")
-        if config_list is None:
-            raise TypeError("config_list is missing; it must be a list of dicts")
-        if client is not None and server is not None:
-            raise TypeError("server and client are both given; a client has its server")
-        self.config_list: Sequence[Mapping[str, Any]] = config_list
-        self._model: Optional[nn.Module] = model
-        self._optimizer = optimizer
-        self._own_client = client is None
-        self._client = client if client is not None else Client(server)
-        self._join = session
-        self._labels = labels
-        self._lease = lease
-        self._resume: Optional[Mapping[str, Any]] = None
-        self._binding: Optional[Binding] = None
-        self._closer: Optional[Closer] = None
+        super().__init__(
+            model,
+            config_list,
+            optimizer,
+            server=server,
+            client=client,
+            session=session,
+            labels=labels,
+            lease=lease,
+        )
         self._unwatch: list[Callable[[], None]] = []
-
-    def __call__(self, model: nn.Module) -> nn.Module:
-        """Compresses the model, in place, and returns it."""
-        if self._model is not None and model is not self._model:
-            raise RuntimeError("this compressor has a model already; make another for another one")
-        self._model = model
-        return self.compress()
-
-    def compress(self) -> nn.Module:
-        """Compresses the model that was given to the constructor, in place, and returns it."""
-        if self._model is None:
-            raise RuntimeError("there is no model; call the compressor with one")
-        if self._binding is None:
-            self._bind(self._model, self._resume, join=True)
-            self._resume = None
-        return self._model
-
-    @property
-    def bound_model(self) -> Optional[nn.Module]:
-        """The model, once there is one."""
-        return self._model
-
-    @property
-    def session(self) -> Session:
-        """The session on the server."""
-        return self._bound().tracker.session
-
-    @property
-    def plan(self) -> Plan:
-        """What is done with each layer, and warnings about the config_list."""
-        return self._bound().tracker.plan
-
-    @property
-    def stats(self) -> Stats:
-        """What the calls of the session cost: number, bytes, time spent waiting."""
-        return self.session.stats
-
-    @property
-    def epoch(self) -> int:
-        """The epoch that was set last."""
-        return self._bound().tracker.epoch
-
-    @property
-    def steps(self) -> int:
-        """The step that was set last."""
-        return self._bound().tracker.step
-
-    def update_epoch(self, epoch: int) -> None:
-        """Tells the epoch, from 0 on. Masks that it makes stale come with the next forward."""
-        tracker = self._bound().tracker
-        with tracker.lock:
-            tracker.update_epoch(epoch)
-
-    def step(self, step: Optional[int] = None) -> None:
-        """Tells that a minibatch is done: the next step, or the one given (absolute)."""
-        tracker = self._bound().tracker
-        self._take_step(tracker.step + 1 if step is None else step)
-
-    def refresh(self) -> None:
-        """Asks now for what the next forward pass would ask for."""
-        self._bound().refresh()
-
-    def state_dict(self) -> dict[str, Any]:
-        """What `load_state_dict` needs to go on after an interruption: for `torch.save`.
-
-        The session's id, epoch and step, and the masks in force, packed. The weights are the
-        model's own `state_dict()`.
-        """
-        binding = self._bound()
-        return {
-            "version": _STATE_VERSION,
-            "algorithm": self.algorithm,
-            "session": binding.tracker.session.id,
-            "route": binding.tracker.session.route,
-            "epoch": binding.tracker.epoch,
-            "step": binding.tracker.step,
-            "masks": {
-                name: {"bits": torch.from_numpy(mask.bits.copy()), "shape": list(mask.shape)}
-                for name, mask in self._packed_masks().items()
-            },
-        }
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Goes on from a `state_dict()`, before or after the model was given.
-
-        The session is joined again if it is still there; otherwise a new one is bound with the
-        masks, epoch and step of the state.
-        """
-        if state.get("version") != _STATE_VERSION:
-            raise ValueError(
-                f"state['version'] is {state.get('version')!r}; it must be {_STATE_VERSION}"
-            )
-        if state["algorithm"] != self.algorithm:
-            raise ValueError(
-                f"state['algorithm'] is {state['algorithm']!r}; it must be {self.algorithm!r}"
-            )
-        if self._binding is None:
-            self._resume = state
-            return
-        self._rebind(state, join=True)
-
-    def unwrap(self) -> nn.Module:
-        """Gives the plain model back, zeros or quantized values written in; ends the session."""
-        binding = self._bound()
-        model = self._model
-        assert model is not None
-        if all(modules.state_of(w.modules[0]) is not None for w in binding.weights.values()):
-            binding.refresh()
-            binding.unwrap()
-        self.close()
-        return model
-
-    def close(self) -> None:
-        """Ends the session. The model keeps computing with the answers it has.
-
-        A server that cannot be reached is no error: the session ends with its lease.
-        """
-        binding = self._binding
-        if binding is not None and binding.tracker.owned:
-            binding.detach()
-            self._stop_watching()
-            close_quietly(binding.tracker.session, None)
-        if self._closer is not None:
-            self._closer.cancel()
-        if self._own_client:
-            self._client.close()
 
     def export_model(self, model_path: str) -> None:
         """Writes the compressed model's `state_dict()`, with the plain model's keys."""
@@ -224,7 +81,6 @@ class Compressor:
         """The plain model's `state_dict()` with zeros or quantized values in the weights."""
         self._bound()
         model = self._model
-        assert model is not None
         state: dict[str, Any] = model.state_dict()
         for name, module in model.named_modules(remove_duplicate=False):
             key = f"{name}.weight" if name else "weight"
@@ -232,108 +88,17 @@ class Compressor:
                 state[key] = module.weight.detach()
         return state
 
-    def _bound(self) -> Binding:
-        if self._binding is None:
-            raise RuntimeError("no model is bound; call the compressor with one, or compress()")
-        return self._binding
+    def _is_model(self, value: Any) -> bool:
+        return isinstance(value, nn.Module)
 
-    def _make_binding(self, tracker: Tracker, weights: Sequence[TrackedWeight]) -> Binding:
-        raise NotImplementedError
+    def _find_weights(self) -> Sequence[TrackedWeight]:
+        return find_weights(self._model)
 
-    def _take_step(self, step: int) -> None:
-        tracker = self._bound().tracker
-        with tracker.lock:
-            tracker.take_step(step)
+    def _is_installed(self, binding: binding.Binding[Any]) -> bool:
+        weights = binding.weights.values()
+        return all(modules.state_of(weight.modules[0]) is not None for weight in weights)
 
-    def _packed_masks(self) -> dict[str, Mask]:
-        """The masks in force; empty for quantizers."""
-        return {}
-
-    def _install_masks(self, masks: Mapping[str, Mask]) -> None:
-        """Puts masks in force that came with a state."""
-
-    def _bind(self, model: nn.Module, resume: Optional[Mapping[str, Any]], *, join: bool) -> None:
-        weights = find_weights(model)
-        if not weights:
-            raise ValueError("the model has no layer with a weight that could be compressed")
-        masks = _unpack(resume["masks"]) if resume else {}
-        tracker = self._open(weights, masks, resume, join=join)
-        try:
-            binding = self._make_binding(tracker, weights)
-            binding.install()
-        except BaseException:
-            close_quietly(tracker.session, None)
-            raise
-        self._binding = binding
-        binding.rebind = self._rebind_same_model
-        client = self._client if self._own_client else None
-        self._closer = Closer(binding, tracker.session, client)
-        self._install_masks(masks)
-        if masks:
-            tracker.update_epoch(tracker.epoch)  # says which of them still stand
-        self._watch_optimizers()
-        if join:
-            _warn(tracker.plan)
-
-    def _open(
-        self,
-        weights: Sequence[TrackedWeight],
-        masks: Mapping[str, Mask],
-        resume: Optional[Mapping[str, Any]],
-        *,
-        join: bool,
-    ) -> Tracker:
-        layers = [weight.layer() for weight in weights]
-        if resume is None and self._join is not None:
-            session = self._client.join(self._join)
-            _check_layers(session, layers)
-            info = session.info()
-            return Tracker(session, epoch=info.epoch, step=info.step)
-        epoch, step = (resume["epoch"], resume["step"]) if resume else (0, 0)
-        if resume and join:
-            try:
-                session = self._client.join(resume["session"], route=resume["route"])
-            except NotFoundError:
-                pass
-            else:
-                _check_layers(session, layers)
-                tracker = Tracker(session, epoch=epoch, step=step)
-                tracker.update_epoch(epoch)
-                tracker.take_step(step)
-                return tracker
-        session = self._client.bind_model(
-            self.algorithm,
-            self.config_list,
-            layers,
-            framework="pytorch",
-            labels=self._labels,
-            lease=self._lease,
-            masks=masks or None,
-            epoch=epoch,
-            step=step,
-        )
-        return Tracker(session, epoch=epoch, step=step)
-
-    def _rebind(self, state: Mapping[str, Any], *, join: bool) -> None:
-        """Leaves the session for another one: the state's, or a new one."""
-        binding = self._bound()
-        model = self._model
-        assert model is not None
-        self._stop_watching()
-        binding.detach()
-        binding.leave()
-        if not join or binding.tracker.session.id != state["session"]:
-            close_quietly(binding.tracker.session, None)
-        if self._closer is not None:
-            self._closer.cancel()
-        self._bind(model, state, join=join)
-
-    def _rebind_same_model(self) -> None:
-        """The weights' dtype has changed to a wider one than was bound."""
-        self._rebind(self.state_dict(), join=False)
-        self._bound().refresh()
-
-    def _watch_optimizers(self) -> None:
+    def _watch(self) -> None:
         """Hears of optimizer steps: fused ones leave version counters unchanged."""
         binding = self._bound()
         if not binding.depends_on_weights:
@@ -351,6 +116,14 @@ class Compressor:
     def _stop_watching(self) -> None:
         while self._unwatch:
             self._unwatch.pop()()
+
+    @staticmethod
+    def _from_numpy(array: Any) -> Any:
+        return torch.from_numpy(array)
+
+    @staticmethod
+    def _to_numpy(array: Any) -> Any:
+        return array.cpu().numpy()
 
 
 def _wrap_step(optimizer: Any, stepped: Callable[..., None]) -> Callable[[], None]:
@@ -375,30 +148,3 @@ def _wrap_step(optimizer: Any, stepped: Callable[..., None]) -> Callable[[], Non
             optimizer.step = original
 
     return restore
-
-
-def _unpack(masks: Mapping[str, Any]) -> dict[str, Mask]:
-    return {
-        name: Mask(packed["bits"].cpu().numpy(), packed["shape"]) for name, packed in masks.items()
-    }
-
-
-def _check_layers(session: Session, layers: Sequence[Any]) -> None:
-    names = [layer.name for layer in layers]
-    if list(session.plan.layers) != names:
-        raise ValueError(
-            f"session {session.id} is bound to a model with other layers: "
-            f"{sorted(set(session.plan.layers) ^ set(names))[:10]}"
-        )
-
-
-def _warn(plan: Plan) -> None:
-    for warning in plan.warnings:
-        warnings.warn(warning, UserWarning, stacklevel=5)
-    if not plan.compressed:
-        warnings.warn(
-            "the config_list matches no layer of the model: nothing will be compressed. Rules "
-            "match op_types (class names such as Conv2d) and op_names (names of named_modules())",
-            UserWarning,
-            stacklevel=5,
-        )

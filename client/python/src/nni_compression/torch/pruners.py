@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any, Optional
 
 import torch
 
 from ..adapter import Tracker
+from ..compressor import PrunerPart
 from ..masks import Mask
 from .binding import PrunerBinding, TrackedWeight
 from .compressor import Compressor
 
 
-class Pruner(Compressor):
+class Pruner(Compressor, PrunerPart):
     """Base of pruners. One for an algorithm of your own names it: ``algorithm = "random"``."""
 
     @property
@@ -60,22 +61,12 @@ class Pruner(Compressor):
         return PrunerBinding(tracker, weights)
 
     def _packed_masks(self) -> dict[str, Mask]:
-        if self._final_masks is not None:
-            masks = dict(self._final_masks)
-        else:
-            weights = self._masks().weights
-            masks = {name: w.mask for name, w in weights.items() if w.mask is not None}
+        if self._final_masks is None:
+            return super()._packed_masks()
         return {
             name: Mask.from_numpy(mask.to("cpu", torch.bool).numpy())
-            for name, mask in masks.items()
+            for name, mask in self._final_masks.items()
         }
-
-    def _install_masks(self, masks: Mapping[str, Mask]) -> None:
-        binding = self._masks()
-        for name, mask in masks.items():
-            if name in binding.weights:
-                binding.set_mask(name, mask)
-                binding.tracker.answered(name, None)
 
 
 class LevelPruner(Pruner):

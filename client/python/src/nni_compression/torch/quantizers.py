@@ -7,12 +7,13 @@ from typing import Any, Optional
 
 import torch
 
-from ..adapter import Tracker, is_on_this_host
+from ..adapter import Tracker
+from ..compressor import QuantizerPart
 from .binding import QuantizerBinding, TrackedWeight
 from .compressor import Compressor
 
 
-class Quantizer(Compressor):
+class Quantizer(QuantizerPart, Compressor):
     """Base of quantizers. One for an algorithm of your own names it: ``algorithm = "mine"``.
 
     Args:
@@ -23,14 +24,6 @@ class Quantizer(Compressor):
 
     The other arguments are those of `Compressor`.
     """
-
-    def __init__(self, *args: Any, transfer: Optional[str] = None, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
-        if transfer not in (None, "weights", "ranges"):
-            raise ValueError(f'transfer is {transfer!r}; it must be "weights" or "ranges"')
-        if transfer is None:
-            transfer = "weights" if is_on_this_host(self._client.server) else "ranges"
-        self.transfer = transfer
 
     def export_model(self, model_path: str, calibration_path: Optional[str] = None) -> None:
         """Writes the quantized model, and how it was quantized, with `torch.save`.
@@ -79,9 +72,6 @@ class Quantizer(Compressor):
 
     def _make_binding(self, tracker: Tracker, weights: Sequence[TrackedWeight]) -> QuantizerBinding:
         return QuantizerBinding(tracker, weights, self.transfer)
-
-    def _take_step(self, step: int) -> None:
-        self._quantization().step(step)
 
 
 class NaiveQuantizer(Quantizer):

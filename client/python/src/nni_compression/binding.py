@@ -1,0 +1,199 @@
+"""One model bound to one session, whatever the framework: what to ask for, and whom the answers reach.
+
+An adapter finds the weights of its models and makes three subclasses: of `Binding`, with what its
+framework does alike for both kinds, and with that of `PrunerBinding` and `QuantizerBinding`. They
+read weights and put answers in force; when to ask, batching, and errors of single layers are here.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Mapping, Sequence
+from typing import Any, Callable, Generic, Optional, Protocol, TypeVar
+
+from .adapter import ON_WEIGHT_CHANGE, Tracker, split_results
+from .masks import Mask
+from .plan import Layer
+from .quantization import QuantizedTensor
+
+
+class Weight(Protocol):
+    """A weight of a model, under all its names."""
+
+    name: str
+
+    def layer(self) -> Layer:
+        """What BindModel is told."""
+
+    def token(self) -> Any:
+        """Equal for as long as the weight is unchanged."""
+
+
+W = TypeVar("W", bound=Weight)
+
+
+class Binding(Generic[W]):
+    """Keeps the compressed weights of a model in step with a session.
+
+    Any thread may read weights; the service is asked by one at a time.
+
+    Args:
+        tracker: of the session.
+        weights: every weight that was bound; only those that the plan compresses are touched.
+
+    Attributes:
+        weights: name -> weight, of those.
+        rebind: called when a weight no longer fits what was bound.
+    """
+
+    def __init__(self, tracker: Tracker, weights: Sequence[W]) -> None:
+        self.tracker = tracker
+        self.weights = {w.name: w for w in weights if w.name in tracker.status}
+        self._tokens: Mapping[str, Callable[[], Any]] = {
+            name: weight.token for name, weight in self.weights.items()
+        }
+        self.rebind: Optional[Callable[[], None]] = None
+
+    def ensure_fresh(self, weight: W) -> None:
+        """Asks for all layers that need it when this one does."""
+        tracker = self.tracker
+        if tracker.owned and tracker.status[weight.name].needs(weight.token):
+            self.refresh()
+
+    def refresh(self) -> None:
+        """Asks for all layers that need it, in one stream. Errors name the layer."""
+        with self.tracker.lock, self._computing():
+            names = self.tracker.pending(self._tokens)
+            if not names:
+                return
+            if any(not self._fits(self.weights[name]) for name in names):
+                assert self.rebind is not None
+                self.rebind()
+                return
+            self._ask([self.weights[name] for name in names])
+
+    @property
+    def depends_on_weights(self) -> bool:
+        """Whether some layer has to be asked for when its weight changes."""
+        return any(s.refresh == ON_WEIGHT_CHANGE for s in self.tracker.status.values())
+
+    def detach(self) -> None:
+        """Makes no call from now on; the answers there are stay in force."""
+        self.tracker.close()
+
+    def install(self) -> None:
+        """Makes the model read its weights through this binding.
+
+        Raises RuntimeError, before anything is changed, when another pruner (or quantizer) has one
+        of the weights already.
+        """
+        raise NotImplementedError
+
+    def leave(self) -> None:
+        """Takes this binding out of the model, which gets another one."""
+        raise NotImplementedError
+
+    def unwrap(self) -> None:
+        """Writes the answers into the dense weights and takes this binding out of the model."""
+        raise NotImplementedError
+
+    def _computing(self) -> contextlib.AbstractContextManager[Any]:
+        """What asking runs in: outside of gradients, where the framework has such a thing."""
+        return contextlib.nullcontext()
+
+    def _fits(self, weight: W) -> bool:
+        """Whether the bound dtype holds every value of the present one."""
+        return True
+
+    def _ask(self, weights: Sequence[W]) -> None:
+        raise NotImplementedError
+
+    def _hosts(self, weights: Sequence[W]) -> Mapping[str, Any]:
+        """Layer name -> array, or `Tensor`, of the bound dtype."""
+        raise NotImplementedError
+
+
+class PrunerBinding(Binding[W]):
+    """Masks: asked for when the session says so, whatever the weight does."""
+
+    def _ask(self, weights: Sequence[W]) -> None:
+        arrays = self._hosts(weights)
+        masks, error = split_results(lambda: self.tracker.session.calc_mask(arrays))
+        self.set_masks(masks)
+        if error is not None:
+            raise error
+
+    def set_masks(self, masks: Mapping[str, Mask]) -> None:
+        """Puts masks in force, by layer name."""
+        for name, mask in masks.items():
+            if name in self.weights:
+                self._set_mask(self.weights[name], mask)
+                self.tracker.answered(name, None)
+
+    def packed_masks(self) -> dict[str, Mask]:
+        """The masks in force, by layer name; layers that have none yet are left out."""
+        raise NotImplementedError
+
+    def _set_mask(self, weight: W, mask: Mask) -> None:
+        raise NotImplementedError
+
+
+class QuantizerBinding(Binding[W]):
+    """Quantized weights: values that the service computed, or parameters for rounding here.
+
+    Args:
+        transfer: "weights" or "ranges".
+    """
+
+    def __init__(self, tracker: Tracker, weights: Sequence[W], transfer: str) -> None:
+        super().__init__(tracker, weights)
+        self.transfer = transfer
+
+    def _ask(self, weights: Sequence[W]) -> None:
+        tokens = {w.name: w.token() for w in weights}
+        session = self.tracker.session
+        if self.transfer == "weights":
+            arrays = self._hosts(weights)
+            answers, error = split_results(lambda: session.quantize_weight(arrays, reply="values"))
+        else:
+            ranges = self._ranges(weights)
+            answers, error = split_results(lambda: session.quantize_range(ranges))
+        self._take(answers, tokens)
+        if error is not None:
+            raise error
+
+    def step(self, number: int) -> None:
+        """Sets the session's step; in "ranges", what changed and the plan asks for goes with it."""
+        with self.tracker.lock, self._computing():
+            asked = []
+            if self.transfer == "ranges":
+                plan = self.tracker.plan
+                asked = [
+                    self.weights[name]
+                    for name in self.tracker.pending(self._tokens)
+                    if "range" in plan.layers[name].step_inputs
+                ]
+            tokens = {w.name: w.token() for w in asked}
+            ranges = self._ranges(asked)
+            answers, error = split_results(lambda: self.tracker.take_step(number, ranges))
+            self._take(answers, tokens)
+            if error is not None:
+                raise error
+
+    def _take(self, answers: Mapping[str, QuantizedTensor], tokens: Mapping[str, Any]) -> None:
+        for name, answer in answers.items():
+            self._set_answer(self.weights[name], answer)
+            self.tracker.answered(name, tokens[name], lasting=self._lasts(answer))
+
+    def _lasts(self, answer: QuantizedTensor) -> bool:
+        """Whether the answer holds for any weight: the server says when it no longer does."""
+        if answer.unquantized:
+            return True
+        return self.transfer == "ranges" and answer.scale is None
+
+    def _ranges(self, weights: Sequence[W]) -> Mapping[str, Any]:
+        """Layer name -> float32 [2], or [2, C] where the plan wants a range per channel."""
+        raise NotImplementedError
+
+    def _set_answer(self, weight: W, answer: QuantizedTensor) -> None:
+        raise NotImplementedError

@@ -1,0 +1,417 @@
+"""What pruners and quantizers of every framework have in common: a model, a session, and between.
+
+An adapter makes a subclass with the hooks at the end of `Compressor`, and of it its pruners and
+quantizers, with `PrunerPart` and `QuantizerPart`.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar, Optional
+
+import numpy as np
+
+from .adapter import Closer, Tracker, close_quietly, is_on_this_host
+from .binding import Binding, PrunerBinding, QuantizerBinding, Weight
+from .client import Client
+from .errors import NotFoundError
+from .masks import Mask
+from .plan import Plan
+from .session import Session
+from .statistics import Stats
+
+_STATE_VERSION = 1
+
+
+class Compressor:
+    """Base of pruners and quantizers; both of NNI's call forms make one.
+
+    >>> pruner = LevelPruner(config_list)                       # doctest: +SKIP
+    >>> model = pruner(model)                                   # doctest: +SKIP
+    >>> pruner = LevelPruner(model, config_list, optimizer)     # doctest: +SKIP
+    >>> model = pruner.compress()                               # doctest: +SKIP
+
+    Errors are subclasses of `nni_compression.CompressionError`.
+
+    Args:
+        model: in the second form.
+        config_list: NNI's list of rules; the last rule that matches a layer wins.
+        optimizer: need not be given.
+        server: "host:port"; by default $NNI_COMPRESSION_SERVER, else 127.0.0.1:50051.
+        client: a `Client` to use instead; it is not closed here.
+        session: the id of a session to join, as a further rank of the same training does. It is
+            left to the rank that has bound it: this one does not end it.
+        labels: for listing the session, logs and metrics.
+        lease: seconds without a call after which the server may end the session. The client renews
+            it in the background.
+
+    One thread at a time may call a compressor; any number may run the model.
+    """
+
+    algorithm: ClassVar[str] = ""
+
+    def __init__(
+        self,
+        model: Any = None,
+        config_list: Any = None,
+        optimizer: Optional[Any] = None,
+        *,
+        server: Optional[str] = None,
+        client: Optional[Client] = None,
+        session: Optional[str] = None,
+        labels: Optional[Mapping[str, str]] = None,
+        lease: Optional[float] = None,
+    ) -> None:
+        if not self.algorithm:
+            raise TypeError(f"{type(self).__name__} names no algorithm; set the class attribute")
+        if config_list is None and not self._is_model(model):
+            model, config_list = None, model
+        if model is not None and not self._is_model(model):
+            raise TypeError(f"model is a {type(model).__name__}; it must be a {self._model_type}")
+        if config_list is None:
+            raise TypeError("config_list is missing; it must be a list of dicts")
+        if client is not None and server is not None:
+            raise TypeError("server and client are both given; a client has its server")
+        self.config_list: Sequence[Mapping[str, Any]] = config_list
+        self._model: Any = model
+        self._optimizer = optimizer
+        self._own_client = client is None
+        self._client = client if client is not None else Client(server)
+        self._join = session
+        self._labels = labels
+        self._lease = lease
+        self._resume: Optional[Mapping[str, Any]] = None
+        self._binding: Optional[Binding[Any]] = None
+        self._closer: Optional[Closer] = None
+
+    def __call__(self, model: Any) -> Any:
+        """Compresses the model, in place, and returns it."""
+        if self._model is not None and model is not self._model:
+            raise RuntimeError("this compressor has a model already; make another for another one")
+        self._model = model
+        return self.compress()
+
+    def compress(self) -> Any:
+        """Compresses the model that was given to the constructor, in place, and returns it."""
+        if self._model is None:
+            raise RuntimeError("there is no model; call the compressor with one")
+        if self._binding is None:
+            self._bind(self._resume, join=True)
+            self._resume = None
+        return self._model
+
+    @property
+    def bound_model(self) -> Any:
+        """The model, once there is one."""
+        return self._model
+
+    @property
+    def session(self) -> Session:
+        """The session on the server."""
+        return self._bound().tracker.session
+
+    @property
+    def plan(self) -> Plan:
+        """What is done with each layer, and warnings about the config_list."""
+        return self._bound().tracker.plan
+
+    @property
+    def stats(self) -> Stats:
+        """What the calls of the session cost: number, bytes, time spent waiting."""
+        return self.session.stats
+
+    @property
+    def epoch(self) -> int:
+        """The epoch that was set last."""
+        return self._bound().tracker.epoch
+
+    @property
+    def steps(self) -> int:
+        """The step that was set last."""
+        return self._bound().tracker.step
+
+    def update_epoch(self, epoch: int) -> None:
+        """Tells the epoch, from 0 on. Masks that it makes stale come with the next forward."""
+        tracker = self._bound().tracker
+        with tracker.lock:
+            tracker.update_epoch(epoch)
+
+    def step(self, step: Optional[int] = None) -> None:
+        """Tells that a minibatch is done: the next step, or the one given (absolute)."""
+        tracker = self._bound().tracker
+        self._take_step(tracker.step + 1 if step is None else step)
+
+    def refresh(self) -> None:
+        """Asks now for what the next forward pass would ask for."""
+        self._bound().refresh()
+
+    def state_dict(self) -> dict[str, Any]:
+        """What `load_state_dict` needs to go on after an interruption.
+
+        The session's id, epoch and step, and the masks in force, packed. The weights are the
+        model's own state.
+        """
+        tracker = self._bound().tracker
+        return {
+            "version": _STATE_VERSION,
+            "algorithm": self.algorithm,
+            "session": tracker.session.id,
+            "route": tracker.session.route,
+            "epoch": tracker.epoch,
+            "step": tracker.step,
+            "masks": {
+                name: {"bits": self._from_numpy(mask.bits.copy()), "shape": list(mask.shape)}
+                for name, mask in self._packed_masks().items()
+            },
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Goes on from a `state_dict()`, before or after the model was given.
+
+        The session is joined again if it is still there; otherwise a new one is bound with the
+        masks, epoch and step of the state.
+        """
+        if state.get("version") != _STATE_VERSION:
+            raise ValueError(
+                f"state['version'] is {state.get('version')!r}; it must be {_STATE_VERSION}"
+            )
+        if state["algorithm"] != self.algorithm:
+            raise ValueError(
+                f"state['algorithm'] is {state['algorithm']!r}; it must be {self.algorithm!r}"
+            )
+        if self._binding is None:
+            self._resume = state
+            return
+        self._rebind(state, join=True)
+
+    def unwrap(self) -> Any:
+        """Gives the plain model back, zeros or quantized values written in; ends the session."""
+        binding = self._bound()
+        if self._is_installed(binding):
+            binding.refresh()
+            binding.unwrap()
+        self.close()
+        return self._model
+
+    def close(self) -> None:
+        """Ends the session. The model keeps computing with the answers it has.
+
+        A server that cannot be reached is no error: the session ends with its lease.
+        """
+        binding = self._binding
+        if binding is not None and binding.tracker.owned:
+            binding.detach()
+            self._stop_watching()
+            self._end(binding.tracker.session)
+        if self._closer is not None:
+            self._closer.cancel()
+        if self._own_client:
+            self._client.close()
+
+    def _bound(self) -> Binding[Any]:
+        if self._binding is None:
+            raise RuntimeError("no model is bound; call the compressor with one, or compress()")
+        return self._binding
+
+    def _take_step(self, step: int) -> None:
+        tracker = self._bound().tracker
+        with tracker.lock:
+            tracker.take_step(step)
+
+    def _packed_masks(self) -> dict[str, Mask]:
+        """The masks in force; empty for quantizers."""
+        return {}
+
+    def _install_masks(self, masks: Mapping[str, Mask]) -> None:
+        """Puts masks in force that came with a state."""
+
+    def _end(self, session: Session) -> None:
+        """Ends a session, unless it is another rank's."""
+        if session.id != self._join:
+            close_quietly(session, None)
+
+    def _bind(self, resume: Optional[Mapping[str, Any]], *, join: bool) -> None:
+        weights = self._find_weights()
+        if not weights:
+            raise ValueError("the model has no layer with a weight that could be compressed")
+        masks = self._unpack(resume["masks"]) if resume else {}
+        tracker = self._open(weights, masks, resume, join=join)
+        try:
+            binding = self._make_binding(tracker, weights)
+            binding.install()
+        except BaseException:
+            self._end(tracker.session)
+            raise
+        self._binding = binding
+        binding.rebind = self._rebind_same_model
+        if tracker.session.id != self._join:
+            client = self._client if self._own_client else None
+            self._closer = Closer(binding, tracker.session, client)
+        self._install_masks(masks)
+        if masks:
+            tracker.update_epoch(tracker.epoch)  # says which of them still stand
+        self._watch()
+        if join:
+            _warn(tracker.plan)
+
+    def _open(
+        self,
+        weights: Sequence[Weight],
+        masks: Mapping[str, Mask],
+        resume: Optional[Mapping[str, Any]],
+        *,
+        join: bool,
+    ) -> Tracker:
+        layers = [weight.layer() for weight in weights]
+        if resume is None and self._join is not None:
+            session = self._client.join(self._join)
+            _check_layers(session, layers)
+            info = session.info()
+            return Tracker(session, epoch=info.epoch, step=info.step)
+        epoch, step = (resume["epoch"], resume["step"]) if resume else (0, 0)
+        if resume and join:
+            try:
+                session = self._client.join(resume["session"], route=resume["route"])
+            except NotFoundError:
+                pass
+            else:
+                _check_layers(session, layers)
+                tracker = Tracker(session, epoch=epoch, step=step)
+                tracker.update_epoch(epoch)
+                tracker.take_step(step)
+                return tracker
+        session = self._client.bind_model(
+            self.algorithm,
+            self.config_list,
+            layers,
+            framework=self._framework,
+            labels=self._labels,
+            lease=self._lease,
+            masks=masks or None,
+            epoch=epoch,
+            step=step,
+        )
+        return Tracker(session, epoch=epoch, step=step)
+
+    def _rebind(self, state: Mapping[str, Any], *, join: bool) -> None:
+        """Leaves the session for another one: the state's, or a new one."""
+        binding = self._bound()
+        self._stop_watching()
+        binding.detach()
+        binding.leave()
+        if not join or binding.tracker.session.id != state["session"]:
+            self._end(binding.tracker.session)
+        if self._closer is not None:
+            self._closer.cancel()
+        self._bind(state, join=join)
+
+    def _rebind_same_model(self) -> None:
+        """The weights' dtype has changed to a wider one than was bound."""
+        self._rebind(self.state_dict(), join=False)
+        self._bound().refresh()
+
+    def _unpack(self, masks: Mapping[str, Any]) -> dict[str, Mask]:
+        return {
+            name: Mask(self._to_numpy(packed["bits"]), packed["shape"])
+            for name, packed in masks.items()
+        }
+
+    # What an adapter says of its framework.
+
+    _framework: ClassVar[str] = "generic"  # as BindModel has it
+    _model_type: ClassVar[str] = "model"  # for messages
+
+    def _is_model(self, value: Any) -> bool:
+        raise NotImplementedError
+
+    def _find_weights(self) -> Sequence[Any]:
+        """The weights of the model that can be compressed, tied ones once."""
+        raise NotImplementedError
+
+    def _make_binding(self, tracker: Tracker, weights: Sequence[Any]) -> Binding[Any]:
+        raise NotImplementedError
+
+    def _is_installed(self, binding: Binding[Any]) -> bool:
+        """Whether the model still reads its weights through the binding."""
+        return True
+
+    def _watch(self) -> None:
+        """Begins to hear of what changes weights, where that leaves no trace in them."""
+
+    def _stop_watching(self) -> None:
+        """Ends what `_watch` began."""
+
+    @staticmethod
+    def _from_numpy(array: Any) -> Any:
+        """An array as `state_dict` has it: something that the framework's files can hold."""
+        return array
+
+    @staticmethod
+    def _to_numpy(array: Any) -> Any:
+        return np.asarray(array)
+
+
+class PrunerPart(Compressor):
+    """What pruners add to a compressor."""
+
+    def _masks(self) -> PrunerBinding[Any]:
+        binding = self._bound()
+        assert isinstance(binding, PrunerBinding)
+        return binding
+
+    def _packed_masks(self) -> dict[str, Mask]:
+        return self._masks().packed_masks()
+
+    def _install_masks(self, masks: Mapping[str, Mask]) -> None:
+        self._masks().set_masks(masks)
+
+
+class QuantizerPart(Compressor):
+    """What quantizers add to a compressor.
+
+    Args:
+        transfer: what travels when weights change. "weights": the weights go to the service and
+            the quantized values come back. "ranges": the smallest and largest weight of a layer (or
+            channel) go, scale and zero point come back, and rounding happens here; the bits are the
+            same (DoReFa: to one code). By default "weights" when the server is on this host.
+
+    The other arguments are those of `Compressor`.
+    """
+
+    def __init__(self, *args: Any, transfer: Optional[str] = None, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        if transfer not in (None, "weights", "ranges"):
+            raise ValueError(f'transfer is {transfer!r}; it must be "weights" or "ranges"')
+        if transfer is None:
+            transfer = "weights" if is_on_this_host(self._client.server) else "ranges"
+        self.transfer = transfer
+
+    def _quantization(self) -> QuantizerBinding[Any]:
+        binding = self._bound()
+        assert isinstance(binding, QuantizerBinding)
+        return binding
+
+    def _take_step(self, step: int) -> None:
+        self._quantization().step(step)
+
+
+def _check_layers(session: Session, layers: Sequence[Any]) -> None:
+    names = [layer.name for layer in layers]
+    if list(session.plan.layers) != names:
+        raise ValueError(
+            f"session {session.id} is bound to a model with other layers: "
+            f"{sorted(set(session.plan.layers) ^ set(names))[:10]}"
+        )
+
+
+def _warn(plan: Plan) -> None:
+    for warning in plan.warnings:
+        warnings.warn(warning, UserWarning, stacklevel=5)
+    if not plan.compressed:
+        warnings.warn(
+            "the config_list matches no layer of the model: nothing will be compressed. Rules "
+            "match op_types (the layers' types, such as Conv2d) and op_names (their names)",
+            UserWarning,
+            stacklevel=5,
+        )
