@@ -42,6 +42,9 @@ grpc::ChannelArguments Arguments(absl::string_view address) {
   arguments.SetInt(GRPC_ARG_INITIAL_RECONNECT_BACKOFF_MS, 100);
   arguments.SetInt(GRPC_ARG_MIN_RECONNECT_BACKOFF_MS, 1000);
   arguments.SetInt(GRPC_ARG_MAX_RECONNECT_BACKOFF_MS, 2000);
+  // gRPC connects again only after it has resolved the name again, which it does at most every 30 s
+  // otherwise.
+  arguments.SetInt(GRPC_ARG_DNS_MIN_TIME_BETWEEN_RESOLUTIONS_MS, 100);
   // With keep-alive gRPC also sets TCP_USER_TIMEOUT, which is what ends a connection to a peer that
   // no longer reads. Pings any more frequent would be refused by stock servers.
   arguments.SetInt(GRPC_ARG_KEEPALIVE_TIME_MS, 6 * 60 * 1000);

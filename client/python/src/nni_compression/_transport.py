@@ -224,6 +224,9 @@ class Transport:
 
     def _options(self) -> list[tuple[str, int]]:
         options = [
+            # gRPC connects again only after it has resolved the name again, which it does at most
+            # every 30 s otherwise.
+            ("grpc.dns_min_time_between_resolutions_ms", int(_FIRST_DELAY * 1000)),
             ("grpc.use_local_subchannel_pool", 1),  # a connection of one's own
             ("grpc.initial_reconnect_backoff_ms", int(_FIRST_DELAY * 1000)),
             ("grpc.max_reconnect_backoff_ms", int(_LONGEST_RECONNECT_DELAY * 1000)),
@@ -269,6 +272,9 @@ class Transport:
                     _count(stats, retries=1)
                 else:
                     self._reached = True
+                    if attempts > 1:
+                        waited = time.monotonic() - start
+                        _log.warning("%s answers again, after %.1f s", self.address, waited)
                     return reply
         finally:
             _count(stats, seconds_waiting=time.monotonic() - start)

@@ -1,4 +1,4 @@
-"""One model bound to one session, whatever the framework: what to ask for, and whom the answers reach.
+"""One model bound to one session, whatever the framework: what to ask for, and when.
 
 An adapter finds the weights of its models and makes three subclasses: of `Binding`, with what its
 framework does alike for both kinds, and with that of `PrunerBinding` and `QuantizerBinding`. They
@@ -8,13 +8,17 @@ read weights and put answers in force; when to ask, batching, and errors of sing
 from __future__ import annotations
 
 import contextlib
+import logging
 from collections.abc import Mapping, Sequence
 from typing import Any, Callable, Generic, Optional, Protocol, TypeVar
 
 from .adapter import ON_WEIGHT_CHANGE, Tracker, split_results
+from .errors import CompressionError, NotFoundError, StatusCode
 from .masks import Mask
 from .plan import Layer
 from .quantization import QuantizedTensor
+
+_log = logging.getLogger("nni_compression")
 
 
 class Weight(Protocol):
@@ -44,6 +48,8 @@ class Binding(Generic[W]):
     Attributes:
         weights: name -> weight, of those.
         rebind: called when a weight no longer fits what was bound.
+        on_lost: called when the server no longer has the session; binds another one, or raises.
+        keep_on_bad_weight: whether a layer whose weight the server refuses keeps what it has.
     """
 
     def __init__(self, tracker: Tracker, weights: Sequence[W]) -> None:
@@ -53,6 +59,8 @@ class Binding(Generic[W]):
             name: weight.token for name, weight in self.weights.items()
         }
         self.rebind: Optional[Callable[[], None]] = None
+        self.on_lost: Optional[Callable[[NotFoundError], None]] = None
+        self.keep_on_bad_weight = False
 
     def ensure_fresh(self, weight: W) -> None:
         """Asks for all layers that need it when this one does."""
@@ -70,7 +78,12 @@ class Binding(Generic[W]):
                 assert self.rebind is not None
                 self.rebind()
                 return
-            self._ask([self.weights[name] for name in names])
+            try:
+                self._ask([self.weights[name] for name in names])
+            except NotFoundError as error:
+                if error.errors or self.on_lost is None:
+                    raise
+                self.on_lost(error)
 
     @property
     def depends_on_weights(self) -> bool:
@@ -97,6 +110,23 @@ class Binding(Generic[W]):
         """Writes the answers into the dense weights and takes this binding out of the model."""
         raise NotImplementedError
 
+    def _raise(self, error: Optional[CompressionError]) -> None:
+        """Raises the error of single layers, if any, and says when in training it was.
+
+        Layers that may keep what they have are only logged.
+        """
+        if error is None:
+            return
+        tracker = self.tracker
+        when = f"at epoch {tracker.epoch}, step {tracker.step}"
+        refused = {e.code == StatusCode.INVALID_ARGUMENT for e in error.errors.values()}
+        if not self.keep_on_bad_weight or refused != {True}:
+            error.message += f" ({when})"
+            raise error
+        for name, reason in error.errors.items():
+            _log.warning("%s (%s); layer %r keeps what it has", reason, when, name)
+            tracker.answered(name, self._tokens[name]())
+
     def _computing(self) -> contextlib.AbstractContextManager[Any]:
         """What asking runs in: outside of gradients, where the framework has such a thing."""
         return contextlib.nullcontext()
@@ -120,8 +150,7 @@ class PrunerBinding(Binding[W]):
         arrays = self._hosts(weights)
         masks, error = split_results(lambda: self.tracker.session.calc_mask(arrays))
         self.set_masks(masks)
-        if error is not None:
-            raise error
+        self._raise(error)
 
     def set_masks(self, masks: Mapping[str, Mask]) -> None:
         """Puts masks in force, by layer name."""
@@ -159,8 +188,7 @@ class QuantizerBinding(Binding[W]):
             ranges = self._ranges(weights)
             answers, error = split_results(lambda: session.quantize_range(ranges))
         self._take(answers, tokens)
-        if error is not None:
-            raise error
+        self._raise(error)
 
     def step(self, number: int) -> None:
         """Sets the session's step; in "ranges", what changed and the plan asks for goes with it."""
@@ -177,8 +205,7 @@ class QuantizerBinding(Binding[W]):
             ranges = self._ranges(asked)
             answers, error = split_results(lambda: self.tracker.take_step(number, ranges))
             self._take(answers, tokens)
-            if error is not None:
-                raise error
+            self._raise(error)
 
     def _take(self, answers: Mapping[str, QuantizedTensor], tokens: Mapping[str, Any]) -> None:
         for name, answer in answers.items():

@@ -6,9 +6,11 @@ quantizers, with `PrunerPart` and `QuantizerPart`.
 
 from __future__ import annotations
 
+import contextlib
+import logging
 import warnings
 from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar, Optional
+from typing import Any, Callable, ClassVar, Optional
 
 import numpy as np
 
@@ -22,6 +24,7 @@ from .session import Session
 from .statistics import Stats
 
 _STATE_VERSION = 1
+_log = logging.getLogger("nni_compression")
 
 
 class Compressor:
@@ -45,6 +48,13 @@ class Compressor:
         labels: for listing the session, logs and metrics.
         lease: seconds without a call after which the server may end the session. The client renews
             it in the background.
+        on_lost_session: what to do when the server no longer has the session, because it was
+            restarted or the lease ran out. "rebind": a new one is bound with the masks, the epoch
+            and the step that are here, and a warning is logged; "raise": NotFoundError. A session
+            that somebody has closed, and one that was joined, always raise.
+        on_bad_weight: what to do when the server refuses a weight, because it has a NaN. "raise":
+            InvalidArgumentError that names layer, element, epoch and step; "keep": the layer keeps
+            the mask or quantization that it has, and a warning is logged.
 
     One thread at a time may call a compressor; any number may run the model.
     """
@@ -62,6 +72,8 @@ class Compressor:
         session: Optional[str] = None,
         labels: Optional[Mapping[str, str]] = None,
         lease: Optional[float] = None,
+        on_lost_session: str = "rebind",
+        on_bad_weight: str = "raise",
     ) -> None:
         if not self.algorithm:
             raise TypeError(f"{type(self).__name__} names no algorithm; set the class attribute")
@@ -73,6 +85,8 @@ class Compressor:
             raise TypeError("config_list is missing; it must be a list of dicts")
         if client is not None and server is not None:
             raise TypeError("server and client are both given; a client has its server")
+        _check_choice("on_lost_session", on_lost_session, ("rebind", "raise"))
+        _check_choice("on_bad_weight", on_bad_weight, ("raise", "keep"))
         self.config_list: Sequence[Mapping[str, Any]] = config_list
         self._model: Any = model
         self._optimizer = optimizer
@@ -81,9 +95,12 @@ class Compressor:
         self._join = session
         self._labels = labels
         self._lease = lease
+        self._rebind_lost = on_lost_session == "rebind"
+        self._keep_on_bad_weight = on_bad_weight == "keep"
         self._resume: Optional[Mapping[str, Any]] = None
         self._binding: Optional[Binding[Any]] = None
         self._closer: Optional[Closer] = None
+        self._unwatch: list[Callable[[], None]] = []
 
     def __call__(self, model: Any) -> Any:
         """Compresses the model, in place, and returns it."""
@@ -132,15 +149,29 @@ class Compressor:
         return self._bound().tracker.step
 
     def update_epoch(self, epoch: int) -> None:
-        """Tells the epoch, from 0 on. Masks that it makes stale come with the next forward."""
-        tracker = self._bound().tracker
-        with tracker.lock:
-            tracker.update_epoch(epoch)
+        """Tells the epoch, from 0 on. Masks that it makes stale come with the next forward.
+
+        Warns of layers that the model has got since it was bound: `rebind` takes them in.
+        """
+        self._warn_of_new_layers()
+        try:
+            self._set_epoch(epoch)
+        except NotFoundError as error:
+            self._replace_lost_session(error)
+            self._set_epoch(epoch)
 
     def step(self, step: Optional[int] = None) -> None:
         """Tells that a minibatch is done: the next step, or the one given (absolute)."""
-        tracker = self._bound().tracker
-        self._take_step(tracker.step + 1 if step is None else step)
+        step = self._bound().tracker.step + 1 if step is None else step
+        try:
+            self._take_step(step)
+        except NotFoundError as error:
+            self._replace_lost_session(error)
+            self._take_step(step)
+
+    def rebind(self) -> None:
+        """Binds the model as it is now: a new session, with the masks, the epoch and the step."""
+        self._rebind(self.state_dict(), join=False)
 
     def refresh(self) -> None:
         """Asks now for what the next forward pass would ask for."""
@@ -214,10 +245,50 @@ class Compressor:
             raise RuntimeError("no model is bound; call the compressor with one, or compress()")
         return self._binding
 
+    def _set_epoch(self, epoch: int) -> None:
+        tracker = self._bound().tracker
+        with tracker.lock:
+            tracker.update_epoch(epoch)
+
     def _take_step(self, step: int) -> None:
         tracker = self._bound().tracker
         with tracker.lock:
             tracker.take_step(step)
+
+    def _replace_lost_session(self, error: NotFoundError) -> None:
+        """Binds another session in place of one that the server has lost; else raises `error`."""
+        lost = self.session
+        replace = not error.errors and self._rebind_lost and lost.id != self._join
+        with contextlib.suppress(NotFoundError):
+            # What somebody has closed was meant to end.
+            replace = replace and self._client.session_info(lost.id).state != "closed"
+        if not replace:
+            raise error
+        self.rebind()
+        _log.warning(
+            "the server no longer has session %s; session %s goes on with the masks here, "
+            "at epoch %d, step %d",
+            lost.id,
+            self.session.id,
+            self.epoch,
+            self.steps,
+        )
+
+    def _refresh_in_another_session(self, error: NotFoundError) -> None:
+        self._replace_lost_session(error)
+        self._bound().refresh()
+
+    def _warn_of_new_layers(self) -> None:
+        known = self._bound().tracker.plan.layers
+        with contextlib.suppress(ValueError):  # of layers that are not built yet
+            new = [w.name for w in self._find_weights() if w.name not in known]
+            if new:
+                warnings.warn(
+                    f"layers {new[:10]} came into the model after it was bound and are not "
+                    "compressed; rebind() takes them in",
+                    UserWarning,
+                    stacklevel=4,
+                )
 
     def _packed_masks(self) -> dict[str, Mask]:
         """The masks in force; empty for quantizers."""
@@ -236,6 +307,8 @@ class Compressor:
         if not weights:
             raise ValueError("the model has no layer with a weight that could be compressed")
         masks = self._unpack(resume["masks"]) if resume else {}
+        names = {weight.name for weight in weights}
+        masks = {name: mask for name, mask in masks.items() if name in names}
         tracker = self._open(weights, masks, resume, join=join)
         try:
             binding = self._make_binding(tracker, weights)
@@ -245,6 +318,8 @@ class Compressor:
             raise
         self._binding = binding
         binding.rebind = self._rebind_same_model
+        binding.on_lost = self._refresh_in_another_session
+        binding.keep_on_bad_weight = self._keep_on_bad_weight
         if tracker.session.id != self._join:
             client = self._client if self._own_client else None
             self._closer = Closer(binding, tracker.session, client)
@@ -306,9 +381,13 @@ class Compressor:
             self._closer.cancel()
         self._bind(state, join=join)
 
+    def _stop_watching(self) -> None:
+        while self._unwatch:
+            self._unwatch.pop()()
+
     def _rebind_same_model(self) -> None:
         """The weights' dtype has changed to a wider one than was bound."""
-        self._rebind(self.state_dict(), join=False)
+        self.rebind()
         self._bound().refresh()
 
     def _unpack(self, masks: Mapping[str, Any]) -> dict[str, Mask]:
@@ -337,10 +416,10 @@ class Compressor:
         return True
 
     def _watch(self) -> None:
-        """Begins to hear of what changes weights, where that leaves no trace in them."""
+        """Begins to hear of what changes weights, where that leaves no trace in them.
 
-    def _stop_watching(self) -> None:
-        """Ends what `_watch` began."""
+        What ends it again goes into `_unwatch`.
+        """
 
     @staticmethod
     def _from_numpy(array: Any) -> Any:
@@ -394,6 +473,11 @@ class QuantizerPart(Compressor):
 
     def _take_step(self, step: int) -> None:
         self._quantization().step(step)
+
+
+def _check_choice(name: str, value: str, allowed: Sequence[str]) -> None:
+    if value not in allowed:
+        raise ValueError(f"{name} is {value!r}; it must be one of {list(allowed)}")
 
 
 def _check_layers(session: Session, layers: Sequence[Any]) -> None:

@@ -5,14 +5,13 @@ from __future__ import annotations
 import importlib
 import types
 import weakref
-from collections.abc import Mapping, Sequence
-from typing import Any, Callable, ClassVar, Optional
+from collections.abc import Sequence
+from typing import Any, Callable, ClassVar
 
 import torch
 from torch import nn
 
 from .. import binding, compressor
-from ..client import Client
 from . import modules
 from .binding import TrackedWeight, find_weights, weak_method
 
@@ -42,36 +41,19 @@ class Compressor(compressor.Compressor):
         labels: for listing the session, logs and metrics.
         lease: seconds without a call after which the server may end the session. The client renews
             it in the background.
+        on_lost_session: what to do when the server no longer has the session, because it was
+            restarted or the lease ran out. "rebind": a new one is bound with the masks, the epoch
+            and the step that are here, and a warning is logged; "raise": NotFoundError. A session
+            that somebody has closed, and one that was joined, always raise.
+        on_bad_weight: what to do when the server refuses a weight, because it has a NaN. "raise":
+            InvalidArgumentError that names layer, element, epoch and step; "keep": the layer keeps
+            the mask or quantization that it has, and a warning is logged.
 
     One thread at a time may call a compressor; any number may run the model.
     """
 
     _framework: ClassVar[str] = "pytorch"
     _model_type: ClassVar[str] = "torch.nn.Module"
-
-    def __init__(
-        self,
-        model: Any = None,
-        config_list: Any = None,
-        optimizer: Optional[Any] = None,
-        *,
-        server: Optional[str] = None,
-        client: Optional[Client] = None,
-        session: Optional[str] = None,
-        labels: Optional[Mapping[str, str]] = None,
-        lease: Optional[float] = None,
-    ) -> None:
-        super().__init__(
-            model,
-            config_list,
-            optimizer,
-            server=server,
-            client=client,
-            session=session,
-            labels=labels,
-            lease=lease,
-        )
-        self._unwatch: list[Callable[[], None]] = []
 
     def export_model(self, model_path: str) -> None:
         """Writes the compressed model's `state_dict()`, with the plain model's keys."""
@@ -112,10 +94,6 @@ class Compressor(compressor.Compressor):
             weakref.finalize(binding, handle.remove)
         elif self._optimizer is not None:
             self._unwatch.append(_wrap_step(self._optimizer, stepped))
-
-    def _stop_watching(self) -> None:
-        while self._unwatch:
-            self._unwatch.pop()()
 
     @staticmethod
     def _from_numpy(array: Any) -> Any:
