@@ -1,0 +1,226 @@
+"""Pruners and quantizers of TensorFlow models."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, ClassVar, Optional
+
+import tensorflow as tf
+
+from .. import compressor
+from ..adapter import Tracker
+from ..binding import Binding
+from ..masks import Mask
+from . import keras, kernels
+
+
+class Compressor(compressor.Compressor):
+    """Base of pruners and quantizers; both of NNI's call forms make one.
+
+    >>> pruner = LevelPruner(config_list)
+    >>> model = pruner(model)
+    >>> model.fit(x, y, callbacks=[pruner.callback()])
+
+    The Keras model is changed in place and returned; it has to be built, and is compressed at once.
+    Its variables stay the same objects and are never overwritten: the forward pass sees the
+    compressed weights, everybody else the dense ones. Errors are subclasses of
+    `nni_compression.CompressionError`.
+
+    The service is asked by `update_epoch`, `step` and `refresh`, for all layers that need it in one
+    stream. Weights count as changed when `step` or `refresh` is called.
+
+    A `tf.function` of one's own that has run before the model was compressed goes on with the
+    layers as they were: make it anew. Those of `fit`, `evaluate` and `predict` are.
+
+    Arguments are those of `nni_compression.torch`; `optimizer` is not needed.
+    """
+
+    _framework: ClassVar[str] = "keras"
+    _model_type: ClassVar[str] = "built Keras model of TensorFlow's Keras"
+
+    def update_epoch(self, epoch: int) -> None:
+        """Tells the epoch, from 0 on, and asks for the masks that it makes stale."""
+        super().update_epoch(epoch)
+        self._bound().refresh()
+
+    def step(self, step: Optional[int] = None) -> None:
+        """Tells that a minibatch is done: the next step, or the one given (absolute).
+
+        A quantizer gets what the changed weights are quantized to.
+        """
+        self._weights_changed()
+        super().step(step)
+        self._bound().refresh()
+
+    def refresh(self) -> None:
+        """Asks now, as if all weights had changed: after they were loaded, say."""
+        self._weights_changed()
+        super().refresh()
+
+    def callback(self) -> Any:
+        """A callback for `model.fit` that calls `update_epoch` and `step`."""
+        return _make_callback(self)
+
+    def unwrap(self) -> Any:
+        """Gives the plain model back, zeros or quantized values written in; ends the session."""
+        self._weights_changed()
+        model = super().unwrap()
+        keras.forget_compiled(model)
+        return model
+
+    def _weights_changed(self) -> None:
+        binding = self._bound()
+        assert isinstance(binding, keras.KerasBinding)
+        binding.weights_changed()
+
+    def _bind(self, resume: Any, *, join: bool) -> None:
+        super()._bind(resume, join=join)
+        keras.forget_compiled(self._model)
+        self._bound().refresh()
+
+    def _is_model(self, value: Any) -> bool:
+        return keras.is_model(value)
+
+    def _find_weights(self) -> Sequence[Any]:
+        return keras.find_weights(self._model)
+
+    def _is_installed(self, binding: Binding[Any]) -> bool:
+        weights = binding.weights.values()
+        return all(kernels.state_of(w.owner, w.attribute) is not None for w in weights)
+
+
+class Pruner(Compressor, compressor.PrunerPart):
+    """Base of pruners. One for an algorithm of your own names it: ``algorithm = "random"``."""
+
+    _final_masks: Optional[dict[str, Any]] = None
+
+    @property
+    def masks(self) -> dict[str, Any]:
+        """Layer name -> bool array of the weight's shape, True = kept."""
+        if self._final_masks is not None:
+            return dict(self._final_masks)
+        binding = self._bound()
+        assert isinstance(binding, keras.PrunerBinding)
+        binding.refresh()
+        return binding.masks()
+
+    def unwrap(self) -> Any:
+        """Gives the plain model back, zeros written in; ends the session."""
+        self._final_masks = self.masks
+        return super().unwrap()
+
+    def _packed_masks(self) -> dict[str, Mask]:
+        if self._final_masks is None:
+            return super()._packed_masks()
+        return {name: Mask.from_numpy(mask) for name, mask in self._final_masks.items()}
+
+    def _make_binding(self, tracker: Tracker, weights: Sequence[Any]) -> Binding[Any]:
+        return keras.PrunerBinding(tracker, weights)
+
+
+class Quantizer(compressor.QuantizerPart, Compressor):
+    """Base of quantizers. One for an algorithm of your own names it: ``algorithm = "mine"``."""
+
+    _final_calibration: Optional[dict[str, dict[str, Any]]] = None
+
+    @property
+    def calibration(self) -> dict[str, dict[str, Any]]:
+        """Layer name -> "weight_bits", "weight_scale", "weight_zero_point", "channel_axis".
+
+        Scales and zero points are numbers, or arrays with one per channel; None for DoReFa. Layers
+        that are not quantized yet are left out.
+        """
+        if self._final_calibration is not None:
+            return dict(self._final_calibration)
+        binding = self._bound()
+        assert isinstance(binding, keras.QuantizerBinding)
+        binding.refresh()
+        return {
+            name: {
+                "weight_bits": answer.bits,
+                "weight_scale": answer.scale,
+                "weight_zero_point": answer.zero_point,
+                "channel_axis": answer.channel_axis,
+            }
+            for name, answer in binding.answers.items()
+            if not answer.unquantized
+        }
+
+    def unwrap(self) -> Any:
+        """Gives the plain model back, quantized values written in; ends the session."""
+        self._weights_changed()
+        self._final_calibration = self.calibration
+        return super().unwrap()
+
+    def _make_binding(self, tracker: Tracker, weights: Sequence[Any]) -> Binding[Any]:
+        return keras.QuantizerBinding(tracker, weights, self.transfer)
+
+
+class LevelPruner(Pruner):
+    """Removes the share `sparsity` of each layer's weights, the smallest ones, once.
+
+    ``config_list = [{"sparsity": 0.8, "op_types": ["default"]}]``
+    """
+
+    algorithm = "level"
+
+
+class AGPPruner(Pruner):
+    """Removes more and more weights over the epochs (Zhu and Gupta, "To prune, or not to prune:
+    exploring the efficacy of pruning for model compression", 2017).
+
+    ``config_list = [{"initial_sparsity": 0, "final_sparsity": 0.8, "start_epoch": 0,
+    "end_epoch": 10, "frequency": 1, "op_types": ["default"]}]``; needs `update_epoch`.
+    """
+
+    algorithm = "agp"
+
+
+class NaiveQuantizer(Quantizer):
+    """Eight bits with a scale that only grows.
+
+    ``config_list = [{"op_types": ["default"]}]``
+    """
+
+    algorithm = "naive"
+
+
+class QATQuantizer(Quantizer):
+    """Quantization-aware training (Jacob et al., "Quantization and training of neural networks for
+    efficient integer-arithmetic-only inference", 2018).
+
+    ``config_list = [{"quant_types": ["weight"], "quant_bits": 8, "quant_start_step": 0,
+    "op_types": ["default"]}]``; needs `step`.
+    """
+
+    algorithm = "qat"
+
+
+class DoReFaQuantizer(Quantizer):
+    """Low bit widths (Zhou et al., "DoReFa-Net: training low bitwidth convolutional neural networks
+    with low bitwidth gradients", 2016).
+
+    ``config_list = [{"quant_bits": 4, "op_types": ["default"]}]``; needs `step`.
+    """
+
+    algorithm = "dorefa"
+
+
+def _make_callback(owner: Compressor) -> Any:
+    class CompressionCallback(tf.keras.callbacks.Callback):  # type: ignore[misc]
+        """Calls `update_epoch` when an epoch begins, and `step` after a minibatch."""
+
+        _steps_before = 0
+
+        def on_train_begin(self, logs: Any = None) -> None:
+            owner.refresh()
+
+        def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
+            owner.update_epoch(epoch)
+            self._steps_before = owner.steps
+
+        def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
+            # Several minibatches may have been one call: `batch` is the number of the last.
+            owner.step(self._steps_before + batch + 1)
+
+    return CompressionCallback()

@@ -1,0 +1,328 @@
+"""Keras models bound to a session: finding weights, putting answers in force."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, Optional
+
+import numpy as np
+import tensorflow as tf
+
+from .. import binding
+from ..adapter import Tracker
+from ..masks import Mask
+from ..plan import Layer
+from ..quantization import QuantizedTensor
+from ..tensors import Tensor
+from . import kernels
+
+_ATTRIBUTES = ("kernel", "depthwise_kernel", "pointwise_kernel", "embeddings")
+_CLASSES = (
+    "Conv1D",
+    "Conv2D",
+    "Conv3D",
+    "Conv1DTranspose",
+    "Conv2DTranspose",
+    "Conv3DTranspose",
+    "DepthwiseConv1D",
+    "DepthwiseConv2D",
+    "SeparableConv1D",
+    "SeparableConv2D",
+    "Dense",
+    "EinsumDense",
+    "Embedding",
+)
+_DTYPES = ("float32", "float16", "bfloat16", "float64")
+
+
+class TrackedWeight:
+    """A kernel of a layer of the model."""
+
+    def __init__(self, name: str, layer: Any, attribute: str) -> None:
+        self.name = name
+        self.owner = layer
+        self.attribute = attribute
+        self.generation = 0
+
+    @property
+    def dense(self) -> Any:
+        """The variable itself, never compressed."""
+        return kernels.dense_weight(self.owner, self.attribute)
+
+    @property
+    def dtype(self) -> str:
+        """The variable's, as the wire names it."""
+        return str(tf.as_dtype(self.dense.dtype).name)
+
+    @property
+    def state(self) -> kernels.WeightState:
+        """What the forward pass reads the weight through."""
+        state = kernels.state_of(self.owner, self.attribute)
+        assert state is not None
+        return state
+
+    def numpy(self) -> Any:
+        """The dense weight; bfloat16 as numpy has it from TensorFlow."""
+        return np.asarray(tf.convert_to_tensor(self.dense))
+
+    def layer(self) -> Layer:
+        """What BindModel is told: the channels are the last dimension, as Keras has it."""
+        shape = tuple(int(size) for size in self.dense.shape)
+        return Layer(
+            name=self.name,
+            op_type=kernels.plain_class(self.owner).__name__,
+            shape=shape,
+            dtype=self.dtype,
+            channel_axis=len(shape) - 1,
+        )
+
+    def token(self) -> Any:
+        """Nothing of a Keras variable tells cheaply that it has changed: the compressor counts."""
+        return self.generation
+
+
+def is_model(value: Any) -> bool:
+    """Whether this is a Keras model, or a layer, of the Keras that TensorFlow has."""
+    return isinstance(value, tf.keras.layers.Layer)
+
+
+def find_weights(model: Any) -> list[TrackedWeight]:
+    """The kernels that can be compressed, in the order of the layers.
+
+    Layers have the names that Keras gives them; one that another layer of the model has too gets
+    those of the models around it in front. Of the two kernels of a SeparableConv each has its
+    attribute's name behind.
+
+    Raises ValueError for a layer that is not built: its weight does not exist yet.
+    """
+    found: dict[int, TrackedWeight] = {}
+    named = list(_walk(model, ""))
+    short = [layer.name for _, layer in named]
+    for path, layer in named:
+        name = layer.name if short.count(layer.name) == 1 else path
+        if not layer.built:
+            raise ValueError(
+                f"layer {name!r} is not built: it has no weight yet; call the model on data, or "
+                "build() it, before compressing it"
+            )
+        attributes = [a for a in _ATTRIBUTES if _is_weight(kernels.dense_weight(layer, a))]
+        for attribute in attributes:
+            weight = kernels.dense_weight(layer, attribute)
+            full = f"{name}/{attribute}" if len(attributes) > 1 else name
+            found.setdefault(id(weight), TrackedWeight(full, layer, attribute))
+    return list(found.values())
+
+
+def _walk(layer: Any, path: str) -> Iterator[tuple[str, Any]]:
+    """The compressible layers in a model, each once, with their paths."""
+    seen: set[int] = set()
+    waiting = [(path, layer)]
+    classes = tuple(
+        getattr(tf.keras.layers, name) for name in _CLASSES if hasattr(tf.keras.layers, name)
+    )
+    while waiting:
+        path, each = waiting.pop(0)
+        if id(each) in seen:
+            continue
+        seen.add(id(each))
+        if isinstance(each, classes):
+            yield path + each.name, each
+        inside = f"{path}{each.name}/" if each is not layer else ""
+        below = each._flatten_layers(recursive=False, include_self=False)
+        waiting[:0] = [(inside, child) for child in below]
+
+
+def _is_weight(value: Any) -> bool:
+    dtype = getattr(value, "dtype", None)
+    return (
+        hasattr(value, "assign")
+        and tf.as_dtype(dtype).name in _DTYPES
+        and len(value.shape) > 0
+        and 0 not in value.shape
+    )
+
+
+class KerasBinding(binding.Binding[TrackedWeight]):
+    """What both kinds of binding do with the layers of a model."""
+
+    role = ""  # which slot of WeightState is this binding's: "pruner" or "quantizer"
+
+    def __init__(self, tracker: Tracker, weights: Sequence[TrackedWeight], *args: Any) -> None:
+        super().__init__(tracker, weights, *args)
+        self.model: Any = None
+
+    def install(self) -> None:
+        for weight in self.weights.values():
+            state = kernels.state_of(weight.owner, weight.attribute)
+            if state is not None and getattr(state, self.role) is not None:
+                raise RuntimeError(
+                    f"layer {weight.name!r} already has a {self.role}; unwrap() that one first"
+                )
+        for weight in self.weights.values():
+            state = kernels.state_of(weight.owner, weight.attribute)
+            if state is None:
+                dtype = tf.as_dtype(weight.dense.dtype).as_numpy_dtype
+                state = kernels.WeightState(tuple(weight.dense.shape), dtype)
+                kernels.install(weight.owner, weight.attribute, state)
+            self._prepare(state)
+            setattr(state, self.role, self._source(weight))
+
+    def _source(self, weight: TrackedWeight) -> Any:
+        return lambda: self.ensure_fresh(weight)
+
+    def _prepare(self, state: kernels.WeightState) -> None:
+        """Makes the variables that this binding's answers go to."""
+        raise NotImplementedError
+
+    def _write(self, state: kernels.WeightState, dense: Any) -> Any:
+        """The dense weight with the answer in it; drops the answer's variables."""
+        raise NotImplementedError
+
+    def weights_changed(self) -> None:
+        """Treats all weights as changed."""
+        for weight in self.weights.values():
+            weight.generation += 1
+
+    def leave(self) -> None:
+        for weight in self.weights.values():
+            setattr(weight.state, self.role, None)
+
+    def unwrap(self) -> None:
+        for weight in self.weights.values():
+            state = weight.state
+            weight.dense.assign(self._write(state, weight.numpy()))
+            setattr(state, self.role, None)
+            if state.mask is None and state.values is None:
+                kernels.uninstall(weight.owner, weight.attribute)
+
+    def _hosts(self, weights: Sequence[TrackedWeight]) -> Mapping[str, Any]:
+        return {weight.name: _host(weight.numpy(), weight.dtype) for weight in weights}
+
+
+def _host(array: Any, dtype: str) -> Any:
+    if dtype == "bfloat16":
+        return Tensor(array.view(np.uint16), "bfloat16", array.shape)
+    return array
+
+
+class PrunerBinding(KerasBinding, binding.PrunerBinding[TrackedWeight]):
+    """Masks of a model's layers."""
+
+    role = "pruner"
+
+    def _prepare(self, state: kernels.WeightState) -> None:
+        if state.mask is None:
+            state.add_mask()
+
+    def _set_mask(self, weight: TrackedWeight, mask: Mask) -> None:
+        weight.state.mask.assign(mask.to_numpy())
+
+    def packed_masks(self) -> dict[str, Mask]:
+        answered = self.tracker.status
+        return {
+            name: Mask.from_numpy(weight.state.mask.numpy())
+            for name, weight in self.weights.items()
+            if answered[name].answered
+        }
+
+    def masks(self) -> dict[str, Any]:
+        """Layer name -> bool array of the weight's shape, True = kept."""
+        return {name: weight.state.mask.numpy() for name, weight in self.weights.items()}
+
+    def _write(self, state: kernels.WeightState, dense: Any) -> Any:
+        mask = state.mask.numpy()
+        if state.values is None:  # otherwise a quantizer may give zeros another value
+            state.mask = None
+        return np.where(mask, dense, np.zeros((), dense.dtype))
+
+
+class QuantizerBinding(KerasBinding, binding.QuantizerBinding[TrackedWeight]):
+    """Quantized weights of a model's layers."""
+
+    role = "quantizer"
+
+    def _prepare(self, state: kernels.WeightState) -> None:
+        if state.values is None:
+            state.add_values()
+        self.answers: dict[str, QuantizedTensor] = {}
+
+    def _ranges(self, weights: Sequence[TrackedWeight]) -> Mapping[str, Any]:
+        plan = self.tracker.plan.layers
+        return {w.name: _range(w.numpy(), plan[w.name].range_per_channel) for w in weights}
+
+    def _set_answer(self, weight: TrackedWeight, answer: QuantizedTensor) -> None:
+        self.answers[weight.name] = answer
+        if answer.unquantized:
+            weight.state.set_values(None, None)
+            return
+        dense = weight.numpy()
+        wide = dense.astype(np.float32)
+        if answer.values is None:
+            values = _rounded(wide, answer).astype(dense.dtype)
+        else:  # bfloat16 comes as uint16 bits
+            values = np.asarray(answer.values).view(dense.dtype)
+        weight.state.set_values(values, _inside(wide, answer))
+
+    def _lasts(self, answer: QuantizedTensor) -> bool:
+        return answer.unquantized  # the values are computed when an answer comes
+
+    def _write(self, state: kernels.WeightState, dense: Any) -> Any:
+        active = bool(state.active.numpy())
+        written = state.values.numpy() if active else dense
+        state.values = state.active = None
+        if state.pruner is None and state.mask is not None:
+            written = np.where(state.mask.numpy(), written, np.zeros((), dense.dtype))
+            state.mask = None
+        return written
+
+
+def _range(weight: Any, per_channel: bool) -> Any:
+    """Smallest and largest element: float32 [2], or [2, C] for the last dimension."""
+    wide = weight.astype(np.float32)
+    axes = tuple(range(wide.ndim - 1)) if per_channel else None
+    return np.stack([wide.min(axis=axes), wide.max(axis=axes)])
+
+
+def _rounded(weight: Any, answer: QuantizedTensor) -> Any:
+    """The quantized values of a float32 weight.
+
+    The arithmetic is float32 in the service's order of operations, so both give the same bits
+    (DoReFa to one code: the last bit of tanh differs between mathematical libraries).
+    """
+    assert answer.code_min is not None and answer.code_max is not None
+    if answer.scale is None:
+        squashed = np.tanh(weight)
+        largest = np.abs(squashed).max()
+        if largest == 0:
+            return np.zeros_like(weight)
+        levels = np.float32(answer.code_max)
+        codes = np.rint((squashed / (largest * 2) + np.float32(0.5)) * levels)
+        return codes * np.float32(2) / levels - np.float32(1)
+    scale = np.asarray(answer.scale, np.float32)  # channels are last, so both broadcast
+    zero_point = np.asarray(answer.zero_point, np.float32)
+    codes = np.clip(_codes(weight, answer), answer.code_min, answer.code_max)
+    return (codes - zero_point) * scale
+
+
+def _codes(weight: Any, answer: QuantizedTensor) -> Any:
+    """The codes of an affine formula, not clamped."""
+    scale = np.asarray(answer.scale, np.float32)
+    zero_point = np.asarray(answer.zero_point, np.float32)
+    if answer.rounding == "truncate":
+        return np.trunc(weight / scale) + zero_point
+    return np.rint(weight * (np.float32(1) / scale)) + zero_point
+
+
+def _inside(weight: Any, answer: QuantizedTensor) -> Any:
+    """Where a gradient passes: bool of the weight's shape, False where QAT clamps."""
+    if answer.rounding != "half_even":
+        return np.ones(weight.shape, np.bool_)
+    codes = _codes(weight, answer)
+    return (codes >= answer.code_min) & (codes <= answer.code_max)
+
+
+def forget_compiled(model: Optional[Any]) -> None:
+    """Makes `fit`, `evaluate` and `predict` trace anew, with the layers as they are now."""
+    for name in ("train_function", "train_tf_function", "test_function", "predict_function"):
+        if getattr(model, name, None) is not None:
+            setattr(model, name, None)

@@ -1,0 +1,184 @@
+"""Keras layers whose kernel is compressed in the forward pass.
+
+A layer is compressed by giving it a subclass of its class in which the kernel, while `call` runs,
+is what is left of the untouched variable. Everywhere else it is the variable itself: optimizers,
+savers and `layer.kernel` see the dense weight. Masks and quantized values are variables beside the
+layer, so compiled functions need not be traced again when they change.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import threading
+from typing import Any, Callable, Optional
+
+import numpy as np
+import tensorflow as tf
+
+_STATES = "_nni_compression_states"
+_forward = threading.local()
+
+
+class WeightState:
+    """What stands between a layer's dense weight and the one that its forward pass uses.
+
+    Args:
+        shape: of the weight.
+        dtype: of the variable.
+
+    Attributes:
+        pruner, quantizer: asked, before an eager forward pass, to make the state fresh.
+        mask: bool variable, True = kept; None without a pruner.
+        values: variable of the quantized weight; None without a quantizer.
+        active: bool variable: whether the values are in force.
+    """
+
+    def __init__(self, shape: tuple[int, ...], dtype: Any) -> None:
+        self.pruner: Optional[Callable[[], None]] = None
+        self.quantizer: Optional[Callable[[], None]] = None
+        self.mask: Any = None
+        self.values: Any = None
+        self.active: Any = None
+        self._inside: Any = None  # where no code was clamped, so that a gradient passes
+        self._shape = shape
+        self._dtype = dtype
+
+    def refresh(self) -> None:
+        """Makes mask and quantization those of the present weight."""
+        for source in (self.quantizer, self.pruner):
+            if source is not None:
+                source()
+
+    def add_mask(self) -> None:
+        """Keeps everything, until a mask comes."""
+        self.mask = self._variable(np.ones(self._shape, np.bool_))
+
+    def add_values(self) -> None:
+        """Lets the weight pass, until values come."""
+        self.values = self._variable(np.zeros(self._shape, self._dtype))
+        self.active = self._variable(np.array(False))
+        self._inside = self._variable(np.ones(self._shape, np.bool_))
+
+    def set_values(self, values: Any, inside: Any) -> None:
+        """Puts quantized values in force; None lets the weight pass."""
+        if values is not None:
+            self.values.assign(values)
+            self._inside.assign(inside)
+        self.active.assign(values is not None)
+
+    def effective(self, weight: Any) -> Any:
+        """Quantized first, then masked: zeros stay zero. Differentiable in `weight`, a tensor."""
+        if self.values is not None:
+            weight = _straight_through(weight, self.values, self._inside, self.active)
+        if self.mask is not None:
+            weight = tf.where(self.mask, weight, tf.zeros([], weight.dtype))
+        return weight
+
+    @staticmethod
+    def _variable(initial: Any) -> Any:
+        with tf.init_scope():
+            return tf.Variable(initial, trainable=False)
+
+
+def _straight_through(weight: Any, values: Any, inside: Any, active: Any) -> Any:
+    """The values where they are in force; the gradient goes to the weight where nothing clamped."""
+    in_force = active.read_value()
+    passes = tf.logical_or(inside.read_value(), tf.logical_not(in_force))
+    quantized = tf.cast(values.read_value(), weight.dtype)
+
+    @tf.custom_gradient  # type: ignore[misc]
+    def apply(dense: Any) -> Any:
+        def gradient(upstream: Any) -> Any:
+            return tf.where(passes, upstream, tf.zeros([], upstream.dtype))
+
+        return tf.where(in_force, quantized, dense), gradient
+
+    return apply(weight)
+
+
+def state_of(layer: Any, attribute: str) -> Optional[WeightState]:
+    """The state of a layer's weight; None when it is not compressed."""
+    states = layer.__dict__.get(_STATES, {})
+    found: Optional[WeightState] = states.get(attribute)
+    return found
+
+
+def install(layer: Any, attribute: str, state: WeightState) -> None:
+    """Makes the layer's forward pass read the weight through `state`."""
+    states = layer.__dict__.setdefault(_STATES, {})
+    states[attribute] = state
+    _set_class(layer, _compressed_class(plain_class(layer), tuple(sorted(states))))
+
+
+def uninstall(layer: Any, attribute: str) -> None:
+    """Gives the layer its own class back once no weight of it is compressed."""
+    states = layer.__dict__[_STATES]
+    del states[attribute]
+    plain = plain_class(layer)
+    _set_class(layer, _compressed_class(plain, tuple(sorted(states))) if states else plain)
+
+
+def plain_class(layer: Any) -> type:
+    """The class that the layer has when it is not compressed."""
+    cls = type(layer)
+    plain: type = cls.__dict__.get("_nni_compression_plain", cls)
+    return plain
+
+
+def dense_weight(layer: Any, attribute: str) -> Any:
+    """The variable itself, or None: not built, or no variable."""
+    return _reader(plain_class(layer), attribute)(layer)
+
+
+def _set_class(layer: Any, cls: type) -> None:
+    object.__setattr__(layer, "__class__", cls)  # past the tracking of Keras
+
+
+@functools.cache
+def _compressed_class(plain: type, attributes: tuple[str, ...]) -> type:
+    """The one subclass of `plain` in which these weights are compressed."""
+
+    @functools.wraps(plain.call)  # type: ignore[attr-defined]
+    def call(self: Any, *args: Any, **kwargs: Any) -> Any:
+        if tf.executing_eagerly():
+            for state in self.__dict__[_STATES].values():
+                state.refresh()
+        running = getattr(_forward, "layer", None)
+        _forward.layer = self
+        try:
+            return plain.call(self, *args, **kwargs)  # type: ignore[attr-defined]
+        finally:
+            _forward.layer = running
+
+    members: dict[str, Any] = {
+        "call": call,
+        "_nni_compression_plain": plain,
+        # Copies made of a configuration are plain layers, as files have them.
+        "from_config": classmethod(lambda cls, config: plain.from_config(config)),  # type: ignore[attr-defined]
+        "__module__": plain.__module__,
+        "__qualname__": plain.__qualname__,
+        "__doc__": plain.__doc__,
+    }
+    for attribute in attributes:
+        members[attribute] = _compressed_property(plain, attribute)
+    return type(plain.__name__, (plain,), members)
+
+
+def _reader(plain: type, attribute: str) -> Callable[[Any], Any]:
+    descriptor = inspect.getattr_static(plain, attribute, None)
+    if isinstance(descriptor, property) and descriptor.fget is not None:
+        return descriptor.fget
+    return lambda layer: layer.__dict__.get(attribute)
+
+
+def _compressed_property(plain: type, attribute: str) -> property:
+    read = _reader(plain, attribute)
+
+    def get(self: Any) -> Any:
+        weight = read(self)
+        if getattr(_forward, "layer", None) is not self:
+            return weight
+        return self.__dict__[_STATES][attribute].effective(tf.convert_to_tensor(weight))
+
+    return property(get)
