@@ -64,6 +64,15 @@ nni_venv() {
   make_venv build/venv-nni "${packages[*]}" quietly pip-nni pip install "${packages[@]}"
 }
 
+# tensorflow_venv FOLDER VERSION: TensorFlow of that version ("": the newest, looked for anew once a
+# month), with a scikit-learn that was built for its numpy.
+tensorflow_venv() {
+  local folder=$1 version=$2 key=$2
+  [[ -n $version ]] || key=$(date +%Y-%m)
+  make_venv "$folder" "tensorflow-cpu $key scikit-learn" quietly "pip-$(basename "$folder")" \
+    pip install --upgrade "tensorflow-cpu$version" scikit-learn scipy
+}
+
 # start_server FOLDER [FLAG...]: starts a server on a free port with its log in FOLDER; sets
 # `server_pid` and exports its address.
 start_server() {

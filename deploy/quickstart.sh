@@ -5,6 +5,7 @@
 #
 #   deploy/quickstart.sh          prunes and quantizes, each once
 #   deploy/quickstart.sh --nni    an NNI experiment of 20 trials searches each layer's sparsity
+#   deploy/quickstart.sh --tensorflow    prunes and quantizes a Keras network
 #
 # What follows is passed on to the example.
 set -euo pipefail
@@ -14,8 +15,8 @@ source deploy/common.sh
 
 example=digits
 case ${1:-} in
-  --nni) example=nni && shift ;;
-  -h | --help) sed -n '2,9s/^# \{0,1\}//p' "$0" && exit ;;
+  --nni | --tensorflow) example=${1#--} && shift ;;
+  -h | --help) sed -n '2,10s/^# \{0,1\}//p' "$0" && exit ;;
 esac
 
 deploy/install-dependencies.sh --build
@@ -43,6 +44,11 @@ case $example in
     nni_venv
     PYTHONPATH=$PWD/client/python/src build/venv-nni/bin/python \
       client/python/examples/auto_compression/search.py prune --out build/auto_compression "$@"
+    ;;
+  tensorflow)
+    tensorflow_venv build/venv-tensorflow ""
+    PYTHONPATH=$PWD/client/python/src build/venv-tensorflow/bin/python \
+      client/python/examples/digits_keras.py "$@"
     ;;
 esac
 stop_server

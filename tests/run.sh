@@ -2,7 +2,8 @@
 # Installs what is missing, builds, and runs the tests. The last line has the totals.
 #
 #   tests/run.sh                 everything but the sanitizers
-#   tests/run.sh PART...         cpp, python, python-newest, nni, integration, scripts, asan, tsan
+#   tests/run.sh PART...         cpp, python, python-newest, tensorflow, nni, integration, scripts,
+#                                asan, tsan
 #   tests/run.sh NAME...         the tests whose name contains NAME, in C++ and Python
 #   tests/run.sh --sanitizers    the C++ tests under ASan+UBSan, and under TSan what is not gRPC
 set -euo pipefail
@@ -25,7 +26,7 @@ record() {
   shift 2
   read -r p f s < <($python tests/testing/totals.py "$@")
   passed=$((passed + p)) failed=$((failed + f)) skipped=$((skipped + s))
-  printf '%-14s %5d passed %3d failed %3d skipped %5d s\n' "$name" "$p" "$f" "$s" $((SECONDS - started))
+  printf '%-16s %5d passed %3d failed %3d skipped %5d s\n' "$name" "$p" "$f" "$s" $((SECONDS - started))
 }
 
 # cpp_part NAME FOLDER FILTER [PROGRAM...]: the programs, or all of them, two at a time.
@@ -78,6 +79,17 @@ python-newest() {
   pytest_part python-newest build/venv-newest/bin/python tests/client/python "$@"
 }
 
+# The newest TensorFlow, which has Keras 3, and the last with Keras 2.
+tensorflow() {
+  build_all
+  tensorflow_venv build/venv-tensorflow ""
+  tensorflow_venv build/venv-tensorflow-2.15 '==2.15.*'
+  local name
+  for name in tensorflow tensorflow-2.15; do
+    pytest_part "$name" "build/venv-$name/bin/python" tests/client/tensorflow "$@"
+  done
+}
+
 # Real experiments.
 nni() {
   build_all
@@ -125,13 +137,13 @@ tsan() {
 }
 
 main() {
-  local all=(cpp python python-newest nni integration scripts) parts=() names=() argument
+  local all=(cpp python python-newest tensorflow nni integration scripts) parts=() names=() argument
   for argument in "$@"; do
     case $argument in
       --sanitizers) parts+=(asan tsan) ;;
-      -h | --help) sed -n '2,7s/^# \{0,1\}//p' "$0"; exit 0 ;;
+      -h | --help) sed -n '2,8s/^# \{0,1\}//p' "$0"; exit 0 ;;
       -*) say "unknown option $argument" >&2; exit 2 ;;
-      cpp | python | python-newest | nni | integration | scripts | asan | tsan) parts+=("$argument") ;;
+      cpp | python | python-newest | tensorflow | nni | integration | scripts | asan | tsan) parts+=("$argument") ;;
       *) names+=("$argument") ;;
     esac
   done

@@ -227,6 +227,46 @@ def strip_fresh() -> Any:
     return sequential()
 
 
+@pytest.mark.parametrize("compressor_class", [LevelPruner, AGPPruner])
+def test_masks_are_those_of_a_pytorch_trainer_bit_for_bit(
+    client: nc.Client, compressor_class: Any
+) -> None:
+    config = LEVEL if compressor_class is LevelPruner else AGP
+    model = sequential()
+    pruner = compressor_class(config, client=client)
+    pruner(model)
+    torch_layers = [
+        nc.Layer("conv", "Conv2d", tuple(kernel(model, "conv").shape)),
+        nc.Layer("fc", "Linear", tuple(kernel(model, "fc").shape)),
+    ]
+    with client.bind_model(compressor_class.algorithm, config, torch_layers) as session:
+        for epoch in (0, 4, 9):
+            pruner.update_epoch(epoch)
+            session.update_epoch(epoch)
+            weights = {name: kernel(model, name) for name in session.stale}
+            for name, mask in session.calc_mask(weights).items():
+                assert np.array_equal(pruner.masks[name], mask.to_numpy())
+            for name in ("conv", "fc"):
+                variable = model.get_layer(name).kernel
+                variable.assign(kernel(model, name)[..., ::-1])
+
+
+@pytest.mark.parametrize("quantizer_class", [NaiveQuantizer, QATQuantizer, DoReFaQuantizer])
+def test_quantized_weights_are_those_of_a_pytorch_trainer_bit_for_bit(
+    client: nc.Client, quantizer_class: Any
+) -> None:
+    config = [{"op_types": ["default"]}]
+    model = sequential()
+    weight = kernel(model, "fc")
+    quantizer = quantizer_class(config, client=client, transfer="weights")
+    quantizer(model)
+    layer = nc.Layer("fc", "Linear", weight.shape)
+    with client.bind_model(quantizer_class.algorithm, config, [layer]) as session:
+        expected = session.quantize_weight({"fc": weight})["fc"].dequantize()
+    quantizer.unwrap()
+    assert np.array_equal(kernel(model, "fc"), expected)
+
+
 def test_per_channel_scales_are_those_of_the_last_dimension(client: nc.Client) -> None:
     config = [{**QAT[0], "quant_scheme": "per_channel_symmetric"}]
     model = sequential()

@@ -12,7 +12,9 @@ config_list and the model's layers; weights go in, masks or quantized weights co
 (0.8, dtype('bool'))
 
 Examples in this package have ``import numpy as np``, ``import nni_compression as nc`` and
-``client = nc.Client()`` before them. `nni_compression.torch` is the PyTorch adapter.
+``client = nc.Client()`` before them. `nni_compression.torch` and
+`nni_compression.tensorflow` are the adapters of PyTorch and Keras, `nni_compression.nni` is for
+searches by tuners.
 """
 
 from ._version import __version__

@@ -1,0 +1,129 @@
+"""Prunes and quantizes a small Keras network that is really trained, on scikit-learn's digits.
+
+    python3 digits_keras.py --server 127.0.0.1:50051
+
+Needs TensorFlow, scikit-learn and a running compression server. A convolutional network learns to
+read 1,797 images of handwritten digits; then it is trained on, from the same weights, once pruned
+with AGP to 80 % and once quantized to 8 bits with QAT. A table shows what that did. The exit status
+is 0 only if both lose at most 2 points of accuracy.
+"""
+
+import argparse
+import os
+import sys
+import time
+from typing import Any
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")  # or it says that it is on
+
+import numpy as np
+import tensorflow as tf
+from sklearn.datasets import load_digits
+from sklearn.model_selection import train_test_split
+
+import nni_compression as nc
+from nni_compression.tensorflow import AGPPruner, Pruner, QATQuantizer
+
+SEED = 7
+SPARSITY = 0.8
+LARGEST_LOSS = 2.0  # points of accuracy
+keras = tf.keras
+
+
+def build() -> Any:
+    """Reads an 8x8 image: [N, 8, 8, 1] -> [N, 10]."""
+    model = keras.Sequential(
+        [
+            keras.layers.Input((8, 8, 1)),
+            keras.layers.Conv2D(32, 3, padding="same", activation="relu", name="conv1"),
+            keras.layers.Conv2D(64, 3, padding="same", activation="relu", name="conv2"),
+            keras.layers.MaxPooling2D(),
+            keras.layers.Flatten(),
+            keras.layers.Dense(128, activation="relu", name="fc1"),
+            keras.layers.Dense(10, name="fc2"),
+        ]
+    )
+    model.compile(
+        optimizer=keras.optimizers.Adam(1e-3),
+        loss=keras.losses.SparseCategoricalCrossentropy(from_logits=True),
+        metrics=["accuracy"],
+    )
+    return model
+
+
+def accuracy(model: Any, data: tuple[Any, Any]) -> float:
+    """Percentage of images that are read correctly."""
+    return 100 * float(model.evaluate(*data, verbose=0)[1])
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n", maxsplit=1)[0])
+    parser.add_argument("--server", help="HOST:PORT; default $NNI_COMPRESSION_SERVER")
+    parser.add_argument("--epochs", type=int, default=10, help="of each compressed training")
+    arguments = parser.parse_args()
+    if arguments.epochs < 5:
+        parser.error(f"--epochs is {arguments.epochs}; it must be at least 5")
+
+    keras.utils.set_random_seed(SEED)
+    digits = load_digits()
+    images = (digits.images / 16)[..., np.newaxis].astype(np.float32)
+    x, x_test, y, y_test = train_test_split(
+        images, digits.target, test_size=0.25, random_state=SEED, stratify=digits.target
+    )
+    baseline = build()
+    baseline.fit(x, y, batch_size=64, epochs=10, verbose=0)
+    before = accuracy(baseline, (x_test, y_test))
+    print(f"TensorFlow {tf.__version__}, Keras {keras.__version__}; baseline: {before:.1f} %")
+    agp = {"final_sparsity": SPARSITY, "end_epoch": arguments.epochs - 2, "op_types": ["default"]}
+    qat = {"quant_types": ["weight"], "quant_bits": 8, "op_types": ["default"]}
+    rows, failures = [], []
+    with nc.Client(arguments.server) as client:
+        for compressor in (AGPPruner([agp], client=client), QATQuantizer([qat], client=client)):
+            model = build()
+            model.set_weights(baseline.get_weights())
+            compressor(model)
+            begin = time.perf_counter()
+            callbacks = [compressor.callback()]
+            model.fit(x, y, batch_size=64, epochs=arguments.epochs, verbose=0, callbacks=callbacks)
+            seconds = time.perf_counter() - begin
+            after = accuracy(model, (x_test, y_test))
+            stats = compressor.stats
+            share = 100 * stats.seconds_waiting / seconds
+            plain = compressor.unwrap()
+            zeros = np.mean([np.mean(w == 0) for w in plain.get_weights() if w.ndim > 1])
+            rows.append((compressor, before, after, zeros, stats, seconds, share))
+            if before - after > LARGEST_LOSS:
+                failures.append(f"{compressor.algorithm}: lost {before - after:.1f} points")
+            if accuracy(plain, (x_test, y_test)) != after:
+                failures.append(f"{compressor.algorithm}: the unwrapped model computes otherwise")
+            if isinstance(compressor, Pruner) and abs(zeros - SPARSITY) > 0.01:
+                failures.append(f"{compressor.algorithm}: {100 * zeros:.1f} % are zero")
+    show(rows)
+    for failure in failures:
+        print(f"failed: {failure}", file=sys.stderr)
+    return 1 if failures else 0
+
+
+def show(rows: list[Any]) -> None:
+    """Prints the table."""
+    head = (
+        f"{'algorithm':<10}{'accuracy':>19}{'zeros':>9}{'calls':>7}{'on the wire':>13}"
+        f"{'training':>10}{'waiting':>9}"
+    )
+    print(f"\n{head}\n{'-' * len(head)}")
+    for compressor, before, after, zeros, stats, seconds, share in rows:
+        wire = (stats.bytes_sent + stats.bytes_received) / 1e6
+        print(
+            f"{compressor.algorithm:<10}{f'{before:.1f} % -> {after:.1f} %':>19}"
+            f"{100 * zeros:>7.1f} %{stats.calls:>7}{wire:>10.2f} MB{seconds:>8.1f} s"
+            f"{share:>7.1f} %"
+        )
+    print("\nwaiting: time spent in calls to the server, as a share of the training time")
+
+
+if __name__ == "__main__":
+    try:
+        sys.exit(main())
+    except nc.UnavailableError as error:
+        sys.exit(f"no compression server: {error}")

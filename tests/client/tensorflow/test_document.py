@@ -1,0 +1,55 @@
+"""docs/tensorflow.md says what is true, and the examples work."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import nni_compression.tensorflow as adapter
+from servers import ServerProcess
+
+ROOT = Path(__file__).resolve().parents[3]
+sys.path.insert(0, str(ROOT / "tests/integration"))
+
+import documents  # noqa: E402
+
+PAGE = ROOT / "docs/tensorflow.md"
+
+
+def test_its_examples_run_from_top_to_bottom(
+    server: ServerProcess, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("NNI_COMPRESSION_SERVER", server.address)
+    names: dict[str, Any] = {}
+    for line, source in documents.blocks(PAGE, "python"):
+        exec(compile("\n" * (line - 1) + source, str(PAGE), "exec"), names)
+
+
+@pytest.mark.parametrize("example", ["digits_keras.py"])
+def test_the_example_trains_prunes_and_quantizes(server: ServerProcess, example: str) -> None:
+    done = subprocess.run(
+        [sys.executable, str(ROOT / "client/python/examples" / example), "--epochs=6"],
+        env={
+            **os.environ,
+            "PYTHONPATH": str(ROOT / "client/python/src"),
+            "NNI_COMPRESSION_SERVER": server.address,
+        },
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert re.search(r"^agp .* 80\.. %", done.stdout, re.MULTILINE)
+
+
+def test_it_mentions_every_public_name() -> None:
+    text = PAGE.read_text()
+    assert [name for name in adapter.__all__ if not re.search(rf"\b{name}\b", text)] == []
