@@ -74,7 +74,7 @@ def main() -> int:
     baseline = build()
     baseline.fit(x, y, batch_size=64, epochs=10, verbose=0)
     before = accuracy(baseline, (x_test, y_test))
-    print(f"TensorFlow {tf.__version__}, Keras {keras.__version__}; baseline: {before:.1f} %")
+    print(f"TensorFlow {tf.__version__}; baseline: {before:.1f} %")
     agp = {"final_sparsity": SPARSITY, "end_epoch": arguments.epochs - 2, "op_types": ["default"]}
     qat = {"quant_types": ["weight"], "quant_bits": 8, "op_types": ["default"]}
     rows, failures = [], []
