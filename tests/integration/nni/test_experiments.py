@@ -21,6 +21,7 @@ from conftest import EXAMPLES, ROOT
 from nni_compression.nni import pruning_space
 
 TIMEOUT = 180.0
+LOG_LINES = 100  # shown of each file
 
 
 def wait_for(condition, what):
@@ -32,10 +33,29 @@ def wait_for(condition, what):
     return found
 
 
+def wait_until_over(experiment):
+    """Waits for the experiment's end, and says when NNI itself has failed."""
+
+    def is_over():
+        status = experiment.get_status()
+        assert status != "ERROR", "NNI ended the experiment with an error"
+        return status == "DONE"
+
+    wait_for(is_over, "the experiment is over")
+
+
 def free_port():
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return probe.getsockname()[1]
+
+
+def show_logs(folder):
+    """Prints what NNI and the trials have written; pytest shows it when the test has failed."""
+    for pattern in ("[!_]*/log/*.log", "[!_]*/environments/*/trials/*/trial.std*"):
+        for path in sorted(folder.glob(pattern)):
+            lines = path.read_text(errors="replace").splitlines()
+            print(f"--- {path}, {len(lines)} lines", *lines[-LOG_LINES:], sep="\n")
 
 
 @pytest.fixture
@@ -76,14 +96,14 @@ def start(server, tmp_path):
     yield start_experiment
     for experiment in started:
         experiment.stop()
+    show_logs(tmp_path / "experiments")
 
 
 def test_a_killed_trial_leaves_nothing_and_the_others_get_the_masks_they_would_get_alone(
     server, start, tmp_path
 ):
-    killed = tmp_path / "killed"
-    experiment = start("killed_trial.py", 6, KILLED=killed, MASKS=tmp_path)
-    wait_for(lambda: experiment.get_status() in ("DONE", "ERROR"), "the experiment is over")
+    experiment = start("killed_trial.py", 6, RESULTS=tmp_path)
+    wait_until_over(experiment)
     jobs = experiment.list_trial_jobs()
     (dead,) = [job for job in jobs if job.status != "SUCCEEDED"]
     assert len(jobs) == 6
@@ -91,7 +111,7 @@ def test_a_killed_trial_leaves_nothing_and_the_others_get_the_masks_they_would_g
     with nc.Client(server.address) as client:
         labels = {"nni_experiment": experiment.id}
         wait_for(lambda: not client.sessions(labels), "the dead trial's lease ends")
-        info = client.session_info(killed.read_text())
+        info = client.session_info((tmp_path / "killed").read_text())
         assert info.state == "expired"
         assert info.labels["nni_trial"] == dead.trialJobId
         with pytest.raises(nc.NotFoundError):
@@ -168,7 +188,7 @@ def test_nnictl_takes_the_examples_configuration(server, tmp_path):
     )
     try:
         experiment = wait_for(lambda: connect(port), "nnictl has started the experiment")
-        wait_for(lambda: experiment.get_status() in ("DONE", "ERROR"), "it is over")
+        wait_until_over(experiment)
         assert [job.status for job in experiment.list_trial_jobs()] == ["SUCCEEDED"] * 2
     finally:
         process.send_signal(signal.SIGINT)
