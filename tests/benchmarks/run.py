@@ -22,6 +22,7 @@ MODULES = (
     "training",
     "small_models",
     "trials",
+    "agp_epoch",
     "many",
     "huge",
 )
