@@ -69,7 +69,7 @@ def start(server, tmp_path):
     """Starts experiments, and ends them after the test."""
     started = []
 
-    def start_experiment(command, trials, **environment):
+    def start_experiment(command, trials, assess=False, **environment):
         experiment = Experiment("local")
         config = experiment.config
         config.search_space = pruning_space([killed_trial.LAYER])
@@ -88,6 +88,10 @@ def start(server, tmp_path):
             code_directory=str(EXAMPLES),
             class_args={"optimize_mode": "maximize", "seed": 1},
         )
+        if assess:
+            config.assessor = CustomAlgorithmConfig(
+                class_name="hasty_assessor.HastyAssessor", code_directory=str(Path(__file__).parent)
+            )
         config.experiment_working_directory = str(tmp_path / "experiments")
         experiment.start(free_port())
         started.append(experiment)
@@ -138,6 +142,15 @@ def test_stopping_an_experiment_ends_its_trials_and_their_sessions(server, start
         wait_for(lambda: not any(map(is_running, trainers)), "the trainers are gone")
 
 
+def test_trials_that_an_assessor_stops_end_with_their_sessions(server, start):
+    experiment = start("waiting_trial.py; true", 2, assess=True)
+    wait_until_over(experiment)
+    assert [job.status for job in experiment.list_trial_jobs()] == ["EARLY_STOPPED"] * 2
+    with nc.Client(server.address) as client:
+        labels = {"nni_experiment": experiment.id}
+        wait_for(lambda: not client.sessions(labels), "their sessions are closed")
+
+
 def is_running(pid):
     try:
         os.kill(pid, 0)
@@ -172,9 +185,25 @@ def test_the_example_ends_with_a_table_the_best_configuration_and_a_picture(serv
         assert client.sessions() == []
 
 
+def test_the_same_search_by_optuna_ends_with_the_same_table(
+    server, tmp_path, monkeypatch, capsys
+):
+    import optuna_search
+
+    monkeypatch.setattr(optuna_search, "TRIALS", 2)
+    monkeypatch.setenv("NNI_COMPRESSION_SERVER", server.address)
+    monkeypatch.chdir(tmp_path)
+    optuna_search.main()
+    assert "best: {'prune_method'" in capsys.readouterr().out
+    assert (tmp_path / "optuna.png").read_bytes().startswith(b"\x89PNG")
+    with nc.Client(server.address) as client:
+        assert client.sessions() == []
+
+
 def test_nnictl_takes_the_examples_configuration(server, tmp_path):
     written = run_search(server, tmp_path, "prune", "--trials", "2", "--yaml", tmp_path / "c.yml")
     assert written.returncode == 0, written.stderr
+    assert f"NNI_COMPRESSION_SERVER={server.address} " in (tmp_path / "c.yml").read_text()
     nnictl = str(Path(sys.executable).parent / "nnictl")
     environment = {**os.environ, "PYTHONPATH": str(ROOT / "client/python/src")}
     # It does not end by itself in the foreground, and that is the only way to learn its id.
