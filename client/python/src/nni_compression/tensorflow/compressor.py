@@ -78,7 +78,8 @@ class Compressor(compressor.Compressor):
             self._weights_changed()
             self._keep_final()
             model = super().unwrap()
-        keras.forget_compiled(model)
+        if not graph.is_graph(model):
+            keras.forget_compiled(model)
         return model
 
     def callback(self) -> Any:
@@ -86,9 +87,11 @@ class Compressor(compressor.Compressor):
         return _make_callback(self)
 
     def _using(self, sess: Optional[Any]) -> contextlib.AbstractContextManager[Any]:
-        binding = self._bound()
-        if isinstance(binding, graph.GraphBinding):
-            return binding.using(sess)
+        self._bound()
+        if graph.is_graph(self._model):
+            return graph.CompressedGraph.of(self._model).using(sess)
+        if sess is not None:
+            raise TypeError(f"a Keras model has no session, and this is a {type(sess).__name__}")
         return contextlib.nullcontext()
 
     def _keep_final(self) -> None:
@@ -101,7 +104,7 @@ class Compressor(compressor.Compressor):
 
     def _bind(self, resume: Any, *, join: bool) -> None:
         super()._bind(resume, join=join)
-        if not graph.is_graph(self._model):
+        if not graph.is_graph(self._model):  # in a graph the next call that has a session does it
             keras.forget_compiled(self._model)
             self._bound().refresh()
 

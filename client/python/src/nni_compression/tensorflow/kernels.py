@@ -87,14 +87,15 @@ def _straight_through(weight: Any, values: Any, inside: Any, active: Any) -> Any
     passes = tf.logical_or(inside.read_value(), tf.logical_not(in_force))
     quantized = tf.cast(values.read_value(), weight.dtype)
 
+    # All are arguments: in a graph, variables that are met on the way to others have to be known.
     @tf.custom_gradient  # type: ignore[misc]
-    def apply(dense: Any) -> Any:
+    def apply(dense: Any, quantized: Any, in_force: Any, passes: Any) -> Any:
         def gradient(upstream: Any) -> Any:
-            return tf.where(passes, upstream, tf.zeros([], upstream.dtype))
+            return tf.where(passes, upstream, tf.zeros([], upstream.dtype)), None, None, None
 
         return tf.where(in_force, quantized, dense), gradient
 
-    return apply(weight)
+    return apply(weight, quantized, in_force, passes)
 
 
 def state_of(layer: Any, attribute: str) -> Optional[WeightState]:
