@@ -360,7 +360,7 @@ class Compressor:
             self.algorithm,
             self.config_list,
             layers,
-            framework=self._framework,
+            framework=self._framework(),
             labels=self._labels,
             lease=self._lease,
             masks=masks or None,
@@ -398,8 +398,11 @@ class Compressor:
 
     # What an adapter says of its framework.
 
-    _framework: ClassVar[str] = "generic"  # as BindModel has it
     _model_type: ClassVar[str] = "model"  # for messages
+
+    def _framework(self) -> str:
+        """As BindModel has it."""
+        raise NotImplementedError
 
     def _is_model(self, value: Any) -> bool:
         raise NotImplementedError
