@@ -91,5 +91,5 @@ def run(client: nc.Client) -> list[Benchmark]:
         for name, values in times.items()
         if name != NNI
     ]
-    title = f"An epoch of AGP, all {len(names)} layers of ResNet-50, {size / 1e6:.1f} million weights"
+    title = f"An epoch of AGP, {len(names)} layers of ResNet-50, {size / 1e6:.1f} million weights"
     return [Benchmark(title, lines(times, NNI), goals=goals)]

@@ -23,7 +23,7 @@ class Layer:
     def prune(self, sparsity: float) -> None:
         """Renews the mask; what was pruned stays so."""
         weight = self.module.weight.detach()
-        if 0 < int(weight.numel() * sparsity):
+        if int(weight.numel() * sparsity) > 0:
             self.mask = formulas.nni_mask(weight * self.mask, sparsity).to(weight.dtype)
 
     def apply(self) -> None:
@@ -91,4 +91,6 @@ def report(layer: Layer) -> Any:
     """What a session's report says of the layer."""
     elements = layer.mask.numel()
     achieved = 1 - float(layer.mask.sum()) / elements
-    return SimpleNamespace(compressed=True, elements=elements, bits=None, achieved_sparsity=achieved)
+    return SimpleNamespace(
+        compressed=True, elements=elements, bits=None, achieved_sparsity=achieved
+    )

@@ -11,11 +11,11 @@ import sys
 import time
 from pathlib import Path
 
-import local_trial  # noqa: F401 finds the example
+import search
 
+import local_trial  # noqa: F401 finds the example
 import nni
 import nni_compression as nc
-import search
 
 LOCAL_TRIAL = Path(__file__).resolve().parent / "local_trial.py"
 LOOK_EVERY = 0.2  # seconds

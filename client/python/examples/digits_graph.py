@@ -9,10 +9,11 @@ import sys
 import time
 from typing import Any
 
-import nni_compression as nc
 import numpy as np
 import tensorflow as tf
 from digits_keras import SEED, Report, compressors, load_images, read_arguments
+
+import nni_compression as nc
 
 v1 = tf.compat.v1
 BATCH = 64

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import torch
+
 import frameworks
 import nni_compression as nc
 import nni_compression.torch as adapter
-import torch
 
 
 def test_the_column_of_pytorch_runs(client: nc.Client) -> None:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
+import tensorflow as tf
+
 import frameworks
 import nni_compression as nc
 import nni_compression.tensorflow as adapter
-import tensorflow as tf
 
 v1 = tf.compat.v1
 

@@ -187,9 +187,7 @@ def test_the_example_ends_with_a_table_the_best_configuration_and_a_picture(serv
         assert client.sessions() == []
 
 
-def test_the_same_search_by_optuna_ends_with_the_same_table(
-    server, tmp_path, monkeypatch, capsys
-):
+def test_the_same_search_by_optuna_ends_with_the_same_table(server, tmp_path, monkeypatch, capsys):
     import optuna_search
 
     monkeypatch.setattr(optuna_search, "TRIALS", 2)
