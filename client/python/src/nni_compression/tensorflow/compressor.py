@@ -124,7 +124,9 @@ class Compressor(compressor.Compressor):
 
 def find_weights(model: Any) -> Sequence[Any]:
     """The weights of a graph or a Keras model that can be compressed."""
-    return graph.find_weights(model) if graph.is_graph(model) else keras.find_weights(model)
+    if graph.is_graph(model):
+        return graph.find_weights(model)
+    return keras.find_weights(model)
 
 
 class Pruner(Compressor, compressor.PrunerPart):
@@ -151,8 +153,9 @@ class Pruner(Compressor, compressor.PrunerPart):
         return {name: Mask.from_numpy(mask) for name, mask in self._final_masks.items()}
 
     def _make_binding(self, tracker: Tracker, weights: Sequence[Any]) -> Binding[Any]:
-        module = graph if graph.is_graph(self._model) else keras
-        return module.PrunerBinding(tracker, weights)
+        if graph.is_graph(self._model):
+            return graph.PrunerBinding(tracker, weights)
+        return keras.PrunerBinding(tracker, weights)
 
 
 class Quantizer(compressor.QuantizerPart, Compressor):
@@ -187,8 +190,9 @@ class Quantizer(compressor.QuantizerPart, Compressor):
         self._final_calibration = self.calibration
 
     def _make_binding(self, tracker: Tracker, weights: Sequence[Any]) -> Binding[Any]:
-        module = graph if graph.is_graph(self._model) else keras
-        return module.QuantizerBinding(tracker, weights, self.transfer)
+        if graph.is_graph(self._model):
+            return graph.QuantizerBinding(tracker, weights, self.transfer)
+        return keras.QuantizerBinding(tracker, weights, self.transfer)
 
 
 class LevelPruner(Pruner):
