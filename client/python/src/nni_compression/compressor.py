@@ -195,6 +195,7 @@ class Compressor:
                 name: {"bits": self._from_numpy(mask.bits.copy()), "shape": list(mask.shape)}
                 for name, mask in self._packed_masks().items()
             },
+            **self._further_state(),
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -294,6 +295,13 @@ class Compressor:
         """The masks in force; empty for quantizers."""
         return {}
 
+    def _further_state(self) -> dict[str, Any]:
+        """What else `state_dict` has."""
+        return {}
+
+    def _install_state(self, state: Mapping[str, Any]) -> None:
+        """Goes on with what `_further_state` gave; the session is bound."""
+
     def _install_masks(self, masks: Mapping[str, Mask]) -> None:
         """Puts masks in force that came with a state."""
 
@@ -326,6 +334,8 @@ class Compressor:
         self._install_masks(masks)
         if masks:
             tracker.update_epoch(tracker.epoch)  # says which of them still stand
+        if resume:
+            self._install_state(resume)
         self._watch()
         if join:
             _warn(tracker.plan)
@@ -473,6 +483,18 @@ class QuantizerPart(Compressor):
 
     def _take_step(self, step: int) -> None:
         self._quantization().step(step)
+
+    def _further_state(self) -> dict[str, Any]:
+        ranges: dict[str, dict[str, list[float]]] = {}
+        for (name, target), value in self._quantization().activation_ranges.items():
+            ranges.setdefault(name, {})[target] = list(value)
+        return {"activations": ranges} if ranges else {}
+
+    def _install_state(self, state: Mapping[str, Any]) -> None:
+        ranges = state.get("activations", {})
+        self._quantization().resume_activations(
+            {(name, target): value for name, of in ranges.items() for target, value in of.items()}
+        )
 
 
 def _check_choice(name: str, value: str, allowed: Sequence[str]) -> None:

@@ -41,13 +41,16 @@ class Quantizer(QuantizerPart, Compressor):
         """Layer name -> "weight_bits", "weight_scale", "weight_zero_point", "channel_axis".
 
         Scales are float32 and zero points int32 tensors, with one number or one per channel; None
-        for DoReFa. Layers that are not quantized yet are left out.
+        for DoReFa. Where outputs or inputs are quantized: "output_bits", "output_scale",
+        "output_zero_point", "output_range" (minimum, maximum), and so for "input". Layers that are
+        not quantized yet are left out.
         """
         if self._final_calibration is not None:
             return dict(self._final_calibration)
         self.refresh()
-        found = {}
-        for name, weight in self._quantization().weights.items():
+        found: dict[str, dict[str, Any]] = {}
+        binding = self._quantization()
+        for name, weight in binding.weights.items():
             parameters = weight.state.parameters
             if parameters is not None:
                 found[name] = {
@@ -56,6 +59,17 @@ class Quantizer(QuantizerPart, Compressor):
                     "weight_zero_point": parameters.zero_point,
                     "channel_axis": parameters.channel_axis,
                 }
+        for (name, target), range_ in binding.activation_ranges.items():
+            activation = binding.activation(name, target)
+            if activation is not None and activation.parameters is not None:
+                found.setdefault(name, {}).update(
+                    {
+                        f"{target}_bits": activation.parameters.bits,
+                        f"{target}_scale": activation.parameters.scale,
+                        f"{target}_zero_point": activation.parameters.zero_point,
+                        f"{target}_range": range_,
+                    }
+                )
         return found
 
     _final_calibration: Optional[dict[str, dict[str, Any]]] = None
@@ -87,8 +101,12 @@ class QATQuantizer(Quantizer):
     """Quantization-aware training (Jacob et al., "Quantization and training of neural networks for
     efficient integer-arithmetic-only inference", 2018).
 
-    ``config_list = [{"quant_types": ["weight"], "quant_bits": 8, "quant_start_step": 0,
-    "op_types": ["default"]}]``; call `step` after each minibatch when `quant_start_step` is set.
+    ``config_list = [{"quant_types": ["weight", "output"], "quant_bits": {"weight": 8, "output": 8},
+    "quant_start_step": 0, "op_types": ["default"]}]``; call `step` after each minibatch when
+    `quant_start_step` is set, or outputs or inputs are quantized: their ranges, two numbers for
+    each, go to the service then, in one call for all layers, and what it answers holds for the
+    minibatches after that. In `eval()` mode nothing is noted. Where `torch.distributed` is
+    initialised every rank has to call `step`: they reduce their ranges among themselves.
     """
 
     algorithm = "qat"
