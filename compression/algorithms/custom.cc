@@ -4,40 +4,41 @@
 //   custom_pruner     the mask that the trainer has put in force; all kept before the first one
 //   custom_quantizer  weights pass unchanged: the trainer writes the values that it computed
 #include <memory>
+#include <optional>
 
-#include "compression/algorithm.h"
+#include "compression/algorithms/range_quantizer.h"
 #include "compression/kernels/finite.h"
 #include "compression/kernels/range.h"
 
 namespace nni_compression::compression {
 namespace {
 
-absl::Status CheckFinite(const Layer& layer, const Weight& weight) {
-  const void* data = weight.values.data_ptr();
-  const Channels whole = Channels::Of(layer.shape, std::nullopt);
-  if (FindRange(layer.dtype, data, whole)) return absl::OkStatus();
-  return NonFiniteError(layer, data, /*as_float32=*/true);
-}
-
+// Both are told the epoch, though it changes no answer here: for reports.
 class CustomPruner : public Pruner {
  public:
   Refresh refresh() const override { return Refresh::kOnWeightChange; }
+  bool needs_epoch() const override { return true; }
 
   absl::StatusOr<Mask> CalcMask(const Layer& layer, const Weight& weight, const LayerState& state,
                                 Clock) const override {
-    if (auto status = CheckFinite(layer, weight); !status.ok()) return status;
+    const void* data = weight.values.data_ptr();
+    if (!FindRange(layer.dtype, data, Channels::Of(layer.shape, std::nullopt))) {
+      return NonFiniteError(layer, data, /*as_float32=*/true);
+    }
     return state.mask ? *state.mask : Mask::Ones(layer.elements);
   }
 };
 
-class CustomQuantizer : public Quantizer {
+class CustomQuantizer : public RangeQuantizer {
  public:
-  int bits() const override { return 0; }
+  CustomQuantizer() : RangeQuantizer(/*bits=*/0) {}
 
-  absl::StatusOr<QuantizedWeight> QuantizeWeight(const Layer& layer, const Weight& weight,
-                                                 QuantizeReply, Clock, LayerState&) const override {
-    if (auto status = CheckFinite(layer, weight); !status.ok()) return status;
-    return QuantizedWeight{};
+  bool needs_epoch() const override { return true; }
+
+ protected:
+  std::optional<QuantizationParameters> ParametersFor(const Layer&, const Range&, Clock,
+                                                      LayerState&) const override {
+    return std::nullopt;
   }
 };
 

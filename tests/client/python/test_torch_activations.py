@@ -5,17 +5,16 @@ from __future__ import annotations
 import copy
 import os
 import pickle
-import tempfile
 
 import numpy as np
 import pytest
-import servers
 import torch
 from torch import nn
-from torch_helpers import Net, calls, images, train_step
 
 import nni_compression as nc
+import servers
 from nni_compression.torch import LevelPruner, QATQuantizer
+from torch_helpers import Net, calls, images, train_step
 
 OUTPUTS = [{"quant_types": ["output"], "op_types": ["default"]}]
 ALL = [{"quant_types": ["weight", "output", "input"], "op_types": ["default"]}]
@@ -49,7 +48,8 @@ def test_outputs_pass_unchanged_until_the_first_step_then_they_are_torchs_fake_q
     x = inputs(2, scale=3)
     wanted = torch.fake_quantize_per_tensor_affine(plain(x), scale, zero_point, 0, 255)
     assert torch.equal(model(x), wanted)
-    assert torch.equal(model.weight, plain.weight), "quant_types does not name weights"
+    # quant_types does not name weights.
+    assert torch.equal(model.weight, plain.weight)
 
 
 def test_inputs_are_quantized_before_the_layer_and_outputs_after_it(client):
@@ -68,7 +68,7 @@ def test_inputs_are_quantized_before_the_layer_and_outputs_after_it(client):
     wanted = torch.fake_quantize_per_tensor_affine(plain(inner), scale, zero_point, 0, 255)
     assert torch.equal(model(x), wanted)
     found = quantizer.calibration["."]
-    assert found["input_bits"] == 4 and found["output_bits"] == 8
+    assert (found["input_bits"], found["output_bits"]) == (4, 8)
     assert float(found["output_scale"]) == scale
 
 
@@ -218,17 +218,15 @@ def test_a_pruner_and_a_quantizer_of_outputs_work_on_one_model(client):
 
 
 @pytest.mark.parametrize("session_lives", [True, False])
-def test_a_resumed_quantizer_goes_on_with_the_running_range(client, session_lives):
+def test_a_resumed_quantizer_goes_on_with_the_running_range(client, session_lives, tmp_path):
     model = linear()
     quantizer = QATQuantizer(OUTPUTS, client=client)
     quantizer(model)
     for step in range(3):
         model(inputs(step))
         quantizer.step()
-    buffer = tempfile.SpooledTemporaryFile()
-    torch.save(quantizer.state_dict(), buffer)
-    buffer.seek(0)
-    state = torch.load(buffer)
+    torch.save(quantizer.state_dict(), tmp_path / "state.pth")
+    state = torch.load(tmp_path / "state.pth")
     before = quantizer.calibration["."]
     if not session_lives:
         quantizer.session.close()
@@ -280,7 +278,8 @@ def test_an_output_that_is_not_finite_is_an_error_that_names_the_layer(client):
 
 def test_an_output_that_is_not_finite_may_be_passed_over(client):
     model = linear()
-    quantizer = QATQuantizer(ALL, client=client, on_bad_weight="keep")
+    rule = [{"quant_types": ["weight", "output"]}]
+    quantizer = QATQuantizer(rule, client=client, on_bad_weight="keep")
     quantizer(model)
     model(inputs(1))
     quantizer.step()
@@ -297,7 +296,8 @@ def test_the_servers_report_has_the_encodings(client):
     model(inputs(1))
     quantizer.step()
     (layer,) = quantizer.session.info().layers
-    assert layer.bits is None and layer.input is None
+    assert layer.bits is None
+    assert layer.input is None
     assert layer.output.scale == float(quantizer.calibration["."]["output_scale"])
 
 

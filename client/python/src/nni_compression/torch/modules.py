@@ -266,6 +266,21 @@ class _StraightThrough(torch.autograd.Function):
         return grad, None, None
 
 
+class _Replaced(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, *args: Any, **kwargs: Any) -> Any:
+        return args[1].detach()
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Any) -> Any:
+        return grads[0], None
+
+
+def straight_through(value: torch.Tensor, replacement: torch.Tensor) -> Any:
+    """The replacement; its gradient is the value's."""
+    return _Replaced.apply(value, replacement)
+
+
 class _SparseMasked(torch.autograd.Function):
     """As torch.where(mask, weight, 0), for embeddings whose gradient is sparse."""
 

@@ -11,10 +11,20 @@ from ..adapter import Tracker
 from ..compressor import QuantizerPart
 from .binding import QuantizerBinding, TrackedWeight
 from .compressor import Compressor
+from .custom import (
+    CustomQuantizerBinding,
+    FixedValues,
+    OutputFunction,
+    arguments,
+    tensor_of,
+)
 
 
 class Quantizer(QuantizerPart, Compressor):
-    """Base of quantizers. One for an algorithm of your own names it: ``algorithm = "mine"``.
+    """Base of quantizers.
+
+    One of your own overrides `quantize_weight`, and is computed here; or it names an algorithm that
+    the server has: ``algorithm = "mine"``.
 
     Args:
         transfer: what travels when weights change. "weights": the weights go to the service and
@@ -85,7 +95,31 @@ class Quantizer(QuantizerPart, Compressor):
         return binding
 
     def _make_binding(self, tracker: Tracker, weights: Sequence[TrackedWeight]) -> QuantizerBinding:
-        return QuantizerBinding(tracker, weights, self.transfer)
+        if not self._is_custom:
+            return QuantizerBinding(tracker, weights, self.transfer)
+        binding = CustomQuantizerBinding(tracker, weights, self.transfer)
+        binding.compute = self._compute_values
+        if self._quantizes_outputs:
+            binding.outputs = self._output_function
+        return binding
+
+    def _compute_values(self, weight: TrackedWeight) -> None:
+        dense = weight.dense.detach()
+        result = self.quantize_weight(dense, self._config_of(weight.name), **arguments(weight))
+        where = f"{type(self).__name__}.quantize_weight of layer {weight.name!r}"
+        values = tensor_of(result, dense, where)
+        # Not the parameter's own memory, which changes.
+        weight.state.parameters = FixedValues(values.clone() if values is dense else values)
+
+    def _output_function(self, weight: TrackedWeight) -> OutputFunction:
+        where = f"{type(self).__name__}.quantize_layer_output of layer {weight.name!r}"
+
+        def quantize(output: torch.Tensor) -> torch.Tensor:
+            config = self._config_of(weight.name)
+            result = self.quantize_layer_output(output, config, **arguments(weight))
+            return tensor_of(result, output, where)
+
+        return OutputFunction(quantize)
 
 
 class NaiveQuantizer(Quantizer):
