@@ -12,8 +12,8 @@ Needs PyTorch, scikit-learn and a running compression server. A convolutional ne
 * quantized to 4 bits (DoReFa).
 
 A table shows what that did to the accuracy on images that were not trained on, and what the
-service cost. The exit status is 0 only if AGP and both kinds of QAT lose at most 2 points and pruned weights
-really are zero in the forward pass.
+service cost. The exit status is 0 only if AGP and both kinds of QAT lose at most 2 points and
+pruned weights really are zero in the forward pass.
 """
 
 import argparse
