@@ -93,6 +93,39 @@ def test_calc_mask_runs_when_weight_epoch_or_step_changed_and_not_on_every_forwa
     assert (pruner.epoch, pruner.steps) == (1, 1)
 
 
+def test_an_algorithm_may_read_the_compressed_weight_of_its_op(client):
+    class Shrinking(Pruner):
+        def calc_mask(self, weight, config, **kwargs):
+            alive = kwargs["op"].weight.detach() != 0
+            alive.view(-1)[int(alive.view(-1).nonzero()[0])] = False
+            return alive
+
+    model = nn.Linear(4, 2)
+    pruner = Shrinking([{}], client=client)
+    pruner(model)
+    for epoch in range(3):
+        pruner.update_epoch(epoch)
+        assert int((model.weight == 0).sum()) == epoch + 1
+
+
+def test_a_subclass_may_call_the_bases_update_epoch_and_step_or_not(client):
+    class Polite(LargestPruner):
+        def update_epoch(self, epoch_num):
+            Pruner.update_epoch(self, epoch_num)
+
+        def step(self):
+            Pruner.step(self)
+
+    for kind in (LargestPruner, Polite):
+        pruner = kind(RULES, client=client)
+        pruner(Net())
+        pruner.update_epoch(2)
+        pruner.step()
+        pruner.step()
+        assert (pruner.epoch, pruner.steps) == (2, 2)
+        assert pruner.session.info().epoch == 2
+
+
 def test_its_session_holds_the_masks_for_report_and_export(client, tmp_path):
     model = Net()
     pruner = LargestPruner(RULES, client=client)

@@ -591,13 +591,14 @@ def _followed(name: str, method: Callable[..., Any]) -> Callable[..., Any]:
     def call(self: Any, *args: Any, **kwargs: Any) -> Any:
         before = self.steps
         result = method(self, *args, **kwargs)
-        if name == "update_epoch":
-            (epoch, *_) = (*args, *kwargs.values())
-            if self.epoch != epoch:
-                Compressor.update_epoch(self, epoch)
+        if name == "step":
+            called = self.steps != before
+        else:
+            called = self.epoch == (*args, *kwargs.values())[0]
             self._bound().tracker.forget()
-        elif self.steps == before:
-            Compressor.step(self)
+        if not called:
+            base = next(b for b in type(self).__mro__ if b.__module__.startswith(_PACKAGE))
+            getattr(base, name)(self, *args, **kwargs)
         return result
 
     return call

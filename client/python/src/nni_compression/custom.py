@@ -6,14 +6,16 @@ called, and its options, go into the plan for reports.
 
 from __future__ import annotations
 
+import contextlib
 import difflib
-from collections.abc import Mapping, Sequence
+import threading
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Callable, Optional
 
 import numpy as np
 
 from .adapter import split_results
-from .binding import PrunerBinding, QuantizerBinding, W
+from .binding import Binding, PrunerBinding, QuantizerBinding, W
 from .errors import InvalidArgumentError
 from .masks import Mask
 
@@ -35,6 +37,8 @@ def read_rules(
     """
     read = []
     for i, rule in enumerate(rules):
+        if not isinstance(rule, Mapping):
+            raise InvalidArgumentError(f"config_list[{i}] is {rule!r}; it must be a dict")
         config = dict(rule)
         if default_op_types is not None:
             types = config.get("op_types", () if "op_names" in config else ("default",))
@@ -124,7 +128,27 @@ def to_array(value: Any, shape: Sequence[int], where: str) -> np.ndarray[Any, An
     return array
 
 
-class CustomPruning(PrunerBinding[W]):
+class _Computing(Binding[W]):
+    """Computes here what others ask the service for."""
+
+    _thread: Optional[int] = None  # the one that computes
+
+    def ensure_fresh(self, weight: W) -> None:
+        """Not while computing: an algorithm may read the compressed weight of its `op`."""
+        if self._thread != threading.get_ident():
+            super().ensure_fresh(weight)
+
+    @contextlib.contextmanager
+    def _computing(self) -> Iterator[None]:
+        before, self._thread = self._thread, threading.get_ident()
+        try:
+            with super()._computing():
+                yield
+        finally:
+            self._thread = before
+
+
+class CustomPruning(_Computing[W], PrunerBinding[W]):
     """Masks that are computed here, when a weight, the epoch or the step changed.
 
     The session gets those that are others than before.
@@ -152,7 +176,7 @@ class CustomPruning(PrunerBinding[W]):
         self._raise(error)
 
 
-class CustomQuantizing(QuantizerBinding[W]):
+class CustomQuantizing(_Computing[W], QuantizerBinding[W]):
     """Quantized weights that are computed here, when a weight, the epoch or the step changed.
 
     Attributes:

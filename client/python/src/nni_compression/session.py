@@ -312,8 +312,8 @@ class Session:
         `.parameters`, `.outputs` and `.inputs`.
 
         Raises InvalidArgumentError when a range does not fit (`.errors` has each one's, by the keys
-        of `StepResult.answers`), ResourceExhaustedError when the answer would not fit into a message:
-        send the ranges of weights with `quantize_range` then.
+        of `StepResult.answers`), ResourceExhaustedError when the answer would not fit into a
+        message: send the ranges of weights with `quantize_range` then.
         """
         opening = pb.StepRequest.Open(session_id=self.id, step=_counter(step, "step"))
         sent = [

@@ -15,13 +15,11 @@ from .binding import PrunerBinding, QuantizerBinding, TrackedWeight
 from .rounding import Parameters
 
 
-class CustomPrunerBinding(PrunerBinding, custom.CustomPruning[TrackedWeight]):
+class CustomPrunerBinding(custom.CustomPruning[TrackedWeight], PrunerBinding):
     """Masks that a subclass's `calc_mask` computes."""
 
-    _ask = custom.CustomPruning._ask
 
-
-class CustomQuantizerBinding(QuantizerBinding, custom.CustomQuantizing[TrackedWeight]):
+class CustomQuantizerBinding(custom.CustomQuantizing[TrackedWeight], QuantizerBinding):
     """Values that a subclass's `quantize_weight` computes.
 
     Attributes:
@@ -29,7 +27,6 @@ class CustomQuantizerBinding(QuantizerBinding, custom.CustomQuantizing[TrackedWe
     """
 
     outputs: Optional[Callable[[TrackedWeight], Activation]] = None
-    _ask = custom.CustomQuantizing._ask
 
     def install(self) -> None:
         super().install()

@@ -62,7 +62,7 @@ class Quantizer(QuantizerPart, Compressor):
         binding = self._quantization()
         for name, weight in binding.weights.items():
             parameters = weight.state.parameters
-            if parameters is not None:
+            if parameters is not None and parameters.bits:  # else the values are all there is
                 found[name] = {
                     "weight_bits": parameters.bits,
                     "weight_scale": parameters.scale,
