@@ -113,6 +113,11 @@ class Compressor:
         _check_choice("on_lost_session", on_lost_session, ("rebind", "raise"))
         _check_choice("on_bad_weight", on_bad_weight, ("raise", "keep"))
         if self._is_custom:
+            if not self._runs_custom:
+                raise NotImplementedError(
+                    f"{type(self).__name__} overrides {self._computes}; algorithms that compute in "
+                    "the trainer run in PyTorch only"
+                )
             config_list = custom.read_rules(config_list, self.options, self.default_op_types)
         self.config_list: Sequence[Mapping[str, Any]] = config_list
         self._model: Any = model
@@ -456,6 +461,8 @@ class Compressor:
 
     _framework: ClassVar[str] = "generic"  # as BindModel has it
     _model_type: ClassVar[str] = "model"  # for messages
+
+    _runs_custom: ClassVar[bool] = False  # whether algorithms of one's own compute here
 
     def _is_model(self, value: Any) -> bool:
         raise NotImplementedError
