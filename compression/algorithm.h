@@ -113,7 +113,22 @@ class Quantizer : public Compressor {
     return absl::UnimplementedError("the algorithm needs the whole weight");
   }
 
+  // Of a weight's code. 0: the algorithm leaves weights as they are.
   virtual int bits() const = 0;
+
+  // The activations whose range Step should carry.
+  virtual std::vector<Activation> activations() const { return {}; }
+
+  // Takes in the range that the trainer saw since the last step: finite, one minimum and maximum.
+  // Writes `state.memory`. Called only for activations().
+  virtual void ObserveActivation(Activation activation, const Range& range,
+                                 LayerState& state) const {}
+
+  // What follows from the ranges seen so far. Called only for activations().
+  virtual ActivationAnswer QuantizeActivation(Activation activation, Clock clock,
+                                              const LayerState& state) const {
+    return {};
+  }
 };
 
 enum class AlgorithmKind { kPruner = 1, kQuantizer = 2 };

@@ -108,6 +108,9 @@ absl::StatusOr<json> ReadOption(const OptionSpec& spec, const json& value, absl:
       return ReadString(spec, value, path);
     case OptionType::kStringList:
       return ReadStringList(spec, value, path);
+    case OptionType::kObject:
+      if (!value.is_object()) return Bad(path, value, "an object");
+      return value;
     case OptionType::kIntegerPerType:
       return ReadIntegerPerType(spec, value, path);
   }
@@ -171,6 +174,8 @@ std::string OptionRange(const OptionSpec& spec) {
                           spec.maximum >= kUnbounded ? ")" : "]");
     case OptionType::kBoolean:
       return "true or false";
+    case OptionType::kObject:
+      return "any";
     case OptionType::kString:
     case OptionType::kStringList:
       return spec.choices.empty() ? "any"
@@ -191,6 +196,8 @@ absl::string_view OptionTypeName(OptionType type) {
       return "string";
     case OptionType::kStringList:
       return "list of strings";
+    case OptionType::kObject:
+      return "object";
     case OptionType::kIntegerPerType:
       return "integer or per-type object";
   }

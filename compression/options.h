@@ -18,6 +18,7 @@ enum class OptionType {
   kBoolean,
   kString,
   kStringList,
+  kObject,          // of JSON-like values, which are not looked at
   kIntegerPerType,  // an integer, or an object from "weight", "output", "input" to integers
 };
 

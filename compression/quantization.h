@@ -43,6 +43,9 @@ struct Range {
   std::vector<float> maximum;
 };
 
+// What of a layer is quantized beside its weight.
+enum class Activation { kOutput, kInput };
+
 // What a caller wants beside the parameters.
 enum class QuantizeReply { kCodes = 1, kValues = 2, kParameters = 3 };
 
@@ -51,6 +54,12 @@ struct QuantizedWeight {
   std::optional<QuantizationParameters> parameters;
   DataType dtype = DataType::kUInt8;  // of `data`
   Buffer data;                        // codes or values, as asked for; empty for kParameters
+};
+
+// What is known of a layer's activations.
+struct ActivationAnswer {
+  std::optional<QuantizationParameters> parameters;  // unset: they pass unchanged at this time
+  std::optional<Range> range;                        // the running one; unset: none was seen
 };
 
 }  // namespace nni_compression::compression

@@ -6,9 +6,11 @@
 
 namespace nni_compression::compression {
 
-// One line for each file of algorithms/: the function that describes it.
+// One line for each algorithm of algorithms/: the function that describes it.
 #define NNI_COMPRESSION_ALGORITHMS(ALGORITHM) \
   ALGORITHM(Agp)                              \
+  ALGORITHM(CustomPruner)                     \
+  ALGORITHM(CustomQuantizer)                  \
   ALGORITHM(Dorefa)                           \
   ALGORITHM(Level)                            \
   ALGORITHM(Naive)                            \

@@ -212,6 +212,40 @@ absl::StatusOr<QuantizedWeight> Session::QuantizeRange(int i, const Range& range
   });
 }
 
+absl::StatusOr<const Quantizer*> Session::QuantizerOf(int i, Activation activation) const {
+  if (auto status = CheckCompressed(i, AlgorithmKind::kQuantizer); !status.ok()) return status;
+  const auto& quantizer = static_cast<const Quantizer&>(*CompressorOf(i));
+  const std::vector<Activation> activations = quantizer.activations();
+  if (std::count(activations.begin(), activations.end(), activation) > 0) return &quantizer;
+  const PlannedRule& planned = *plan_.layers[i].planned;
+  return absl::InvalidArgumentError(
+      absl::StrCat("the ", activation == Activation::kOutput ? "outputs" : "inputs", " of layer ",
+                   Quoted(layer(i).name), " are not quantized: ", planned.options.path(),
+                   ".quant_types would have to name them, under an algorithm that does"));
+}
+
+absl::StatusOr<ActivationAnswer> Session::ObserveActivation(int i, Activation activation,
+                                                            const Range& range) {
+  const auto quantizer = QuantizerOf(i, activation);
+  if (!quantizer.ok()) return quantizer.status();
+  if (auto status = CheckRange(layer(i), range, /*channels=*/1); !status.ok()) return status;
+  return CatchAll<ActivationAnswer>([&]() -> absl::StatusOr<ActivationAnswer> {
+    LayerState state = states_[i];
+    (*quantizer)->ObserveActivation(activation, range, state);
+    ActivationAnswer answer = (*quantizer)->QuantizeActivation(activation, clock_, state);
+    states_[i].memory = std::move(state.memory);
+    return answer;
+  });
+}
+
+absl::StatusOr<ActivationAnswer> Session::QuantizeActivation(int i, Activation activation) const {
+  const auto quantizer = QuantizerOf(i, activation);
+  if (!quantizer.ok()) return quantizer.status();
+  return CatchAll<ActivationAnswer>([&]() -> absl::StatusOr<ActivationAnswer> {
+    return (*quantizer)->QuantizeActivation(activation, clock_, states_[i]);
+  });
+}
+
 absl::Status Session::UpdateEpoch(int64_t epoch) {
   if (auto status = CheckCounter("epoch", epoch); !status.ok()) return status;
   clock_.epoch = epoch;

@@ -74,6 +74,13 @@ class Session {
   // is not finite, or there are not as many as the rule's granularity asks for.
   absl::StatusOr<QuantizedWeight> QuantizeRange(int i, const Range& range);
 
+  // Takes in the range of a layer's activations since the last step. Errors as QuantizeRange's, and
+  // INVALID_ARGUMENT when the layer's rule does not quantize these activations.
+  absl::StatusOr<ActivationAnswer> ObserveActivation(int i, Activation activation,
+                                                     const Range& range);
+  // What was answered for them last, at the present step.
+  absl::StatusOr<ActivationAnswer> QuantizeActivation(int i, Activation activation) const;
+
   // Sets the epoch; not negative.
   absl::Status UpdateEpoch(int64_t epoch);
 
@@ -98,6 +105,7 @@ class Session {
   absl::Status CheckCompressed(int i, AlgorithmKind kind) const;
   absl::Status CheckWeight(int i, const at::Tensor& weight) const;
   absl::Status CheckFits(int i, const LayerState& state) const;
+  absl::StatusOr<const Quantizer*> QuantizerOf(int i, Activation activation) const;
   MaskAnswer AnswerMask(int i) const;
   absl::StatusOr<QuantizedWeight> Quantize(
       int i,

@@ -160,6 +160,11 @@ void ToProto(const compression::Plan& plan, absl::Span<const compression::Layer>
     const auto* quantizer = dynamic_cast<const compression::Quantizer*>(rule->compressor.get());
     if (quantizer == nullptr) continue;
     if (quantizer->wants_range_in_step()) to->add_step_inputs(v1::TENSOR_ROLE_RANGE);
+    for (const compression::Activation activation : quantizer->activations()) {
+      to->add_step_inputs(activation == compression::Activation::kOutput
+                              ? v1::TENSOR_ROLE_OUTPUT_RANGE
+                              : v1::TENSOR_ROLE_INPUT_RANGE);
+    }
     // The granularity is the rule's; any of its layers tells.
     for (size_t i = 0; i < layers.size(); ++i) {
       if (plan.layers[i].planned != rule.get()) continue;

@@ -65,7 +65,16 @@ void DescribeLayers(const compression::Session& session, v1::Session* out) {
       const compression::LayerState& state = session.state(i);
       report->set_achieved_sparsity(state.mask ? state.mask->sparsity() : 0);
     } else if (const auto* quantizer = dynamic_cast<const compression::Quantizer*>(compressor)) {
-      report->set_bits(static_cast<uint32_t>(quantizer->bits()));
+      if (quantizer->bits() > 0) report->set_bits(static_cast<uint32_t>(quantizer->bits()));
+      for (const compression::Activation activation : quantizer->activations()) {
+        const auto answer = session.QuantizeActivation(i, activation);
+        if (!answer.ok() || !answer->parameters) continue;
+        v1::QuantizationParameters* parameters = activation == compression::Activation::kOutput
+                                                     ? report->mutable_output()
+                                                     : report->mutable_input();
+        ToProto(*answer->parameters, parameters);
+        ScalesToProto(*answer->parameters, parameters);
+      }
     }
   }
 }

@@ -86,6 +86,9 @@ absl::Status SessionCall::CheckAgainstBound(const v1::TensorHeader& header, int 
       return CheckTensor(header, compression::DataType::kBit, bound.shape);
     case v1::TENSOR_ROLE_RANGE:
       return CheckTensor(header, compression::DataType::kFloat32, record().RangeShape(layer));
+    case v1::TENSOR_ROLE_OUTPUT_RANGE:
+    case v1::TENSOR_ROLE_INPUT_RANGE:
+      return CheckTensor(header, compression::DataType::kFloat32, {2});
     default:
       return CheckTensor(header, bound.dtype, bound.shape);
   }

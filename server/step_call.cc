@@ -22,6 +22,14 @@ grpc::ByteBuffer Serialize(const v1::StepResponse& response) {
   return grpc::ByteBuffer(&slice, 1);
 }
 
+void SetParameters(const std::optional<compression::QuantizationParameters>& parameters,
+                   v1::LayerParameters* out) {
+  out->set_unquantized(!parameters.has_value());
+  if (!parameters) return;
+  ToProto(*parameters, out->mutable_parameters());
+  ScalesToProto(*parameters, out->mutable_parameters());
+}
+
 }  // namespace
 
 absl::Status StepCall::OnOpen(wire::MessageReader& reader) {
@@ -45,7 +53,8 @@ absl::StatusOr<TensorSink::Admission> StepCall::OnHeader(const v1::TensorHeader&
     places_[header.index()] = inputs_.size();
     inputs_.push_back({header, absl::OkStatus(), std::nullopt});
   }
-  const Expected expected = CheckHeader(header, {v1::TENSOR_ROLE_RANGE});
+  const Expected expected = CheckHeader(
+      header, {v1::TENSOR_ROLE_RANGE, v1::TENSOR_ROLE_OUTPUT_RANGE, v1::TENSOR_ROLE_INPUT_RANGE});
   return expected.admission;
 }
 
@@ -111,18 +120,42 @@ absl::Status StepCall::Apply(compression::Session& session) {
 void StepCall::ApplyInput(compression::Session& session, bool applied, const Input& input,
                           v1::LayerParameters* out) {
   out->set_layer(input.header.layer());
+  out->set_role(input.header.role());
   if (!input.tensor) return ToProto(input.error, out->mutable_error());
+  const absl::Status status = input.header.role() == v1::TENSOR_ROLE_RANGE
+                                  ? ApplyRange(session, applied, input, out)
+                                  : ApplyActivation(session, applied, input, out);
+  if (!status.ok()) ToProto(status, out->mutable_error());
+}
+
+absl::Status StepCall::ApplyRange(compression::Session& session, bool applied, const Input& input,
+                                  v1::LayerParameters* out) {
   const int layer = *session.FindLayer(input.header.layer());
   std::optional<compression::QuantizationParameters> parameters = session.state(layer).parameters;
   if (applied) {
     auto result = session.QuantizeRange(layer, ToRange(input.tensor->bytes));
-    if (!result.ok()) return ToProto(result.status(), out->mutable_error());
+    if (!result.ok()) return result.status();
     parameters = std::move(result->parameters);
   }
-  out->set_unquantized(!parameters.has_value());
-  if (!parameters) return;
-  ToProto(*parameters, out->mutable_parameters());
-  ScalesToProto(*parameters, out->mutable_parameters());
+  SetParameters(parameters, out);
+  return absl::OkStatus();
+}
+
+absl::Status StepCall::ApplyActivation(compression::Session& session, bool applied,
+                                       const Input& input, v1::LayerParameters* out) {
+  const int layer = *session.FindLayer(input.header.layer());
+  const auto activation = input.header.role() == v1::TENSOR_ROLE_OUTPUT_RANGE
+                              ? compression::Activation::kOutput
+                              : compression::Activation::kInput;
+  auto answer = applied ? session.ObserveActivation(layer, activation, ToRange(input.tensor->bytes))
+                        : session.QuantizeActivation(layer, activation);
+  if (!answer.ok()) return answer.status();
+  SetParameters(answer->parameters, out);
+  if (answer->range) {
+    out->add_range(answer->range->minimum[0]);
+    out->add_range(answer->range->maximum[0]);
+  }
+  return absl::OkStatus();
 }
 
 }  // namespace nni_compression::server

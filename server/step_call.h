@@ -42,6 +42,10 @@ class StepCall final : public SessionCall {
   absl::Status Apply(compression::Session& session);
   void ApplyInput(compression::Session& session, bool applied, const Input& input,
                   nni::compression::v1::LayerParameters* out);
+  absl::Status ApplyRange(compression::Session& session, bool applied, const Input& input,
+                          nni::compression::v1::LayerParameters* out);
+  absl::Status ApplyActivation(compression::Session& session, bool applied, const Input& input,
+                               nni::compression::v1::LayerParameters* out);
 
   int64_t step_ = 0;
   int received_ = 0;

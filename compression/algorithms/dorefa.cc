@@ -52,7 +52,7 @@ AlgorithmInfo DorefaAlgorithm() {
   info.options = {QuantBits(1, 16), QuantTypes()};
   info.example = {{"quant_bits", 4}};
   info.create = [](const Options& options) -> absl::StatusOr<std::unique_ptr<Compressor>> {
-    auto bits = WeightBits(options);
+    auto bits = BitsFor(options, "weight");
     if (!bits.ok()) return bits.status();
     return std::make_unique<DoReFaQuantizer>(*bits);
   };

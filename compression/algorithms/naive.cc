@@ -51,7 +51,7 @@ AlgorithmInfo NaiveAlgorithm() {
   info.options = {QuantBits(kBits, kBits), QuantTypes()};
   info.example = nlohmann::json::object();
   info.create = [](const Options& options) -> absl::StatusOr<std::unique_ptr<Compressor>> {
-    if (auto bits = WeightBits(options); !bits.ok()) return bits.status();
+    if (auto bits = BitsFor(options, "weight"); !bits.ok()) return bits.status();
     return std::make_unique<NaiveQuantizer>();
   };
   return info;

@@ -10,12 +10,20 @@
 //
 // The scale is at least the smallest normal float32, and 1 where all weights are zero. Where hi -
 // lo overflows, the scale is computed in double. Before quant_start_step weights pass unchanged.
+//
+// Outputs and inputs: per tensor, with parameters as above of a running range,
+//
+//   lo = 0.99 * lo + 0.01 * (smallest number since the last step), hi likewise
+//
+// in float32, which the first range seen begins. Ranges are tracked before quant_start_step, too.
 #include <algorithm>
 #include <cmath>
 #include <limits>
 #include <memory>
 #include <optional>
 #include <string>
+#include <utility>
+#include <vector>
 
 #include "absl/strings/match.h"
 #include "compression/algorithms/range_quantizer.h"
@@ -28,36 +36,88 @@ float FloorScale(float scale, bool zeros) {
   return zeros ? 1.0f : std::max(scale, std::numeric_limits<float>::min());
 }
 
+// Of codes, per type; 0: the type is not quantized.
+struct Bits {
+  int weight = 0;
+  int output = 0;
+  int input = 0;
+
+  int of(Activation activation) const { return activation == Activation::kOutput ? output : input; }
+};
+
+// Where LayerState::memory has the running range: minimum, maximum.
+const char* MemoryKey(Activation activation) {
+  return activation == Activation::kOutput ? "output_range" : "input_range";
+}
+
 class QatQuantizer : public RangeQuantizer {
  public:
-  QatQuantizer(int bits, int64_t start_step, bool per_channel, bool symmetric)
-      : RangeQuantizer(bits),
+  QatQuantizer(Bits bits, int64_t start_step, bool per_channel, bool symmetric)
+      : RangeQuantizer(bits.weight),
+        bits_(bits),
         start_step_(start_step),
         per_channel_(per_channel),
-        symmetric_(symmetric),
-        code_max_(symmetric ? (1 << (bits - 1)) - 1 : (1 << bits) - 1),
-        code_min_(symmetric ? -code_max_ : 0) {}
+        symmetric_(symmetric) {}
 
-  bool needs_step() const override { return start_step_ > 0; }
+  bool needs_step() const override { return start_step_ > 0 || !activations().empty(); }
 
   // The start step was crossed, in either direction, since the last answer.
   bool IsStale(const Layer&, const LayerState& state, Clock clock) const override {
-    return state.parameters.has_value() != (clock.step >= start_step_);
+    return bits() > 0 && state.parameters.has_value() != (clock.step >= start_step_);
   }
 
   std::optional<int> channel_axis(const Layer& layer) const override {
     return per_channel_ ? std::make_optional(layer.channel_axis) : std::nullopt;
   }
 
+  std::vector<Activation> activations() const override {
+    std::vector<Activation> activations;
+    for (Activation activation : {Activation::kOutput, Activation::kInput}) {
+      if (bits_.of(activation) > 0) activations.push_back(activation);
+    }
+    return activations;
+  }
+
+  void ObserveActivation(Activation activation, const Range& range,
+                         LayerState& state) const override {
+    std::vector<float>& running = state.memory[MemoryKey(activation)];
+    const std::vector<float> seen = {range.minimum[0], range.maximum[0]};
+    if (running.size() != seen.size()) {
+      running = seen;
+      return;
+    }
+    for (size_t i = 0; i < seen.size(); ++i) {
+      running[i] = 0.99f * running[i] + 0.01f * seen[i];
+    }
+  }
+
+  ActivationAnswer QuantizeActivation(Activation activation, Clock clock,
+                                      const LayerState& state) const override {
+    ActivationAnswer answer;
+    const auto found = state.memory.find(MemoryKey(activation));
+    if (found == state.memory.end() || found->second.size() != 2) return answer;
+    answer.range = Range{{found->second[0]}, {found->second[1]}};
+    if (clock.step >= start_step_) {
+      answer.parameters = Parameters(bits_.of(activation), *answer.range);
+    }
+    return answer;
+  }
+
  protected:
   std::optional<QuantizationParameters> ParametersFor(const Layer& layer, const Range& range,
                                                       Clock clock, LayerState&) const override {
-    if (clock.step < start_step_) return std::nullopt;
-    QuantizationParameters parameters;
-    parameters.bits = bits();
-    parameters.code_min = code_min_;
-    parameters.code_max = code_max_;
+    if (bits() == 0 || clock.step < start_step_) return std::nullopt;
+    QuantizationParameters parameters = Parameters(bits(), range);
     parameters.channel_axis = channel_axis(layer);
+    return parameters;
+  }
+
+ private:
+  QuantizationParameters Parameters(int bits, const Range& range) const {
+    QuantizationParameters parameters;
+    parameters.bits = bits;
+    parameters.code_max = symmetric_ ? (1 << (bits - 1)) - 1 : (1 << bits) - 1;
+    parameters.code_min = symmetric_ ? -parameters.code_max : 0;
     for (size_t c = 0; c < range.minimum.size(); ++c) {
       if (symmetric_) {
         AddSymmetric(MaxMagnitude(range, c), parameters);
@@ -68,36 +128,42 @@ class QatQuantizer : public RangeQuantizer {
     return parameters;
   }
 
- private:
-  void AddSymmetric(float max, QuantizationParameters& parameters) const {
-    parameters.scale.push_back(FloorScale(max / static_cast<float>(code_max_), max == 0));
+  static void AddSymmetric(float max, QuantizationParameters& parameters) {
+    const auto levels = static_cast<float>(parameters.code_max);
+    parameters.scale.push_back(FloorScale(max / levels, max == 0));
     parameters.zero_point.push_back(0);
   }
 
-  void AddAffine(float lo, float hi, QuantizationParameters& parameters) const {
-    float scale = (hi - lo) / static_cast<float>(code_max_);
+  static void AddAffine(float lo, float hi, QuantizationParameters& parameters) {
+    const auto levels = static_cast<float>(parameters.code_max);
+    float scale = (hi - lo) / levels;
     if (!std::isfinite(hi - lo)) {
-      scale = static_cast<float>((static_cast<double>(hi) - static_cast<double>(lo)) / code_max_);
+      scale = static_cast<float>((static_cast<double>(hi) - static_cast<double>(lo)) /
+                                 parameters.code_max);
     }
     scale = FloorScale(scale, lo == hi);
     const float zero_point = std::nearbyint(-lo / scale);
     parameters.scale.push_back(scale);
-    parameters.zero_point.push_back(
-        static_cast<int32_t>(std::clamp(zero_point, 0.0f, static_cast<float>(code_max_))));
+    parameters.zero_point.push_back(static_cast<int32_t>(std::clamp(zero_point, 0.0f, levels)));
   }
 
+  const Bits bits_;
   const int64_t start_step_;
   const bool per_channel_;
   const bool symmetric_;
-  const int32_t code_max_;
-  const int32_t code_min_;
 };
 
 absl::StatusOr<std::unique_ptr<Compressor>> Create(const Options& options) {
-  auto bits = WeightBits(options);
-  if (!bits.ok()) return bits.status();
+  Bits bits;
+  const std::pair<const char*, int*> types[] = {
+      {"weight", &bits.weight}, {"output", &bits.output}, {"input", &bits.input}};
+  for (const auto& [type, out] : types) {
+    auto given = BitsFor(options, type);
+    if (!given.ok()) return given.status();
+    *out = *given;
+  }
   const std::string& scheme = options.String("quant_scheme");
-  return std::make_unique<QatQuantizer>(*bits, options.Integer("quant_start_step"),
+  return std::make_unique<QatQuantizer>(bits, options.Integer("quant_start_step"),
                                         absl::StartsWith(scheme, "per_channel"),
                                         absl::EndsWith(scheme, "symmetric"));
 }
@@ -109,23 +175,25 @@ AlgorithmInfo QatAlgorithm() {
   start_step.name = "quant_start_step";
   start_step.type = OptionType::kInteger;
   start_step.default_value = 0;
-  start_step.description = "Step from which weights are quantized; before it they pass unchanged.";
+  start_step.description = "Step from which values are quantized; before it they pass unchanged.";
   OptionSpec scheme;
   scheme.name = "quant_scheme";
   scheme.type = OptionType::kString;
   scheme.default_value = "per_tensor_affine";
   scheme.choices = {"per_tensor_affine", "per_tensor_symmetric", "per_channel_affine",
                     "per_channel_symmetric"};
-  scheme.description = "One scale per layer or per channel; with or without a zero point.";
+  scheme.description =
+      "One scale per layer or, for weights, per channel; with or without a zero point.";
 
   AlgorithmInfo info;
   info.name = "qat";
   info.kind = AlgorithmKind::kQuantizer;
-  info.summary = "Quantizes weights to evenly spaced values while the network trains.";
+  info.summary =
+      "Quantizes weights and activations to evenly spaced values while the network trains.";
   info.reference =
       "Jacob et al., Quantization and training of neural networks for efficient "
       "integer-arithmetic-only inference, 2018, https://arxiv.org/abs/1712.05877";
-  info.options = {QuantBits(2, 16), QuantTypes(), start_step, scheme};
+  info.options = {QuantBits(2, 16), QuantTypes({"weight", "output", "input"}), start_step, scheme};
   info.example = {{"quant_types", {"weight"}}, {"quant_bits", 8}};
   info.create = Create;
   return info;

@@ -61,35 +61,31 @@ OptionSpec QuantBits(int minimum, int maximum) {
   spec.default_value = 8;
   spec.minimum = minimum;
   spec.maximum = maximum;
-  spec.description = "Bits of a code: a number, or one per type, of which \"weight\" counts.";
+  spec.description = "Bits of a code: a number, or one per type.";
   spec.aliases = {"q_bits"};
   return spec;
 }
 
-OptionSpec QuantTypes() {
+OptionSpec QuantTypes(std::vector<std::string> types) {
   OptionSpec spec;
   spec.name = "quant_types";
   spec.type = OptionType::kStringList;
   spec.default_value = std::vector<std::string>{"weight"};
-  spec.choices = {"weight", "output", "input"};
-  spec.description = "What is quantized; this version quantizes weights only.";
+  spec.choices = std::move(types);
+  spec.description = "What is quantized.";
   return spec;
 }
 
-absl::StatusOr<int> WeightBits(const Options& options) {
+absl::StatusOr<int> BitsFor(const Options& options, const std::string& type) {
   const std::vector<std::string> types = options.StringList("quant_types");
-  for (size_t i = 0; i < types.size(); ++i) {
-    if (types[i] == "weight") continue;
-    return absl::InvalidArgumentError(
-        absl::StrCat(options.path(), ".quant_types[", i, "] is ", Quoted(types[i]),
-                     "; this version of the server supports only \"weight\""));
-  }
+  if (std::count(types.begin(), types.end(), type) == 0) return 0;
   const nlohmann::json& bits = options.json().at("quant_bits");
-  if (bits.is_object() && !bits.contains("weight")) {
+  if (bits.is_object() && !bits.contains(type)) {
     return absl::InvalidArgumentError(absl::StrCat(options.path(), ".quant_bits is ", Shown(bits),
-                                                   "; it must have a number for \"weight\""));
+                                                   "; it must have a number for ", Quoted(type),
+                                                   ", which quant_types names"));
   }
-  return static_cast<int>(options.IntegerFor("quant_bits", "weight"));
+  return static_cast<int>(options.IntegerFor("quant_bits", type));
 }
 
 }  // namespace nni_compression::compression

@@ -5,6 +5,8 @@
 #include <ATen/core/Tensor.h>
 
 #include <optional>
+#include <string>
+#include <vector>
 
 #include "absl/status/statusor.h"
 #include "compression/algorithm.h"
@@ -17,11 +19,12 @@ namespace nni_compression::compression {
 // non-finite one.
 class RangeQuantizer : public Quantizer {
  public:
+  // `bits`: of a weight's code; 0: weights pass unchanged, and ParametersFor says so.
   explicit RangeQuantizer(int bits) : bits_(bits) {}
 
   int bits() const override { return bits_; }
   bool accepts_range() const override { return true; }
-  bool wants_range_in_step() const override { return true; }
+  bool wants_range_in_step() const override { return bits_ > 0; }
 
   absl::StatusOr<QuantizedWeight> QuantizeWeight(const Layer& layer, const Weight& weight,
                                                  QuantizeReply reply, Clock clock,
@@ -45,11 +48,12 @@ class RangeQuantizer : public Quantizer {
 
 // Rows of the option table that all quantizers have.
 OptionSpec QuantBits(int minimum, int maximum);
-OptionSpec QuantTypes();
+// `types`: those that the algorithm quantizes, of "weight", "output" and "input".
+OptionSpec QuantTypes(std::vector<std::string> types = {"weight"});
 
-// The bits that the two options above give weights. INVALID_ARGUMENT when they ask for activations,
-// or per type and not for weights.
-absl::StatusOr<int> WeightBits(const Options& options);
+// The bits that the two options above give a type; 0 for a type that is not quantized.
+// INVALID_ARGUMENT when they are given per type and not for this one.
+absl::StatusOr<int> BitsFor(const Options& options, const std::string& type);
 
 }  // namespace nni_compression::compression
 

@@ -37,6 +37,7 @@ absl::StatusOr<Transform> TransformOf(const Session& session, int i) {
   }
   auto quantizer = std::static_pointer_cast<const Quantizer>(
       std::shared_ptr<const Compressor>(session.plan().layers[i].planned->compressor));
+  if (quantizer->bits() == 0) return Transform();  // weights pass unchanged
   return Transform([quantizer, layer, state, clock = session.clock()](Buffer& bytes) {
     LayerState scratch = state;
     auto result = quantizer->QuantizeWeight(layer, bytes.AsTensor(layer.dtype, layer.shape),

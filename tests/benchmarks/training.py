@@ -52,14 +52,21 @@ class Trainer:
     """Trains a network of its own on random images, quantized in one way or not at all."""
 
     def __init__(
-        self, make: Callable[[], torch.nn.Module], steps: int, client: nc.Client, transfer: str
+        self,
+        make: Callable[[], torch.nn.Module],
+        steps: int,
+        client: nc.Client,
+        transfer: str,
+        types: tuple[str, ...] = ("weight",),
     ) -> None:
         self.steps = steps
         self.model = make()
         self.optimizer = torch.optim.SGD(self.model.parameters(), lr=0.01)
         self.quantizer = None
         if transfer:
-            self.quantizer = QATQuantizer([RULE], client=client, transfer=transfer)
+            self.quantizer = QATQuantizer(
+                [{**RULE, "quant_types": types}], client=client, transfer=transfer
+            )
             self.quantizer(self.model)
         self.inputs = torch.randn(32, 3, 32, 32)
         self.targets = torch.randint(0, 10, (32,))
@@ -106,8 +113,19 @@ def compare(
     ]
 
 
+def activations(client: nc.Client, steps: int) -> Benchmark:
+    """What quantized outputs and inputs add to a step, with the call that carries their ranges."""
+    trainers = {"not quantized": Trainer(network, steps, client, "")}
+    for types in (("output",), ("output", "input"), ("weight",), ("weight", "output")):
+        trainers[" and ".join(types)] = Trainer(network, steps, client, "ranges", types)
+    times = alternate({name: trainer.train for name, trainer in trainers.items()}, ROUNDS)
+    title = "A step of training with QAT of outputs and inputs, 5 layers, transfer='ranges'"
+    return Benchmark(title, lines(times, "not quantized", scale=1e3 / steps))
+
+
 def run(client: nc.Client) -> list[Benchmark]:
     found = compare(network, 20, ROUNDS, {"": client})
+    found.append(activations(client, 20))
     with (
         peers.running("relay", peers.SERVICE, str(LINK)) as port,
         nc.Client(f"127.0.0.1:{port}") as far,

@@ -82,6 +82,10 @@ TEST_P(ContractTest, AnswersHaveTheShapeAndTypeOfTheWeight) {
     }
     auto values = session->QuantizeWeight(0, weight, QuantizeReply::kValues);
     ASSERT_THAT(values, IsOk());
+    if (!values->parameters) {  // weights pass unchanged
+      EXPECT_EQ(values->data.size(), 0);
+      continue;
+    }
     EXPECT_EQ(values->dtype, dtype);
     EXPECT_EQ(values->data.size(), ByteLength(dtype, 30));
     auto codes = session->QuantizeWeight(0, weight, QuantizeReply::kCodes);

@@ -527,6 +527,48 @@ TEST_F(StreamsTest, ALayerWithABadRangeTakesPartAgainInTheNextStep) {
   EXPECT_EQ(response.parameters(0).parameters().scale(0), 1.0f);
 }
 
+TEST_F(StreamsTest, StepKeepsTheRunningRangeOfOutputsAndARetryChangesNothing) {
+  v1::BindModelRequest request = BindRequest("qat", {}, {{kWeight, {4}}});
+  auto* types =
+      (*request.mutable_config_list(0)->mutable_fields())["quant_types"].mutable_list_value();
+  for (const char* type : {"weight", "output"}) types->add_values()->set_string_value(type);
+  v1::BindModelResponse bound;
+  {
+    grpc::ClientContext context;
+    ASSERT_TRUE(stub().BindModel(&context, request, &bound).ok());
+  }
+  EXPECT_TRUE(bound.plan().needs_step());
+  EXPECT_THAT(bound.plan().rules(0).step_inputs(),
+              ElementsAre(v1::TENSOR_ROLE_RANGE, v1::TENSOR_ROLE_OUTPUT_RANGE));
+  const auto step_with = [&](int64_t step, const std::vector<float>& range, v1::TensorRole role) {
+    StepMessage message;
+    message.Open(bound.session_id()).Tensor(Header(0, kWeight, {2}, role), Bytes(range));
+    message.proto().mutable_open()->set_step(step);
+    v1::StepResponse response;
+    EXPECT_TRUE(Step(stub(), message, &response).ok());
+    EXPECT_EQ(response.parameters_size(), 1);
+    return response.parameters(0);
+  };
+  const auto first = step_with(1, {0, 255}, v1::TENSOR_ROLE_OUTPUT_RANGE);
+  EXPECT_EQ(first.role(), v1::TENSOR_ROLE_OUTPUT_RANGE);
+  EXPECT_EQ(first.parameters().scale(0), 1.0f);
+  const auto retried = step_with(1, {0, 510}, v1::TENSOR_ROLE_OUTPUT_RANGE);
+  EXPECT_EQ(retried.parameters().scale(0), 1.0f) << "the step was applied before";
+  EXPECT_THAT(retried.range(), ElementsAre(0.0f, 255.0f));
+  const auto next = step_with(2, {0, 510}, v1::TENSOR_ROLE_OUTPUT_RANGE);
+  EXPECT_EQ(next.range(1), 0.99f * 255 + 0.01f * 510);
+  const auto refused = step_with(3, {0, 1}, v1::TENSOR_ROLE_INPUT_RANGE);
+  EXPECT_EQ(refused.error().code(), grpc::StatusCode::INVALID_ARGUMENT);
+
+  v1::GetSessionRequest get;
+  get.set_session_id(bound.session_id());
+  v1::GetSessionResponse report;
+  grpc::ClientContext context;
+  ASSERT_TRUE(stub().GetSession(&context, get, &report).ok());
+  EXPECT_EQ(report.session().layers(0).output().scale(0), next.parameters().scale(0));
+  EXPECT_FALSE(report.session().layers(0).has_input());
+}
+
 TEST_F(StreamsTest, AStepThatFailsChangesNothing) {
   const std::string id = Bind(stub(), BindRequest("naive", {}, {{kWeight, {4}}}));
   StepMessage broken = StepWithRange(id, 1, {0, 127});

@@ -692,3 +692,34 @@ def test_calls_for_no_layers_are_not_made(scripted: ScriptedServer, session: nc.
     assert session.quantize_range({}) == {}
     assert session.set_mask({}) == {}
     assert len(scripted.calls) == 1
+
+
+def test_step_carries_ranges_of_outputs_and_inputs_and_a_repeated_one_changes_nothing(client):
+    rule = {"quant_types": ["output", "input"], "quant_bits": {"output": 8, "input": 4}}
+    layers = [nc.Layer(name=name, op_type="Linear", shape=(2, 3)) for name in "ab"]
+    with client.bind_model("qat", [rule], layers) as session:
+        assert session.plan.layers["a"].step_inputs == ("output_range", "input_range")
+        assert session.plan.needs_step
+        result = session.step(1, outputs={"a": (0, 255), "b": (-1, 5)}, inputs={"a": (0, 15)})
+        assert set(result.outputs) == {"a", "b"}
+        assert (result.outputs["a"].scale, result.outputs["a"].range) == (1.0, (0.0, 255.0))
+        assert (result.inputs["a"].scale, result.inputs["a"].bits) == (1.0, 4)
+        assert result.parameters == {}
+        again = session.step(1, outputs={"a": (-9, 9)})
+        assert again.outputs["a"].range == (0.0, 255.0)
+        report = {layer.name: layer for layer in session.info().layers}
+        assert report["a"].output.scale == 1.0
+        assert report["b"].input is None
+
+
+def test_a_bad_range_of_an_output_is_named_and_the_others_count(client):
+    layers = [nc.Layer(name=name, op_type="Linear", shape=(2, 3)) for name in "ab"]
+    with client.bind_model("qat", [{"quant_types": ["output"]}], layers) as session:
+        with pytest.raises(
+            nc.InvalidArgumentError, match="minimum not above the maximum"
+        ) as caught:
+            session.step(1, outputs={"a": (2, 1), "b": (0, 255)})
+        assert list(caught.value.errors) == [("a", "output")]
+        assert caught.value.results["b", "output"].scale == 1.0
+        with pytest.raises(nc.InvalidArgumentError, match="the inputs of layer .* not quantized"):
+            session.step(2, inputs={"a": (0, 1)})

@@ -193,13 +193,87 @@ TEST(QatQuantizerTest, CountsOnlyTheWeightsEntryOfBitsPerType) {
                           "\"weight\"")));
 }
 
-TEST(QatQuantizerTest, SaysThatThisVersionQuantizesWeightsOnly) {
-  for (const char* type : {"output", "input"}) {
-    EXPECT_THAT(
-        TryBind(MakeBinding("qat", {{{"quant_types", {"weight", type}}}}, {MakeLayer("a", {1})})),
-        IsInvalid(HasSubstr(std::string("quant_types[1] is \"") + type +
-                            "\"; this version of the server supports only \"weight\"")));
+const json kAllTypes = {{"quant_types", {"weight", "output", "input"}}};
+
+Range RangeOf(float minimum, float maximum) { return {{minimum}, {maximum}}; }
+
+TEST(QatQuantizerTest, TheFirstRangeOfOutputsBeginsTheRunningOneAndOthersMoveItByAHundredth) {
+  auto session = BindOne("qat", kAllTypes, {4});
+  auto first = session->ObserveActivation(0, Activation::kOutput, RangeOf(-1, 5));
+  ASSERT_THAT(first, IsOk());
+  EXPECT_EQ(first->parameters->scale[0], 6.0f / 255);
+  EXPECT_EQ(first->parameters->zero_point[0], 42);
+  auto second = session->ObserveActivation(0, Activation::kOutput, RangeOf(-3, 4));
+  ASSERT_THAT(second, IsOk());
+  EXPECT_EQ(second->range->minimum[0], 0.99f * -1.0f + 0.01f * -3.0f);
+  EXPECT_EQ(second->range->maximum[0], 0.99f * 5.0f + 0.01f * 4.0f);
+  auto asked = session->QuantizeActivation(0, Activation::kOutput);
+  EXPECT_TRUE(*asked->parameters == *second->parameters) << "asking changes nothing";
+}
+
+TEST(QatQuantizerTest, OutputsAndInputsHaveScalesOfTheirOwnAndSurviveInTheState) {
+  const json rule = {{"quant_types", {"output", "input"}},
+                     {"quant_bits", {{"output", 8}, {"input", 4}}},
+                     {"quant_scheme", "per_channel_symmetric"}};
+  auto session = BindOne("qat", rule, {4, 3});
+  ASSERT_THAT(session->ObserveActivation(0, Activation::kOutput, RangeOf(-127, 1)), IsOk());
+  ASSERT_THAT(session->ObserveActivation(0, Activation::kInput, RangeOf(0, 14)), IsOk());
+  auto fresh = BindOne("qat", rule, {4, 3});
+  ASSERT_THAT(fresh->Load(session->SaveGlobal(), {session->SaveLayer(0)}), IsOk());
+  auto output = fresh->QuantizeActivation(0, Activation::kOutput);
+  auto input = fresh->QuantizeActivation(0, Activation::kInput);
+  EXPECT_THAT(output->parameters->scale, ElementsAre(1.0f));
+  EXPECT_THAT(input->parameters->scale, ElementsAre(2.0f));
+  EXPECT_EQ(input->parameters->bits, 4);
+  EXPECT_EQ(input->parameters->code_min, -7);
+  EXPECT_FALSE(output->parameters->channel_axis.has_value()) << "channels are the weights' alone";
+  auto weight = fresh->QuantizeWeight(0, Random({4, 3}, 1), QuantizeReply::kValues);
+  ASSERT_THAT(weight, IsOk());
+  EXPECT_FALSE(weight->parameters.has_value()) << "quant_types does not name weights";
+  EXPECT_THAT(fresh->StaleLayers(), IsEmpty());
+}
+
+TEST(QatQuantizerTest, RangesAreTrackedBeforeTheStartStepWhileOutputsPassUnchanged) {
+  json rule = kAllTypes;
+  rule["quant_start_step"] = 2;
+  auto session = BindOne("qat", rule, {4});
+  ASSERT_THAT(session->Step(1), IsOk());
+  auto early = session->ObserveActivation(0, Activation::kOutput, RangeOf(0, 255));
+  EXPECT_FALSE(early->parameters.has_value());
+  EXPECT_EQ(early->range->maximum[0], 255.0f);
+  ASSERT_THAT(session->Step(2), IsOk());
+  auto late = session->ObserveActivation(0, Activation::kOutput, RangeOf(0, 255));
+  EXPECT_EQ(late->parameters->bits, 8);
+  EXPECT_FLOAT_EQ(late->parameters->scale[0], 1.0f);
+}
+
+TEST(QatQuantizerTest, OutputsOfAConstantZeroHaveScaleOne) {
+  auto session = BindOne("qat", kAllTypes, {4});
+  auto zeros = session->ObserveActivation(0, Activation::kOutput, RangeOf(0, 0));
+  EXPECT_THAT(zeros->parameters->scale, ElementsAre(1.0f));
+  EXPECT_THAT(zeros->parameters->zero_point, ElementsAre(0));
+}
+
+TEST(QatQuantizerTest, RefusesRangesOfOutputsThatAreNoneOrThatNobodyAskedForAndStaysAsItWas) {
+  auto session = BindOne("qat", kAllTypes, {4});
+  const std::string before = StateOf(*session);
+  const float nan = std::numeric_limits<float>::quiet_NaN();
+  for (const Range& bad : {RangeOf(2, 1), RangeOf(nan, 1), RangeOf(0, 1 / 0.0f), Range{}}) {
+    EXPECT_THAT(session->ObserveActivation(0, Activation::kInput, bad),
+                IsInvalid(HasSubstr("range of layer \"layer\"")));
   }
+  EXPECT_EQ(StateOf(*session), before);
+  auto weights_only = BindOne("qat", json::object(), {4});
+  EXPECT_THAT(weights_only->ObserveActivation(0, Activation::kInput, RangeOf(0, 1)),
+              IsInvalid(HasSubstr("the inputs of layer \"layer\" are not quantized: "
+                                  "config_list[0].quant_types")));
+}
+
+TEST(QatQuantizerTest, BitsPerTypeMustNameEveryTypeThatIsQuantized) {
+  json rule = kAllTypes;
+  rule["quant_bits"] = {{"weight", 8}, {"output", 8}};
+  EXPECT_THAT(TryBind(MakeBinding("qat", {rule}, {MakeLayer("a", {1})})),
+              IsInvalid(HasSubstr("it must have a number for \"input\"")));
 }
 
 TEST(QatQuantizerTest, RefusesBitsOutOfRange) {

@@ -47,6 +47,8 @@ enum class TensorRole {
   kGradient = 4,        // Step
   kOptimizerState = 5,  // Step
   kRange = 6,           // Step, QuantizeWeight: float32, [2] or [2, channels], minima then maxima
+  kOutputRange = 9,     // Step: float32 [2], what the layer gave since the last step
+  kInputRange = 10,     // Step: likewise, what it was given
 };
 
 // A tensor of the caller's, not owned. The bytes are little-endian, elements in C order; they must

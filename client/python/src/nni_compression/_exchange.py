@@ -46,15 +46,17 @@ def tensor_header(
     return _outgoing(layer, index, role, dtype, tensor.shape, tensor.data)
 
 
-def range_header(layer: str, value: Any, index: int) -> _frames.Outgoing:
-    """A layer's smallest and largest weights, ready to be sent."""
+def range_header(
+    layer: str, value: Any, index: int, role: int = pb.TENSOR_ROLE_RANGE
+) -> _frames.Outgoing:
+    """A layer's smallest and largest weights, or activations, ready to be sent."""
     array = np.ascontiguousarray(np.asarray(value, dtype="<f4"))
     if array.ndim not in (1, 2) or array.shape[0] != 2:
         raise InvalidArgumentError(
             f"ranges[{layer!r}] has shape {array.shape}; it must be (2,), minimum and maximum, "
             "or (2, channels)"
         )
-    return tensor_header(layer, Tensor(array, "float32", array.shape), index, pb.TENSOR_ROLE_RANGE)
+    return tensor_header(layer, Tensor(array, "float32", array.shape), index, role)
 
 
 def _outgoing(

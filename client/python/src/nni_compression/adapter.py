@@ -17,11 +17,13 @@ import threading
 import weakref
 from collections.abc import Iterable, Mapping
 from types import MappingProxyType
-from typing import Any, Callable, Optional
+from typing import Any, Callable, Optional, TypeVar
 
 from .errors import CompressionError
 from .plan import Plan
-from .session import Session
+from .session import AnswerKey, Session
+
+K = TypeVar("K")
 
 ONCE = "once"
 WHEN_STALE = "when_stale"
@@ -114,24 +116,30 @@ class Tracker:
         self.epoch = epoch
         return self.stale
 
-    def take_step(self, step: int, ranges: Optional[Mapping[str, Any]] = None) -> Mapping[str, Any]:
-        """Sets the step and returns the parameters that the service answered for `ranges`.
+    def take_step(
+        self,
+        step: int,
+        ranges: Optional[Mapping[str, Any]] = None,
+        outputs: Optional[Mapping[str, Any]] = None,
+        inputs: Optional[Mapping[str, Any]] = None,
+    ) -> Mapping[AnswerKey, Any]:
+        """Sets the step and returns what the service answered for ranges: `StepResult.answers`.
 
         No call is made when the plan says that steps change nothing and there are no ranges.
         """
-        parameters: Mapping[str, Any] = MappingProxyType({})
+        answers: Mapping[AnswerKey, Any] = MappingProxyType({})
         if self.owned and (self.plan.needs_step or ranges):
             try:
-                result = self.session.step(step, ranges=ranges or None)
+                result = self.session.step(step, ranges, outputs=outputs, inputs=inputs)
             except CompressionError as error:
                 if error.errors:  # single layers failed: the step is taken, the stale set unknown
                     self.step = step
                     self.mark_stale(self.status)
                 raise
             self.mark_stale(result)
-            parameters = result.parameters
+            answers = result.answers
         self.step = step
-        return parameters
+        return answers
 
     @property
     def stale(self) -> frozenset[str]:
@@ -150,8 +158,8 @@ class Tracker:
 
 
 def split_results(
-    call: Callable[[], Mapping[str, Any]],
-) -> tuple[Mapping[str, Any], Optional[CompressionError]]:
+    call: Callable[[], Mapping[K, Any]],
+) -> tuple[Mapping[K, Any], Optional[CompressionError]]:
     """What `call` answered, and the error that it raised for other layers, if any.
 
     The service has applied the layers it answered even when others failed, so an adapter takes

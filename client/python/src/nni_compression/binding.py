@@ -13,10 +13,12 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Callable, Generic, Optional, Protocol, TypeVar
 
 from .adapter import ON_WEIGHT_CHANGE, Tracker, split_results
-from .errors import CompressionError, NotFoundError, StatusCode
+from .errors import CompressionError, InvalidArgumentError, NotFoundError, StatusCode
 from .masks import Mask
 from .plan import Layer
 from .quantization import QuantizedTensor
+
+TARGETS = ("output", "input")  # what of a layer is quantized beside its weight
 
 _log = logging.getLogger("nni_compression")
 
@@ -125,7 +127,8 @@ class Binding(Generic[W]):
             raise error
         for name, reason in error.errors.items():
             _log.warning("%s (%s); layer %r keeps what it has", reason, when, name)
-            tracker.answered(name, self._tokens[name]())
+            if name in self._tokens:  # else it is about an activation
+                tracker.answered(name, self._tokens[name]())
 
     def _computing(self) -> contextlib.AbstractContextManager[Any]:
         """What asking runs in: outside of gradients, where the framework has such a thing."""
@@ -177,6 +180,34 @@ class QuantizerBinding(Binding[W]):
     def __init__(self, tracker: Tracker, weights: Sequence[W], transfer: str) -> None:
         super().__init__(tracker, weights)
         self.transfer = transfer
+        #: (layer, "output" or "input") -> their running range, of the last answer.
+        self.activation_ranges: dict[tuple[str, str], tuple[float, float]] = {}
+        if self.activations and not self.quantizes_activations:
+            name, target = self.activations[0]
+            raise InvalidArgumentError(
+                f"quant_types asks for {target}s of layer {name!r}; this adapter quantizes weights "
+                "only"
+            )
+
+    #: Whether the adapter can quantize outputs and inputs.
+    quantizes_activations = False
+
+    @property
+    def activations(self) -> list[tuple[str, str]]:
+        """(layer, "output" or "input") that the plan quantizes, in the order bound."""
+        layers = self.tracker.plan.layers
+        return [
+            (name, target)
+            for name in self.weights
+            for target in TARGETS
+            if f"{target}_range" in layers[name].step_inputs
+        ]
+
+    def resume_activations(self, ranges: Mapping[tuple[str, str], Sequence[float]]) -> None:
+        """Goes on from running ranges of an earlier session, or with those that this one has."""
+        known = {key: ranges[key] for key in self.activations if key in ranges}
+        if known:
+            self._step(self.tracker.step, [], known)
 
     def _ask(self, weights: Sequence[W]) -> None:
         tokens = {w.name: w.token() for w in weights}
@@ -201,11 +232,36 @@ class QuantizerBinding(Binding[W]):
                     for name in self.tracker.pending(self._tokens)
                     if "range" in plan.layers[name].step_inputs
                 ]
-            tokens = {w.name: w.token() for w in asked}
-            ranges = self._ranges(asked)
-            answers, error = split_results(lambda: self.tracker.take_step(number, ranges))
-            self._take(answers, tokens)
-            self._raise(error)
+            try:
+                self._step(number, asked, self._seen_activations() if self.activations else {})
+            except CompressionError as error:
+                if error.errors:  # the step is taken; what was refused would be refused again
+                    self._forget_activations()
+                raise
+            self._forget_activations()
+
+    def _step(
+        self, number: int, asked: Sequence[W], seen: Mapping[tuple[str, str], Sequence[float]]
+    ) -> None:
+        tokens = {w.name: w.token() for w in asked}
+        ranges = self._ranges(asked)
+        outputs, inputs = (
+            {name: value for (name, of), value in seen.items() if of == target}
+            for target in TARGETS
+        )
+        answers, error = split_results(
+            lambda: self.tracker.take_step(number, ranges, outputs, inputs)
+        )
+        for key, answer in answers.items():
+            if isinstance(key, tuple):
+                self._take_activation(key, answer)
+        self._take({k: a for k, a in answers.items() if isinstance(k, str)}, tokens)
+        self._raise(error)
+
+    def _take_activation(self, key: tuple[str, str], answer: QuantizedTensor) -> None:
+        if answer.range is not None:
+            self.activation_ranges[key] = answer.range
+            self._set_activation(*key, answer)
 
     def _take(self, answers: Mapping[str, QuantizedTensor], tokens: Mapping[str, Any]) -> None:
         for name, answer in answers.items():
@@ -223,4 +279,16 @@ class QuantizerBinding(Binding[W]):
         raise NotImplementedError
 
     def _set_answer(self, weight: W, answer: QuantizedTensor) -> None:
+        raise NotImplementedError
+
+    # Of adapters that quantize activations.
+
+    def _seen_activations(self) -> Mapping[tuple[str, str], Sequence[float]]:
+        """Smallest and largest number since the last step, of those of which any was seen."""
+        return {}
+
+    def _forget_activations(self) -> None:
+        """The step was taken: what was seen so far counted."""
+
+    def _set_activation(self, layer: str, target: str, answer: QuantizedTensor) -> None:
         raise NotImplementedError

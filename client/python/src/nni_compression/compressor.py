@@ -7,6 +7,7 @@ quantizers, with `PrunerPart` and `QuantizerPart`.
 from __future__ import annotations
 
 import contextlib
+import functools
 import logging
 import warnings
 from collections.abc import Mapping, Sequence
@@ -14,6 +15,7 @@ from typing import Any, Callable, ClassVar, Optional
 
 import numpy as np
 
+from . import custom
 from .adapter import Closer, Tracker, close_quietly, is_on_this_host
 from .binding import Binding, PrunerBinding, QuantizerBinding, Weight
 from .client import Client
@@ -24,6 +26,7 @@ from .session import Session
 from .statistics import Stats
 
 _STATE_VERSION = 1
+_PACKAGE = __name__.partition(".")[0] + "."
 _log = logging.getLogger("nni_compression")
 
 
@@ -61,6 +64,25 @@ class Compressor:
 
     algorithm: ClassVar[str] = ""
 
+    #: Of an algorithm of one's own: key -> its type if it is required, or else its default. None:
+    #: rules may have any keys.
+    options: ClassVar[Optional[Mapping[str, Any]]] = None
+    #: Of an algorithm of one's own: what "default" in op_types, and a rule without filters, means.
+    default_op_types: ClassVar[Optional[Sequence[str]]] = None
+
+    _computes: ClassVar[str] = ""  # the method that makes a subclass an algorithm of one's own
+    _custom_algorithm: ClassVar[str] = ""  # the one that holds its results
+    _is_custom: ClassVar[bool] = False
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        if cls._computes and cls._computes in vars(cls) and not cls.__module__.startswith(_PACKAGE):
+            cls.algorithm, cls._is_custom = cls._custom_algorithm, True
+        if cls._is_custom:
+            for name in ("update_epoch", "step"):
+                if name in vars(cls):
+                    setattr(cls, name, _followed(name, vars(cls)[name]))
+
     def __init__(
         self,
         model: Any = None,
@@ -76,7 +98,10 @@ class Compressor:
         on_bad_weight: str = "raise",
     ) -> None:
         if not self.algorithm:
-            raise TypeError(f"{type(self).__name__} names no algorithm; set the class attribute")
+            raise TypeError(
+                f"{type(self).__name__} names no algorithm and computes nothing itself: set the "
+                f"class attribute `algorithm`, or override {self._computes}"
+            )
         if config_list is None and not self._is_model(model):
             model, config_list = None, model
         if model is not None and not self._is_model(model):
@@ -87,6 +112,13 @@ class Compressor:
             raise TypeError("server and client are both given; a client has its server")
         _check_choice("on_lost_session", on_lost_session, ("rebind", "raise"))
         _check_choice("on_bad_weight", on_bad_weight, ("raise", "keep"))
+        if self._is_custom:
+            if not self._runs_custom:
+                raise NotImplementedError(
+                    f"{type(self).__name__} overrides {self._computes}; algorithms that compute in "
+                    "the trainer run in PyTorch only"
+                )
+            config_list = custom.read_rules(config_list, self.options, self.default_op_types)
         self.config_list: Sequence[Mapping[str, Any]] = config_list
         self._model: Any = model
         self._optimizer = optimizer
@@ -114,9 +146,13 @@ class Compressor:
         if self._model is None:
             raise RuntimeError("there is no model; call the compressor with one")
         if self._binding is None:
+            self.bind_model(self._model)
             self._bind(self._resume, join=True)
             self._resume = None
         return self._model
+
+    def bind_model(self, model: Any) -> None:
+        """Called with the model before it is compressed; for algorithms of one's own."""
 
     @property
     def bound_model(self) -> Any:
@@ -195,6 +231,7 @@ class Compressor:
                 name: {"bits": self._from_numpy(mask.bits.copy()), "shape": list(mask.shape)}
                 for name, mask in self._packed_masks().items()
             },
+            **self._further_state(),
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -249,11 +286,15 @@ class Compressor:
         tracker = self._bound().tracker
         with tracker.lock:
             tracker.update_epoch(epoch)
+            if self._is_custom:
+                tracker.forget()
 
     def _take_step(self, step: int) -> None:
         tracker = self._bound().tracker
         with tracker.lock:
             tracker.take_step(step)
+            if self._is_custom:
+                tracker.forget()
 
     def _replace_lost_session(self, error: NotFoundError) -> None:
         """Binds another session in place of one that the server has lost; else raises `error`."""
@@ -294,6 +335,13 @@ class Compressor:
         """The masks in force; empty for quantizers."""
         return {}
 
+    def _further_state(self) -> dict[str, Any]:
+        """What else `state_dict` has."""
+        return {}
+
+    def _install_state(self, state: Mapping[str, Any]) -> None:
+        """Goes on with what `_further_state` gave; the session is bound."""
+
     def _install_masks(self, masks: Mapping[str, Mask]) -> None:
         """Puts masks in force that came with a state."""
 
@@ -326,6 +374,8 @@ class Compressor:
         self._install_masks(masks)
         if masks:
             tracker.update_epoch(tracker.epoch)  # says which of them still stand
+        if resume:
+            self._install_state(resume)
         self._watch()
         if join:
             _warn(tracker.plan)
@@ -358,7 +408,7 @@ class Compressor:
                 return tracker
         session = self._client.bind_model(
             self.algorithm,
-            self.config_list,
+            self._wire_config_list(),
             layers,
             framework=self._framework(),
             labels=self._labels,
@@ -368,6 +418,17 @@ class Compressor:
             step=step,
         )
         return Tracker(session, epoch=epoch, step=step)
+
+    def _wire_config_list(self) -> Sequence[Mapping[str, Any]]:
+        if not self._is_custom:
+            return self.config_list
+        return custom.wire_rules(self.config_list, type(self).__name__)
+
+    def _config_of(self, name: str) -> Mapping[str, Any]:
+        """The rule that won for a layer."""
+        rule = self._bound().tracker.plan.layers[name].rule
+        assert rule is not None
+        return self.config_list[rule]
 
     def _rebind(self, state: Mapping[str, Any], *, join: bool) -> None:
         """Leaves the session for another one: the state's, or a new one."""
@@ -399,6 +460,7 @@ class Compressor:
     # What an adapter says of its framework.
 
     _model_type: ClassVar[str] = "model"  # for messages
+    _runs_custom: ClassVar[bool] = False  # whether algorithms of one's own compute here
 
     def _framework(self) -> str:
         """As BindModel has it."""
@@ -437,6 +499,23 @@ class Compressor:
 class PrunerPart(Compressor):
     """What pruners add to a compressor."""
 
+    _computes = "calc_mask"
+    _custom_algorithm = "custom_pruner"
+
+    def calc_mask(self, weight: Any, config: Mapping[str, Any], **kwargs: Any) -> Any:
+        """The mask of a weight: override it for an algorithm of your own.
+
+        Called when a weight, the epoch or the step changed, before the next forward pass.
+
+        Args:
+            weight: the dense weight, not to be written to.
+            config: the rule of config_list that was selected.
+            kwargs: `op`, `op_type`, `op_name`.
+
+        Returns: an array or tensor of the weight's shape: bool, or 0 and 1; 1 = kept.
+        """
+        raise NotImplementedError(f"{self.algorithm} computes masks on the server")
+
     def _masks(self) -> PrunerBinding[Any]:
         binding = self._bound()
         assert isinstance(binding, PrunerBinding)
@@ -461,6 +540,28 @@ class QuantizerPart(Compressor):
     The other arguments are those of `Compressor`.
     """
 
+    _computes = "quantize_weight"
+    _custom_algorithm = "custom_quantizer"
+
+    def quantize_weight(self, weight: Any, config: Mapping[str, Any], **kwargs: Any) -> Any:
+        """The quantized values of a weight: override it for an algorithm of your own.
+
+        Called when a weight, the epoch or the step changed, before the next forward pass; gradients
+        pass straight through. Arguments as those of `PrunerPart.calc_mask`.
+
+        Returns: a tensor of the weight's shape and dtype.
+        """
+        raise NotImplementedError(f"{self.algorithm} quantizes on the server")
+
+    def quantize_layer_output(self, output: Any, config: Mapping[str, Any], **kwargs: Any) -> Any:
+        """The quantized outputs of a layer, in every forward pass; for algorithms of your own."""
+        raise NotImplementedError(f"{self.algorithm} does not quantize outputs here")
+
+    @property
+    def _quantizes_outputs(self) -> bool:
+        mine = type(self).quantize_layer_output
+        return self._is_custom and mine is not QuantizerPart.quantize_layer_output
+
     def __init__(self, *args: Any, transfer: Optional[str] = None, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         if transfer not in (None, "weights", "ranges"):
@@ -476,6 +577,40 @@ class QuantizerPart(Compressor):
 
     def _take_step(self, step: int) -> None:
         self._quantization().step(step)
+        if self._is_custom:
+            self._quantization().tracker.forget()
+
+    def _further_state(self) -> dict[str, Any]:
+        ranges: dict[str, dict[str, list[float]]] = {}
+        for (name, target), value in self._quantization().activation_ranges.items():
+            ranges.setdefault(name, {})[target] = list(value)
+        return {"activations": ranges} if ranges else {}
+
+    def _install_state(self, state: Mapping[str, Any]) -> None:
+        ranges = state.get("activations", {})
+        self._quantization().resume_activations(
+            {(name, target): value for name, of in ranges.items() for target, value in of.items()}
+        )
+
+
+def _followed(name: str, method: Callable[..., Any]) -> Callable[..., Any]:
+    """A subclass's own `update_epoch` or `step`, after which the base's has been called, too."""
+
+    @functools.wraps(method)
+    def call(self: Any, *args: Any, **kwargs: Any) -> Any:
+        before = self.steps
+        result = method(self, *args, **kwargs)
+        if name == "step":
+            called = self.steps != before
+        else:
+            called = self.epoch == (*args, *kwargs.values())[0]
+            self._bound().tracker.forget()
+        if not called:
+            base = next(b for b in type(self).__mro__ if b.__module__.startswith(_PACKAGE))
+            getattr(base, name)(self, *args, **kwargs)
+        return result
+
+    return call
 
 
 def _check_choice(name: str, value: str, allowed: Sequence[str]) -> None:

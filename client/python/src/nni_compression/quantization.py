@@ -43,6 +43,8 @@ class QuantizedTensor:
         codes: int8, uint8, int16 or uint16 of the weight's shape (reply "codes").
         values: the dequantized weight in its own dtype and shape (reply "values"); the bits as
             uint16 for bfloat16.
+        range: of outputs and inputs: the running minimum and maximum, before `quant_start_step`
+            too; None for weights.
     """
 
     shape: Optional[tuple[int, ...]] = None
@@ -57,6 +59,7 @@ class QuantizedTensor:
     channel_axis: Optional[int] = None
     codes: Optional[npt.NDArray[Any]] = None
     values: Optional[npt.NDArray[Any]] = None
+    range: Optional[tuple[float, float]] = None
 
     def dequantize(self) -> npt.NDArray[np.float32]:
         """The values that the codes stand for: float32, the weight's shape.
@@ -99,8 +102,12 @@ def from_wire(
     values: Optional[npt.NDArray[Any]] = None,
 ) -> QuantizedTensor:
     """Reads a QuantizeResult or LayerParameters with the tensors that came beside it."""
+    numbers = getattr(message, "range", ())
+    if len(numbers) not in (0, 2):
+        raise DataLossError(f"layer {message.layer!r} came with a range of {len(numbers)} numbers")
+    range_ = (float(numbers[0]), float(numbers[1])) if numbers else None
     if message.unquantized:
-        return QuantizedTensor(shape=shape, unquantized=True)
+        return QuantizedTensor(shape=shape, unquantized=True, range=range_)
     parameters = message.parameters
     if parameters.formula not in _FORMULAS or parameters.rounding not in _ROUNDINGS:
         raise DataLossError(
@@ -130,6 +137,7 @@ def from_wire(
         channel_axis=channel_axis,
         codes=codes,
         values=values,
+        range=range_,
     )
 
 

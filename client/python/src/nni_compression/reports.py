@@ -7,8 +7,10 @@ from dataclasses import dataclass
 from datetime import datetime, timezone
 from typing import Any, Optional
 
+from . import quantization
 from ._config import from_struct, from_value
 from ._wire import compression_pb2 as pb
+from .quantization import QuantizedTensor
 
 _STATES = {
     pb.SESSION_STATE_ACTIVE: "active",
@@ -25,7 +27,9 @@ class LayerReport:
     Attributes:
         elements: of the weight.
         target_sparsity, achieved_sparsity: pruners: shares removed, in [0, 1].
-        bits: quantizers: of a code.
+        bits: quantizers: of a weight's code; None when weights pass unchanged.
+        output, input: quantizers of activations: what they are quantized with; None for others, and
+            before the first range was sent.
         stale: whether its result was never handed out or would now be another.
         rule: index in config_list of the rule that won; None when none matched.
     """
@@ -39,6 +43,8 @@ class LayerReport:
     bits: Optional[int]
     stale: bool
     rule: Optional[int]
+    output: Optional[QuantizedTensor] = None
+    input: Optional[QuantizedTensor] = None
 
 
 @dataclass(frozen=True)
@@ -188,4 +194,13 @@ def _layer_report(message: pb.LayerReport) -> LayerReport:
         bits=_optional(message, "bits"),
         stale=message.stale,
         rule=_optional(message, "rule"),
+        output=_activation(message, "output"),
+        input=_activation(message, "input"),
     )
+
+
+def _activation(report: pb.LayerReport, name: str) -> Optional[QuantizedTensor]:
+    if not report.HasField(name):
+        return None
+    message = pb.LayerParameters(layer=report.name, parameters=getattr(report, name))
+    return quantization.from_wire(message)

@@ -51,27 +51,55 @@ _REPLY_BYTES: dict[int, Optional[int]] = {
 }
 
 
+# What a range in Step is of: a layer's weight, or (layer, "output"), (layer, "input").
+AnswerKey = Union[str, tuple[str, str]]
+
+_TARGETS = {pb.TENSOR_ROLE_OUTPUT_RANGE: "output", pb.TENSOR_ROLE_INPUT_RANGE: "input"}
+
+
 class StepResult(frozenset[str]):
     """What `Session.step` answers: the frozenset of stale layers, and more.
 
     Attributes:
         step: the highest step that the server has applied.
-        parameters: for every layer whose range was sent, its quantization now (without codes).
+        answers: for every range that was sent, the quantization now (without codes). The key is the
+            layer's name for that of its weight, (name, "output") or (name, "input") for others.
     """
 
     step: int
-    parameters: dict[str, QuantizedTensor]
+    answers: dict[AnswerKey, QuantizedTensor]
 
     def __new__(
-        cls, stale: Any = (), step: int = 0, parameters: Optional[dict[str, QuantizedTensor]] = None
+        cls,
+        stale: Any = (),
+        step: int = 0,
+        answers: Optional[dict[AnswerKey, QuantizedTensor]] = None,
     ) -> StepResult:
         self = super().__new__(cls, stale)
         self.step = step
-        self.parameters = parameters or {}
+        self.answers = answers or {}
         return self
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return StepResult, (list(self), self.step, self.parameters)
+        return StepResult, (list(self), self.step, self.answers)
+
+    @property
+    def parameters(self) -> dict[str, QuantizedTensor]:
+        """Layer name -> how its weight is quantized now."""
+        return {key: answer for key, answer in self.answers.items() if isinstance(key, str)}
+
+    @property
+    def outputs(self) -> dict[str, QuantizedTensor]:
+        """Layer name -> how its outputs are quantized now."""
+        return self._of("output")
+
+    @property
+    def inputs(self) -> dict[str, QuantizedTensor]:
+        """Layer name -> how its inputs are quantized now."""
+        return self._of("input")
+
+    def _of(self, target: str) -> dict[str, QuantizedTensor]:
+        return {k[0]: a for k, a in self.answers.items() if isinstance(k, tuple) and k[1] == target}
 
 
 class Session:
@@ -268,6 +296,8 @@ class Session:
         step: int,
         ranges: Optional[Mapping[str, Any]] = None,
         *,
+        outputs: Optional[Mapping[str, Any]] = None,
+        inputs: Optional[Mapping[str, Any]] = None,
         timeout: Optional[float] = None,
     ) -> StepResult:
         """Sets the step: absolute, not negative.
@@ -275,18 +305,29 @@ class Session:
         Args:
             ranges: of the layers whose plan has "range" in `step_inputs`; as for `quantize_range`.
                 The server ignores them for a step that is not above the last one applied.
+            outputs, inputs: layer name -> (smallest, largest) that the layer gave, or was given,
+                since the last step; of the layers with "output_range" or "input_range" there.
 
-        Returns: a frozenset of the names of all layers that are now stale, which also has `.step`
-        and `.parameters`.
+        Returns: a frozenset of the names of all layers that are now stale, which also has `.step`,
+        `.parameters`, `.outputs` and `.inputs`.
 
-        Raises InvalidArgumentError when a range does not fit (`.errors` has each layer's),
-        ResourceExhaustedError when the answer would not fit into a message: send the ranges with
-        `quantize_range` then.
+        Raises InvalidArgumentError when a range does not fit (`.errors` has each one's, by the keys
+        of `StepResult.answers`), ResourceExhaustedError when the answer would not fit into a
+        message: send the ranges of weights with `quantize_range` then.
         """
         opening = pb.StepRequest.Open(session_id=self.id, step=_counter(step, "step"))
+        sent = [
+            (name, value, role)
+            for role, values in (
+                (pb.TENSOR_ROLE_RANGE, ranges),
+                (pb.TENSOR_ROLE_OUTPUT_RANGE, outputs),
+                (pb.TENSOR_ROLE_INPUT_RANGE, inputs),
+            )
+            for name, value in (values or {}).items()
+        ]
         requests = [
-            _exchange.range_header(name, value, i)
-            for i, (name, value) in enumerate((ranges or {}).items())
+            _exchange.range_header(name, value, i, role)
+            for i, (name, value, role) in enumerate(sent)
         ]
 
         def messages() -> Iterator[bytes]:
@@ -523,20 +564,20 @@ def _step_result(reply: pb.StepResponse, expected: int) -> StepResult:
         raise InternalError(
             f"the server answered {len(reply.parameters)} of the {expected} ranges sent"
         )
-    parameters: dict[str, QuantizedTensor] = {}
-    errors: dict[str, CompressionError] = {}
+    answers: dict[AnswerKey, QuantizedTensor] = {}
+    errors: dict[AnswerKey, CompressionError] = {}
     for layer in reply.parameters:
+        target = _TARGETS.get(layer.role)
+        key = layer.layer if target is None else (layer.layer, target)
         if layer.HasField("error"):
-            errors[layer.layer] = make_error(
-                code_from_number(layer.error.code), layer.error.message
-            )
+            errors[key] = make_error(code_from_number(layer.error.code), layer.error.message)
         else:
-            parameters[layer.layer] = quantization.from_wire(layer)
-    _raise_layer_errors(errors, parameters)
-    return StepResult(reply.stale_layers, reply.step, parameters)
+            answers[key] = quantization.from_wire(layer)
+    _raise_layer_errors(errors, answers)
+    return StepResult(reply.stale_layers, reply.step, answers)
 
 
-def _raise_layer_errors(errors: Mapping[str, CompressionError], results: Mapping[str, Any]) -> None:
+def _raise_layer_errors(errors: Mapping[Any, CompressionError], results: Mapping[Any, Any]) -> None:
     """Raises one error for all layers that failed, if any did."""
     if not errors:
         return

@@ -41,8 +41,10 @@ SESSION_STATE_EXPIRED: SessionState
 SESSION_STATE_UNSPECIFIED: SessionState
 TENSOR_ROLE_CODES: TensorRole
 TENSOR_ROLE_GRADIENT: TensorRole
+TENSOR_ROLE_INPUT_RANGE: TensorRole
 TENSOR_ROLE_MASK: TensorRole
 TENSOR_ROLE_OPTIMIZER_STATE: TensorRole
+TENSOR_ROLE_OUTPUT_RANGE: TensorRole
 TENSOR_ROLE_RANGE: TensorRole
 TENSOR_ROLE_SCALE: TensorRole
 TENSOR_ROLE_UNSPECIFIED: TensorRole
@@ -307,16 +309,20 @@ class LayerMask(_message.Message):
     def __init__(self, layer: _Optional[str] = ..., bits: _Optional[bytes] = ...) -> None: ...
 
 class LayerParameters(_message.Message):
-    __slots__ = ["error", "layer", "parameters", "unquantized"]
+    __slots__ = ["error", "layer", "parameters", "range", "role", "unquantized"]
     ERROR_FIELD_NUMBER: _ClassVar[int]
     LAYER_FIELD_NUMBER: _ClassVar[int]
     PARAMETERS_FIELD_NUMBER: _ClassVar[int]
+    RANGE_FIELD_NUMBER: _ClassVar[int]
+    ROLE_FIELD_NUMBER: _ClassVar[int]
     UNQUANTIZED_FIELD_NUMBER: _ClassVar[int]
     error: LayerError
     layer: str
     parameters: QuantizationParameters
+    range: _containers.RepeatedScalarFieldContainer[float]
+    role: TensorRole
     unquantized: bool
-    def __init__(self, layer: _Optional[str] = ..., error: _Optional[_Union[LayerError, _Mapping]] = ..., unquantized: bool = ..., parameters: _Optional[_Union[QuantizationParameters, _Mapping]] = ...) -> None: ...
+    def __init__(self, layer: _Optional[str] = ..., error: _Optional[_Union[LayerError, _Mapping]] = ..., unquantized: bool = ..., parameters: _Optional[_Union[QuantizationParameters, _Mapping]] = ..., role: _Optional[_Union[TensorRole, str]] = ..., range: _Optional[_Iterable[float]] = ...) -> None: ...
 
 class LayerPlan(_message.Message):
     __slots__ = ["compressed", "name", "rule"]
@@ -329,13 +335,15 @@ class LayerPlan(_message.Message):
     def __init__(self, name: _Optional[str] = ..., compressed: bool = ..., rule: _Optional[int] = ...) -> None: ...
 
 class LayerReport(_message.Message):
-    __slots__ = ["achieved_sparsity", "bits", "compressed", "elements", "name", "op_type", "rule", "stale", "target_sparsity"]
+    __slots__ = ["achieved_sparsity", "bits", "compressed", "elements", "input", "name", "op_type", "output", "rule", "stale", "target_sparsity"]
     ACHIEVED_SPARSITY_FIELD_NUMBER: _ClassVar[int]
     BITS_FIELD_NUMBER: _ClassVar[int]
     COMPRESSED_FIELD_NUMBER: _ClassVar[int]
     ELEMENTS_FIELD_NUMBER: _ClassVar[int]
+    INPUT_FIELD_NUMBER: _ClassVar[int]
     NAME_FIELD_NUMBER: _ClassVar[int]
     OP_TYPE_FIELD_NUMBER: _ClassVar[int]
+    OUTPUT_FIELD_NUMBER: _ClassVar[int]
     RULE_FIELD_NUMBER: _ClassVar[int]
     STALE_FIELD_NUMBER: _ClassVar[int]
     TARGET_SPARSITY_FIELD_NUMBER: _ClassVar[int]
@@ -343,12 +351,14 @@ class LayerReport(_message.Message):
     bits: int
     compressed: bool
     elements: int
+    input: QuantizationParameters
     name: str
     op_type: str
+    output: QuantizationParameters
     rule: int
     stale: bool
     target_sparsity: float
-    def __init__(self, name: _Optional[str] = ..., op_type: _Optional[str] = ..., compressed: bool = ..., elements: _Optional[int] = ..., target_sparsity: _Optional[float] = ..., achieved_sparsity: _Optional[float] = ..., bits: _Optional[int] = ..., stale: bool = ..., rule: _Optional[int] = ...) -> None: ...
+    def __init__(self, name: _Optional[str] = ..., op_type: _Optional[str] = ..., compressed: bool = ..., elements: _Optional[int] = ..., target_sparsity: _Optional[float] = ..., achieved_sparsity: _Optional[float] = ..., bits: _Optional[int] = ..., stale: bool = ..., rule: _Optional[int] = ..., output: _Optional[_Union[QuantizationParameters, _Mapping]] = ..., input: _Optional[_Union[QuantizationParameters, _Mapping]] = ...) -> None: ...
 
 class ListAlgorithmsRequest(_message.Message):
     __slots__ = []

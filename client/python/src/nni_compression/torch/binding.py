@@ -16,6 +16,7 @@ from ..masks import Mask
 from ..plan import Layer
 from ..quantization import QuantizedTensor
 from . import modules
+from .activations import Activation, ranges
 from .rounding import parameters_of, weight_range
 from .transfer import DTYPES, from_host, to_host
 
@@ -231,9 +232,16 @@ class QuantizerBinding(_TorchBinding, binding.QuantizerBinding[TrackedWeight]):
     """Quantized weights of a model's modules."""
 
     role = "quantizer"
+    quantizes_activations = True
+
+    def install(self) -> None:
+        super().install()
+        for name, target in self.activations:
+            setattr(self.weights[name].state, target, Activation())
 
     def _reset(self, state: modules.WeightState) -> None:
         state.parameters = state.values = None
+        state.output = state.input = None
 
     def _ranges(self, weights: Sequence[TrackedWeight]) -> Mapping[str, Any]:
         layers = self.tracker.plan.layers
@@ -251,6 +259,32 @@ class QuantizerBinding(_TorchBinding, binding.QuantizerBinding[TrackedWeight]):
         if answer.values is not None:
             state.values = from_host(answer.values, weight.bound_dtype, weight.dense.device)
 
+    def activation(self, name: str, target: str) -> Optional[Activation]:
+        """The outputs or inputs of a layer; None when another binding has the model."""
+        state = modules.state_of(self.weights[name].modules[0])
+        return None if state is None else getattr(state, target)
+
+    def _seen_activations(self) -> dict[tuple[str, str], list[float]]:
+        keys = self.activations
+        found = [(key, self.activation(*key)) for key in keys]
+        present = {key: activation for key, activation in found if activation is not None}
+        if not present:
+            return {}
+        device = self.weights[keys[0][0]].dense.device
+        seen = zip(present, ranges(list(present.values()), device))
+        return {key: value for key, value in seen if value}
+
+    def _forget_activations(self) -> None:
+        for key in self.activations:
+            activation = self.activation(*key)
+            if activation is not None:
+                activation.forget()
+
+    def _set_activation(self, layer: str, target: str, answer: QuantizedTensor) -> None:
+        activation = self.activation(layer, target)
+        if activation is not None:
+            activation.parameters = parameters_of(answer)
+
     def detach(self) -> None:
         # Nobody tells the values of a changed weight any more: it is rounded here from now on.
         super().detach()
@@ -265,6 +299,7 @@ class QuantizerBinding(_TorchBinding, binding.QuantizerBinding[TrackedWeight]):
                 state = weight.state
                 weight.dense.copy_(state.quantized(weight.dense))
                 state.parameters = state.values = state.quantizer = None
+                state.output = state.input = None
                 if state.pruner is None:
                     _write_zeros(weight)
                     _uninstall(weight)

@@ -53,6 +53,7 @@ class Compressor(compressor.Compressor):
     """
 
     _model_type: ClassVar[str] = "torch.nn.Module"
+    _runs_custom: ClassVar[bool] = True
 
     def export_model(self, model_path: str) -> None:
         """Writes the compressed model's `state_dict()`, with the plain model's keys."""

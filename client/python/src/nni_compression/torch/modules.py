@@ -17,6 +17,7 @@ import torch
 from torch import nn
 
 from ..masks import Mask
+from .activations import Activation
 from .rounding import Parameters
 
 _STATE = "_weight_state"
@@ -48,6 +49,8 @@ class WeightState:
         self.mask: Optional[torch.Tensor] = None
         self.parameters: Optional[Parameters] = None  # None: not quantized (yet)
         self.values: Optional[torch.Tensor] = None  # quantized by the service; None: rounded here
+        self.output: Optional[Activation] = None  # None: outputs are not quantized
+        self.input: Optional[Activation] = None
 
     def refresh(self) -> None:
         """Makes mask and quantization those of the present weight."""
@@ -61,11 +64,13 @@ class WeightState:
         if self.mask is not None:
             mask = Mask.from_numpy(self.mask.cpu().numpy())
             packed = (np.array(mask.bits), mask.shape)
-        return {"parameters": self.parameters, "mask": packed}
+        activations = {"output": self.output, "input": self.input}
+        return {"parameters": self.parameters, "mask": packed, **activations}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         WeightState.__init__(self)
         self.parameters = state["parameters"]
+        self.output, self.input = state.get("output"), state.get("input")
         if state["mask"] is not None:
             self.mask = torch.from_numpy(Mask(*state["mask"]).to_numpy())
 
@@ -130,6 +135,14 @@ class CompressedModule(nn.Module):
         # nn.Module.__setattr__ handles parameters; here come the plain tensors that DataParallel
         # puts into its replicas.
         self.__dict__["weight"] = value
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """The module's own, between quantized inputs and outputs where these are quantized."""
+        state = self._weight_state
+        if state.input is not None:
+            args = tuple(state.input(value, self.training) for value in args)
+        result = super().forward(*args, **kwargs)
+        return result if state.output is None else state.output(result, self.training)
 
     @property
     def weight_mask(self) -> Optional[torch.Tensor]:
@@ -251,6 +264,21 @@ class _StraightThrough(torch.autograd.Function):
             (dense,) = ctx.saved_tensors
             grad = _keep(grad, ctx.parameters.inside(dense))
         return grad, None, None
+
+
+class _Replaced(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, *args: Any, **kwargs: Any) -> Any:
+        return args[1].detach()
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Any) -> Any:
+        return grads[0], None
+
+
+def straight_through(value: torch.Tensor, replacement: torch.Tensor) -> Any:
+    """The replacement; its gradient is the value's."""
+    return _Replaced.apply(value, replacement)
 
 
 class _SparseMasked(torch.autograd.Function):

@@ -12,10 +12,15 @@ from ..compressor import PrunerPart
 from ..masks import Mask
 from .binding import PrunerBinding, TrackedWeight
 from .compressor import Compressor
+from .custom import CustomPrunerBinding, arguments, mask_of
 
 
 class Pruner(Compressor, PrunerPart):
-    """Base of pruners. One for an algorithm of your own names it: ``algorithm = "random"``."""
+    """Base of pruners.
+
+    One of your own overrides `calc_mask`, and is computed here; or it names an algorithm that the
+    server has: ``algorithm = "random"``.
+    """
 
     @property
     def masks(self) -> dict[str, torch.Tensor]:
@@ -58,7 +63,16 @@ class Pruner(Compressor, PrunerPart):
         return binding
 
     def _make_binding(self, tracker: Tracker, weights: Sequence[TrackedWeight]) -> PrunerBinding:
-        return PrunerBinding(tracker, weights)
+        if not self._is_custom:
+            return PrunerBinding(tracker, weights)
+        binding = CustomPrunerBinding(tracker, weights)
+        binding.compute = self._compute_mask
+        return binding
+
+    def _compute_mask(self, weight: TrackedWeight) -> Mask:
+        config = self._config_of(weight.name)
+        result = self.calc_mask(weight.dense.detach(), config, **arguments(weight))
+        return mask_of(result, weight, f"{type(self).__name__}.calc_mask of layer {weight.name!r}")
 
     def _packed_masks(self) -> dict[str, Mask]:
         if self._final_masks is None:

@@ -11,10 +11,20 @@ from ..adapter import Tracker
 from ..compressor import QuantizerPart
 from .binding import QuantizerBinding, TrackedWeight
 from .compressor import Compressor
+from .custom import (
+    CustomQuantizerBinding,
+    FixedValues,
+    OutputFunction,
+    arguments,
+    tensor_of,
+)
 
 
 class Quantizer(QuantizerPart, Compressor):
-    """Base of quantizers. One for an algorithm of your own names it: ``algorithm = "mine"``.
+    """Base of quantizers.
+
+    One of your own overrides `quantize_weight`, and is computed here; or it names an algorithm that
+    the server has: ``algorithm = "mine"``.
 
     Args:
         transfer: what travels when weights change. "weights": the weights go to the service and
@@ -41,21 +51,35 @@ class Quantizer(QuantizerPart, Compressor):
         """Layer name -> "weight_bits", "weight_scale", "weight_zero_point", "channel_axis".
 
         Scales are float32 and zero points int32 tensors, with one number or one per channel; None
-        for DoReFa. Layers that are not quantized yet are left out.
+        for DoReFa. Where outputs or inputs are quantized: "output_bits", "output_scale",
+        "output_zero_point", "output_range" (minimum, maximum), and so for "input". Layers that are
+        not quantized yet are left out.
         """
         if self._final_calibration is not None:
             return dict(self._final_calibration)
         self.refresh()
-        found = {}
-        for name, weight in self._quantization().weights.items():
+        found: dict[str, dict[str, Any]] = {}
+        binding = self._quantization()
+        for name, weight in binding.weights.items():
             parameters = weight.state.parameters
-            if parameters is not None:
+            if parameters is not None and parameters.bits:  # else the values are all there is
                 found[name] = {
                     "weight_bits": parameters.bits,
                     "weight_scale": parameters.scale,
                     "weight_zero_point": parameters.zero_point,
                     "channel_axis": parameters.channel_axis,
                 }
+        for (name, target), range_ in binding.activation_ranges.items():
+            activation = binding.activation(name, target)
+            if activation is not None and activation.parameters is not None:
+                found.setdefault(name, {}).update(
+                    {
+                        f"{target}_bits": activation.parameters.bits,
+                        f"{target}_scale": activation.parameters.scale,
+                        f"{target}_zero_point": activation.parameters.zero_point,
+                        f"{target}_range": range_,
+                    }
+                )
         return found
 
     _final_calibration: Optional[dict[str, dict[str, Any]]] = None
@@ -71,7 +95,31 @@ class Quantizer(QuantizerPart, Compressor):
         return binding
 
     def _make_binding(self, tracker: Tracker, weights: Sequence[TrackedWeight]) -> QuantizerBinding:
-        return QuantizerBinding(tracker, weights, self.transfer)
+        if not self._is_custom:
+            return QuantizerBinding(tracker, weights, self.transfer)
+        binding = CustomQuantizerBinding(tracker, weights, self.transfer)
+        binding.compute = self._compute_values
+        if self._quantizes_outputs:
+            binding.outputs = self._output_function
+        return binding
+
+    def _compute_values(self, weight: TrackedWeight) -> None:
+        dense = weight.dense.detach()
+        result = self.quantize_weight(dense, self._config_of(weight.name), **arguments(weight))
+        where = f"{type(self).__name__}.quantize_weight of layer {weight.name!r}"
+        values = tensor_of(result, dense, where)
+        # Not the parameter's own memory, which changes.
+        weight.state.parameters = FixedValues(values.clone() if values is dense else values)
+
+    def _output_function(self, weight: TrackedWeight) -> OutputFunction:
+        where = f"{type(self).__name__}.quantize_layer_output of layer {weight.name!r}"
+
+        def quantize(output: torch.Tensor) -> torch.Tensor:
+            config = self._config_of(weight.name)
+            result = self.quantize_layer_output(output, config, **arguments(weight))
+            return tensor_of(result, output, where)
+
+        return OutputFunction(quantize)
 
 
 class NaiveQuantizer(Quantizer):
@@ -87,8 +135,12 @@ class QATQuantizer(Quantizer):
     """Quantization-aware training (Jacob et al., "Quantization and training of neural networks for
     efficient integer-arithmetic-only inference", 2018).
 
-    ``config_list = [{"quant_types": ["weight"], "quant_bits": 8, "quant_start_step": 0,
-    "op_types": ["default"]}]``; call `step` after each minibatch when `quant_start_step` is set.
+    ``config_list = [{"quant_types": ["weight", "output"], "quant_bits": {"weight": 8, "output": 8},
+    "quant_start_step": 0, "op_types": ["default"]}]``; call `step` after each minibatch when
+    `quant_start_step` is set, or outputs or inputs are quantized: their ranges, two numbers for
+    each, go to the service then, in one call for all layers, and what it answers holds for the
+    minibatches after that. In `eval()` mode nothing is noted. Where `torch.distributed` is
+    initialised every rank has to call `step`: they reduce their ranges among themselves.
     """
 
     algorithm = "qat"

@@ -1,0 +1,113 @@
+"""Outputs and inputs of a module: what range they have, and their quantized values.
+
+The arithmetic is `torch.fake_quantize_per_tensor_affine`: gradients pass straight through, and are
+zero where a value was clamped.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any, Optional
+
+import torch
+
+from .rounding import Parameters
+
+
+class Activation:
+    """The outputs, or the inputs, of the modules that share a weight.
+
+    Until parameters are set, and after they were set to None, numbers pass unchanged. Any thread
+    may run the model; `seen` and `forget` are for the one that takes the step.
+    """
+
+    def __init__(self) -> None:
+        self.observes = True  # False in a copy, which is bound to no session
+        self._parameters: Optional[Parameters] = None
+        self._numbers: tuple[float, int, int, int] = (1.0, 0, 0, 0)
+        # [-minimum, maximum] for each device: nothing is waited for, nothing moved.
+        self._seen: dict[torch.device, torch.Tensor] = {}
+
+    @property
+    def parameters(self) -> Optional[Parameters]:
+        """What numbers are quantized with; None: they pass unchanged."""
+        return self._parameters
+
+    @parameters.setter
+    def parameters(self, value: Optional[Parameters]) -> None:
+        if value is not None:
+            assert value.scale is not None and value.zero_point is not None
+            scale, zero_point = float(value.scale), int(value.zero_point)
+            self._numbers = (scale, zero_point, value.code_min, value.code_max)
+        self._parameters = value
+
+    def __call__(self, value: Any, training: bool) -> Any:
+        """The quantized tensor; what is no floating-point tensor passes unchanged.
+
+        In training its range is noted: once for the step, however often the module runs.
+        """
+        if not isinstance(value, torch.Tensor) or not value.is_floating_point():
+            return value
+        if training and self.observes and value.numel():
+            _observe(self, value)
+        if self._parameters is None:
+            return value
+        quantized: torch.Tensor = torch.fake_quantize_per_tensor_affine(
+            value.to(torch.float32), *self._numbers
+        )
+        return quantized.to(value.dtype)
+
+    def note(self, value: torch.Tensor) -> None:
+        """Takes the numbers of a tensor into the range."""
+        with torch.inference_mode(False), torch.no_grad():  # type: ignore[no-untyped-call]
+            smallest, largest = torch.aminmax(value.detach())
+            seen = torch.stack((smallest.neg(), largest)).to(torch.float32)
+            before = self._seen.get(value.device)
+            self._seen[value.device] = seen if before is None else torch.maximum(before, seen)
+
+    def seen(self, device: torch.device) -> torch.Tensor:
+        """[-minimum, maximum] since `forget`, on a device; -inf for both when nothing was seen."""
+        parts = [part.to(device) for part in list(self._seen.values())]
+        if not parts:
+            return torch.full((2,), -math.inf, device=device)
+        return torch.stack(parts).amax(dim=0)
+
+    def forget(self) -> None:
+        """Begins a new range."""
+        self._seen = {}
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"parameters": self._parameters}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        Activation.__init__(self)
+        self.observes = False
+        self.parameters = state["parameters"]
+
+
+def _observe(activation: Activation, value: torch.Tensor) -> None:
+    activation.note(value)
+
+
+# Nothing that a compiler could trace: it depends on what was seen before.
+if hasattr(torch, "compiler") and hasattr(torch.compiler, "disable"):
+    _observe = torch.compiler.disable(_observe)
+elif hasattr(torch, "_dynamo"):
+    _observe = torch._dynamo.disable(_observe)
+
+
+def ranges(activations: Sequence[Activation], device: torch.device) -> list[list[float]]:
+    """The range that each has seen, [minimum, maximum]; an empty list where none was seen.
+
+    One copy from the device for all of them. Where `torch.distributed` is initialised the ranks
+    reduce their ranges among themselves, so every rank has to call this, with the same activations.
+    """
+    seen = torch.stack([activation.seen(device) for activation in activations])
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        maximum = torch.distributed.ReduceOp.MAX
+        torch.distributed.all_reduce(seen, op=maximum)  # type: ignore[no-untyped-call]
+    found = []
+    for low, high in seen.tolist():
+        found.append([] if low == high == -math.inf else [-low, high])
+    return found
