@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Optional
 
 import torch
 
 from ..adapter import Tracker
 from ..compressor import QuantizerPart
+from ..errors import FailedPreconditionError
 from .binding import QuantizerBinding, TrackedWeight
 from .compressor import Compressor
 
@@ -64,6 +65,16 @@ class Quantizer(QuantizerPart, Compressor):
         """Gives the plain model back, quantized values written in; ends the session."""
         self._final_calibration = self.calibration
         return super().unwrap()
+
+    def _exported_state(self) -> Mapping[str, torch.Tensor]:
+        masked = [name for name, w in self._quantization().weights.items() if w.mask is not None]
+        if masked:
+            raise FailedPreconditionError(
+                f"layer {masked[0]!r} is pruned too; export the model with its pruner, which "
+                "writes the quantized values as well"
+            )
+        state: Mapping[str, torch.Tensor] = self._model.state_dict()
+        return state
 
     def _quantization(self) -> QuantizerBinding:
         binding = self._bound()
