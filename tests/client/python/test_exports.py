@@ -279,3 +279,55 @@ class TestReport:
         assert "not compressed" in rows
         assert "Sparsity over the epochs" in shown
         assert "layers compressed" in shown
+
+
+class TestExportModel:
+    def test_it_writes_an_onnx_model_with_the_compressed_weights(
+        self, client: nc.Client, tmp_path: Path
+    ) -> None:
+        model = net().train()
+        quantizer = QATQuantizer([{"op_types": ["default"], "quant_bits": 4}], client=client)
+        pruner = LevelPruner(LEVEL, client=client)
+        quantizer(model)
+        pruner(model)
+        paths = [str(tmp_path / name) for name in ("model.pth", "mask.pth", "model.onnx")]
+        pruner.export_model(*paths, input_shape=(1, 1, 4, 4))
+        assert model.training
+        state = torch.load(paths[0], weights_only=True)
+        assert state["3.weight"].numpy().tobytes() in Path(paths[2]).read_bytes()
+        assert sorted(path.name for path in tmp_path.iterdir()) == [
+            "mask.pth",
+            "model.onnx",
+            "model.pth",
+        ]
+
+    def test_a_failure_leaves_the_old_files_and_nothing_else(
+        self, client: nc.Client, tmp_path: Path
+    ) -> None:
+        pruner = LevelPruner(LEVEL, client=client)
+        pruner(net())
+        (tmp_path / "model.pth").write_text("old")
+        path = str(tmp_path / "model.pth")
+        with pytest.raises(nc.InvalidArgumentError, match="input_shape"):
+            pruner.export_model(path, onnx_path=str(tmp_path / "model.onnx"))
+        with pytest.raises((OSError, RuntimeError), match="no-such"):
+            pruner.export_model(path, str(tmp_path / "no-such" / "mask.pth"))
+        assert [file.name for file in tmp_path.iterdir()] == ["model.pth"]
+        assert (tmp_path / "model.pth").read_text() == "old"
+
+    def test_the_masks_of_an_export_begin_a_session_that_revives_nothing(
+        self, client: nc.Client, tmp_path: Path
+    ) -> None:
+        weight = normal(20, 30)
+        layer = nc.Layer(name="fc", op_type="Linear", shape=weight.shape)
+        with client.bind_model("level", [{"sparsity": 0.5}], [layer]) as session:
+            first = session.calc_mask({"fc": weight})["fc"]
+            session.export(tmp_path, {"fc": weight}, "pth")
+        mask = torch.load(tmp_path / "masks.pth", weights_only=True)["fc"]["weight"].bool().numpy()
+        rules = [{"final_sparsity": 0.8, "end_epoch": 2}]
+        given = {"fc": nc.Mask.from_numpy(mask)}
+        with client.bind_model("agp", rules, [layer], masks=given) as session:
+            session.update_epoch(2)
+            second = session.calc_mask({"fc": normal(20, 30, seed=1)})["fc"]
+        assert second.sparsity == 0.8
+        assert not (second.to_numpy() & ~first.to_numpy()).any()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import importlib
 import os
 import types
@@ -15,6 +16,7 @@ from torch import nn
 
 from .. import binding, compressor
 from . import modules
+from ._files import ModelFiles
 from .binding import TrackedWeight, find_weights, weak_method
 from .transfer import to_host
 
@@ -58,9 +60,16 @@ class Compressor(compressor.Compressor):
     _framework: ClassVar[str] = "pytorch"
     _model_type: ClassVar[str] = "torch.nn.Module"
 
-    def export_model(self, model_path: str) -> None:
-        """Writes the compressed model's `state_dict()`, with the plain model's keys."""
-        torch.save(self.compressed_state_dict(), model_path)
+    def _export_model(
+        self,
+        files: ModelFiles,
+        model_path: str,
+        onnx_path: Optional[str],
+        input_shape: Optional[Sequence[int]],
+    ) -> None:
+        files.save(self.compressed_state_dict(), model_path)
+        if onnx_path is not None:
+            files.save_onnx(modules.unwrap(copy.deepcopy(self._model)), onnx_path, input_shape)
 
     def export(
         self,
