@@ -24,6 +24,7 @@ MODULES = (
     "trials",
     "many",
     "huge",
+    "exports",
 )
 
 
