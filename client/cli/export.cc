@@ -123,7 +123,8 @@ absl::StatusOr<ExportResult> ExportCheckpoint(const Session& session, const Safe
   auto directory = DirectorySink::Create(job.output_directory);
   if (!directory.ok()) return directory.status();
   CheckpointSink checkpoint(file, std::move(sent), *directory);
-  const bool completed = job.format == "safetensors" || job.format == "sparse";
+  const bool completed =
+      job.format == "safetensors" || job.format == "sparse" || job.format == "compressed-tensors";
   FileSink& sink = completed ? static_cast<FileSink&>(checkpoint) : *directory;
   ProgressBar bar(job.progress, "export");
   absl::Status exported = session.Export(job.format, tensors, sink, options.dump(), Drawing(bar));

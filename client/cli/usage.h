@@ -32,6 +32,8 @@ tensor wins. DIR gets model.safetensors, with all other tensors as they were.
   -o DIR              where the result goes; made when it does not exist
   --format=FORMAT     safetensors (default): the compressed checkpoint
                       sparse: model.sparse.safetensors, with kept weights only
+                      compressed-tensors: config.json and model.safetensors with
+                      codes of quantized weights
                       pth: model.pth for torch.load, and masks.pth
                       masks: masks.safetensors and masks.packed.safetensors
                       (export needs no MODEL for it)

@@ -7,6 +7,7 @@
 namespace nni_compression::compression {
 
 // They live forever.
+const Exporter* CompressedTensorsExporter();
 const Exporter* MasksExporter();
 const Exporter* PthExporter();
 const Exporter* ReportExporter();

@@ -277,6 +277,25 @@ def test_prune_and_quantize_write_reports(model, tmp_path):
         assert "<!doctype html>" in (out / "report.html").read_text()
 
 
+def test_quantize_writes_packed_codes_and_what_was_not_quantized(tmp_path):
+    path = tmp_path / "model.safetensors"
+    weight = np.random.default_rng(0).standard_normal((30, 64), dtype=np.float32)
+    bias = np.ones(30, np.float32)
+    write_safetensors(path, {"fc.weight": ("F32", weight), "fc.bias": ("F32", bias)})
+    config = write_config(tmp_path, [{"quant_bits": 4, "op_types": ["default"]}])
+    out = tmp_path / "out"
+    flags = ["--algorithm=qat", f"--config={config}", "-o", out, "--format=compressed-tensors"]
+    run_json("quantize", path, *flags)
+    content = (out / "model.safetensors").read_bytes()
+    begin = 8 + int.from_bytes(content[:8], "little")
+    header = json.loads(content[8:begin])
+    assert header["fc.weight_packed"]["shape"] == [30, 8]
+    assert "fc.weight" not in header
+    first, last = header["fc.bias"]["data_offsets"]
+    assert content[begin + first : begin + last] == bias.tobytes()
+    assert json.loads((out / "config.json").read_text())["quantization_config"]
+
+
 def test_a_trainers_session_is_exported(tmp_path, server_address):
     weight = np.random.default_rng(0).standard_normal((30, 40), dtype=np.float32)
     path = tmp_path / "model.safetensors"

@@ -281,6 +281,115 @@ class TestReport:
         assert "layers compressed" in shown
 
 
+def read_compressed_tensors(folder: Path) -> dict[str, np.ndarray[Any, Any]]:
+    """The weights of a directory, by the format's description."""
+    config = json.loads((folder / "config.json").read_text())["quantization_config"]
+    assert config["quant_method"] == "compressed-tensors"
+    assert config["quantization_status"] == "compressed"
+    content = (folder / "model.safetensors").read_bytes()
+    begin = 8 + int.from_bytes(content[:8], "little")
+    dtypes = {"F32": "<f4", "I8": "i1", "I32": "<i4", "I64": "<i8"}
+    stored = {}
+    for name, entry in json.loads(content[8:begin]).items():
+        if name != "__metadata__":
+            first, last = entry["data_offsets"]
+            raw = np.frombuffer(content[begin + first : begin + last], dtypes[entry["dtype"]])
+            stored[name] = raw.reshape(entry["shape"])
+
+    def unpack(words: np.ndarray[Any, Any], bits: int, rows: int, columns: int) -> Any:
+        shifts = np.arange(0, 32, bits, dtype=np.uint32)
+        codes = (words.view(np.uint32)[..., None] >> shifts) & (2**bits - 1)
+        return codes.reshape(rows, -1)[:, :columns].astype(np.int32) - 2 ** (bits - 1)
+
+    weights = {}
+    for group in config["config_groups"].values():
+        scheme = group["weights"]
+        bits = scheme["num_bits"]
+        for prefix in group["targets"]:
+            scale = stored[f"{prefix}.weight_scale"]
+            point = stored.get(f"{prefix}.weight_zero_point")
+            assert scheme["symmetric"] == (point is None)
+            if config["format"] == "pack-quantized":
+                rows, columns = stored[f"{prefix}.weight_shape"]
+                codes = unpack(stored[f"{prefix}.weight_packed"], bits, rows, columns)
+                if point is not None and scheme["strategy"] == "channel":
+                    point = unpack(point.reshape(1, -1), bits, 1, rows).reshape(rows, 1)
+            else:
+                codes = stored[f"{prefix}.weight"].astype(np.int32)
+            if point is not None:
+                codes = codes - point.astype(np.int32)
+            weights[prefix] = codes.astype(np.float32) * scale
+    return weights
+
+
+class TestCompressedTensors:
+    @pytest.mark.parametrize("scheme", ["affine", "symmetric"])
+    @pytest.mark.parametrize("strategy", ["per_tensor", "per_channel"])
+    @pytest.mark.parametrize(
+        ("bits", "layout"), [(2, "auto"), (4, "auto"), (8, "auto"), (8, "pack-quantized")]
+    )
+    def test_a_reader_of_the_format_gets_our_values(
+        self, client: nc.Client, tmp_path: Path, bits: int, layout: str, strategy: str, scheme: str
+    ) -> None:
+        weights = {"model.a": normal(13, 37), "b": normal(3, 5, seed=1)}
+        rule = {"quant_bits": bits, "quant_scheme": f"{strategy}_{scheme}"}
+        layers = [
+            nc.Layer(name=name, op_type="Linear", shape=weight.shape)
+            for name, weight in weights.items()
+        ]
+        with client.bind_model("qat", [rule], layers) as session:
+            quantized = session.quantize_weight(weights)
+            names = {name: f"{name}.weight" for name in weights}
+            session.export(
+                tmp_path, {**weights, "a.bias": normal(13)}, "compressed-tensors",
+                options={"names": names, "layout": layout},
+            )  # fmt: skip
+        config = json.loads((tmp_path / "config.json").read_text())["quantization_config"]
+        packed = bits < 8 or layout == "pack-quantized"
+        assert config["format"] == ("pack-quantized" if packed else "int-quantized")
+        read = read_compressed_tensors(tmp_path)
+        assert set(read) == set(weights)
+        for name, values in read.items():
+            assert np.array_equal(values, quantized[name].dequantize()), name
+
+    def test_the_weights_of_a_pytorch_model_take_an_eighth(
+        self, client: nc.Client, tmp_path: Path
+    ) -> None:
+        model = nn.Sequential(nn.Linear(256, 512, bias=False))
+        rule = {"op_types": ["default"], "quant_bits": 4, "quant_scheme": "per_channel_symmetric"}
+        quantizer = QATQuantizer([rule], client=client)
+        quantizer(model)
+        quantizer.export(tmp_path, "compressed-tensors")
+        assert (tmp_path / "model.safetensors").stat().st_size < 0.14 * 4 * 256 * 512
+        expected = quantizer.compressed_state_dict()["0.weight"].numpy()
+        assert np.array_equal(read_compressed_tensors(tmp_path)["0"], expected)
+
+    @pytest.mark.parametrize(
+        ("algorithm", "rule", "shape", "message"),
+        [
+            ("qat", {"quant_bits": 3}, (4, 4), "has 3 bits"),
+            ("qat", {}, (4, 4, 3, 3), r"has the shape \[4, 4, 3, 3\]"),
+            ("dorefa", {}, (4, 4), "DoReFa"),
+        ],
+    )
+    def test_what_the_format_cannot_hold_is_refused(
+        self,
+        client: nc.Client,
+        tmp_path: Path,
+        algorithm: str,
+        rule: dict[str, Any],
+        shape: tuple[int, ...],
+        message: str,
+    ) -> None:
+        weight = normal(*shape)
+        layer = nc.Layer(name="fc.weight", op_type="Linear", shape=shape)
+        with client.bind_model(algorithm, [rule], [layer]) as session:
+            session.quantize_weight({"fc.weight": weight})
+            with pytest.raises(nc.InvalidArgumentError, match=message):
+                session.export(tmp_path, {"fc.weight": weight}, "compressed-tensors")
+        assert list(tmp_path.iterdir()) == []
+
+
 class TestExportModel:
     def test_it_writes_an_onnx_model_with_the_compressed_weights(
         self, client: nc.Client, tmp_path: Path
