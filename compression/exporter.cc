@@ -14,8 +14,9 @@ int64_t ExportFile::byte_length() const {
 }
 
 absl::StatusOr<const Exporter*> FindExporter(absl::string_view format) {
-  static const auto* exporters =
-      new std::vector<const Exporter*>{MasksExporter(), SafetensorsExporter()};
+  static const auto* exporters = new std::vector<const Exporter*>{
+      CompressedTensorsExporter(), MasksExporter(), PthExporter(), ReportExporter(),
+      SafetensorsExporter(),       SparseExporter()};
   std::vector<std::string> formats;
   for (const Exporter* exporter : *exporters) {
     if (exporter->format() == format) return exporter;

@@ -36,8 +36,9 @@ struct Segment {
   std::function<void(int64_t offset, absl::Span<uint8_t> out)> fill;
 
   // Or a tensor of the client: index in the tensors given, and what is done to its bytes before
-  // they are sent, in place or by putting another buffer of the same size there; unset: nothing.
-  // Segments use the tensors in their order, each once.
+  // they are sent, in place or by putting another buffer there, which has the segment's length;
+  // unset: nothing. Segments use the tensors in their order, each once. Segments are produced in
+  // their order too, so a later one's `fill` may tell what an earlier one's `transform` has found.
   std::optional<int> tensor;
   std::function<absl::Status(Buffer& bytes)> transform;
 };
@@ -50,6 +51,17 @@ struct ExportFile {
   int64_t byte_length() const;
 };
 
+// What an export consists of: files that are streamed while the tensors come, or files that are
+// made of what was found in all of them.
+struct ExportPlan {
+  std::vector<ExportFile> files;
+
+  // When set, no file of `files` has segments that are tensors: `observe` gets the tensors in their
+  // order, and then `conclude` says which files follow.
+  std::function<absl::Status(int tensor, const Buffer& bytes)> observe;
+  std::function<absl::StatusOr<std::vector<ExportFile>>()> conclude;
+};
+
 // One format. Stateless, hence thread-safe; the files that it plans own all that they need
 // (masks are shared, not copied), so the session may move on while they are streamed.
 class Exporter {
@@ -59,9 +71,9 @@ class Exporter {
 
   // INVALID_ARGUMENT for unknown options and for tensors that do not fit the session;
   // FAILED_PRECONDITION when the session has no result yet for a layer.
-  virtual absl::StatusOr<std::vector<ExportFile>> Plan(const Session& session,
-                                                       absl::Span<const ExportTensor> tensors,
-                                                       const nlohmann::json& options) const = 0;
+  virtual absl::StatusOr<ExportPlan> Plan(const Session& session,
+                                          absl::Span<const ExportTensor> tensors,
+                                          const nlohmann::json& options) const = 0;
 };
 
 // INVALID_ARGUMENT, with the formats there are, for another name.

@@ -52,7 +52,10 @@ absl::StatusOr<TensorSink::Admission> ExportCall::OnHeader(const v1::TensorHeade
                         static_cast<DataType>(header.dtype()),
                         {header.shape().begin(), header.shape().end()},
                         static_cast<int64_t>(header.byte_length())});
-  return Admission{true, 0};
+  // A quantized weight is made beside the one that came.
+  const bool quantized = record().kind() == compression::AlgorithmKind::kQuantizer &&
+                         record().FindLayer(header.layer()).has_value();
+  return Admission{true, quantized ? announced_.back().byte_length : 0};
 }
 
 absl::Status ExportCall::CheckTensorHeader(const v1::TensorHeader& header) {
@@ -76,6 +79,9 @@ absl::Status ExportCall::CheckTensorHeader(const v1::TensorHeader& header) {
   }
   const auto dtype = ToDataType(header.dtype(), absl::StrCat("dtype of tensor ", header.index()));
   if (!dtype.ok()) return dtype.status();
+  // A model's scalars, such as counters, pass through too.
+  const auto scalar_bytes = static_cast<uint64_t>(compression::ByteLength(*dtype, 1));
+  if (header.shape().empty() && header.byte_length() == scalar_bytes) return absl::OkStatus();
   return CheckTensor(
       header, *dtype,
       absl::MakeConstSpan(header.shape().data(), static_cast<size_t>(header.shape_size())));
@@ -110,10 +116,10 @@ absl::Status ExportCall::OnHalfClose() {
 void ExportCall::Plan() {
   if (std::exchange(planned_, true)) return;
   RunInSession([this](compression::Session& session) {
-    auto files = exporter_->Plan(session, announced_, options_);
-    if (!files.ok()) return files.status();
-    Run(*strand_, [this, files = std::make_shared<std::vector<ExportFile>>(*std::move(files))] {
-      files_ = std::move(*files);
+    auto plan = exporter_->Plan(session, announced_, options_);
+    if (!plan.ok()) return plan.status();
+    Run(*strand_, [this, plan = std::make_shared<compression::ExportPlan>(*std::move(plan))] {
+      plan_ = std::move(*plan);
       ready_ = true;
       return Pump();
     });
@@ -127,10 +133,11 @@ void ExportCall::OnDrained() {
 
 absl::Status ExportCall::Pump() {
   if (!ready_ || awaiting_drain_) return absl::OkStatus();
+  if (const auto there = Observe(); !there.ok() || !*there) return there.status();
   Reply reply;
   int64_t produced = 0;
-  while (file_ < files_.size() && produced < kPieceBytes) {
-    const ExportFile& file = files_[file_];
+  while (file_ < plan_.files.size() && produced < kPieceBytes) {
+    const ExportFile& file = plan_.files[file_];
     if (file_offset_ < 0) BeginFile(file, &reply);
     if (segment_ == file.segments.size()) {
       ++file_;
@@ -139,23 +146,37 @@ absl::Status ExportCall::Pump() {
       continue;
     }
     const Segment& segment = file.segments[segment_];
-    if (segment.tensor && tensors_.empty() && segment.byte_length > 0) break;
+    if (segment.tensor && tensors_.empty()) break;
     const size_t payloads = reply.payloads.size();
     if (absl::Status status = ProduceSegment(segment, &reply); !status.ok()) return status;
     for (size_t i = payloads; i < reply.payloads.size(); ++i) {
       produced += reply.payloads[i].bytes.size();
     }
-    // A tensor's memory goes back with its own bytes.
+    // A tensor's memory goes back with its own bytes, at once where none are left of it.
+    if (reply.payloads.size() == payloads) reply.memory.reset();
     if (reply.memory != nullptr) break;
   }
   if (reply.fields != nullptr || !reply.payloads.empty()) {
     CountSent(produced);
     awaiting_drain_ = true;
     Push(std::move(reply));
-  } else if (file_ == files_.size() && half_closed_) {
+  } else if (file_ == plan_.files.size() && half_closed_) {
     Complete();
   }
   return absl::OkStatus();
+}
+
+absl::StatusOr<bool> ExportCall::Observe() {
+  if (!plan_.observe) return true;
+  for (; !tensors_.empty(); tensors_.pop_front()) {
+    absl::Status status = plan_.observe(observed_++, tensors_.front().bytes);
+    if (!status.ok()) return status;
+  }
+  if (!half_closed_) return false;
+  auto files = plan_.conclude();
+  if (!files.ok()) return files.status();
+  plan_ = compression::ExportPlan{*std::move(files), nullptr, nullptr};
+  return true;
 }
 
 void ExportCall::BeginFile(const ExportFile& file, Reply* reply) {
@@ -177,7 +198,7 @@ absl::Status ExportCall::ProduceSegment(const Segment& segment, Reply* reply) {
   Payload payload;
   payload.index = static_cast<uint32_t>(file_);
   payload.offset = static_cast<uint64_t>(file_offset_);
-  payload.total = static_cast<uint64_t>(files_[file_].byte_length());
+  payload.total = static_cast<uint64_t>(plan_.files[file_].byte_length());
   if (segment.tensor) {
     ReceivedTensor tensor = std::move(tensors_.front());
     tensors_.pop_front();

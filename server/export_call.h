@@ -39,6 +39,8 @@ class ExportCall final : public SessionCall {
 
   // On strand_, from here on. Produces about a message, when one is wanted and can be.
   absl::Status Pump();
+  // Hands tensors to a plan that makes its files of all of them; says whether the files are there.
+  absl::StatusOr<bool> Observe();
   absl::Status ProduceSegment(const compression::Segment& segment, Reply* reply);
   void BeginFile(const compression::ExportFile& file, Reply* reply);
 
@@ -53,10 +55,11 @@ class ExportCall final : public SessionCall {
 
   // Of strand_.
   const std::shared_ptr<Strand> strand_;
-  std::vector<compression::ExportFile> files_;
-  bool ready_ = false;        // files_ is there
+  compression::ExportPlan plan_;
+  bool ready_ = false;        // plan_ is there
   bool half_closed_ = false;  // no more tensors
   std::deque<ReceivedTensor> tensors_;
+  int observed_ = 0;  // tensors
   size_t file_ = 0;
   size_t segment_ = 0;
   int64_t segment_offset_ = 0;

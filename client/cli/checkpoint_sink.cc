@@ -1,15 +1,16 @@
 #include "client/cli/checkpoint_sink.h"
 
 #include <algorithm>
-#include <set>
 #include <utility>
 
+#include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
 
 namespace nni_compression::cli {
 namespace {
 
 constexpr size_t kLengthBytes = 8;
+constexpr char kOwnMetadata[] = "nni_compression.";
 
 }  // namespace
 
@@ -29,12 +30,14 @@ bool CheckpointOrder::Before(const FileTensor& a, const FileTensor& b) const {
 absl::Status CheckpointSink::Begin(const std::string& name, int64_t byte_length) {
   name_ = name;
   byte_length_ = byte_length;
-  in_header_ = true;
+  plain_ = !absl::EndsWith(name, ".safetensors");
+  in_header_ = !plain_;
   head_.clear();
   return output_.Begin(name, byte_length);
 }
 
 absl::Status CheckpointSink::Write(absl::Span<const uint8_t> bytes) {
+  if (plain_) return output_.Write(bytes);
   if (!in_header_) return WriteData(bytes);
   head_.insert(head_.end(), bytes.begin(), bytes.end());
   if (head_.size() < kLengthBytes) return absl::OkStatus();
@@ -50,8 +53,8 @@ absl::Status CheckpointSink::Write(absl::Span<const uint8_t> bytes) {
 absl::Status CheckpointSink::WriteHeader() {
   const auto header = Merge();
   if (!header.ok()) {
-    return absl::InternalError(
-        absl::StrCat("the server's file ", name_, ": ", header.status().message()));
+    return absl::Status(header.status().code(),
+                        absl::StrCat("file ", name_, ": ", header.status().message()));
   }
   const std::string bytes = SerializeHeader(*header);
   return output_.Write({reinterpret_cast<const uint8_t*>(bytes.data()), bytes.size()});
@@ -60,11 +63,16 @@ absl::Status CheckpointSink::WriteHeader() {
 absl::StatusOr<SafetensorsHeader> CheckpointSink::Merge() {
   auto server = ParseHeader(head_, byte_length_);
   if (!server.ok()) return server.status();
-  std::set<std::string> exported;
-  for (const FileTensor& tensor : server->tensors) exported.insert(tensor.name);
+  std::set<std::string> taken;
+  for (const FileTensor& tensor : server->tensors) taken.insert(tensor.name);
   std::vector<const FileTensor*> local;
   for (const FileTensor& tensor : input_.header().tensors) {
-    if (exported.count(tensor.name) == 0) local.push_back(&tensor);
+    if (sent_.count(tensor.name) != 0) continue;
+    if (taken.count(tensor.name) != 0) {
+      return absl::InvalidArgumentError(absl::StrCat("the input has a tensor ", tensor.name,
+                                                     ", which the export needs for itself"));
+    }
+    local.push_back(&tensor);
   }
   std::stable_sort(local.begin(), local.end(), [this](const FileTensor* a, const FileTensor* b) {
     return order_.Before(*a, *b);
@@ -72,7 +80,10 @@ absl::StatusOr<SafetensorsHeader> CheckpointSink::Merge() {
 
   SafetensorsHeader merged;
   merged.metadata = server->metadata;
-  for (const auto& [key, value] : input_.header().metadata) merged.metadata[key] = value;
+  // What an earlier export said of itself is no longer so.
+  for (const auto& [key, value] : input_.header().metadata) {
+    if (!absl::StartsWith(key, kOwnMetadata)) merged.metadata[key] = value;
+  }
   pieces_.clear();
   next_ = 0;
   int64_t end = 0;
@@ -116,6 +127,7 @@ absl::Status CheckpointSink::WriteData(absl::Span<const uint8_t> bytes) {
 }
 
 absl::Status CheckpointSink::End() {
+  if (plain_) return output_.End();
   if (in_header_) {
     return absl::InternalError(absl::StrCat("the server's file ", name_, " has no header"));
   }

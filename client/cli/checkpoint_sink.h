@@ -4,7 +4,9 @@
 
 #include <cstdint>
 #include <map>
+#include <set>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "absl/status/status.h"
@@ -26,14 +28,15 @@ class CheckpointOrder {
 };
 
 // Passes files on to another sink. A .safetensors file of the server's gets a new header on the
-// way: to its own tensors come those of the input that it lacks (biases, running statistics,
+// way: to its own tensors come those of the input that were not sent (biases, running statistics,
 // whatever was not compressed, in any dtype and shape), copied from the input, and the input's
 // metadata. So only what is compressed has to travel. Thread-compatible.
 class CheckpointSink : public FileSink {
  public:
-  // Both outlive the sink.
-  CheckpointSink(const SafetensorsFile& input, FileSink& output)
-      : input_(input), output_(output), order_(input.header()) {}
+  // `sent`: tensors of the input that the server's file stands for. Input and output outlive the
+  // sink.
+  CheckpointSink(const SafetensorsFile& input, std::set<std::string> sent, FileSink& output)
+      : input_(input), sent_(std::move(sent)), output_(output), order_(input.header()) {}
 
   absl::Status Begin(const std::string& name, int64_t byte_length) override;
   absl::Status Write(absl::Span<const uint8_t> bytes) override;
@@ -55,10 +58,12 @@ class CheckpointSink : public FileSink {
   absl::Status WriteLocal();
 
   const SafetensorsFile& input_;
+  const std::set<std::string> sent_;
   FileSink& output_;
   const CheckpointOrder order_;
   std::string name_;
   int64_t byte_length_ = 0;
+  bool plain_ = false;  // the file is no .safetensors file
   bool in_header_ = false;
   std::vector<uint8_t> head_;  // the file's beginning, until its header is complete
   std::vector<Piece> pieces_;

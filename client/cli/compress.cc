@@ -1,9 +1,6 @@
 #include "client/cli/compress.h"
 
-#include <sys/stat.h>
-
 #include <algorithm>
-#include <set>
 #include <utility>
 
 #include "absl/cleanup/cleanup.h"
@@ -11,8 +8,8 @@
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_join.h"
 #include "absl/time/clock.h"
-#include "client/cli/checkpoint_sink.h"
 #include "client/cli/config.h"
+#include "client/cli/export.h"
 #include "client/cli/progress.h"
 
 namespace nni_compression::cli {
@@ -66,24 +63,6 @@ absl::Status Advance(const Session& session, const CompressJob& job) {
   return absl::OkStatus();
 }
 
-// The compressed layers' weights, in the order of a checkpoint.
-std::vector<Tensor> WeightsOf(const SafetensorsFile& file, const v1::Plan& plan) {
-  std::set<std::string> compressed;
-  for (const v1::LayerPlan& layer : plan.layers()) {
-    if (layer.compressed()) compressed.insert(layer.name());
-  }
-  std::vector<FileTensor> tensors = file.header().tensors;
-  const CheckpointOrder order(file.header());
-  std::sort(tensors.begin(), tensors.end(),
-            [&](const FileTensor& a, const FileTensor& b) { return order.Before(a, b); });
-  std::vector<Tensor> weights;
-  for (const FileTensor& tensor : tensors) {
-    if (compressed.count(tensor.name) == 0) continue;
-    weights.push_back({tensor.name, *ToDataType(tensor.dtype), tensor.shape, file.bytes(tensor)});
-  }
-  return weights;
-}
-
 CallOptions Drawing(ProgressBar& bar) {
   CallOptions options;
   options.progress = [&bar](const Progress& p) { bar.Update(p.sent_bytes, p.total_bytes); };
@@ -133,35 +112,6 @@ std::vector<LayerOutcome> Quantize(const Session& session, const std::vector<Ten
   return outcomes;
 }
 
-absl::StatusOr<std::vector<std::string>> Export(const Session& session, const SafetensorsFile& file,
-                                                const std::vector<Tensor>& weights,
-                                                const CompressJob& job) {
-  auto directory = DirectorySink::Create(job.output_directory);
-  if (!directory.ok()) return directory.status();
-  ProgressBar bar(job.progress, "export");
-  absl::Status exported;
-  if (job.format == "safetensors") {
-    CheckpointSink sink(file, *directory);
-    exported = session.Export(job.format, weights, sink, "", Drawing(bar));
-  } else {
-    exported = session.Export(job.format, {}, *directory, "", Drawing(bar));
-  }
-  if (!exported.ok()) return exported;
-  return directory->Commit();
-}
-
-// Files are renamed into place, so the input would be gone for good.
-absl::Status CheckOutput(const CompressJob& job) {
-  struct stat input, output;
-  const std::string path = absl::StrCat(job.output_directory, "/model.safetensors");
-  if (stat(job.input_path.c_str(), &input) == 0 && stat(path.c_str(), &output) == 0 &&
-      input.st_dev == output.st_dev && input.st_ino == output.st_ino) {
-    return absl::InvalidArgumentError(
-        absl::StrCat("the output would replace the input ", path, "; choose another directory"));
-  }
-  return absl::OkStatus();
-}
-
 }  // namespace
 
 std::vector<Layer> LayersOf(const SafetensorsHeader& header) {
@@ -197,7 +147,9 @@ absl::StatusOr<CompressResult> Compress(const Client& client, const CompressJob&
   if (!config_list.ok()) return config_list.status();
   const auto file = SafetensorsFile::Open(job.input_path);
   if (!file.ok()) return file.status();
-  if (absl::Status checked = CheckOutput(job); !checked.ok()) return checked;
+  if (absl::Status checked = CheckOutput(job.input_path, job.output_directory); !checked.ok()) {
+    return checked;
+  }
   if (absl::Status checked = CheckKind(client, job); !checked.ok()) return checked;
 
   BindRequest request;
@@ -228,10 +180,11 @@ absl::StatusOr<CompressResult> Compress(const Client& client, const CompressJob&
   const bool all_ok = std::all_of(result.layers.begin(), result.layers.end(),
                                   [](const LayerOutcome& layer) { return layer.status.ok(); });
   if (all_ok) {
-    auto files = Export(*session, *file, weights, job);
-    if (!files.ok()) return files.status();
-    result.files = *std::move(files);
-    if (job.format == "safetensors") result.sent_bytes *= 2;
+    auto exported =
+        ExportCheckpoint(*session, *file, {"", "", job.output_directory, job.format, job.progress});
+    if (!exported.ok()) return exported.status();
+    result.files = std::move(exported->files);
+    result.sent_bytes += exported->sent_bytes;
   }
   result.seconds = absl::ToDoubleSeconds(absl::Now() - start);
   return result;

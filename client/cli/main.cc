@@ -14,6 +14,7 @@
 #include "absl/strings/str_split.h"
 #include "absl/time/time.h"
 #include "client/cli/compress.h"
+#include "client/cli/export.h"
 #include "client/cli/report.h"
 #include "client/cli/safetensors.h"
 #include "client/cli/usage.h"
@@ -26,6 +27,7 @@ ABSL_FLAG(bool, json, false, "print JSON");
 ABSL_FLAG(std::vector<std::string>, label, {}, "labels, as key=value");
 ABSL_FLAG(std::string, algorithm, "", "algorithm of prune and quantize");
 ABSL_FLAG(std::string, config, "", "file with the config_list");
+ABSL_FLAG(std::string, session, "", "session of export");
 ABSL_FLAG(std::string, o, "", "output directory");
 ABSL_FLAG(std::string, format, "safetensors", "format of the result");
 ABSL_FLAG(std::optional<int64_t>, epoch, std::nullopt, "epoch of a gradual pruner");
@@ -137,6 +139,12 @@ int RunCompress(const Client& client, const CompressJob& job) {
   return exit_status;
 }
 
+int RunExport(const Client& client, const ExportJob& job) {
+  const auto result = Export(client, job);
+  if (!result.ok()) return Fail(result.status());
+  return Print(ToText(*result), ToJson(*result).dump());
+}
+
 // What a command is called with, beside flags.
 struct Command {
   const char* name;
@@ -152,6 +160,7 @@ constexpr Command kCommands[] = {
     {"close", 1, "a session's id, or --label"},
     {"prune", 1, "a .safetensors file"},
     {"quantize", 1, "a .safetensors file"},
+    {"export", 1, "a .safetensors file"},
 };
 
 const Command* FindCommand(const std::string& name) {
@@ -184,6 +193,18 @@ absl::StatusOr<CompressJob> JobFromFlags(const std::string& command, const std::
   return job;
 }
 
+absl::StatusOr<ExportJob> ExportFromFlags(const std::string& input) {
+  ExportJob job;
+  job.session_id = absl::GetFlag(FLAGS_session);
+  job.input_path = input;
+  job.output_directory = absl::GetFlag(FLAGS_o);
+  job.format = absl::GetFlag(FLAGS_format);
+  job.progress = Json() ? nullptr : stderr;
+  if (job.session_id.empty()) return absl::InvalidArgumentError("export needs --session");
+  if (job.output_directory.empty()) return absl::InvalidArgumentError("export needs -o");
+  return job;
+}
+
 int Run(const std::vector<std::string>& arguments) {
   if (arguments.empty()) return BadUsage("there is no command");
   const std::string& name = arguments[0];
@@ -192,7 +213,9 @@ int Run(const std::vector<std::string>& arguments) {
   if (command == nullptr) return BadUsage(absl::StrCat("there is no command ", name));
   const bool close_labelled =
       name == "close" && arguments.size() == 1 && !absl::GetFlag(FLAGS_label).empty();
-  if (arguments.size() != command->arguments + 1 && !close_labelled) {
+  const bool export_masks =
+      name == "export" && arguments.size() == 1 && absl::GetFlag(FLAGS_format) == "masks";
+  if (arguments.size() != command->arguments + 1 && !close_labelled && !export_masks) {
     return BadUsage(absl::StrCat(name, " takes ",
                                  command->arguments == 0 ? "no argument" : "one argument, ",
                                  command->argument));
@@ -206,12 +229,19 @@ int Run(const std::vector<std::string>& arguments) {
     if (!from_flags.ok()) return BadUsage(std::string(from_flags.status().message()));
     job = *std::move(from_flags);
   }
+  std::optional<ExportJob> export_job;
+  if (name == "export") {
+    auto from_flags = ExportFromFlags(argument);
+    if (!from_flags.ok()) return BadUsage(std::string(from_flags.status().message()));
+    export_job = *std::move(from_flags);
+  }
   ClientOptions options;
   options.connect_timeout = absl::GetFlag(FLAGS_connect_timeout);
   options.shm_socket = absl::GetFlag(FLAGS_shm_socket);
   const auto client = Client::Connect(absl::GetFlag(FLAGS_server), options);
   if (!client.ok()) return Fail(client.status());
   if (job) return RunCompress(*client, *job);
+  if (export_job) return RunExport(*client, *export_job);
   if (name == "health") return Health(*client);
   if (name == "algorithms") return Algorithms(*client);
   if (name == "sessions") return Sessions(*client, *labels);

@@ -18,6 +18,9 @@ usage: compressionctl [--server=HOST:PORT] [--json] COMMAND
   prune --algorithm=NAME --config=FILE.json MODEL.safetensors -o DIR
   quantize --algorithm=NAME --config=FILE.json MODEL.safetensors -o DIR
                              compresses a checkpoint into DIR
+  export --session=ID MODEL.safetensors -o DIR
+                             writes what a live session, a trainer's say, has
+                             made of a checkpoint
 
 prune and quantize read a config_list such as
   [{"sparsity": 0.8, "op_types": ["default"]},
@@ -28,7 +31,13 @@ tensor wins. DIR gets model.safetensors, with all other tensors as they were.
 
   -o DIR              where the result goes; made when it does not exist
   --format=FORMAT     safetensors (default): the compressed checkpoint
+                      sparse: model.sparse.safetensors, with kept weights only
+                      compressed-tensors: config.json and model.safetensors with
+                      codes of quantized weights
+                      pth: model.pth for torch.load, and masks.pth
                       masks: masks.safetensors and masks.packed.safetensors
+                      (export needs no MODEL for it)
+                      report: report.html and report.json
   --epoch=N           epoch of a gradual pruner (default: where its rules end)
   --step=N            step of a quantizer (default: where quantization begins)
   --label=K=V,...     labels of the session. Those of an NNI experiment's trials

@@ -115,7 +115,10 @@ absl::Status RunExport(const Connection& connection, const std::string& route,
                        FileSink& sink, const CallOptions& options) {
   std::vector<const Tensor*> sent;
   for (const Tensor& tensor : tensors) {
-    if (absl::Status checked = CheckTensor(tensor); !checked.ok()) return checked;
+    // Of what passes through, scalars too.
+    Tensor checked = tensor;
+    if (checked.shape.empty()) checked.shape = {1};
+    if (absl::Status status = CheckTensor(checked); !status.ok()) return status;
     sent.push_back(&tensor);
   }
   Progress progress;

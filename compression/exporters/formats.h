@@ -7,8 +7,12 @@
 namespace nni_compression::compression {
 
 // They live forever.
+const Exporter* CompressedTensorsExporter();
 const Exporter* MasksExporter();
+const Exporter* PthExporter();
+const Exporter* ReportExporter();
 const Exporter* SafetensorsExporter();
+const Exporter* SparseExporter();
 
 }  // namespace nni_compression::compression
 

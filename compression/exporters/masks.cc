@@ -1,7 +1,6 @@
 // "masks": the masks in force, of every compressed layer, in two files.
 //   masks.safetensors         U8, the weight's shape, 1 = kept
 //   masks.packed.safetensors  U8 [ceil(n / 8)], one bit an element; the metadata tells the shapes
-#include <cstring>
 #include <map>
 #include <string>
 #include <utility>
@@ -9,8 +8,8 @@
 
 #include "absl/strings/str_cat.h"
 #include "compression/exporters/formats.h"
+#include "compression/exporters/model_tensors.h"
 #include "compression/exporters/safetensors_header.h"
-#include "compression/suggest.h"
 
 namespace nni_compression::compression {
 namespace {
@@ -19,10 +18,7 @@ constexpr char kMediaType[] = "application/octet-stream";
 
 absl::Status CheckRequest(const Session& session, absl::Span<const ExportTensor> tensors,
                           const nlohmann::json& options) {
-  if (session.algorithm().kind != AlgorithmKind::kPruner) {
-    return absl::FailedPreconditionError(absl::StrCat(
-        "the session's algorithm is ", session.algorithm().name, ", a quantizer: it has no masks"));
-  }
+  if (auto status = CheckPruner(session); !status.ok()) return status;
   if (!tensors.empty()) {
     return absl::InvalidArgumentError(
         absl::StrCat("format masks was sent ", tensors.size(), " tensors; it takes none"));
@@ -34,15 +30,6 @@ Segment PlainSegment(const Mask& mask) {
   Segment segment;
   segment.byte_length = mask.elements();
   segment.fill = [mask](int64_t offset, absl::Span<uint8_t> out) { mask.Unpack(offset, out); };
-  return segment;
-}
-
-Segment PackedSegment(const Mask& mask) {
-  Segment segment;
-  segment.byte_length = mask.bits().size();
-  segment.fill = [mask](int64_t offset, absl::Span<uint8_t> out) {
-    std::memcpy(out.data(), mask.bits().data() + offset, out.size());
-  };
   return segment;
 }
 
@@ -71,9 +58,8 @@ class Masks : public Exporter {
  public:
   absl::string_view format() const override { return "masks"; }
 
-  absl::StatusOr<std::vector<ExportFile>> Plan(const Session& session,
-                                               absl::Span<const ExportTensor> tensors,
-                                               const nlohmann::json& options) const override {
+  absl::StatusOr<ExportPlan> Plan(const Session& session, absl::Span<const ExportTensor> tensors,
+                                  const nlohmann::json& options) const override {
     if (auto status = CheckRequest(session, tensors, options); !status.ok()) return status;
     File plain{"masks.safetensors", {}, {}};
     File packed{"masks.packed.safetensors", {}, {}};
@@ -81,13 +67,10 @@ class Masks : public Exporter {
     for (size_t i = 0; i < session.plan().layers.size(); ++i) {
       if (session.plan().layers[i].planned == nullptr) continue;
       const Layer& layer = session.layer(static_cast<int>(i));
-      const LayerState& state = session.state(static_cast<int>(i));
-      if (!state.mask) {
-        return absl::FailedPreconditionError(
-            absl::StrCat("layer ", Quoted(layer.name), " has no mask yet: ask for one first"));
-      }
-      plain.Add(layer.name, layer.shape, PlainSegment(*state.mask));
-      packed.Add(layer.name, {state.mask->bits().size()}, PackedSegment(*state.mask));
+      const auto mask = MaskOf(session, static_cast<int>(i));
+      if (!mask.ok()) return mask.status();
+      plain.Add(layer.name, layer.shape, PlainSegment(*mask));
+      packed.Add(layer.name, {mask->bits().size()}, BitsSegment(*mask));
       shapes[layer.name] = layer.shape;
     }
     std::map<std::string, std::string> metadata = {
@@ -99,7 +82,9 @@ class Masks : public Exporter {
     metadata["nni_compression.shapes"] = shapes.dump();
     auto packed_file = std::move(packed).Finish(metadata);
     if (!packed_file.ok()) return packed_file.status();
-    return std::vector<ExportFile>{*std::move(plain_file), *std::move(packed_file)};
+    ExportPlan plan;
+    plan.files = {*std::move(plain_file), *std::move(packed_file)};
+    return plan;
   }
 };
 

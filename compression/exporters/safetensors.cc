@@ -1,110 +1,100 @@
-// "safetensors": model.safetensors with the trainer's tensors, in the order sent and in their own
-// types. Weights of compressed layers have zeros, or quantized values, written in; everything else
-// passes through. (Some readers want each tensor aligned to its element size: send large element
-// types first.)
-#include <cstring>
-#include <memory>
+// "safetensors": the trainer's tensors, in the order sent and in their own types. Weights of
+// compressed layers have zeros, or quantized values, written in; everything else passes through.
+// One file, model.safetensors, or, where that would be larger than max_shard_bytes, shards
+// model-00001-of-00003.safetensors with model.safetensors.index.json. (Some readers want each
+// tensor aligned to its element size: send large element types first.)
 #include <string>
 #include <utility>
 #include <vector>
 
-#include "absl/container/flat_hash_set.h"
 #include "absl/strings/str_cat.h"
-#include "absl/strings/str_join.h"
+#include "absl/strings/str_format.h"
 #include "compression/exporters/formats.h"
+#include "compression/exporters/model_tensors.h"
 #include "compression/exporters/safetensors_header.h"
-#include "compression/kernels/apply_mask.h"
-#include "compression/suggest.h"
 
 namespace nni_compression::compression {
 namespace {
 
-using Transform = std::function<absl::Status(Buffer&)>;
-
-// How the weight of compressed layer i is changed. What it needs outlives the session.
-absl::StatusOr<Transform> TransformOf(const Session& session, int i) {
-  const Layer& layer = session.layer(i);
-  const LayerState& state = session.state(i);
-  if (session.algorithm().kind == AlgorithmKind::kPruner) {
-    if (!state.mask) {
-      return absl::FailedPreconditionError(
-          absl::StrCat("layer ", Quoted(layer.name), " has no mask yet: ask for one first"));
-    }
-    return Transform([mask = *state.mask, dtype = layer.dtype](Buffer& bytes) {
-      ApplyMask(mask, dtype, bytes.data());
-      return absl::OkStatus();
-    });
-  }
-  auto quantizer = std::static_pointer_cast<const Quantizer>(
-      std::shared_ptr<const Compressor>(session.plan().layers[i].planned->compressor));
-  if (quantizer->bits() == 0) return Transform();  // weights pass unchanged
-  return Transform([quantizer, layer, state, clock = session.clock()](Buffer& bytes) {
-    LayerState scratch = state;
-    auto result = quantizer->QuantizeWeight(layer, bytes.AsTensor(layer.dtype, layer.shape),
-                                            QuantizeReply::kValues, clock, scratch);
-    if (!result.ok()) return result.status();
-    if (!result->parameters) {
-      return absl::FailedPreconditionError(
-          absl::StrCat("layer ", Quoted(layer.name), " is not quantized before its start step"));
-    }
-    bytes = std::move(result->data);
-    return absl::OkStatus();
-  });
+OptionSpec MaxShardBytes() {
+  OptionSpec spec;
+  spec.name = "max_shard_bytes";
+  spec.type = OptionType::kInteger;
+  spec.default_value = 5'000'000'000;
+  spec.minimum = 1;
+  spec.description = "Tensor bytes of a file; only a tensor that is larger makes a larger one.";
+  return spec;
 }
 
-absl::Status CheckTensor(const Layer& layer, const ExportTensor& tensor, size_t i) {
-  if (tensor.dtype == layer.dtype && tensor.shape == layer.shape) return absl::OkStatus();
-  return absl::InvalidArgumentError(absl::StrCat(
-      "tensors[", i, "], the weight of layer ", Quoted(layer.name), ", is ",
-      DataTypeName(tensor.dtype), " [", absl::StrJoin(tensor.shape, ", "), "]; it must be ",
-      DataTypeName(layer.dtype), " [", absl::StrJoin(layer.shape, ", "), "], as bound"));
+// Where each shard begins, as an index of a tensor; the last entry is the number of tensors.
+std::vector<size_t> ShardsOf(const std::vector<ModelTensor>& tensors, int64_t max_bytes) {
+  std::vector<size_t> begins = {0};
+  int64_t bytes = 0;
+  for (size_t t = 0; t < tensors.size(); ++t) {
+    const int64_t size = tensors[t].tensor.byte_length;
+    if (bytes > 0 && size > max_bytes - bytes) {
+      begins.push_back(t);
+      bytes = 0;
+    }
+    bytes += size;
+  }
+  begins.push_back(tensors.size());
+  return begins;
 }
 
-absl::Status CheckComplete(const Session& session, const absl::flat_hash_set<int>& sent) {
-  for (int i = 0; i < static_cast<int>(session.plan().layers.size()); ++i) {
-    if (session.plan().layers[i].planned == nullptr || sent.contains(i)) continue;
-    return absl::InvalidArgumentError(
-        absl::StrCat("tensors lack the weight of layer ", Quoted(session.layer(i).name),
-                     "; every compressed layer's weight must be sent"));
+absl::StatusOr<ExportFile> ShardOf(const Session& session, const std::vector<ModelTensor>& tensors,
+                                   size_t begin, size_t end, std::string name) {
+  ExportFile file{std::move(name), "application/octet-stream", {}};
+  std::vector<ExportTensor> entries;
+  for (size_t t = begin; t < end; ++t) entries.push_back(tensors[t].tensor);
+  auto header = SafetensorsHeader(
+      entries,
+      {{"format", FrameworkTag(session)}, {"nni_compression.algorithm", session.algorithm().name}});
+  if (!header.ok()) return header.status();
+  file.segments.push_back(BytesSegment(*std::move(header)));
+  for (size_t t = begin; t < end; ++t) {
+    auto segment = TensorSegment(session, tensors[t], t);
+    if (!segment.ok()) return segment.status();
+    file.segments.push_back(*std::move(segment));
   }
-  return absl::OkStatus();
+  return file;
 }
 
 class Safetensors : public Exporter {
  public:
   absl::string_view format() const override { return "safetensors"; }
 
-  absl::StatusOr<std::vector<ExportFile>> Plan(const Session& session,
-                                               absl::Span<const ExportTensor> tensors,
-                                               const nlohmann::json& options) const override {
-    if (auto status = Options::Check({}, {}, options, "options"); !status.ok()) return status;
-    const std::string& framework = session.binding().framework;
-    const bool tensorflow = framework == "tensorflow" || framework == "keras";
-    auto header =
-        SafetensorsHeader(tensors, {{"format", tensorflow ? "tf" : "pt"},
-                                    {"nni_compression.algorithm", session.algorithm().name}});
-    if (!header.ok()) return header.status();
-    ExportFile file{"model.safetensors", "application/octet-stream", {}};
-    file.segments.push_back(BytesSegment(*std::move(header)));
-    absl::flat_hash_set<int> sent;
-    for (size_t t = 0; t < tensors.size(); ++t) {
-      Segment segment;
-      segment.byte_length = tensors[t].byte_length;
-      segment.tensor = static_cast<int>(t);
-      if (const auto i = session.IndexOf(tensors[t].name)) {
-        auto status = CheckTensor(session.layer(*i), tensors[t], t);
-        if (!status.ok()) return status;
-        if (session.plan().layers[*i].planned != nullptr) {
-          auto transform = TransformOf(session, *i);
-          if (!transform.ok()) return transform.status();
-          segment.transform = *std::move(transform);
-        }
-        sent.insert(*i);
+  absl::StatusOr<ExportPlan> Plan(const Session& session, absl::Span<const ExportTensor> sent,
+                                  const nlohmann::json& given) const override {
+    const auto options = Options::Parse({MaxShardBytes()}, {kNamesOption}, given, "options");
+    if (!options.ok()) return options.status();
+    const auto tensors = ModelTensors(session, sent, given);
+    if (!tensors.ok()) return tensors.status();
+    const std::vector<size_t> shards = ShardsOf(*tensors, options->Integer("max_shard_bytes"));
+    const size_t count = shards.size() - 1;
+    nlohmann::json weight_map = nlohmann::json::object();
+    int64_t total = 0;
+    ExportPlan plan;
+    for (size_t s = 0; s < count; ++s) {
+      std::string name = count == 1
+                             ? "model.safetensors"
+                             : absl::StrFormat("model-%05d-of-%05d.safetensors", s + 1, count);
+      for (size_t t = shards[s]; t < shards[s + 1]; ++t) {
+        weight_map[(*tensors)[t].tensor.name] = name;
+        total += (*tensors)[t].tensor.byte_length;
       }
-      file.segments.push_back(std::move(segment));
+      auto file = ShardOf(session, *tensors, shards[s], shards[s + 1], std::move(name));
+      if (!file.ok()) return file.status();
+      plan.files.push_back(*std::move(file));
     }
-    if (auto status = CheckComplete(session, sent); !status.ok()) return status;
-    return std::vector<ExportFile>{std::move(file)};
+    if (count > 1) {
+      const nlohmann::json index = {{"metadata", {{"total_size", total}}},
+                                    {"weight_map", std::move(weight_map)}};
+      ExportFile file{"model.safetensors.index.json", "application/json", {}};
+      file.segments.push_back(BytesSegment(absl::StrCat(index.dump(2), "\n")));
+      plan.files.push_back(std::move(file));
+    }
+    return plan;
   }
 };
 

@@ -26,6 +26,7 @@ MODULES = (
     "many",
     "huge",
     "experiments",
+    "exports",
 )
 
 

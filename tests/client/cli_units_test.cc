@@ -180,7 +180,7 @@ TEST_F(CheckpointSinkTest, AddsWhatTheServerDidNotSendHoweverTheFileIsCut) {
   const std::string exported = Exported();
   for (const size_t piece : {1, 7, 8, 9, 1000}) {
     MemorySink memory;
-    CheckpointSink sink(input, memory);
+    CheckpointSink sink(input, {"w"}, memory);
     ASSERT_TRUE(sink.Begin("model.safetensors", exported.size()).ok());
     for (size_t i = 0; i < exported.size(); i += piece) {
       ASSERT_TRUE(sink.Write(AsBytes(exported).subspan(i, piece)).ok());
@@ -195,6 +195,16 @@ TEST_F(CheckpointSinkTest, AddsWhatTheServerDidNotSendHoweverTheFileIsCut) {
     EXPECT_EQ(header->tensors[1].name, "w");
     EXPECT_EQ(memory.content.substr(header->data_begin), "stepstepNEWWEIGH");
   }
+}
+
+TEST_F(CheckpointSinkTest, RefusesATensorOfTheInputThatIsCalledAsOneOfTheExports) {
+  const SafetensorsFile input = Input();
+  MemorySink memory;
+  CheckpointSink sink(input, {}, memory);
+  const std::string exported = Exported();
+  ASSERT_TRUE(sink.Begin("model.safetensors", exported.size()).ok());
+  const absl::Status written = sink.Write(AsBytes(exported));
+  EXPECT_EQ(written.code(), absl::StatusCode::kInvalidArgument) << written;
 }
 
 TEST_F(CheckpointSinkTest, KeepsEveryTensorAlignedToItsElements) {
@@ -214,7 +224,7 @@ TEST_F(CheckpointSinkTest, KeepsEveryTensorAlignedToItsElements) {
       {"w", "F32", {1}, 0, 4}, {"h", "F16", {3}, 4, 10}, {"extra", "U8", {2}, 10, 12}};
   const std::string file = SerializeHeader(exported) + "WWWWHHHHHHxx";
   MemorySink memory;
-  CheckpointSink sink(*input, memory);
+  CheckpointSink sink(*input, {"w", "h"}, memory);
   ASSERT_TRUE(sink.Begin("model.safetensors", file.size()).ok());
   ASSERT_TRUE(sink.Write(AsBytes(file)).ok());
   ASSERT_TRUE(sink.End().ok());
@@ -229,7 +239,7 @@ TEST_F(CheckpointSinkTest, KeepsEveryTensorAlignedToItsElements) {
 TEST_F(CheckpointSinkTest, RefusesAFileThatIsNoCheckpoint) {
   const SafetensorsFile input = Input();
   MemorySink memory;
-  CheckpointSink sink(input, memory);
+  CheckpointSink sink(input, {"w"}, memory);
   const std::string nonsense = std::string(7, '\0');
   ASSERT_TRUE(sink.Begin("model.safetensors", nonsense.size()).ok());
   ASSERT_TRUE(sink.Write(AsBytes(nonsense)).ok());

@@ -4,14 +4,19 @@ from __future__ import annotations
 
 import json
 import os
+import resource
+import signal
 import struct
 import subprocess
+import zipfile
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
+import nni_compression as nc
 import servers
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -183,6 +188,182 @@ def test_prune_writes_masks(model, tmp_path):
     assert set(masks) == WEIGHTS
     for name, (_, mask) in masks.items():
         assert np.array_equal(mask == 0, smallest(tensors[name][1], 0.8)), name
+
+
+def test_prune_writes_kept_weights_only(model, tmp_path):
+    path, tensors = model
+    config = write_config(tmp_path, LEVEL)
+    done = ctl(
+        "prune", "--algorithm=level", f"--config={config}", path, "-o", tmp_path / "out",
+        "--format=sparse",
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    result = tmp_path / "out/model.sparse.safetensors"
+    assert result.stat().st_size < 0.24 * path.stat().st_size
+    loaded = nc.load_sparse(result)
+    assert set(loaded) == set(tensors)
+    for name, (_, array) in tensors.items():
+        expected = array.copy()
+        if name in WEIGHTS:
+            expected[smallest(array, 0.8)] = 0
+        assert isinstance(loaded[name], np.ndarray), name
+        assert loaded[name].shape == array.shape, name
+        assert loaded[name].tobytes() == expected.tobytes(), name
+
+
+def test_prune_of_a_large_checkpoint_takes_little_memory_in_the_client(tmp_path):
+    path = tmp_path / "model.safetensors"
+    weight = np.random.default_rng(0).standard_normal((4, 4096, 2048), dtype=np.float32)
+    write_safetensors(path, {f"{i}.weight": ("F32", part) for i, part in enumerate(weight)})
+    config = write_config(tmp_path, LEVEL)
+    command = [
+        BINARY, "prune", "--algorithm=level", f"--config={config}", path, "-o", tmp_path / "out",
+        "--format=sparse",
+    ]  # fmt: skip
+    peak = 0
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL) as process:
+        while process.poll() is None:
+            try:
+                status = Path(f"/proc/{process.pid}/status").read_text()
+            except OSError:
+                break
+            for line in status.splitlines():
+                if line.startswith("RssAnon:"):
+                    peak = max(peak, int(line.split()[1]) * 1024)
+    assert process.returncode == 0
+    assert 0 < peak < weight.nbytes / 2
+    assert (tmp_path / "out/model.sparse.safetensors").stat().st_size < 0.24 * weight.nbytes
+
+
+def test_prune_writes_a_state_dict(tmp_path):
+    path = tmp_path / "model.safetensors"
+    weight = np.random.default_rng(0).standard_normal((30, 40), dtype=np.float32)
+    steps = np.array(12, np.int64)
+    write_safetensors(path, {"fc.weight": ("F32", weight), "steps": ("I64", steps)})
+    config = write_config(tmp_path, LEVEL)
+    flags = ["--algorithm=level", f"--config={config}", "-o", tmp_path / "o", "--format=pth"]
+    run_json("prune", path, *flags)
+    state = torch.load(tmp_path / "o/model.pth", weights_only=True)
+    removed = smallest(weight, 0.8)
+    assert np.array_equal(state["fc.weight"].numpy(), np.where(removed, 0, weight))
+    assert state["steps"].item() == 12
+    assert state["steps"].shape == ()
+    masks = torch.load(tmp_path / "o/masks.pth", weights_only=True)
+    assert np.array_equal(masks["fc.weight"]["weight"].numpy() == 0, removed)
+
+
+def test_a_state_dict_of_types_that_the_service_lacks_is_refused(model, tmp_path):
+    path, _ = model
+    config = write_config(tmp_path, LEVEL)
+    flags = ["--algorithm=level", f"--config={config}", "-o", tmp_path / "o", "--format=pth"]
+    done = ctl("prune", path, *flags)
+    assert done.returncode == 1
+    assert "use the format safetensors or sparse" in done.stderr
+    assert not (tmp_path / "o").exists()
+
+
+def test_prune_and_quantize_write_reports(model, tmp_path):
+    path, _ = model
+    for command, algorithm, rule in [
+        ("prune", "level", {"sparsity": 0.8}),
+        ("quantize", "qat", {"quant_bits": 4}),
+    ]:
+        config = write_config(tmp_path, [{**rule, "op_types": ["default"]}])
+        out = tmp_path / command
+        flags = [f"--algorithm={algorithm}", f"--config={config}", "-o", out, "--format=report"]
+        run_json(command, path, *flags)
+        report = json.loads((out / "report.json").read_text())
+        assert {e["name"] for e in report["layers"] if e["compressed"]} == WEIGHTS
+        assert "<!doctype html>" in (out / "report.html").read_text()
+
+
+def test_quantize_writes_packed_codes_and_what_was_not_quantized(tmp_path):
+    path = tmp_path / "model.safetensors"
+    weight = np.random.default_rng(0).standard_normal((30, 64), dtype=np.float32)
+    bias = np.ones(30, np.float32)
+    write_safetensors(path, {"fc.weight": ("F32", weight), "fc.bias": ("F32", bias)})
+    config = write_config(tmp_path, [{"quant_bits": 4, "op_types": ["default"]}])
+    out = tmp_path / "out"
+    flags = ["--algorithm=qat", f"--config={config}", "-o", out, "--format=compressed-tensors"]
+    run_json("quantize", path, *flags)
+    content = (out / "model.safetensors").read_bytes()
+    begin = 8 + int.from_bytes(content[:8], "little")
+    header = json.loads(content[8:begin])
+    assert header["fc.weight_packed"]["shape"] == [30, 8]
+    assert "fc.weight" not in header
+    first, last = header["fc.bias"]["data_offsets"]
+    assert content[begin + first : begin + last] == bias.tobytes()
+    assert json.loads((out / "config.json").read_text())["quantization_config"]
+
+
+def test_a_trainers_session_is_exported(tmp_path, server_address):
+    weight = np.random.default_rng(0).standard_normal((30, 40), dtype=np.float32)
+    path = tmp_path / "model.safetensors"
+    bias = np.ones(30, np.float32)
+    write_safetensors(path, {"fc.weight": ("F32", weight), "fc.bias": ("F32", bias)})
+    layer = nc.Layer(name="fc", op_type="Linear", shape=weight.shape)
+    with (
+        nc.Client(server_address) as client,
+        client.bind_model("level", [{"sparsity": 0.5}], [layer]) as session,
+    ):
+        mask = session.calc_mask({"fc": weight})["fc"].to_numpy()
+        flags = [f"--session={session.id}", "-o", tmp_path / "out"]
+        for format in ("safetensors", "sparse"):
+            run_json("export", path, *flags, f"--format={format}")
+        run_json("export", *flags, "--format=masks")
+        assert session.info().state == "active"
+    result, _ = read_safetensors(tmp_path / "out/model.safetensors")
+    assert set(result) == {"fc.weight", "fc.bias"}
+    assert np.array_equal(result["fc.weight"][1], np.where(mask, weight, 0))
+    loaded = nc.load_sparse(tmp_path / "out/model.sparse.safetensors")
+    assert np.array_equal(loaded["fc.weight"], result["fc.weight"][1])
+    assert np.array_equal(loaded["fc.bias"], bias)
+    assert (tmp_path / "out/masks.safetensors").exists()
+
+
+def test_a_full_disk_leaves_the_old_file_and_nothing_else(tmp_path):
+    path = tmp_path / "model.safetensors"
+    weight = np.random.default_rng(0).standard_normal((1000, 1000), dtype=np.float32)
+    write_safetensors(path, {"fc.weight": ("F32", weight)})
+    config = write_config(tmp_path, LEVEL)
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / "model.safetensors").write_text("old")
+
+    def no_room() -> None:
+        """As a full disk: writes beyond a size fail, without the signal that would kill."""
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (1_000_000, 1_000_000))
+
+    done = subprocess.run(
+        [BINARY, "prune", path, "--algorithm=level", f"--config={config}", "-o", out],
+        capture_output=True, text=True, timeout=120, check=False, preexec_fn=no_room,
+    )  # fmt: skip
+    assert done.returncode == 1
+    assert "cannot write" in done.stderr
+    assert os.listdir(out) == ["model.safetensors"]
+    assert (out / "model.safetensors").read_text() == "old"
+
+
+@pytest.mark.parametrize("name", ["../../escaped", "/tmp/escaped", "a/b", "..", "."])
+def test_a_name_with_slashes_or_dots_writes_no_file_elsewhere(tmp_path, name):
+    path = tmp_path / "in/model.safetensors"
+    path.parent.mkdir()
+    weight = np.arange(1, 13, dtype=np.float32).reshape(3, 4)
+    write_safetensors(path, {f"{name}.weight": ("F32", weight)})
+    config = write_config(tmp_path, LEVEL)
+    out = tmp_path / "outer/out"
+    out.parent.mkdir()
+    written = set()
+    for format in ("safetensors", "sparse", "pth", "masks", "report"):
+        flags = ["--algorithm=level", f"--config={config}", "-o", out, f"--format={format}"]
+        written |= set(run_json("prune", path, *flags)["files"])
+    assert written == {str(file) for file in out.iterdir()}
+    assert list(out.parent.iterdir()) == [out]
+    with zipfile.ZipFile(out / "model.pth") as archive:
+        assert all(entry.startswith("archive/") for entry in archive.namelist())
+        assert not any(".." in entry for entry in archive.namelist())
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["config.json", "in", "outer"]
 
 
 @pytest.mark.parametrize(("epoch", "zeros"), [(None, 80), (0, 0), (3, 56), (10, 80)])
@@ -387,6 +568,9 @@ def test_an_experiments_sessions_are_listed_and_ended_together():
         (["health", "x"], "takes no argument"),
         (["prune", "m.safetensors"], "prune needs --algorithm"),
         (["sessions", "--label=x"], "it must be KEY=VALUE"),
+        (["export", "m.safetensors", "-o", "o"], "export needs --session"),
+        (["export", "m.safetensors", "--session=s"], "export needs -o"),
+        (["export", "--session=s", "-o", "o"], "export takes one argument"),
         (["--bogus", "health"], "bogus"),
     ],
 )

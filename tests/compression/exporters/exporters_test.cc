@@ -1,4 +1,6 @@
+#include <cmath>
 #include <cstring>
+#include <set>
 
 #include "compression/exporter.h"
 #include "compression/exporters/safetensors_header.h"
@@ -52,9 +54,9 @@ struct Parsed {
     header = json::parse(bytes.substr(8, length));
     data = bytes.substr(8 + length);
     // Offsets cover the data without holes.
-    std::map<int64_t, int64_t> spans;
+    std::set<std::pair<int64_t, int64_t>> spans;
     for (const auto& [name, entry] : header.items()) {
-      if (name != "__metadata__") spans[entry["data_offsets"][0]] = entry["data_offsets"][1];
+      if (name != "__metadata__") spans.emplace(entry["data_offsets"][0], entry["data_offsets"][1]);
     }
     int64_t end = 0;
     for (const auto& [from, to] : spans) {
@@ -90,16 +92,18 @@ std::unique_ptr<Session> PrunedSession() {
 }
 
 std::vector<ExportFile> PlanFiles(const Session& session, const std::string& format,
-                                  const std::vector<ExportTensor>& tensors = {}) {
-  auto files = FindExporter(format).value()->Plan(session, tensors, json::object());
-  EXPECT_THAT(files, IsOk());
-  return files.ok() ? *std::move(files) : std::vector<ExportFile>();
+                                  const std::vector<ExportTensor>& tensors = {},
+                                  const json& options = json::object()) {
+  auto plan = FindExporter(format).value()->Plan(session, tensors, options);
+  EXPECT_THAT(plan, IsOk());
+  return plan.ok() ? std::move(plan->files) : std::vector<ExportFile>();
 }
 
 TEST(ExporterTest, AnUnknownFormatGetsTheListAndASuggestion) {
-  EXPECT_THAT(FindExporter("safetensor"),
-              IsInvalid("format is \"safetensor\"; it must be one of masks, safetensors; did you "
-                        "mean `safetensors`?"));
+  EXPECT_THAT(
+      FindExporter("safetensor"),
+      IsInvalid("format is \"safetensor\"; it must be one of masks, pth, report, safetensors, "
+                "sparse; did you mean `safetensors`?"));
 }
 
 TEST(MasksExporterTest, WritesOneByteAndOneBitAnElement) {
@@ -223,6 +227,194 @@ TEST(SafetensorsExporterTest, RefusesTensorsThatDoNotFitTheSession) {
       IsInvalid(HasSubstr("tensors[2].name")));
   EXPECT_THAT(exporter.Plan(*session, {conv1, conv2}, {{"dtype", "float16"}}),
               IsInvalid(HasSubstr("options has the unknown key \"dtype\"")));
+}
+
+TEST(SafetensorsExporterTest, CallsTensorsWhatTheOptionsSay) {
+  auto session = PrunedSession();
+  const std::vector<at::Tensor> tensors = {Random({2, 5}, 1), Random({3}, 1, DataType::kFloat16)};
+  const std::vector<ExportTensor> sent = {Announce("conv1", tensors[0]),
+                                          Announce("conv2", tensors[1], DataType::kFloat16)};
+  const auto files =
+      PlanFiles(*session, "safetensors", sent, {{"names", {{"conv1", "conv1.weight"}}}});
+  const Parsed parsed(Stream(files[0], tensors, 100));
+  EXPECT_TRUE(parsed.header.contains("conv1.weight"));
+  EXPECT_FALSE(parsed.header.contains("conv1"));
+  EXPECT_TRUE(parsed.header.contains("conv2"));
+  const Exporter& exporter = *FindExporter("safetensors").value();
+  const auto refused = [&](const json& names) {
+    return exporter.Plan(*session, sent, {{"names", names}});
+  };
+  EXPECT_THAT(refused({{"conv3", "a"}}), IsInvalid(HasSubstr("options.names has \"conv3\"")));
+  EXPECT_THAT(refused({{"conv1", 3}}), IsInvalid(HasSubstr("must be a string")));
+  EXPECT_THAT(refused({{"conv1", "conv2"}}), IsInvalid(HasSubstr("names must be unique")));
+  EXPECT_THAT(refused("conv1"), IsInvalid(HasSubstr("must be an object")));
+}
+
+TEST(SafetensorsExporterTest, WritesShardsWithAnIndexWhereOneFileWouldBeTooLarge) {
+  auto session = PrunedSession();
+  const std::vector<at::Tensor> tensors = {Random({2, 5}, 1), Random({3}, 1, DataType::kFloat16),
+                                           Random({2}, 1), Random({4}, 1)};
+  const std::vector<ExportTensor> sent = {
+      Announce("conv1", tensors[0]), Announce("conv2", tensors[1], DataType::kFloat16),
+      Announce("bias", tensors[2]), Announce("more", tensors[3])};
+  // 40, 6, 8 and 16 bytes.
+  const auto files = PlanFiles(*session, "safetensors", sent, {{"max_shard_bytes", 16}});
+  ASSERT_EQ(files.size(), 4u);
+  EXPECT_EQ(files[0].name, "model-00001-of-00003.safetensors");
+  EXPECT_EQ(files[2].name, "model-00003-of-00003.safetensors");
+  EXPECT_EQ(files[3].name, "model.safetensors.index.json");
+  const json index = json::parse(Stream(files[3], {}, 7));
+  EXPECT_EQ(index["metadata"]["total_size"], 70);
+  EXPECT_EQ(index["weight_map"], json({{"conv1", files[0].name},
+                                       {"conv2", files[1].name},
+                                       {"bias", files[1].name},
+                                       {"more", files[2].name}}));
+  EXPECT_EQ(PlanFiles(*session, "safetensors", sent, {{"max_shard_bytes", 70}}).size(), 1u);
+  EXPECT_THAT(FindExporter("safetensors").value()->Plan(*session, sent, {{"max_shard_bytes", 0}}),
+              IsInvalid(HasSubstr("options.max_shard_bytes is 0")));
+}
+
+TEST(SparseExporterTest, WritesTheKeptElementsBitForBitAndTheBitmask) {
+  auto session = PrunedSession();
+  // A kept zero, a kept negative zero and pruned ones; "0110101101".
+  const std::vector<at::Tensor> tensors = {
+      Values({-0.0, 0.0, -0.0, 4, 5, 6, 7, 8, 9, 10}, DataType::kFloat32, {2, 5}), Random({2}, 1),
+      Values({1, 2, 3}, DataType::kFloat16)};
+  const auto files = PlanFiles(*session, "sparse",
+                               {Announce("conv1", tensors[0]), Announce("bias", tensors[1]),
+                                Announce("conv2", tensors[2], DataType::kFloat16)});
+  ASSERT_EQ(files.size(), 1u);
+  EXPECT_EQ(files[0].name, "model.sparse.safetensors");
+  const Mask mask = *session->state(0).mask;
+  session.reset();
+  const Parsed parsed(Stream(files[0], tensors, 3));
+  EXPECT_EQ(parsed.header["conv1.values"]["shape"], json({6}));
+  EXPECT_EQ(parsed.Tensor("conv1.values"), BytesOf(Values({0.0, -0.0, 5, 7, 8, 10})));
+  EXPECT_EQ(parsed.Tensor("conv1.bitmask"), BytesOf(mask.bits()));
+  EXPECT_EQ(parsed.Tensor("conv2.values"), BytesOf(Values({3}, DataType::kFloat16)));
+  EXPECT_EQ(parsed.Tensor("bias"), BytesOf(tensors[1]));
+  EXPECT_EQ(json::parse(parsed.header["__metadata__"]["nni_compression.shapes"].get<std::string>()),
+            json({{"conv1", {2, 5}}, {"conv2", {3}}}));
+}
+
+TEST(SparseExporterTest, ALayerThatIsPrunedAwayHasNoValues) {
+  auto session = BindOne("level", {{"sparsity", 0.5}}, {4});
+  ASSERT_THAT(session->SetMask(0, MaskOf("0000")), IsOk());
+  const at::Tensor weight = Random({4}, 1);
+  const auto files = PlanFiles(*session, "sparse", {Announce("layer", weight)});
+  const Parsed parsed(Stream(files[0], {weight}, 100));
+  EXPECT_EQ(parsed.Tensor("layer.values"), "");
+  EXPECT_EQ(parsed.Tensor("layer.bitmask"), std::string(1, '\0'));
+}
+
+TEST(SparseExporterTest, RefusesAQuantizer) {
+  auto session = BindOne("qat", json::object(), {4});
+  EXPECT_THAT(FindExporter("sparse").value()->Plan(*session, {Announce("layer", Random({4}, 1))},
+                                                   json::object()),
+              Fails(absl::StatusCode::kFailedPrecondition, HasSubstr("has no masks")));
+}
+
+TEST(PthExporterTest, WritesOnlyWhatPyTorchHasATypeFor) {
+  auto session = BindOne("qat", json::object(), {4});
+  const ExportTensor counter{"counter", DataType::kUInt16, {2}, 4};
+  EXPECT_THAT(FindExporter("pth").value()->Plan(
+                  *session, {Announce("layer", Random({4}, 1)), counter}, json::object()),
+              IsInvalid(HasSubstr("tensor \"counter\" is uint16")));
+}
+
+json Report(const Session& session, const std::vector<ExportTensor>& sent,
+            const std::vector<at::Tensor>& tensors) {
+  auto plan = FindExporter("report").value()->Plan(session, sent, {{"bins", 4}});
+  EXPECT_THAT(plan, IsOk());
+  for (size_t t = 0; t < tensors.size(); ++t) {
+    const std::string bytes = BytesOf(tensors[t]);
+    Buffer buffer = Buffer::Allocate(static_cast<int64_t>(bytes.size()));
+    std::memcpy(buffer.data(), bytes.data(), bytes.size());
+    EXPECT_THAT(plan->observe(static_cast<int>(t), buffer), IsOk());
+  }
+  const auto files = plan->conclude();
+  EXPECT_THAT(files, IsOk());
+  EXPECT_EQ(files->at(0).name, "report.json");
+  EXPECT_EQ(files->at(1).name, "report.html");
+  return json::parse(Stream(files->at(0), {}, 1000));
+}
+
+TEST(ReportExporterTest, SaysWhatBecameOfPrunedLayers) {
+  auto session = PrunedSession();
+  const std::vector<at::Tensor> tensors = {
+      Values({-1, 2, 3, 4, 5, 6, 7, 8, 9, 11}, DataType::kFloat32, {2, 5}),
+      Values({1, 2, 3}, DataType::kFloat16)};
+  const json report = Report(
+      *session, {Announce("conv1", tensors[0]), Announce("conv2", tensors[1], DataType::kFloat16)},
+      tensors);
+  const json& conv1 = report["layers"][0];
+  EXPECT_EQ(conv1["name"], "conv1");
+  EXPECT_EQ(conv1["op_type"], "Linear");
+  EXPECT_EQ(conv1["target_sparsity"], 0.5);
+  EXPECT_EQ(conv1["achieved_sparsity"], 0.4);
+  EXPECT_EQ(conv1["bytes_before"], 40);
+  EXPECT_EQ(conv1["bytes_after"], 6 * 4 + 2);
+  // Gone are -1, 4, 6 and 9.
+  EXPECT_DOUBLE_EQ(conv1["mse"].get<double>(), (1 + 16 + 36 + 81) / 10.0);
+  EXPECT_NEAR(conv1["sqnr_db"].get<double>(), 10 * std::log10(406 / 134.0), 1e-12);
+  EXPECT_EQ(conv1["histogram"]["before"], json({1, 3, 3, 3}));
+  EXPECT_EQ(conv1["histogram"]["after"], json({4, 2, 2, 2}));
+  EXPECT_EQ(report["layers"][2]["compressed"], false);
+  EXPECT_EQ(report["totals"]["elements"], 13);
+  EXPECT_EQ(report["totals"]["pruned"], 6);
+  EXPECT_EQ(report["totals"]["bytes_before"], 46);
+}
+
+TEST(ReportExporterTest, SaysWhatBecameOfQuantizedLayers) {
+  auto session = BindOne("qat", {{"quant_bits", 2}}, {4});
+  const at::Tensor weight = Values({0, 1, 2, 2.5});
+  const json report = Report(*session, {Announce("layer", weight)}, {weight});
+  const json& layer = report["layers"][0];
+  EXPECT_EQ(layer["bits"], 2);
+  EXPECT_EQ(layer["scale"]["count"], 1);
+  EXPECT_EQ(layer["bytes_after"], 1 + 8);
+  EXPECT_GT(layer["mse"].get<double>(), 0);
+  EXPECT_FALSE(report["totals"].contains("pruned"));
+}
+
+TEST(ReportExporterTest, DrawsTheCurveOfAgp) {
+  auto session = BindOne("agp", {{"final_sparsity", 0.8}, {"end_epoch", 10}}, {100});
+  const at::Tensor weight = Random({100}, 1);
+  ASSERT_THAT(session->UpdateEpoch(4), IsOk());
+  ASSERT_THAT(session->CalcMask(0, weight), IsOk());
+  const json report = Report(*session, {Announce("layer", weight)}, {weight});
+  ASSERT_EQ(report["curves"].size(), 1u);
+  const json& curve = report["curves"][0];
+  EXPECT_EQ(curve["epoch"], 4);
+  EXPECT_EQ(curve["epochs"].size(), 11u);
+  EXPECT_EQ(curve["targets"][0], 0);
+  EXPECT_EQ(curve["targets"][10], 0.8);
+  EXPECT_EQ(curve["targets"][4], report["layers"][0]["target_sparsity"]);
+}
+
+TEST(ReportExporterTest, ANameOfALayerCannotEndThePagesData) {
+  auto session = TryBind(MakeBinding("level", {{{"sparsity", 0.5}}},
+                                     {MakeLayer("</script><script>alert(1)", {2})}))
+                     .value();
+  ASSERT_THAT(session->SetMask(0, MaskOf("01")), IsOk());
+  const at::Tensor weight = Values({1, 2});
+  auto plan = FindExporter("report").value()->Plan(
+      *session, {Announce("</script><script>alert(1)", weight)}, json::object());
+  ASSERT_THAT(plan, IsOk());
+  const std::string page = Stream(plan->conclude().value()[1], {}, 1000);
+  EXPECT_EQ(page.find("<script>alert"), std::string::npos);
+}
+
+TEST(ReportExporterTest, RefusesAWeightThatIsNotFinite) {
+  auto session = PrunedSession();
+  const std::vector<ExportTensor> sent = {
+      Announce("conv1", Random({2, 5}, 1)),
+      Announce("conv2", Random({3}, 1, DataType::kFloat16), DataType::kFloat16)};
+  auto plan = FindExporter("report").value()->Plan(*session, sent, json::object());
+  ASSERT_THAT(plan, IsOk());
+  Buffer buffer = Buffer::Allocate(40);
+  std::memset(buffer.data(), 0xff, 40);
+  EXPECT_THAT(plan->observe(0, buffer), IsInvalid(HasSubstr("conv1")));
 }
 
 TEST(SafetensorsExporterTest, AsksForMasksFirst) {

@@ -91,8 +91,9 @@ class Session {
   absl::StatusOr<StepResult> Step(int64_t step, absl::Span<const Tensor> inputs = {},
                                   const CallOptions& options = {}) const;
 
-  // Streams files of `format` ("safetensors", "masks") into the sink, which is not committed. Every
-  // compressed layer's weight for "safetensors", and other tensors that belong into the file.
+  // Streams files of `format` into the sink, which is not committed; docs/exports.md has the
+  // formats. Takes every compressed layer's weight, and other tensors that belong into the file,
+  // scalars too; none for "masks".
   // `format_options` is a JSON object or empty.
   absl::Status Export(absl::string_view format, absl::Span<const Tensor> tensors, FileSink& sink,
                       absl::string_view format_options = "", const CallOptions& options = {}) const;

@@ -42,6 +42,7 @@ from .plan import Layer, LayerPlan, Plan
 from .quantization import QuantizedTensor
 from .reports import Algorithm, AlgorithmOption, LayerReport, SessionInfo
 from .session import Session, StepResult
+from .sparse import load_sparse
 from .statistics import Stats
 from .tensors import Tensor
 
@@ -77,5 +78,6 @@ __all__ = [
     "UnavailableError",
     "UnimplementedError",
     "__version__",
+    "load_sparse",
     "server_address",
 ]

@@ -32,7 +32,7 @@ from .plan import Plan
 from .quantization import QuantizedTensor
 from .reports import SessionInfo, seconds
 from .statistics import Stats
-from .tensors import Tensor, TensorLike
+from .tensors import DTYPES, Tensor, TensorLike
 
 _R = TypeVar("_R")
 _M = TypeVar("_M")
@@ -364,10 +364,12 @@ class Session:
         complete; files of these names are replaced.
 
         Args:
-            weights: "safetensors": every compressed layer's weight, and any other tensors that
-                belong into the file. "masks": none.
-            format: "safetensors" (the compressed weights) or "masks" (packed and plain).
-            options: of the format.
+            weights: every compressed layer's weight, and any other tensors that belong into the
+                file, of any dtype, scalars too. "masks": none.
+            format: "safetensors" (the compressed weights), "pth" (the same for PyTorch, with NNI's
+                mask file), "sparse" (kept weights only), "compressed-tensors", "masks" (packed and
+                plain) or "report".
+            options: of the format; docs/exports.md has them.
 
         Returns: the files written.
 
@@ -376,7 +378,7 @@ class Session:
         """
         requests = []
         for i, (name, value) in enumerate((weights or {}).items()):
-            tensor = Tensor.of(value, f"weights[{name!r}]")
+            tensor = Tensor.of(value, f"weights[{name!r}]", DTYPES)
             requests.append(_exchange.tensor_header(name, tensor, i))
         opening = pb.ExportRequest.Open(session_id=self.id, format=text(format, "format"))
         if options is not None:

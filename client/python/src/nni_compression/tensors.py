@@ -31,6 +31,7 @@ _NAMES = {wire: name for name, wire, _ in _TABLE}
 _NUMPY_TYPES = {name: np.dtype(numpy_type) for name, _, numpy_type in _TABLE}
 
 WEIGHT_DTYPES = ("float32", "float16", "bfloat16", "float64")
+DTYPES = tuple(name for name, _, _ in _TABLE)
 
 
 def dtype_name(dtype: Any) -> str:
@@ -99,19 +100,19 @@ class Tensor:
         return f"Tensor(dtype={self.dtype!r}, shape={self.shape})"
 
     @classmethod
-    def of(cls, value: TensorLike, name: str) -> Tensor:
+    def of(cls, value: TensorLike, name: str, dtypes: Sequence[str] = WEIGHT_DTYPES) -> Tensor:
         """The tensor of an array: a view of its memory where it is contiguous, a copy otherwise.
 
         `name` is what error messages call the value. Raises InvalidArgumentError for an array
-        whose dtype is not one of WEIGHT_DTYPES.
+        whose dtype is not one of `dtypes`.
         """
         if isinstance(value, Tensor):
             return value
         array = np.asarray(value)
         dtype = array.dtype.name
-        if dtype not in WEIGHT_DTYPES:
+        if dtype not in dtypes:
             raise InvalidArgumentError(
-                f"{name} has dtype {dtype}; it must be one of {', '.join(WEIGHT_DTYPES)}"
+                f"{name} has dtype {dtype}; it must be one of {', '.join(dtypes)}"
             )
         if array.dtype.byteorder == ">" or (array.dtype.byteorder == "=" and _BIG_ENDIAN):
             array = array.astype(array.dtype.newbyteorder("<"))

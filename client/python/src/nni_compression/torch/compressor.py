@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import copy
 import importlib
+import os
 import types
 import weakref
-from collections.abc import Sequence
-from typing import Any, Callable, ClassVar
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Callable, ClassVar, Optional, Union
 
 import torch
 from torch import nn
 
 from .. import binding, compressor
 from . import modules
+from ._files import ModelFiles
 from .binding import TrackedWeight, find_weights, weak_method
+from .transfer import to_host
 
 
 class Compressor(compressor.Compressor):
@@ -55,9 +60,55 @@ class Compressor(compressor.Compressor):
     _model_type: ClassVar[str] = "torch.nn.Module"
     _runs_custom: ClassVar[bool] = True
 
-    def export_model(self, model_path: str) -> None:
-        """Writes the compressed model's `state_dict()`, with the plain model's keys."""
-        torch.save(self.compressed_state_dict(), model_path)
+    def _export_model(
+        self,
+        files: ModelFiles,
+        model_path: str,
+        onnx_path: Optional[str],
+        input_shape: Optional[Sequence[int]],
+    ) -> None:
+        files.save(self.compressed_state_dict(), model_path)
+        if onnx_path is not None:
+            files.save_onnx(modules.unwrap(copy.deepcopy(self._model)), onnx_path, input_shape)
+
+    def export(
+        self,
+        directory: Union[str, os.PathLike[str]],
+        format: str = "safetensors",
+        *,
+        options: Optional[Mapping[str, Any]] = None,
+    ) -> list[Path]:
+        """Writes the model in one of the server's formats, with the plain model's keys.
+
+        The files appear under their names when all of them are complete.
+
+        Args:
+            directory: made if need be.
+            format: "safetensors", "pth", "sparse", "masks" or "report"; docs/exports.md has them.
+            options: of the format.
+
+        Returns: the files written.
+        """
+        self.refresh()
+        if format == "masks":
+            return self.session.export(directory, format=format, options=options)
+        # The server knows a weight by its layer's name.
+        layers = {
+            "weight" if name == "." else f"{name}.weight": name for name in self._bound().weights
+        }
+        state = self._exported_state()
+        tensors = to_host({layers.get(key, key): value for key, value in state.items()})
+        names = {layer: key for key, layer in layers.items()}
+        given = {"names": names, **(options or {})}
+        return self.session.export(directory, tensors, format, options=given)
+
+    def _exported_state(self) -> Mapping[str, torch.Tensor]:
+        """The model's tensors, with the weights that the server makes the compressed ones of."""
+        state = self.compressed_state_dict()
+        for name, weight in self._bound().weights.items():
+            if weight.state.parameters is None:
+                state["weight" if name == "." else f"{name}.weight"] = weight.dense.detach()
+        return state
 
     def compressed_state_dict(self) -> dict[str, Any]:
         """The plain model's `state_dict()` with zeros or quantized values in the weights."""

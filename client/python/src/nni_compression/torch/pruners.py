@@ -10,6 +10,7 @@ import torch
 from ..adapter import Tracker
 from ..compressor import PrunerPart
 from ..masks import Mask
+from ._files import ModelFiles
 from .binding import PrunerBinding, TrackedWeight
 from .compressor import Compressor
 from .custom import CustomPrunerBinding, arguments, mask_of
@@ -33,22 +34,32 @@ class Pruner(Compressor, PrunerPart):
         self.refresh()
         return dict(self._masks().masks())
 
-    def export_model(self, model_path: str, mask_path: Optional[str] = None) -> None:
-        """Writes the pruned model, and its masks, with `torch.save`.
+    def export_model(
+        self,
+        model_path: str,
+        mask_path: Optional[str] = None,
+        onnx_path: Optional[str] = None,
+        input_shape: Optional[Sequence[int]] = None,
+    ) -> None:
+        """Writes the pruned model, and its masks, with `torch.save`. All files appear, or none.
 
         Args:
             model_path: for the plain model's `state_dict()` with zeros in the weights.
             mask_path: for ``{layer name: {"weight": mask, "bias": None}}``, NNI's mask file; a mask
                 has the weight's shape and dtype, 1 = kept.
+            onnx_path: for the plain model as `torch.onnx.export` writes it, in evaluation mode,
+                with the same weights.
+            input_shape: of the model's input, with the batch, for `onnx_path`.
         """
-        super().export_model(model_path)
-        if mask_path is not None:
-            weights = self._masks().weights
-            masks = {
-                name: {"weight": mask.to("cpu", weights[name].dense.dtype), "bias": None}
-                for name, mask in self.masks.items()
-            }
-            torch.save(masks, mask_path)
+        with ModelFiles.written() as files:
+            self._export_model(files, model_path, onnx_path, input_shape)
+            if mask_path is not None:
+                weights = self._masks().weights
+                masks = {
+                    name: {"weight": mask.to("cpu", weights[name].dense.dtype), "bias": None}
+                    for name, mask in self.masks.items()
+                }
+                files.save(masks, mask_path)
 
     _final_masks: Optional[dict[str, torch.Tensor]] = None
 

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Optional
 
 import torch
 
 from ..adapter import Tracker
 from ..compressor import QuantizerPart
+from ..errors import FailedPreconditionError
+from ._files import ModelFiles
 from .binding import QuantizerBinding, TrackedWeight
 from .compressor import Compressor
 from .custom import (
@@ -35,16 +37,27 @@ class Quantizer(QuantizerPart, Compressor):
     The other arguments are those of `Compressor`.
     """
 
-    def export_model(self, model_path: str, calibration_path: Optional[str] = None) -> None:
-        """Writes the quantized model, and how it was quantized, with `torch.save`.
+    def export_model(
+        self,
+        model_path: str,
+        calibration_path: Optional[str] = None,
+        onnx_path: Optional[str] = None,
+        input_shape: Optional[Sequence[int]] = None,
+    ) -> None:
+        """Writes the quantized model, and how it was quantized, with `torch.save`. All files
+        appear, or none.
 
         Args:
             model_path: for the plain model's `state_dict()` with quantized values in the weights.
             calibration_path: for `calibration`.
+            onnx_path: for the plain model as `torch.onnx.export` writes it, in evaluation mode,
+                with the same weights.
+            input_shape: of the model's input, with the batch, for `onnx_path`.
         """
-        super().export_model(model_path)
-        if calibration_path is not None:
-            torch.save(self.calibration, calibration_path)
+        with ModelFiles.written() as files:
+            self._export_model(files, model_path, onnx_path, input_shape)
+            if calibration_path is not None:
+                files.save(self.calibration, calibration_path)
 
     @property
     def calibration(self) -> dict[str, dict[str, Any]]:
@@ -88,6 +101,16 @@ class Quantizer(QuantizerPart, Compressor):
         """Gives the plain model back, quantized values written in; ends the session."""
         self._final_calibration = self.calibration
         return super().unwrap()
+
+    def _exported_state(self) -> Mapping[str, torch.Tensor]:
+        masked = [name for name, w in self._quantization().weights.items() if w.mask is not None]
+        if masked:
+            raise FailedPreconditionError(
+                f"layer {masked[0]!r} is pruned too; export the model with its pruner, which "
+                "writes the quantized values as well"
+            )
+        state: Mapping[str, torch.Tensor] = self._model.state_dict()
+        return state
 
     def _quantization(self) -> QuantizerBinding:
         binding = self._bound()

@@ -1,0 +1,120 @@
+#include "compression/exporters/coded_model.h"
+
+#include <algorithm>
+#include <cstring>
+#include <utility>
+
+namespace nni_compression::compression {
+namespace {
+
+int64_t Words(int64_t codes, int64_t per_word) { return (codes + per_word - 1) / per_word; }
+
+// Code i of a weight as an unsigned number of `bits`.
+uint32_t Unsigned(const Coded& coded, const uint8_t* codes, int64_t i) {
+  const uint32_t half = uint32_t{1} << (coded.parameters.bits - 1);
+  return coded.symmetric() ? static_cast<uint32_t>(static_cast<int8_t>(codes[i])) + half : codes[i];
+}
+
+// Rows of words for rows of codes.
+void PackRows(const Coded& coded, const uint8_t* codes, uint32_t* words) {
+  const int64_t per_word = coded.per_word(), columns = coded.columns();
+  for (int64_t row = 0; row < coded.rows(); ++row) {
+    for (int64_t begin = 0; begin < columns; begin += per_word) {
+      uint32_t word = 0;
+      for (int64_t c = begin; c < std::min(columns, begin + per_word); ++c) {
+        word |= Unsigned(coded, codes, row * columns + c) << (coded.parameters.bits * (c - begin));
+      }
+      *words++ = word;
+    }
+  }
+}
+
+// Zero points, one after the other in the lowest bits of a word first.
+std::vector<uint32_t> PackZeroPoints(const Coded& coded) {
+  std::vector<uint32_t> words(Words(coded.numbers(), coded.per_word()));
+  for (int64_t i = 0; i < coded.numbers(); ++i) {
+    words[i / coded.per_word()] |= static_cast<uint32_t>(coded.parameters.zero_point[i])
+                                   << (coded.parameters.bits * (i % coded.per_word()));
+  }
+  return words;
+}
+
+// As much as the affine codes were moved to become signed.
+std::vector<int8_t> SignedZeroPoints(const Coded& coded) {
+  std::vector<int8_t> signed_points;
+  signed_points.reserve(coded.parameters.zero_point.size());
+  for (const int32_t point : coded.parameters.zero_point) {
+    signed_points.push_back(static_cast<int8_t>(point - (1 << (coded.parameters.bits - 1))));
+  }
+  return signed_points;
+}
+
+// A segment whose bytes `make` gives, as a vector, once the weight has passed.
+template <class F>
+Segment Later(int64_t byte_length, F make) {
+  Segment segment;
+  segment.byte_length = byte_length;
+  segment.fill = [make = std::move(make)](int64_t offset, absl::Span<uint8_t> out) {
+    const auto values = make();
+    std::memcpy(out.data(), reinterpret_cast<const uint8_t*>(values.data()) + offset, out.size());
+  };
+  return segment;
+}
+
+}  // namespace
+
+void CodedModel::AddNumbers(std::string name, DataType dtype, std::vector<int64_t> shape,
+                            Segment segment) {
+  number_entries.push_back({std::move(name), dtype, std::move(shape), segment.byte_length});
+  number_segments.push_back(std::move(segment));
+}
+
+void CodedModel::AddWeight(const std::shared_ptr<Coded>& coded, Transform quantize, size_t t) {
+  const int64_t words = coded->rows() * Words(coded->columns(), coded->per_word());
+  Segment segment;
+  segment.tensor = static_cast<int>(t);
+  segment.byte_length = packed ? 4 * words : coded->layer.elements;
+  segment.transform = [coded, quantize = std::move(quantize), packed = packed,
+                       size = segment.byte_length](Buffer& bytes) {
+    if (absl::Status status = quantize(bytes); !status.ok()) return status;
+    Buffer out = Buffer::Allocate(size);
+    if (packed) {
+      PackRows(*coded, bytes.data(), reinterpret_cast<uint32_t*>(out.data()));
+    } else {
+      const uint8_t moved = coded->symmetric() ? 0 : 0x80;
+      for (int64_t i = 0; i < size; ++i) out.data()[i] = bytes.data()[i] ^ moved;
+    }
+    bytes = std::move(out);
+    return absl::OkStatus();
+  };
+  if (packed) {
+    entries.push_back({coded->Name("weight_packed"),
+                       DataType::kInt32,
+                       {coded->rows(), Words(coded->columns(), coded->per_word())},
+                       segment.byte_length});
+    AddNumbers(coded->Name("weight_shape"), DataType::kInt64, {2},
+               Later(16, [coded] { return coded->layer.shape; }));
+  } else {
+    entries.push_back(
+        {coded->tensor.name, DataType::kInt8, coded->layer.shape, segment.byte_length});
+  }
+  segments.push_back(std::move(segment));
+
+  const int64_t count = coded->numbers();
+  const auto shape = [&](int64_t size) {
+    return coded->per_channel() ? std::vector<int64_t>{size, 1} : std::vector<int64_t>{1};
+  };
+  AddNumbers(coded->Name("weight_scale"), DataType::kFloat32, shape(count),
+             Later(4 * count, [coded] { return coded->parameters.scale; }));
+  if (coded->symmetric()) return;
+  if (packed && coded->per_channel()) {
+    const int64_t size = Words(count, coded->per_word());
+    AddNumbers(coded->Name("weight_zero_point"), DataType::kInt32, shape(size),
+               Later(4 * size, [coded] { return PackZeroPoints(*coded); }));
+  } else {
+    AddNumbers(coded->Name("weight_zero_point"), DataType::kInt8, shape(count),
+               Later(count, [coded] { return SignedZeroPoints(*coded); }));
+  }
+}
+
+}  // namespace nni_compression::compression

@@ -1,0 +1,57 @@
+// Weights of the format "compressed-tensors"; see compressed_tensors.cc.
+#ifndef NNI_COMPRESSION_COMPRESSION_EXPORTERS_CODED_MODEL_H_
+#define NNI_COMPRESSION_COMPRESSION_EXPORTERS_CODED_MODEL_H_
+
+#include <cstdint>
+#include <memory>
+#include <nlohmann/json.hpp>
+#include <string>
+#include <vector>
+
+#include "absl/strings/str_cat.h"
+#include "absl/strings/string_view.h"
+#include "absl/strings/strip.h"
+#include "compression/exporters/model_tensors.h"
+
+namespace nni_compression::compression {
+
+constexpr absl::string_view kWeightSuffix = ".weight";
+
+// A quantized weight of the file. Its parameters' kind is known beforehand, their numbers once the
+// weight has passed.
+struct Coded {
+  ExportTensor tensor;
+  Layer layer;
+  QuantizationParameters parameters;
+
+  bool symmetric() const { return parameters.code_min < 0; }
+  bool per_channel() const { return parameters.channel_axis.has_value(); }
+  int64_t rows() const { return layer.shape[0]; }
+  int64_t columns() const { return layer.shape[1]; }
+  int64_t per_word() const { return 32 / parameters.bits; }
+  int64_t numbers() const { return per_channel() ? rows() : 1; }
+  absl::string_view Prefix() const { return absl::StripSuffix(tensor.name, kWeightSuffix); }
+  std::string Name(absl::string_view what) const { return absl::StrCat(Prefix(), ".", what); }
+  nlohmann::json Scheme() const {
+    return {{"num_bits", parameters.bits}, {"type", "int"},
+            {"symmetric", symmetric()},    {"strategy", per_channel() ? "channel" : "tensor"},
+            {"group_size", nullptr},       {"dynamic", false}};
+  }
+};
+
+// model.safetensors, while tensors are added to it. The numbers come after all weights.
+struct CodedModel {
+  bool packed = false;
+  std::vector<ExportTensor> entries, number_entries;
+  std::vector<Segment> segments, number_segments;
+
+  // The weight, which is tensor t; `quantize` makes codes of it and sets the parameters.
+  void AddWeight(const std::shared_ptr<Coded>& coded, Transform quantize, size_t t);
+
+ private:
+  void AddNumbers(std::string name, DataType dtype, std::vector<int64_t> shape, Segment segment);
+};
+
+}  // namespace nni_compression::compression
+
+#endif  // NNI_COMPRESSION_COMPRESSION_EXPORTERS_CODED_MODEL_H_

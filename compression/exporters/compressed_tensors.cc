@@ -1,0 +1,198 @@
+// "compressed-tensors": config.json and model.safetensors as the package of that name reads them.
+// A quantized weight PREFIX.weight of shape [rows, columns] becomes, in the layout
+//   int-quantized   PREFIX.weight         I8 [rows, columns]: codes less 2^(bits-1) where unsigned
+//   pack-quantized  PREFIX.weight_packed  I32 [rows, ceil(columns / (32 / bits))]: unsigned codes,
+//                                         the first in the lowest bits, each row padded with 0
+//                   PREFIX.weight_shape   I64 [2]
+// and in both PREFIX.weight_scale, F32 [1] or, per channel, [rows, 1], and of affine weights
+// PREFIX.weight_zero_point, which is I8 like the codes, or, per channel and packed, I32
+// [ceil(rows / (32 / bits)), 1]. All other tensors pass through.
+#include <algorithm>
+#include <memory>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "absl/strings/match.h"
+#include "absl/strings/str_cat.h"
+#include "absl/strings/str_join.h"
+#include "absl/strings/strip.h"
+#include "compression/exporters/coded_model.h"
+#include "compression/exporters/formats.h"
+#include "compression/exporters/safetensors_header.h"
+#include "compression/suggest.h"
+
+namespace nni_compression::compression {
+namespace {
+
+using nlohmann::json;
+
+constexpr char kInt[] = "int-quantized";
+constexpr char kPack[] = "pack-quantized";
+
+OptionSpec Layout() {
+  OptionSpec spec;
+  spec.name = "layout";
+  spec.type = OptionType::kString;
+  spec.default_value = "auto";
+  spec.choices = {"auto", kInt, kPack};
+  spec.description = "How codes lie; auto: int-quantized where all weights have 8 bits.";
+  return spec;
+}
+
+absl::Status CheckFits(const Coded& coded) {
+  const auto refuse = [&](const auto&... why) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("layer ", Quoted(coded.layer.name), why...,
+                     ", which compressed-tensors cannot hold; exclude it, or use safetensors"));
+  };
+  const QuantizationParameters& parameters = coded.parameters;
+  if (!absl::EndsWith(coded.tensor.name, kWeightSuffix)) {
+    return refuse("'s weight is called ", Quoted(coded.tensor.name), ", not NAME.weight");
+  }
+  if (coded.layer.shape.size() != 2) {
+    return refuse(" has the shape [", absl::StrJoin(coded.layer.shape, ", "), "]");
+  }
+  if (parameters.formula != Formula::kAffine) return refuse(" is quantized by DoReFa's formula");
+  if (parameters.bits != 2 && parameters.bits != 4 && parameters.bits != 8) {
+    return refuse(" has ", parameters.bits, " bits");
+  }
+  if (coded.per_channel() && *parameters.channel_axis != 0) {
+    return refuse(" has a scale for each slice of dimension ", *parameters.channel_axis);
+  }
+  return absl::OkStatus();
+}
+
+// Makes codes of a weight and remembers its parameters in `coded`.
+Transform Codes(const Session& session, int i, const std::shared_ptr<Coded>& coded) {
+  auto quantizer = std::static_pointer_cast<const Quantizer>(
+      std::shared_ptr<const Compressor>(session.plan().layers[i].planned->compressor));
+  return [quantizer, coded, state = session.state(i), clock = session.clock()](Buffer& bytes) {
+    const Layer& layer = coded->layer;
+    LayerState scratch = state;
+    auto result = quantizer->QuantizeWeight(layer, bytes.AsTensor(layer.dtype, layer.shape),
+                                            QuantizeReply::kCodes, clock, scratch);
+    if (!result.ok()) return result.status();
+    if (!result->parameters) {
+      return absl::FailedPreconditionError(
+          absl::StrCat("layer ", Quoted(layer.name), " is not quantized at this step"));
+    }
+    coded->parameters = *std::move(result->parameters);
+    bytes = std::move(result->data);
+    return absl::OkStatus();
+  };
+}
+
+// config.json: a group for each kind of quantization that there is.
+json Config(const std::vector<std::shared_ptr<Coded>>& weights,
+            const std::vector<std::string>& ignored, bool packed) {
+  json groups = json::object();
+  for (const auto& coded : weights) {
+    const json scheme = coded->Scheme();
+    json* group = nullptr;
+    for (auto& [name, candidate] : groups.items()) {
+      if (candidate["weights"] == scheme) group = &candidate;
+    }
+    if (group == nullptr) {
+      group = &groups[absl::StrCat("group_", groups.size())];
+      *group = {{"targets", json::array()},
+                {"weights", scheme},
+                {"input_activations", nullptr},
+                {"output_activations", nullptr}};
+    }
+    (*group)["targets"].push_back(coded->Prefix());
+  }
+  return {{"quantization_config",
+           {{"quant_method", "compressed-tensors"},
+            {"format", packed ? kPack : kInt},
+            {"quantization_status", "compressed"},
+            {"global_compression_ratio", nullptr},
+            {"kv_cache_scheme", nullptr},
+            {"ignore", ignored},
+            {"config_groups", std::move(groups)}}}};
+}
+
+class CompressedTensors : public Exporter {
+ public:
+  absl::string_view format() const override { return "compressed-tensors"; }
+
+  absl::StatusOr<ExportPlan> Plan(const Session& session, absl::Span<const ExportTensor> sent,
+                                  const json& given) const override {
+    if (session.algorithm().kind != AlgorithmKind::kQuantizer) {
+      return absl::FailedPreconditionError(
+          absl::StrCat("the session's algorithm is ", session.algorithm().name,
+                       ", a pruner; compressed-tensors holds quantized weights: use sparse"));
+    }
+    const auto options = Options::Parse({Layout()}, {kNamesOption}, given, "options");
+    if (!options.ok()) return options.status();
+    const auto tensors = ModelTensors(session, sent, given);
+    if (!tensors.ok()) return tensors.status();
+
+    std::vector<std::shared_ptr<Coded>> weights(tensors->size());
+    std::vector<std::string> ignored;
+    bool packed = options->String("layout") == kPack;
+    for (size_t t = 0; t < tensors->size(); ++t) {
+      const ModelTensor& tensor = (*tensors)[t];
+      if (!tensor.layer) {
+        const absl::string_view name = tensor.tensor.name;
+        if (absl::EndsWith(name, kWeightSuffix))
+          ignored.emplace_back(absl::StripSuffix(name, kWeightSuffix));
+        continue;
+      }
+      const auto& parameters = session.state(*tensor.layer).parameters;
+      const Layer& layer = session.layer(*tensor.layer);
+      if (!parameters) {
+        return absl::FailedPreconditionError(absl::StrCat(
+            "layer ", Quoted(layer.name), " was not quantized yet: ask for its codes first"));
+      }
+      weights[t] = std::make_shared<Coded>(Coded{tensor.tensor, layer, *parameters});
+      if (auto status = CheckFits(*weights[t]); !status.ok()) return status;
+      if (parameters->bits == 8) continue;
+      if (options->String("layout") == kInt) {
+        return absl::InvalidArgumentError(
+            absl::StrCat("options.layout is int-quantized, and layer ", Quoted(layer.name), " has ",
+                         parameters->bits, " bits; it must have 8, or layout be pack-quantized"));
+      }
+      packed = true;
+    }
+
+    CodedModel model;
+    model.packed = packed;
+    for (size_t t = 0; t < tensors->size(); ++t) {
+      const ModelTensor& tensor = (*tensors)[t];
+      if (weights[t] != nullptr) {
+        model.AddWeight(weights[t], Codes(session, *tensor.layer, weights[t]), t);
+        continue;
+      }
+      auto segment = TensorSegment(session, tensor, t);
+      if (!segment.ok()) return segment.status();
+      model.entries.push_back(tensor.tensor);
+      model.segments.push_back(*std::move(segment));
+    }
+    std::vector<ExportTensor> entries = std::move(model.entries);
+    entries.insert(entries.end(), model.number_entries.begin(), model.number_entries.end());
+    auto header = SafetensorsHeader(entries, {{"format", FrameworkTag(session)}});
+    if (!header.ok()) return header.status();
+    weights.erase(std::remove(weights.begin(), weights.end(), nullptr), weights.end());
+
+    ExportFile config{"config.json", "application/json", {}};
+    config.segments.push_back(
+        BytesSegment(absl::StrCat(Config(weights, ignored, packed).dump(2), "\n")));
+    ExportFile file{"model.safetensors", "application/octet-stream", {}};
+    file.segments.push_back(BytesSegment(*std::move(header)));
+    for (Segment& segment : model.segments) file.segments.push_back(std::move(segment));
+    for (Segment& segment : model.number_segments) file.segments.push_back(std::move(segment));
+    ExportPlan plan;
+    plan.files = {std::move(config), std::move(file)};
+    return plan;
+  }
+};
+
+}  // namespace
+
+const Exporter* CompressedTensorsExporter() {
+  static const CompressedTensors* const exporter = new CompressedTensors;
+  return exporter;
+}
+
+}  // namespace nni_compression::compression

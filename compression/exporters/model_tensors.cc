@@ -1,0 +1,167 @@
+#include "compression/exporters/model_tensors.h"
+
+#include <cstring>
+#include <memory>
+#include <utility>
+
+#include "absl/container/flat_hash_set.h"
+#include "absl/strings/str_cat.h"
+#include "absl/strings/str_join.h"
+#include "compression/binding.h"
+#include "compression/kernels/apply_mask.h"
+#include "compression/suggest.h"
+
+namespace nni_compression::compression {
+namespace {
+
+constexpr size_t kMaxNameBytes = 1024;
+
+absl::Status CheckTensor(const Layer& layer, const ExportTensor& tensor, size_t t) {
+  if (tensor.dtype == layer.dtype && tensor.shape == layer.shape) return absl::OkStatus();
+  return absl::InvalidArgumentError(absl::StrCat(
+      "tensors[", t, "], the weight of layer ", Quoted(layer.name), ", is ",
+      DataTypeName(tensor.dtype), " [", absl::StrJoin(tensor.shape, ", "), "]; it must be ",
+      DataTypeName(layer.dtype), " [", absl::StrJoin(layer.shape, ", "), "], as bound"));
+}
+
+absl::Status CheckComplete(const Session& session, const absl::flat_hash_set<int>& sent) {
+  for (int i = 0; i < static_cast<int>(session.plan().layers.size()); ++i) {
+    if (session.plan().layers[i].planned == nullptr || sent.contains(i)) continue;
+    return absl::InvalidArgumentError(
+        absl::StrCat("tensors lack the weight of layer ", Quoted(session.layer(i).name),
+                     "; every compressed layer's weight must be sent"));
+  }
+  return absl::OkStatus();
+}
+
+// The names in the file.
+absl::Status Rename(const nlohmann::json& options, std::vector<ModelTensor>& tensors) {
+  const auto names = options.find(kNamesOption);
+  if (names == options.end()) return absl::OkStatus();
+  const std::string path = absl::StrCat("options.", kNamesOption);
+  if (!names->is_object()) {
+    return absl::InvalidArgumentError(
+        absl::StrCat(path, " is ", Shown(*names),
+                     "; it must be an object from names sent to names in the file"));
+  }
+  size_t used = 0;
+  absl::flat_hash_set<std::string> sent;
+  for (ModelTensor& tensor : tensors) {
+    sent.insert(tensor.tensor.name);
+    const auto name = names->find(tensor.tensor.name);
+    if (name == names->end()) continue;
+    if (!name->is_string()) {
+      return absl::InvalidArgumentError(absl::StrCat(path, "[", Quoted(tensor.tensor.name), "] is ",
+                                                     Shown(*name), "; it must be a string"));
+    }
+    tensor.tensor.name = name->get<std::string>();
+    ++used;
+  }
+  if (used == names->size()) return absl::OkStatus();
+  for (const auto& [name, in_file] : names->items()) {
+    if (sent.contains(name)) continue;
+    return absl::InvalidArgumentError(
+        absl::StrCat(path, " has ", Quoted(name), ", which is no tensor that was sent"));
+  }
+  return absl::OkStatus();
+}
+
+}  // namespace
+
+absl::StatusOr<std::vector<ModelTensor>> ModelTensors(const Session& session,
+                                                      absl::Span<const ExportTensor> tensors,
+                                                      const nlohmann::json& options) {
+  std::vector<ModelTensor> result;
+  absl::flat_hash_set<int> sent;
+  for (size_t t = 0; t < tensors.size(); ++t) {
+    ModelTensor entry{tensors[t], std::nullopt};
+    if (const auto i = session.IndexOf(tensors[t].name)) {
+      auto status = CheckTensor(session.layer(*i), tensors[t], t);
+      if (!status.ok()) return status;
+      if (session.plan().layers[*i].planned != nullptr) entry.layer = *i;
+      sent.insert(*i);
+    }
+    result.push_back(std::move(entry));
+  }
+  if (auto status = Rename(options, result); !status.ok()) return status;
+  absl::flat_hash_set<std::string> names;
+  for (size_t t = 0; t < result.size(); ++t) {
+    const std::string path = absl::StrCat("tensors[", t, "].name");
+    const std::string& name = result[t].tensor.name;
+    if (auto status = CheckName(name, kMaxNameBytes, path); !status.ok()) return status;
+    if (!names.insert(name).second) {
+      return absl::InvalidArgumentError(
+          absl::StrCat(path, " is ", Quoted(name), "; names must be unique"));
+    }
+  }
+  if (auto status = CheckComplete(session, sent); !status.ok()) return status;
+  return result;
+}
+
+absl::StatusOr<Mask> MaskOf(const Session& session, int i) {
+  if (session.state(i).mask) return *session.state(i).mask;
+  return absl::FailedPreconditionError(
+      absl::StrCat("layer ", Quoted(session.layer(i).name), " has no mask yet: ask for one first"));
+}
+
+Segment BitsSegment(const Mask& mask) {
+  Segment segment;
+  segment.byte_length = mask.bits().size();
+  segment.fill = [mask](int64_t offset, absl::Span<uint8_t> out) {
+    std::memcpy(out.data(), mask.bits().data() + offset, out.size());
+  };
+  return segment;
+}
+
+absl::Status CheckPruner(const Session& session) {
+  if (session.algorithm().kind == AlgorithmKind::kPruner) return absl::OkStatus();
+  return absl::FailedPreconditionError(absl::StrCat(
+      "the session's algorithm is ", session.algorithm().name, ", a quantizer: it has no masks"));
+}
+
+absl::StatusOr<Transform> CompressedWeight(const Session& session, int i) {
+  const Layer& layer = session.layer(i);
+  if (session.algorithm().kind == AlgorithmKind::kPruner) {
+    auto mask = MaskOf(session, i);
+    if (!mask.ok()) return mask.status();
+    return Transform([mask = *std::move(mask), dtype = layer.dtype](Buffer& bytes) {
+      ApplyMask(mask, dtype, bytes.data());
+      return absl::OkStatus();
+    });
+  }
+  auto quantizer = std::static_pointer_cast<const Quantizer>(
+      std::shared_ptr<const Compressor>(session.plan().layers[i].planned->compressor));
+  if (quantizer->bits() == 0) return Transform();  // weights pass unchanged
+  return Transform(
+      [quantizer, layer, state = session.state(i), clock = session.clock()](Buffer& bytes) {
+        LayerState scratch = state;
+        auto result = quantizer->QuantizeWeight(layer, bytes.AsTensor(layer.dtype, layer.shape),
+                                                QuantizeReply::kValues, clock, scratch);
+        if (!result.ok()) return result.status();
+        if (!result->parameters) {
+          return absl::FailedPreconditionError(absl::StrCat(
+              "layer ", Quoted(layer.name), " is not quantized before its start step"));
+        }
+        bytes = std::move(result->data);
+        return absl::OkStatus();
+      });
+}
+
+absl::StatusOr<Segment> TensorSegment(const Session& session, const ModelTensor& tensor, size_t t) {
+  Segment segment;
+  segment.byte_length = tensor.tensor.byte_length;
+  segment.tensor = static_cast<int>(t);
+  if (tensor.layer) {
+    auto transform = CompressedWeight(session, *tensor.layer);
+    if (!transform.ok()) return transform.status();
+    segment.transform = *std::move(transform);
+  }
+  return segment;
+}
+
+const char* FrameworkTag(const Session& session) {
+  const std::string& framework = session.binding().framework;
+  return framework == "tensorflow" || framework == "keras" ? "tf" : "pt";
+}
+
+}  // namespace nni_compression::compression

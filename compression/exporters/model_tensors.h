@@ -1,0 +1,56 @@
+// What the formats share that hold a whole model.
+#ifndef NNI_COMPRESSION_COMPRESSION_EXPORTERS_MODEL_TENSORS_H_
+#define NNI_COMPRESSION_COMPRESSION_EXPORTERS_MODEL_TENSORS_H_
+
+#include <functional>
+#include <nlohmann/json.hpp>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "absl/status/status.h"
+#include "absl/status/statusor.h"
+#include "absl/types/span.h"
+#include "compression/exporter.h"
+
+namespace nni_compression::compression {
+
+// The option of all these formats: an object from the names of tensors sent to their names in the
+// file, where they differ ("conv1" to "conv1.weight").
+inline constexpr char kNamesOption[] = "names";
+
+struct ModelTensor {
+  ExportTensor tensor;       // as sent, under its name in the file
+  std::optional<int> layer;  // the compressed layer whose weight it is
+};
+
+// The tensors in the order sent. INVALID_ARGUMENT when one that is a bound layer's weight has
+// another dtype or shape, when the weight of a compressed layer is missing, and for names that are
+// no plain UTF-8 or there twice.
+absl::StatusOr<std::vector<ModelTensor>> ModelTensors(const Session& session,
+                                                      absl::Span<const ExportTensor> tensors,
+                                                      const nlohmann::json& options);
+
+// The mask of compressed layer i. FAILED_PRECONDITION when there is none yet.
+absl::StatusOr<Mask> MaskOf(const Session& session, int i);
+
+// A mask's packed bits.
+Segment BitsSegment(const Mask& mask);
+
+// OK when the session's algorithm is a pruner, else FAILED_PRECONDITION.
+absl::Status CheckPruner(const Session& session);
+
+// Makes the compressed weight of compressed layer i out of the weight sent, in place or by putting
+// another buffer of the same size there. What it needs outlives the session.
+using Transform = std::function<absl::Status(Buffer& bytes)>;
+absl::StatusOr<Transform> CompressedWeight(const Session& session, int i);
+
+// The segment of tensor t, compressed when it is a compressed layer's weight.
+absl::StatusOr<Segment> TensorSegment(const Session& session, const ModelTensor& tensor, size_t t);
+
+// "tf" or "pt": what the metadata of .safetensors files calls the framework.
+const char* FrameworkTag(const Session& session);
+
+}  // namespace nni_compression::compression
+
+#endif  // NNI_COMPRESSION_COMPRESSION_EXPORTERS_MODEL_TENSORS_H_

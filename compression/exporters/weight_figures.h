@@ -1,0 +1,41 @@
+// How a weight differs from its compressed self.
+#ifndef NNI_COMPRESSION_COMPRESSION_EXPORTERS_WEIGHT_FIGURES_H_
+#define NNI_COMPRESSION_COMPRESSION_EXPORTERS_WEIGHT_FIGURES_H_
+
+#include <cstdint>
+#include <optional>
+#include <vector>
+
+#include "absl/functional/function_ref.h"
+#include "absl/types/span.h"
+#include "compression/dtype.h"
+
+namespace nni_compression::compression {
+
+struct WeightFigures {
+  // What both histograms span, in `bins` parts of one width; the last one includes its end.
+  double minimum = 0;
+  double maximum = 0;
+  std::vector<int64_t> before;
+  std::vector<int64_t> after;
+
+  double signal = 0;  // sum of squares of the weight
+  double noise = 0;   // of the differences
+};
+
+// Gives elements [begin, begin + before.size()) of both.
+using WeightReader =
+    absl::FunctionRef<void(int64_t begin, absl::Span<double> before, absl::Span<double> after)>;
+
+// Reads the n elements twice, in blocks. All must be finite.
+WeightFigures Compare(int64_t n, int bins, WeightReader read);
+
+// Signal to quantization noise in decibels; nothing where there is no noise or no signal.
+std::optional<double> Sqnr(double signal, double noise);
+
+// Elements [begin, begin + out.size()) of a weight.
+void ReadDoubles(DataType dtype, const void* weight, int64_t begin, absl::Span<double> out);
+
+}  // namespace nni_compression::compression
+
+#endif  // NNI_COMPRESSION_COMPRESSION_EXPORTERS_WEIGHT_FIGURES_H_
