@@ -18,6 +18,10 @@ usage: compressionctl [--server=HOST:PORT] [--json] COMMAND
   prune --algorithm=NAME --config=FILE.json MODEL.safetensors -o DIR
   quantize --algorithm=NAME --config=FILE.json MODEL.safetensors -o DIR
                              compresses a checkpoint into DIR
+  backup --data_dir=DIR NEW_DIR
+                             copies a server's sessions, while it runs; on its host
+  restore --data_dir=NEW_DIR BACKUP_DIR
+                             makes a data directory of a backup, for a server to start on
 
 prune and quantize read a config_list such as
   [{"sparsity": 0.8, "op_types": ["default"]},
