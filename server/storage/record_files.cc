@@ -43,9 +43,6 @@ absl::Status WriteAll(int fd, absl::string_view bytes, const std::string& path) 
 absl::StatusOr<RecordFiles> RecordFiles::Open(const std::string& folder, bool sync) {
   RecordFiles files(folder, sync);
   if (absl::Status status = MakeDirectory(folder); !status.ok()) return status;
-  for (int i = 0; i < kFolders; ++i) {
-    if (absl::Status status = MakeDirectory(files.Subfolder(i)); !status.ok()) return status;
-  }
   unlink((folder + kTemporary).c_str());
   if (sync) {
     if (absl::Status status = SyncDirectory(folder); !status.ok()) return status;
@@ -63,8 +60,15 @@ absl::StatusOr<std::string> RecordFiles::Write(absl::string_view bytes) const {
     if (!file.valid()) return FileError("open", temporary);
     if (absl::Status s = WriteAll(file.get(), bytes, temporary); !s.ok()) return s;
     if (sync_ && fsync(file.get()) != 0) return FileError("sync", temporary);
-    if (rename(temporary.c_str(), path.c_str()) != 0) return FileError("rename to", path);
-    return sync_ ? SyncDirectory(path.substr(0, path.rfind('/'))) : absl::OkStatus();
+    const std::string subfolder = path.substr(0, path.rfind('/'));
+    int renamed = rename(temporary.c_str(), path.c_str());
+    if (renamed != 0 && errno == ENOENT) {  // the first file there
+      if (absl::Status s = MakeDirectory(subfolder); !s.ok()) return s;
+      if (absl::Status s = sync_ ? SyncDirectory(folder_) : absl::OkStatus(); !s.ok()) return s;
+      renamed = rename(temporary.c_str(), path.c_str());
+    }
+    if (renamed != 0) return FileError("rename to", path);
+    return sync_ ? SyncDirectory(subfolder) : absl::OkStatus();
   }();
   if (status.ok()) return digest;
   unlink(temporary.c_str());

@@ -16,7 +16,7 @@ namespace nni_compression::server {
 // one thread at a time writes and removes.
 class RecordFiles {
  public:
-  // `sync`: what is written survives the machine. Makes the folders, and removes what an earlier
+  // `sync`: what is written survives the machine. Makes the folder, and removes what an earlier
   // process did not finish.
   static absl::StatusOr<RecordFiles> Open(const std::string& folder, bool sync);
 

@@ -189,6 +189,7 @@ TEST_F(DiskStorageTest, FilesThatNoSessionNeedsAreRemoved) {
 
 TEST_F(DiskStorageTest, FilesOfAProcessThatDiedTooEarlyAreRemoved) {
   const std::string digest(62, 'a');
+  std::filesystem::create_directory(directory_ + "/records/0f");
   std::ofstream(directory_ + "/records/0f/" + digest) << "left over";
   std::ofstream(directory_ + "/records/unfinished") << "half";
   std::ofstream(directory_ + "/records/0f/notes.txt") << "somebody else's";
