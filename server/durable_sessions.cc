@@ -3,6 +3,7 @@
 #include <utility>
 
 #include "absl/strings/str_cat.h"
+#include "absl/time/clock.h"
 #include "compression/state.h"
 #include "server/bind_model.h"
 #include "server/convert.h"
@@ -174,13 +175,13 @@ void DurableSessions::Load(const std::shared_ptr<SessionRecord>& record, Done do
   absl::Status status;
   if (!record->loaded()) {
     MutexLock lock(&mutex_);
-    if (readers_ != nullptr) {
+    if (readers_ != nullptr && !record->loaded()) {  // it may have come just now
       std::vector<Done>& waiting = loading_[record.get()];
       waiting.push_back(std::move(done));
       if (waiting.size() == 1) readers_->Schedule([this, record] { Read(record); });
       return;
     }
-    status = absl::UnavailableError("the server is stopping");
+    if (!record->loaded()) status = absl::UnavailableError("the server is stopping");
   }
   done(status);
 }

@@ -174,8 +174,11 @@ TEST_F(DurableSessionsTest, TheReportOfAnEndedSessionIsThereAfterARestart) {
   EXPECT_EQ(Get(expired).session().state(), v1::SESSION_STATE_EXPIRED);
   EXPECT_TRUE(CloseSession(stub(), closed).ok());
   server_->Advance(absl::Hours(1));
-  Restart();
   v1::GetSessionResponse gone;
+  EXPECT_TRUE(Eventually([&] {
+    return GetSession(stub(), closed, &gone).error_code() == grpc::StatusCode::NOT_FOUND;
+  }));
+  Restart();
   EXPECT_EQ(GetSession(stub(), closed, &gone).error_code(), grpc::StatusCode::NOT_FOUND);
 }
 
