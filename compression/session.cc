@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <cstring>
 #include <new>
 #include <utility>
 
@@ -29,6 +30,23 @@ absl::StatusOr<T> CatchAll(absl::FunctionRef<absl::StatusOr<T>()> compute) {
   } catch (const std::exception& e) {
     return absl::InternalError(e.what());
   }
+}
+
+// Bit for bit, as -0.0 may answer otherwise than 0.0.
+bool SameBits(const std::vector<float>& a, const std::vector<float>& b) {
+  return a.size() == b.size() &&
+         (a.empty() || std::memcmp(a.data(), b.data(), a.size() * sizeof(float)) == 0);
+}
+
+// Whether nothing needs to be saved when one takes the place of the other.
+bool SameState(const LayerState& a, const LayerState& b) {
+  const auto same_memory = [](const auto& x, const auto& y) {
+    return x.first == y.first && SameBits(x.second, y.second);
+  };
+  return a.answered == b.answered && a.mask.has_value() == b.mask.has_value() &&
+         (!a.mask || a.mask->bits().data() == b.mask->bits().data()) &&
+         a.parameters == b.parameters && a.memory.size() == b.memory.size() &&
+         std::equal(a.memory.begin(), a.memory.end(), b.memory.begin(), same_memory);
 }
 
 absl::Status CheckRange(const Layer& layer, const Range& range, int64_t channels) {
@@ -160,8 +178,10 @@ absl::StatusOr<MaskAnswer> Session::CalcMask(int i, const Weight& weight) {
     return pruner.CalcMask(layer(i), weight, states_[i], clock_);
   });
   if (!mask.ok()) return mask.status();
-  states_[i].mask = *std::move(mask);
-  states_[i].answered = true;
+  LayerState state = states_[i];
+  state.mask = *std::move(mask);
+  state.answered = true;
+  Commit(i, std::move(state));
   return AnswerMask(i);
 }
 
@@ -172,9 +192,16 @@ absl::StatusOr<MaskAnswer> Session::SetMask(int i, Mask mask) {
         absl::StrCat("mask of layer ", Quoted(layer(i).name), " has ", mask.elements(),
                      " elements; it must have the weight's ", layer(i).elements));
   }
-  states_[i].mask = std::move(mask);
-  states_[i].answered = true;
+  LayerState state = states_[i];
+  state.mask = std::move(mask);
+  state.answered = true;
+  Commit(i, std::move(state));
   return AnswerMask(i);
+}
+
+void Session::Commit(int i, LayerState state) {
+  if (!SameState(states_[i], state)) changes_.layers.insert(i);
+  states_[i] = std::move(state);
 }
 
 absl::StatusOr<QuantizedWeight> Session::Quantize(
@@ -185,7 +212,7 @@ absl::StatusOr<QuantizedWeight> Session::Quantize(
   if (!result.ok()) return result.status();
   state.parameters = result->parameters;
   state.answered = true;
-  states_[i] = std::move(state);
+  Commit(i, std::move(state));
   return result;
 }
 
@@ -248,6 +275,7 @@ absl::StatusOr<ActivationAnswer> Session::QuantizeActivation(int i, Activation a
 
 absl::Status Session::UpdateEpoch(int64_t epoch) {
   if (auto status = CheckCounter("epoch", epoch); !status.ok()) return status;
+  changes_.global |= clock_.epoch != epoch;
   clock_.epoch = epoch;
   return absl::OkStatus();
 }
@@ -255,6 +283,7 @@ absl::Status Session::UpdateEpoch(int64_t epoch) {
 absl::StatusOr<bool> Session::Step(int64_t step) {
   if (auto status = CheckCounter("step", step); !status.ok()) return status;
   if (step <= last_step_) return false;
+  changes_.global = true;
   last_step_ = step;
   clock_.step = step;
   return true;

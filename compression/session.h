@@ -8,7 +8,9 @@
 #include <memory>
 #include <nlohmann/json.hpp>
 #include <optional>
+#include <set>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "absl/container/flat_hash_map.h"
@@ -95,6 +97,14 @@ class Session {
   std::string SaveLayer(int i) const;
   absl::Status Load(absl::string_view global, absl::Span<const std::string> layers);
 
+  // What differs from when this was last called, or from the binding: all that has to be saved.
+  struct Changes {
+    bool global = false;
+    std::set<int> layers;
+    bool empty() const { return !global && layers.empty(); }
+  };
+  Changes TakeChanges() { return std::exchange(changes_, {}); }
+
   // Memory that the state holds, masks included.
   int64_t StateBytes() const;
 
@@ -107,6 +117,7 @@ class Session {
   absl::Status CheckFits(int i, const LayerState& state) const;
   absl::StatusOr<const Quantizer*> QuantizerOf(int i, Activation activation) const;
   MaskAnswer AnswerMask(int i) const;
+  void Commit(int i, LayerState state);
   absl::StatusOr<QuantizedWeight> Quantize(
       int i,
       absl::FunctionRef<absl::StatusOr<QuantizedWeight>(const Quantizer&, LayerState&)> call);
@@ -117,6 +128,7 @@ class Session {
   Clock clock_;
   int64_t last_step_ = -1;  // the highest step applied
   std::vector<LayerState> states_;
+  Changes changes_;
   absl::flat_hash_map<std::string, int> index_;
 };
 

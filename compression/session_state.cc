@@ -34,6 +34,7 @@ absl::Status Session::Load(absl::string_view global, absl::Span<const std::strin
   clock_ = loaded->clock;
   last_step_ = loaded->last_step;
   states_ = std::move(states);
+  changes_ = {};
   return absl::OkStatus();
 }
 

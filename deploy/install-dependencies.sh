@@ -7,11 +7,11 @@
 #   deploy/install-dependencies.sh --runtime  what the installed programs need
 set -euo pipefail
 
-runtime=(ca-certificates libabsl20220623 libgrpc++1.51 libprotobuf32 libspdlog1.10 libssl3
+runtime=(ca-certificates libabsl20220623 libgrpc++1.51 libprotobuf32 libspdlog1.10 libsqlite3-0 libssl3
          libtorch1.13 zlib1g)
 
 build=(ccache cmake g++ git libabsl-dev libgmock-dev libgrpc++-dev libgtest-dev libprotobuf-dev
-       libspdlog-dev libssl-dev libtorch-dev ninja-build nlohmann-json3-dev protobuf-compiler
+       libspdlog-dev libsqlite3-dev libssl-dev libtorch-dev ninja-build nlohmann-json3-dev protobuf-compiler
        protobuf-compiler-grpc zlib1g-dev
        python3 python3-grpcio python3-numpy python3-protobuf python3-setuptools python3-sklearn
        python3-torch python3-venv python3-wheel)

@@ -2,13 +2,13 @@
 
 #include <google/protobuf/io/coded_stream.h>
 #include <google/protobuf/io/zero_copy_stream_impl_lite.h>
+#include <openssl/sha.h>
 
 #include <cstring>
 #include <map>
 #include <string>
 #include <utility>
 
-#include "absl/hash/hash.h"
 #include "absl/strings/str_cat.h"
 #include "compression/binding.h"
 #include "server/convert.h"
@@ -65,7 +65,7 @@ absl::Status CheckRequest(const v1::BindModelRequest& request) {
   return absl::OkStatus();
 }
 
-// Two requests of one content have one fingerprint. 128 bits: seeded anew in every process.
+// Two requests of one content have one fingerprint: a digest, as it outlives the process.
 std::string Fingerprint(const v1::BindModelRequest& request) {
   std::string bytes;
   {
@@ -74,7 +74,10 @@ std::string Fingerprint(const v1::BindModelRequest& request) {
     coded.SetSerializationDeterministic(true);
     request.SerializeToCodedStream(&coded);
   }
-  return absl::StrCat(absl::HashOf(bytes, 1), "-", absl::HashOf(bytes, 2), "-", bytes.size());
+  std::string digest(SHA256_DIGEST_LENGTH, '\0');
+  SHA256(reinterpret_cast<const uint8_t*>(bytes.data()), bytes.size(),
+         reinterpret_cast<uint8_t*>(digest.data()));
+  return digest;
 }
 
 // Memory that the session will take for its masks.
@@ -89,19 +92,8 @@ int64_t MaskBytes(const Session& session) {
   return bytes;
 }
 
-absl::StatusOr<Reservation> ReserveState(MemoryBudget& budget, int64_t bytes) {
-  if (bytes > budget.limit()) {
-    return absl::ResourceExhaustedError(
-        absl::StrCat("the session needs ", bytes,
-                     " bytes for its masks; the server has a memory "
-                     "budget of ",
-                     budget.limit()));
-  }
-  std::optional<Reservation> memory = budget.TryReserve(bytes);
-  if (memory) return *std::move(memory);
-  return ExhaustedFor(absl::Seconds(1), absl::StrCat("no memory now for the session's masks, which "
-                                                     "need ",
-                                                     bytes, " bytes"));
+int64_t BindingBytes(const v1::BindModelRequest& request) {
+  return static_cast<int64_t>(request.ByteSizeLong()) * kBindingFactor;
 }
 
 absl::Status SetMasks(const v1::BindModelRequest& request, Session& session) {
@@ -149,21 +141,46 @@ absl::StatusOr<SessionUse> Bind(UnaryCall& call, const v1::BindModelRequest& req
   if (!binding.ok()) return binding.status();
   auto session = Session::Bind(*call.core()->registry, *std::move(binding));
   if (!session.ok()) return session.status();
-  const int64_t binding_bytes = static_cast<int64_t>(request.ByteSizeLong()) * kBindingFactor;
-  absl::StatusOr<Reservation> memory =
-      ReserveState(*call.core()->budget, MaskBytes(**session) + binding_bytes);
+  absl::StatusOr<Reservation> memory = ReserveState(*call.core()->budget, **session, request);
   if (!memory.ok()) return memory.status();
   if (absl::Status status = SetMasks(request, **session); !status.ok()) return status;
   const SessionRecord::Summary summary = Summarize(**session);
   auto record = std::make_shared<SessionRecord>(
       call.tenant(),
       std::map<std::string, std::string>(request.labels().begin(), request.labels().end()),
-      std::move(strand), *std::move(session), *std::move(memory), binding_bytes);
+      std::move(strand), *std::move(session), *std::move(memory), BindingBytes(request));
   record->SetSummary(summary);
   return call.core()->sessions->Insert(record, request.request_id(), fingerprint, Lease(request));
 }
 
+// The answer waits for it; should it fail, the session never was.
+void StoreNew(const Core& core, const std::shared_ptr<SessionRecord>& record,
+              const v1::BindModelRequest& request) {
+  if (core.durable == nullptr) return;
+  core.durable->Create(record, request, Fingerprint(request),
+                       [sessions = core.sessions, record](const absl::Status& status) {
+                         if (!status.ok()) sessions->Discard(record);
+                       });
+}
+
 }  // namespace
+
+absl::StatusOr<Reservation> ReserveState(MemoryBudget& budget, const Session& session,
+                                         const v1::BindModelRequest& request) {
+  const int64_t bytes = MaskBytes(session) + BindingBytes(request);
+  if (bytes > budget.limit()) {
+    return absl::ResourceExhaustedError(
+        absl::StrCat("the session needs ", bytes,
+                     " bytes for its masks; the server has a memory "
+                     "budget of ",
+                     budget.limit()));
+  }
+  std::optional<Reservation> memory = budget.TryReserve(bytes);
+  if (memory) return *std::move(memory);
+  return ExhaustedFor(absl::Seconds(1), absl::StrCat("no memory now for the session's masks, which "
+                                                     "need ",
+                                                     bytes, " bytes"));
+}
 
 void BindModel(const std::shared_ptr<UnaryCall>& call, const v1::BindModelRequest& request,
                v1::BindModelResponse* response) {
@@ -178,6 +195,7 @@ void BindModel(const std::shared_ptr<UnaryCall>& call, const v1::BindModelReques
            {"algorithm", request.algorithm()},
            {"layers", request.layers_size()},
            {"compressed", (*use)->compressed_layers()}});
+      StoreNew(*call->core(), use->record(), request);
     }
     const absl::Duration lease = call->core()->sessions->Times(**use).lease;
     call->RunInSession(*std::move(use), [lease, response](SessionUse& use, Session& session) {

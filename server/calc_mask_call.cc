@@ -84,7 +84,7 @@ void CalcMaskCall::Answer(const ReceivedTensor& tensor, const MaskAnswer& answer
   reply.fields = std::move(fields);
   reply.memory = std::make_shared<Reservation>(std::move(memory));
   CountSent(bits.size());
-  Push(std::move(reply));
+  Answered(std::move(reply));
 }
 
 void CalcMaskCall::AnswerError(const v1::TensorHeader& header, const absl::Status& error) {

@@ -8,6 +8,7 @@
 #include "absl/time/time.h"
 #include "compression/registry.h"
 #include "server/call_context.h"
+#include "server/durable_sessions.h"
 #include "server/executor.h"
 #include "server/memory_budget.h"
 #include "server/session_store.h"
@@ -26,6 +27,7 @@ struct Core {
   TimerThread* timers = nullptr;
   std::shared_ptr<MemoryBudget> budget;
   SessionStore* sessions = nullptr;
+  DurableSessions* durable = nullptr;  // null: sessions live in memory only
   RegionTable* regions = nullptr;
   WeightCache* weights = nullptr;
   absl::Duration stall_timeout = absl::Seconds(60);

@@ -39,7 +39,7 @@ absl::Status LayerCall::OnHalfClose() {
   RunInSession([this](compression::Session& session) {
     if (absl::Status status = CheckClock(session); !status.ok()) return status;
     UpdateSummary(session);
-    Complete();
+    WhenStored([this] { Complete(); });
     return absl::OkStatus();
   });
   return absl::OkStatus();
@@ -86,6 +86,11 @@ void LayerCall::AdmitShared(const v1::TensorHeader& header, Admission* admission
   if (status.ok()) return;
   AnswerError(header, status);
   *admission = {};
+}
+
+void LayerCall::Answered(Reply reply) {
+  WhenStored(
+      [this, shared = std::make_shared<Reply>(std::move(reply))] { Push(std::move(*shared)); });
 }
 
 void LayerCall::AddResult(const ReceivedTensor& request, compression::Buffer bytes,

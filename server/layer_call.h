@@ -29,6 +29,9 @@ class LayerCall : public SessionCall {
   // that is not the tenant's is answered with an error, and not accepted.
   void AdmitPresent(const nni::compression::v1::TensorHeader& header, Admission* admission);
 
+  // Replies once what the task changed is stored. In the session.
+  void Answered(Reply reply);
+
   // Adds `bytes`, the tensor of `header`, to a reply: written to the place that the request's
   // header names, if it fits there and the region is still there, or as a payload to be sent.
   void AddResult(const ReceivedTensor& request, compression::Buffer bytes,

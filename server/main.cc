@@ -24,6 +24,7 @@
 #include "server/log.h"
 #include "server/machine.h"
 #include "server/server.h"
+#include "server/storage/disk_storage.h"
 
 ABSL_FLAG(std::string, listen, "127.0.0.1:50051",
           "Address to listen on, HOST:PORT; port 0 picks a free one.");
@@ -33,8 +34,13 @@ ABSL_FLAG(bool, allow_insecure_listen, false,
 ABSL_FLAG(std::string, port_file, "",
           "File to write the port to, in one piece, once calls are accepted.");
 ABSL_FLAG(std::string, data_dir, "",
-          "Directory for sessions that survive a restart. This version has none: it must be empty, "
-          "and sessions live in memory only.");
+          "Directory for sessions that survive the server's end, on a disk of this machine. Empty: "
+          "sessions live in memory only.");
+ABSL_FLAG(std::string, durability, "process",
+          "What an answered call in data_dir survives: 'process', the end of the server; 'power', "
+          "that of the machine, too, as everything is synced to the disk before the answer.");
+ABSL_FLAG(absl::Duration, data_dir_lock_wait, absl::ZeroDuration(),
+          "How long to wait at the start for another server to let go of data_dir.");
 ABSL_FLAG(std::string, memory_budget, "0",
           "Bytes that tensors may take over all calls, with an optional suffix K, M or G; 0: 60 % "
           "of the container's or machine's memory.");
@@ -69,12 +75,29 @@ ABSL_FLAG(std::string, log_level, "info", "Least level to log: debug, info, warn
 namespace nni_compression::server {
 namespace {
 
-absl::StatusOr<ServerOptions> OptionsFromFlags() {
-  if (!absl::GetFlag(FLAGS_data_dir).empty()) {
-    return absl::InvalidArgumentError(
-        absl::StrCat("data_dir is '", absl::GetFlag(FLAGS_data_dir),
-                     "'; durable sessions are not in this version, so it must be empty"));
+// Null without a data_dir.
+absl::StatusOr<std::shared_ptr<Storage>> StorageFromFlags() {
+  DiskStorageOptions options;
+  options.directory = absl::GetFlag(FLAGS_data_dir);
+  options.lock_wait = absl::GetFlag(FLAGS_data_dir_lock_wait);
+  const std::string durability = absl::GetFlag(FLAGS_durability);
+  if (durability != "process" && durability != "power") {
+    return absl::InvalidArgumentError(absl::StrCat("durability is '", Printable(durability, 64),
+                                                   "'; it must be process or power"));
   }
+  if (options.lock_wait < absl::ZeroDuration()) {
+    return absl::InvalidArgumentError(absl::StrCat("data_dir_lock_wait is ",
+                                                   absl::FormatDuration(options.lock_wait),
+                                                   "; it must be at least 0"));
+  }
+  if (options.directory.empty()) return nullptr;
+  if (durability == "power") options.durability = DurabilityLevel::kPower;
+  absl::StatusOr<std::unique_ptr<DiskStorage>> storage = DiskStorage::Open(options);
+  if (!storage.ok()) return storage.status();
+  return std::shared_ptr<Storage>(*std::move(storage));
+}
+
+absl::StatusOr<ServerOptions> OptionsFromFlags() {
   if (!(absl::GetFlag(FLAGS_drain_seconds) >= 0)) {
     return absl::InvalidArgumentError(absl::StrCat(
         "drain_seconds is ", absl::GetFlag(FLAGS_drain_seconds), "; it must be at least 0"));
@@ -149,11 +172,14 @@ void WaitForStopRequest() {
 absl::Status Run() {
   if (absl::Status status = SetUpLog(absl::GetFlag(FLAGS_log_level)); !status.ok()) return status;
   CaptureLibraryLogs();
-  const absl::StatusOr<ServerOptions> options = OptionsFromFlags();
+  absl::StatusOr<ServerOptions> options = OptionsFromFlags();
   if (!options.ok()) return options.status();
+  absl::StatusOr<std::shared_ptr<Storage>> storage = StorageFromFlags();
+  if (!storage.ok()) return storage.status();
+  options->storage = *std::move(storage);
   absl::StatusOr<std::unique_ptr<Server>> server = Server::Start(*options);
   if (!server.ok()) return server.status();
-  Log(LogLevel::kInfo, "sessions_in_memory_only");
+  if (options->storage == nullptr) Log(LogLevel::kInfo, "sessions_in_memory_only");
   if (!absl::GetFlag(FLAGS_port_file).empty()) {
     absl::Status status = WritePortFile(absl::GetFlag(FLAGS_port_file), (*server)->port());
     if (!status.ok()) return status;
@@ -168,6 +194,7 @@ absl::Status Run() {
 
 int main(int argc, char** argv) {
   nni_compression::server::StopOnSignals();
+  signal(SIGXFSZ, SIG_IGN);  // a file that may not grow is an error like others
   absl::SetProgramUsageMessage(
       "Serves model compression over gRPC.\n\n  compression_server --listen=127.0.0.1:50051\n\n"
       "Flags can also come from --flagfile=FILE, one a line.");

@@ -126,7 +126,7 @@ absl::Status QuantizeWeightCall::Answer(const ReceivedTensor& tensor,
   CountSent(bytes);
   reply.fields = std::move(fields);
   reply.memory = std::make_shared<Reservation>(std::move(memory));
-  Push(std::move(reply));
+  Answered(std::move(reply));
   return absl::OkStatus();
 }
 

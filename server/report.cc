@@ -35,7 +35,7 @@ void DescribeSession(const SessionRecord& record, const SessionTimes& times, v1:
   if (record.state() == SessionState::kActive) ToProto(times.lease_left, out->mutable_lease());
   out->set_epoch(summary.epoch);
   out->set_step(summary.step);
-  out->set_layer_count(static_cast<uint32_t>(record.layers().size()));
+  out->set_layer_count(static_cast<uint32_t>(record.layer_count()));
   out->set_compressed_layer_count(static_cast<uint32_t>(record.compressed_layers()));
   if (summary.achieved_sparsity) out->set_achieved_sparsity(*summary.achieved_sparsity);
   out->set_state_bytes(static_cast<uint64_t>(summary.state_bytes));

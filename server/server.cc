@@ -93,16 +93,19 @@ absl::string_view ServerVersion() { return NNI_COMPRESSION_VERSION; }
 class Server::Impl {
  public:
   explicit Impl(const ServerOptions& options)
-      : timers_(options.clock != nullptr ? options.clock : Clock::System()),
+      : storage_(options.storage),
+        timers_(options.clock != nullptr ? options.clock : Clock::System()),
         authenticator_(options.authenticator != nullptr ? options.authenticator
                                                         : Authenticator::AllowAll()),
         gate_(authenticator_, options.max_calls),
         regions_(options.side_socket.max_bytes > 0 ? options.side_socket.max_bytes
                                                    : static_cast<int64_t>(MemoryLimit())),
-        sessions_(options.sessions, &timers_,
-                  [this](const std::shared_ptr<SessionRecord>& record) {
-                    RetireSession(&sessions_, record);
-                  }),
+        sessions_(
+            options.sessions, &timers_,
+            [this](const std::shared_ptr<SessionRecord>& record) { RetireSession(core_, record); },
+            [this](const SessionRecord& record) {
+              if (durable_ != nullptr) durable_->Forget(record);
+            }),
         executor_(std::make_unique<Executor>(ComputeThreads(options),
                                              ShareCores(ComputeThreads(options)))),
         health_(&gate_),
@@ -125,7 +128,13 @@ class Server::Impl {
     core_.regions = &regions_;
     core_.stall_timeout = options.stall_timeout;
     core_.version = std::string(ServerVersion());
+    if (storage_ == nullptr) return;
+    durable_ = std::make_unique<DurableSessions>(DurableSessions::Environment{
+        storage_.get(), &sessions_, executor_.get(), core_.budget.get(), core_.registry});
+    core_.durable = durable_.get();
   }
+
+  absl::Status Recover() { return durable_ == nullptr ? absl::OkStatus() : durable_->Recover(); }
 
   absl::Status Listen(const ServerOptions& options) {
     if (options.reflection) grpc::reflection::InitProtoReflectionServerBuilderPlugin();
@@ -174,6 +183,7 @@ class Server::Impl {
       Log(LogLevel::kInfo, "stopped", {{"cancelled_calls", finished ? "no" : "yes"}});
     }
     timers_.Stop();  // first: what they start needs the executor
+    if (durable_ != nullptr) durable_->Stop();
     executor_.reset();
   }
 
@@ -182,6 +192,7 @@ class Server::Impl {
   int side_connections() const { return side_ == nullptr ? 0 : side_->connections(); }
 
  private:
+  const std::shared_ptr<Storage> storage_;
   TimerThread timers_;
   const std::shared_ptr<Authenticator> authenticator_;
   Gate gate_;
@@ -190,6 +201,7 @@ class Server::Impl {
   SessionStore sessions_;
   std::unique_ptr<Executor> executor_;
   std::unique_ptr<WeightCache> weights_;
+  std::unique_ptr<DurableSessions> durable_;
   HealthService health_;
   Service service_;
   int port_ = 0;
@@ -204,6 +216,7 @@ Server::~Server() = default;
 absl::StatusOr<std::unique_ptr<Server>> Server::Start(const ServerOptions& options) {
   if (absl::Status status = CheckOptions(options); !status.ok()) return status;
   auto impl = std::make_unique<Impl>(options);
+  if (absl::Status status = impl->Recover(); !status.ok()) return status;
   if (absl::Status status = impl->Listen(options); !status.ok()) return status;
   if (absl::Status status = impl->ListenAside(options); !status.ok()) return status;
   Log(LogLevel::kInfo, "listening",

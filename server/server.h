@@ -16,6 +16,7 @@
 #include "server/clock.h"
 #include "server/session_store.h"
 #include "server/shm/side_listener.h"
+#include "server/storage/storage.h"
 
 namespace nni_compression::server {
 
@@ -32,6 +33,7 @@ struct ServerOptions {
   bool reflection = false;
   SideSocketOptions side_socket;
   SessionStore::Options sessions;
+  std::shared_ptr<Storage> storage;  // null: sessions live in memory only
 
   // Null: the ones of a server in production. The clock and the registry outlive the server.
   std::shared_ptr<Authenticator> authenticator;

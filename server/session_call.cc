@@ -33,15 +33,43 @@ void SessionCall::RunInSession(Task task, Work work) {
       record().strand(),
       [this, task = std::move(task)] {
         compression::Session* const session = record().session();
-        if (session == nullptr) {
-          return absl::NotFoundError(absl::StrCat("session '", record().id(), "' has ended"));
-        }
+        if (session == nullptr) return NoSession(record());
         const absl::Time start = absl::Now();
         const absl::Status status = task(*session);
         record().compute_nanoseconds += absl::ToInt64Nanoseconds(absl::Now() - start);
+        Store(*session);
         return status;
       },
       work);
+}
+
+void SessionCall::Store(compression::Session& session) {
+  const auto answer = [actions = std::exchange(when_stored_, {})] {
+    for (const std::function<void()>& action : actions) action();
+  };
+  if (core_->durable == nullptr) return answer();
+  BeginTask(Work::kShort);
+  core_->durable->Save(use_.record(), session,
+                       [this, self = shared_from_this(), answer](const absl::Status& status) {
+                         if (status.ok()) answer();
+                         EndTask(Work::kShort, status);
+                       });
+}
+
+bool SessionCall::Prepare(const grpc::ByteBuffer& message, Ready ready) {
+  if (core_->durable == nullptr) return false;
+  wire::MessageReader reader(message);
+  v1::CalcMaskRequest::Open open;  // all calls have the session's id there
+  const absl::StatusOr<int> field = reader.Next();
+  if (!field.ok() || *field != wire::kOpenOrResult || !reader.Parse(&open).ok()) return false;
+  absl::StatusOr<SessionUse> use = core_->sessions->Use(context_->tenant(), open.session_id());
+  if (!use.ok() || (*use)->loaded()) return false;
+  const auto held = std::make_shared<SessionUse>(*std::move(use));
+  core_->durable->Load(held->record(), [held, ready = std::move(ready)](const auto& status) {
+    ready(status);
+    held->Drop();
+  });
+  return true;
 }
 
 SessionCall::Expected SessionCall::CheckHeader(const v1::TensorHeader& header,

@@ -36,6 +36,9 @@ class SessionCall : public StreamCall {
   // Runs `task` on the session's strand; NOT_FOUND ends the call when the session has ended.
   void RunInSession(Task task, Work work = Work::kShort);
 
+  // In a task: `action`, an answer, runs once what the task changed is stored.
+  void WhenStored(std::function<void()> action) { when_stored_.push_back(std::move(action)); }
+
   // What a header of a compressed layer must look like: the layer, and the memory that its result
   // takes.
   struct Expected {
@@ -61,6 +64,7 @@ class SessionCall : public StreamCall {
   void CountReceived(int64_t bytes) { record().received_bytes += bytes; }
   void CountSent(int64_t bytes) { record().sent_bytes += bytes; }
 
+  bool Prepare(const grpc::ByteBuffer& message, Ready ready) override;
   void OnEnd() override;
 
   Core* core() const { return core_; }
@@ -69,11 +73,13 @@ class SessionCall : public StreamCall {
   bool joined() const { return static_cast<bool>(use_); }
 
  private:
+  void Store(compression::Session& session);
   absl::Status CheckAgainstBound(const nni::compression::v1::TensorHeader& header, int layer);
 
   Core* const core_;
   const std::shared_ptr<CallContext> context_;
   SessionUse use_;
+  std::vector<std::function<void()>> when_stored_;  // on the strand
 };
 
 }  // namespace nni_compression::server

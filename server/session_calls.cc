@@ -32,6 +32,25 @@ void FillLive(Core* core, const SessionRecord& record, const Session& session,
   ToProto(session.plan(), session.binding().layers, response->mutable_plan());
 }
 
+v1::Session LastReport(SessionStore* sessions, SessionRecord& record, SessionState state) {
+  v1::Session report;
+  if (record.session() != nullptr) record.SetSummary(Summarize(*record.session()));
+  DescribeSession(record, sessions->Times(record), &report);
+  report.set_state(static_cast<v1::SessionState>(state));
+  report.clear_lease();
+  if (record.session() != nullptr) DescribeLayers(*record.session(), &report);
+  return report;
+}
+
+// A session that cannot be loaded ends with what its catalogue entry says.
+void StoreEnd(const Core& core, const std::shared_ptr<SessionRecord>& record, SessionState state,
+              DurableSessions::Done done) {
+  record->strand().Post(
+      [durable = core.durable, sessions = core.sessions, record, state, done = std::move(done)] {
+        durable->End(record, LastReport(sessions, *record, state), done);
+      });
+}
+
 }  // namespace
 
 void FindWeights(const std::shared_ptr<UnaryCall>& call, const v1::FindWeightsRequest& request,
@@ -44,7 +63,9 @@ void FindWeights(const std::shared_ptr<UnaryCall>& call, const v1::FindWeightsRe
   absl::StatusOr<SessionUse> use =
       call->core()->sessions->Use(call->tenant(), request.session_id());
   if (!use.ok()) return call->Finish(use.status());
-  const bool for_pruner = (*use)->kind() == compression::AlgorithmKind::kPruner;
+  // Of a session that was not read yet the kind is unknown; a hint may be wrong.
+  const bool for_pruner =
+      !(*use)->loaded() || (*use)->kind() == compression::AlgorithmKind::kPruner;
   call->core()->weights->Ask(
       call->tenant(), {request.fingerprints().begin(), request.fingerprints().end()}, for_pruner,
       // In use until the digests are there, so that the session does not expire.
@@ -92,16 +113,22 @@ void GetSession(const std::shared_ptr<UnaryCall>& call, const v1::GetSessionRequ
   }
   auto held = std::make_shared<SessionUse>();
   if (use.ok()) *held = *std::move(use);
-  // The strand knows the state of both: the report was written there, too.
-  record->strand().Post([call, record, held, response] {
-    if (record->session() != nullptr) {
-      record->SetSummary(Summarize(*record->session()));
-      FillLive(call->core(), *record, *record->session(), response);
-    } else if (record->report() != nullptr) {
-      *response->mutable_session() = *record->report();
+  call->Load(record, [call, record, held, response](const absl::Status& loaded) {
+    if (!loaded.ok()) {
+      held->Drop();
+      return call->Finish(loaded);
     }
-    held->Drop();
-    call->Finish(absl::OkStatus());
+    // The strand knows the state of both: the report was written there, too.
+    record->strand().Post([call, record, held, response] {
+      if (record->session() != nullptr) {
+        record->SetSummary(Summarize(*record->session()));
+        FillLive(call->core(), *record, *record->session(), response);
+      } else if (record->report() != nullptr) {
+        *response->mutable_session() = *record->report();
+      }
+      held->Drop();
+      call->Finish(absl::OkStatus());
+    });
   });
 }
 
@@ -132,7 +159,22 @@ void ListSessions(const std::shared_ptr<UnaryCall>& call, const v1::ListSessions
 }
 
 void CloseSession(const std::shared_ptr<UnaryCall>& call, const v1::CloseSessionRequest& request) {
-  call->Finish(call->core()->sessions->Close(call->tenant(), request.session_id()));
+  Core* const core = call->core();
+  absl::StatusOr<SessionUse> use = core->sessions->Use(call->tenant(), request.session_id());
+  if (core->durable == nullptr || !use.ok()) {
+    return call->Finish(core->sessions->Close(call->tenant(), request.session_id()));
+  }
+  const auto held = std::make_shared<SessionUse>(*std::move(use));
+  core->durable->Load(held->record(), [call, held](const absl::Status&) {
+    StoreEnd(*call->core(), held->record(), SessionState::kClosed,
+             [call, held](const absl::Status& status) {
+               const std::string id = (*held)->id();
+               held->Drop();
+               // A session that ended meanwhile is closed, too.
+               const bool ended = status.ok() || absl::IsNotFound(status);
+               call->Finish(ended ? call->core()->sessions->Close(call->tenant(), id) : status);
+             });
+  });
 }
 
 void ListAlgorithms(const std::shared_ptr<UnaryCall>& call, v1::ListAlgorithmsResponse* response) {
@@ -143,16 +185,15 @@ void ListAlgorithms(const std::shared_ptr<UnaryCall>& call, v1::ListAlgorithmsRe
   call->Finish(absl::OkStatus());
 }
 
-void RetireSession(SessionStore* sessions, const std::shared_ptr<SessionRecord>& record) {
+void RetireSession(const Core& core, const std::shared_ptr<SessionRecord>& record) {
   Log(LogLevel::kInfo,
       record->state() == SessionState::kClosed ? "session_closed" : "session_expired",
       {{"session", record->id()}, {"tenant", record->tenant()}});
-  record->strand().Post([sessions, record] {
-    if (record->session() != nullptr) record->SetSummary(Summarize(*record->session()));
-    v1::Session report;
-    DescribeSession(*record, sessions->Times(*record), &report);
-    if (record->session() != nullptr) DescribeLayers(*record->session(), &report);
-    record->Retire(std::move(report));
+  if (core.durable != nullptr && record->state() == SessionState::kExpired) {
+    StoreEnd(core, record, SessionState::kExpired, [](const absl::Status&) {});
+  }
+  record->strand().Post([sessions = core.sessions, record] {
+    record->Retire(LastReport(sessions, *record, record->state()));
   });
 }
 

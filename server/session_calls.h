@@ -34,7 +34,7 @@ void ListAlgorithms(const std::shared_ptr<UnaryCall>& call,
 
 // What SessionStore does with a session that ended: its strand writes the last report and frees the
 // memory.
-void RetireSession(SessionStore* sessions, const std::shared_ptr<SessionRecord>& record);
+void RetireSession(const Core& core, const std::shared_ptr<SessionRecord>& record);
 
 }  // namespace nni_compression::server
 

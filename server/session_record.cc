@@ -2,6 +2,8 @@
 
 #include <utility>
 
+#include "absl/strings/str_cat.h"
+
 namespace nni_compression::server {
 
 SessionRecord::SessionRecord(std::string tenant, std::map<std::string, std::string> labels,
@@ -15,19 +17,60 @@ SessionRecord::SessionRecord(std::string tenant, std::map<std::string, std::stri
       state_memory_(std::move(state_memory)),
       binding_bytes_(binding_bytes) {
   if (session_ == nullptr) return;
+  algorithm_ = session_->algorithm().name;
+  framework_ = session_->binding().framework;
+  layer_count_ = static_cast<int>(session_->binding().layers.size());
+  for (const compression::LayerPlan& layer : session_->plan().layers) {
+    if (layer.planned != nullptr) ++compressed_layers_;
+  }
+  SetLayers();
+}
+
+SessionRecord::SessionRecord(std::string tenant, const nni::compression::v1::Session& entry,
+                             std::shared_ptr<Strand> strand)
+    : tenant_(std::move(tenant)),
+      id_(entry.id()),
+      labels_(entry.labels().begin(), entry.labels().end()),
+      strand_(std::move(strand)),
+      binding_bytes_(static_cast<int64_t>(entry.ByteSizeLong())),
+      algorithm_(entry.algorithm()),
+      framework_(entry.framework()),
+      compressed_layers_(static_cast<int>(entry.compressed_layer_count())),
+      layer_count_(static_cast<int>(entry.layer_count())),
+      loaded_(false) {
+  received_bytes = static_cast<int64_t>(entry.received_bytes());
+  sent_bytes = static_cast<int64_t>(entry.sent_bytes());
+  compute_nanoseconds = entry.compute_time().seconds() * 1000000000 + entry.compute_time().nanos();
+  summary_ = {entry.epoch(), entry.step(), static_cast<int64_t>(entry.state_bytes()), std::nullopt};
+  if (entry.has_achieved_sparsity()) summary_.achieved_sparsity = entry.achieved_sparsity();
+}
+
+void SessionRecord::Load(std::unique_ptr<compression::Session> session, Reservation state_memory) {
+  session_ = std::move(session);
+  state_memory_ = std::move(state_memory);
+  // Once: other threads look at them. A session that was unloaded has the same ones.
+  if (layers_.empty()) SetLayers();
+  loaded_.store(true, std::memory_order_release);
+}
+
+void SessionRecord::Unload() {
+  if (report_ != nullptr) return;
+  Distrust();
+  session_.reset();
+  state_memory_.ShrinkTo(0);
+}
+
+void SessionRecord::SetLayers() {
   layers_ = session_->binding().layers;
   for (size_t i = 0; i < layers_.size(); ++i) {
     index_.emplace(layers_[i].name, static_cast<int>(i));
     for (const std::string& alias : layers_[i].aliases) index_.emplace(alias, static_cast<int>(i));
   }
-  algorithm_ = session_->algorithm().name;
   kind_ = session_->algorithm().kind;
-  framework_ = session_->binding().framework;
   traits_.resize(layers_.size());
   for (size_t i = 0; i < layers_.size(); ++i) {
     const compression::PlannedRule* planned = session_->plan().layers[i].planned;
     if (planned == nullptr) continue;
-    ++compressed_layers_;
     traits_[i].compressed = true;
     const auto* quantizer = dynamic_cast<const compression::Quantizer*>(planned->compressor.get());
     if (quantizer != nullptr) traits_[i].channel_axis = quantizer->channel_axis(layers_[i]);
@@ -43,6 +86,7 @@ void SessionRecord::Retire(nni::compression::v1::Session report) {
   report_ = std::make_unique<nni::compression::v1::Session>(std::move(report));
   session_.reset();
   state_memory_.ShrinkTo(0);
+  loaded_.store(true, std::memory_order_release);
 }
 
 std::optional<int> SessionRecord::FindLayer(absl::string_view name) const {
@@ -54,6 +98,14 @@ std::optional<int> SessionRecord::FindLayer(absl::string_view name) const {
 void SessionRecord::SetSummary(const Summary& summary) {
   MutexLock lock(&mutex_);
   summary_ = summary;
+}
+
+absl::Status NoSession(const SessionRecord& record) {
+  if (record.state() == SessionState::kActive) {
+    return absl::UnavailableError(
+        absl::StrCat("session '", record.id(), "' is being taken back to its stored state"));
+  }
+  return absl::NotFoundError(absl::StrCat("session '", record.id(), "' has ended"));
 }
 
 SessionRecord::Summary SessionRecord::summary() const {

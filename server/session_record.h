@@ -8,10 +8,12 @@
 #include <memory>
 #include <optional>
 #include <string>
+#include <tuple>
 #include <vector>
 
 #include "absl/base/thread_annotations.h"
 #include "absl/container/flat_hash_map.h"
+#include "absl/status/status.h"
 #include "absl/strings/string_view.h"
 #include "absl/time/time.h"
 #include "compression/session.h"
@@ -34,11 +36,20 @@ class SessionRecord {
     int64_t step = 0;
     int64_t state_bytes = 0;
     std::optional<double> achieved_sparsity;
+
+    friend bool operator==(const Summary& a, const Summary& b) {
+      return std::tie(a.epoch, a.step, a.state_bytes, a.achieved_sparsity) ==
+             std::tie(b.epoch, b.step, b.state_bytes, b.achieved_sparsity);
+    }
   };
 
   SessionRecord(std::string tenant, std::map<std::string, std::string> labels,
                 std::shared_ptr<Strand> strand, std::unique_ptr<compression::Session> session,
                 Reservation state_memory, int64_t binding_bytes);
+
+  // Of a session that was stored, as its catalogue entry has it: nothing of its state is in memory.
+  SessionRecord(std::string tenant, const nni::compression::v1::Session& entry,
+                std::shared_ptr<Strand> strand);
 
   const std::string& tenant() const { return tenant_; }
   const std::string& id() const { return id_; }
@@ -50,6 +61,17 @@ class SessionRecord {
 
   // On the strand only: null when the session has ended.
   compression::Session* session() const { return session_.get(); }
+
+  // Whether the session, or its report once it has ended, is in memory. Until it was, for the first
+  // time, the layers below are unknown.
+  bool loaded() const { return loaded_.load(std::memory_order_acquire); }
+
+  // On the strand only.
+  void Load(std::unique_ptr<compression::Session> session, Reservation state_memory);
+  void Unload();
+
+  // From now on, calls have the session loaded before they use it. Any thread, before Unload.
+  void Distrust() { loaded_.store(false, std::memory_order_release); }
 
   // On the strand only, once the session has ended: keeps the last report and frees the rest.
   void Retire(nni::compression::v1::Session report);
@@ -74,12 +96,16 @@ class SessionRecord {
   compression::AlgorithmKind kind() const { return kind_; }
   const std::string& framework() const { return framework_; }
   int compressed_layers() const { return compressed_layers_; }
+  int layer_count() const { return layer_count_; }
 
   // About what the record itself takes, its layers above all.
   int64_t binding_bytes() const { return binding_bytes_; }
 
   void SetSummary(const Summary& summary);
   Summary summary() const;
+
+  // What the stored catalogue entry says. On the strand only.
+  Summary stored_summary;
 
   // Counters over all calls.
   std::atomic<int64_t> received_bytes{0};
@@ -88,6 +114,9 @@ class SessionRecord {
 
  private:
   friend class SessionStore;  // owns what follows its mutex
+  friend class Journal;       // the same
+
+  void SetLayers();
 
   const std::string tenant_;
   std::string id_;  // set by the store before anybody else sees the record
@@ -111,6 +140,8 @@ class SessionRecord {
   compression::AlgorithmKind kind_ = compression::AlgorithmKind::kPruner;
   std::string framework_;
   int compressed_layers_ = 0;
+  int layer_count_ = 0;
+  std::atomic<bool> loaded_{true};
 
   std::atomic<SessionState> state_{SessionState::kActive};
   mutable Mutex mutex_;
@@ -124,7 +155,15 @@ class SessionRecord {
   absl::Time create_time_;
   absl::Time last_call_;
   absl::Time deadline_;  // of the lease while nobody uses it; of the report once it has ended
+
+  // Under the journal's mutex.
+  int unsaved_ = 0;          // what of it is queued
+  absl::Status save_error_;  // why what it did last is lost
 };
+
+// Why a record on its strand has no session: NOT_FOUND where it has ended, UNAVAILABLE where it
+// was taken back to what is stored, and a new call will find it again.
+absl::Status NoSession(const SessionRecord& record);
 
 }  // namespace nni_compression::server
 

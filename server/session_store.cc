@@ -53,8 +53,9 @@ void SessionUse::Drop() {
 }
 
 SessionStore::SessionStore(const Options& options, TimerThread* timers,
-                           std::function<void(std::shared_ptr<SessionRecord>)> retire)
-    : options_(options), timers_(timers), retire_(std::move(retire)) {}
+                           std::function<void(std::shared_ptr<SessionRecord>)> retire,
+                           std::function<void(const SessionRecord&)> forget)
+    : options_(options), timers_(timers), retire_(std::move(retire)), forget_(std::move(forget)) {}
 
 absl::StatusOr<SessionUse> SessionStore::FindRequest(absl::string_view tenant,
                                                      absl::string_view request_id,
@@ -105,6 +106,36 @@ absl::StatusOr<SessionUse> SessionStore::Insert(std::shared_ptr<SessionRecord> r
   }();
   Retire(std::move(ended));
   return use;
+}
+
+void SessionStore::Restore(const std::shared_ptr<SessionRecord>& record, const Stored& stored) {
+  MutexLock lock(&mutex_);
+  record->sequence_ = stored.sequence;
+  record->lease_ = stored.lease;
+  record->create_time_ = stored.created;
+  record->last_call_ = stored.last_call;
+  record->state_.store(stored.state, std::memory_order_release);
+  next_sequence_ = std::max(next_sequence_, stored.sequence + 1);
+  sessions_[Key(record->tenant(), record->id())] = record;
+  if (stored.state != SessionState::kActive) {
+    KeepReport(record.get());
+  } else {
+    live_[record->sequence_] = record;
+    record->deadline_ = timers_->clock()->Now() + record->lease_;
+    leases_.insert({record->deadline_, record.get()});
+    record->request_key_ = stored.request_id;
+    if (!stored.request_id.empty()) {
+      requests_[Key(record->tenant(), stored.request_id)] = {stored.fingerprint, record};
+    }
+  }
+  Arm();
+}
+
+void SessionStore::Discard(const std::shared_ptr<SessionRecord>& record) {
+  MutexLock lock(&mutex_);
+  if (record->state() != SessionState::kActive) return;
+  Remove(record, SessionState::kClosed);
+  sessions_.erase(Key(record->tenant(), record->id()));
 }
 
 absl::StatusOr<SessionUse> SessionStore::Use(absl::string_view tenant, absl::string_view id) {
@@ -228,19 +259,26 @@ void SessionStore::Retire(Ended ended) {
   for (std::shared_ptr<SessionRecord>& record : ended) retire_(std::move(record));
 }
 
-void SessionStore::End(const std::shared_ptr<SessionRecord>& record, SessionState state,
-                       Ended* ended) {
-  const absl::Time now = timers_->clock()->Now();
+void SessionStore::Remove(const std::shared_ptr<SessionRecord>& record, SessionState state) {
   record->state_.store(state, std::memory_order_release);
-  record->last_call_ = now;
   leases_.erase({record->deadline_, record.get()});
   live_.erase(record->sequence_);
   if (!record->request_key_.empty()) requests_.erase(Key(record->tenant(), record->request_key_));
-  record->deadline_ = now + options_.report_retention;
-  reports_.insert({record->deadline_, record.get()});
+}
+
+void SessionStore::KeepReport(SessionRecord* record) {
+  record->deadline_ = timers_->clock()->Now() + options_.report_retention;
+  reports_.insert({record->deadline_, record});
   report_bytes_ += record->binding_bytes();
-  ended->push_back(record);
   ForgetReports();
+}
+
+void SessionStore::End(const std::shared_ptr<SessionRecord>& record, SessionState state,
+                       Ended* ended) {
+  Remove(record, state);
+  record->last_call_ = timers_->clock()->Now();
+  ended->push_back(record);
+  KeepReport(record.get());
   Arm();
 }
 
@@ -262,6 +300,7 @@ void SessionStore::ForgetReports() {
     SessionRecord* const record = reports_.begin()->second;
     reports_.erase(reports_.begin());
     report_bytes_ -= record->binding_bytes();
+    if (forget_) forget_(*record);
     sessions_.erase(Key(record->tenant(), record->id()));
   }
 }

@@ -73,9 +73,11 @@ class SessionStore {
   };
 
   // `retire` is called, with no lock held, for every session that ended; it has its strand write
-  // the last report and free the memory. `timers` outlives the store.
+  // the last report and free the memory. `forget` is called, with the store's lock held, when a
+  // report has had its time. `timers` outlives the store.
   SessionStore(const Options& options, TimerThread* timers,
-               std::function<void(std::shared_ptr<SessionRecord>)> retire);
+               std::function<void(std::shared_ptr<SessionRecord>)> retire,
+               std::function<void(const SessionRecord&)> forget = nullptr);
 
   // The timers have been stopped by now, and no SessionUse is left.
   ~SessionStore() = default;
@@ -90,6 +92,25 @@ class SessionStore {
   absl::StatusOr<SessionUse> Insert(std::shared_ptr<SessionRecord> record,
                                     absl::string_view request_id, absl::string_view fingerprint,
                                     std::optional<absl::Duration> lease);
+
+  // Puts back a session that was stored. Its lease, or the time that its report is kept, counts
+  // from now.
+  struct Stored {
+    uint64_t sequence = 0;
+    SessionState state = SessionState::kActive;
+    absl::Duration lease;
+    absl::Time created;
+    absl::Time last_call;
+    std::string request_id;
+    std::string fingerprint;
+  };
+  void Restore(const std::shared_ptr<SessionRecord>& record, const Stored& stored);
+
+  // The session never was: it could not be stored.
+  void Discard(const std::shared_ptr<SessionRecord>& record);
+
+  // What a storage needs to know for Restore.
+  uint64_t Sequence(const SessionRecord& record) const { return record.sequence_; }
 
   // NOT_FOUND for an id that never was, has ended, or is another tenant's.
   absl::StatusOr<SessionUse> Use(absl::string_view tenant, absl::string_view id);
@@ -134,6 +155,9 @@ class SessionStore {
       ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   absl::StatusOr<SessionUse> TakeRequest(const Key& key, absl::string_view fingerprint)
       ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
+  void Remove(const std::shared_ptr<SessionRecord>& record, SessionState state)
+      ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
+  void KeepReport(SessionRecord* record) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   void End(const std::shared_ptr<SessionRecord>& record, SessionState state, Ended* ended)
       ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   void EndExpired(Ended* ended) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
@@ -143,6 +167,7 @@ class SessionStore {
   const Options options_;
   TimerThread* const timers_;
   const std::function<void(std::shared_ptr<SessionRecord>)> retire_;
+  const std::function<void(const SessionRecord&)> forget_;
 
   mutable Mutex mutex_;
   absl::flat_hash_map<Key, std::shared_ptr<SessionRecord>> sessions_ ABSL_GUARDED_BY(mutex_);

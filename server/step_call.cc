@@ -113,7 +113,7 @@ absl::Status StepCall::Apply(compression::Session& session) {
   response.set_step(session.clock().step);
   StaleLayers(session, response.mutable_stale_layers());
   UpdateSummary(session);
-  CompleteWith(Serialize(response));
+  WhenStored([this, bytes = Serialize(response)] { CompleteWith(bytes); });
   return absl::OkStatus();
 }
 

@@ -39,6 +39,15 @@ void StreamCall::OnReadDone(bool ok) {
   if (ok) {
     grpc::ByteBuffer message;
     message.Swap(&incoming_);
+    if (!std::exchange(prepared_, true)) {
+      const auto resume = [self = shared_from_this(), message](const absl::Status& status) {
+        if (!status.ok() || self->failed()) {
+          return self->Process(status.ok() ? absl::CancelledError("over") : status);
+        }
+        self->Process(self->receiver_.Receive(message));
+      };
+      if (Prepare(message, resume)) return;
+    }
     Process(receiver_.Receive(message));
     return;
   }
@@ -114,12 +123,14 @@ bool StreamCall::cancelled() const {
   return transport_ == nullptr || transport_->cancelled();
 }
 
+void StreamCall::BeginTask(Work work) {
+  MutexLock lock(&mutex_);
+  ++tasks_;
+  if (work == Work::kLong) ++long_tasks_;
+}
+
 void StreamCall::Run(Strand& strand, std::function<absl::Status()> task, Work work) {
-  {
-    MutexLock lock(&mutex_);
-    ++tasks_;
-    if (work == Work::kLong) ++long_tasks_;
-  }
+  BeginTask(work);
   strand.Post(
       [self = shared_from_this(), task = std::move(task), work]() mutable {
         absl::Status status;

@@ -83,6 +83,15 @@ class StreamCall : public std::enable_shared_from_this<StreamCall>, protected Te
   bool failed() const { return failed_.load(std::memory_order_acquire); }
   bool cancelled() const;
 
+  // Called with the first message, before anything is made of it. Returns whether `ready` will be
+  // called, once and on any thread; the message waits for that.
+  using Ready = std::function<void(const absl::Status&)>;
+  virtual bool Prepare(const grpc::ByteBuffer& message, Ready ready) { return false; }
+
+  // Work outside of Run that the call waits for. EndTask with an error fails the call. Any thread.
+  void BeginTask(Work work);
+  void EndTask(Work work, const absl::Status& status);
+
   // The peer half-closed and every tensor that it began is committed.
   virtual absl::Status OnHalfClose() = 0;
 
@@ -98,7 +107,6 @@ class StreamCall : public std::enable_shared_from_this<StreamCall>, protected Te
 
   void Process(absl::StatusOr<TensorReceiver::Progress> progress);
   void OnMemory(Reservation memory);
-  void EndTask(Work work, const absl::Status& status);
   void OnTimer();
 
   // Starts the next write or the end, if it is time.
@@ -114,6 +122,7 @@ class StreamCall : public std::enable_shared_from_this<StreamCall>, protected Te
   // Used by whoever is kProcessing, and under the mutex otherwise.
   TensorReceiver receiver_;
   grpc::ByteBuffer incoming_;
+  bool prepared_ = false;
 
   mutable Mutex mutex_;
   StreamTransport* transport_ ABSL_GUARDED_BY(mutex_) = nullptr;

@@ -46,7 +46,22 @@ void UnaryCall::RunInSession(absl::string_view session_id, Task task) {
   RunInSession(*std::move(use), std::move(task));
 }
 
+void UnaryCall::Load(const std::shared_ptr<SessionRecord>& record, DurableSessions::Done done) {
+  if (core_->durable == nullptr) return done(absl::OkStatus());
+  core_->durable->Load(record, std::move(done));
+}
+
 void UnaryCall::RunInSession(SessionUse use, Task task) {
+  const auto held = std::make_shared<SessionUse>(std::move(use));
+  Load(held->record(),
+       [self = shared_from_this(), held, task = std::move(task)](const absl::Status& status) {
+         if (status.ok()) return self->RunLoaded(std::move(*held), task);
+         held->Drop();
+         self->Finish(status);
+       });
+}
+
+void UnaryCall::RunLoaded(SessionUse use, Task task) {
   const auto strand = use->strand().shared_from_this();
   const bool quick = use->layers().size() <= kFewLayers;
   auto run = [self = shared_from_this(), use = std::make_shared<SessionUse>(std::move(use)),
@@ -56,18 +71,27 @@ void UnaryCall::RunInSession(SessionUse use, Task task) {
     if (self->cancelled()) {
       status = absl::CancelledError("cancelled");
     } else if (session == nullptr) {
-      status = absl::NotFoundError(absl::StrCat("session '", (*use)->id(), "' has ended"));
+      status = NoSession(**use);
     } else {
       status = CatchExceptions([&] { return task(*use, *session); });
     }
-    use->Drop();  // so that the lease runs from now, before the caller hears
-    self->Finish(status);
+    if (session == nullptr || self->core()->durable == nullptr) {
+      return self->FinishInSession(*use, status);
+    }
+    self->core()->durable->Save(use->record(), *session, [self, use, status](const auto& saved) {
+      self->FinishInSession(*use, status.ok() ? saved : status);
+    });
   };
   if (quick) {
     strand->RunOrPost(std::move(run));
   } else {
     strand->Post(std::move(run));
   }
+}
+
+void UnaryCall::FinishInSession(SessionUse& use, const absl::Status& status) {
+  use.Drop();  // so that the lease runs from now, before the caller hears
+  Finish(status);
 }
 
 }  // namespace nni_compression::server

@@ -30,18 +30,24 @@ class UnaryCall : public std::enable_shared_from_this<UnaryCall> {
   // RESOURCE_EXHAUSTED takes the place of `status` when the response is above 4 MiB.
   void Finish(const absl::Status& status);
 
-  // Finishes the call with what `task` returns. Runs it on the session's strand, which is given
-  // the call's hold on the session; NOT_FOUND when there is no such session. A call that was
-  // cancelled before its turn changes nothing.
+  // Finishes the call with what `task` returns, once what it changed is stored. Runs it on the
+  // session's strand, which is given the call's hold on the session; NOT_FOUND when there is no
+  // such session. A call that was cancelled before its turn changes nothing.
   using Task = std::function<absl::Status(SessionUse& use, compression::Session& session)>;
   void RunInSession(absl::string_view session_id, Task task);
   void RunInSession(SessionUse use, Task task);
+
+  // Calls `done` when the session is in memory, or cannot be brought there.
+  void Load(const std::shared_ptr<SessionRecord>& record, DurableSessions::Done done);
 
   Core* core() const { return core_; }
   const std::string& tenant() const { return context_->tenant(); }
   bool cancelled() const { return grpc_->IsCancelled(); }
 
  private:
+  void RunLoaded(SessionUse use, Task task);
+  void FinishInSession(SessionUse& use, const absl::Status& status);
+
   UnaryCall(Core* core, grpc::CallbackServerContext* grpc, std::unique_ptr<CallContext> context,
             grpc::ServerUnaryReactor* reactor, const google::protobuf::MessageLite* response)
       : core_(core),

@@ -13,6 +13,7 @@
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_split.h"
 #include "absl/time/time.h"
+#include "client/cli/backup.h"
 #include "client/cli/compress.h"
 #include "client/cli/export.h"
 #include "client/cli/report.h"
@@ -23,6 +24,7 @@
 ABSL_FLAG(std::string, server, "", "address of the server");
 ABSL_FLAG(absl::Duration, connect_timeout, absl::Seconds(5), "how long to wait for the server");
 ABSL_FLAG(std::optional<std::string>, shm_socket, std::nullopt, "side socket of the server");
+ABSL_FLAG(std::string, data_dir, "", "data directory of the server, for backup and restore");
 ABSL_FLAG(bool, json, false, "print JSON");
 ABSL_FLAG(std::vector<std::string>, label, {}, "labels, as key=value");
 ABSL_FLAG(std::string, algorithm, "", "algorithm of prune and quantize");
@@ -145,6 +147,23 @@ int RunExport(const Client& client, const ExportJob& job) {
   return Print(ToText(*result), ToJson(*result).dump());
 }
 
+// On a directory of this machine; no server is asked.
+int CopyData(const std::string& command, const std::string& directory) {
+  const std::string data_dir = absl::GetFlag(FLAGS_data_dir);
+  if (data_dir.empty()) return BadUsage(absl::StrCat(command, " needs --data_dir"));
+  const auto copied =
+      command == "backup" ? Backup(data_dir, directory) : Restore(directory, data_dir);
+  if (!copied.ok()) return Fail(copied.status());
+  const nlohmann::json json = {{"data_dir", data_dir},
+                               {command, directory},
+                               {"files", copied->files},
+                               {"bytes", copied->bytes}};
+  return Print(absl::StrCat(command == "backup" ? "backed up " : "restored ", data_dir,
+                            command == "backup" ? " to " : " from ", directory, ": ", copied->files,
+                            " files, ", copied->bytes, " bytes\n"),
+               json.dump());
+}
+
 // What a command is called with, beside flags.
 struct Command {
   const char* name;
@@ -161,6 +180,10 @@ constexpr Command kCommands[] = {
     {"prune", 1, "a .safetensors file"},
     {"quantize", 1, "a .safetensors file"},
     {"export", 1, "a .safetensors file"},
+}
+
+    {"backup", 1, "a new directory"},
+    {"restore", 1, "a backup's directory"},
 };
 
 const Command* FindCommand(const std::string& name) {
@@ -221,6 +244,7 @@ int Run(const std::vector<std::string>& arguments) {
                                  command->argument));
   }
   const std::string argument = arguments.size() == 1 ? "" : arguments[1];
+  if (name == "backup" || name == "restore") return CopyData(name, argument);
   const auto labels = Labels();
   if (!labels.ok()) return BadUsage(std::string(labels.status().message()));
   std::optional<CompressJob> job;

@@ -21,6 +21,10 @@ usage: compressionctl [--server=HOST:PORT] [--json] COMMAND
   export --session=ID MODEL.safetensors -o DIR
                              writes what a live session, a trainer's say, has
                              made of a checkpoint
+  backup --data_dir=DIR NEW_DIR
+                             copies a server's sessions, while it runs; on its host
+  restore --data_dir=NEW_DIR BACKUP_DIR
+                             makes a data directory of a backup, for a server to start on
 
 prune and quantize read a config_list such as
   [{"sparsity": 0.8, "op_types": ["default"]},

@@ -6,6 +6,7 @@ find_package(absl CONFIG REQUIRED)
 find_package(nlohmann_json 3 CONFIG REQUIRED)
 find_package(ZLIB REQUIRED)  # its crc32
 find_package(OpenSSL REQUIRED COMPONENTS Crypto)  # its SHA-256
+find_package(SQLite3 REQUIRED)
 
 if(NNI_COMPRESSION_BUILD_SERVER)
   find_package(spdlog CONFIG REQUIRED)

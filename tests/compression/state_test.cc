@@ -133,6 +133,28 @@ TEST_F(SessionStateTest, ADamagedRecordOfAnyLayerChangesNothing) {
   EXPECT_EQ(StateOf(*session), StateOf(*saved));
 }
 
+TEST_F(SessionStateTest, ACallChangesNoMoreRecordsThanItHasTo) {
+  auto session = Bind("level", {{"sparsity", 0.5}});
+  EXPECT_TRUE(session->TakeChanges().empty());
+  ASSERT_THAT(session->CalcMask(1, Random({10}, 1)), IsOk());
+  Session::Changes changes = session->TakeChanges();
+  EXPECT_THAT(changes.layers, testing::ElementsAre(1));
+  EXPECT_FALSE(changes.global);
+  ASSERT_THAT(session->CalcMask(1, Random({10}, 2)), IsOk());
+  ASSERT_THAT(session->UpdateEpoch(0), IsOk());
+  EXPECT_TRUE(session->TakeChanges().empty()) << "the answer is the one from before";
+  ASSERT_THAT(session->UpdateEpoch(1), IsOk());
+  EXPECT_TRUE(session->TakeChanges().global);
+
+  auto quantizer = Bind("naive", json::object());
+  ASSERT_THAT(quantizer->QuantizeWeight(0, Random({10}, 1), QuantizeReply::kCodes), IsOk());
+  EXPECT_THAT(quantizer->TakeChanges().layers, testing::ElementsAre(0));
+  ASSERT_THAT(quantizer->QuantizeWeight(0, Random({10}, 1), QuantizeReply::kCodes), IsOk());
+  EXPECT_TRUE(quantizer->TakeChanges().empty()) << "the same weight, the same scale";
+  ASSERT_THAT(quantizer->Load(quantizer->SaveGlobal(), Layers(*quantizer)), IsOk());
+  EXPECT_TRUE(quantizer->TakeChanges().empty());
+}
+
 TEST_F(SessionStateTest, RecordsOfAnotherBindingAreDataLoss) {
   auto level = Bind("level", {{"sparsity", 0.5}});
   ASSERT_THAT(level->CalcMask(0, Random({10}, 1)), IsOk());

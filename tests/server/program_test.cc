@@ -129,18 +129,20 @@ TEST_F(ProgramTest, HelpDocumentsEveryFlagAndNoPathOfTheBuild) {
   Program program(folder_, {"--help"});
   program.Wait();
   const std::string help = program.output();
-  for (const char* flag : {"listen", "allow_insecure_listen", "port_file", "data_dir",
-                           "memory_budget", "compute_threads", "max_calls", "max_sessions",
-                           "default_lease", "max_lease", "report_retention", "stall_timeout",
-                           "drain_seconds", "reflection", "log_level", "shm_socket", "shm_uids"}) {
+  for (const char* flag :
+       {"listen", "allow_insecure_listen", "port_file", "data_dir", "durability",
+        "data_dir_lock_wait", "memory_budget", "compute_threads", "max_calls", "max_sessions",
+        "default_lease", "max_lease", "report_retention", "stall_timeout", "drain_seconds",
+        "reflection", "log_level", "shm_socket", "shm_uids"}) {
     EXPECT_THAT(help, HasSubstr(std::string("--") + flag + " (")) << flag;
   }
   EXPECT_THAT(help, Not(HasSubstr("/server/main.cc")));
 }
 
 TEST_F(ProgramTest, RefusesWhatItCannotDo) {
-  EXPECT_THAT(Refusal({"--listen=127.0.0.1:0", "--data_dir=" + folder_}),
-              HasSubstr("durable sessions are not in this version"));
+  EXPECT_THAT(Refusal({"--listen=127.0.0.1:0", "--durability=eternal"}), HasSubstr("'eternal'"));
+  EXPECT_THAT(Refusal({"--listen=127.0.0.1:0", "--data_dir=" + folder_ + "/no/such"}),
+              HasSubstr("/no/such"));
   EXPECT_THAT(Refusal({"--listen=0.0.0.0:0"}), HasSubstr("--allow_insecure_listen"));
   EXPECT_THAT(Refusal({"--listen=127.0.0.1:0", "--memory_budget=lots"}),
               HasSubstr("'lots' is no number of bytes"));

@@ -1,0 +1,173 @@
+#include "client/cli/backup.h"
+
+#include <fcntl.h>
+#include <openssl/sha.h>
+#include <sqlite3.h>
+#include <sys/file.h>
+#include <unistd.h>
+
+#include <cerrno>
+#include <cstring>
+#include <filesystem>
+#include <fstream>
+#include <memory>
+#include <sstream>
+#include <system_error>
+
+#include "absl/cleanup/cleanup.h"
+#include "absl/strings/escaping.h"
+#include "absl/strings/str_cat.h"
+
+namespace nni_compression::cli {
+namespace {
+
+namespace fs = std::filesystem;
+
+constexpr char kCatalogue[] = "catalogue.db";
+constexpr char kUnfinished[] = "catalogue.db.unfinished";
+constexpr char kRecords[] = "records";
+constexpr char kKeepFiles[] = "keep-files";
+constexpr int kBusyTimeoutMs = 10000;
+
+absl::Status Failed(absl::string_view what, const fs::path& path, const std::error_code& error) {
+  return absl::UnavailableError(
+      absl::StrCat("cannot ", what, " '", path.string(), "': ", error.message()));
+}
+
+std::error_code LastError() { return std::error_code(errno, std::generic_category()); }
+
+absl::Status MakeEmpty(const fs::path& folder) {
+  std::error_code error;
+  const bool there = fs::exists(folder, error);
+  if (there && !(fs::is_directory(folder, error) && fs::is_empty(folder, error))) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("'", folder.string(), "' is not empty; it must be a new directory"));
+  }
+  if (!fs::create_directories(folder, error) && error) return Failed("make", folder, error);
+  fs::permissions(folder, fs::perms::owner_all, error);
+  return error ? Failed("protect", folder, error) : absl::OkStatus();
+}
+
+using Connection = std::unique_ptr<sqlite3, int (*)(sqlite3*)>;
+
+absl::StatusOr<Connection> Open(const fs::path& path, int flags) {
+  sqlite3* db = nullptr;
+  const int result = sqlite3_open_v2(path.c_str(), &db, flags, nullptr);
+  Connection connection(db, sqlite3_close);
+  if (result != SQLITE_OK) {
+    return absl::UnavailableError(
+        absl::StrCat("cannot open '", path.string(), "': ", sqlite3_errstr(result)));
+  }
+  sqlite3_busy_timeout(db, kBusyTimeoutMs);
+  return connection;
+}
+
+absl::Status CheckIntegrity(sqlite3* db, const fs::path& path) {
+  std::string verdict;
+  const auto keep = [](void* out, int, char** values, char**) {
+    static_cast<std::string*>(out)->append(values[0] == nullptr ? "" : values[0]);
+    return 0;
+  };
+  if (sqlite3_exec(db, "PRAGMA integrity_check(1)", keep, &verdict, nullptr) == SQLITE_OK &&
+      verdict == "ok") {
+    return absl::OkStatus();
+  }
+  return absl::DataLossError(
+      absl::StrCat("'", path.string(), "' is damaged: ", verdict, " ", sqlite3_errmsg(db)));
+}
+
+// All pages in one step, so that a server that writes meanwhile does not make it begin anew.
+absl::Status CopyCatalogue(const fs::path& from, const fs::path& to) {
+  absl::StatusOr<Connection> source = Open(from, SQLITE_OPEN_READWRITE);
+  if (!source.ok()) return source.status();
+  absl::StatusOr<Connection> target = Open(to, SQLITE_OPEN_READWRITE | SQLITE_OPEN_CREATE);
+  if (!target.ok()) return target.status();
+  sqlite3_backup* const backup = sqlite3_backup_init(target->get(), "main", source->get(), "main");
+  const int result = backup == nullptr ? SQLITE_ERROR : sqlite3_backup_step(backup, -1);
+  if (backup != nullptr) sqlite3_backup_finish(backup);
+  if (result != SQLITE_DONE) {
+    return absl::UnavailableError(
+        absl::StrCat("cannot copy '", from.string(), "': ", sqlite3_errstr(result)));
+  }
+  return CheckIntegrity(target->get(), from);
+}
+
+absl::Status CheckDigest(const fs::path& path) {
+  std::ifstream file(path, std::ios::binary);
+  std::stringstream content;
+  content << file.rdbuf();
+  const std::string bytes = content.str();
+  std::string digest(SHA256_DIGEST_LENGTH, '\0');
+  SHA256(reinterpret_cast<const uint8_t*>(bytes.data()), bytes.size(),
+         reinterpret_cast<uint8_t*>(digest.data()));
+  const std::string name = path.parent_path().filename().string() + path.filename().string();
+  if (file && absl::BytesToHexString(digest) == name) return absl::OkStatus();
+  return absl::DataLossError(absl::StrCat("'", path.string(), "' is damaged"));
+}
+
+absl::StatusOr<CopiedData> CopyRecords(const fs::path& from, const fs::path& to, bool verify) {
+  CopiedData copied;
+  std::error_code error;
+  for (auto it = fs::recursive_directory_iterator(from, error);
+       !error && it != fs::recursive_directory_iterator(); it.increment(error)) {
+    if (!it->is_regular_file(error) || it.depth() != 1) continue;
+    const fs::path target = to / fs::relative(it->path(), from);
+    fs::create_directories(target.parent_path(), error);
+    if (!verify) fs::create_hard_link(it->path(), target, error);
+    if (verify || error) {
+      error.clear();
+      fs::copy_file(it->path(), target, error);
+    }
+    if (error) return Failed("copy to", target, error);
+    if (verify) {
+      if (absl::Status status = CheckDigest(target); !status.ok()) return status;
+    }
+    ++copied.files;
+    copied.bytes += static_cast<int64_t>(fs::file_size(target, error));
+  }
+  if (error) return Failed("read", from, error);
+  return copied;
+}
+
+// The catalogue comes last and in one piece: without it the copy is none.
+absl::Status Finish(const fs::path& folder) {
+  const int fd = open(folder.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+  const auto closer = absl::MakeCleanup([fd] { close(fd); });
+  if (fd < 0 || syncfs(fd) != 0) return Failed("sync", folder, LastError());
+  std::error_code error;
+  fs::rename(folder / kUnfinished, folder / kCatalogue, error);
+  if (error || fsync(fd) != 0) return Failed("finish", folder, error);
+  return absl::OkStatus();
+}
+
+absl::StatusOr<CopiedData> Copy(const fs::path& from, const fs::path& to, bool verify) {
+  std::error_code error;
+  if (!fs::is_regular_file(from / kCatalogue, error)) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("'", from.string(), "' has no ", kCatalogue, "; it is not a server's data"));
+  }
+  if (absl::Status status = MakeEmpty(to); !status.ok()) return status;
+  if (absl::Status s = CopyCatalogue(from / kCatalogue, to / kUnfinished); !s.ok()) return s;
+  absl::StatusOr<CopiedData> copied = CopyRecords(from / kRecords, to / kRecords, verify);
+  if (!copied.ok()) return copied;
+  if (absl::Status status = Finish(to); !status.ok()) return status;
+  copied->bytes += static_cast<int64_t>(fs::file_size(to / kCatalogue, error));
+  return copied;
+}
+
+}  // namespace
+
+absl::StatusOr<CopiedData> Backup(const std::string& data_dir, const std::string& target) {
+  const fs::path keep = fs::path(data_dir) / kKeepFiles;
+  const int fd = open(keep.c_str(), O_RDWR | O_CREAT | O_CLOEXEC, 0600);
+  const auto closer = absl::MakeCleanup([fd] { close(fd); });
+  // While it is held, the server removes no file that the copy of the catalogue may refer to.
+  if (fd < 0 || flock(fd, LOCK_SH) != 0) return Failed("lock", keep, LastError());
+  return Copy(data_dir, target, /*verify=*/false);
+}
+
+absl::StatusOr<CopiedData> Restore(const std::string& backup, const std::string& data_dir) {
+  return Copy(backup, data_dir, /*verify=*/true);
+}
+
+}  // namespace nni_compression::cli

@@ -1,0 +1,271 @@
+#include "server/durable_sessions.h"
+
+#include <utility>
+
+#include "absl/strings/str_cat.h"
+#include "absl/time/clock.h"
+#include "compression/state.h"
+#include "server/bind_model.h"
+#include "server/convert.h"
+#include "server/log.h"
+#include "server/report.h"
+#include "server/status.h"
+
+namespace nni_compression::server {
+
+namespace v1 = ::nni::compression::v1;
+
+using compression::Session;
+
+namespace {
+
+// Reading is mostly waiting for the disk.
+constexpr int kReaders = 2;
+
+SessionKey KeyOf(const SessionRecord& record) { return {record.tenant(), record.id()}; }
+
+absl::Status Damaged(const absl::Status& status) {
+  return absl::DataLossError(
+      absl::StrCat("the session's stored state cannot be read: ", status.message()));
+}
+
+absl::Time ToTime(const google::protobuf::Timestamp& time) {
+  return absl::FromUnixSeconds(time.seconds()) + absl::Nanoseconds(time.nanos());
+}
+
+}  // namespace
+
+DurableSessions::DurableSessions(const Environment& environment)
+    : environment_(environment),
+      readers_(std::make_unique<Executor>(kReaders)),
+      journal_(std::make_unique<Journal>(
+          environment.storage,
+          [this](const std::shared_ptr<SessionRecord>& record) { TakeBack(record); })) {}
+
+absl::Status DurableSessions::Recover() {
+  const absl::Time start = absl::Now();
+  const absl::StatusOr<std::vector<CatalogueRow>> rows = environment_.storage->List();
+  if (!rows.ok()) return rows.status();
+  for (const CatalogueRow& row : *rows) {
+    if (absl::Status status = RecoverOne(row); !status.ok()) {
+      Log(LogLevel::kError, "session_damaged",
+          {{"session", row.key.second}, {"tenant", row.key.first}, {"error", status.message()}});
+    }
+  }
+  Log(LogLevel::kInfo, "sessions_recovered",
+      {{"live", environment_.sessions->live()},
+       {"stored", rows->size()},
+       {"time", absl::FormatDuration(absl::Now() - start)}});
+  return absl::OkStatus();
+}
+
+absl::Status DurableSessions::RecoverOne(const CatalogueRow& row) {
+  v1::Session entry;
+  if (!entry.ParseFromString(row.entry) || entry.id() != row.key.second) {
+    return absl::DataLossError("its catalogue entry is no session's");
+  }
+  const auto record =
+      std::make_shared<SessionRecord>(row.key.first, entry, Strand::Create(environment_.executor));
+  SessionStore::Stored stored;
+  stored.sequence = row.sequence;
+  if (row.ended) {
+    stored.state =
+        entry.state() == v1::SESSION_STATE_EXPIRED ? SessionState::kExpired : SessionState::kClosed;
+  }
+  stored.lease = row.lease;
+  stored.created = ToTime(entry.create_time());
+  stored.last_call = ToTime(entry.last_call_time());
+  stored.request_id = row.request_id;
+  stored.fingerprint = row.fingerprint;
+  environment_.sessions->Restore(record, stored);
+  return absl::OkStatus();
+}
+
+void DurableSessions::Stop() {
+  std::unique_ptr<Executor> readers;
+  {
+    MutexLock lock(&mutex_);
+    readers = std::move(readers_);
+  }
+  readers.reset();  // finishes what was begun
+  journal_->Flush();
+  MutexLock lock(&mutex_);
+  stopped_ = true;
+}
+
+std::string DurableSessions::Entry(const SessionRecord& record) const {
+  v1::Session entry;
+  DescribeSession(record, environment_.sessions->Times(record), &entry);
+  return entry.SerializeAsString();
+}
+
+void DurableSessions::Create(const std::shared_ptr<SessionRecord>& record,
+                             const v1::BindModelRequest& request, absl::string_view fingerprint,
+                             Done done) {
+  Session& session = *record->session();
+  v1::BindModelRequest binding = request;
+  // These are kept elsewhere, and without them the trials of one model share their bindings.
+  binding.clear_request_id();
+  binding.clear_labels();
+  binding.clear_lease();
+  binding.clear_masks();
+  SessionChange change;
+  change.key = KeyOf(*record);
+  change.create.emplace();
+  change.create->binding = binding.SerializeAsString();
+  CatalogueRow& row = change.create->row;
+  row.key = change.key;
+  row.sequence = environment_.sessions->Sequence(*record);
+  row.lease = environment_.sessions->Times(*record).lease;
+  row.request_id = request.request_id();
+  row.fingerprint = std::string(fingerprint);
+  row.entry = Entry(*record);
+  record->stored_summary = record->summary();
+  change.global = session.SaveGlobal();
+  for (const int i : session.TakeChanges().layers) {  // masks that came with the request
+    change.layers[i] = [record, i, state = session.state(i)] {
+      return compression::EncodeLayer(record->layer(i), state);
+    };
+  }
+  journal_->Write(record, std::move(change), std::move(done));
+}
+
+void DurableSessions::Save(const std::shared_ptr<SessionRecord>& record, Session& session,
+                           Done done) {
+  const Session::Changes changes = session.TakeChanges();
+  const SessionRecord::Summary summary = record->summary();
+  if (changes.empty() && summary == record->stored_summary) {
+    return journal_->WaitForWrites(record, std::move(done));
+  }
+  record->stored_summary = summary;
+  SessionChange change;
+  change.key = KeyOf(*record);
+  change.entry = Entry(*record);
+  if (changes.global) change.global = session.SaveGlobal();
+  for (const int i : changes.layers) {
+    change.layers[i] = [record, i, state = session.state(i)] {
+      return compression::EncodeLayer(record->layer(i), state);
+    };
+  }
+  journal_->Write(record, std::move(change), std::move(done));
+}
+
+void DurableSessions::End(const std::shared_ptr<SessionRecord>& record, const v1::Session& report,
+                          Done done) {
+  v1::Session entry = report;
+  entry.clear_layers();
+  SessionChange change;
+  change.key = KeyOf(*record);
+  change.entry = entry.SerializeAsString();
+  change.report = report.SerializeAsString();
+  journal_->Write(record, std::move(change), std::move(done));
+}
+
+void DurableSessions::Forget(const SessionRecord& record) {
+  SessionChange change;
+  change.key = KeyOf(record);
+  change.erase = true;
+  journal_->Write(nullptr, std::move(change), [id = record.id()](const absl::Status& status) {
+    if (status.ok()) return;
+    Log(LogLevel::kWarning, "session_not_erased", {{"session", id}, {"error", status.message()}});
+  });
+}
+
+void DurableSessions::Load(const std::shared_ptr<SessionRecord>& record, Done done) {
+  absl::Status status;
+  if (!record->loaded()) {
+    MutexLock lock(&mutex_);
+    if (readers_ != nullptr && !record->loaded()) {  // it may have come just now
+      std::vector<Done>& waiting = loading_[record.get()];
+      waiting.push_back(std::move(done));
+      if (waiting.size() == 1) readers_->Schedule([this, record] { Read(record); });
+      return;
+    }
+    if (!record->loaded()) status = absl::UnavailableError("the server is stopping");
+  }
+  done(status);
+}
+
+void DurableSessions::Read(const std::shared_ptr<SessionRecord>& record) {
+  std::function<absl::Status()> revive;
+  if (record->state() == SessionState::kActive) {
+    revive = [this, record,
+              stored = std::make_shared<absl::StatusOr<StoredSession>>(
+                  environment_.storage->Load(KeyOf(*record)))] {
+      return stored->ok() ? Revive(*record, **stored) : stored->status();
+    };
+  } else {
+    revive = [this, record, report = environment_.storage->LoadReport(KeyOf(*record))] {
+      return report.ok() ? ReviveReport(*record, *report) : report.status();
+    };
+  }
+  record->strand().Post(
+      [this, record, revive = std::move(revive)] {
+        FinishLoad(record, record->loaded() ? absl::OkStatus() : CatchExceptions(revive));
+      },
+      Work::kLong);
+}
+
+void DurableSessions::FinishLoad(const std::shared_ptr<SessionRecord>& record,
+                                 const absl::Status& status) {
+  if (absl::IsDataLoss(status)) {
+    Log(LogLevel::kError, "session_damaged",
+        {{"session", record->id()}, {"tenant", record->tenant()}, {"error", status.message()}});
+  }
+  std::vector<Done> waiting;
+  {
+    MutexLock lock(&mutex_);
+    const auto it = loading_.find(record.get());
+    waiting = std::move(it->second);
+    loading_.erase(it);
+  }
+  for (const Done& done : waiting) done(status);
+}
+
+absl::Status DurableSessions::Revive(SessionRecord& record, const StoredSession& stored) {
+  v1::BindModelRequest request;
+  if (!request.ParseFromString(stored.binding)) {
+    return absl::DataLossError("the session's stored binding is none");
+  }
+  absl::StatusOr<compression::Binding> binding = ToBinding(request);
+  if (!binding.ok()) return Damaged(binding.status());
+  if (const auto known = environment_.registry->Find(binding->algorithm); !known.ok()) {
+    return absl::FailedPreconditionError(absl::StrCat(
+        "the session was bound by a server with other algorithms: ", known.status().message()));
+  }
+  auto session = Session::Bind(*environment_.registry, *std::move(binding));
+  if (!session.ok()) return Damaged(session.status());
+  absl::StatusOr<Reservation> memory = ReserveState(*environment_.budget, **session, request);
+  if (!memory.ok()) return memory.status();
+  std::vector<std::string> layers(record.layer_count());
+  for (int i = 0; i < record.layer_count(); ++i) {
+    const auto it = stored.layers.find(i);
+    layers[i] = it != stored.layers.end() ? it->second : (*session)->SaveLayer(i);
+  }
+  if (absl::Status s = (*session)->Load(stored.global, layers); !s.ok()) return Damaged(s);
+  record.SetSummary(Summarize(**session));
+  record.stored_summary = record.summary();
+  record.Load(*std::move(session), *std::move(memory));
+  return absl::OkStatus();
+}
+
+absl::Status DurableSessions::ReviveReport(SessionRecord& record, const std::string& bytes) {
+  v1::Session report;
+  if (!report.ParseFromString(bytes)) return absl::DataLossError("the stored report is none");
+  record.Retire(std::move(report));
+  return absl::OkStatus();
+}
+
+void DurableSessions::TakeBack(const std::shared_ptr<SessionRecord>& record) {
+  Log(LogLevel::kError, "session_not_saved",
+      {{"session", record->id()}, {"tenant", record->tenant()}});
+  MutexLock lock(&mutex_);
+  if (stopped_) return;  // the executor is gone
+  if (record->state() == SessionState::kActive) record->Distrust();
+  record->strand().Post([this, record] {
+    if (record->state() == SessionState::kActive) record->Unload();
+    journal_->Forgive(record.get());
+  });
+}
+
+}  // namespace nni_compression::server

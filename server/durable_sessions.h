@@ -1,0 +1,88 @@
+// Sessions in memory and in storage: what is written when, and how a session comes back.
+#ifndef NNI_COMPRESSION_SERVER_DURABLE_SESSIONS_H_
+#define NNI_COMPRESSION_SERVER_DURABLE_SESSIONS_H_
+
+#include <functional>
+#include <map>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "absl/base/thread_annotations.h"
+#include "absl/status/status.h"
+#include "absl/strings/string_view.h"
+#include "absl/time/time.h"
+#include "compression/registry.h"
+#include "nni/compression/v1/compression.pb.h"
+#include "server/executor.h"
+#include "server/journal.h"
+#include "server/memory_budget.h"
+#include "server/mutex.h"
+#include "server/session_store.h"
+#include "server/storage/storage.h"
+
+namespace nni_compression::server {
+
+// A server's bridge to its storage. Thread-safe; no method waits for the storage but Recover and
+// Stop. Callbacks run on a thread of the storage or of the executor, or at once.
+class DurableSessions {
+ public:
+  using Done = Journal::Done;
+
+  struct Environment {
+    Storage* storage = nullptr;
+    SessionStore* sessions = nullptr;
+    Executor* executor = nullptr;
+    MemoryBudget* budget = nullptr;
+    const compression::Registry* registry = nullptr;
+  };
+
+  // All of it outlives the object, but the executor only Stop.
+  explicit DurableSessions(const Environment& environment);
+
+  // Puts every stored session into the store, without its state. Before the first call.
+  absl::Status Recover();
+
+  // Writes what is queued; nothing is read any more.
+  void Stop();
+
+  // Queues a session that was just bound. On the session's strand.
+  void Create(const std::shared_ptr<SessionRecord>& record,
+              const nni::compression::v1::BindModelRequest& request, absl::string_view fingerprint,
+              Done done);
+
+  // Queues what `session` changed since it was last saved. On the session's strand. `done` comes
+  // when the session is stored as it is now; what it did may be answered then.
+  void Save(const std::shared_ptr<SessionRecord>& record, compression::Session& session, Done done);
+
+  // Queues the end, with the last report. On the session's strand.
+  void End(const std::shared_ptr<SessionRecord>& record,
+           const nni::compression::v1::Session& report, Done done);
+
+  // Queues that nothing is left of a session.
+  void Forget(const SessionRecord& record);
+
+  // Reads a session's state, or the report of one that has ended, if it is not in memory.
+  // DATA_LOSS when it is damaged, RESOURCE_EXHAUSTED when there is no memory for it now.
+  void Load(const std::shared_ptr<SessionRecord>& record, Done done);
+
+ private:
+  absl::Status RecoverOne(const CatalogueRow& row);
+  absl::Status Revive(SessionRecord& record, const StoredSession& stored);
+  absl::Status ReviveReport(SessionRecord& record, const std::string& bytes);
+  void Read(const std::shared_ptr<SessionRecord>& record);
+  void FinishLoad(const std::shared_ptr<SessionRecord>& record, const absl::Status& status);
+  void TakeBack(const std::shared_ptr<SessionRecord>& record);
+  std::string Entry(const SessionRecord& record) const;
+
+  const Environment environment_;
+  Mutex mutex_;
+  std::map<const SessionRecord*, std::vector<Done>> loading_ ABSL_GUARDED_BY(mutex_);
+  bool stopped_ ABSL_GUARDED_BY(mutex_) = false;
+  std::unique_ptr<Executor> readers_ ABSL_GUARDED_BY(mutex_);
+  std::unique_ptr<Journal> journal_;
+};
+
+}  // namespace nni_compression::server
+
+#endif  // NNI_COMPRESSION_SERVER_DURABLE_SESSIONS_H_

@@ -1,0 +1,120 @@
+#include "server/journal.h"
+
+#include <utility>
+
+#include "server/log.h"
+
+namespace nni_compression::server {
+
+Journal::Journal(Storage* storage,
+                 std::function<void(const std::shared_ptr<SessionRecord>&)> take_back)
+    : storage_(storage), take_back_(std::move(take_back)), thread_([this] { Loop(); }) {}
+
+Journal::~Journal() {
+  {
+    MutexLock lock(&mutex_);
+    stopped_ = true;
+    changed_.NotifyAll();
+  }
+  thread_.join();
+}
+
+void Journal::Write(std::shared_ptr<SessionRecord> record, SessionChange change, Done done) {
+  Queue({std::move(record), true, std::move(change), std::move(done)});
+}
+
+void Journal::WaitForWrites(const std::shared_ptr<SessionRecord>& record, Done done) {
+  Queue({record, false, {}, std::move(done)});
+}
+
+void Journal::Queue(Item item) {
+  absl::Status status;
+  {
+    MutexLock lock(&mutex_);
+    if (item.record != nullptr) status = item.record->save_error_;
+    if (status.ok() && (item.writes || item.record->unsaved_ > 0)) {
+      if (item.record != nullptr) ++item.record->unsaved_;
+      queue_.push_back(std::move(item));
+      changed_.NotifyAll();
+      return;
+    }
+  }
+  item.done(status);
+}
+
+void Journal::Forgive(SessionRecord* record) {
+  MutexLock lock(&mutex_);
+  record->save_error_ = absl::OkStatus();
+}
+
+void Journal::Flush() {
+  MutexLock lock(&mutex_);
+  while (busy_ || !queue_.empty()) changed_.Wait(&mutex_);
+}
+
+void Journal::Loop() {
+  bool garbage = true;
+  while (true) {
+    std::vector<Item> items;
+    {
+      MutexLock lock(&mutex_);
+      busy_ = false;
+      changed_.NotifyAll();
+      while (queue_.empty() && !stopped_ && !garbage) changed_.Wait(&mutex_);
+      if (queue_.empty() && stopped_) return;
+      items = std::exchange(queue_, {});
+      busy_ = !items.empty();
+    }
+    if (items.empty()) {
+      garbage = storage_->CollectGarbage();
+    } else {
+      Process(std::move(items));
+      garbage = true;
+    }
+  }
+}
+
+void Journal::Process(std::vector<Item> items) {
+  std::vector<SessionChange> changes;
+  std::vector<size_t> places;  // of the changes in `items`
+  for (size_t i = 0; i < items.size(); ++i) {
+    if (!items[i].writes) continue;
+    changes.push_back(std::move(items[i].change));
+    places.push_back(i);
+  }
+  std::vector<absl::Status> outcomes(items.size());
+  std::vector<absl::Status> statuses = storage_->Apply(changes);
+  for (size_t i = 0; i < places.size(); ++i) outcomes[places[i]] = std::move(statuses[i]);
+
+  std::vector<std::pair<Item, absl::Status>> failed;  // what was queued after a write that failed
+  std::vector<std::shared_ptr<SessionRecord>> lost;
+  {
+    MutexLock lock(&mutex_);
+    for (size_t i = 0; i < items.size(); ++i) {
+      SessionRecord* const record = items[i].record.get();
+      if (record == nullptr) continue;
+      if (!outcomes[i].ok() && record->save_error_.ok()) {
+        record->save_error_ = outcomes[i];
+        lost.push_back(items[i].record);
+      }
+      // Even where it was written: the session is taken back to what is stored in any case.
+      if (outcomes[i].ok()) outcomes[i] = record->save_error_;
+      --record->unsaved_;
+    }
+    std::vector<Item> kept;
+    for (Item& item : queue_) {
+      const bool fails = item.record != nullptr && !item.record->save_error_.ok();
+      const absl::Status record_error = fails ? item.record->save_error_ : absl::OkStatus();
+      if (fails) --item.record->unsaved_;
+      if (fails) failed.emplace_back(std::move(item), record_error);
+      if (!fails) kept.push_back(std::move(item));
+    }
+    queue_ = std::move(kept);
+  }
+  // First, so that who hears of a failure and calls again finds the session as it is stored.
+  for (const std::shared_ptr<SessionRecord>& record : lost) take_back_(record);
+  for (size_t i = 0; i < items.size(); ++i) items[i].done(outcomes[i]);
+  for (auto& [item, error] : failed) item.done(error);
+}
+
+}  // namespace nni_compression::server

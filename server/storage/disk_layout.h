@@ -1,0 +1,51 @@
+// What the reading and the writing side of DiskStorage agree on; see disk_storage.h.
+#ifndef NNI_COMPRESSION_SERVER_STORAGE_DISK_LAYOUT_H_
+#define NNI_COMPRESSION_SERVER_STORAGE_DISK_LAYOUT_H_
+
+#include <cstddef>
+
+namespace nni_compression::server::layout {
+
+constexpr int kVersion = 1;
+
+constexpr char kCatalogue[] = "/catalogue.db";
+constexpr char kRecords[] = "/records";
+constexpr char kKeepFiles[] = "/keep-files";
+
+// Parts of a session that are no layers.
+constexpr int kBinding = -1;
+constexpr int kGlobal = -2;
+constexpr int kReport = -3;
+
+// Larger records are files.
+constexpr size_t kMaxInlineBytes = 32 << 10;
+
+constexpr char kSchema[] = R"(
+CREATE TABLE sessions (
+  number INTEGER PRIMARY KEY,
+  tenant BLOB NOT NULL,
+  id BLOB NOT NULL,
+  sequence INTEGER NOT NULL,
+  ended INTEGER NOT NULL DEFAULT 0,
+  lease_nanoseconds INTEGER NOT NULL,
+  request_id BLOB NOT NULL,
+  fingerprint BLOB NOT NULL,
+  entry BLOB NOT NULL,
+  UNIQUE (tenant, id));
+CREATE TABLE records (
+  session INTEGER NOT NULL,
+  part INTEGER NOT NULL,
+  bytes BLOB,
+  digest BLOB,
+  PRIMARY KEY (session, part)) WITHOUT ROWID;
+CREATE INDEX records_by_digest ON records (digest) WHERE digest IS NOT NULL;
+CREATE TABLE garbage (digest BLOB PRIMARY KEY) WITHOUT ROWID;
+CREATE TRIGGER record_replaced AFTER UPDATE ON records WHEN old.digest IS NOT NULL BEGIN
+  INSERT OR IGNORE INTO garbage VALUES (old.digest); END;
+CREATE TRIGGER record_removed AFTER DELETE ON records WHEN old.digest IS NOT NULL BEGIN
+  INSERT OR IGNORE INTO garbage VALUES (old.digest); END;
+)";
+
+}  // namespace nni_compression::server::layout
+
+#endif  // NNI_COMPRESSION_SERVER_STORAGE_DISK_LAYOUT_H_

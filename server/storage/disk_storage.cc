@@ -1,0 +1,135 @@
+#include "server/storage/disk_storage.h"
+
+#include <utility>
+
+#include "absl/strings/str_cat.h"
+#include "server/mutex.h"
+#include "server/storage/data_directory.h"
+#include "server/storage/disk_layout.h"
+#include "server/storage/disk_writer.h"
+
+namespace nni_compression::server {
+namespace {
+
+absl::Status NotStored(const SessionKey& key) {
+  return absl::NotFoundError(absl::StrCat("session '", key.second, "' is not stored"));
+}
+
+}  // namespace
+
+// A connection of its own, which sees what was committed and waits for no writer. Thread-safe.
+class DiskStorage::Reader {
+ public:
+  Reader(Database database, const RecordFiles& files)
+      : database_(std::move(database)),
+        files_(files),
+        list_(database_,
+              "SELECT tenant, id, sequence, ended, lease_nanoseconds, request_id, fingerprint, "
+              "entry FROM sessions ORDER BY sequence"),
+        find_(database_, "SELECT number, ended FROM sessions WHERE tenant = ? AND id = ?"),
+        records_(database_, "SELECT part, bytes, digest FROM records WHERE session = ?") {}
+
+  absl::StatusOr<std::vector<CatalogueRow>> List() {
+    MutexLock lock(&mutex_);
+    std::vector<CatalogueRow> rows;
+    list_.With();
+    while (true) {
+      const absl::StatusOr<bool> more = list_.Next();
+      if (!more.ok()) return more.status();
+      if (!*more) return rows;
+      rows.push_back({{list_.Bytes(0), list_.Bytes(1)},
+                      static_cast<uint64_t>(list_.Integer(2)),
+                      list_.Integer(3) != 0,
+                      absl::Nanoseconds(list_.Integer(4)),
+                      list_.Bytes(5),
+                      list_.Bytes(6),
+                      list_.Bytes(7)});
+    }
+  }
+
+  // The records of a session of this state, those in files read. A session that nobody writes to
+  // keeps its files.
+  absl::StatusOr<std::map<int, std::string>> Records(const SessionKey& key, bool ended) {
+    std::map<int, std::string> records;
+    std::map<int, std::string> digests;
+    {
+      MutexLock lock(&mutex_);
+      const absl::StatusOr<bool> found = find_.With(key.first, key.second).Next();
+      if (!found.ok()) return found.status();
+      const bool fits = *found && (find_.Integer(1) != 0) == ended;
+      const int64_t number = fits ? find_.Integer(0) : 0;
+      find_.Reset();
+      if (!fits) return NotStored(key);
+      records_.With(number);
+      while (true) {
+        const absl::StatusOr<bool> more = records_.Next();
+        if (!more.ok()) return more.status();
+        if (!*more) break;
+        auto& into = records_.IsNull(1) ? digests : records;
+        into[static_cast<int>(records_.Integer(0))] = records_.Bytes(records_.IsNull(1) ? 2 : 1);
+      }
+    }
+    for (const auto& [part, digest] : digests) {
+      absl::StatusOr<std::string> bytes = files_.Read(digest);
+      if (absl::IsNotFound(bytes.status())) return absl::DataLossError(bytes.status().message());
+      if (!bytes.ok()) return bytes.status();
+      records[part] = *std::move(bytes);
+    }
+    return records;
+  }
+
+ private:
+  Mutex mutex_;
+  Database database_;
+  const RecordFiles& files_;
+  Statement list_ ABSL_GUARDED_BY(mutex_);
+  Statement find_ ABSL_GUARDED_BY(mutex_);
+  Statement records_ ABSL_GUARDED_BY(mutex_);
+};
+
+absl::StatusOr<std::unique_ptr<DiskStorage>> DiskStorage::Open(const DiskStorageOptions& options) {
+  absl::StatusOr<DataDirectory> directory =
+      DataDirectory::Open(options.directory, options.lock_wait);
+  if (!directory.ok()) return directory.status();
+  absl::StatusOr<std::unique_ptr<Writer>> writer =
+      Writer::Open(options.directory, options.durability);
+  if (!writer.ok()) return writer.status();
+  absl::StatusOr<Database> database = Database::Open(options.directory + layout::kCatalogue);
+  if (!database.ok()) return database.status();
+  auto reader = std::make_unique<Reader>(*std::move(database), (*writer)->files());
+  return std::unique_ptr<DiskStorage>(
+      new DiskStorage(*std::move(directory), *std::move(writer), std::move(reader)));
+}
+
+DiskStorage::DiskStorage(DataDirectory directory, std::unique_ptr<Writer> writer,
+                         std::unique_ptr<Reader> reader)
+    : directory_(std::move(directory)), writer_(std::move(writer)), reader_(std::move(reader)) {}
+DiskStorage::~DiskStorage() = default;
+
+std::vector<absl::Status> DiskStorage::Apply(absl::Span<const SessionChange> changes) {
+  return writer_->Apply(changes);
+}
+
+absl::StatusOr<std::vector<CatalogueRow>> DiskStorage::List() { return reader_->List(); }
+
+absl::StatusOr<StoredSession> DiskStorage::Load(const SessionKey& key) {
+  auto records = reader_->Records(key, /*ended=*/false);
+  if (!records.ok()) return records.status();
+  StoredSession session;
+  for (auto& [part, bytes] : *records) {
+    if (part == layout::kBinding) session.binding = std::move(bytes);
+    if (part == layout::kGlobal) session.global = std::move(bytes);
+    if (part >= 0) session.layers[part] = std::move(bytes);
+  }
+  return session;
+}
+
+absl::StatusOr<std::string> DiskStorage::LoadReport(const SessionKey& key) {
+  auto records = reader_->Records(key, /*ended=*/true);
+  if (!records.ok()) return records.status();
+  return std::move((*records)[layout::kReport]);
+}
+
+bool DiskStorage::CollectGarbage() { return writer_->CollectGarbage(); }
+
+}  // namespace nni_compression::server

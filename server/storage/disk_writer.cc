@@ -1,0 +1,235 @@
+#include "server/storage/disk_writer.h"
+
+#include <fcntl.h>
+#include <sys/file.h>
+
+#include <utility>
+
+#include "absl/strings/str_cat.h"
+#include "server/log.h"
+#include "server/storage/data_directory.h"
+#include "server/storage/disk_layout.h"
+
+namespace nni_compression::server {
+namespace {
+
+// Files that are removed at a time.
+constexpr int kGarbagePerRound = 64;
+
+absl::Status NotStored(const SessionKey& key) {
+  return absl::NotFoundError(absl::StrCat("session '", key.second, "' is not stored"));
+}
+
+absl::Status SetUp(Database& database, const std::string& path, DurabilityLevel durability) {
+  const absl::StatusOr<int64_t> version = database.Number("PRAGMA user_version");
+  if (!version.ok()) return version.status();
+  if (*version > layout::kVersion) {
+    return absl::FailedPreconditionError(absl::StrCat("'", path, "' has format version ", *version,
+                                                      "; this server reads up to ",
+                                                      layout::kVersion, ": a newer one wrote it"));
+  }
+  // FULL syncs at every commit. NORMAL keeps the catalogue consistent when the machine dies, too,
+  // but may then lose the last commits.
+  const bool power = durability == DurabilityLevel::kPower;
+  for (const std::string& sql :
+       {std::string("PRAGMA journal_mode = WAL"),
+        absl::StrCat("PRAGMA synchronous = ", power ? "FULL" : "NORMAL")}) {
+    if (absl::Status status = database.Execute(sql); !status.ok()) return status;
+  }
+  if (*version == layout::kVersion) return absl::OkStatus();
+  return database.Execute(absl::StrCat("BEGIN IMMEDIATE;", layout::kSchema,
+                                       "PRAGMA user_version = ", layout::kVersion, "; COMMIT"));
+}
+
+}  // namespace
+
+absl::StatusOr<std::unique_ptr<DiskStorage::Writer>> DiskStorage::Writer::Open(
+    const std::string& directory, DurabilityLevel durability) {
+  const std::string path = directory + layout::kCatalogue;
+  absl::StatusOr<Database> database = Database::Open(path);
+  if (!database.ok()) return database.status();
+  if (absl::Status status = SetUp(*database, path, durability); !status.ok()) return status;
+  const bool sync = durability == DurabilityLevel::kPower;
+  absl::StatusOr<RecordFiles> files = RecordFiles::Open(directory + layout::kRecords, sync);
+  if (!files.ok()) return files.status();
+  if (sync) {
+    if (absl::Status status = SyncDirectory(directory); !status.ok()) return status;
+  }
+  return std::unique_ptr<Writer>(new Writer(*std::move(database), *std::move(files), directory));
+}
+
+DiskStorage::Writer::Writer(Database database, RecordFiles files, const std::string& directory)
+    : database_(std::move(database)),
+      files_(std::move(files)),
+      keep_files_path_(directory + layout::kKeepFiles),
+      begin_(database_, "BEGIN IMMEDIATE"),
+      commit_(database_, "COMMIT"),
+      insert_session_(database_,
+                      "INSERT INTO sessions (tenant, id, sequence, lease_nanoseconds, request_id, "
+                      "fingerprint, entry) VALUES (?, ?, ?, ?, ?, ?, ?)"),
+      find_session_(database_, "SELECT number, ended FROM sessions WHERE tenant = ? AND id = ?"),
+      set_entry_(database_, "UPDATE sessions SET entry = ? WHERE number = ?"),
+      end_session_(database_, "UPDATE sessions SET ended = 1, request_id = x'' WHERE number = ?"),
+      erase_session_(database_, "DELETE FROM sessions WHERE number = ?"),
+      put_record_(database_,
+                  "INSERT INTO records (session, part, bytes, digest) VALUES (?, ?, ?, ?) "
+                  "ON CONFLICT DO UPDATE SET bytes = excluded.bytes, digest = excluded.digest"),
+      erase_records_(database_, "DELETE FROM records WHERE session = ?"),
+      next_garbage_(database_, "SELECT digest FROM garbage LIMIT ?"),
+      drop_garbage_(database_, "DELETE FROM garbage WHERE digest = ?"),
+      is_used_(database_, "SELECT 1 FROM records WHERE digest = ?"),
+      add_garbage_(database_, "INSERT OR IGNORE INTO garbage VALUES (?)") {}
+
+std::vector<absl::Status> DiskStorage::Writer::Apply(absl::Span<const SessionChange> changes) {
+  std::vector<Prepared> prepared;
+  prepared.reserve(changes.size());
+  for (const SessionChange& change : changes) prepared.push_back(Prepare(change));
+  std::vector<Prepared*> group;
+  for (Prepared& one : prepared) {
+    if (one.status.ok()) group.push_back(&one);
+  }
+  // All at once is what costs least; when that fails, each stands for itself.
+  if (!group.empty() && !Transact(group).ok()) {
+    for (Prepared*& one : group) one->status = Transact({&one, 1});
+  }
+  std::vector<absl::Status> statuses;
+  statuses.reserve(prepared.size());
+  for (const Prepared& one : prepared) {
+    if (!one.status.ok()) Discard(one);
+    statuses.push_back(one.status);
+  }
+  return statuses;
+}
+
+DiskStorage::Writer::Prepared DiskStorage::Writer::Prepare(const SessionChange& change) {
+  Prepared prepared;
+  prepared.change = &change;
+  const auto keep = [&](int part, std::string bytes) {
+    absl::StatusOr<Record> record = Keep(std::move(bytes));
+    if (record.ok()) prepared.records[part] = *std::move(record);
+    prepared.status.Update(record.status());
+  };
+  if (change.create) keep(layout::kBinding, change.create->binding);
+  if (change.global) keep(layout::kGlobal, *change.global);
+  if (change.report) keep(layout::kReport, *change.report);
+  for (const auto& [layer, record] : change.layers) {
+    if (prepared.status.ok()) keep(layer, record());
+  }
+  return prepared;
+}
+
+absl::StatusOr<DiskStorage::Writer::Record> DiskStorage::Writer::Keep(std::string bytes) {
+  if (bytes.size() <= layout::kMaxInlineBytes) return Record{std::move(bytes), std::nullopt};
+  absl::StatusOr<std::string> digest = files_.Write(bytes);
+  if (!digest.ok()) return digest.status();
+  return Record{std::nullopt, *std::move(digest)};
+}
+
+absl::Status DiskStorage::Writer::Transact(absl::Span<Prepared* const> group) {
+  absl::Status status = begin_.With().Run();
+  for (const Prepared* prepared : group) {
+    if (status.ok()) status = Write(*prepared);
+  }
+  if (status.ok()) status = commit_.With().Run();
+  // SQLite has rolled back by itself after some errors.
+  if (!status.ok() && sqlite3_get_autocommit(database_.get()) == 0) {
+    database_.Execute("ROLLBACK").IgnoreError();
+  }
+  return status;
+}
+
+absl::StatusOr<int64_t> DiskStorage::Writer::Create(const SessionChange& change) {
+  const CatalogueRow& row = change.create->row;
+  absl::Status status =
+      insert_session_
+          .With(change.key.first, change.key.second, static_cast<int64_t>(row.sequence),
+                absl::ToInt64Nanoseconds(row.lease), row.request_id, row.fingerprint, row.entry)
+          .Run();
+  if (!status.ok()) return status;
+  return database_.last_insert_rowid();
+}
+
+absl::Status DiskStorage::Writer::Write(const Prepared& prepared) {
+  const SessionChange& change = *prepared.change;
+  const absl::StatusOr<bool> found = find_session_.With(change.key.first, change.key.second).Next();
+  if (!found.ok()) return found.status();
+  int64_t number = *found ? find_session_.Integer(0) : 0;
+  const bool ended = *found && find_session_.Integer(1) != 0;
+  find_session_.Reset();
+  if (change.create && *found) {
+    return absl::AlreadyExistsError(
+        absl::StrCat("session '", change.key.second, "' is stored already"));
+  }
+  if (change.create) {
+    const absl::StatusOr<int64_t> created = Create(change);
+    if (!created.ok()) return created.status();
+    number = *created;
+  } else if (change.erase) {
+    absl::Status status = erase_records_.With(number).Run();
+    if (status.ok()) status = erase_session_.With(number).Run();
+    return status;
+  } else if (!*found || ended) {
+    return NotStored(change.key);
+  }
+
+  absl::Status status;
+  if (change.entry) status = set_entry_.With(*change.entry, number).Run();
+  if (status.ok() && change.report) status = erase_records_.With(number).Run();
+  if (status.ok() && change.report) status = end_session_.With(number).Run();
+  for (const auto& [part, record] : prepared.records) {
+    if (!status.ok()) break;
+    if (change.report && part != layout::kReport) continue;
+    status = put_record_.With(number, part, record.bytes, record.digest).Run();
+  }
+  return status;
+}
+
+// Its files may be unused now. Should this be forgotten, the next process finds them.
+void DiskStorage::Writer::Discard(const Prepared& prepared) {
+  for (const auto& [part, record] : prepared.records) {
+    if (record.digest) add_garbage_.With(*record.digest).Run().IgnoreError();
+  }
+}
+
+bool DiskStorage::Writer::IsUsed(absl::string_view digest) {
+  const absl::StatusOr<bool> used = is_used_.With(digest).Next();
+  is_used_.Reset();
+  return !used.ok() || *used;
+}
+
+bool DiskStorage::Writer::CollectGarbage() {
+  std::vector<std::string> digests;
+  next_garbage_.With(kGarbagePerRound);
+  while (true) {
+    const absl::StatusOr<bool> more = next_garbage_.Next();
+    if (!more.ok() || !*more) break;
+    digests.push_back(next_garbage_.Bytes(0));
+  }
+  if (digests.empty()) return Sweep();
+  const FileDescriptor keep(open(keep_files_path_.c_str(), O_RDWR | O_CREAT | O_CLOEXEC, 0600));
+  if (!keep.valid() || flock(keep.get(), LOCK_EX | LOCK_NB) != 0) return false;  // a backup runs
+  if (!begin_.With().Run().ok()) return false;
+  bool ok = true;
+  for (const std::string& digest : digests) {
+    if (!IsUsed(digest)) ok = ok && files_.Remove(digest).ok();
+    ok = ok && drop_garbage_.With(digest).Run().ok();
+  }
+  ok = ok && commit_.With().Run().ok();
+  if (sqlite3_get_autocommit(database_.get()) == 0) database_.Execute("ROLLBACK").IgnoreError();
+  return ok;
+}
+
+// Finds files of a process that died before it could refer to them, one folder at a time.
+bool DiskStorage::Writer::Sweep() {
+  if (swept_ == RecordFiles::kFolders) return false;
+  bool found = false;
+  files_.List(swept_, [&](const std::string& digest) {
+    if (IsUsed(digest)) return;
+    found = true;
+    add_garbage_.With(digest).Run().IgnoreError();
+  });
+  ++swept_;
+  return found || swept_ < RecordFiles::kFolders;
+}
+
+}  // namespace nni_compression::server

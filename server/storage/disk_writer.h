@@ -1,0 +1,68 @@
+// The writing side of DiskStorage.
+#ifndef NNI_COMPRESSION_SERVER_STORAGE_DISK_WRITER_H_
+#define NNI_COMPRESSION_SERVER_STORAGE_DISK_WRITER_H_
+
+#include <map>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "absl/status/status.h"
+#include "absl/status/statusor.h"
+#include "absl/types/span.h"
+#include "server/shm/file_descriptor.h"
+#include "server/storage/disk_storage.h"
+#include "server/storage/record_files.h"
+#include "server/storage/sqlite.h"
+
+namespace nni_compression::server {
+
+// Thread-compatible.
+class DiskStorage::Writer {
+ public:
+  // Makes the catalogue where it is missing. The directory is this process's.
+  static absl::StatusOr<std::unique_ptr<Writer>> Open(const std::string& directory,
+                                                      DurabilityLevel durability);
+
+  std::vector<absl::Status> Apply(absl::Span<const SessionChange> changes);
+  bool CollectGarbage();
+
+  const RecordFiles& files() const { return files_; }
+
+ private:
+  // A record on its way: its bytes, or the digest of its file.
+  struct Record {
+    std::optional<std::string> bytes;
+    std::optional<std::string> digest;
+  };
+  // What is written of one change; large records are files by now.
+  struct Prepared {
+    const SessionChange* change = nullptr;
+    std::map<int, Record> records;
+    absl::Status status;
+  };
+
+  Writer(Database database, RecordFiles files, const std::string& directory);
+
+  Prepared Prepare(const SessionChange& change);
+  absl::StatusOr<Record> Keep(std::string bytes);
+  absl::Status Transact(absl::Span<Prepared* const> group);
+  absl::Status Write(const Prepared& prepared);
+  absl::StatusOr<int64_t> Create(const SessionChange& change);
+  void Discard(const Prepared& prepared);
+  bool Sweep();
+  bool IsUsed(absl::string_view digest);
+
+  Database database_;
+  const RecordFiles files_;
+  const std::string keep_files_path_;
+  Statement begin_, commit_;
+  Statement insert_session_, find_session_, set_entry_, end_session_, erase_session_;
+  Statement put_record_, erase_records_;
+  Statement next_garbage_, drop_garbage_, is_used_, add_garbage_;
+  int swept_ = 0;  // folders of files that were looked through for what nobody knows of
+};
+
+}  // namespace nni_compression::server
+
+#endif  // NNI_COMPRESSION_SERVER_STORAGE_DISK_WRITER_H_

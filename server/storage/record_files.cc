@@ -1,0 +1,132 @@
+#include "server/storage/record_files.h"
+
+#include <fcntl.h>
+#include <openssl/sha.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include <cerrno>
+#include <cstdio>
+#include <filesystem>
+#include <utility>
+
+#include "absl/strings/escaping.h"
+#include "absl/strings/str_cat.h"
+#include "absl/strings/str_format.h"
+#include "server/shm/file_descriptor.h"
+#include "server/storage/data_directory.h"
+
+namespace nni_compression::server {
+namespace {
+
+constexpr char kTemporary[] = "/unfinished";
+
+std::string Digest(absl::string_view bytes) {
+  std::string digest(SHA256_DIGEST_LENGTH, '\0');
+  SHA256(reinterpret_cast<const uint8_t*>(bytes.data()), bytes.size(),
+         reinterpret_cast<uint8_t*>(digest.data()));
+  return digest;
+}
+
+absl::Status WriteAll(int fd, absl::string_view bytes, const std::string& path) {
+  while (!bytes.empty()) {
+    const ssize_t written = write(fd, bytes.data(), bytes.size());
+    if (written < 0 && errno == EINTR) continue;
+    if (written < 0) return FileError("write", path);
+    bytes.remove_prefix(static_cast<size_t>(written));
+  }
+  return absl::OkStatus();
+}
+
+}  // namespace
+
+absl::StatusOr<RecordFiles> RecordFiles::Open(const std::string& folder, bool sync) {
+  RecordFiles files(folder, sync);
+  if (absl::Status status = MakeDirectory(folder); !status.ok()) return status;
+  unlink((folder + kTemporary).c_str());
+  if (sync) {
+    if (absl::Status status = SyncDirectory(folder); !status.ok()) return status;
+  }
+  return files;
+}
+
+absl::StatusOr<std::string> RecordFiles::Write(absl::string_view bytes) const {
+  const std::string digest = Digest(bytes);
+  const std::string path = Path(digest);
+  const std::string temporary = folder_ + kTemporary;
+  const absl::Status status = [&]() -> absl::Status {
+    const FileDescriptor file(
+        open(temporary.c_str(), O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0600));
+    if (!file.valid()) return FileError("open", temporary);
+    if (absl::Status s = WriteAll(file.get(), bytes, temporary); !s.ok()) return s;
+    if (sync_ && fsync(file.get()) != 0) return FileError("sync", temporary);
+    const std::string subfolder = path.substr(0, path.rfind('/'));
+    int renamed = rename(temporary.c_str(), path.c_str());
+    if (renamed != 0 && errno == ENOENT) {  // the first file there
+      if (absl::Status s = MakeDirectory(subfolder); !s.ok()) return s;
+      if (absl::Status s = sync_ ? SyncDirectory(folder_) : absl::OkStatus(); !s.ok()) return s;
+      renamed = rename(temporary.c_str(), path.c_str());
+    }
+    if (renamed != 0) return FileError("rename to", path);
+    return sync_ ? SyncDirectory(subfolder) : absl::OkStatus();
+  }();
+  if (status.ok()) return digest;
+  unlink(temporary.c_str());
+  return status;
+}
+
+absl::StatusOr<std::string> RecordFiles::Read(absl::string_view digest) const {
+  const std::string path = Path(digest);
+  const FileDescriptor file(open(path.c_str(), O_RDONLY | O_CLOEXEC));
+  struct stat properties = {};
+  if (!file.valid() && errno == ENOENT) {
+    return absl::NotFoundError(absl::StrCat("file '", path, "' is missing"));
+  }
+  if (!file.valid() || fstat(file.get(), &properties) != 0) return FileError("open", path);
+  std::string bytes(static_cast<size_t>(properties.st_size), '\0');
+  size_t got = 0;
+  while (got < bytes.size()) {
+    const ssize_t count = read(file.get(), bytes.data() + got, bytes.size() - got);
+    if (count < 0 && errno == EINTR) continue;
+    if (count < 0 && errno == EIO) return absl::DataLossError(absl::StrCat("cannot read ", path));
+    if (count < 0) return FileError("read", path);
+    if (count == 0) break;
+    got += static_cast<size_t>(count);
+  }
+  if (got != bytes.size() || Digest(bytes) != digest) {
+    return absl::DataLossError(absl::StrCat("file '", path, "' is damaged"));
+  }
+  return bytes;
+}
+
+absl::Status RecordFiles::Remove(absl::string_view digest) const {
+  const std::string path = Path(digest);
+  if (unlink(path.c_str()) == 0 || errno == ENOENT) return absl::OkStatus();
+  return FileError("remove", path);
+}
+
+void RecordFiles::List(int folder,
+                       const std::function<void(const std::string& digest)>& visit) const {
+  const std::string path = Subfolder(folder);
+  const std::string prefix = path.substr(path.size() - 2);
+  std::error_code error;
+  for (const auto& file : std::filesystem::directory_iterator(path, error)) {
+    const std::string name = prefix + file.path().filename().string();
+    // Nobody else's files are touched.
+    if (name.size() == 2 * SHA256_DIGEST_LENGTH &&
+        name.find_first_not_of("0123456789abcdef") == std::string::npos) {
+      visit(absl::HexStringToBytes(name));
+    }
+  }
+}
+
+std::string RecordFiles::Path(absl::string_view digest) const {
+  const std::string name = absl::BytesToHexString(digest);
+  return absl::StrCat(folder_, "/", name.substr(0, 2), "/", name.substr(2));
+}
+
+std::string RecordFiles::Subfolder(int i) const {
+  return absl::StrCat(folder_, "/", absl::StrFormat("%02x", i));
+}
+
+}  // namespace nni_compression::server

@@ -1,0 +1,97 @@
+// SQLite, as far as it is used here.
+#ifndef NNI_COMPRESSION_SERVER_STORAGE_SQLITE_H_
+#define NNI_COMPRESSION_SERVER_STORAGE_SQLITE_H_
+
+#include <sqlite3.h>
+
+#include <cstdint>
+#include <memory>
+#include <optional>
+#include <string>
+
+#include "absl/status/status.h"
+#include "absl/status/statusor.h"
+#include "absl/strings/string_view.h"
+
+namespace nni_compression::server {
+
+// A connection. Thread-compatible. Errors are RESOURCE_EXHAUSTED where nothing can be written,
+// DATA_LOSS where the file is damaged, INTERNAL otherwise.
+class Database {
+ public:
+  // Opens or creates the file.
+  static absl::StatusOr<Database> Open(const std::string& path);
+
+  // Statements without parameters and results.
+  absl::Status Execute(const std::string& sql);
+
+  // The number in the first column of the first row; 0 when there is none.
+  absl::StatusOr<int64_t> Number(const std::string& sql);
+
+  absl::Status Error(absl::string_view what) const;
+  int changes() const { return sqlite3_changes(db_.get()); }
+  int64_t last_insert_rowid() const { return sqlite3_last_insert_rowid(db_.get()); }
+  sqlite3* get() const { return db_.get(); }
+
+ private:
+  struct Closer {
+    void operator()(sqlite3* db) const { sqlite3_close_v2(db); }
+  };
+  explicit Database(sqlite3* db) : db_(db) {}
+
+  std::unique_ptr<sqlite3, Closer> db_;
+};
+
+// A prepared statement, used again and again. Thread-compatible, with its database.
+class Statement {
+ public:
+  // The statement is one of the program's own: that it compiles, tests show; an error appears when
+  // it is run. `database` may be moved, the connection stays the same.
+  Statement(const Database& database, absl::string_view sql);
+
+  // Forgets the run before and binds from the first parameter on. Bytes have to live until the
+  // statement has run.
+  template <typename... Values>
+  Statement& With(const Values&... values) {
+    sqlite3_reset(statement_.get());
+    sqlite3_clear_bindings(statement_.get());
+    int index = 0;
+    (Bind(++index, values), ...);
+    return *this;
+  }
+
+  // Runs to the next row, and says whether there is one.
+  absl::StatusOr<bool> Next();
+
+  // Runs a statement that has no rows.
+  absl::Status Run();
+
+  // Lets go of the row, and with it of the transaction that reads it.
+  void Reset() { sqlite3_reset(statement_.get()); }
+
+  int64_t Integer(int column) const { return sqlite3_column_int64(statement_.get(), column); }
+  std::string Bytes(int column) const;
+  bool IsNull(int column) const {
+    return sqlite3_column_type(statement_.get(), column) == SQLITE_NULL;
+  }
+
+ private:
+  struct Finalizer {
+    void operator()(sqlite3_stmt* statement) const { sqlite3_finalize(statement); }
+  };
+
+  void Bind(int index, int64_t value) { sqlite3_bind_int64(statement_.get(), index, value); }
+  void Bind(int index, int value) { sqlite3_bind_int64(statement_.get(), index, value); }
+  void Bind(int index, absl::string_view bytes);
+  void Bind(int index, const std::string& bytes) { Bind(index, absl::string_view(bytes)); }
+  template <typename Value>
+  void Bind(int index, const std::optional<Value>& value) {
+    if (value) Bind(index, *value);
+  }
+
+  std::unique_ptr<sqlite3_stmt, Finalizer> statement_;
+};
+
+}  // namespace nni_compression::server
+
+#endif  // NNI_COMPRESSION_SERVER_STORAGE_SQLITE_H_

@@ -1,0 +1,241 @@
+"""Servers that are killed and come back: what was answered is there, bit for bit."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import nni_compression as nc
+from servers import ROOT, ServerProcess, server_binary
+
+RANDOM = np.random.default_rng(11)
+LAYERS = [nc.Layer(f"fc{i}", "Linear", (64, 512)) for i in range(6)]
+BIG = nc.Layer("big", "Linear", (1024, 1024))  # its mask is a file of its own
+AGP = [{"final_sparsity": 0.9, "end_epoch": 12, "op_types": ["default"]}]
+EPOCHS = 12
+
+
+def weights(epoch: int) -> dict[str, np.ndarray]:
+    """What the trainer has at this epoch."""
+    random = np.random.default_rng(epoch)
+    return {
+        layer.name: random.normal(size=layer.shape).astype(np.float32) for layer in [*LAYERS, BIG]
+    }
+
+
+def train(client: nc.Client, answered: threading.Event | None = None) -> dict[str, np.ndarray]:
+    """The masks of a run."""
+    session = client.bind_model("agp", AGP, [*LAYERS, BIG])
+    masks = {}
+    for epoch in range(EPOCHS + 1):
+        session.update_epoch(epoch)
+        masks = {name: mask.to_numpy() for name, mask in session.calc_mask(weights(epoch)).items()}
+        if answered is not None:
+            answered.set()
+    session.close()
+    return masks
+
+
+@pytest.fixture
+def data_dir(tmp_path: Path) -> Path:
+    return tmp_path / "data"
+
+
+class Restarting:
+    """A server over a directory that is killed and started anew on its port."""
+
+    def __init__(self, data_dir: Path, *flags: str) -> None:
+        self.flags = (f"--data_dir={data_dir}", *flags)
+        self.server = ServerProcess(*self.flags)
+        self.address = self.server.address
+
+    def kill_and_restart(self) -> None:
+        self.server.kill()
+        self.server = ServerProcess(*self.flags, port=self.server.port)
+
+
+@pytest.fixture(params=["process", "power"])
+def restarting(data_dir: Path, request: pytest.FixtureRequest) -> Iterator[Restarting]:
+    server = Restarting(data_dir, f"--durability={request.param}")
+    yield server
+    if server.server.process.poll() is None:
+        assert server.server.stop() == 0
+
+
+def test_trainers_go_on_while_their_server_is_killed_again_and_again(
+    restarting: Restarting,
+) -> None:
+    with ServerProcess() as quiet, nc.Client(quiet.address, timeout=60) as client:
+        expected = train(client)
+    results: list[dict[str, np.ndarray]] = []
+    done = threading.Event()
+
+    def trainer() -> None:
+        with nc.Client(restarting.address, timeout=120) as client:
+            results.append(train(client))
+
+    trainers = [threading.Thread(target=trainer) for _ in range(3)]
+    for thread in trainers:
+        thread.start()
+    pauses = iter(RANDOM.uniform(0.02, 0.4, size=6))
+    for pause in pauses:
+        if not any(thread.is_alive() for thread in trainers):
+            break
+        done.wait(pause)  # a random moment; whatever it is, the outcome has to be the same
+        restarting.kill_and_restart()
+    for thread in trainers:
+        thread.join(120)
+    assert len(results) == 3
+    for masks in results:
+        for name, mask in expected.items():
+            np.testing.assert_array_equal(masks[name], mask)
+
+
+def test_what_was_answered_is_there_after_kill(restarting: Restarting) -> None:
+    with nc.Client(restarting.address, timeout=60) as client:
+        session = client.bind_model("agp", AGP, [*LAYERS, BIG], labels={"run": "7"})
+        session.update_epoch(5)
+        before = session.calc_mask(weights(5))
+        restarting.kill_and_restart()
+        after = session.calc_mask(weights(6))  # another weight changes nothing at this epoch
+        for name in before:
+            np.testing.assert_array_equal(before[name].to_numpy(), after[name].to_numpy())
+        assert [s.id for s in client.sessions()] == [session.id]
+        session.close()
+        restarting.kill_and_restart()
+        assert client.sessions() == []
+
+
+def test_a_thousand_sessions_are_back_at_once(data_dir: Path) -> None:
+    server = ServerProcess(f"--data_dir={data_dir}")
+    with nc.Client(server.address, timeout=60) as client:
+        for _ in range(1000):
+            client.bind_model("level", [{"sparsity": 0.5}], [LAYERS[0]])
+        server.kill()
+        with ServerProcess(f"--data_dir={data_dir}") as again:
+            recovered = next(
+                line for line in again.log().splitlines() if "sessions_recovered" in line
+            )
+            assert "live=1000" in recovered
+            with nc.Client(again.address, timeout=60) as client:
+                assert len(client.sessions()) == 1000
+
+
+def test_a_second_server_is_refused_and_a_replacement_waits(data_dir: Path) -> None:
+    first = ServerProcess(f"--data_dir={data_dir}")
+    second = subprocess.run(
+        [server_binary(), "--listen=127.0.0.1:0", f"--data_dir={data_dir}"],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert second.returncode == 1
+    assert "in use by another server" in second.stderr
+    stopper = threading.Timer(0.3, first.stop)
+    stopper.start()
+    with ServerProcess(f"--data_dir={data_dir}", "--data_dir_lock_wait=60s") as replacement:
+        assert replacement.process.poll() is None
+    stopper.join()
+
+
+def test_a_damaged_file_costs_only_its_session(data_dir: Path) -> None:
+    server = ServerProcess(f"--data_dir={data_dir}")
+    with nc.Client(server.address, timeout=60) as client:
+        ids = []
+        for epoch in (1, 2):
+            session = client.bind_model("level", [{"sparsity": 0.5}], [BIG])
+            session.calc_mask({"big": weights(epoch)["big"]})
+            ids.append(session.id)
+    server.kill()
+    files = sorted(path for path in (data_dir / "records").rglob("*") if path.is_file())
+    assert len(files) == 2
+    content = bytearray(files[0].read_bytes())
+    content[len(content) // 2] ^= 1
+    files[0].write_bytes(content)
+    with ServerProcess(f"--data_dir={data_dir}") as again:
+        with nc.Client(again.address, timeout=60) as client:
+            lost = []
+            for session_id in ids:
+                try:
+                    client.join(session_id).update_epoch(1)
+                except nc.CompressionError as error:
+                    assert "DATA_LOSS" in str(error.code)
+                    lost.append(session_id)
+            assert len(lost) == 1
+            assert any(
+                "session_damaged" in line and lost[0] in line for line in again.log().splitlines()
+            )
+
+
+def test_epochs_are_stored_quickly_enough_to_be_answered(data_dir: Path) -> None:
+    """Not a benchmark: it shows that nothing syncs or waits for a timer at every call."""
+    with ServerProcess(f"--data_dir={data_dir}") as server:
+        with nc.Client(server.address, timeout=60) as client:
+            session = client.bind_model("agp", AGP, LAYERS)
+            times = []
+            for epoch in range(300):
+                start = time.perf_counter()
+                session.update_epoch(epoch)
+                times.append(time.perf_counter() - start)
+            print(f"update_epoch, median: {sorted(times)[150] * 1e3:.3f} ms")
+
+
+def ctl(*arguments: str) -> subprocess.CompletedProcess[str]:
+    """A run of compressionctl."""
+    binary = os.environ.get("COMPRESSIONCTL_BINARY", ROOT / "build/release/client/cli/compressionctl")
+    return subprocess.run(
+        [binary, *arguments], capture_output=True, text=True, timeout=60, check=False
+    )
+
+
+class TestBackup:
+    def test_a_backup_under_load_is_the_sessions_at_one_moment(
+        self, data_dir: Path, tmp_path: Path
+    ) -> None:
+        backup, restored = tmp_path / "backup", tmp_path / "restored"
+        with ServerProcess(f"--data_dir={data_dir}") as server:
+            with nc.Client(server.address, timeout=60) as client:
+                session = client.bind_model("agp", AGP, [*LAYERS, BIG])
+                session.update_epoch(3)
+                before = session.calc_mask(weights(3))
+                run = ctl("backup", f"--data_dir={data_dir}", str(backup))
+                assert run.returncode == 0, run.stderr
+                for epoch in range(4, 8):  # replaces every mask, and with it every file
+                    session.update_epoch(epoch)
+                    session.calc_mask(weights(epoch))
+        run = ctl("restore", f"--data_dir={restored}", str(backup))
+        assert run.returncode == 0, run.stderr
+        with ServerProcess(f"--data_dir={restored}") as server:
+            with nc.Client(server.address, timeout=60) as client:
+                after = client.join(session.id).calc_mask(weights(9))
+        for name in before:
+            np.testing.assert_array_equal(before[name].to_numpy(), after[name].to_numpy())
+
+    def test_damage_and_wrong_directories_are_refused(self, data_dir: Path, tmp_path: Path) -> None:
+        backup = tmp_path / "backup"
+        with ServerProcess(f"--data_dir={data_dir}") as server:
+            with nc.Client(server.address, timeout=60) as client:
+                session = client.bind_model("level", [{"sparsity": 0.5}], [BIG])
+                session.calc_mask({"big": weights(1)["big"]})
+                assert ctl("backup", f"--data_dir={data_dir}", str(backup)).returncode == 0
+        again = ctl("backup", f"--data_dir={data_dir}", str(backup))
+        assert again.returncode == 1
+        assert "not empty" in again.stderr
+        assert "catalogue.db" in ctl("restore", f"--data_dir={tmp_path}/x", str(tmp_path)).stderr
+        (file,) = (path for path in (backup / "records").rglob("*") if path.is_file())
+        content = file.read_bytes()
+        file.unlink()
+        file.write_bytes(content[:-1])
+        restored = tmp_path / "restored"
+        damaged = ctl("restore", f"--data_dir={restored}", str(backup))
+        assert damaged.returncode == 1
+        assert "is damaged" in damaged.stderr
+        assert not (restored / "catalogue.db").exists()

@@ -1,0 +1,254 @@
+// Sessions of servers that share a storage: what was answered is there, and nothing else.
+#include "server/durable_sessions.h"
+
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include <atomic>
+#include <memory>
+#include <string>
+#include <thread>
+#include <vector>
+
+#include "server/storage/memory_storage.h"
+#include "tests/testing/test_server.h"
+
+namespace nni_compression::testing {
+namespace {
+
+using ::testing::HasSubstr;
+
+// A storage that can be told to fail, or to lose a session's state.
+class FaultyStorage : public server::MemoryStorage {
+ public:
+  std::vector<absl::Status> Apply(absl::Span<const server::SessionChange> changes) override {
+    if (!full) return MemoryStorage::Apply(changes);
+    return std::vector<absl::Status>(changes.size(), absl::ResourceExhaustedError("disk full"));
+  }
+  absl::StatusOr<server::StoredSession> Load(const server::SessionKey& key) override {
+    ++loads;
+    if (damaged) return absl::DataLossError("file 'x' is damaged");
+    return MemoryStorage::Load(key);
+  }
+
+  std::atomic<bool> full{false};
+  std::atomic<bool> damaged{false};
+  std::atomic<int> loads{0};
+};
+
+class DurableSessionsTest : public ::testing::Test {
+ protected:
+  DurableSessionsTest() { Restart(); }
+
+  void Restart() {
+    server_.reset();
+    server::ServerOptions options;
+    options.storage = storage_;
+    options.sessions.default_lease = absl::Minutes(5);
+    options.sessions.report_retention = absl::Hours(1);
+    server_ = std::make_unique<TestServer>(options);
+  }
+
+  v1::CompressionService::Stub& stub() { return server_->stub(); }
+
+  std::string BindAgp(const std::string& request_id = "") {
+    auto request = BindRequest("agp", {{"final_sparsity", 0.8}, {"end_epoch", 10}},
+                               {{"a", {100}}, {"b", {100}}});
+    request.set_request_id(request_id);
+    (*request.mutable_labels())["run"] = "7";
+    return Bind(stub(), request);
+  }
+
+  // The mask of layer `name` for the weight 1, 2, ... 100 times `sign`.
+  grpc::Status Mask(const std::string& id, const std::string& name, std::string* bits,
+                    float first = 1) {
+    std::vector<float> weight(100);
+    for (int i = 0; i < 100; ++i) weight[i] = first + static_cast<float>(i);
+    MaskMessage message;
+    message.Open(id).Tensor(Header(0, name, {100}), Bytes(weight));
+    v1::CalcMaskResponse response;
+    const grpc::Status status = CalcMask(stub(), message, &response);
+    bits->clear();
+    for (const v1::Chunk& chunk : response.chunks()) bits->append(chunk.payload());
+    return status;
+  }
+
+  v1::GetSessionResponse Get(const std::string& id) {
+    v1::GetSessionResponse response;
+    const grpc::Status status = GetSession(stub(), id, &response);
+    EXPECT_TRUE(status.ok()) << status.error_message();
+    return response;
+  }
+
+  const std::shared_ptr<FaultyStorage> storage_ = std::make_shared<FaultyStorage>();
+  std::unique_ptr<TestServer> server_;
+};
+
+TEST_F(DurableSessionsTest, ASessionGoesOnAfterARestartAsIfThereHadBeenNone) {
+  const std::string id = BindAgp();
+  v1::UpdateEpochResponse epoch;
+  ASSERT_TRUE(UpdateEpoch(stub(), id, 3, &epoch).ok());
+  std::string before;
+  ASSERT_TRUE(Mask(id, "a", &before).ok());
+  Restart();
+
+  std::string after;
+  ASSERT_TRUE(Mask(id, "a", &after, -200).ok());  // the first weight of the epoch decided
+  EXPECT_EQ(after, before);
+  EXPECT_EQ(before.size(), 13u);
+  const v1::Session session = Get(id).session();
+  EXPECT_EQ(session.epoch(), 3);
+  EXPECT_EQ(session.labels().at("run"), "7");
+  EXPECT_EQ(session.layers(0).stale(), false);
+  EXPECT_EQ(session.layers(1).stale(), true) << "it was never answered";
+}
+
+TEST_F(DurableSessionsTest, ListingReadsNoState) {
+  const std::string id = BindAgp();
+  std::string bits;
+  v1::UpdateEpochResponse epoch;
+  ASSERT_TRUE(UpdateEpoch(stub(), id, 3, &epoch).ok());
+  ASSERT_TRUE(Mask(id, "a", &bits).ok());
+  const v1::Session before = Get(id).session();
+  Restart();
+  grpc::ClientContext context;
+  v1::ListSessionsResponse list;
+  ASSERT_TRUE(stub().ListSessions(&context, {}, &list).ok());
+  ASSERT_EQ(list.sessions_size(), 1);
+  const v1::Session& session = list.sessions(0);
+  EXPECT_EQ(session.id(), id);
+  EXPECT_EQ(session.algorithm(), "agp");
+  EXPECT_EQ(session.epoch(), 3);
+  EXPECT_EQ(session.layer_count(), 2u);
+  EXPECT_EQ(session.compressed_layer_count(), 2u);
+  EXPECT_EQ(session.achieved_sparsity(), before.achieved_sparsity());
+  EXPECT_EQ(session.create_time().seconds(), before.create_time().seconds());
+  EXPECT_EQ(storage_->loads, 0);
+}
+
+TEST_F(DurableSessionsTest, ManyCallsAtOnceReadASessionOnce) {
+  const std::string id = BindAgp();
+  Restart();
+  std::vector<std::thread> callers;
+  for (int i = 0; i < 8; ++i) {
+    callers.emplace_back([&] {
+      std::string bits;
+      EXPECT_TRUE(Mask(id, "a", &bits).ok());
+    });
+  }
+  for (std::thread& caller : callers) caller.join();
+  EXPECT_EQ(storage_->loads, 1);
+}
+
+TEST_F(DurableSessionsTest, ARetriedBindGetsTheSameSessionAfterARestart) {
+  const std::string id = BindAgp("request 1");
+  Restart();
+  EXPECT_EQ(BindAgp("request 1"), id);
+  EXPECT_NE(BindAgp("request 2"), id);
+}
+
+TEST_F(DurableSessionsTest, LeasesCountFromTheRestart) {
+  const std::string id = BindAgp();
+  server_->Advance(absl::Minutes(4));
+  Restart();
+  server_->Advance(absl::Minutes(4));
+  EXPECT_TRUE(KeepAlive(stub(), id).ok());
+  server_->Advance(absl::Minutes(6));
+  EXPECT_EQ(KeepAlive(stub(), id).error_code(), grpc::StatusCode::NOT_FOUND);
+}
+
+TEST_F(DurableSessionsTest, TheReportOfAnEndedSessionIsThereAfterARestart) {
+  const std::string closed = BindAgp();
+  std::string bits;
+  ASSERT_TRUE(Mask(closed, "a", &bits).ok());
+  ASSERT_TRUE(CloseSession(stub(), closed).ok());
+  const std::string expired = BindAgp();
+  server_->Advance(absl::Minutes(6));
+  ASSERT_EQ(KeepAlive(stub(), expired).error_code(), grpc::StatusCode::NOT_FOUND);
+  Restart();
+  EXPECT_EQ(KeepAlive(stub(), closed).error_code(), grpc::StatusCode::NOT_FOUND);
+  const v1::Session report = Get(closed).session();
+  EXPECT_EQ(report.state(), v1::SESSION_STATE_CLOSED);
+  ASSERT_EQ(report.layers_size(), 2);
+  EXPECT_FALSE(report.layers(0).stale());
+  EXPECT_EQ(Get(expired).session().state(), v1::SESSION_STATE_EXPIRED);
+  EXPECT_TRUE(CloseSession(stub(), closed).ok());
+  server_->Advance(absl::Hours(1));
+  v1::GetSessionResponse gone;
+  EXPECT_TRUE(Eventually([&] {
+    return GetSession(stub(), closed, &gone).error_code() == grpc::StatusCode::NOT_FOUND;
+  }));
+  Restart();
+  EXPECT_EQ(GetSession(stub(), closed, &gone).error_code(), grpc::StatusCode::NOT_FOUND);
+}
+
+TEST_F(DurableSessionsTest, ASessionThatWasNotReadYetCanBeClosed) {
+  const std::string id = BindAgp();
+  Restart();
+  ASSERT_TRUE(CloseSession(stub(), id).ok());
+  EXPECT_EQ(Get(id).session().layers_size(), 2);
+  EXPECT_TRUE(server_->MemoryReturnsTo(0));
+}
+
+TEST_F(DurableSessionsTest, OnAFullDiskTheStateIsThatBeforeTheCall) {
+  const std::string id = BindAgp();
+  v1::UpdateEpochResponse epoch;
+  ASSERT_TRUE(UpdateEpoch(stub(), id, 3, &epoch).ok());
+  storage_->full = true;
+  std::string bits;
+  EXPECT_EQ(Mask(id, "a", &bits, -200).error_code(), grpc::StatusCode::RESOURCE_EXHAUSTED);
+  EXPECT_EQ(bits, "");
+  EXPECT_EQ(UpdateEpoch(stub(), id, 4, &epoch).error_code(), grpc::StatusCode::RESOURCE_EXHAUSTED);
+  EXPECT_EQ(CloseSession(stub(), id).error_code(), grpc::StatusCode::RESOURCE_EXHAUSTED);
+  grpc::ClientContext context;
+  v1::BindModelResponse bound;
+  EXPECT_EQ(
+      stub()
+          .BindModel(&context, BindRequest("level", {{"sparsity", 0.5}}, {{"a", {8}}}), &bound)
+          .error_code(),
+      grpc::StatusCode::RESOURCE_EXHAUSTED);
+  EXPECT_TRUE(Eventually([&] { return server_->server().live_sessions() == 1; }));
+  storage_->full = false;
+
+  EXPECT_EQ(Get(id).session().epoch(), 3);
+  std::string after;
+  ASSERT_TRUE(Mask(id, "a", &after).ok());
+  const std::string uninterrupted = BindAgp();
+  std::string expected;
+  ASSERT_TRUE(UpdateEpoch(stub(), uninterrupted, 3, &epoch).ok());
+  ASSERT_TRUE(Mask(uninterrupted, "a", &expected).ok());
+  EXPECT_EQ(after, expected) << "the weight whose call failed decided nothing";
+}
+
+TEST_F(DurableSessionsTest, ADamagedSessionCostsNoOther) {
+  const std::string damaged = BindAgp();
+  const std::string whole = BindAgp();
+  Restart();
+  storage_->damaged = true;
+  std::string bits;
+  const grpc::Status status = Mask(damaged, "a", &bits);
+  EXPECT_EQ(status.error_code(), grpc::StatusCode::DATA_LOSS);
+  EXPECT_THAT(status.error_message(), HasSubstr("damaged"));
+  v1::UpdateEpochResponse epoch;
+  EXPECT_EQ(UpdateEpoch(stub(), damaged, 1, &epoch).error_code(), grpc::StatusCode::DATA_LOSS);
+  EXPECT_TRUE(CloseSession(stub(), damaged).ok());
+  storage_->damaged = false;
+  EXPECT_TRUE(Mask(whole, "a", &bits).ok());
+}
+
+TEST_F(DurableSessionsTest, QuantizersKeepWhatTheyRemember) {
+  const std::string id = Bind(stub(), BindRequest("naive", {}, {{"fc", {2}}}));
+  const auto scale = [&](float largest) {
+    QuantizeMessage message;
+    message.Open(id).Tensor(Header(0, "fc", {2}), Bytes({1.0f, largest}));
+    v1::QuantizeWeightResponse response;
+    EXPECT_TRUE(RunCall<QuantizeStream>(stub(), message, &response).ok());
+    return response.results(0).parameters().scale(0);
+  };
+  const float before = scale(254);
+  Restart();
+  EXPECT_EQ(scale(127), before) << "the scale only grows";
+}
+
+}  // namespace
+}  // namespace nni_compression::testing
