@@ -180,8 +180,6 @@ constexpr Command kCommands[] = {
     {"prune", 1, "a .safetensors file"},
     {"quantize", 1, "a .safetensors file"},
     {"export", 1, "a .safetensors file"},
-}
-
     {"backup", 1, "a new directory"},
     {"restore", 1, "a backup's directory"},
 };
