@@ -86,8 +86,7 @@ absl::StatusOr<int64_t> CountElements(absl::Span<const int64_t> shape) {
     }
     if (shape[i] > kMaxElements / elements) {
       return absl::InvalidArgumentError(absl::StrCat("shape is [", absl::StrJoin(shape, ", "),
-                                                     "]; it must hold at most ", kMaxElements,
-                                                     " elements"));
+                                                     "]; it must hold fewer than 2^48 elements"));
     }
     elements *= shape[i];
   }

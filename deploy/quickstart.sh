@@ -5,7 +5,7 @@
 #
 #   deploy/quickstart.sh          prunes and quantizes, each once
 #   deploy/quickstart.sh --nni    an NNI experiment of 20 trials searches each layer's sparsity
-#   deploy/quickstart.sh --tensorflow    prunes and quantizes a Keras network
+#   deploy/quickstart.sh --tensorflow    prunes and quantizes a network in Keras and as a graph
 #
 # What follows is passed on to the example.
 set -euo pipefail
@@ -47,8 +47,10 @@ case $example in
     ;;
   tensorflow)
     tensorflow_venv build/venv-tensorflow ""
-    PYTHONPATH=$PWD/client/python/src build/venv-tensorflow/bin/python \
-      client/python/examples/digits_keras.py "$@"
+    for each in keras graph; do
+      PYTHONPATH=$PWD/client/python/src build/venv-tensorflow/bin/python \
+        "client/python/examples/digits_$each.py" "$@"
+    done
     ;;
 esac
 stop_server

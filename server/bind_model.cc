@@ -140,6 +140,11 @@ absl::StatusOr<SessionUse> Bind(UnaryCall& call, const v1::BindModelRequest& req
                                 std::shared_ptr<Strand> strand) {
   if (call.cancelled()) return absl::CancelledError("cancelled");
   if (absl::Status status = CheckRequest(request); !status.ok()) return status;
+  // A retry takes no memory of its own: it has to succeed on a server that is full.
+  const std::string fingerprint = Fingerprint(request);
+  absl::StatusOr<SessionUse> earlier =
+      call.core()->sessions->FindRequest(call.tenant(), request.request_id(), fingerprint);
+  if (!earlier.ok() || *earlier) return earlier;
   absl::StatusOr<compression::Binding> binding = ToBinding(request);
   if (!binding.ok()) return binding.status();
   auto session = Session::Bind(*call.core()->registry, *std::move(binding));
@@ -155,8 +160,7 @@ absl::StatusOr<SessionUse> Bind(UnaryCall& call, const v1::BindModelRequest& req
       std::map<std::string, std::string>(request.labels().begin(), request.labels().end()),
       std::move(strand), *std::move(session), *std::move(memory), binding_bytes);
   record->SetSummary(summary);
-  return call.core()->sessions->Insert(record, request.request_id(), Fingerprint(request),
-                                       Lease(request));
+  return call.core()->sessions->Insert(record, request.request_id(), fingerprint, Lease(request));
 }
 
 }  // namespace

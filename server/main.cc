@@ -20,6 +20,7 @@
 #include "absl/strings/numbers.h"
 #include "absl/strings/str_cat.h"
 #include "absl/time/time.h"
+#include "server/library_log.h"
 #include "server/log.h"
 #include "server/machine.h"
 #include "server/server.h"
@@ -53,7 +54,8 @@ ABSL_FLAG(absl::Duration, report_retention, absl::Hours(1),
 ABSL_FLAG(absl::Duration, stall_timeout, absl::Seconds(60),
           "After this long without sending or reading a peer loses its streaming call.");
 ABSL_FLAG(double, drain_seconds, 30,
-          "After SIGTERM or SIGINT, how long running calls may take to finish.");
+          "After SIGTERM or SIGINT, how long running calls may take to finish; then they are "
+          "cancelled, but for a layer that is being computed, which is finished first.");
 ABSL_FLAG(bool, reflection, false,
           "Offer gRPC's server reflection. It is not behind the authenticator.");
 ABSL_FLAG(std::string, shm_socket, "",
@@ -146,6 +148,7 @@ void WaitForStopRequest() {
 
 absl::Status Run() {
   if (absl::Status status = SetUpLog(absl::GetFlag(FLAGS_log_level)); !status.ok()) return status;
+  CaptureLibraryLogs();
   const absl::StatusOr<ServerOptions> options = OptionsFromFlags();
   if (!options.ok()) return options.status();
   absl::StatusOr<std::unique_ptr<Server>> server = Server::Start(*options);

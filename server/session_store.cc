@@ -56,6 +56,19 @@ SessionStore::SessionStore(const Options& options, TimerThread* timers,
                            std::function<void(std::shared_ptr<SessionRecord>)> retire)
     : options_(options), timers_(timers), retire_(std::move(retire)) {}
 
+absl::StatusOr<SessionUse> SessionStore::FindRequest(absl::string_view tenant,
+                                                     absl::string_view request_id,
+                                                     absl::string_view fingerprint) {
+  Ended ended;
+  absl::StatusOr<SessionUse> use = [&] {
+    MutexLock lock(&mutex_);
+    EndExpired(&ended);
+    return TakeRequest(Key(tenant, request_id), fingerprint);
+  }();
+  Retire(std::move(ended));
+  return use;
+}
+
 absl::StatusOr<SessionUse> SessionStore::Insert(std::shared_ptr<SessionRecord> record,
                                                 absl::string_view request_id,
                                                 absl::string_view fingerprint,
@@ -67,15 +80,8 @@ absl::StatusOr<SessionUse> SessionStore::Insert(std::shared_ptr<SessionRecord> r
     MutexLock lock(&mutex_);
     EndExpired(&ended);
     const Key request_key(record->tenant(), std::string(request_id));
-    if (!request_id.empty()) {
-      const auto it = requests_.find(request_key);
-      if (it != requests_.end() && it->second.fingerprint != fingerprint) {
-        return absl::InvalidArgumentError(absl::StrCat(
-            "request_id '", Printable(request_id, 128),
-            "' was used for another request; it must be new, or the request the same"));
-      }
-      if (it != requests_.end()) return TakeUse(it->second.record);
-    }
+    absl::StatusOr<SessionUse> earlier = TakeRequest(request_key, fingerprint);
+    if (!earlier.ok() || *earlier) return earlier;
     if (static_cast<int64_t>(live_.size()) >= options_.max_sessions) {
       const absl::Duration next = leases_.empty()
                                       ? absl::InfiniteDuration()
@@ -186,6 +192,16 @@ SessionUse SessionStore::TakeUse(const std::shared_ptr<SessionRecord>& record) {
   if (record->uses_++ == 0) leases_.erase({record->deadline_, record.get()});
   record->last_call_ = timers_->clock()->Now();
   return SessionUse(this, record);
+}
+
+absl::StatusOr<SessionUse> SessionStore::TakeRequest(const Key& key,
+                                                     absl::string_view fingerprint) {
+  const auto it = requests_.find(key);
+  if (it == requests_.end()) return SessionUse();
+  if (it->second.fingerprint == fingerprint) return TakeUse(it->second.record);
+  return absl::InvalidArgumentError(
+      absl::StrCat("request_id '", Printable(key.second, 128),
+                   "' was used for another request; it must be new, or the request the same"));
 }
 
 void SessionStore::EndUse(SessionRecord* record) {

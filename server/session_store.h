@@ -80,8 +80,12 @@ class SessionStore {
   // The timers have been stopped by now, and no SessionUse is left.
   ~SessionStore() = default;
 
-  // Adds a session and gives it an id. When the tenant has a live session of this request_id it is
-  // returned instead, provided that `fingerprint` is the same; INVALID_ARGUMENT otherwise.
+  // The tenant's live session of this request_id, an empty use when there is none.
+  // INVALID_ARGUMENT when its `fingerprint` was another.
+  absl::StatusOr<SessionUse> FindRequest(absl::string_view tenant, absl::string_view request_id,
+                                         absl::string_view fingerprint);
+
+  // Adds a session and gives it an id; what FindRequest finds is returned instead.
   // RESOURCE_EXHAUSTED when there are max_sessions.
   absl::StatusOr<SessionUse> Insert(std::shared_ptr<SessionRecord> record,
                                     absl::string_view request_id, absl::string_view fingerprint,
@@ -127,6 +131,8 @@ class SessionStore {
   void Retire(Ended ended);
 
   SessionUse TakeUse(const std::shared_ptr<SessionRecord>& record)
+      ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
+  absl::StatusOr<SessionUse> TakeRequest(const Key& key, absl::string_view fingerprint)
       ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   void End(const std::shared_ptr<SessionRecord>& record, SessionState state, Ended* ended)
       ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);

@@ -15,6 +15,7 @@
 #include "absl/time/time.h"
 #include "client/cli/compress.h"
 #include "client/cli/report.h"
+#include "client/cli/safetensors.h"
 #include "client/cli/usage.h"
 #include "nni_compression/client.h"
 
@@ -37,8 +38,12 @@ enum ExitStatus { kOk = 0, kFailed = 1, kBadUsage = 2 };
 
 bool Json() { return absl::GetFlag(FLAGS_json); }
 
+std::string ErrorLine(const absl::Status& status) {
+  return Json() ? ErrorJson(status) : ErrorText(status);
+}
+
 void PrintError(const absl::Status& status) {
-  std::fprintf(stderr, "%s\n", (Json() ? ErrorJson(status) : ErrorText(status)).c_str());
+  std::fprintf(stderr, "%s\n", ErrorLine(status).c_str());
 }
 
 int Fail(const absl::Status& status) {
@@ -118,6 +123,9 @@ int CloseLabelled(const Client& client, const std::map<std::string, std::string>
 }
 
 int RunCompress(const Client& client, const CompressJob& job) {
+  ExitWhenInputShrinks(ErrorLine(absl::DataLossError(
+                           absl::StrCat(job.input_path, " became shorter while it was read"))),
+                       kFailed);
   const auto result = Compress(client, job);
   if (!result.ok()) return Fail(result.status());
   int exit_status = Print(ToText(*result), ToJson(*result).dump());

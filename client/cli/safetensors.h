@@ -70,6 +70,12 @@ class SafetensorsFile {
   SafetensorsHeader header_;
 };
 
+// From now on, when somebody shortens a mapped file while it is read, which the kernel reports by
+// SIGBUS, the program prints `message` as a line and ends with `exit_status` instead of dying of
+// the signal. Files of the result that are not complete stay behind under their temporary names, as
+// after a SIGKILL. Called once.
+void ExitWhenInputShrinks(const std::string& message, int exit_status);
+
 }  // namespace nni_compression::cli
 
 #endif  // NNI_COMPRESSION_CLIENT_CLI_SAFETENSORS_H_

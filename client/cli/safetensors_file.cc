@@ -1,4 +1,5 @@
 #include <fcntl.h>
+#include <signal.h>
 #include <sys/mman.h>
 #include <sys/stat.h>
 #include <unistd.h>
@@ -17,7 +18,26 @@ absl::Status Errno(absl::string_view what, const std::string& path) {
   return absl::ErrnoToStatus(errno, absl::StrCat("cannot ", what, " ", path));
 }
 
+// What the handler of SIGBUS, which may do next to nothing, needs.
+std::string* shrunk_message = nullptr;
+int shrunk_exit_status = 1;
+
+void OnShrunk(int) {
+  if (write(STDERR_FILENO, shrunk_message->data(), shrunk_message->size()) < 0) {
+    // Then the exit status has to do.
+  }
+  _exit(shrunk_exit_status);
+}
+
 }  // namespace
+
+void ExitWhenInputShrinks(const std::string& message, int exit_status) {
+  shrunk_message = new std::string(absl::StrCat(message, "\n"));
+  shrunk_exit_status = exit_status;
+  struct sigaction action = {};
+  action.sa_handler = OnShrunk;
+  sigaction(SIGBUS, &action, nullptr);
+}
 
 absl::StatusOr<SafetensorsFile> SafetensorsFile::Open(const std::string& path) {
   const int descriptor = open(path.c_str(), O_RDONLY | O_CLOEXEC);

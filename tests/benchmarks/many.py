@@ -68,6 +68,13 @@ def run(client: nc.Client) -> list[Benchmark]:
                 ),
                 Goal(
                     "P7",
+                    "the same, trainers that do nothing else",
+                    20,
+                    [p99["saturated"] / alone],
+                    at_least=False,
+                ),
+                Goal(
+                    "P7",
                     "an idle session beyond its masks",
                     64,
                     [idle / 1024],

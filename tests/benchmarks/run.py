@@ -22,8 +22,10 @@ MODULES = (
     "training",
     "small_models",
     "trials",
+    "agp_epoch",
     "many",
     "huge",
+    "experiments",
 )
 
 

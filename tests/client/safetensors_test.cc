@@ -3,6 +3,8 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include <cstdlib>
+#include <filesystem>
 #include <fstream>
 #include <string>
 
@@ -150,6 +152,20 @@ TEST(SafetensorsTest, MapsAFile) {
   EXPECT_EQ(SafetensorsFile::Open(path + ".absent").status().code(), absl::StatusCode::kNotFound);
   EXPECT_EQ(SafetensorsFile::Open(::testing::TempDir()).status().code(),
             absl::StatusCode::kInvalidArgument);
+}
+
+TEST(SafetensorsDeathTest, AFileThatIsShortenedWhileItIsReadEndsTheProgramWithAMessage) {
+  const std::string path = ::testing::TempDir() + "/is_shortened.safetensors";
+  std::ofstream(path, std::ios::binary)
+      << File(One("U8", "[100000]", "[0,100000]"), 0) + std::string(100000, 'x');
+  EXPECT_EXIT(
+      {
+        ExitWhenInputShrinks("the file became shorter", 7);
+        const auto mapped = SafetensorsFile::Open(path);
+        std::filesystem::resize_file(path, 100);
+        std::exit(mapped->bytes(mapped->header().tensors[0]).back());
+      },
+      ::testing::ExitedWithCode(7), "the file became shorter");
 }
 
 TEST(SafetensorsTest, KnowsTheTypesOfTheService) {

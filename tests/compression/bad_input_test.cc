@@ -105,7 +105,7 @@ TEST(BadInputTest, ShapesOfNoneOrSixtyFiveDimensions) {
 TEST(BadInputTest, ShapesWhoseProductOverflows) {
   EXPECT_THAT(BindLayers({MakeLayer("a", {int64_t{1} << 40, int64_t{1} << 40})}),
               IsInvalid(AllOf(HasSubstr("layers[0].shape is [1099511627776, 1099511627776]"),
-                              HasSubstr("at most 281474976710655 elements"))));
+                              HasSubstr("fewer than 2^48 elements"))));
 }
 
 TEST(BadInputTest, NamesWithNulNewlineOrAHundredKibibytes) {

@@ -135,6 +135,9 @@ TEST_F(SessionStoreTest, ARetriedRequestGetsTheSameSession) {
   const auto first = store_->Insert(Record(), "r", "content", std::nullopt);
   const auto retry = store_->Insert(Record(), "r", "content", std::nullopt);
   EXPECT_EQ((*first)->id(), (*retry)->id());
+  EXPECT_EQ((*store_->FindRequest("t", "r", "content"))->id(), (*first)->id());
+  EXPECT_FALSE(*store_->FindRequest("t", "another", "content"));
+  EXPECT_FALSE(*store_->FindRequest("other", "r", "content"));
   EXPECT_EQ(store_->live(), 1);
   const auto foreign = store_->Insert(Record("other"), "r", "else", std::nullopt);
   EXPECT_TRUE(foreign.ok()) << "request ids belong to a tenant";

@@ -69,6 +69,22 @@ TEST_F(SessionsTest, ARetriedBindModelGetsTheSameSession) {
   EXPECT_EQ(TryBind(request, &retry).error_code(), grpc::StatusCode::INVALID_ARGUMENT);
 }
 
+TEST(SmallServerTest, ARetriedBindModelNeedsNoMemoryOfItsOwn) {
+  server::ServerOptions options;
+  options.memory_budget = 1 << 20;
+  TestServer server(options);
+  v1::BindModelRequest request =
+      BindRequest("level", {{"sparsity", 0.5}}, {{"fc", {5 << 20}}});  // its mask: 640 KiB
+  request.set_request_id("r1");
+  v1::BindModelResponse first, retry;
+  for (v1::BindModelResponse* response : {&first, &retry}) {
+    grpc::ClientContext context;
+    const grpc::Status status = server.stub().BindModel(&context, request, response);
+    ASSERT_TRUE(status.ok()) << status.error_message();
+  }
+  EXPECT_EQ(first.session_id(), retry.session_id());
+}
+
 TEST_F(SessionsTest, AGivenMaskStands) {
   v1::BindModelRequest request = level_;
   v1::LayerMask* mask = request.add_masks();

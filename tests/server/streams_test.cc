@@ -558,6 +558,17 @@ TEST_F(StreamsTest, StepKeepsTheRunningRangeOfOutputsAndARetryChangesNothing) {
   EXPECT_FALSE(report.session().layers(0).has_input());
 }
 
+TEST_F(StreamsTest, ALayerWithABadRangeTakesPartAgainInTheNextStep) {
+  const std::string id = Bind(stub(), BindRequest("naive", {}, {{kWeight, {4}}}));
+  v1::StepResponse response;
+  ASSERT_TRUE(Step(stub(), StepWithRange(id, 1, {1, -1}), &response).ok());
+  EXPECT_EQ(response.parameters(0).error().code(), grpc::StatusCode::INVALID_ARGUMENT);
+  ASSERT_TRUE(Step(stub(), StepWithRange(id, 1, {0, 127}), &response).ok());
+  EXPECT_FALSE(response.parameters(0).has_parameters()) << "the step was applied";
+  ASSERT_TRUE(Step(stub(), StepWithRange(id, 2, {0, 127}), &response).ok());
+  EXPECT_EQ(response.parameters(0).parameters().scale(0), 1.0f);
+}
+
 TEST_F(StreamsTest, AStepThatFailsChangesNothing) {
   const std::string id = Bind(stub(), BindRequest("naive", {}, {{kWeight, {4}}}));
   StepMessage broken = StepWithRange(id, 1, {0, 127});

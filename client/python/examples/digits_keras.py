@@ -57,29 +57,75 @@ def accuracy(model: Any, data: tuple[Any, Any]) -> float:
     return 100 * float(model.evaluate(*data, verbose=0)[1])
 
 
-def main() -> int:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n", maxsplit=1)[0])
+def read_arguments(description: str) -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=description.split("\n", maxsplit=1)[0])
     parser.add_argument("--server", help="HOST:PORT; default $NNI_COMPRESSION_SERVER")
     parser.add_argument("--epochs", type=int, default=10, help="of each compressed training")
     arguments = parser.parse_args()
     if arguments.epochs < 5:
         parser.error(f"--epochs is {arguments.epochs}; it must be at least 5")
+    return arguments
 
-    keras.utils.set_random_seed(SEED)
+
+def load_images() -> list[Any]:
+    """Training images, test images, and their digits."""
     digits = load_digits()
     images = (digits.images / 16)[..., np.newaxis].astype(np.float32)
-    x, x_test, y, y_test = train_test_split(
+    parts = train_test_split(
         images, digits.target, test_size=0.25, random_state=SEED, stratify=digits.target
     )
+    return list(parts)
+
+
+def compressors(client: nc.Client, epochs: int) -> tuple[Any, Any]:
+    """AGP to 80 %, and QAT to 8 bits."""
+    agp = {"final_sparsity": SPARSITY, "end_epoch": epochs - 2, "op_types": ["default"]}
+    qat = {"quant_types": ["weight"], "quant_bits": 8, "op_types": ["default"]}
+    return AGPPruner([agp], client=client), QATQuantizer([qat], client=client)
+
+
+class Report:
+    """A line of the table for each compressor, and what is wrong."""
+
+    def __init__(self, before: float) -> None:
+        self.before = before
+        self.rows: list[Any] = []
+        self.failures: list[str] = []
+
+    def add(
+        self, compressor: Any, after: float, unwrapped: float, weights: list[Any], seconds: float
+    ) -> None:
+        """Notes the accuracy after training, that of the plain model, its weights, and the time."""
+        stats, name = compressor.stats, compressor.algorithm
+        zeros = float(np.mean([np.mean(w == 0) for w in weights if w.ndim > 1]))
+        share = 100 * stats.seconds_waiting / seconds
+        self.rows.append((compressor, self.before, after, zeros, stats, seconds, share))
+        if self.before - after > LARGEST_LOSS:
+            self.failures.append(f"{name}: lost {self.before - after:.1f} points")
+        if unwrapped != after:
+            self.failures.append(f"{name}: the unwrapped model computes otherwise")
+        if isinstance(compressor, Pruner) and abs(zeros - SPARSITY) > 0.01:
+            self.failures.append(f"{name}: {100 * zeros:.1f} % are zero")
+
+    def end(self) -> int:
+        """Prints it; the exit status."""
+        show(self.rows)
+        for failure in self.failures:
+            print(f"failed: {failure}", file=sys.stderr)
+        return 1 if self.failures else 0
+
+
+def main() -> int:
+    arguments = read_arguments(__doc__ or "")
+    keras.utils.set_random_seed(SEED)
+    x, x_test, y, y_test = load_images()
     baseline = build()
     baseline.fit(x, y, batch_size=64, epochs=10, verbose=0)
-    before = accuracy(baseline, (x_test, y_test))
-    print(f"TensorFlow {tf.__version__}; baseline: {before:.1f} %")
-    agp = {"final_sparsity": SPARSITY, "end_epoch": arguments.epochs - 2, "op_types": ["default"]}
-    qat = {"quant_types": ["weight"], "quant_bits": 8, "op_types": ["default"]}
-    rows, failures = [], []
+    report = Report(accuracy(baseline, (x_test, y_test)))
+    print(f"TensorFlow {tf.__version__}, Keras; baseline: {report.before:.1f} %")
     with nc.Client(arguments.server) as client:
-        for compressor in (AGPPruner([agp], client=client), QATQuantizer([qat], client=client)):
+        for compressor in compressors(client, arguments.epochs):
             model = build()
             model.set_weights(baseline.get_weights())
             compressor(model)
@@ -88,21 +134,10 @@ def main() -> int:
             model.fit(x, y, batch_size=64, epochs=arguments.epochs, verbose=0, callbacks=callbacks)
             seconds = time.perf_counter() - begin
             after = accuracy(model, (x_test, y_test))
-            stats = compressor.stats
-            share = 100 * stats.seconds_waiting / seconds
             plain = compressor.unwrap()
-            zeros = np.mean([np.mean(w == 0) for w in plain.get_weights() if w.ndim > 1])
-            rows.append((compressor, before, after, zeros, stats, seconds, share))
-            if before - after > LARGEST_LOSS:
-                failures.append(f"{compressor.algorithm}: lost {before - after:.1f} points")
-            if accuracy(plain, (x_test, y_test)) != after:
-                failures.append(f"{compressor.algorithm}: the unwrapped model computes otherwise")
-            if isinstance(compressor, Pruner) and abs(zeros - SPARSITY) > 0.01:
-                failures.append(f"{compressor.algorithm}: {100 * zeros:.1f} % are zero")
-    show(rows)
-    for failure in failures:
-        print(f"failed: {failure}", file=sys.stderr)
-    return 1 if failures else 0
+            unwrapped = accuracy(plain, (x_test, y_test))
+            report.add(compressor, after, unwrapped, plain.get_weights(), seconds)
+    return report.end()
 
 
 def show(rows: list[Any]) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -47,6 +48,36 @@ def test_the_same_bits_on_1_2_and_8_threads() -> None:
         finally:
             server.kill()
     assert seen[0] == seen[1] == seen[2]
+
+
+def available_memory() -> int:
+    """Bytes that the machine could give."""
+    lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith("MemAvailable:")) * 1024
+
+
+@pytest.mark.skipif(available_memory() < 10 << 30, reason="needs 10 GiB of free memory")
+def test_a_tensor_of_six_gigabytes_arrives_with_every_element_in_its_place() -> None:
+    # More bytes than 32 bits count, more elements than 31 bits do; zeros take no memory here.
+    weight = np.zeros(3_200_000_000, np.float16)
+    weight[10] = weight[-1] = 1
+    pruned = weight.size // 4 * 3
+    server = ServerProcess("--memory_budget=8G")
+    try:
+        with nc.Client(server.address) as client:
+            layers = [nc.Layer("w", "Linear", weight.shape, weight.dtype)]
+            with client.bind_model("level", [{"sparsity": 0.75}], layers) as session:
+                mask = session.calc_mask({"w": weight})["w"]
+                assert session.stats.bytes_sent > weight.nbytes
+    finally:
+        server.kill()
+    # Of equal magnitudes the first go, and so all up to this index but the one that is larger.
+    assert mask.pruned == pruned
+    whole = (pruned + 1) // 8
+    assert mask.bits[:2].tolist() == [0, 1 << 2]
+    assert not mask.bits[2:whole].any()
+    assert mask.bits[whole] == 0xFF & ~((1 << (pruned + 1) % 8) - 1)
+    assert (mask.bits[whole + 1 :] == 0xFF).all()
 
 
 class TestLittleMemory:

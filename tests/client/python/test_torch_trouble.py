@@ -22,6 +22,7 @@ from torch_helpers import AGP, COMPRESSED, LEVEL, QAT, Net, dense, images
 
 SOURCES = Path(nc.__file__).parents[1]
 TIMEOUT = 60.0
+AWAY = 30.0  # seconds
 
 
 @pytest.fixture
@@ -111,6 +112,34 @@ class TestALostSession:
             assert pruner.epoch == 4
             model(images())
 
+    def test_training_goes_on_after_a_server_was_away_for_half_a_minute(
+        self, own_server: ServerProcess, client: nc.Client
+    ) -> None:
+        whole = AGPPruner(AGP, client=client)
+        expected = whole(Net())
+        pruner = AGPPruner(AGP, server=own_server.address)
+        model = pruner(Net())
+        for each in (whole, pruner):
+            each.update_epoch(3)
+            each.bound_model(images())
+            each.bound_model.eval()
+        lost = pruner.session
+        own_server.kill()
+        back: list[ServerProcess] = []
+        timer = threading.Timer(AWAY, lambda: back.append(ServerProcess(port=own_server.port)))
+        timer.start()
+        try:
+            pruner.update_epoch(6)
+            whole.update_epoch(6)
+            assert torch.equal(model(images()), expected(images()))
+            assert lost.stats.retries > 1
+            assert lost.stats.seconds_waiting > 0.9 * AWAY
+        finally:
+            timer.join()
+            pruner.close()
+            for each_server in back:
+                each_server.stop()
+
     def test_it_is_an_error_where_that_was_asked_for(self, own_server: ServerProcess) -> None:
         pruner = AGPPruner(AGP, server=own_server.address, on_lost_session="raise")
         model = pruner(Net())
@@ -150,6 +179,54 @@ class TestALostSession:
             LevelPruner(LEVEL, on_lost_session="wait")
         with pytest.raises(ValueError, match="on_bad_weight is 'drop'; it must be one of"):
             LevelPruner(LEVEL, on_bad_weight="drop")
+
+
+class TestASlowServer:
+    def test_a_server_that_stands_still_is_waited_for(self, own_server: ServerProcess) -> None:
+        pruner = AGPPruner(AGP, server=own_server.address)
+        model = pruner(Net())
+        own_server.process.send_signal(signal.SIGSTOP)
+        first = threading.Thread(target=model, args=(images(),))
+        first.start()
+        first.join(1.0)
+        assert first.is_alive()
+        own_server.process.send_signal(signal.SIGCONT)
+        first.join(TIMEOUT)
+        assert not first.is_alive()
+        pruner.close()
+
+    def test_the_deadline_is_an_error_that_names_it_and_training_can_go_on(
+        self, own_server: ServerProcess
+    ) -> None:
+        with nc.Client(own_server.address, timeout=1.0, keep_alive=False) as client:
+            pruner = AGPPruner(AGP, client=client)
+            model = pruner(Net())
+            model(images())
+            own_server.process.send_signal(signal.SIGSTOP)
+            try:
+                with pytest.raises(nc.DeadlineExceededError, match=r"UpdateEpoch at .* 1 s"):
+                    pruner.update_epoch(4)
+            finally:
+                own_server.process.send_signal(signal.SIGCONT)
+            pruner.update_epoch(4)
+            model(images())
+            assert pruner.epoch == 4
+            pruner.close()
+
+
+def test_trials_of_one_model_send_it_once(own_server: ServerProcess) -> None:
+    sent = []
+    for sparsity in (0.3, 0.6, 0.9):
+        torch.manual_seed(0)
+        model = torch.nn.Sequential(torch.nn.Linear(2000, 1000))
+        with nc.Client(own_server.address) as client:  # each trial is a process of its own
+            pruner = LevelPruner([{"sparsity": sparsity, "op_types": ["default"]}], client=client)
+            pruner(model)
+            assert pruner.masks["0"].sum() == 2_000_000 - int(2_000_000 * sparsity)
+            pruner.close()
+            sent.append(client.stats.bytes_sent)
+    assert sent[0] > 8_000_000
+    assert max(sent[1:]) < 20_000
 
 
 def test_a_rank_that_ends_leaves_the_session_to_the_others(client: nc.Client) -> None:

@@ -32,7 +32,7 @@ def test_its_examples_run_from_top_to_bottom(
         exec(compile("\n" * (line - 1) + source, str(PAGE), "exec"), names)
 
 
-@pytest.mark.parametrize("example", ["digits_keras.py"])
+@pytest.mark.parametrize("example", ["digits_keras.py", "digits_graph.py"])
 def test_the_example_trains_prunes_and_quantizes(server: ServerProcess, example: str) -> None:
     done = subprocess.run(
         [sys.executable, str(ROOT / "client/python/examples" / example), "--epochs=6"],

@@ -460,5 +460,6 @@ def test_a_model_that_is_not_built_is_refused(client: nc.Client) -> None:
 
 
 def test_what_is_no_keras_model_is_refused() -> None:
-    with pytest.raises(TypeError, match="model is a str; it must be a built Keras model"):
+    expected = "model is a str; it must be a tf.Graph or a built Keras model"
+    with pytest.raises(TypeError, match=expected):
         LevelPruner("a model", LEVEL)

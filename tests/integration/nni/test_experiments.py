@@ -21,6 +21,7 @@ from conftest import EXAMPLES, ROOT
 from nni_compression.nni import pruning_space
 
 TIMEOUT = 180.0
+LOG_LINES = 100  # shown of each file
 
 
 def wait_for(condition, what):
@@ -32,10 +33,29 @@ def wait_for(condition, what):
     return found
 
 
+def wait_until_over(experiment):
+    """Waits for the experiment's end, and says when NNI itself has failed."""
+
+    def is_over():
+        status = experiment.get_status()
+        assert status != "ERROR", "NNI ended the experiment with an error"
+        return status == "DONE"
+
+    wait_for(is_over, "the experiment is over")
+
+
 def free_port():
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return probe.getsockname()[1]
+
+
+def show_logs(folder):
+    """Prints what NNI and the trials have written; pytest shows it when the test has failed."""
+    for pattern in ("[!_]*/log/*.log", "[!_]*/environments/*/trials/*/trial.std*"):
+        for path in sorted(folder.glob(pattern)):
+            lines = path.read_text(errors="replace").splitlines()
+            print(f"--- {path}, {len(lines)} lines", *lines[-LOG_LINES:], sep="\n")
 
 
 @pytest.fixture
@@ -49,7 +69,7 @@ def start(server, tmp_path):
     """Starts experiments, and ends them after the test."""
     started = []
 
-    def start_experiment(command, trials, **environment):
+    def start_experiment(command, trials, assess=False, **environment):
         experiment = Experiment("local")
         config = experiment.config
         config.search_space = pruning_space([killed_trial.LAYER])
@@ -68,6 +88,10 @@ def start(server, tmp_path):
             code_directory=str(EXAMPLES),
             class_args={"optimize_mode": "maximize", "seed": 1},
         )
+        if assess:
+            config.assessor = CustomAlgorithmConfig(
+                class_name="hasty_assessor.HastyAssessor", code_directory=str(Path(__file__).parent)
+            )
         config.experiment_working_directory = str(tmp_path / "experiments")
         experiment.start(free_port())
         started.append(experiment)
@@ -76,14 +100,14 @@ def start(server, tmp_path):
     yield start_experiment
     for experiment in started:
         experiment.stop()
+    show_logs(tmp_path / "experiments")
 
 
 def test_a_killed_trial_leaves_nothing_and_the_others_get_the_masks_they_would_get_alone(
     server, start, tmp_path
 ):
-    killed = tmp_path / "killed"
-    experiment = start("killed_trial.py", 6, KILLED=killed, MASKS=tmp_path)
-    wait_for(lambda: experiment.get_status() in ("DONE", "ERROR"), "the experiment is over")
+    experiment = start("killed_trial.py", 6, RESULTS=tmp_path)
+    wait_until_over(experiment)
     jobs = experiment.list_trial_jobs()
     (dead,) = [job for job in jobs if job.status != "SUCCEEDED"]
     assert len(jobs) == 6
@@ -91,7 +115,7 @@ def test_a_killed_trial_leaves_nothing_and_the_others_get_the_masks_they_would_g
     with nc.Client(server.address) as client:
         labels = {"nni_experiment": experiment.id}
         wait_for(lambda: not client.sessions(labels), "the dead trial's lease ends")
-        info = client.session_info(killed.read_text())
+        info = client.session_info((tmp_path / "killed").read_text())
         assert info.state == "expired"
         assert info.labels["nni_trial"] == dead.trialJobId
         with pytest.raises(nc.NotFoundError):
@@ -116,6 +140,17 @@ def test_stopping_an_experiment_ends_its_trials_and_their_sessions(server, start
         experiment.stop()
         wait_for(lambda: not client.sessions(labels), "their sessions are closed")
         wait_for(lambda: not any(map(is_running, trainers)), "the trainers are gone")
+
+
+def test_trials_that_an_assessor_stops_end_with_their_sessions(server, start):
+    experiment = start("waiting_trial.py; true", 2, assess=True)
+    wait_until_over(experiment)
+    # NNI 3.0 often forgets that it was an assessor.
+    stopped = {"EARLY_STOPPED", "USER_CANCELED"}
+    assert [job.status in stopped for job in experiment.list_trial_jobs()] == [True] * 2
+    with nc.Client(server.address) as client:
+        labels = {"nni_experiment": experiment.id}
+        wait_for(lambda: not client.sessions(labels), "their sessions are closed")
 
 
 def is_running(pid):
@@ -152,9 +187,23 @@ def test_the_example_ends_with_a_table_the_best_configuration_and_a_picture(serv
         assert client.sessions() == []
 
 
+def test_the_same_search_by_optuna_ends_with_the_same_table(server, tmp_path, monkeypatch, capsys):
+    import optuna_search
+
+    monkeypatch.setattr(optuna_search, "TRIALS", 2)
+    monkeypatch.setenv("NNI_COMPRESSION_SERVER", server.address)
+    monkeypatch.chdir(tmp_path)
+    optuna_search.main()
+    assert "best: {'prune_method'" in capsys.readouterr().out
+    assert (tmp_path / "optuna.png").read_bytes().startswith(b"\x89PNG")
+    with nc.Client(server.address) as client:
+        assert client.sessions() == []
+
+
 def test_nnictl_takes_the_examples_configuration(server, tmp_path):
     written = run_search(server, tmp_path, "prune", "--trials", "2", "--yaml", tmp_path / "c.yml")
     assert written.returncode == 0, written.stderr
+    assert f"NNI_COMPRESSION_SERVER={server.address} " in (tmp_path / "c.yml").read_text()
     nnictl = str(Path(sys.executable).parent / "nnictl")
     environment = {**os.environ, "PYTHONPATH": str(ROOT / "client/python/src")}
     # It does not end by itself in the foreground, and that is the only way to learn its id.
@@ -168,7 +217,7 @@ def test_nnictl_takes_the_examples_configuration(server, tmp_path):
     )
     try:
         experiment = wait_for(lambda: connect(port), "nnictl has started the experiment")
-        wait_for(lambda: experiment.get_status() in ("DONE", "ERROR"), "it is over")
+        wait_until_over(experiment)
         assert [job.status for job in experiment.list_trial_jobs()] == ["SUCCEEDED"] * 2
     finally:
         process.send_signal(signal.SIGINT)

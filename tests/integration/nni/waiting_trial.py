@@ -14,4 +14,5 @@ if __name__ == "__main__":
     choice = pruning_choice(nni.get_next_parameter(), options=options)
     client = nc.Client()
     with client.bind_model(*choice, [LAYER], labels={"pid": str(os.getpid())}):
+        nni.report_intermediate_result(0.0)
         threading.Event().wait()

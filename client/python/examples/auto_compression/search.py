@@ -39,6 +39,9 @@ SPACES = {
     "prune": lambda found: pruning_space(found, sparsity=(0.5, 0.98)),
     "quantize": quantization_space,
 }
+# Of this process's environment, what the trials need to reach the server as well.
+# TODO(access): the variable that names the token's file, once servers ask for tokens.
+INHERITED = ("NNI_COMPRESSION_SHM_SOCKET",)
 LOOK_EVERY = 1.0  # seconds
 
 
@@ -51,8 +54,8 @@ def make_experiment(arguments: argparse.Namespace) -> Experiment:
     config.experiment_name = f"digits-{arguments.what}"
     config.search_space = SPACES[arguments.what](layers(trial.baseline(weights)))
     config.trial_command = (
-        f"{nc.client.SERVER_VARIABLE}={shlex.quote(arguments.server)} "
-        f"{shlex.quote(sys.executable)} trial.py --baseline {shlex.quote(str(weights))}"
+        f"{connection(arguments.server)} {shlex.quote(sys.executable)} trial.py "
+        f"--baseline {shlex.quote(str(weights))}"
     )
     config.trial_code_directory = str(HERE)
     config.trial_concurrency = arguments.concurrency
@@ -64,6 +67,16 @@ def make_experiment(arguments: argparse.Namespace) -> Experiment:
     )
     config.experiment_working_directory = str(arguments.out.resolve() / "experiments")
     return experiment
+
+
+def connection(server: str) -> str:
+    """How a trial reaches the server, as variables before its command.
+
+    They may be read in the configuration, so a secret may be there as a file's name only.
+    """
+    variables = {name: os.environ[name] for name in INHERITED if os.environ.get(name)}
+    variables[nc.client.SERVER_VARIABLE] = server
+    return " ".join(f"{name}={shlex.quote(value)}" for name, value in variables.items())
 
 
 def free_port() -> int:

@@ -410,7 +410,7 @@ class Compressor:
             self.algorithm,
             self._wire_config_list(),
             layers,
-            framework=self._framework,
+            framework=self._framework(),
             labels=self._labels,
             lease=self._lease,
             masks=masks or None,
@@ -459,10 +459,13 @@ class Compressor:
 
     # What an adapter says of its framework.
 
-    _framework: ClassVar[str] = "generic"  # as BindModel has it
     _model_type: ClassVar[str] = "model"  # for messages
 
     _runs_custom: ClassVar[bool] = False  # whether algorithms of one's own compute here
+
+    def _framework(self) -> str:
+        """As BindModel has it."""
+        raise NotImplementedError
 
     def _is_model(self, value: Any) -> bool:
         raise NotImplementedError

@@ -1,10 +1,15 @@
-"""Pruning and quantizing Keras models of TensorFlow through a compression server.
+"""Pruning and quantizing TensorFlow's Keras models and graphs through a compression server.
 
 >>> from nni_compression.tensorflow import LevelPruner
 >>> config_list = [{"sparsity": 0.8, "op_types": ["default"]}]
 >>> pruner = LevelPruner(config_list)
 >>> model = pruner(model)
 >>> model.fit(x, y, callbacks=[pruner.callback()])
+
+or, in graph mode,
+
+>>> pruner(tf.compat.v1.get_default_graph())
+>>> pruner.update_epoch(epoch, sess)
 
 Every forward pass sees the compressed weights; the dense ones stay the model's variables.
 `pruner.unwrap()` gives the plain model back with the zeros written in.
@@ -15,7 +20,6 @@ from __future__ import annotations
 from typing import Any
 
 from ..plan import Layer
-from . import keras as _keras
 from .compressor import (
     AGPPruner,
     Compressor,
@@ -25,6 +29,7 @@ from .compressor import (
     Pruner,
     QATQuantizer,
     Quantizer,
+    find_weights,
 )
 
 # NNI's spellings.
@@ -48,4 +53,4 @@ __all__ = [
 
 def layers(model: Any) -> list[Layer]:
     """The model's layers as a session is told of them: for search spaces, or to see their names."""
-    return [weight.layer() for weight in _keras.find_weights(model)]
+    return [weight.layer() for weight in find_weights(model)]

@@ -1,7 +1,9 @@
-"""Pruners and quantizers of TensorFlow models."""
+"""Pruners and quantizers of TensorFlow's graphs and Keras models."""
 
 from __future__ import annotations
 
+import contextlib
+import numbers
 from collections.abc import Sequence
 from typing import Any, ClassVar, Optional
 
@@ -11,7 +13,7 @@ from .. import compressor
 from ..adapter import Tracker
 from ..binding import Binding
 from ..masks import Mask
-from . import keras, kernels
+from . import graph, keras
 
 
 class Compressor(compressor.Compressor):
@@ -21,13 +23,19 @@ class Compressor(compressor.Compressor):
     >>> model = pruner(model)
     >>> model.fit(x, y, callbacks=[pruner.callback()])
 
-    The Keras model is changed in place and returned; it has to be built, and is compressed at once.
-    Its variables stay the same objects and are never overwritten: the forward pass sees the
+    >>> pruner = LevelPruner(config_list)
+    >>> pruner(tf.compat.v1.get_default_graph())
+    >>> pruner.update_epoch(epoch, sess)
+
+    A Keras model is changed in place and returned; it has to be built, and is compressed at once. A
+    graph has to be compressed before a session runs it; answers come with the first call that has a
+    session. Variables stay the same objects and are never overwritten: the forward pass sees the
     compressed weights, everybody else the dense ones. Errors are subclasses of
     `nni_compression.CompressionError`.
 
     The service is asked by `update_epoch`, `step` and `refresh`, for all layers that need it in one
-    stream. Weights count as changed when `step` or `refresh` is called.
+    stream. Weights count as changed when `step` or `refresh` is called. With a graph these and
+    `unwrap` take the session, by default TensorFlow's default session.
 
     A `tf.function` of one's own that has run before the model was compressed goes on with the
     layers as they were: make it anew. Those of `fit`, `evaluate` and `predict` are.
@@ -35,58 +43,88 @@ class Compressor(compressor.Compressor):
     Arguments are those of `nni_compression.torch`; `optimizer` is not needed.
     """
 
-    _framework: ClassVar[str] = "keras"
-    _model_type: ClassVar[str] = "built Keras model of TensorFlow's Keras"
+    _model_type: ClassVar[str] = "tf.Graph or a built Keras model of TensorFlow's Keras"
 
-    def update_epoch(self, epoch: int) -> None:
+    def update_epoch(self, epoch: int, sess: Optional[Any] = None) -> None:
         """Tells the epoch, from 0 on, and asks for the masks that it makes stale."""
-        super().update_epoch(epoch)
-        self._bound().refresh()
+        with self._using(sess):
+            super().update_epoch(epoch)
+            self._bound().refresh()
 
-    def step(self, step: Optional[int] = None) -> None:
+    def step(self, step: Optional[Any] = None, sess: Optional[Any] = None) -> None:
         """Tells that a minibatch is done: the next step, or the one given (absolute).
 
-        A quantizer gets what the changed weights are quantized to.
+        A quantizer gets what the changed weights are quantized to. `step(sess)` is the next step.
         """
-        self._weights_changed()
-        super().step(step)
-        self._bound().refresh()
+        if step is not None and not isinstance(step, numbers.Integral):
+            step, sess = None, step
+        with self._using(sess):
+            self._weights_changed()
+            super().step(step)
+            self._bound().refresh()
 
-    def refresh(self) -> None:
+    def refresh(self, sess: Optional[Any] = None) -> None:
         """Asks now, as if all weights had changed: after they were loaded, say."""
-        self._weights_changed()
-        super().refresh()
+        with self._using(sess):
+            self._weights_changed()
+            super().refresh()
+
+    def unwrap(self, sess: Optional[Any] = None) -> Any:
+        """Gives the plain model back, zeros or quantized values written in; ends the session.
+
+        In a graph they are written into the variables of `sess`.
+        """
+        with self._using(sess):
+            self._weights_changed()
+            self._keep_final()
+            model = super().unwrap()
+        if not graph.is_graph(model):
+            keras.forget_compiled(model)
+        return model
 
     def callback(self) -> Any:
         """A callback for `model.fit` that calls `update_epoch` and `step`."""
         return _make_callback(self)
 
-    def unwrap(self) -> Any:
-        """Gives the plain model back, zeros or quantized values written in; ends the session."""
-        self._weights_changed()
-        model = super().unwrap()
-        keras.forget_compiled(model)
-        return model
+    def _using(self, sess: Optional[Any]) -> contextlib.AbstractContextManager[Any]:
+        self._bound()
+        if graph.is_graph(self._model):
+            return graph.CompressedGraph.of(self._model).using(sess)
+        if sess is not None:
+            raise TypeError(f"a Keras model has no session, and this is a {type(sess).__name__}")
+        return contextlib.nullcontext()
+
+    def _keep_final(self) -> None:
+        """Keeps what can be asked for after `unwrap`."""
 
     def _weights_changed(self) -> None:
         binding = self._bound()
-        assert isinstance(binding, keras.KerasBinding)
+        assert isinstance(binding, (graph.GraphBinding, keras.KerasBinding))
         binding.weights_changed()
 
     def _bind(self, resume: Any, *, join: bool) -> None:
         super()._bind(resume, join=join)
-        keras.forget_compiled(self._model)
-        self._bound().refresh()
+        if not graph.is_graph(self._model):  # in a graph the next call that has a session does it
+            keras.forget_compiled(self._model)
+            self._bound().refresh()
+
+    def _framework(self) -> str:
+        return "tensorflow" if graph.is_graph(self._model) else "keras"
 
     def _is_model(self, value: Any) -> bool:
-        return keras.is_model(value)
+        return graph.is_graph(value) or keras.is_model(value)
 
     def _find_weights(self) -> Sequence[Any]:
-        return keras.find_weights(self._model)
+        return find_weights(self._model)
 
     def _is_installed(self, binding: Binding[Any]) -> bool:
         weights = binding.weights.values()
-        return all(kernels.state_of(w.owner, w.attribute) is not None for w in weights)
+        return all(getattr(w.state, binding.role) is not None for w in weights)  # type: ignore[attr-defined]
+
+
+def find_weights(model: Any) -> Sequence[Any]:
+    """The weights of a graph or a Keras model that can be compressed."""
+    return graph.find_weights(model) if graph.is_graph(model) else keras.find_weights(model)
 
 
 class Pruner(Compressor, compressor.PrunerPart):
@@ -96,18 +134,16 @@ class Pruner(Compressor, compressor.PrunerPart):
 
     @property
     def masks(self) -> dict[str, Any]:
-        """Layer name -> bool array of the weight's shape, True = kept."""
+        """Layer name -> bool array of the weight's shape, True = kept: those in force."""
         if self._final_masks is not None:
             return dict(self._final_masks)
         binding = self._bound()
-        assert isinstance(binding, keras.PrunerBinding)
-        binding.refresh()
+        assert isinstance(binding, (graph.PrunerBinding, keras.PrunerBinding))
         return binding.masks()
 
-    def unwrap(self) -> Any:
-        """Gives the plain model back, zeros written in; ends the session."""
+    def _keep_final(self) -> None:
+        self._bound().refresh()
         self._final_masks = self.masks
-        return super().unwrap()
 
     def _packed_masks(self) -> dict[str, Mask]:
         if self._final_masks is None:
@@ -115,7 +151,8 @@ class Pruner(Compressor, compressor.PrunerPart):
         return {name: Mask.from_numpy(mask) for name, mask in self._final_masks.items()}
 
     def _make_binding(self, tracker: Tracker, weights: Sequence[Any]) -> Binding[Any]:
-        return keras.PrunerBinding(tracker, weights)
+        module = graph if graph.is_graph(self._model) else keras
+        return module.PrunerBinding(tracker, weights)
 
 
 class Quantizer(compressor.QuantizerPart, Compressor):
@@ -133,8 +170,7 @@ class Quantizer(compressor.QuantizerPart, Compressor):
         if self._final_calibration is not None:
             return dict(self._final_calibration)
         binding = self._bound()
-        assert isinstance(binding, keras.QuantizerBinding)
-        binding.refresh()
+        assert isinstance(binding, (graph.QuantizerBinding, keras.QuantizerBinding))
         return {
             name: {
                 "weight_bits": answer.bits,
@@ -146,14 +182,13 @@ class Quantizer(compressor.QuantizerPart, Compressor):
             if not answer.unquantized
         }
 
-    def unwrap(self) -> Any:
-        """Gives the plain model back, quantized values written in; ends the session."""
-        self._weights_changed()
+    def _keep_final(self) -> None:
+        self._bound().refresh()
         self._final_calibration = self.calibration
-        return super().unwrap()
 
     def _make_binding(self, tracker: Tracker, weights: Sequence[Any]) -> Binding[Any]:
-        return keras.QuantizerBinding(tracker, weights, self.transfer)
+        module = graph if graph.is_graph(self._model) else keras
+        return module.QuantizerBinding(tracker, weights, self.transfer)
 
 
 class LevelPruner(Pruner):

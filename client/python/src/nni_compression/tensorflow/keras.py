@@ -13,8 +13,7 @@ from ..adapter import Tracker
 from ..masks import Mask
 from ..plan import Layer
 from ..quantization import QuantizedTensor
-from ..tensors import Tensor
-from . import kernels
+from . import kernels, rounding
 
 _ATTRIBUTES = ("kernel", "depthwise_kernel", "pointwise_kernel", "embeddings")
 _CLASSES = (
@@ -196,13 +195,7 @@ class KerasBinding(binding.Binding[TrackedWeight]):
                 kernels.uninstall(weight.owner, weight.attribute)
 
     def _hosts(self, weights: Sequence[TrackedWeight]) -> Mapping[str, Any]:
-        return {weight.name: _host(weight.numpy(), weight.dtype) for weight in weights}
-
-
-def _host(array: Any, dtype: str) -> Any:
-    if dtype == "bfloat16":
-        return Tensor(array.view(np.uint16), "bfloat16", array.shape)
-    return array
+        return {weight.name: rounding.host(weight.numpy(), weight.dtype) for weight in weights}
 
 
 class PrunerBinding(KerasBinding, binding.PrunerBinding[TrackedWeight]):
@@ -248,20 +241,17 @@ class QuantizerBinding(KerasBinding, binding.QuantizerBinding[TrackedWeight]):
 
     def _ranges(self, weights: Sequence[TrackedWeight]) -> Mapping[str, Any]:
         plan = self.tracker.plan.layers
-        return {w.name: _range(w.numpy(), plan[w.name].range_per_channel) for w in weights}
+        return {
+            w.name: rounding.weight_range(w.numpy(), plan[w.name].range_per_channel)
+            for w in weights
+        }
 
     def _set_answer(self, weight: TrackedWeight, answer: QuantizedTensor) -> None:
         self.answers[weight.name] = answer
         if answer.unquantized:
             weight.state.set_values(None, None)
             return
-        dense = weight.numpy()
-        wide = dense.astype(np.float32)
-        if answer.values is None:
-            values = _rounded(wide, answer).astype(dense.dtype)
-        else:  # bfloat16 comes as uint16 bits
-            values = np.asarray(answer.values).view(dense.dtype)
-        weight.state.set_values(values, _inside(wide, answer))
+        weight.state.set_values(*rounding.values_and_inside(weight.numpy(), answer))
 
     def _lasts(self, answer: QuantizedTensor) -> bool:
         return answer.unquantized  # the values are computed when an answer comes
@@ -269,56 +259,11 @@ class QuantizerBinding(KerasBinding, binding.QuantizerBinding[TrackedWeight]):
     def _write(self, state: kernels.WeightState, dense: Any) -> Any:
         active = bool(state.active.numpy())
         written = state.values.numpy() if active else dense
-        state.values = state.active = None
+        state.values = state.active = state.inside = None
         if state.pruner is None and state.mask is not None:
             written = np.where(state.mask.numpy(), written, np.zeros((), dense.dtype))
             state.mask = None
         return written
-
-
-def _range(weight: Any, per_channel: bool) -> Any:
-    """Smallest and largest element: float32 [2], or [2, C] for the last dimension."""
-    wide = weight.astype(np.float32)
-    axes = tuple(range(wide.ndim - 1)) if per_channel else None
-    return np.stack([wide.min(axis=axes), wide.max(axis=axes)])
-
-
-def _rounded(weight: Any, answer: QuantizedTensor) -> Any:
-    """The quantized values of a float32 weight.
-
-    The arithmetic is float32 in the service's order of operations, so both give the same bits
-    (DoReFa to one code: the last bit of tanh differs between mathematical libraries).
-    """
-    assert answer.code_min is not None and answer.code_max is not None
-    if answer.scale is None:
-        squashed = np.tanh(weight)
-        largest = np.abs(squashed).max()
-        if largest == 0:
-            return np.zeros_like(weight)
-        levels = np.float32(answer.code_max)
-        codes = np.rint((squashed / (largest * 2) + np.float32(0.5)) * levels)
-        return codes * np.float32(2) / levels - np.float32(1)
-    scale = np.asarray(answer.scale, np.float32)  # channels are last, so both broadcast
-    zero_point = np.asarray(answer.zero_point, np.float32)
-    codes = np.clip(_codes(weight, answer), answer.code_min, answer.code_max)
-    return (codes - zero_point) * scale
-
-
-def _codes(weight: Any, answer: QuantizedTensor) -> Any:
-    """The codes of an affine formula, not clamped."""
-    scale = np.asarray(answer.scale, np.float32)
-    zero_point = np.asarray(answer.zero_point, np.float32)
-    if answer.rounding == "truncate":
-        return np.trunc(weight / scale) + zero_point
-    return np.rint(weight * (np.float32(1) / scale)) + zero_point
-
-
-def _inside(weight: Any, answer: QuantizedTensor) -> Any:
-    """Where a gradient passes: bool of the weight's shape, False where QAT clamps."""
-    if answer.rounding != "half_even":
-        return np.ones(weight.shape, np.bool_)
-    codes = _codes(weight, answer)
-    return (codes >= answer.code_min) & (codes <= answer.code_max)
 
 
 def forget_compiled(model: Optional[Any]) -> None:

@@ -32,6 +32,7 @@ class WeightState:
         mask: bool variable, True = kept; None without a pruner.
         values: variable of the quantized weight; None without a quantizer.
         active: bool variable: whether the values are in force.
+        inside: bool variable: where no code was clamped, so that a gradient passes.
     """
 
     def __init__(self, shape: tuple[int, ...], dtype: Any) -> None:
@@ -40,7 +41,7 @@ class WeightState:
         self.mask: Any = None
         self.values: Any = None
         self.active: Any = None
-        self._inside: Any = None  # where no code was clamped, so that a gradient passes
+        self.inside: Any = None
         self._shape = shape
         self._dtype = dtype
 
@@ -58,25 +59,24 @@ class WeightState:
         """Lets the weight pass, until values come."""
         self.values = self._variable(np.zeros(self._shape, self._dtype))
         self.active = self._variable(np.array(False))
-        self._inside = self._variable(np.ones(self._shape, np.bool_))
+        self.inside = self._variable(np.ones(self._shape, np.bool_))
 
     def set_values(self, values: Any, inside: Any) -> None:
         """Puts quantized values in force; None lets the weight pass."""
         if values is not None:
             self.values.assign(values)
-            self._inside.assign(inside)
+            self.inside.assign(inside)
         self.active.assign(values is not None)
 
     def effective(self, weight: Any) -> Any:
         """Quantized first, then masked: zeros stay zero. Differentiable in `weight`, a tensor."""
         if self.values is not None:
-            weight = _straight_through(weight, self.values, self._inside, self.active)
+            weight = _straight_through(weight, self.values, self.inside, self.active)
         if self.mask is not None:
             weight = tf.where(self.mask, weight, tf.zeros([], weight.dtype))
         return weight
 
-    @staticmethod
-    def _variable(initial: Any) -> Any:
+    def _variable(self, initial: Any) -> Any:
         with tf.init_scope():
             return tf.Variable(initial, trainable=False)
 
@@ -87,14 +87,15 @@ def _straight_through(weight: Any, values: Any, inside: Any, active: Any) -> Any
     passes = tf.logical_or(inside.read_value(), tf.logical_not(in_force))
     quantized = tf.cast(values.read_value(), weight.dtype)
 
+    # All are arguments: in a graph, variables that are met on the way to others have to be known.
     @tf.custom_gradient  # type: ignore[misc]
-    def apply(dense: Any) -> Any:
+    def apply(dense: Any, quantized: Any, in_force: Any, passes: Any) -> Any:
         def gradient(upstream: Any) -> Any:
-            return tf.where(passes, upstream, tf.zeros([], upstream.dtype))
+            return tf.where(passes, upstream, tf.zeros([], upstream.dtype)), None, None, None
 
         return tf.where(in_force, quantized, dense), gradient
 
-    return apply(weight)
+    return apply(weight, quantized, in_force, passes)
 
 
 def state_of(layer: Any, attribute: str) -> Optional[WeightState]:

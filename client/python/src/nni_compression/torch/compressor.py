@@ -52,7 +52,6 @@ class Compressor(compressor.Compressor):
     One thread at a time may call a compressor; any number may run the model.
     """
 
-    _framework: ClassVar[str] = "pytorch"
     _model_type: ClassVar[str] = "torch.nn.Module"
     _runs_custom: ClassVar[bool] = True
 
@@ -70,6 +69,9 @@ class Compressor(compressor.Compressor):
             if isinstance(module, modules.CompressedModule) and key in state:
                 state[key] = module.weight.detach()
         return state
+
+    def _framework(self) -> str:
+        return "pytorch"
 
     def _is_model(self, value: Any) -> bool:
         return isinstance(value, nn.Module)

@@ -1,0 +1,573 @@
+"""Graphs of TensorFlow 1 bound to a session: finding weights, inserting masks, putting answers in.
+
+The weight that an operation reads is replaced by what is left of it: the edge from the variable to
+the operation is led through nodes that quantize and mask. The variable itself stays as it is. Masks
+and quantized values are variables of their own, in no collection that a `Saver` or
+`global_variables_initializer` looks at, so checkpoints are those of the plain graph.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import weakref
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, Optional
+
+import numpy as np
+import tensorflow as tf
+
+from .. import binding
+from ..adapter import Tracker
+from ..masks import Mask
+from ..plan import Layer
+from ..quantization import QuantizedTensor
+from . import kernels, rounding
+
+_v1 = tf.compat.v1
+
+_COMPRESSED = "_nni_compression"  # attribute of a graph
+_LAYERS = ("Conv2D", "Conv3D", "DepthwiseConv2dNative", "MatMul")
+# Operations of gradients that read the weight as well, at the same place.
+_READERS = (
+    *_LAYERS,
+    "Conv2DBackpropInput",
+    "Conv3DBackpropInputV2",
+    "DepthwiseConv2dNativeBackpropInput",
+)
+_WEIGHT_INPUT = 1
+_BETWEEN = ("Identity", "Cast", "ReadVariableOp")
+_VARIABLE_TYPES = ("VarHandleOp", "VariableV2", "Variable")
+_DTYPES = ("float32", "float16", "bfloat16", "float64")
+
+
+class CompressedGraph:
+    """The weights of one graph, and the session of TensorFlow that calls read and write them in.
+
+    Pruners and quantizers of the graph share it. One thread at a time may call it.
+
+    Attributes:
+        weights: name of the variable's operation -> weight.
+    """
+
+    def __init__(self, graph: Any) -> None:
+        self.graph = graph
+        self.weights: dict[str, GraphWeight] = {}
+        self._session: Any = None
+        # The session that has all that is in force, and those known to run the graph as it is.
+        self._up_to_date: weakref.WeakSet[Any] = weakref.WeakSet()
+        self._checked: weakref.WeakSet[Any] = weakref.WeakSet()
+
+    @staticmethod
+    def of(graph: Any) -> CompressedGraph:
+        """The graph's one."""
+        found: Optional[CompressedGraph] = getattr(graph, _COMPRESSED, None)
+        if found is None:
+            found = CompressedGraph(graph)
+            setattr(graph, _COMPRESSED, found)
+        return found
+
+    @contextlib.contextmanager
+    def using(self, session: Optional[Any]) -> Iterator[None]:
+        """Calls inside run in this session, else in the default one; it has all that is in force.
+
+        Raises ValueError without a session of this graph, and RuntimeError for one that runs the
+        graph as it was before it was compressed.
+        """
+        session = _v1.get_default_session() if session is None else session
+        if session is None:
+            raise ValueError("there is no session: give one, or make it the default")
+        if session.graph is not self.graph:
+            raise ValueError("the session has another graph than the one that is compressed")
+        self._session = session
+        try:
+            if session not in self._checked:
+                for weight in self.weights.values():
+                    self._check_rewired(weight)
+                self._checked.add(session)
+            if session not in self._up_to_date:
+                self._assign([item for w in self.weights.values() for item in w.state.in_force()])
+                self._up_to_date.add(session)
+            yield
+        finally:
+            self._session = None
+
+    def run(self, fetches: Any, feeds: Optional[Mapping[Any, Any]] = None) -> Any:
+        """Runs the session of `using`, past the hooks of a MonitoredSession."""
+        if hasattr(self._session, "run_step_fn"):
+            return self._session.run_step_fn(
+                lambda step_context: step_context.session.run(fetches, feeds)
+            )
+        return self._session.run(fetches, feeds)
+
+    def put(self, values: Sequence[tuple[Slot, Any]]) -> None:
+        """Puts values in force: in the session now, in others when they are used next."""
+        for slot, value in values:
+            slot.value = value
+        self._up_to_date.clear()
+        if self._session is not None:
+            self._assign(values)
+            self._up_to_date.add(self._session)
+
+    def rewired(self) -> None:
+        """Edges of the graph have changed: sessions have to be checked again."""
+        self._checked.clear()
+
+    def _assign(self, values: Sequence[tuple[Slot, Any]]) -> None:
+        if values:
+            self.run(
+                [slot.assign for slot, _ in values],
+                {slot.placeholder: value for slot, value in values},
+            )
+
+    def _check_rewired(self, weight: GraphWeight) -> None:
+        """Raises RuntimeError when the session runs the layer as it was before.
+
+        A session that has run anything goes on with the edges that the graph had then, and says
+        nothing. So the layer is run with zeros and with ones in place of the compressed weight.
+        """
+        led = weight.state.led
+        if led is None:
+            return
+        operation = weight.operation
+        feeds = {operation.inputs[0]: _probe_data(weight)}
+        outputs = []
+        for value in (0, 1):
+            feeds[led] = np.full(weight.shape, value, led.dtype.as_numpy_dtype)
+            try:
+                outputs.append(self.run(operation.outputs[0], feeds))
+            except tf.errors.FailedPreconditionError:  # it wants the variable, which has no value
+                outputs.append(np.array(1 - value))
+            except (tf.errors.InvalidArgumentError, tf.errors.UnimplementedError):
+                return  # no kernel for this layout on this machine: it cannot be trained either
+        if np.any(outputs[0] != 0) or not np.any(outputs[1] != 0):
+            raise RuntimeError(
+                f"this session ran the graph before layer {weight.name!r} was compressed and goes "
+                "on without masks or quantization: compress the graph first, or make a new session"
+            )
+
+
+class Slot:
+    """A variable for answers: what a session has of it, and what it should have.
+
+    Attributes:
+        variable: in no collection, and never initialized but by assigning.
+        value: that is in force.
+        placeholder, assign: how a value comes in.
+    """
+
+    def __init__(self, name: str, value: Any) -> None:
+        self.value = value
+        shape, dtype = value.shape, tf.as_dtype(value.dtype)
+        self.variable = _v1.Variable(
+            lambda: tf.zeros(shape, dtype),
+            trainable=False,
+            use_resource=True,
+            collections=[],
+            name=name,
+            dtype=dtype,
+            shape=shape,
+        )
+        self.placeholder = _v1.placeholder(dtype, shape)
+        self.assign = self.variable.assign(self.placeholder, read_value=False)
+
+
+@dataclasses.dataclass
+class _Read:
+    """A tensor of a variable's value, and the operations that read, or would read, it.
+
+    `led` is what they read instead, if anything, and `slots` what that is made of.
+    """
+
+    source: Any
+    operations: list[Any]
+    led: Any = None
+    slots: tuple[Any, ...] = ()
+
+
+class GraphState(kernels.WeightState):
+    """What stands between a variable and the operations that read it.
+
+    Attributes:
+        reads: name of a tensor of the variable's value -> who reads it.
+    """
+
+    def __init__(self, shape: tuple[int, ...], dtype: Any, variable: Any) -> None:
+        super().__init__(shape, dtype)
+        self.reads: dict[str, _Read] = {}
+        self.slots: dict[str, Slot] = {}
+        self._operation = variable
+
+    @property
+    def led(self) -> Any:
+        """What the first operation reads instead of the variable; None when that is all."""
+        return next(iter(self.reads.values())).led
+
+    def slot(self, variable: Any) -> Slot:
+        """The slot of `mask`, `values`, `inside` or `active`."""
+        return self.slots[variable.name]
+
+    def value(self, variable: Any) -> Any:
+        """What is in force of `mask`, `values`, `inside` or `active`."""
+        return self.slot(variable).value
+
+    def in_force(self) -> list[tuple[Slot, Any]]:
+        """All slots with their values."""
+        return [(slot, slot.value) for slot in self.slots.values()]
+
+    def lead(self) -> None:
+        """Leads all reads through the variables that there are now."""
+        slots = tuple(self.slots)
+        with self._inside_graph():
+            for read in self.reads.values():
+                if read.slots != slots:
+                    read.led, read.slots = self._checked(read.source), slots
+                    for operation in read.operations:
+                        operation._update_input(_WEIGHT_INPUT, read.led)
+                    CompressedGraph.of(self._operation.graph).rewired()
+
+    def remove(self) -> None:
+        """Lets all operations read the variable itself again, and forgets the answers."""
+        self.mask = self.values = self.inside = self.active = None
+        self.slots = {}
+        for read in self.reads.values():
+            read.led, read.slots = None, ()
+            for operation in read.operations:
+                operation._update_input(_WEIGHT_INPUT, read.source)
+
+    def _checked(self, source: Any) -> Any:
+        """The effective weight; an error in a session that has no answers yet."""
+        initialized = [_v1.is_variable_initialized(s.variable) for s in self.slots.values()]
+        known = _v1.Assert(
+            tf.reduce_all(initialized),
+            [
+                "this session has no masks or quantized weights of "
+                f"{self._operation.name} yet: call update_epoch(epoch, sess), step(sess) or "
+                "refresh(sess) first"
+            ],
+        )
+        with tf.control_dependencies([known]):
+            return self.effective(tf.identity(source))
+
+    def _variable(self, initial: Any) -> Any:
+        with self._inside_graph():
+            slot = Slot(f"nni_compression/{self._operation.name}", initial)
+        self.slots[slot.variable.name] = slot
+        return slot.variable
+
+    @contextlib.contextmanager
+    def _inside_graph(self) -> Iterator[None]:
+        with self._operation.graph.as_default(), tf.control_dependencies(None):
+            yield
+
+
+class GraphWeight:
+    """A variable that operations of the graph read as their weight.
+
+    Attributes:
+        operation: the first of them; the layer has its name.
+        read: a tensor of the dense weight.
+    """
+
+    def __init__(self, operation: Any, variable: Any) -> None:
+        self.name = operation.name
+        self.operation = operation
+        self.shape = tuple(tf.TensorShape(variable.get_attr("shape")).as_list())
+        dtype = tf.as_dtype(variable.get_attr("dtype")).base_dtype
+        self.dtype: str = dtype.name  # as the wire names it
+        self.state = GraphState(self.shape, dtype.as_numpy_dtype, variable)
+        self.aliases: list[str] = []
+        self.generation = 0
+        self.read: Any = None
+        self._placeholder: Any = None
+        self._assign: Any = None
+        self._variable = variable
+
+    @property
+    def graph(self) -> CompressedGraph:
+        """That it belongs to."""
+        return CompressedGraph.of(self._variable.graph)
+
+    def prepare(self) -> None:
+        """Makes what reads and writes the variable: later the graph may be finalized."""
+        if self.read is not None:
+            return
+        target, dtype = self._variable.outputs[0], tf.as_dtype(self.dtype)
+        with self._variable.graph.as_default(), tf.control_dependencies(None):
+            self._placeholder = _v1.placeholder(dtype, self.shape)
+            if self._variable.type == "VarHandleOp":
+                self.read = tf.raw_ops.ReadVariableOp(resource=target, dtype=dtype)
+                self._assign = tf.raw_ops.AssignVariableOp(resource=target, value=self._placeholder)
+            else:
+                self.read = tf.identity(target)
+                self._assign = _v1.assign(target, self._placeholder).op
+
+    def write(self, value: Any) -> None:
+        """Writes the dense weight."""
+        self.graph.run(self._assign, {self._placeholder: value})
+
+    def layer(self) -> Layer:
+        """What BindModel is told: the channels are the last dimension, as TensorFlow has it."""
+        return Layer(
+            name=self.name,
+            op_type=self.operation.type,
+            shape=self.shape,
+            dtype=self.dtype,
+            channel_axis=len(self.shape) - 1,
+            aliases=self.aliases,
+        )
+
+    def token(self) -> Any:
+        """Nothing of a variable in a session tells that it has changed: the compressor counts."""
+        return self.generation
+
+
+def is_graph(value: Any) -> bool:
+    """Whether this is a graph of TensorFlow."""
+    return isinstance(value, tf.Graph)
+
+
+def find_weights(graph: Any) -> list[GraphWeight]:
+    """The variables that layers read as their weight, in the order of the operations.
+
+    A layer has its operation's name; further operations on the same variable are its aliases. What
+    is inside of control flow (loops, conditions, functions) is left alone.
+    """
+    weights = CompressedGraph.of(graph).weights
+    sources = {
+        read.led.name: read.source
+        for weight in weights.values()
+        for read in weight.state.reads.values()
+        if read.led is not None
+    }
+    found: dict[str, GraphWeight] = {}
+    layers: list[str] = []
+    for operation in graph.get_operations():
+        if operation.type not in _READERS:
+            continue
+        tensor = operation.inputs[_WEIGHT_INPUT]
+        source = sources.get(tensor.name, tensor)
+        variable = _variable_of(source)
+        if variable is None:
+            continue
+        is_gradient = any(f"/{name}_grad/" in f"/{operation.name}" for name in layers)
+        is_layer = operation.type in _LAYERS and not is_gradient
+        if variable.name not in found:
+            if not is_layer:
+                continue
+            if variable.name not in weights:
+                weights[variable.name] = GraphWeight(operation, variable)
+            found[variable.name] = weights[variable.name]
+            found[variable.name].aliases = []
+        elif is_layer:
+            found[variable.name].aliases.append(operation.name)
+        if is_layer:
+            layers.append(operation.name)
+        read = found[variable.name].state.reads.setdefault(source.name, _Read(source, []))
+        if operation not in read.operations:
+            read.operations.append(operation)
+    return list(found.values())
+
+
+def _variable_of(tensor: Any) -> Any:
+    """The operation of the variable that a tensor reads, or None."""
+    operation = tensor.op
+    while operation.type in _BETWEEN:
+        operation = operation.inputs[0].op
+    if operation.type not in _VARIABLE_TYPES:
+        return None
+    dtype = tf.as_dtype(operation.get_attr("dtype")).base_dtype
+    shape = tf.TensorShape(operation.get_attr("shape"))
+    fits = dtype.name in _DTYPES and shape.is_fully_defined() and shape.num_elements() > 0
+    return operation if fits else None
+
+
+def _probe_data(weight: GraphWeight) -> Any:
+    """Ones that the layer takes as its data."""
+    operation, kernel = weight.operation, weight.shape
+    if operation.type == "MatMul":
+        inner = kernel[1] if operation.get_attr("transpose_b") else kernel[0]
+        smallest = [inner, 1] if operation.get_attr("transpose_a") else [1, inner]
+        return _ones(operation.inputs[0], smallest)
+    spatial = len(kernel) - 2
+    channels_first = operation.get_attr("data_format").decode().startswith("NC")
+    dilations = operation.get_attr("dilations")
+    dilations = dilations[2:] if channels_first else dilations[1:-1]
+    sizes = [(kernel[i] - 1) * dilations[i] + 1 for i in range(spatial)]
+    smallest = [1, kernel[spatial], *sizes] if channels_first else [1, *sizes, kernel[spatial]]
+    return _ones(operation.inputs[0], smallest)
+
+
+def _ones(tensor: Any, smallest: Sequence[int]) -> Any:
+    """For a tensor: of its shape, as far as that is known, else of the smallest one."""
+    known = tensor.shape.as_list() if tensor.shape.rank else smallest
+    shape = [size or least for size, least in zip(known, smallest)]
+    return np.ones(shape, tensor.dtype.as_numpy_dtype)
+
+
+class GraphBinding(binding.Binding[GraphWeight]):
+    """What both kinds of binding do with a graph. They ask inside of `CompressedGraph.using`."""
+
+    role = ""  # which slot of WeightState is this binding's: "pruner" or "quantizer"
+
+    def install(self) -> None:
+        for weight in self.weights.values():
+            if getattr(weight.state, self.role) is not None:
+                raise RuntimeError(
+                    f"layer {weight.name!r} already has a {self.role}; unwrap() that one first"
+                )
+        for weight in self.weights.values():
+            weight.prepare()
+            self._prepare(weight.state)
+            setattr(weight.state, self.role, self.refresh)
+            weight.state.lead()
+
+    def weights_changed(self) -> None:
+        """Treats all weights as changed."""
+        for weight in self.weights.values():
+            weight.generation += 1
+
+    def leave(self) -> None:
+        for weight in self.weights.values():
+            setattr(weight.state, self.role, None)
+
+    def unwrap(self) -> None:
+        dense = self._dense(list(self.weights.values()))
+        puts = []
+        for name, weight in self.weights.items():
+            weight.write(self._written(weight.state, dense[name]))
+            setattr(weight.state, self.role, None)
+            puts += self._nothing(weight.state)
+        self._put(puts)  # for sessions, which go on with the edges that they have
+        for weight in self.weights.values():
+            if weight.state.pruner is None and weight.state.quantizer is None:
+                weight.state.remove()
+
+    def _hosts(self, weights: Sequence[GraphWeight]) -> Mapping[str, Any]:
+        arrays = self._dense(weights)
+        return {w.name: rounding.host(arrays[w.name], w.dtype) for w in weights}
+
+    def _dense(self, weights: Sequence[GraphWeight]) -> Mapping[str, Any]:
+        """The weights in the session, in one run of it."""
+        if not weights:
+            return {}
+        found: Mapping[str, Any] = weights[0].graph.run({w.name: w.read for w in weights})
+        return found
+
+    def _put(self, values: Sequence[tuple[Slot, Any]]) -> None:
+        for weight in self.weights.values():
+            weight.graph.put(values)
+            return
+
+    def _prepare(self, state: GraphState) -> None:
+        """Makes the variables that this binding's answers go to."""
+        raise NotImplementedError
+
+    def _written(self, state: GraphState, dense: Any) -> Any:
+        """The dense weight with the answer in it."""
+        raise NotImplementedError
+
+    def _nothing(self, state: GraphState) -> list[tuple[Slot, Any]]:
+        """Values with which the state does nothing more for this binding."""
+        raise NotImplementedError
+
+
+class PrunerBinding(GraphBinding, binding.PrunerBinding[GraphWeight]):
+    """Masks of a graph's layers."""
+
+    role = "pruner"
+
+    def _prepare(self, state: GraphState) -> None:
+        if state.mask is None:
+            state.add_mask()
+
+    def set_masks(self, masks: Mapping[str, Mask]) -> None:
+        super().set_masks(masks)
+        changed = [self.weights[name].state for name in masks if name in self.weights]
+        self._put([(state.slot(state.mask), state.value(state.mask)) for state in changed])
+
+    def _set_mask(self, weight: GraphWeight, mask: Mask) -> None:
+        weight.state.slot(weight.state.mask).value = mask.to_numpy()
+
+    def packed_masks(self) -> dict[str, Mask]:
+        answered = self.tracker.status
+        return {
+            name: Mask.from_numpy(mask)
+            for name, mask in self.masks().items()
+            if answered[name].answered
+        }
+
+    def masks(self) -> dict[str, Any]:
+        """Layer name -> bool array of the weight's shape, True = kept."""
+        return {name: w.state.value(w.state.mask) for name, w in self.weights.items()}
+
+    def _written(self, state: GraphState, dense: Any) -> Any:
+        return _masked(state, dense)
+
+    def _nothing(self, state: GraphState) -> list[tuple[Slot, Any]]:
+        # A quantizer may give zeros another value: then the mask stays.
+        return _without_mask(state) if state.quantizer is None else []
+
+
+class QuantizerBinding(GraphBinding, binding.QuantizerBinding[GraphWeight]):
+    """Quantized weights of a graph's layers."""
+
+    role = "quantizer"
+
+    def __init__(self, tracker: Tracker, weights: Sequence[GraphWeight], transfer: str) -> None:
+        super().__init__(tracker, weights, transfer)
+        self.answers: dict[str, QuantizedTensor] = {}
+        self._present: Mapping[str, Any] = {}
+        self._puts: list[tuple[Slot, Any]] = []
+
+    def _prepare(self, state: GraphState) -> None:
+        if state.values is None:
+            state.add_values()
+
+    def _dense(self, weights: Sequence[GraphWeight]) -> Mapping[str, Any]:
+        self._present = super()._dense(weights)
+        return self._present
+
+    def _ranges(self, weights: Sequence[GraphWeight]) -> Mapping[str, Any]:
+        plan = self.tracker.plan.layers
+        dense = self._dense(weights)
+        return {
+            w.name: rounding.weight_range(dense[w.name], plan[w.name].range_per_channel)
+            for w in weights
+        }
+
+    def _take(self, answers: Mapping[str, QuantizedTensor], tokens: Mapping[str, Any]) -> None:
+        super()._take(answers, tokens)
+        puts, self._puts, self._present = self._puts, [], {}
+        self._put(puts)
+
+    def _set_answer(self, weight: GraphWeight, answer: QuantizedTensor) -> None:
+        self.answers[weight.name] = answer
+        state = weight.state
+        if not answer.unquantized:
+            values, inside = rounding.values_and_inside(self._present[weight.name], answer)
+            self._puts += [(state.slot(state.values), values), (state.slot(state.inside), inside)]
+        self._puts.append((state.slot(state.active), np.array(not answer.unquantized)))
+
+    def _lasts(self, answer: QuantizedTensor) -> bool:
+        return answer.unquantized  # the values are computed when an answer comes
+
+    def _written(self, state: GraphState, dense: Any) -> Any:
+        written = state.value(state.values) if state.value(state.active) else dense
+        return _masked(state, written) if state.pruner is None else written
+
+    def _nothing(self, state: GraphState) -> list[tuple[Slot, Any]]:
+        inactive = [(state.slot(state.active), np.array(False))]
+        return inactive if state.pruner is not None else inactive + _without_mask(state)
+
+
+def _masked(state: GraphState, weight: Any) -> Any:
+    if state.mask is None:
+        return weight
+    return np.where(state.value(state.mask), weight, np.zeros((), weight.dtype))
+
+
+def _without_mask(state: GraphState) -> list[tuple[Slot, Any]]:
+    if state.mask is None:
+        return []
+    return [(state.slot(state.mask), np.ones_like(state.value(state.mask)))]

@@ -1,0 +1,72 @@
+"""Quantized weights computed where the weight is, with the parameters that the service decided.
+
+The arithmetic is float32 in the service's order of operations, so both give the same bits (DoReFa
+to one code: the last bit of tanh differs between mathematical libraries). Channels are last.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from ..quantization import QuantizedTensor
+from ..tensors import Tensor
+
+
+def host(array: Any, dtype: str) -> Any:
+    """A weight as the client takes it; numpy has no bfloat16 of its own."""
+    if dtype == "bfloat16":
+        return Tensor(array.view(np.uint16), "bfloat16", array.shape)
+    return array
+
+
+def weight_range(weight: Any, per_channel: bool) -> Any:
+    """Smallest and largest element: float32 [2], or [2, C] for the last dimension."""
+    wide = weight.astype(np.float32)
+    axes = tuple(range(wide.ndim - 1)) if per_channel else None
+    return np.stack([wide.min(axis=axes), wide.max(axis=axes)])
+
+
+def values_and_inside(dense: Any, answer: QuantizedTensor) -> tuple[Any, Any]:
+    """The quantized weight in its own dtype, and where a gradient passes, for an answer."""
+    wide = dense.astype(np.float32)
+    if answer.values is None:
+        values = _rounded(wide, answer).astype(dense.dtype)
+    else:  # bfloat16 comes as uint16 bits
+        values = np.asarray(answer.values).view(dense.dtype)
+    return values, _inside(wide, answer)
+
+
+def _rounded(weight: Any, answer: QuantizedTensor) -> Any:
+    """The quantized values of a float32 weight."""
+    assert answer.code_min is not None and answer.code_max is not None
+    if answer.scale is None:
+        squashed = np.tanh(weight)
+        largest = np.abs(squashed).max()
+        if largest == 0:
+            return np.zeros_like(weight)
+        levels = np.float32(answer.code_max)
+        codes = np.rint((squashed / (largest * 2) + np.float32(0.5)) * levels)
+        return codes * np.float32(2) / levels - np.float32(1)
+    scale = np.asarray(answer.scale, np.float32)
+    zero_point = np.asarray(answer.zero_point, np.float32)
+    codes = np.clip(_codes(weight, answer), answer.code_min, answer.code_max)
+    return (codes - zero_point) * scale
+
+
+def _codes(weight: Any, answer: QuantizedTensor) -> Any:
+    """The codes of an affine formula, not clamped."""
+    scale = np.asarray(answer.scale, np.float32)
+    zero_point = np.asarray(answer.zero_point, np.float32)
+    if answer.rounding == "truncate":
+        return np.trunc(weight / scale) + zero_point
+    return np.rint(weight * (np.float32(1) / scale)) + zero_point
+
+
+def _inside(weight: Any, answer: QuantizedTensor) -> Any:
+    """True where QAT does not clamp: bool of the weight's shape."""
+    if answer.rounding != "half_even":
+        return np.ones(weight.shape, np.bool_)
+    codes = _codes(weight, answer)
+    return (codes >= answer.code_min) & (codes <= answer.code_max)

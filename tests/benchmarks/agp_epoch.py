@@ -1,0 +1,95 @@
+"""An epoch of AGP on a network of ResNet-50's size, from `update_epoch` to masked weights."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+
+import torch
+
+import local_pruners
+import nni_compression as nc
+import peers
+from harness import Benchmark, Goal, lines, quotients
+from nni_compression.torch import AGPPruner
+
+EPOCHS = 10
+RULE = {"final_sparsity": 0.8, "start_epoch": 0, "end_epoch": EPOCHS + 1}
+NNI = "NNI's formula (topk)"
+
+
+def shapes() -> Iterator[tuple[int, ...]]:
+    """The weights of ResNet-50's 53 convolutions and its last layer: 25.5 million."""
+    yield 64, 3, 7, 7
+    inputs = 64
+    for width, blocks in ((64, 3), (128, 4), (256, 6), (512, 3)):
+        for block in range(blocks):
+            yield width, inputs, 1, 1
+            yield width, width, 3, 3
+            yield 4 * width, width, 1, 1
+            if block == 0:
+                yield 4 * width, inputs, 1, 1
+            inputs = 4 * width
+    yield 1000, inputs
+
+
+def network() -> torch.nn.Module:
+    """Layers with these weights; none is run."""
+    torch.manual_seed(0)
+    return torch.nn.ModuleList(
+        torch.nn.Linear(shape[1], shape[0], bias=False)
+        if len(shape) == 2
+        else torch.nn.Conv2d(shape[1], shape[0], shape[2:], bias=False)
+        for shape in shapes()
+    )
+
+
+class Trainer:
+    """A network under one pruner, whose weights are others in every epoch."""
+
+    def __init__(self, pruner: AGPPruner | local_pruners.AGPPruner) -> None:
+        self.model = network()
+        self.weights = [layer.weight for layer in self.model]
+        self.pruner = pruner
+        pruner(self.model)
+
+    def epoch(self, number: int) -> float:
+        """Seconds from `update_epoch` until each layer has its masked weight."""
+        with torch.no_grad():
+            for weight in self.weights:
+                weight.mul_(1.001)
+            begin = time.perf_counter()
+            self.pruner.update_epoch(number)
+            if isinstance(self.pruner, AGPPruner):
+                for layer in self.model:
+                    layer.weight  # noqa: B018 the first read asks for the masks
+            else:
+                self.pruner.refresh()
+            return time.perf_counter() - begin
+
+
+def run(client: nc.Client) -> list[Benchmark]:
+    names = [str(number) for number in range(len(network()))]
+    rules = [{"op_names": names, **RULE}]
+    with peers.shared_memory_client() as near:
+        trainers = {
+            NNI: Trainer(local_pruners.AGPPruner(rules)),
+            "service, TCP": Trainer(AGPPruner(rules, client=client)),
+            "service, shared memory": Trainer(AGPPruner(rules, client=near)),
+        }
+        times: dict[str, list[float]] = {name: [] for name in trainers}
+        for number in range(EPOCHS + 1):
+            for name, trainer in trainers.items():
+                taken = trainer.epoch(number)
+                if number > 0:  # epoch 0 prunes nothing
+                    times[name].append(taken)
+        for trainer in list(trainers.values())[1:]:
+            trainer.pruner.close()
+    size = sum(weight.numel() for weight in trainers[NNI].weights)
+    goals = [
+        Goal("I2", f"an AGP epoch of ResNet-50, {name}", 20, quotients(times[NNI], values))
+        for name, values in times.items()
+        if name != NNI
+    ]
+    title = f"An epoch of AGP, {len(names)} layers of ResNet-50, {size / 1e6:.1f} million weights"
+    return [Benchmark(title, lines(times, NNI), goals=goals)]
