@@ -54,8 +54,8 @@ class CompressionError(Exception):
         self.message = message
         if code is not None:
             self.code = code
-        self.errors: Mapping[str, CompressionError] = MappingProxyType({})
-        self.results: Mapping[str, Any] = MappingProxyType({})
+        self.errors: Mapping[Any, CompressionError] = MappingProxyType({})
+        self.results: Mapping[Any, Any] = MappingProxyType({})
 
     def __str__(self) -> str:
         return self.message  # KeyError, a base of NotFoundError, would show the repr

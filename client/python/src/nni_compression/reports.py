@@ -200,7 +200,7 @@ def _layer_report(message: pb.LayerReport) -> LayerReport:
 
 
 def _activation(report: pb.LayerReport, name: str) -> Optional[QuantizedTensor]:
-    if not report.HasField(name):  # type: ignore[arg-type]
+    if not report.HasField(name):
         return None
     message = pb.LayerParameters(layer=report.name, parameters=getattr(report, name))
     return quantization.from_wire(message)

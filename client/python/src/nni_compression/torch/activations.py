@@ -105,7 +105,8 @@ def ranges(activations: Sequence[Activation], device: torch.device) -> list[list
     """
     seen = torch.stack([activation.seen(device) for activation in activations])
     if torch.distributed.is_available() and torch.distributed.is_initialized():
-        torch.distributed.all_reduce(seen, op=torch.distributed.ReduceOp.MAX)
+        maximum = torch.distributed.ReduceOp.MAX
+        torch.distributed.all_reduce(seen, op=maximum)  # type: ignore[no-untyped-call]
     found = []
     for low, high in seen.tolist():
         found.append([] if low == high == -math.inf else [-low, high])
