@@ -202,7 +202,6 @@ const gains = pruner ? [
   ['safetensors, pth', 'nothing; the values are floats again', 'nothing'],
   ['compressed-tensors', 'the file, and the weights in memory where the runtime keeps them packed',
    'runtimes with kernels for such weights, vLLM for one'],
-  ['onnx', 'the model, once it holds integers', 'ONNX Runtime, with 8 bits on processors that have such instructions'],
 ];
 fill(document.getElementById('gains'), [['exported as', ''], ['smaller', ''], ['faster', '']],
   gains.map((g) => [g.map((text) => [text, 'wrap']), '']));
