@@ -260,7 +260,7 @@ absl::StatusOr<ActivationAnswer> Session::ObserveActivation(int i, Activation ac
     LayerState state = states_[i];
     (*quantizer)->ObserveActivation(activation, range, state);
     ActivationAnswer answer = (*quantizer)->QuantizeActivation(activation, clock_, state);
-    states_[i].memory = std::move(state.memory);
+    Commit(i, std::move(state));
     return answer;
   });
 }
