@@ -160,37 +160,42 @@ def test_a_damaged_file_costs_only_its_session(data_dir: Path) -> None:
     content = bytearray(files[0].read_bytes())
     content[len(content) // 2] ^= 1
     files[0].write_bytes(content)
-    with ServerProcess(f"--data_dir={data_dir}") as again:
-        with nc.Client(again.address, timeout=60) as client:
-            lost = []
-            for session_id in ids:
-                try:
-                    client.join(session_id).update_epoch(1)
-                except nc.CompressionError as error:
-                    assert "DATA_LOSS" in str(error.code)
-                    lost.append(session_id)
-            assert len(lost) == 1
-            assert any(
-                "session_damaged" in line and lost[0] in line for line in again.log().splitlines()
-            )
+    with (
+        ServerProcess(f"--data_dir={data_dir}") as again,
+        nc.Client(again.address, timeout=60) as client,
+    ):
+        lost = []
+        for session_id in ids:
+            try:
+                client.join(session_id).update_epoch(1)
+            except nc.DataLossError:
+                lost.append(session_id)
+        assert len(lost) == 1
+        assert any(
+            "session_damaged" in line and lost[0] in line for line in again.log().splitlines()
+        )
 
 
 def test_epochs_are_stored_quickly_enough_to_be_answered(data_dir: Path) -> None:
     """Not a benchmark: it shows that nothing syncs or waits for a timer at every call."""
-    with ServerProcess(f"--data_dir={data_dir}") as server:
-        with nc.Client(server.address, timeout=60) as client:
-            session = client.bind_model("agp", AGP, LAYERS)
-            times = []
-            for epoch in range(300):
-                start = time.perf_counter()
-                session.update_epoch(epoch)
-                times.append(time.perf_counter() - start)
-            print(f"update_epoch, median: {sorted(times)[150] * 1e3:.3f} ms")
+    with (
+        ServerProcess(f"--data_dir={data_dir}") as server,
+        nc.Client(server.address, timeout=60) as client,
+    ):
+        session = client.bind_model("agp", AGP, LAYERS)
+        times = []
+        for epoch in range(300):
+            start = time.perf_counter()
+            session.update_epoch(epoch)
+            times.append(time.perf_counter() - start)
+        print(f"update_epoch, median: {sorted(times)[150] * 1e3:.3f} ms")
 
 
 def ctl(*arguments: str) -> subprocess.CompletedProcess[str]:
     """A run of compressionctl."""
-    binary = os.environ.get("COMPRESSIONCTL_BINARY", ROOT / "build/release/client/cli/compressionctl")
+    binary = os.environ.get(
+        "COMPRESSIONCTL_BINARY", ROOT / "build/release/client/cli/compressionctl"
+    )
     return subprocess.run(
         [binary, *arguments], capture_output=True, text=True, timeout=60, check=False
     )
@@ -201,31 +206,37 @@ class TestBackup:
         self, data_dir: Path, tmp_path: Path
     ) -> None:
         backup, restored = tmp_path / "backup", tmp_path / "restored"
-        with ServerProcess(f"--data_dir={data_dir}") as server:
-            with nc.Client(server.address, timeout=60) as client:
-                session = client.bind_model("agp", AGP, [*LAYERS, BIG])
-                session.update_epoch(3)
-                before = session.calc_mask(weights(3))
-                run = ctl("backup", f"--data_dir={data_dir}", str(backup))
-                assert run.returncode == 0, run.stderr
-                for epoch in range(4, 8):  # replaces every mask, and with it every file
-                    session.update_epoch(epoch)
-                    session.calc_mask(weights(epoch))
+        with (
+            ServerProcess(f"--data_dir={data_dir}") as server,
+            nc.Client(server.address, timeout=60) as client,
+        ):
+            session = client.bind_model("agp", AGP, [*LAYERS, BIG])
+            session.update_epoch(3)
+            before = session.calc_mask(weights(3))
+            run = ctl("backup", f"--data_dir={data_dir}", str(backup))
+            assert run.returncode == 0, run.stderr
+            for epoch in range(4, 8):  # replaces every mask, and with it every file
+                session.update_epoch(epoch)
+                session.calc_mask(weights(epoch))
         run = ctl("restore", f"--data_dir={restored}", str(backup))
         assert run.returncode == 0, run.stderr
-        with ServerProcess(f"--data_dir={restored}") as server:
-            with nc.Client(server.address, timeout=60) as client:
-                after = client.join(session.id).calc_mask(weights(9))
+        with (
+            ServerProcess(f"--data_dir={restored}") as server,
+            nc.Client(server.address, timeout=60) as client,
+        ):
+            after = client.join(session.id).calc_mask(weights(9))
         for name in before:
             np.testing.assert_array_equal(before[name].to_numpy(), after[name].to_numpy())
 
     def test_damage_and_wrong_directories_are_refused(self, data_dir: Path, tmp_path: Path) -> None:
         backup = tmp_path / "backup"
-        with ServerProcess(f"--data_dir={data_dir}") as server:
-            with nc.Client(server.address, timeout=60) as client:
-                session = client.bind_model("level", [{"sparsity": 0.5}], [BIG])
-                session.calc_mask({"big": weights(1)["big"]})
-                assert ctl("backup", f"--data_dir={data_dir}", str(backup)).returncode == 0
+        with (
+            ServerProcess(f"--data_dir={data_dir}") as server,
+            nc.Client(server.address, timeout=60) as client,
+        ):
+            session = client.bind_model("level", [{"sparsity": 0.5}], [BIG])
+            session.calc_mask({"big": weights(1)["big"]})
+            assert ctl("backup", f"--data_dir={data_dir}", str(backup)).returncode == 0
         again = ctl("backup", f"--data_dir={data_dir}", str(backup))
         assert again.returncode == 1
         assert "not empty" in again.stderr
