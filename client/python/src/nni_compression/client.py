@@ -219,7 +219,7 @@ class Client:
         """The server's algorithms with their options, by name.
 
         >>> [algorithm.name for algorithm in client.algorithms() if algorithm.kind == "pruner"]
-        ['agp', 'level']
+        ['agp', 'custom_pruner', 'level']
         """
         request = pb.ListAlgorithmsRequest()
         reply = self._unary("ListAlgorithms", request, pb.ListAlgorithmsResponse, None, timeout)
