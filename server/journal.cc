@@ -103,11 +103,13 @@ void Journal::Process(std::vector<Item> items) {
     }
     std::vector<Item> kept;
     for (Item& item : queue_) {
-      const bool fails = item.record != nullptr && !item.record->save_error_.ok();
-      const absl::Status record_error = fails ? item.record->save_error_ : absl::OkStatus();
-      if (fails) --item.record->unsaved_;
-      if (fails) failed.emplace_back(std::move(item), record_error);
-      if (!fails) kept.push_back(std::move(item));
+      if (item.record == nullptr || item.record->save_error_.ok()) {
+        kept.push_back(std::move(item));
+        continue;
+      }
+      --item.record->unsaved_;
+      const absl::Status error = item.record->save_error_;
+      failed.emplace_back(std::move(item), error);
     }
     queue_ = std::move(kept);
   }

@@ -56,7 +56,7 @@ void SessionCall::Store(compression::Session& session) {
                        });
 }
 
-bool SessionCall::Prepare(const grpc::ByteBuffer& message, Ready ready) {
+bool SessionCall::Prepare(const grpc::ByteBuffer& message, const Ready& ready) {
   if (core_->durable == nullptr) return false;
   wire::MessageReader reader(message);
   v1::CalcMaskRequest::Open open;  // all calls have the session's id there

@@ -64,7 +64,7 @@ class SessionCall : public StreamCall {
   void CountReceived(int64_t bytes) { record().received_bytes += bytes; }
   void CountSent(int64_t bytes) { record().sent_bytes += bytes; }
 
-  bool Prepare(const grpc::ByteBuffer& message, Ready ready) override;
+  bool Prepare(const grpc::ByteBuffer& message, const Ready& ready) override;
   void OnEnd() override;
 
   Core* core() const { return core_; }

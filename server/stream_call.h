@@ -86,7 +86,7 @@ class StreamCall : public std::enable_shared_from_this<StreamCall>, protected Te
   // Called with the first message, before anything is made of it. Returns whether `ready` will be
   // called, once and on any thread; the message waits for that.
   using Ready = std::function<void(const absl::Status&)>;
-  virtual bool Prepare(const grpc::ByteBuffer& message, Ready ready) { return false; }
+  virtual bool Prepare(const grpc::ByteBuffer& message, const Ready& ready) { return false; }
 
   // Work outside of Run that the call waits for. EndTask with an error fails the call. Any thread.
   void BeginTask(Work work);

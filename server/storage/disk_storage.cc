@@ -117,9 +117,13 @@ absl::StatusOr<StoredSession> DiskStorage::Load(const SessionKey& key) {
   if (!records.ok()) return records.status();
   StoredSession session;
   for (auto& [part, bytes] : *records) {
-    if (part == layout::kBinding) session.binding = std::move(bytes);
-    if (part == layout::kGlobal) session.global = std::move(bytes);
-    if (part >= 0) session.layers[part] = std::move(bytes);
+    if (part == layout::kBinding) {
+      session.binding = std::move(bytes);
+    } else if (part == layout::kGlobal) {
+      session.global = std::move(bytes);
+    } else if (part >= 0) {
+      session.layers[part] = std::move(bytes);
+    }
   }
   return session;
 }

@@ -106,8 +106,8 @@ DiskStorage::Writer::Prepared DiskStorage::Writer::Prepare(const SessionChange& 
   prepared.change = &change;
   const auto keep = [&](int part, std::string bytes) {
     absl::StatusOr<Record> record = Keep(std::move(bytes));
-    if (record.ok()) prepared.records[part] = *std::move(record);
     prepared.status.Update(record.status());
+    if (record.ok()) prepared.records[part] = *std::move(record);
   };
   if (change.create) keep(layout::kBinding, change.create->binding);
   if (change.global) keep(layout::kGlobal, *change.global);
