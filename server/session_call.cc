@@ -65,7 +65,7 @@ bool SessionCall::Prepare(const grpc::ByteBuffer& message, const Ready& ready) {
   absl::StatusOr<SessionUse> use = core_->sessions->Use(context_->tenant(), open.session_id());
   if (!use.ok() || (*use)->loaded()) return false;
   const auto held = std::make_shared<SessionUse>(*std::move(use));
-  core_->durable->Load(held->record(), [held, ready = std::move(ready)](const auto& status) {
+  core_->durable->Load(held->record(), [held, ready](const auto& status) {
     ready(status);
     held->Drop();
   });
