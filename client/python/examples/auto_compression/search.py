@@ -40,7 +40,7 @@ SPACES = {
     "quantize": quantization_space,
 }
 # Of this process's environment, what the trials need to reach the server as well.
-# TODO(access): the variable that names the token's file, once servers ask for tokens.
+# TODO(#7): the variable that names the token's file, once servers ask for tokens.
 INHERITED = ("NNI_COMPRESSION_SHM_SOCKET",)
 LOOK_EVERY = 1.0  # seconds
 

@@ -14,6 +14,7 @@ from ..adapter import Tracker
 from ..binding import Binding
 from ..masks import Mask
 from . import graph, keras
+from .counted import CountedBinding
 
 
 class Compressor(compressor.Compressor):
@@ -99,7 +100,7 @@ class Compressor(compressor.Compressor):
 
     def _weights_changed(self) -> None:
         binding = self._bound()
-        assert isinstance(binding, (graph.GraphBinding, keras.KerasBinding))
+        assert isinstance(binding, CountedBinding)
         binding.weights_changed()
 
     def _bind(self, resume: Any, *, join: bool) -> None:
@@ -118,8 +119,9 @@ class Compressor(compressor.Compressor):
         return find_weights(self._model)
 
     def _is_installed(self, binding: Binding[Any]) -> bool:
+        assert isinstance(binding, CountedBinding)
         weights = binding.weights.values()
-        return all(getattr(w.state, binding.role) is not None for w in weights)  # type: ignore[attr-defined]
+        return all(getattr(w.state, binding.role) is not None for w in weights)
 
 
 def find_weights(model: Any) -> Sequence[Any]:

@@ -22,7 +22,7 @@ from ..adapter import Tracker
 from ..masks import Mask
 from ..plan import Layer
 from ..quantization import QuantizedTensor
-from . import kernels, rounding
+from . import counted, kernels, rounding
 
 _v1 = tf.compat.v1
 
@@ -405,10 +405,8 @@ def _ones(tensor: Any, smallest: Sequence[int]) -> Any:
     return np.ones(shape, tensor.dtype.as_numpy_dtype)
 
 
-class GraphBinding(binding.Binding[GraphWeight]):
+class GraphBinding(counted.CountedBinding[GraphWeight]):
     """What both kinds of binding do with a graph. They ask inside of `CompressedGraph.using`."""
-
-    role = ""  # which slot of WeightState is this binding's: "pruner" or "quantizer"
 
     def install(self) -> None:
         for weight in self.weights.values():
@@ -421,15 +419,6 @@ class GraphBinding(binding.Binding[GraphWeight]):
             self._prepare(weight.state)
             setattr(weight.state, self.role, self.refresh)
             weight.state.lead()
-
-    def weights_changed(self) -> None:
-        """Treats all weights as changed."""
-        for weight in self.weights.values():
-            weight.generation += 1
-
-    def leave(self) -> None:
-        for weight in self.weights.values():
-            setattr(weight.state, self.role, None)
 
     def unwrap(self) -> None:
         dense = self._dense(list(self.weights.values()))

@@ -13,7 +13,7 @@ from ..adapter import Tracker
 from ..masks import Mask
 from ..plan import Layer
 from ..quantization import QuantizedTensor
-from . import kernels, rounding
+from . import counted, kernels, rounding
 
 _ATTRIBUTES = ("kernel", "depthwise_kernel", "pointwise_kernel", "embeddings")
 _CLASSES = (
@@ -141,10 +141,8 @@ def _is_weight(value: Any) -> bool:
     )
 
 
-class KerasBinding(binding.Binding[TrackedWeight]):
+class KerasBinding(counted.CountedBinding[TrackedWeight]):
     """What both kinds of binding do with the layers of a model."""
-
-    role = ""  # which slot of WeightState is this binding's: "pruner" or "quantizer"
 
     def __init__(self, tracker: Tracker, weights: Sequence[TrackedWeight], *args: Any) -> None:
         super().__init__(tracker, weights, *args)
@@ -176,15 +174,6 @@ class KerasBinding(binding.Binding[TrackedWeight]):
     def _write(self, state: kernels.WeightState, dense: Any) -> Any:
         """The dense weight with the answer in it; drops the answer's variables."""
         raise NotImplementedError
-
-    def weights_changed(self) -> None:
-        """Treats all weights as changed."""
-        for weight in self.weights.values():
-            weight.generation += 1
-
-    def leave(self) -> None:
-        for weight in self.weights.values():
-            setattr(weight.state, self.role, None)
 
     def unwrap(self) -> None:
         for weight in self.weights.values():
