@@ -71,9 +71,10 @@ DiskStorage::Writer::Writer(Database database, RecordFiles files, const std::str
       set_entry_(database_, "UPDATE sessions SET entry = ? WHERE number = ?"),
       end_session_(database_, "UPDATE sessions SET ended = 1, request_id = x'' WHERE number = ?"),
       erase_session_(database_, "DELETE FROM sessions WHERE number = ?"),
-      put_record_(database_,
-                  "INSERT INTO records (session, part, bytes, digest) VALUES (?, ?, ?, ?) "
-                  "ON CONFLICT DO UPDATE SET bytes = excluded.bytes, digest = excluded.digest"),
+      replace_record_(database_,
+                      "UPDATE records SET bytes = ?, digest = ? WHERE session = ? AND part = ?"),
+      insert_record_(database_,
+                     "INSERT INTO records (bytes, digest, session, part) VALUES (?, ?, ?, ?)"),
       erase_records_(database_, "DELETE FROM records WHERE session = ?"),
       next_garbage_(database_, "SELECT digest FROM garbage LIMIT ?"),
       drop_garbage_(database_, "DELETE FROM garbage WHERE digest = ?"),
@@ -179,9 +180,17 @@ absl::Status DiskStorage::Writer::Write(const Prepared& prepared) {
   for (const auto& [part, record] : prepared.records) {
     if (!status.ok()) break;
     if (change.report && part != layout::kReport) continue;
-    status = put_record_.With(number, part, record.bytes, record.digest).Run();
+    status = Put(number, part, record);
   }
   return status;
+}
+
+// Not one "INSERT ... ON CONFLICT DO UPDATE": its conflict handling would take the place of that in
+// the triggers, and fail where two sessions replace records of one digest.
+absl::Status DiskStorage::Writer::Put(int64_t session, int part, const Record& record) {
+  absl::Status status = replace_record_.With(record.bytes, record.digest, session, part).Run();
+  if (!status.ok() || database_.changes() > 0) return status;
+  return insert_record_.With(record.bytes, record.digest, session, part).Run();
 }
 
 // Its files may be unused now. Should this be forgotten, the next process finds them.

@@ -49,6 +49,7 @@ class DiskStorage::Writer {
   absl::Status Transact(absl::Span<Prepared* const> group);
   absl::Status Write(const Prepared& prepared);
   absl::StatusOr<int64_t> Create(const SessionChange& change);
+  absl::Status Put(int64_t session, int part, const Record& record);
   void Discard(const Prepared& prepared);
   bool Sweep();
   bool IsUsed(absl::string_view digest);
@@ -58,7 +59,7 @@ class DiskStorage::Writer {
   const std::string keep_files_path_;
   Statement begin_, commit_;
   Statement insert_session_, find_session_, set_entry_, end_session_, erase_session_;
-  Statement put_record_, erase_records_;
+  Statement replace_record_, insert_record_, erase_records_;
   Statement next_garbage_, drop_garbage_, is_used_, add_garbage_;
   int swept_ = 0;  // folders of files that were looked through for what nobody knows of
 };

@@ -7,6 +7,7 @@ import subprocess
 import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor, wait
 from pathlib import Path
 
 import numpy as np
@@ -74,25 +75,19 @@ def test_trainers_go_on_while_their_server_is_killed_again_and_again(
 ) -> None:
     with ServerProcess() as quiet, nc.Client(quiet.address, timeout=60) as client:
         expected = train(client)
-    results: list[dict[str, np.ndarray]] = []
-    done = threading.Event()
 
-    def trainer() -> None:
-        with nc.Client(restarting.address, timeout=120) as client:
-            results.append(train(client))
+    def trainer() -> dict[str, np.ndarray]:
+        with nc.Client(restarting.address, timeout=120, connect_timeout=120) as client:
+            return train(client)
 
-    trainers = [threading.Thread(target=trainer) for _ in range(3)]
-    for thread in trainers:
-        thread.start()
-    pauses = iter(RANDOM.uniform(0.02, 0.4, size=6))
-    for pause in pauses:
-        if not any(thread.is_alive() for thread in trainers):
-            break
-        done.wait(pause)  # a random moment; whatever it is, the outcome has to be the same
-        restarting.kill_and_restart()
-    for thread in trainers:
-        thread.join(120)
-    assert len(results) == 3
+    with ThreadPoolExecutor(3) as pool:
+        trainers = [pool.submit(trainer) for _ in range(3)]
+        for pause in RANDOM.uniform(0.02, 0.4, size=6):
+            # A random moment; whatever it is, the outcome has to be the same.
+            if not wait(trainers, timeout=pause).not_done:
+                break
+            restarting.kill_and_restart()
+        results = [trainer.result() for trainer in trainers]
     for masks in results:
         for name, mask in expected.items():
             np.testing.assert_array_equal(masks[name], mask)

@@ -193,6 +193,20 @@ TEST_P(StorageContractTest, SessionsThatShareARecordDoNotShareItsEnd) {
   EXPECT_EQ(storage_->Load(b_)->layers[0], std::string(kManyBytes, 'x'));
 }
 
+TEST_P(StorageContractTest, SessionsMayReplaceARecordThatTheyShare) {
+  const std::string big(kManyBytes, 'x');
+  ASSERT_TRUE(Apply(Create(a_)).ok());
+  ASSERT_TRUE(Apply(Create(b_, 2)).ok());
+  for (const SessionKey& key : {a_, b_}) ASSERT_TRUE(Apply(Layer(key, 0, big)).ok());
+  for (const SessionKey& key : {a_, b_}) {
+    const absl::Status status = Apply(Layer(key, 0, std::string(kManyBytes, 'y')));
+    EXPECT_TRUE(status.ok()) << status;
+  }
+  ASSERT_TRUE(Apply(Layer(a_, 0, big)).ok()) << "it may come back";
+  CollectAllGarbage();
+  EXPECT_EQ(storage_->Load(a_)->layers[0], big);
+}
+
 TEST_P(StorageContractTest, AChangeThatFailsLeavesTheOthersOfItsGroupAlone) {
   ASSERT_TRUE(Apply(Create(a_)).ok());
   const SessionChange group[] = {Layer(a_, 0, "one"), Create(a_), Layer(b_, 0, "two"),
