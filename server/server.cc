@@ -2,14 +2,18 @@
 
 #include <ATen/Parallel.h>
 #include <grpcpp/ext/proto_server_reflection_plugin.h>
+#include <grpcpp/impl/server_builder_option.h>
+#include <grpcpp/impl/server_builder_plugin.h>
 #include <grpcpp/security/server_credentials.h>
 #include <grpcpp/server.h>
 #include <grpcpp/server_builder.h>
 
 #include <algorithm>
 #include <functional>
+#include <memory>
 #include <string>
 #include <utility>
+#include <vector>
 
 #include "absl/strings/str_cat.h"
 #include "absl/time/clock.h"
@@ -85,6 +89,19 @@ int ComputeThreads(const ServerOptions& options) {
   return options.compute_threads > 0 ? options.compute_threads : CpuLimit();
 }
 
+// Reflection's library adds it to every server of a program that is linked with it.
+class NoReflection : public grpc::ServerBuilderOption {
+ public:
+  void UpdateArguments(grpc::ChannelArguments* /*arguments*/) override {}
+  void UpdatePlugins(std::vector<std::unique_ptr<grpc::ServerBuilderPlugin>>* plugins) override {
+    plugins->erase(std::remove_if(plugins->begin(), plugins->end(),
+                                  [](const std::unique_ptr<grpc::ServerBuilderPlugin>& plugin) {
+                                    return plugin->name() == "proto_server_reflection";
+                                  }),
+                   plugins->end());
+  }
+};
+
 }  // namespace
 
 absl::string_view ServerVersion() { return NNI_COMPRESSION_VERSION; }
@@ -137,8 +154,12 @@ class Server::Impl {
   absl::Status Recover() { return durable_ == nullptr ? absl::OkStatus() : durable_->Recover(); }
 
   absl::Status Listen(const ServerOptions& options) {
-    if (options.reflection) grpc::reflection::InitProtoReflectionServerBuilderPlugin();
     grpc::ServerBuilder builder;
+    if (options.reflection) {
+      grpc::reflection::InitProtoReflectionServerBuilderPlugin();
+    } else {
+      builder.SetOption(std::make_unique<NoReflection>());
+    }
     builder.AddListeningPort(options.listen, grpc::InsecureServerCredentials(), &port_);
     builder.RegisterService(&service_);
     builder.RegisterService(&health_);

@@ -9,6 +9,7 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
+import grpc
 import numpy as np
 import pytest
 
@@ -493,3 +494,21 @@ def test_tied_weights_are_one_layer_under_all_their_names(client: nc.Client) -> 
     with client.bind_model("level", rules, [layer("encoder", aliases=["decoder"])]) as session:
         assert session.plan.compressed == ("encoder",)
         assert session.plan.warnings == ()
+
+
+@pytest.mark.parametrize(
+    ("flags", "offered"), [((), False), (("--noreflection",), False), (("--reflection",), True)]
+)
+def test_reflection_is_offered_by_flag(flags: tuple[str, ...], offered: bool) -> None:
+    method = "/grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo"
+    list_services = b"\x3a\x01*"
+    with ServerProcess(*flags) as server, grpc.insecure_channel(server.address) as channel:
+        call = channel.stream_stream(method)(iter([list_services]), timeout=30)
+        if not offered:
+            with pytest.raises(grpc.RpcError) as raised:
+                list(call)
+            assert raised.value.code() == grpc.StatusCode.UNIMPLEMENTED
+            return
+        (answer,) = list(call)
+        for service in ("nni.compression.v1.CompressionService", "grpc.health.v1.Health"):
+            assert service.encode() in answer
