@@ -25,12 +25,17 @@
 #include "server/machine.h"
 #include "server/server.h"
 #include "server/storage/disk_storage.h"
+#include "server/token_authenticator.h"
 
 ABSL_FLAG(std::string, listen, "127.0.0.1:50051",
           "Address to listen on, HOST:PORT; port 0 picks a free one.");
 ABSL_FLAG(bool, allow_insecure_listen, false,
           "Listen beyond loopback although calls are neither encrypted nor authenticated. Whoever "
           "reaches the port can use and exhaust the server.");
+ABSL_FLAG(std::string, token_file, "",
+          "File with a line `SHA256 TENANT` for each bearer token: the token's SHA-256 in "
+          "hexadecimal and whose it is. Calls need one then, and see what is their tenant's only. "
+          "Changes count within a second. Empty: everybody is let in, as one tenant.");
 ABSL_FLAG(std::string, port_file, "",
           "File to write the port to, in one piece, once calls are accepted.");
 ABSL_FLAG(std::string, data_dir, "",
@@ -63,7 +68,7 @@ ABSL_FLAG(double, drain_seconds, 30,
           "After SIGTERM or SIGINT, how long running calls may take to finish; then they are "
           "cancelled, but for a layer that is being computed, which is finished first.");
 ABSL_FLAG(bool, reflection, false,
-          "Offer gRPC's server reflection. It is not behind the authenticator.");
+          "Offer gRPC's server reflection. It asks nobody for a token, so not with token_file.");
 ABSL_FLAG(std::string, shm_socket, "",
           "Unix socket to create, over which trainers on this host share memory with the server. "
           "Clients are given the same path in $NNI_COMPRESSION_SHM_SOCKET.");
@@ -121,6 +126,18 @@ absl::StatusOr<ServerOptions> OptionsFromFlags() {
   options.max_calls = absl::GetFlag(FLAGS_max_calls);
   options.stall_timeout = absl::GetFlag(FLAGS_stall_timeout);
   options.reflection = absl::GetFlag(FLAGS_reflection);
+  if (const std::string path = absl::GetFlag(FLAGS_token_file); !path.empty()) {
+    if (options.reflection) {
+      return absl::InvalidArgumentError(
+          "reflection cannot be offered with token_file: it asks nobody for a token");
+    }
+    absl::StatusOr<std::shared_ptr<Authenticator>> authenticator = TokenAuthenticator::Open(path);
+    if (!authenticator.ok()) {
+      return absl::InvalidArgumentError(
+          absl::StrCat("token_file: ", authenticator.status().message()));
+    }
+    options.authenticator = *std::move(authenticator);
+  }
   options.side_socket.path = absl::GetFlag(FLAGS_shm_socket);
   for (const std::string& text : absl::GetFlag(FLAGS_shm_uids)) {
     uint32_t uid;

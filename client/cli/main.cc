@@ -24,6 +24,7 @@
 ABSL_FLAG(std::string, server, "", "address of the server");
 ABSL_FLAG(absl::Duration, connect_timeout, absl::Seconds(5), "how long to wait for the server");
 ABSL_FLAG(std::optional<std::string>, shm_socket, std::nullopt, "side socket of the server");
+ABSL_FLAG(std::optional<std::string>, token_file, std::nullopt, "file with the server's token");
 ABSL_FLAG(std::string, data_dir, "", "data directory of the server, for backup and restore");
 ABSL_FLAG(bool, json, false, "print JSON");
 ABSL_FLAG(std::vector<std::string>, label, {}, "labels, as key=value");
@@ -260,6 +261,7 @@ int Run(const std::vector<std::string>& arguments) {
   ClientOptions options;
   options.connect_timeout = absl::GetFlag(FLAGS_connect_timeout);
   options.shm_socket = absl::GetFlag(FLAGS_shm_socket);
+  options.token_file = absl::GetFlag(FLAGS_token_file);
   const auto client = Client::Connect(absl::GetFlag(FLAGS_server), options);
   if (!client.ok()) return Fail(client.status());
   if (job) return RunCompress(*client, *job);

@@ -53,6 +53,9 @@ tensor wins. DIR gets model.safetensors, with all other tensors as they were.
   --shm_socket=PATH   the server's --shm_socket, where it is on this host: large
                       tensors are handed over in shared memory
                       (default: $NNI_COMPRESSION_SHM_SOCKET)
+  --token_file=FILE   file with the token that the server asks for
+                      (default: $NNI_COMPRESSION_TOKEN_FILE, or the token in
+                      $NNI_COMPRESSION_TOKEN)
   --json              print JSON, errors included
   --help, --version
 

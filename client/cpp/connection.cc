@@ -4,10 +4,14 @@
 #include <grpcpp/security/credentials.h>
 #include <grpcpp/support/channel_arguments.h>
 
+#include <algorithm>
 #include <cstdlib>
+#include <fstream>
+#include <iterator>
 #include <utility>
 
 #include "absl/random/random.h"
+#include "absl/strings/ascii.h"
 #include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
@@ -24,10 +28,41 @@ bool IsLoopback(absl::string_view address) {
          absl::StartsWith(address, "[::1]:");
 }
 
+std::string Variable(const char* name) {
+  const char* const value = std::getenv(name);
+  return value == nullptr ? "" : value;
+}
+
 std::string SidePath(const ClientOptions& options) {
-  if (options.shm_socket) return *options.shm_socket;
-  const char* const path = std::getenv("NNI_COMPRESSION_SHM_SOCKET");
-  return path == nullptr ? "" : path;
+  return options.shm_socket ? *options.shm_socket : Variable("NNI_COMPRESSION_SHM_SOCKET");
+}
+
+// Metadata has visible ASCII only. The message does not show a secret.
+absl::StatusOr<std::string> CheckedToken(std::string token, absl::string_view name) {
+  if (!token.empty() && std::all_of(token.begin(), token.end(), absl::ascii_isgraph)) return token;
+  return absl::InvalidArgumentError(
+      absl::StrCat(name, " has to be one or more visible ASCII characters"));
+}
+
+// Empty for none.
+absl::StatusOr<std::string> Token(const ClientOptions& options) {
+  std::string token = options.token.value_or("");
+  std::string path = options.token_file.value_or("");
+  if (!token.empty() && !path.empty()) {
+    return absl::InvalidArgumentError("token and token_file are both given; it must be one");
+  }
+  if (!options.token && !options.token_file) {
+    token = Variable("NNI_COMPRESSION_TOKEN");
+    if (token.empty()) path = Variable("NNI_COMPRESSION_TOKEN_FILE");
+  }
+  if (!token.empty()) return CheckedToken(std::move(token), "token");
+  if (path.empty()) return token;
+  std::ifstream file(path);
+  const std::string text{std::istreambuf_iterator<char>(file), {}};
+  if (!file)
+    return absl::InvalidArgumentError(absl::StrCat("token_file '", path, "' cannot be read"));
+  return CheckedToken(std::string(absl::StripAsciiWhitespace(text)),
+                      absl::StrCat("token_file '", path, "'"));
 }
 
 grpc::ChannelArguments Arguments(absl::string_view address) {
@@ -65,6 +100,8 @@ std::string RandomId() {
 
 absl::StatusOr<std::shared_ptr<const Connection>> Connection::Open(std::string address,
                                                                    const ClientOptions& options) {
+  absl::StatusOr<std::string> token = Token(options);
+  if (!token.ok()) return token.status();
   auto channel =
       grpc::CreateCustomChannel(address, grpc::InsecureChannelCredentials(), Arguments(address));
   if (!channel->WaitForConnected(absl::ToChronoTime(absl::Now() + options.connect_timeout))) {
@@ -75,22 +112,24 @@ absl::StatusOr<std::shared_ptr<const Connection>> Connection::Open(std::string a
                      "`, or give another address, in $NNI_COMPRESSION_SERVER for example"));
   }
   return std::shared_ptr<const Connection>(
-      new Connection(std::move(address), options, std::move(channel)));
+      new Connection(std::move(address), options, *std::move(token), std::move(channel)));
 }
 
-Connection::Connection(std::string address, const ClientOptions& options,
+Connection::Connection(std::string address, const ClientOptions& options, std::string token,
                        std::shared_ptr<grpc::Channel> channel)
     : address_(std::move(address)),
       options_(options),
+      authorization_(token.empty() ? "" : absl::StrCat("Bearer ", token)),
       channel_(std::move(channel)),
       stub_(v1::CompressionService::NewStub(channel_)),
-      shared_memory_(std::make_unique<SharedMemory>(SidePath(options))) {}
+      shared_memory_(std::make_unique<SharedMemory>(SidePath(options), authorization_)) {}
 
 std::unique_ptr<grpc::ClientContext> Connection::NewContext(absl::Time deadline,
                                                             const std::string& route) const {
   auto context = std::make_unique<grpc::ClientContext>();
   context->set_deadline(absl::ToChronoTime(deadline));
   context->AddMetadata("nni-route", route);
+  if (!authorization_.empty()) context->AddMetadata("authorization", authorization_);
   return context;
 }
 

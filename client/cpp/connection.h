@@ -73,11 +73,12 @@ class Connection {
   }
 
  private:
-  Connection(std::string address, const ClientOptions& options,
+  Connection(std::string address, const ClientOptions& options, std::string token,
              std::shared_ptr<grpc::Channel> channel);
 
   const std::string address_;
   const ClientOptions options_;
+  const std::string authorization_;  // what calls carry under that key; empty: nothing
   const std::shared_ptr<grpc::Channel> channel_;
   const std::unique_ptr<v1::CompressionService::Stub> stub_;
   const std::unique_ptr<SharedMemory> shared_memory_;

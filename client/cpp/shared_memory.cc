@@ -114,7 +114,7 @@ std::unique_ptr<Arena> SharedMemory::Lease(int64_t weight_bytes, int64_t result_
   if (process_ != getpid()) LetGo();
   if (side_ != nullptr && side_->broken()) LetGo();
   if (side_ == nullptr) {
-    auto side = SideSocket::Connect(path_);
+    auto side = SideSocket::Connect(path_, authorization_);
     if (!side.ok()) {
       Pause();
       return nullptr;

@@ -75,8 +75,10 @@ class Arena {
 // forked child begins anew.
 class SharedMemory {
  public:
-  // Without a path there is never any.
-  explicit SharedMemory(std::string path) : path_(std::move(path)) {}
+  // Without a path there is never any. `authorization` is what the socket's hello carries under
+  // that key; empty: nothing.
+  SharedMemory(std::string path, std::string authorization)
+      : path_(std::move(path)), authorization_(std::move(authorization)) {}
 
   // An arena for one attempt of a call, to be given to Release or Discard. It may be smaller than
   // asked for. The first lease of a size costs the making of its files.
@@ -97,6 +99,7 @@ class SharedMemory {
   void Pause();
 
   const std::string path_;
+  const std::string authorization_;
   std::mutex mutex_;  // of all below
   pid_t process_ = 0;
   std::shared_ptr<SideSocket> side_;

@@ -77,7 +77,8 @@ SharedFile::~SharedFile() {
   if (fd_ >= 0) close(fd_);
 }
 
-absl::StatusOr<std::shared_ptr<SideSocket>> SideSocket::Connect(const std::string& path) {
+absl::StatusOr<std::shared_ptr<SideSocket>> SideSocket::Connect(const std::string& path,
+                                                                const std::string& authorization) {
   sockaddr_un address = {};
   address.sun_family = AF_UNIX;
   if (path.size() >= sizeof(address.sun_path)) {
@@ -94,6 +95,11 @@ absl::StatusOr<std::shared_ptr<SideSocket>> SideSocket::Connect(const std::strin
   }
   v1::SideRequest hello;
   hello.mutable_hello()->set_version(kVersion);
+  if (!authorization.empty()) {
+    v1::SideRequest::Metadata* entry = hello.mutable_hello()->add_metadata();
+    entry->set_key("authorization");
+    entry->set_value(authorization);
+  }
   const auto reply = side->Ask(hello);
   if (!reply.ok()) return reply.status();
   side->max_bytes_ = static_cast<int64_t>(

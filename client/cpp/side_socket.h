@@ -42,7 +42,8 @@ class SharedFile {
 class SideSocket {
  public:
   // Connects and says hello. UNAVAILABLE when nobody listens there.
-  static absl::StatusOr<std::shared_ptr<SideSocket>> Connect(const std::string& path);
+  static absl::StatusOr<std::shared_ptr<SideSocket>> Connect(const std::string& path,
+                                                             const std::string& authorization);
   ~SideSocket();
 
   // Bytes that may be shared at a time.

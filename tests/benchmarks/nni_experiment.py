@@ -12,6 +12,7 @@ import time
 from pathlib import Path
 
 import search
+from nni.experiment import Experiment
 
 import local_trial  # noqa: F401 finds the example
 import nni
@@ -31,13 +32,17 @@ def main() -> None:
         concurrency=2,
         out=Path(folder),
     )
-    experiment = search.make_experiment(arguments)
-    if where == "formulas":
-        command = experiment.config.trial_command
-        experiment.config.trial_command = command.replace(
-            "trial.py", shlex.quote(str(LOCAL_TRIAL)), 1
-        )
-    experiment.start(search.free_port())
+
+    def make() -> Experiment:
+        experiment = search.make_experiment(arguments)
+        if where == "formulas":
+            command = experiment.config.trial_command
+            experiment.config.trial_command = command.replace(
+                "trial.py", shlex.quote(str(LOCAL_TRIAL)), 1
+            )
+        return experiment
+
+    experiment = search.start(make)
     try:
         begin = time.perf_counter()
         while (status := experiment.get_status()) != "DONE":

@@ -129,11 +129,16 @@ TEST_F(ProgramTest, HelpDocumentsEveryFlagAndNoPathOfTheBuild) {
   Program program(folder_, {"--help"});
   program.Wait();
   const std::string help = program.output();
-  for (const char* flag :
-       {"listen", "allow_insecure_listen", "port_file", "data_dir", "durability",
-        "data_dir_lock_wait", "memory_budget", "compute_threads", "max_calls", "max_sessions",
-        "default_lease", "max_lease", "report_retention", "stall_timeout", "drain_seconds",
-        "reflection", "log_level", "shm_socket", "shm_uids"}) {
+  for (const char* flag : {"listen",           "allow_insecure_listen",
+                           "port_file",        "data_dir",
+                           "durability",       "data_dir_lock_wait",
+                           "memory_budget",    "compute_threads",
+                           "max_calls",        "max_sessions",
+                           "default_lease",    "max_lease",
+                           "report_retention", "stall_timeout",
+                           "drain_seconds",    "reflection",
+                           "log_level",        "shm_socket",
+                           "shm_uids",         "token_file"}) {
     EXPECT_THAT(help, HasSubstr(std::string("--") + flag + " (")) << flag;
   }
   EXPECT_THAT(help, Not(HasSubstr("/server/main.cc")));
@@ -151,6 +156,12 @@ TEST_F(ProgramTest, RefusesWhatItCannotDo) {
   EXPECT_THAT(Refusal({"--listen=127.0.0.1:0", "--shm_uids=root"}), HasSubstr("'root'"));
   EXPECT_THAT(Refusal({"--listen=127.0.0.1:0", "--shm_socket=" + folder_}),
               HasSubstr("is no socket"));
+  EXPECT_THAT(Refusal({"--listen=127.0.0.1:0", "--token_file=" + folder_ + "/none"}),
+              HasSubstr("token_file: '" + folder_ + "/none'"));
+  std::ofstream(folder_ + "/tokens") << "# nobody yet\n";
+  EXPECT_THAT(
+      Refusal({"--listen=127.0.0.1:0", "--token_file=" + folder_ + "/tokens", "--reflection"}),
+      HasSubstr("reflection cannot be offered with token_file"));
   EXPECT_THAT(Refusal({"--lisen=127.0.0.1:0"}), HasSubstr("lisen"));
   EXPECT_THAT(Refusal({"stray"}), HasSubstr("unexpected argument 'stray'"));
   EXPECT_THAT(Refusal({"--listen=127.0.0.1:0", "--port_file=" + folder_ + "/none/port"}),

@@ -1,8 +1,8 @@
 """Real NNI experiments against a real server."""
 
+import hashlib
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -44,12 +44,6 @@ def wait_until_over(experiment):
     wait_for(is_over, "the experiment is over")
 
 
-def free_port():
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
-
-
 def show_logs(folder):
     """Prints what NNI and the trials have written; pytest shows it when the test has failed."""
     for pattern in ("[!_]*/log/*.log", "[!_]*/environments/*/trials/*/trial.std*"):
@@ -59,8 +53,13 @@ def show_logs(folder):
 
 
 @pytest.fixture
-def server():
-    with servers.ServerProcess() as process:
+def server(tmp_path, monkeypatch):
+    """A server that asks for a token, which this process and the trials have by its file."""
+    digest = hashlib.sha256(b"the-trials-token").hexdigest()
+    (tmp_path / "tokens").write_text(f"{digest} team\n")
+    (tmp_path / "token").write_text("the-trials-token\n")
+    monkeypatch.setenv("NNI_COMPRESSION_TOKEN_FILE", str(tmp_path / "token"))
+    with servers.ServerProcess(f"--token_file={tmp_path / 'tokens'}") as process:
         yield process
 
 
@@ -69,12 +68,13 @@ def start(server, tmp_path):
     """Starts experiments, and ends them after the test."""
     started = []
 
-    def start_experiment(command, trials, assess=False, **environment):
+    def make(command, trials, assess, environment):
         experiment = Experiment("local")
         config = experiment.config
         config.search_space = pruning_space([killed_trial.LAYER])
         variables = {
             "NNI_COMPRESSION_SERVER": server.address,
+            "NNI_COMPRESSION_TOKEN_FILE": os.environ["NNI_COMPRESSION_TOKEN_FILE"],
             "PYTHONPATH": ROOT / "client/python/src",
             **environment,
         }
@@ -93,9 +93,11 @@ def start(server, tmp_path):
                 class_name="hasty_assessor.HastyAssessor", code_directory=str(Path(__file__).parent)
             )
         config.experiment_working_directory = str(tmp_path / "experiments")
-        experiment.start(free_port())
-        started.append(experiment)
         return experiment
+
+    def start_experiment(command, trials, assess=False, **environment):
+        started.append(search.start(lambda: make(command, trials, assess, environment)))
+        return started[-1]
 
     yield start_experiment
     for experiment in started:
@@ -206,8 +208,9 @@ def test_nnictl_takes_the_examples_configuration(server, tmp_path):
     assert f"NNI_COMPRESSION_SERVER={server.address} " in (tmp_path / "c.yml").read_text()
     nnictl = str(Path(sys.executable).parent / "nnictl")
     environment = {**os.environ, "PYTHONPATH": str(ROOT / "client/python/src")}
+    del environment["NNI_COMPRESSION_TOKEN_FILE"]  # the configuration has it
     # It does not end by itself in the foreground, and that is the only way to learn its id.
-    port = free_port()
+    port = search.free_port()
     process = subprocess.Popen(
         [nnictl, "create", "--foreground", "--config", "c.yml", "--port", str(port)],
         cwd=tmp_path,

@@ -39,6 +39,11 @@ struct ClientOptions {
   // memory then, and over the network where that does not work. Empty: never; unset:
   // $NNI_COMPRESSION_SHM_SOCKET.
   std::optional<std::string> shm_socket;
+  // The bearer token that the server asks for, or a file with it that is read at Connect. An empty
+  // string stands for none; both unset: $NNI_COMPRESSION_TOKEN, else $NNI_COMPRESSION_TOKEN_FILE. It
+  // travels as it is: over this host's loopback or a private network only.
+  std::optional<std::string> token;
+  std::optional<std::string> token_file;
   bool checksum = false;  // send a CRC-32 with every tensor; the server checks it
 };
 

@@ -16,11 +16,12 @@ import shlex
 import socket
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Optional
 
 import nni
+import requests
 import yaml
 from nni.experiment import CustomAlgorithmConfig, Experiment
 
@@ -40,9 +41,9 @@ SPACES = {
     "quantize": quantization_space,
 }
 # Of this process's environment, what the trials need to reach the server as well.
-# TODO(#7): the variable that names the token's file, once servers ask for tokens.
-INHERITED = ("NNI_COMPRESSION_SHM_SOCKET",)
+INHERITED = ("NNI_COMPRESSION_SHM_SOCKET", "NNI_COMPRESSION_TOKEN_FILE")
 LOOK_EVERY = 1.0  # seconds
+STARTS = 3
 
 
 def make_experiment(arguments: argparse.Namespace) -> Experiment:
@@ -84,6 +85,24 @@ def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
+
+
+def start(make: Callable[[], Experiment], port: Optional[int] = None) -> Experiment:
+    """Starts an experiment on the port, or a free one.
+
+    NNI gives its own server four seconds to come up, which a busy machine may exceed: then another
+    experiment is made and started.
+    """
+    for attempt in range(1, STARTS + 1):
+        experiment = make()
+        try:
+            experiment.start(port or free_port())
+        except requests.RequestException:
+            if attempt == STARTS:
+                raise
+        else:
+            break
+    return experiment
 
 
 def watch(experiment: Experiment, count: int) -> list[outcome.Trial]:
@@ -132,13 +151,13 @@ def main() -> int:
     with nc.Client(arguments.server) as client:
         print(f"server {client.server}: {client.health()}")
     nni.silence_stdout()
-    experiment = make_experiment(arguments)
     if arguments.yaml is not None:
-        arguments.yaml.write_text(yaml.safe_dump(experiment.config.json(), sort_keys=False))
+        config = make_experiment(arguments).config
+        arguments.yaml.write_text(yaml.safe_dump(config.json(), sort_keys=False))
         return 0
-    port = arguments.port or free_port()
-    experiment.start(port)
-    print(f"experiment {experiment.id}, {arguments.trials} trials: http://127.0.0.1:{port}")
+    experiment = start(lambda: make_experiment(arguments), arguments.port)
+    page = f"http://127.0.0.1:{experiment.port}"
+    print(f"experiment {experiment.id}, {arguments.trials} trials: {page}")
     try:
         trials = watch(experiment, arguments.trials)
     finally:

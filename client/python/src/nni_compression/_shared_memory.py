@@ -25,6 +25,7 @@ import numpy as np
 import numpy.typing as npt
 from google.protobuf.message import DecodeError
 
+from ._credentials import Credentials
 from ._wire import compression_pb2 as pb
 
 _log = logging.getLogger("nni_compression")
@@ -85,8 +86,9 @@ class SharedMemory:
     None then, and tensors go over the network. A forked child begins anew.
     """
 
-    def __init__(self, path: str) -> None:
+    def __init__(self, path: str, credentials: Credentials) -> None:
         self._path = path
+        self._credentials = credentials
         self._usable = bool(path) and hasattr(os, "memfd_create")
         self._not_before = 0.0  # on the monotonic clock
         self._told = False
@@ -217,7 +219,7 @@ class SharedMemory:
             _log.debug("the side socket %s was closed by the server", self._path)
             self._let_go()
         if self._side is None:
-            self._side = _SideSocket(self._path)
+            self._side = _SideSocket(self._path, self._credentials)
         while self._dropped:
             side, region = self._dropped.pop()
             if side is self._side:
@@ -241,13 +243,15 @@ class SharedMemory:
 class _SideSocket:
     """A connection to the side socket. One thread at a time."""
 
-    def __init__(self, path: str) -> None:
+    def __init__(self, path: str, credentials: Credentials) -> None:
         self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         try:
             self._socket.settimeout(_TIMEOUT)
             self._socket.connect(path)
-            hello = pb.SideRequest(hello=pb.SideRequest.Hello(version=_VERSION))
-            reply = self._ask(hello)
+            hello = pb.SideRequest.Hello(version=_VERSION)
+            for key, value in credentials.metadata():
+                hello.metadata.add(key=key, value=value)
+            reply = self._ask(pb.SideRequest(hello=hello))
         except BaseException:
             self._socket.close()
             raise

@@ -14,6 +14,7 @@ from typing import Any, Callable, Optional, Protocol, TypeVar
 
 import grpc
 
+from ._credentials import NOBODY, Credentials
 from .errors import (
     CancelledError,
     CompressionError,
@@ -76,8 +77,15 @@ class Transport:
     channel of its own.
     """
 
-    def __init__(self, address: str, timeout: Optional[float], connect_timeout: float) -> None:
+    def __init__(
+        self,
+        address: str,
+        timeout: Optional[float],
+        connect_timeout: float,
+        credentials: Credentials = NOBODY,
+    ) -> None:
         self.address = address
+        self._credentials = credentials
         self.timeout = timeout
         self.connect_timeout = connect_timeout
         self._pid = os.getpid()
@@ -105,7 +113,7 @@ class Transport:
         def attempt(remaining: Optional[float]) -> bytes:
             call = self._open().unary_unary(f"/{method}")
             _count(stats, bytes_sent=len(request))
-            reply: bytes = call(request, timeout=remaining, metadata=((_ROUTE_KEY, route),))
+            reply: bytes = call(request, timeout=remaining, metadata=self._metadata(route))
             _count(stats, bytes_received=len(reply))
             return reply
 
@@ -133,7 +141,7 @@ class Transport:
                 call = make(f"/{method}")(
                     requests if lone is None else lone,
                     timeout=remaining,
-                    metadata=((_ROUTE_KEY, route),),
+                    metadata=self._metadata(route),
                 )
                 for message in call:
                     _count(stats, bytes_received=len(message))
@@ -171,7 +179,7 @@ class Transport:
                 reply: bytes = make(f"/{method}")(
                     requests if lone is None else lone,
                     timeout=remaining,
-                    metadata=((_ROUTE_KEY, route),),
+                    metadata=self._metadata(route),
                 )
             except grpc.RpcError:
                 requests.reraise()
@@ -198,6 +206,9 @@ class Transport:
             self._closed = True
         if channel is not None:
             channel.close()
+
+    def _metadata(self, route: str) -> tuple[tuple[str, str], ...]:
+        return ((_ROUTE_KEY, route), *self._credentials.metadata())
 
     def _open(self) -> Any:
         """The channel."""

@@ -15,6 +15,7 @@ import numpy.typing as npt
 
 from . import _exchange, _frames
 from ._config import text, to_struct
+from ._credentials import make_credentials
 from ._keep_alive import KeepAlive
 from ._shared_memory import SharedMemory, socket_path
 from ._transport import HEALTH, SERVICE, Transport, mint_route
@@ -71,6 +72,10 @@ class Client:
             $NNI_COMPRESSION_SHM_SOCKET, "" for none. Without the socket, or where the server
             refuses, tensors go over the network.
         route: `nni-route` of calls that belong to no session; minted by default.
+        token: the bearer token that the server asks for; by default $NNI_COMPRESSION_TOKEN. It
+            travels as it is: over this host's loopback or a private network only.
+        token_file: a file with the token instead, read again when it has changed; by default
+            $NNI_COMPRESSION_TOKEN_FILE.
 
     Attributes:
         server: the address.
@@ -90,6 +95,8 @@ class Client:
         checksum: bool = False,
         shm_socket: Optional[str] = None,
         route: Optional[str] = None,
+        token: Optional[str] = None,
+        token_file: Union[str, os.PathLike[str], None] = None,
     ) -> None:
         self.server = server_address(server)
         self.stats = Stats()
@@ -97,10 +104,13 @@ class Client:
         self._connect_timeout = connect_timeout
         self._checksum = checksum
         self._shm_socket = shm_socket
-        self._shared_memory = SharedMemory(socket_path(shm_socket))
+        self._token = token
+        self._token_file = token_file
+        credentials = make_credentials(token, token_file)
+        self._shared_memory = SharedMemory(socket_path(shm_socket), credentials)
         self._route = _check_route(route) or mint_route()
         self._keep_alive = KeepAlive() if keep_alive else None
-        self._transport = Transport(self.server, timeout, connect_timeout)
+        self._transport = Transport(self.server, timeout, connect_timeout, credentials)
 
     def bind_model(
         self,
@@ -286,6 +296,8 @@ class Client:
             "checksum": self._checksum,
             "shm_socket": self._shm_socket,
             "route": self._route,
+            "token": self._token,
+            "token_file": self._token_file,
         }
         return _make_client, (self.server, settings)
 

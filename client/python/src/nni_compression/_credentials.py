@@ -1,0 +1,64 @@
+"""Who a client is, for a server that asks for a token."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Optional, Union
+
+from .errors import InvalidArgumentError
+
+TOKEN_VARIABLE = "NNI_COMPRESSION_TOKEN"
+TOKEN_FILE_VARIABLE = "NNI_COMPRESSION_TOKEN_FILE"
+
+
+class Credentials:
+    """A bearer token, or the file that has it, or neither. Any thread may call.
+
+    A file is read when it is first needed and again when it has changed, so that a token can be
+    replaced under a running trainer.
+    """
+
+    def __init__(self, token: Optional[str] = None, file: Optional[Path] = None) -> None:
+        self._fixed = None if token is None else _check(token, "token")
+        self._file = file
+        self._read: Optional[tuple[tuple[int, ...], str]] = None  # the file's version, its token
+
+    def metadata(self) -> tuple[tuple[str, str], ...]:
+        """What a call carries. Raises InvalidArgumentError when there is no token in the file."""
+        token = self._fixed if self._file is None else self._from_file(self._file)
+        return () if token is None else (("authorization", f"Bearer {token}"),)
+
+    def _from_file(self, file: Path) -> str:
+        name = f"token_file {str(file)!r}"
+        try:
+            status = file.stat()
+            version = (status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns)
+            read = self._read
+            if read is None or read[0] != version:
+                read = self._read = (version, _check(file.read_text("ascii").strip(), name))
+        except (OSError, UnicodeDecodeError) as error:
+            raise InvalidArgumentError(f"{name} cannot be read: {error}") from error
+        return read[1]
+
+
+NOBODY = Credentials()
+
+
+def make_credentials(
+    token: Optional[str], token_file: Union[str, os.PathLike[str], None]
+) -> Credentials:
+    """What the arguments say, else the environment. An empty string stands for no token."""
+    if token and token_file:
+        raise InvalidArgumentError("token and token_file are both given; it must be one of them")
+    if token is None and token_file is None:
+        token = os.environ.get(TOKEN_VARIABLE)
+        token_file = None if token else os.environ.get(TOKEN_FILE_VARIABLE)
+    return Credentials(token or None, Path(token_file) if token_file else None)
+
+
+def _check(token: str, name: str) -> str:
+    """The token. Metadata has visible ASCII only, and a message must not show a secret."""
+    if not token or not all("!" <= letter <= "~" for letter in token):
+        raise InvalidArgumentError(f"{name} has to be one or more visible ASCII characters")
+    return token

@@ -1,0 +1,167 @@
+"""Servers that ask for a token: who is let in, and what belongs to whom."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import pickle
+import subprocess
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import nni_compression as nc
+from servers import ROOT, ServerProcess
+
+LAYER = nc.Layer("fc", "Linear", (512, 256))  # large enough for shared memory
+CONFIG = [{"sparsity": 0.5}]
+WEIGHT = np.random.default_rng(5).normal(size=LAYER.shape).astype(np.float32)
+
+
+def line(token: str, tenant: str) -> str:
+    return f"{hashlib.sha256(token.encode()).hexdigest()} {tenant}\n"
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("tokens")
+
+
+@pytest.fixture(scope="module")
+def guarded(folder: Path) -> Iterator[ServerProcess]:
+    """A server that knows `ours`, `more`, also ours, and `theirs`."""
+    tokens = line("ours", "us") + line("more", "us") + line("theirs", "them")
+    (folder / "tokens").write_text(tokens)
+    flags = (f"--token_file={folder}/tokens", f"--shm_socket={folder}/side")
+    with ServerProcess(*flags) as server:
+        yield server
+
+
+@pytest.mark.parametrize("token", [None, "", "guess", "our", "ourss"])
+def test_nobody_is_let_in_without_a_valid_token(guarded: ServerProcess, token: str | None) -> None:
+    with nc.Client(guarded.address, token=token) as client:
+        for call in (client.health, client.sessions, client.algorithms):
+            with pytest.raises(
+                nc.UnauthenticatedError, match="NNI_COMPRESSION_TOKEN_FILE"
+            ) as raised:
+                call()
+            assert not token or token not in str(raised.value)
+        with pytest.raises(nc.UnauthenticatedError):
+            client.bind_model("level", CONFIG, [LAYER])
+
+
+def test_what_is_a_tenants_no_other_can_see(guarded: ServerProcess) -> None:
+    with (
+        nc.Client(guarded.address, token="ours") as ours,
+        nc.Client(guarded.address, token="more") as also_ours,
+        nc.Client(guarded.address, token="theirs") as theirs,
+        ours.bind_model("level", CONFIG, [LAYER]) as session,
+    ):
+        assert [s.id for s in also_ours.sessions()] == [session.id]
+        assert theirs.sessions() == []
+        mask = also_ours.join(session.id).calc_mask({"fc": WEIGHT})["fc"]
+        assert mask.pruned == WEIGHT.size // 2
+        messages = []
+        for name in (session.id, "0" * len(session.id)):
+            with pytest.raises(nc.NotFoundError) as raised:
+                theirs.join(name)
+            messages.append(str(raised.value).replace(name, "ID"))
+        assert messages[0] == messages[1]  # as if it did not exist
+
+
+def test_the_token_comes_from_the_environment(
+    guarded: ServerProcess, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("NNI_COMPRESSION_TOKEN", "ours")
+    with nc.Client(guarded.address) as client:
+        assert client.health() == "SERVING"
+    with nc.Client(guarded.address, token="") as nobody, pytest.raises(nc.UnauthenticatedError):
+        nobody.health()
+    monkeypatch.delenv("NNI_COMPRESSION_TOKEN")
+    (tmp_path / "token").write_text("theirs\n")
+    monkeypatch.setenv("NNI_COMPRESSION_TOKEN_FILE", str(tmp_path / "token"))
+    with nc.Client(guarded.address) as client:
+        assert client.health() == "SERVING"
+
+
+def test_a_token_file_may_change_under_a_client(guarded: ServerProcess, tmp_path: Path) -> None:
+    file = tmp_path / "token"
+    with nc.Client(guarded.address, token_file=file) as client:
+        with pytest.raises(nc.InvalidArgumentError, match="token_file"):
+            client.health()
+        file.write_text("stale")
+        with pytest.raises(nc.UnauthenticatedError):
+            client.health()
+        file.write_text("ours\n")
+        assert client.health() == "SERVING"
+        assert pickle.loads(pickle.dumps(client)).health() == "SERVING"
+
+
+@pytest.mark.parametrize("token", ["two words", "line\n", "t\u00f6ken"])
+def test_a_token_that_cannot_be_sent_is_refused_and_not_shown(token: str) -> None:
+    with pytest.raises(nc.InvalidArgumentError, match="token") as raised:
+        nc.Client(token=token)
+    assert token not in str(raised.value)
+    with pytest.raises(nc.InvalidArgumentError, match="both"):
+        nc.Client(token="a", token_file="b")
+
+
+def refused_in_the_end(client: nc.Client) -> bool:
+    """Whether the server comes to refuse the client: it looks at its file once a second."""
+    deadline = time.monotonic() + 30
+    while time.monotonic() < deadline:
+        try:
+            client.health()
+        except nc.UnauthenticatedError:
+            return True
+    return False
+
+
+def test_a_revoked_token_ends(tmp_path: Path) -> None:
+    tokens = tmp_path / "tokens"
+    tokens.write_text(line("ours", "us"))
+    with ServerProcess(f"--token_file={tokens}") as server:
+        with nc.Client(server.address, token="ours") as client:
+            assert client.health() == "SERVING"
+            tokens.write_text("# nobody\n")
+            assert refused_in_the_end(client)
+        assert "ours" not in server.log()
+
+
+def test_shared_memory_asks_for_the_token_too(guarded: ServerProcess, folder: Path) -> None:
+    with (
+        nc.Client(guarded.address, token="ours", shm_socket=f"{folder}/side") as client,
+        client.bind_model("level", CONFIG, [LAYER]) as session,
+    ):
+        session.calc_mask({"fc": WEIGHT})
+        assert client.stats.bytes_sent < WEIGHT.nbytes // 10
+
+
+def test_compressionctl_sends_a_token(guarded: ServerProcess, tmp_path: Path) -> None:
+    (tmp_path / "token").write_text("ours\n")
+    binary = os.environ.get(
+        "COMPRESSIONCTL_BINARY", ROOT / "build/release/client/cli/compressionctl"
+    )
+
+    def health(*flags: str, **environment: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [str(binary), f"--server={guarded.address}", *flags, "health"],
+            env={**os.environ, **environment},
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=False,
+        )
+
+    assert health(f"--token_file={tmp_path}/token").returncode == 0
+    assert health(NNI_COMPRESSION_TOKEN_FILE=f"{tmp_path}/token").returncode == 0
+    assert health(NNI_COMPRESSION_TOKEN="theirs").returncode == 0
+    refused = health(NNI_COMPRESSION_TOKEN="guess")
+    assert refused.returncode == 1
+    assert "the call's token is not valid" in refused.stderr
+    missing = health(f"--token_file={tmp_path}/none")
+    assert missing.returncode == 1
+    assert f"token_file '{tmp_path}/none' cannot be read" in missing.stderr
