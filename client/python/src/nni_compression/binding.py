@@ -28,6 +28,14 @@ class Weight(Protocol):
 
     name: str
 
+    @property
+    def op(self) -> Any:
+        """The module, layer or operation that has it."""
+
+    @property
+    def tensor(self) -> Any:
+        """The dense weight as algorithms of one's own get it, without gradient."""
+
     def layer(self) -> Layer:
         """What BindModel is told."""
 

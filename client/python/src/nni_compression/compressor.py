@@ -113,11 +113,6 @@ class Compressor:
         _check_choice("on_lost_session", on_lost_session, ("rebind", "raise"))
         _check_choice("on_bad_weight", on_bad_weight, ("raise", "keep"))
         if self._is_custom:
-            if not self._runs_custom:
-                raise NotImplementedError(
-                    f"{type(self).__name__} overrides {self._computes}; algorithms that compute in "
-                    "the trainer run in PyTorch only"
-                )
             config_list = custom.read_rules(config_list, self.options, self.default_op_types)
         self.config_list: Sequence[Mapping[str, Any]] = config_list
         self._model: Any = model
@@ -133,6 +128,7 @@ class Compressor:
         self._binding: Optional[Binding[Any]] = None
         self._closer: Optional[Closer] = None
         self._unwatch: list[Callable[[], None]] = []
+        self._told = 0  # how often the base was told of an epoch or a step
 
     def __call__(self, model: Any) -> Any:
         """Compresses the model, in place, and returns it."""
@@ -189,6 +185,7 @@ class Compressor:
 
         Warns of layers that the model has got since it was bound: `rebind` takes them in.
         """
+        self._told += 1
         self._warn_of_new_layers()
         try:
             self._set_epoch(epoch)
@@ -198,6 +195,7 @@ class Compressor:
 
     def step(self, step: Optional[int] = None) -> None:
         """Tells that a minibatch is done: the next step, or the one given (absolute)."""
+        self._told += 1
         step = self._bound().tracker.step + 1 if step is None else step
         try:
             self._take_step(step)
@@ -360,6 +358,8 @@ class Compressor:
         tracker = self._open(weights, masks, resume, join=join)
         try:
             binding = self._make_binding(tracker, weights)
+            if isinstance(binding, custom.Computing):
+                binding.compute, binding.where = self._compute, self._where
             binding.install()
         except BaseException:
             self._end(tracker.session)
@@ -430,6 +430,19 @@ class Compressor:
         assert rule is not None
         return self.config_list[rule]
 
+    def _compute(self, weight: Weight) -> Any:
+        """What an algorithm of one's own returns for a weight."""
+        method = getattr(self, self._computes)
+        return method(weight.tensor, self._config_of(weight.name), **custom.arguments(weight))
+
+    def _where(self, weight: Weight) -> str:
+        """Begins messages about what it returned."""
+        return f"{type(self).__name__}.{self._computes} of layer {weight.name!r}"
+
+    def _run_own(self, method: Callable[..., Any], args: Any, kwargs: Any) -> Any:
+        """Calls an `update_epoch` or `step` of one's own."""
+        return method(self, *args, **kwargs)
+
     def _rebind(self, state: Mapping[str, Any], *, join: bool) -> None:
         """Leaves the session for another one: the state's, or a new one."""
         binding = self._bound()
@@ -460,7 +473,6 @@ class Compressor:
     # What an adapter says of its framework.
 
     _model_type: ClassVar[str] = "model"  # for messages
-    _runs_custom: ClassVar[bool] = False  # whether algorithms of one's own compute here
 
     def _framework(self) -> str:
         """As BindModel has it."""
@@ -557,6 +569,11 @@ class QuantizerPart(Compressor):
         """The quantized outputs of a layer, in every forward pass; for algorithms of your own."""
         raise NotImplementedError(f"{self.algorithm} does not quantize outputs here")
 
+    def _compute_output(self, weight: Weight, output: Any) -> Any:
+        """What an algorithm of one's own returns for the output of a weight's layer."""
+        config = self._config_of(weight.name)
+        return self.quantize_layer_output(output, config, **custom.arguments(weight))
+
     @property
     def _quantizes_outputs(self) -> bool:
         mine = type(self).quantize_layer_output
@@ -598,14 +615,10 @@ def _followed(name: str, method: Callable[..., Any]) -> Callable[..., Any]:
 
     @functools.wraps(method)
     def call(self: Any, *args: Any, **kwargs: Any) -> Any:
-        before = self.steps
-        result = method(self, *args, **kwargs)
-        if name == "step":
-            called = self.steps != before
-        else:
-            called = self.epoch == (*args, *kwargs.values())[0]
-            self._bound().tracker.forget()
-        if not called:
+        before = self._told
+        result = self._run_own(method, args, kwargs)
+        self._bound().tracker.forget()
+        if self._told == before:
             base = next(b for b in type(self).__mro__ if b.__module__.startswith(_PACKAGE))
             getattr(base, name)(self, *args, **kwargs)
         return result

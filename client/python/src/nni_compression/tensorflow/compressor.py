@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import inspect
 import numbers
 from collections.abc import Sequence
-from typing import Any, ClassVar, Optional
+from typing import Any, Callable, ClassVar, Optional
 
 import tensorflow as tf
 
@@ -13,7 +14,7 @@ from .. import compressor
 from ..adapter import Tracker
 from ..binding import Binding
 from ..masks import Mask
-from . import graph, keras
+from . import custom, graph, keras
 from .counted import CountedBinding
 
 
@@ -83,6 +84,16 @@ class Compressor(compressor.Compressor):
             keras.forget_compiled(model)
         return model
 
+    def _run_own(self, method: Callable[..., Any], args: Any, kwargs: Any) -> Any:
+        """NNI's skeletons take a session, which a Keras model has not, and `callback` gives a step,
+        which they do not take.
+        """
+        if graph.is_graph(self._model):
+            return method(self, *args, **kwargs)
+        parameters = [name for name in inspect.signature(method).parameters if name != "self"]
+        session = {"sess": None} if "sess" in parameters else {}
+        return method(self, *args[: len(parameters) - len(session)], **{**session, **kwargs})
+
     def callback(self) -> Any:
         """A callback for `model.fit` that calls `update_epoch` and `step`."""
         return _make_callback(self)
@@ -132,7 +143,12 @@ def find_weights(model: Any) -> Sequence[Any]:
 
 
 class Pruner(Compressor, compressor.PrunerPart):
-    """Base of pruners. One for an algorithm of your own names it: ``algorithm = "random"``."""
+    """Base of pruners.
+
+    One of your own overrides `calc_mask`, and is computed here; or it names an algorithm that the
+    server has: ``algorithm = "random"``. In a graph `calc_mask` gets a symbolic weight and may
+    return a symbolic mask, which is kept and evaluated whenever another one would be asked for.
+    """
 
     _final_masks: Optional[dict[str, Any]] = None
 
@@ -155,13 +171,21 @@ class Pruner(Compressor, compressor.PrunerPart):
         return {name: Mask.from_numpy(mask) for name, mask in self._final_masks.items()}
 
     def _make_binding(self, tracker: Tracker, weights: Sequence[Any]) -> Binding[Any]:
-        if graph.is_graph(self._model):
-            return graph.PrunerBinding(tracker, weights)
-        return keras.PrunerBinding(tracker, weights)
+        kinds: dict[tuple[bool, bool], Callable[..., Binding[Any]]] = {
+            (True, False): graph.PrunerBinding,
+            (True, True): custom.GraphPrunerBinding,
+            (False, False): keras.PrunerBinding,
+            (False, True): custom.KerasPrunerBinding,
+        }
+        return kinds[graph.is_graph(self._model), self._is_custom](tracker, weights)
 
 
 class Quantizer(compressor.QuantizerPart, Compressor):
-    """Base of quantizers. One for an algorithm of your own names it: ``algorithm = "mine"``."""
+    """Base of quantizers.
+
+    One of your own overrides `quantize_weight`, and is computed here, in a graph as `Pruner` says;
+    or it names an algorithm that the server has: ``algorithm = "mine"``.
+    """
 
     _final_calibration: Optional[dict[str, dict[str, Any]]] = None
 
@@ -192,9 +216,14 @@ class Quantizer(compressor.QuantizerPart, Compressor):
         self._final_calibration = self.calibration
 
     def _make_binding(self, tracker: Tracker, weights: Sequence[Any]) -> Binding[Any]:
-        if graph.is_graph(self._model):
-            return graph.QuantizerBinding(tracker, weights, self.transfer)
-        return keras.QuantizerBinding(tracker, weights, self.transfer)
+        kinds: dict[tuple[bool, bool], Callable[..., Binding[Any]]] = {
+            (True, False): graph.QuantizerBinding,
+            (True, True): custom.GraphQuantizerBinding,
+            (False, False): keras.QuantizerBinding,
+            (False, True): custom.KerasQuantizerBinding,
+        }
+        kind = kinds[graph.is_graph(self._model), self._is_custom]
+        return kind(tracker, weights, self.transfer)
 
 
 class LevelPruner(Pruner):

@@ -12,7 +12,7 @@ import contextlib
 import dataclasses
 import weakref
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, Optional
+from typing import Any, Callable, Optional
 
 import numpy as np
 import tensorflow as tf
@@ -94,11 +94,13 @@ class CompressedGraph:
 
     def run(self, fetches: Any, feeds: Optional[Mapping[Any, Any]] = None) -> Any:
         """Runs the session of `using`, past the hooks of a MonitoredSession."""
+        return self.within(lambda session: session.run(fetches, feeds))
+
+    def within(self, function: Callable[[Any], Any]) -> Any:
+        """Calls a function with the session of `using`; of a MonitoredSession, the one inside."""
         if hasattr(self._session, "run_step_fn"):
-            return self._session.run_step_fn(
-                lambda step_context: step_context.session.run(fetches, feeds)
-            )
-        return self._session.run(fetches, feeds)
+            return self._session.run_step_fn(lambda step_context: function(step_context.session))
+        return function(self._session)
 
     def put(self, values: Sequence[tuple[Slot, Any]]) -> None:
         """Puts values in force: in the session now, in others when they are used next."""
@@ -282,6 +284,16 @@ class GraphWeight:
         self._placeholder: Any = None
         self._assign: Any = None
         self._variable = variable
+
+    @property
+    def op(self) -> Any:
+        """The operation that reads it; the first of several."""
+        return self.operation
+
+    @property
+    def tensor(self) -> Any:
+        """The dense weight; symbolic."""
+        return self.read
 
     @property
     def graph(self) -> CompressedGraph:
@@ -537,6 +549,15 @@ class QuantizerBinding(GraphBinding, binding.QuantizerBinding[GraphWeight]):
             values, inside = rounding.values_and_inside(self._present[weight.name], answer)
             self._puts += [(state.slot(state.values), values), (state.slot(state.inside), inside)]
         self._puts.append((state.slot(state.active), np.array(not answer.unquantized)))
+
+    def _put_values(self, given: Sequence[tuple[GraphWeight, Any, Any]]) -> None:
+        """Puts values in force that come from here: (weight, values, inside) of each."""
+        puts = []
+        for weight, values, inside in given:
+            state = weight.state
+            puts += [(state.slot(state.values), values), (state.slot(state.inside), inside)]
+            puts.append((state.slot(state.active), np.array(True)))
+        self._put(puts)
 
     def _lasts(self, answer: QuantizedTensor) -> bool:
         return answer.unquantized  # the values are computed when an answer comes

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Optional
 
@@ -47,6 +48,16 @@ class TrackedWeight:
     def dense(self) -> Any:
         """The variable itself, never compressed."""
         return kernels.dense_weight(self.owner, self.attribute)
+
+    @property
+    def op(self) -> Any:
+        """The layer that has it."""
+        return self.owner
+
+    @property
+    def tensor(self) -> Any:
+        """The dense weight, without gradient."""
+        return tf.convert_to_tensor(self.dense)
 
     @property
     def dtype(self) -> str:
@@ -163,6 +174,11 @@ class KerasBinding(counted.CountedBinding[TrackedWeight]):
                 kernels.install(weight.owner, weight.attribute, state)
             self._prepare(state)
             setattr(state, self.role, self._source(weight))
+
+    def _computing(self) -> contextlib.AbstractContextManager[Any]:
+        # Eager, and out of the sight of a gradient tape.
+        scope: contextlib.AbstractContextManager[Any] = tf.init_scope()
+        return scope
 
     def _source(self, weight: TrackedWeight) -> Any:
         return lambda: self.ensure_fresh(weight)

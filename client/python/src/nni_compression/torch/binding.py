@@ -42,6 +42,16 @@ class TrackedWeight:
         return weight
 
     @property
+    def op(self) -> nn.Module:
+        """The module that has it; the first, of tied ones."""
+        return self.modules[0]
+
+    @property
+    def tensor(self) -> torch.Tensor:
+        """The dense weight, without gradient."""
+        return self.dense.detach()
+
+    @property
     def mask(self) -> Optional[torch.Tensor]:
         """The mask in force; None: all kept."""
         return self.state.mask

@@ -1,0 +1,93 @@
+"""Algorithms of one's own on Keras models and in graphs: how their results get in force."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+
+from .. import custom
+from . import graph, keras
+
+
+def to_numpy(result: Any) -> Any:
+    """A tensor as an array; bfloat16, which numpy cannot count in, as float32."""
+    if tf.is_tensor(result):
+        result = np.asarray(tf.convert_to_tensor(result))
+    wide = getattr(result, "dtype", None) == tf.bfloat16.as_numpy_dtype
+    return result.astype(np.float32) if wide else result
+
+
+def _values(
+    binding: custom.CustomQuantizing[Any], results: Mapping[str, Any]
+) -> list[tuple[Any, Any, Any]]:
+    """(weight, its quantized values, True wherever a gradient passes: everywhere) of each layer."""
+    found = []
+    for name, result in results.items():
+        weight = binding.weights[name]
+        dtype = tf.as_dtype(weight.dtype).as_numpy_dtype
+        values = custom.to_values(result, weight.layer().shape, dtype, binding.where(weight))
+        found.append((weight, values, np.ones(values.shape, np.bool_)))
+    return found
+
+
+class KerasPrunerBinding(custom.CustomPruning[keras.TrackedWeight], keras.PrunerBinding):
+    """Masks that a subclass's `calc_mask` computes."""
+
+    def _to_numpy(self, result: Any) -> Any:
+        return to_numpy(result)
+
+
+class KerasQuantizerBinding(custom.CustomQuantizing[keras.TrackedWeight], keras.QuantizerBinding):
+    """Values that a subclass's `quantize_weight` computes."""
+
+    def _set_values(self, results: Mapping[str, Any]) -> None:
+        for weight, values, inside in _values(self, results):
+            weight.state.set_values(values, inside)
+
+
+class _GraphComputing(custom.Computing[graph.GraphWeight]):
+    """The algorithm runs inside of the graph, with the session as its default one.
+
+    A symbolic tensor that it returns is kept: it is what the session gives for it that changes. An
+    algorithm that would be asked again would add to the graph each time.
+    """
+
+    def __init__(self, *args: Any) -> None:
+        super().__init__(*args)
+        self._symbolic: dict[str, Any] = {}
+
+    def _results(self, weights: Sequence[graph.GraphWeight]) -> Mapping[str, Any]:
+        whole = weights[0].graph
+
+        def results(session: Any) -> Mapping[str, Any]:
+            with whole.graph.as_default(), session.as_default():
+                new = {w.name: self.compute(w) for w in weights if w.name not in self._symbolic}
+            self._symbolic.update({n: r for n, r in new.items() if tf.is_tensor(r)})
+            evaluated = session.run(
+                {w.name: self._symbolic[w.name] for w in weights if w.name in self._symbolic}
+            )
+            return {**new, **evaluated}
+
+        found: Mapping[str, Any] = whole.within(results)
+        return found
+
+
+class GraphPrunerBinding(
+    _GraphComputing, custom.CustomPruning[graph.GraphWeight], graph.PrunerBinding
+):
+    """Masks that a subclass's `calc_mask` computes."""
+
+    def _to_numpy(self, result: Any) -> Any:
+        return to_numpy(result)
+
+
+class GraphQuantizerBinding(
+    _GraphComputing, custom.CustomQuantizing[graph.GraphWeight], graph.QuantizerBinding
+):
+    """Values that a subclass's `quantize_weight` computes."""
+
+    def _set_values(self, results: Mapping[str, Any]) -> None:
+        self._put_values(_values(self, results))
