@@ -13,8 +13,10 @@ import tensorflow as tf
 from .. import compressor
 from ..adapter import Tracker
 from ..binding import Binding
+from ..errors import UnimplementedError
 from ..masks import Mask
 from . import custom, graph, keras
+from ._files import ModelFiles
 from .counted import CountedBinding
 
 
@@ -94,6 +96,13 @@ class Compressor(compressor.Compressor):
         session = {"sess": None} if "sess" in parameters else {}
         return method(self, *args[: len(parameters) - len(session)], **{**session, **kwargs})
 
+    def _save_model(self, files: ModelFiles, path: str) -> None:
+        if graph.is_graph(self._model):
+            files.save_checkpoint(graph.CompressedGraph.of(self._model).compressed(), path)
+            return
+        with keras.compressed(self._model):
+            files.save_keras(self._model, path)
+
     def callback(self) -> Any:
         """A callback for `model.fit` that calls `update_epoch` and `step`."""
         return _make_callback(self)
@@ -161,6 +170,32 @@ class Pruner(Compressor, compressor.PrunerPart):
         assert isinstance(binding, (graph.PrunerBinding, keras.PrunerBinding))
         return binding.masks()
 
+    def export_model(
+        self,
+        model_path: str,
+        mask_path: Optional[str] = None,
+        onnx_path: Optional[str] = None,
+        input_shape: Optional[Sequence[int]] = None,
+        sess: Optional[Any] = None,
+    ) -> None:
+        """Writes the pruned model, and its masks. All files appear, or none.
+
+        Args:
+            model_path: of a Keras model: for its weights with zeros in them (`NAME.weights.h5`), or
+                for the whole model (`NAME.keras`); of a graph: the prefix of a checkpoint with all
+                global variables of `sess`, as a `Saver` restores it.
+            mask_path: for the masks, as a file of `numpy.savez`: layer name -> bool array of the
+                weight's shape, True = kept.
+            onnx_path: must be None: TensorFlow does not write ONNX.
+            input_shape: is not needed.
+        """
+        _refuse_onnx(onnx_path)
+        self.refresh(sess)
+        with self._using(sess), ModelFiles.written() as files:
+            self._save_model(files, model_path)
+            if mask_path is not None:
+                files.save_masks(self.masks, mask_path)
+
     def _keep_final(self) -> None:
         self._bound().refresh()
         self._final_masks = self.masks
@@ -210,6 +245,29 @@ class Quantizer(compressor.QuantizerPart, Compressor):
             for name, answer in binding.answers.items()
             if not answer.unquantized
         }
+
+    def export_model(
+        self,
+        model_path: str,
+        calibration_path: Optional[str] = None,
+        onnx_path: Optional[str] = None,
+        input_shape: Optional[Sequence[int]] = None,
+        sess: Optional[Any] = None,
+    ) -> None:
+        """Writes the quantized model, and how it was quantized. All files appear, or none.
+
+        Args:
+            model_path: as of `Pruner.export_model`, with quantized values in the weights.
+            calibration_path: for `calibration`, as JSON.
+            onnx_path: must be None: TensorFlow does not write ONNX.
+            input_shape: is not needed.
+        """
+        _refuse_onnx(onnx_path)
+        self.refresh(sess)
+        with self._using(sess), ModelFiles.written() as files:
+            self._save_model(files, model_path)
+            if calibration_path is not None:
+                files.save_calibration(self.calibration, calibration_path)
 
     def _keep_final(self) -> None:
         self._bound().refresh()
@@ -274,6 +332,14 @@ class DoReFaQuantizer(Quantizer):
     """
 
     algorithm = "dorefa"
+
+
+def _refuse_onnx(path: Optional[str]) -> None:
+    if path is not None:
+        raise UnimplementedError(
+            f"onnx_path is {path!r}; TensorFlow does not write ONNX: convert the plain model that "
+            "unwrap() gives with tf2onnx"
+        )
 
 
 def _make_callback(owner: Compressor) -> Any:

@@ -111,6 +111,15 @@ class CompressedGraph:
             self._assign(values)
             self._up_to_date.add(self._session)
 
+    def compressed(self) -> dict[str, Any]:
+        """Global variables in the session: name -> array, of a weight as its layers read it."""
+        variables = self.graph.get_collection(_v1.GraphKeys.GLOBAL_VARIABLES)
+        found: dict[str, Any] = self.run({variable.op.name: variable for variable in variables})
+        for name, weight in self.weights.items():
+            if name in found:
+                found[name] = weight.state.compressed(found[name])
+        return found
+
     def rewired(self) -> None:
         """Edges of the graph have changed: sessions have to be checked again."""
         self._checked.clear()

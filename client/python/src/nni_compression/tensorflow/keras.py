@@ -152,6 +152,20 @@ def _is_weight(value: Any) -> bool:
     )
 
 
+@contextlib.contextmanager
+def compressed(model: Any) -> Iterator[None]:
+    """Inside, the variables of the model hold what its forward pass uses of them."""
+    states = [(w, kernels.state_of(w.owner, w.attribute)) for w in find_weights(model)]
+    dense = [(weight.dense, weight.numpy(), state) for weight, state in states if state is not None]
+    try:
+        for variable, array, state in dense:
+            variable.assign(state.compressed(array))
+        yield
+    finally:
+        for variable, array, _ in dense:
+            variable.assign(array)
+
+
 class KerasBinding(counted.CountedBinding[TrackedWeight]):
     """What both kinds of binding do with the layers of a model."""
 

@@ -76,6 +76,19 @@ class WeightState:
             weight = tf.where(self.mask, weight, tf.zeros([], weight.dtype))
         return weight
 
+    def compressed(self, dense: Any) -> Any:
+        """What `effective` gives, of an array of the dense weight."""
+        weight = dense
+        if self.values is not None and self.value(self.active):
+            weight = self.value(self.values)
+        if self.mask is not None:
+            weight = np.where(self.value(self.mask), weight, np.zeros((), weight.dtype))
+        return weight
+
+    def value(self, variable: Any) -> Any:
+        """What is in force of `mask`, `values`, `inside` or `active`: an array."""
+        return variable.numpy()
+
     def _variable(self, initial: Any) -> Any:
         with tf.init_scope():
             return tf.Variable(initial, trainable=False)
