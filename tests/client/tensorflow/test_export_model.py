@@ -86,6 +86,24 @@ def test_a_quantizers_calibration_comes_back_bit_for_bit(client: nc.Client, tmp_
     assert np.array_equal(plain(images()).numpy(), model(images()).numpy())
 
 
+def test_a_model_whose_outputs_are_quantized_is_written_as_a_plain_one(
+    client: nc.Client, tmp_path: Path
+) -> None:
+    rule = {"quant_types": ["weight", "output"], "op_types": ["default"]}
+    quantizer = QATQuantizer([rule], client=client)
+    model = quantizer(model_of(1))
+    model(images(), training=True)
+    quantizer.step()
+    paths = [str(tmp_path / "m.keras"), str(tmp_path / "calibration.json")]
+    quantizer.export_model(*paths)
+    found = json.loads(Path(paths[1]).read_text())["hidden"]
+    assert tuple(found["output_range"]) == quantizer.calibration["hidden"]["output_range"]
+    assert found["output_scale"] == quantizer.calibration["hidden"]["output_scale"]
+    loaded = keras.models.load_model(paths[0])
+    quantizer.unwrap()
+    assert np.array_equal(loaded(images()).numpy(), model(images()).numpy())
+
+
 def test_a_model_that_was_unwrapped_is_exported_with_its_masks(
     client: nc.Client, tmp_path: Path
 ) -> None:

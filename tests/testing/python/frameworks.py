@@ -23,6 +23,7 @@ def run_column(column: str, names: dict[str, Any]) -> None:
         level=[{"sparsity": 0.5, "op_types": ["default"]}],
         agp=[{"final_sparsity": 0.8, "end_epoch": 10, "op_types": ["default"]}],
         qat=[{"quant_types": ["weight"], "quant_bits": 8, "op_types": ["default"]}],
+        outputs=[{"quant_types": ["output"], "op_types": ["default"]}],
     )
     with tempfile.TemporaryDirectory() as folder:
         names["folder"] = folder

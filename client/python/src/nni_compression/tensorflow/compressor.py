@@ -228,14 +228,16 @@ class Quantizer(compressor.QuantizerPart, Compressor):
     def calibration(self) -> dict[str, dict[str, Any]]:
         """Layer name -> "weight_bits", "weight_scale", "weight_zero_point", "channel_axis".
 
-        Scales and zero points are numbers, or arrays with one per channel; None for DoReFa. Layers
-        that are not quantized yet are left out.
+        Scales and zero points are numbers, or arrays with one per channel; None for DoReFa. Where
+        outputs or inputs are quantized: "output_bits", "output_scale", "output_zero_point",
+        "output_range" (minimum, maximum), and so for "input". Layers that are not quantized yet
+        are left out.
         """
         if self._final_calibration is not None:
             return dict(self._final_calibration)
         binding = self._bound()
         assert isinstance(binding, (graph.QuantizerBinding, keras.QuantizerBinding))
-        return {
+        found: dict[str, dict[str, Any]] = {
             name: {
                 "weight_bits": answer.bits,
                 "weight_scale": answer.scale,
@@ -245,6 +247,17 @@ class Quantizer(compressor.QuantizerPart, Compressor):
             for name, answer in binding.answers.items()
             if not answer.unquantized
         }
+        for (name, target), answer in binding.activation_answers.items():
+            if not answer.unquantized:
+                found.setdefault(name, {}).update(
+                    {
+                        f"{target}_bits": answer.bits,
+                        f"{target}_scale": answer.scale,
+                        f"{target}_zero_point": answer.zero_point,
+                        f"{target}_range": answer.range,
+                    }
+                )
+        return found
 
     def export_model(
         self,
@@ -280,8 +293,19 @@ class Quantizer(compressor.QuantizerPart, Compressor):
             (False, False): keras.QuantizerBinding,
             (False, True): custom.KerasQuantizerBinding,
         }
-        kind = kinds[graph.is_graph(self._model), self._is_custom]
-        return kind(tracker, weights, self.transfer)
+        made = kinds[graph.is_graph(self._model), self._is_custom](tracker, weights, self.transfer)
+        if self._quantizes_outputs:
+            if not isinstance(made, custom.KerasQuantizerBinding):
+                raise UnimplementedError(
+                    f"{type(self).__name__} overrides quantize_layer_output, which does nothing in "
+                    "a graph; Keras models quantize outputs"
+                )
+            made.outputs = self._quantize_output
+        return made
+
+    def _quantize_output(self, weight: keras.TrackedWeight, output: Any) -> Any:
+        where = f"{type(self).__name__}.quantize_layer_output of layer {weight.name!r}"
+        return custom.quantized_output(self._compute_output(weight, output), output, where)
 
 
 class LevelPruner(Pruner):

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Callable, Optional
 
 import numpy as np
 import tensorflow as tf
 
 from .. import custom
-from . import graph, keras
+from . import graph, keras, kernels
 
 
 def to_numpy(result: Any) -> Any:
@@ -18,6 +19,17 @@ def to_numpy(result: Any) -> Any:
         result = np.asarray(tf.convert_to_tensor(result))
     wide = getattr(result, "dtype", None) == tf.bfloat16.as_numpy_dtype
     return result.astype(np.float32) if wide else result
+
+
+def quantized_output(result: Any, output: Any, where: str) -> Any:
+    """What `quantize_layer_output` returned for an output, with the gradient passing straight."""
+    if not tf.is_tensor(result):
+        raise TypeError(f"{where} returned {result!r:.80}; it must be a tensor")
+    if result.dtype != output.dtype:
+        raise TypeError(f"{where} returned {result.dtype.name}; it must be {output.dtype.name}")
+    if not result.shape.is_compatible_with(output.shape):
+        raise ValueError(f"{where} returned shape {result.shape}; it must be {output.shape}")
+    return kernels.replaced(output, result)
 
 
 def _values(
@@ -41,7 +53,20 @@ class KerasPrunerBinding(custom.CustomPruning[keras.TrackedWeight], keras.Pruner
 
 
 class KerasQuantizerBinding(custom.CustomQuantizing[keras.TrackedWeight], keras.QuantizerBinding):
-    """Values that a subclass's `quantize_weight` computes."""
+    """Values that a subclass's `quantize_weight` computes.
+
+    Attributes:
+        outputs: weight and output of its layer -> the quantized output; None: as it is.
+    """
+
+    outputs: Optional[Callable[[keras.TrackedWeight, Any], Any]] = None
+
+    def install(self) -> None:
+        super().install()
+        for weight in self.weights.values():
+            if self.outputs is not None and "output" in weight.targets:
+                quantize = functools.partial(self.outputs, weight)
+                kernels.activations_of(weight.owner)["output"] = quantize
 
     def _set_values(self, results: Mapping[str, Any]) -> None:
         for weight, values, inside in _values(self, results):

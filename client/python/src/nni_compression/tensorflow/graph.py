@@ -523,6 +523,9 @@ class QuantizerBinding(GraphBinding, binding.QuantizerBinding[GraphWeight]):
     """Quantized weights of a graph's layers."""
 
     role = "quantizer"
+    why_weights_only = (
+        "a graph does not tell training from inference, so that it must be weights only"
+    )
 
     def __init__(self, tracker: Tracker, weights: Sequence[GraphWeight], transfer: str) -> None:
         super().__init__(tracker, weights, transfer)

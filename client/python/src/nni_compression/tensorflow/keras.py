@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Optional
 
@@ -15,6 +16,7 @@ from ..masks import Mask
 from ..plan import Layer
 from ..quantization import QuantizedTensor
 from . import counted, kernels, rounding
+from .activations import NOTHING, Activation
 
 _ATTRIBUTES = ("kernel", "depthwise_kernel", "pointwise_kernel", "embeddings")
 _CLASSES = (
@@ -36,10 +38,16 @@ _DTYPES = ("float32", "float16", "bfloat16", "float64")
 
 
 class TrackedWeight:
-    """A kernel of a layer of the model."""
+    """A kernel of a layer of the model.
 
-    def __init__(self, name: str, layer: Any, attribute: str) -> None:
+    Args:
+        targets: which of the layer's "input" and "output" belong to it; of the two kernels of a
+            SeparableConv the first has the input, the second the output.
+    """
+
+    def __init__(self, name: str, layer: Any, attribute: str, targets: Sequence[str]) -> None:
         self.name = name
+        self.targets = targets
         self.owner = layer
         self.attribute = attribute
         self.generation = 0
@@ -119,7 +127,12 @@ def find_weights(model: Any) -> list[TrackedWeight]:
         for attribute in attributes:
             weight = kernels.dense_weight(layer, attribute)
             full = f"{name}/{attribute}" if len(attributes) > 1 else name
-            found.setdefault(id(weight), TrackedWeight(full, layer, attribute))
+            targets = [
+                target
+                for target, owner in (("input", attributes[0]), ("output", attributes[-1]))
+                if owner == attribute
+            ]
+            found.setdefault(id(weight), TrackedWeight(full, layer, attribute, targets))
     return list(found.values())
 
 
@@ -253,10 +266,72 @@ class QuantizerBinding(KerasBinding, binding.QuantizerBinding[TrackedWeight]):
 
     role = "quantizer"
 
+    def __init__(self, tracker: Tracker, weights: Sequence[TrackedWeight], transfer: str) -> None:
+        super().__init__(tracker, weights, transfer)
+        self.answers: dict[str, QuantizedTensor] = {}
+        self._may_warn = bool(self.activations)
+
     def _prepare(self, state: kernels.WeightState) -> None:
         if state.values is None:
             state.add_values()
-        self.answers: dict[str, QuantizedTensor] = {}
+
+    def install(self) -> None:
+        super().install()
+        for name, target in self.activations:
+            weight = self.weights[name]
+            if target not in weight.targets:
+                continue
+            # Compiled functions know the one that is there already.
+            activation = self.activation(name, target) or Activation()
+            activation.set_answer(None)
+            activation.forget()
+            kernels.activations_of(weight.owner)[target] = activation
+
+    def activation(self, name: str, target: str) -> Optional[Activation]:
+        """The outputs or inputs that belong to a weight; None when they are not quantized."""
+        weight = self.weights[name]
+        if target not in weight.targets:
+            return None
+        found = kernels.activations_of(weight.owner).get(target)
+        return found if isinstance(found, Activation) else None
+
+    def _present(self) -> dict[tuple[str, str], Activation]:
+        found = {key: self.activation(*key) for key in self.activations}
+        return {key: activation for key, activation in found.items() if activation is not None}
+
+    def _seen_activations(self) -> Mapping[tuple[str, str], Sequence[float]]:
+        present = self._present()
+        if not present:
+            return {}
+        numbers = tf.stack([activation.seen for activation in present.values()]).numpy().tolist()
+        seen = {
+            key: (-low, high)
+            for key, (low, high) in zip(present, numbers)
+            if (low, high) != NOTHING
+        }
+        if self._may_warn and not seen and not self.activation_answers:
+            warnings.warn(
+                "no layer has run in training since the last step, so that no range of outputs "
+                "and inputs is known: call the model with training=True",
+                UserWarning,
+                stacklevel=6,
+            )
+        self._may_warn = False
+        return seen
+
+    def _forget_activations(self) -> None:
+        for activation in self._present().values():
+            activation.forget()
+
+    def _set_activation(self, layer: str, target: str, answer: QuantizedTensor) -> None:
+        activation = self.activation(layer, target)
+        if activation is not None:
+            activation.set_answer(answer)
+
+    def unwrap(self) -> None:
+        super().unwrap()
+        for weight in self.weights.values():
+            kernels.activations_of(weight.owner).clear()
 
     def _ranges(self, weights: Sequence[TrackedWeight]) -> Mapping[str, Any]:
         plan = self.tracker.plan.layers

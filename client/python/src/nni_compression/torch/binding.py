@@ -242,7 +242,6 @@ class QuantizerBinding(_TorchBinding, binding.QuantizerBinding[TrackedWeight]):
     """Quantized weights of a model's modules."""
 
     role = "quantizer"
-    quantizes_activations = True
 
     def install(self) -> None:
         super().install()
