@@ -303,6 +303,20 @@ class TestGraph:
                 assert (pruner.epoch, pruner.steps) == (1, 2)
                 assert pruner.session.info().algorithm == "custom_pruner"
 
+    def test_a_symbolic_mask_works_in_a_monitored_session_whose_graph_is_finalized(
+        self, client: nc.Client
+    ) -> None:
+        with Graph() as network:
+            pruner = YourPruner(RULES, client=client)
+            pruner(network.graph)
+            with v1.train.MonitoredSession() as session:
+                for epoch in range(2):
+                    pruner.update_epoch(epoch, session)
+                    dense = session.run(network.weight)
+                    assert np.array_equal(pruner.masks["fc"], wanted(dense))
+                    assert network.graph.finalized
+        assert len(pruner.asked) == 1
+
     def test_a_mask_may_be_an_array_which_is_asked_for_each_time(self, client: nc.Client) -> None:
         class Growing(Pruner):
             def calc_mask(self, weight: Any, config: Any, **kwargs: Any) -> Any:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Callable, Optional
 
 import numpy as np
@@ -73,6 +74,20 @@ class KerasQuantizerBinding(custom.CustomQuantizing[keras.TrackedWeight], keras.
             weight.state.set_values(values, inside)
 
 
+@contextlib.contextmanager
+def _growing(whole: Any) -> Iterator[None]:
+    """Inside, the graph is the default one and takes operations, as a finalized one does not."""
+    finalized = whole.finalized
+    if finalized:  # by a MonitoredSession, when it was made
+        whole._unsafe_unfinalize()
+    try:
+        with whole.as_default():
+            yield
+    finally:
+        if finalized:
+            whole.finalize()
+
+
 class _GraphComputing(custom.Computing[graph.GraphWeight]):
     """The algorithm runs inside of the graph, with the session as its default one.
 
@@ -88,7 +103,7 @@ class _GraphComputing(custom.Computing[graph.GraphWeight]):
         whole = weights[0].graph
 
         def results(session: Any) -> Mapping[str, Any]:
-            with whole.graph.as_default(), session.as_default():
+            with _growing(whole.graph), session.as_default():
                 new = {w.name: self.compute(w) for w in weights if w.name not in self._symbolic}
             self._symbolic.update({n: r for n, r in new.items() if tf.is_tensor(r)})
             evaluated = session.run(
