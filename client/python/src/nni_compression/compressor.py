@@ -9,9 +9,11 @@ from __future__ import annotations
 import contextlib
 import functools
 import logging
+import os
 import warnings
 from collections.abc import Mapping, Sequence
-from typing import Any, Callable, ClassVar, Optional
+from pathlib import Path
+from typing import Any, Callable, ClassVar, Optional, Union
 
 import numpy as np
 
@@ -19,7 +21,7 @@ from . import custom
 from .adapter import Closer, Tracker, close_quietly, is_on_this_host
 from .binding import Binding, PrunerBinding, QuantizerBinding, Weight
 from .client import Client
-from .errors import NotFoundError
+from .errors import FailedPreconditionError, NotFoundError
 from .masks import Mask
 from .plan import Plan
 from .session import Session
@@ -250,6 +252,32 @@ class Compressor:
             self._resume = state
             return
         self._rebind(state, join=True)
+
+    def export(
+        self,
+        directory: Union[str, os.PathLike[str]],
+        format: str = "safetensors",
+        *,
+        options: Optional[Mapping[str, Any]] = None,
+    ) -> list[Path]:
+        """Writes the model in one of the server's formats, with the plain model's names.
+
+        The files appear under their names when all of them are complete.
+
+        Args:
+            directory: made if need be.
+            format: "safetensors", "pth", "sparse", "compressed-tensors", "masks" or "report";
+                docs/exports.md has them.
+            options: of the format.
+
+        Returns: the files written.
+        """
+        self.refresh()
+        if format == "masks":
+            return self.session.export(directory, format=format, options=options)
+        tensors, names = self._exported()
+        given = {"names": names, **(options or {})}
+        return self.session.export(directory, tensors, format, options=given)
 
     def unwrap(self) -> Any:
         """Gives the plain model back, zeros or quantized values written in; ends the session."""
@@ -488,6 +516,14 @@ class Compressor:
     def _make_binding(self, tracker: Tracker, weights: Sequence[Any]) -> Binding[Any]:
         raise NotImplementedError
 
+    def _exported(self) -> tuple[Mapping[str, Any], Mapping[str, str]]:
+        """The model's tensors for the server, and how the weights that it knows by their layers'
+        names are called in the model.
+
+        Of weights that it compresses, what it makes the compressed ones of.
+        """
+        raise NotImplementedError
+
     def _is_installed(self, binding: Binding[Any]) -> bool:
         """Whether the model still reads its weights through the binding."""
         return True
@@ -608,6 +644,14 @@ class QuantizerPart(Compressor):
         self._quantization().resume_activations(
             {(name, target): value for name, of in ranges.items() for target, value in of.items()}
         )
+
+
+def pruned_too(name: str) -> FailedPreconditionError:
+    """What the export of a quantizer raises for a layer that has a pruner as well."""
+    return FailedPreconditionError(
+        f"layer {name!r} is pruned too; export the model with its pruner, which writes the "
+        "quantized values as well"
+    )
 
 
 def _followed(name: str, method: Callable[..., Any]) -> Callable[..., Any]:

@@ -5,8 +5,10 @@ from __future__ import annotations
 import contextlib
 import inspect
 import numbers
-from collections.abc import Sequence
-from typing import Any, Callable, ClassVar, Optional
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Callable, ClassVar, Optional, Union
 
 import tensorflow as tf
 
@@ -15,7 +17,7 @@ from ..adapter import Tracker
 from ..binding import Binding
 from ..errors import UnimplementedError
 from ..masks import Mask
-from . import custom, graph, keras
+from . import custom, graph, keras, rounding
 from ._files import ModelFiles
 from .counted import CountedBinding
 
@@ -102,6 +104,50 @@ class Compressor(compressor.Compressor):
             return
         with keras.compressed(self._model):
             files.save_keras(self._model, path)
+
+    def export(
+        self,
+        directory: Union[str, os.PathLike[str]],
+        format: str = "safetensors",
+        *,
+        options: Optional[Mapping[str, Any]] = None,
+        sess: Optional[Any] = None,
+    ) -> list[Path]:
+        """Writes the model in one of the server's formats, under the names of its variables.
+
+        Args:
+            sess: of a graph: its global variables in this session are written.
+
+        The other arguments are those of `nni_compression.torch`. Returns: the files written.
+        """
+        with self._using(sess):
+            return super().export(directory, format, options=options)
+
+    def _exported(self) -> tuple[Mapping[str, Any], Mapping[str, str]]:
+        weights: dict[str, Any]
+        if graph.is_graph(self._model):
+            whole = graph.CompressedGraph.of(self._model)
+            arrays, weights = whole.variables(), whole.weights
+        else:
+            variables = keras.variables(self._model)
+            arrays = {name: keras.to_numpy(variable) for name, variable in variables.items()}
+            found = {id(w.dense): w for w in keras.compressed_weights(self._model)}
+            weights = {n: found[id(v)] for n, v in variables.items() if id(v) in found}
+        tensors, names = {}, {}
+        for name, array in arrays.items():
+            sent = name
+            if name in weights and weights[name].name in self._bound().weights:
+                sent = weights[name].name
+                names[sent] = name
+                array = self._exported_weight(weights[name], array)
+            elif name in weights:
+                array = weights[name].state.compressed(array)
+            tensors[sent] = rounding.host(array, tf.as_dtype(array.dtype).name)
+        return tensors, names
+
+    def _exported_weight(self, weight: Any, dense: Any) -> Any:
+        """What the server makes the compressed weight of."""
+        raise NotImplementedError
 
     def callback(self) -> Any:
         """A callback for `model.fit` that calls `update_epoch` and `step`."""
@@ -190,8 +236,8 @@ class Pruner(Compressor, compressor.PrunerPart):
             input_shape: is not needed.
         """
         _refuse_onnx(onnx_path)
-        self.refresh(sess)
         with self._using(sess), ModelFiles.written() as files:
+            self.refresh()
             self._save_model(files, model_path)
             if mask_path is not None:
                 files.save_masks(self.masks, mask_path)
@@ -199,6 +245,9 @@ class Pruner(Compressor, compressor.PrunerPart):
     def _keep_final(self) -> None:
         self._bound().refresh()
         self._final_masks = self.masks
+
+    def _exported_weight(self, weight: Any, dense: Any) -> Any:
+        return weight.state.quantized(dense)
 
     def _packed_masks(self) -> dict[str, Mask]:
         if self._final_masks is None:
@@ -276,11 +325,17 @@ class Quantizer(compressor.QuantizerPart, Compressor):
             input_shape: is not needed.
         """
         _refuse_onnx(onnx_path)
-        self.refresh(sess)
         with self._using(sess), ModelFiles.written() as files:
+            self.refresh()
             self._save_model(files, model_path)
             if calibration_path is not None:
                 files.save_calibration(self.calibration, calibration_path)
+
+    def _exported_weight(self, weight: Any, dense: Any) -> Any:
+        if weight.state.mask is not None:
+            raise compressor.pruned_too(weight.name)
+        # Of an algorithm of one's own the server has no way to the values.
+        return weight.state.quantized(dense) if self._is_custom else dense
 
     def _keep_final(self) -> None:
         self._bound().refresh()

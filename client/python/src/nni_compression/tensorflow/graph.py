@@ -69,12 +69,16 @@ class CompressedGraph:
 
     @contextlib.contextmanager
     def using(self, session: Optional[Any]) -> Iterator[None]:
-        """Calls inside run in this session, else in the default one; it has all that is in force.
+        """Calls inside run in this session, else in the one around, else in the default one.
+
+        It has all that is in force.
 
         Raises ValueError without a session of this graph, and RuntimeError for one that runs the
         graph as it was before it was compressed.
         """
-        session = _v1.get_default_session() if session is None else session
+        outer = self._session
+        if session is None:
+            session = _v1.get_default_session() if outer is None else outer
         if session is None:
             raise ValueError("there is no session: give one, or make it the default")
         if session.graph is not self.graph:
@@ -90,7 +94,7 @@ class CompressedGraph:
                 self._up_to_date.add(session)
             yield
         finally:
-            self._session = None
+            self._session = outer
 
     def run(self, fetches: Any, feeds: Optional[Mapping[Any, Any]] = None) -> Any:
         """Runs the session of `using`, past the hooks of a MonitoredSession."""
@@ -111,14 +115,18 @@ class CompressedGraph:
             self._assign(values)
             self._up_to_date.add(self._session)
 
-    def compressed(self) -> dict[str, Any]:
-        """Global variables in the session: name -> array, of a weight as its layers read it."""
+    def variables(self) -> dict[str, Any]:
+        """Name -> array of each global variable in the session."""
         variables = self.graph.get_collection(_v1.GraphKeys.GLOBAL_VARIABLES)
         found: dict[str, Any] = self.run({variable.op.name: variable for variable in variables})
-        for name, weight in self.weights.items():
-            if name in found:
-                found[name] = weight.state.compressed(found[name])
         return found
+
+    def compressed(self) -> dict[str, Any]:
+        """As `variables`, with weights as their layers read them."""
+        return {
+            name: self.weights[name].state.compressed(array) if name in self.weights else array
+            for name, array in self.variables().items()
+        }
 
     def rewired(self) -> None:
         """Edges of the graph have changed: sessions have to be checked again."""

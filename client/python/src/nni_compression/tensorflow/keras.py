@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections
 import contextlib
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
@@ -81,7 +82,7 @@ class TrackedWeight:
 
     def numpy(self) -> Any:
         """The dense weight; bfloat16 as numpy has it from TensorFlow."""
-        return np.asarray(tf.convert_to_tensor(self.dense))
+        return to_numpy(self.dense)
 
     def layer(self) -> Layer:
         """What BindModel is told: the channels are the last dimension, as Keras has it."""
@@ -97,6 +98,11 @@ class TrackedWeight:
     def token(self) -> Any:
         """Nothing of a Keras variable tells cheaply that it has changed: the compressor counts."""
         return self.generation
+
+
+def to_numpy(variable: Any) -> Any:
+    """What a variable holds."""
+    return np.asarray(tf.convert_to_tensor(variable))
 
 
 def is_model(value: Any) -> bool:
@@ -165,11 +171,27 @@ def _is_weight(value: Any) -> bool:
     )
 
 
+def variables(model: Any) -> dict[str, Any]:
+    """Name -> variable of each of the model's weights; a name that comes again gets a number."""
+    found: dict[str, Any] = {}
+    seen: collections.Counter[str] = collections.Counter()
+    for variable in model.weights:
+        name = getattr(variable, "path", None) or variable.name.partition(":")[0]
+        found[f"{name}_{seen[name]}" if seen[name] else name] = variable
+        seen[name] += 1
+    return found
+
+
+def compressed_weights(model: Any) -> list[TrackedWeight]:
+    """Those of the model's weights that some pruner or quantizer has."""
+    found = find_weights(model)
+    return [w for w in found if kernels.state_of(w.owner, w.attribute) is not None]
+
+
 @contextlib.contextmanager
 def compressed(model: Any) -> Iterator[None]:
     """Inside, the variables of the model hold what its forward pass uses of them."""
-    states = [(w, kernels.state_of(w.owner, w.attribute)) for w in find_weights(model)]
-    dense = [(weight.dense, weight.numpy(), state) for weight, state in states if state is not None]
+    dense = [(w.dense, w.numpy(), w.state) for w in compressed_weights(model)]
     try:
         for variable, array, state in dense:
             variable.assign(state.compressed(array))

@@ -82,11 +82,14 @@ class WeightState:
             weight = tf.where(self.mask, weight, tf.zeros([], weight.dtype))
         return weight
 
+    def quantized(self, dense: Any) -> Any:
+        """The quantized values, if any are in force; else `dense`, an array of the weight."""
+        active = self.values is not None and self.value(self.active)
+        return self.value(self.values) if active else dense
+
     def compressed(self, dense: Any) -> Any:
         """What `effective` gives, of an array of the dense weight."""
-        weight = dense
-        if self.values is not None and self.value(self.active):
-            weight = self.value(self.values)
+        weight = self.quantized(dense)
         if self.mask is not None:
             weight = np.where(self.value(self.mask), weight, np.zeros((), weight.dtype))
         return weight

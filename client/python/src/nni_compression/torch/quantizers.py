@@ -8,8 +8,7 @@ from typing import Any, Optional
 import torch
 
 from ..adapter import Tracker
-from ..compressor import QuantizerPart
-from ..errors import FailedPreconditionError
+from ..compressor import QuantizerPart, pruned_too
 from ._files import ModelFiles
 from .binding import QuantizerBinding, TrackedWeight
 from .compressor import Compressor
@@ -99,10 +98,9 @@ class Quantizer(QuantizerPart, Compressor):
     def _exported_state(self) -> Mapping[str, torch.Tensor]:
         masked = [name for name, w in self._quantization().weights.items() if w.mask is not None]
         if masked:
-            raise FailedPreconditionError(
-                f"layer {masked[0]!r} is pruned too; export the model with its pruner, which "
-                "writes the quantized values as well"
-            )
+            raise pruned_too(masked[0])
+        if self._is_custom:  # the server has no way to the values
+            return self.compressed_state_dict()
         state: Mapping[str, torch.Tensor] = self._model.state_dict()
         return state
 
