@@ -193,6 +193,27 @@ def test_fit_sends_all_ranges_of_a_minibatch_in_one_call_and_traces_once(
     assert np.allclose(codes, np.rint(codes), atol=1e-3)
 
 
+def test_the_digits_are_read_as_well_with_weights_and_outputs_of_8_bits(
+    client: nc.Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.syspath_prepend(servers.ROOT / "client/python/examples")
+    import digits_keras
+
+    keras.utils.set_random_seed(digits_keras.SEED)
+    x, x_test, y, y_test = digits_keras.load_images()
+    model = digits_keras.build()
+    model.fit(x, y, batch_size=64, epochs=8, verbose=0)
+    before = digits_keras.accuracy(model, (x_test, y_test))
+    rule = {"quant_types": ["weight", "output"], "op_types": ["default"]}
+    quantizer = QATQuantizer([rule], client=client)
+    quantizer(model)
+    model.fit(x, y, batch_size=64, epochs=4, verbose=0, callbacks=[quantizer.callback()])
+    logits = model.predict(x_test, verbose=0) / quantizer.calibration["fc2"]["output_scale"]
+    assert np.allclose(logits, np.rint(logits), atol=1e-2)
+    assert before > 90
+    assert digits_keras.accuracy(model, (x_test, y_test)) >= before - 2
+
+
 def test_a_call_without_training_is_told_of_once(client: nc.Client) -> None:
     model = linear()
     quantizer = QATQuantizer(OUTPUTS, client=client)
