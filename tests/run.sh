@@ -68,14 +68,15 @@ cpp() { build_all; cpp_part cpp $build "${1:-*}"; }
 python() { build_all; pytest_part python $python tests/client/python "$@"; }
 integration() { build_all; pytest_part integration $python tests/integration --ignore=tests/integration/nni "$@"; }
 
-# The client must work with the newest gRPC and Protocol Buffers too. The environment is kept, and
-# made anew once a month.
+# The client must work with the newest gRPC and Protocol Buffers too, and the safetensors package has
+# to open what exports write. The environment is kept, and made anew once a month.
 python-newest() {
   build_all
-  make_venv build/venv-newest "$(date +%Y-%m)" quietly pip-newest \
-    pip install --upgrade grpcio protobuf
+  make_venv build/venv-newest "$(date +%Y-%m) safetensors" quietly pip-newest \
+    pip install --upgrade grpcio protobuf safetensors
   say "python-newest: $(build/venv-newest/bin/python -c \
-    'import google.protobuf, grpc; print("grpcio", grpc.__version__, "protobuf", google.protobuf.__version__)')"
+    'import google.protobuf, grpc, safetensors; print("grpcio", grpc.__version__,
+      "protobuf", google.protobuf.__version__, "safetensors", safetensors.__version__)')"
   pytest_part python-newest build/venv-newest/bin/python tests/client/python "$@"
 }
 

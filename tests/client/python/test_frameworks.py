@@ -16,4 +16,5 @@ def test_the_column_of_pytorch_runs(client: nc.Client) -> None:
         return model
 
     names = {**vars(adapter), "client": client, "build": build, "model": build()}
+    names["data"] = torch.ones(2, 8)
     frameworks.run_column("PyTorch", names)

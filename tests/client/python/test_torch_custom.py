@@ -232,6 +232,32 @@ def test_the_skeleton_of_a_quantizer_quantizes_weights_and_outputs(client):
     assert torch.equal(quantizer.unwrap().weight, values)
 
 
+def test_its_values_are_exported(client, tmp_path):
+    model = Net()
+    quantizer = GridQuantizer([{"grid": 0.5, "op_types": ["default"]}], client=client)
+    quantizer(model)
+    (path,) = quantizer.export(tmp_path, "pth")
+    loaded, expected = torch.load(path), quantizer.compressed_state_dict()
+    assert set(loaded) == set(expected)
+    assert all(torch.equal(loaded[name], expected[name]) for name in expected)
+    assert not torch.equal(loaded["fc1.weight"], dense(model.fc1))
+
+
+def test_values_that_are_the_weights_own_do_not_follow_it(client):
+    class Same(Quantizer):
+        def quantize_weight(self, weight, config, **kwargs):
+            return weight
+
+    model = nn.Linear(3, 2)
+    quantizer = Same([{}], client=client)
+    quantizer(model)
+    before = model.weight.detach().clone()
+    quantizer.close()
+    with torch.no_grad():
+        dense(model).add_(1)
+    assert torch.equal(model.weight, before)
+
+
 @pytest.mark.parametrize(
     ("result", "error"),
     [(None, TypeError), (torch.ones(1), ValueError), (torch.ones(2, 3).double(), TypeError)],

@@ -1,4 +1,4 @@
-"""docs/tensorflow.md says what is true, and the examples work."""
+"""The pages about TensorFlow say what is true, and the examples work."""
 
 from __future__ import annotations
 
@@ -22,14 +22,25 @@ import documents  # noqa: E402
 PAGE = ROOT / "docs/tensorflow.md"
 
 
+@pytest.mark.parametrize(
+    ("page", "language"),
+    [(PAGE, "python"), (documents.ROOT / "docs/custom-algorithms.md", "python tensorflow")],
+    ids=["tensorflow", "custom-algorithms"],
+)
 def test_its_examples_run_from_top_to_bottom(
-    server: ServerProcess, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    server: ServerProcess,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    page: Path,
+    language: str,
 ) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("NNI_COMPRESSION_SERVER", server.address)
     names: dict[str, Any] = {}
-    for line, source in documents.blocks(PAGE, "python"):
-        exec(compile("\n" * (line - 1) + source, str(PAGE), "exec"), names)
+    blocks = documents.blocks(page, language)
+    assert blocks
+    for line, source in blocks:
+        exec(compile("\n" * (line - 1) + source, str(page), "exec"), names)
 
 
 @pytest.mark.parametrize("example", ["digits_keras.py", "digits_graph.py"])

@@ -19,6 +19,7 @@ def test_the_column_of_keras_runs(client: nc.Client) -> None:
         return keras.Sequential([keras.layers.Input((8,)), keras.layers.Dense(6, name="fc")])
 
     names = {**vars(adapter), "client": client, "build": build, "model": build()}
+    names["data"] = tf.ones([2, 8])
     frameworks.run_column("Keras", names)
 
 

@@ -28,6 +28,14 @@ class Weight(Protocol):
 
     name: str
 
+    @property
+    def op(self) -> Any:
+        """The module, layer or operation that has it."""
+
+    @property
+    def tensor(self) -> Any:
+        """The dense weight as algorithms of one's own get it, without gradient."""
+
     def layer(self) -> Layer:
         """What BindModel is told."""
 
@@ -180,17 +188,16 @@ class QuantizerBinding(Binding[W]):
     def __init__(self, tracker: Tracker, weights: Sequence[W], transfer: str) -> None:
         super().__init__(tracker, weights)
         self.transfer = transfer
-        #: (layer, "output" or "input") -> their running range, of the last answer.
-        self.activation_ranges: dict[tuple[str, str], tuple[float, float]] = {}
-        if self.activations and not self.quantizes_activations:
+        #: (layer, "output" or "input") -> their last answer.
+        self.activation_answers: dict[tuple[str, str], QuantizedTensor] = {}
+        if self.activations and self.why_weights_only:
             name, target = self.activations[0]
             raise InvalidArgumentError(
-                f"quant_types asks for {target}s of layer {name!r}; this adapter quantizes weights "
-                "only"
+                f"quant_types asks for {target}s of layer {name!r}; {self.why_weights_only}"
             )
 
-    #: Whether the adapter can quantize outputs and inputs.
-    quantizes_activations = False
+    #: Of adapters that cannot quantize outputs and inputs.
+    why_weights_only = ""
 
     @property
     def activations(self) -> list[tuple[str, str]]:
@@ -202,6 +209,11 @@ class QuantizerBinding(Binding[W]):
             for target in TARGETS
             if f"{target}_range" in layers[name].step_inputs
         ]
+
+    @property
+    def activation_ranges(self) -> dict[tuple[str, str], tuple[float, float]]:
+        """(layer, "output" or "input") -> their running range, of the last answer."""
+        return {k: a.range for k, a in self.activation_answers.items() if a.range is not None}
 
     def resume_activations(self, ranges: Mapping[tuple[str, str], Sequence[float]]) -> None:
         """Goes on from running ranges of an earlier session, or with those that this one has."""
@@ -260,7 +272,7 @@ class QuantizerBinding(Binding[W]):
 
     def _take_activation(self, key: tuple[str, str], answer: QuantizedTensor) -> None:
         if answer.range is not None:
-            self.activation_ranges[key] = answer.range
+            self.activation_answers[key] = answer
             self._set_activation(*key, answer)
 
     def _take(self, answers: Mapping[str, QuantizedTensor], tokens: Mapping[str, Any]) -> None:
@@ -281,7 +293,7 @@ class QuantizerBinding(Binding[W]):
     def _set_answer(self, weight: W, answer: QuantizedTensor) -> None:
         raise NotImplementedError
 
-    # Of adapters that quantize activations.
+    # Of adapters that quantize outputs and inputs.
 
     def _seen_activations(self) -> Mapping[tuple[str, str], Sequence[float]]:
         """Smallest and largest number since the last step, of those of which any was seen."""

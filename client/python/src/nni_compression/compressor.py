@@ -9,9 +9,11 @@ from __future__ import annotations
 import contextlib
 import functools
 import logging
+import os
 import warnings
 from collections.abc import Mapping, Sequence
-from typing import Any, Callable, ClassVar, Optional
+from pathlib import Path
+from typing import Any, Callable, ClassVar, Optional, Union
 
 import numpy as np
 
@@ -19,7 +21,7 @@ from . import custom
 from .adapter import Closer, Tracker, close_quietly, is_on_this_host
 from .binding import Binding, PrunerBinding, QuantizerBinding, Weight
 from .client import Client
-from .errors import NotFoundError
+from .errors import FailedPreconditionError, NotFoundError
 from .masks import Mask
 from .plan import Plan
 from .session import Session
@@ -113,11 +115,6 @@ class Compressor:
         _check_choice("on_lost_session", on_lost_session, ("rebind", "raise"))
         _check_choice("on_bad_weight", on_bad_weight, ("raise", "keep"))
         if self._is_custom:
-            if not self._runs_custom:
-                raise NotImplementedError(
-                    f"{type(self).__name__} overrides {self._computes}; algorithms that compute in "
-                    "the trainer run in PyTorch only"
-                )
             config_list = custom.read_rules(config_list, self.options, self.default_op_types)
         self.config_list: Sequence[Mapping[str, Any]] = config_list
         self._model: Any = model
@@ -133,6 +130,7 @@ class Compressor:
         self._binding: Optional[Binding[Any]] = None
         self._closer: Optional[Closer] = None
         self._unwatch: list[Callable[[], None]] = []
+        self._told = 0  # how often the base was told of an epoch or a step
 
     def __call__(self, model: Any) -> Any:
         """Compresses the model, in place, and returns it."""
@@ -189,6 +187,7 @@ class Compressor:
 
         Warns of layers that the model has got since it was bound: `rebind` takes them in.
         """
+        self._told += 1
         self._warn_of_new_layers()
         try:
             self._set_epoch(epoch)
@@ -198,6 +197,7 @@ class Compressor:
 
     def step(self, step: Optional[int] = None) -> None:
         """Tells that a minibatch is done: the next step, or the one given (absolute)."""
+        self._told += 1
         step = self._bound().tracker.step + 1 if step is None else step
         try:
             self._take_step(step)
@@ -252,6 +252,32 @@ class Compressor:
             self._resume = state
             return
         self._rebind(state, join=True)
+
+    def export(
+        self,
+        directory: Union[str, os.PathLike[str]],
+        format: str = "safetensors",
+        *,
+        options: Optional[Mapping[str, Any]] = None,
+    ) -> list[Path]:
+        """Writes the model in one of the server's formats, with the plain model's names.
+
+        The files appear under their names when all of them are complete.
+
+        Args:
+            directory: made if need be.
+            format: "safetensors", "pth", "sparse", "compressed-tensors", "masks" or "report";
+                docs/exports.md has them.
+            options: of the format.
+
+        Returns: the files written.
+        """
+        self.refresh()
+        if format == "masks":
+            return self.session.export(directory, format=format, options=options)
+        tensors, names = self._exported()
+        given = {"names": names, **(options or {})}
+        return self.session.export(directory, tensors, format, options=given)
 
     def unwrap(self) -> Any:
         """Gives the plain model back, zeros or quantized values written in; ends the session."""
@@ -360,6 +386,8 @@ class Compressor:
         tracker = self._open(weights, masks, resume, join=join)
         try:
             binding = self._make_binding(tracker, weights)
+            if isinstance(binding, custom.Computing):
+                binding.compute, binding.where = self._compute, self._where
             binding.install()
         except BaseException:
             self._end(tracker.session)
@@ -430,6 +458,19 @@ class Compressor:
         assert rule is not None
         return self.config_list[rule]
 
+    def _compute(self, weight: Weight) -> Any:
+        """What an algorithm of one's own returns for a weight."""
+        method = getattr(self, self._computes)
+        return method(weight.tensor, self._config_of(weight.name), **custom.arguments(weight))
+
+    def _where(self, weight: Weight) -> str:
+        """Begins messages about what it returned."""
+        return f"{type(self).__name__}.{self._computes} of layer {weight.name!r}"
+
+    def _run_own(self, method: Callable[..., Any], args: Any, kwargs: Any) -> Any:
+        """Calls an `update_epoch` or `step` of one's own."""
+        return method(self, *args, **kwargs)
+
     def _rebind(self, state: Mapping[str, Any], *, join: bool) -> None:
         """Leaves the session for another one: the state's, or a new one."""
         binding = self._bound()
@@ -460,7 +501,6 @@ class Compressor:
     # What an adapter says of its framework.
 
     _model_type: ClassVar[str] = "model"  # for messages
-    _runs_custom: ClassVar[bool] = False  # whether algorithms of one's own compute here
 
     def _framework(self) -> str:
         """As BindModel has it."""
@@ -474,6 +514,14 @@ class Compressor:
         raise NotImplementedError
 
     def _make_binding(self, tracker: Tracker, weights: Sequence[Any]) -> Binding[Any]:
+        raise NotImplementedError
+
+    def _exported(self) -> tuple[Mapping[str, Any], Mapping[str, str]]:
+        """The model's tensors for the server, and how the weights that it knows by their layers'
+        names are called in the model.
+
+        Of weights that it compresses, what it makes the compressed ones of.
+        """
         raise NotImplementedError
 
     def _is_installed(self, binding: Binding[Any]) -> bool:
@@ -557,6 +605,11 @@ class QuantizerPart(Compressor):
         """The quantized outputs of a layer, in every forward pass; for algorithms of your own."""
         raise NotImplementedError(f"{self.algorithm} does not quantize outputs here")
 
+    def _compute_output(self, weight: Weight, output: Any) -> Any:
+        """What an algorithm of one's own returns for the output of a weight's layer."""
+        config = self._config_of(weight.name)
+        return self.quantize_layer_output(output, config, **custom.arguments(weight))
+
     @property
     def _quantizes_outputs(self) -> bool:
         mine = type(self).quantize_layer_output
@@ -593,19 +646,23 @@ class QuantizerPart(Compressor):
         )
 
 
+def pruned_too(name: str) -> FailedPreconditionError:
+    """What the export of a quantizer raises for a layer that has a pruner as well."""
+    return FailedPreconditionError(
+        f"layer {name!r} is pruned too; export the model with its pruner, which writes the "
+        "quantized values as well"
+    )
+
+
 def _followed(name: str, method: Callable[..., Any]) -> Callable[..., Any]:
     """A subclass's own `update_epoch` or `step`, after which the base's has been called, too."""
 
     @functools.wraps(method)
     def call(self: Any, *args: Any, **kwargs: Any) -> Any:
-        before = self.steps
-        result = method(self, *args, **kwargs)
-        if name == "step":
-            called = self.steps != before
-        else:
-            called = self.epoch == (*args, *kwargs.values())[0]
-            self._bound().tracker.forget()
-        if not called:
+        before = self._told
+        result = self._run_own(method, args, kwargs)
+        self._bound().tracker.forget()
+        if self._told == before:
             base = next(b for b in type(self).__mro__ if b.__module__.startswith(_PACKAGE))
             getattr(base, name)(self, *args, **kwargs)
         return result

@@ -15,7 +15,7 @@ from typing import Any, Callable, Optional
 import numpy as np
 
 from .adapter import split_results
-from .binding import Binding, PrunerBinding, QuantizerBinding, W
+from .binding import Binding, PrunerBinding, QuantizerBinding, W, Weight
 from .errors import InvalidArgumentError
 from .masks import Mask
 
@@ -101,6 +101,12 @@ def _plain(value: Any) -> Any:
     return value if isinstance(value, _PLAIN) else repr(value)
 
 
+def arguments(weight: Weight) -> Mapping[str, Any]:
+    """The keywords that NNI gives an algorithm's methods."""
+    layer = weight.layer()
+    return {"op": weight.op, "op_type": layer.op_type, "op_name": layer.name}
+
+
 def to_mask(value: Any, shape: Sequence[int], where: str) -> Mask:
     """The mask that a `calc_mask` returned, as an array; `where` begins error messages.
 
@@ -110,12 +116,20 @@ def to_mask(value: Any, shape: Sequence[int], where: str) -> Mask:
     if array.dtype != np.bool_:
         if not np.issubdtype(array.dtype, np.number):
             raise TypeError(f"{where} returned dtype {array.dtype}; it must be bool, or 0 and 1")
-        bad = (array != 0) & (array != 1)
-        if bad.any():
+        bad = array[(array != 0) & (array != 1)]
+        if bad.size:
             raise ValueError(
-                f"{where} returned a mask with {array[bad].flat[0]!r}; it must have 0 and 1 only"
+                f"{where} returned a mask with {bad[0].item()!r}; it must have 0 and 1 only"
             )
     return Mask.from_numpy(array.astype(np.bool_))
+
+
+def to_values(value: Any, shape: Sequence[int], dtype: Any, where: str) -> np.ndarray[Any, Any]:
+    """The quantized values that a `quantize_weight` returned; raises as `to_mask` does."""
+    array = to_array(value, shape, where)
+    if array.dtype != dtype:
+        raise TypeError(f"{where} returned dtype {array.dtype}; it must be {np.dtype(dtype)}")
+    return array
 
 
 def to_array(value: Any, shape: Sequence[int], where: str) -> np.ndarray[Any, Any]:
@@ -128,8 +142,16 @@ def to_array(value: Any, shape: Sequence[int], where: str) -> np.ndarray[Any, An
     return array
 
 
-class _Computing(Binding[W]):
-    """Computes here what others ask the service for."""
+class Computing(Binding[W]):
+    """Computes here what others ask the service for.
+
+    Attributes:
+        compute: weight -> what the algorithm's method returned for it.
+        where: weight -> how messages about that begin.
+    """
+
+    compute: Callable[[W], Any]
+    where: Callable[[W], str]
 
     _thread: Optional[int] = None  # the one that computes
 
@@ -147,21 +169,21 @@ class _Computing(Binding[W]):
         finally:
             self._thread = before
 
+    def _results(self, weights: Sequence[W]) -> Mapping[str, Any]:
+        """Layer name -> what the algorithm returned, once nothing of it is symbolic."""
+        return {w.name: self.compute(w) for w in weights}
 
-class CustomPruning(_Computing[W], PrunerBinding[W]):
+
+class CustomPruning(Computing[W], PrunerBinding[W]):
     """Masks that are computed here, when a weight, the epoch or the step changed.
 
     The session gets those that are others than before.
-
-    Attributes:
-        compute: weight -> its mask.
     """
-
-    compute: Callable[[W], Mask]
 
     def _ask(self, weights: Sequence[W]) -> None:
         tokens = {w.name: w.token() for w in weights}
-        masks = {w.name: self.compute(w) for w in weights}
+        results = self._results(weights)
+        masks = {w.name: self._mask_of(w, results[w.name]) for w in weights}
         before = self.packed_masks()
         changed = {
             name: mask
@@ -175,20 +197,20 @@ class CustomPruning(_Computing[W], PrunerBinding[W]):
                 self.tracker.answered(name, token)
         self._raise(error)
 
+    def _mask_of(self, weight: W, result: Any) -> Mask:
+        return to_mask(self._to_numpy(result), weight.layer().shape, self.where(weight))
 
-class CustomQuantizing(_Computing[W], QuantizerBinding[W]):
-    """Quantized weights that are computed here, when a weight, the epoch or the step changed.
+    def _to_numpy(self, result: Any) -> Any:
+        """A tensor of the framework's as an array with a dtype of numpy's; all else unchanged."""
+        return result
 
-    Attributes:
-        compute: puts the quantized values of a weight in force.
-    """
 
-    compute: Callable[[W], None]
+class CustomQuantizing(Computing[W], QuantizerBinding[W]):
+    """Quantized weights that are computed here, when a weight, the epoch or the step changed."""
 
     def _ask(self, weights: Sequence[W]) -> None:
         tokens = {w.name: w.token() for w in weights}
-        for weight in weights:
-            self.compute(weight)
+        self._set_values(self._results(weights))
         stale = [w for w in weights if not self.tracker.status[w.name].answered]
         ranges = self._ranges(stale)
         _, error = split_results(lambda: self.tracker.session.quantize_range(ranges))
@@ -196,3 +218,10 @@ class CustomQuantizing(_Computing[W], QuantizerBinding[W]):
             if error is None or name not in error.errors:
                 self.tracker.answered(name, token)
         self._raise(error)
+
+    def _set_values(self, results: Mapping[str, Any]) -> None:
+        """Puts in force, by layer name, what the algorithm returned.
+
+        TypeError and ValueError, before anything is changed, for what are no values of a weight.
+        """
+        raise NotImplementedError

@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import contextlib
+import inspect
 import numbers
-from collections.abc import Sequence
-from typing import Any, ClassVar, Optional
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Callable, ClassVar, Optional, Union
 
 import tensorflow as tf
 
 from .. import compressor
 from ..adapter import Tracker
 from ..binding import Binding
+from ..errors import UnimplementedError
 from ..masks import Mask
-from . import graph, keras
+from . import custom, graph, keras, rounding
+from ._files import ModelFiles
 from .counted import CountedBinding
 
 
@@ -83,6 +88,67 @@ class Compressor(compressor.Compressor):
             keras.forget_compiled(model)
         return model
 
+    def _run_own(self, method: Callable[..., Any], args: Any, kwargs: Any) -> Any:
+        """NNI's skeletons take a session, which a Keras model has not, and `callback` gives a step,
+        which they do not take.
+        """
+        if graph.is_graph(self._model):
+            return method(self, *args, **kwargs)
+        parameters = [name for name in inspect.signature(method).parameters if name != "self"]
+        session = {"sess": None} if "sess" in parameters else {}
+        return method(self, *args[: len(parameters) - len(session)], **{**session, **kwargs})
+
+    def _save_model(self, files: ModelFiles, path: str) -> None:
+        if graph.is_graph(self._model):
+            files.save_checkpoint(graph.CompressedGraph.of(self._model).compressed(), path)
+            return
+        with keras.compressed(self._model):
+            files.save_keras(self._model, path)
+
+    def export(
+        self,
+        directory: Union[str, os.PathLike[str]],
+        format: str = "safetensors",
+        *,
+        options: Optional[Mapping[str, Any]] = None,
+        sess: Optional[Any] = None,
+    ) -> list[Path]:
+        """Writes the model in one of the server's formats, under the names of its variables.
+
+        Args:
+            sess: of a graph: its global variables in this session are written.
+
+        The other arguments are those of `nni_compression.torch`. Returns: the files written.
+        """
+        with self._using(sess):
+            return super().export(directory, format, options=options)
+
+    def _exported(self) -> tuple[Mapping[str, Any], Mapping[str, str]]:
+        weights: dict[str, Any]
+        if graph.is_graph(self._model):
+            whole = graph.CompressedGraph.of(self._model)
+            arrays, weights = whole.variables(), whole.weights
+        else:
+            variables = keras.variables(self._model)
+            arrays = {name: keras.to_numpy(variable) for name, variable in variables.items()}
+            found = {id(w.dense): w for w in keras.compressed_weights(self._model)}
+            weights = {n: found[id(v)] for n, v in variables.items() if id(v) in found}
+        tensors, names = {}, {}
+        for name, array in arrays.items():
+            sent = name
+            if name in weights and weights[name].name in self._bound().weights:
+                sent = weights[name].name
+                names[sent] = name
+                array = self._exported_weight(weights[name], array)
+            elif name in weights:
+                array = weights[name].state.compressed(array)
+            tensors[sent] = rounding.host(array, tf.as_dtype(array.dtype).name)
+        return tensors, names
+
+    def _exported_weight(self, weight: Any, dense: Any) -> Any:
+        """What the server makes the compressed weight of."""
+        raise NotImplementedError
+
     def callback(self) -> Any:
         """A callback for `model.fit` that calls `update_epoch` and `step`."""
         return _make_callback(self)
@@ -132,7 +198,12 @@ def find_weights(model: Any) -> Sequence[Any]:
 
 
 class Pruner(Compressor, compressor.PrunerPart):
-    """Base of pruners. One for an algorithm of your own names it: ``algorithm = "random"``."""
+    """Base of pruners.
+
+    One of your own overrides `calc_mask`, and is computed here; or it names an algorithm that the
+    server has: ``algorithm = "random"``. In a graph `calc_mask` gets a symbolic weight and may
+    return a symbolic mask, which is kept and evaluated whenever another one would be asked for.
+    """
 
     _final_masks: Optional[dict[str, Any]] = None
 
@@ -145,9 +216,38 @@ class Pruner(Compressor, compressor.PrunerPart):
         assert isinstance(binding, (graph.PrunerBinding, keras.PrunerBinding))
         return binding.masks()
 
+    def export_model(
+        self,
+        model_path: str,
+        mask_path: Optional[str] = None,
+        onnx_path: Optional[str] = None,
+        input_shape: Optional[Sequence[int]] = None,
+        sess: Optional[Any] = None,
+    ) -> None:
+        """Writes the pruned model, and its masks. All files appear, or none.
+
+        Args:
+            model_path: of a Keras model: for its weights with zeros in them (`NAME.weights.h5`), or
+                for the whole model (`NAME.keras`); of a graph: the prefix of a checkpoint with all
+                global variables of `sess`, as a `Saver` restores it.
+            mask_path: for the masks, as a file of `numpy.savez`: layer name -> bool array of the
+                weight's shape, True = kept.
+            onnx_path: must be None: TensorFlow does not write ONNX.
+            input_shape: is not needed.
+        """
+        _refuse_onnx(onnx_path)
+        with self._using(sess), ModelFiles.written() as files:
+            self.refresh()
+            self._save_model(files, model_path)
+            if mask_path is not None:
+                files.save_masks(self.masks, mask_path)
+
     def _keep_final(self) -> None:
         self._bound().refresh()
         self._final_masks = self.masks
+
+    def _exported_weight(self, weight: Any, dense: Any) -> Any:
+        return weight.state.quantized(dense)
 
     def _packed_masks(self) -> dict[str, Mask]:
         if self._final_masks is None:
@@ -155,13 +255,21 @@ class Pruner(Compressor, compressor.PrunerPart):
         return {name: Mask.from_numpy(mask) for name, mask in self._final_masks.items()}
 
     def _make_binding(self, tracker: Tracker, weights: Sequence[Any]) -> Binding[Any]:
-        if graph.is_graph(self._model):
-            return graph.PrunerBinding(tracker, weights)
-        return keras.PrunerBinding(tracker, weights)
+        kinds: dict[tuple[bool, bool], Callable[..., Binding[Any]]] = {
+            (True, False): graph.PrunerBinding,
+            (True, True): custom.GraphPrunerBinding,
+            (False, False): keras.PrunerBinding,
+            (False, True): custom.KerasPrunerBinding,
+        }
+        return kinds[graph.is_graph(self._model), self._is_custom](tracker, weights)
 
 
 class Quantizer(compressor.QuantizerPart, Compressor):
-    """Base of quantizers. One for an algorithm of your own names it: ``algorithm = "mine"``."""
+    """Base of quantizers.
+
+    One of your own overrides `quantize_weight`, and is computed here, in a graph as `Pruner` says;
+    or it names an algorithm that the server has: ``algorithm = "mine"``.
+    """
 
     _final_calibration: Optional[dict[str, dict[str, Any]]] = None
 
@@ -169,14 +277,16 @@ class Quantizer(compressor.QuantizerPart, Compressor):
     def calibration(self) -> dict[str, dict[str, Any]]:
         """Layer name -> "weight_bits", "weight_scale", "weight_zero_point", "channel_axis".
 
-        Scales and zero points are numbers, or arrays with one per channel; None for DoReFa. Layers
-        that are not quantized yet are left out.
+        Scales and zero points are numbers, or arrays with one per channel; None for DoReFa. Where
+        outputs or inputs are quantized: "output_bits", "output_scale", "output_zero_point",
+        "output_range" (minimum, maximum), and so for "input". Layers that are not quantized yet
+        are left out.
         """
         if self._final_calibration is not None:
             return dict(self._final_calibration)
         binding = self._bound()
         assert isinstance(binding, (graph.QuantizerBinding, keras.QuantizerBinding))
-        return {
+        found: dict[str, dict[str, Any]] = {
             name: {
                 "weight_bits": answer.bits,
                 "weight_scale": answer.scale,
@@ -186,15 +296,71 @@ class Quantizer(compressor.QuantizerPart, Compressor):
             for name, answer in binding.answers.items()
             if not answer.unquantized
         }
+        for (name, target), answer in binding.activation_answers.items():
+            if not answer.unquantized:
+                found.setdefault(name, {}).update(
+                    {
+                        f"{target}_bits": answer.bits,
+                        f"{target}_scale": answer.scale,
+                        f"{target}_zero_point": answer.zero_point,
+                        f"{target}_range": answer.range,
+                    }
+                )
+        return found
+
+    def export_model(
+        self,
+        model_path: str,
+        calibration_path: Optional[str] = None,
+        onnx_path: Optional[str] = None,
+        input_shape: Optional[Sequence[int]] = None,
+        sess: Optional[Any] = None,
+    ) -> None:
+        """Writes the quantized model, and how it was quantized. All files appear, or none.
+
+        Args:
+            model_path: as of `Pruner.export_model`, with quantized values in the weights.
+            calibration_path: for `calibration`, as JSON.
+            onnx_path: must be None: TensorFlow does not write ONNX.
+            input_shape: is not needed.
+        """
+        _refuse_onnx(onnx_path)
+        with self._using(sess), ModelFiles.written() as files:
+            self.refresh()
+            self._save_model(files, model_path)
+            if calibration_path is not None:
+                files.save_calibration(self.calibration, calibration_path)
+
+    def _exported_weight(self, weight: Any, dense: Any) -> Any:
+        if weight.state.mask is not None:
+            raise compressor.pruned_too(weight.name)
+        # Of an algorithm of one's own the server has no way to the values.
+        return weight.state.quantized(dense) if self._is_custom else dense
 
     def _keep_final(self) -> None:
         self._bound().refresh()
         self._final_calibration = self.calibration
 
     def _make_binding(self, tracker: Tracker, weights: Sequence[Any]) -> Binding[Any]:
-        if graph.is_graph(self._model):
-            return graph.QuantizerBinding(tracker, weights, self.transfer)
-        return keras.QuantizerBinding(tracker, weights, self.transfer)
+        kinds: dict[tuple[bool, bool], Callable[..., Binding[Any]]] = {
+            (True, False): graph.QuantizerBinding,
+            (True, True): custom.GraphQuantizerBinding,
+            (False, False): keras.QuantizerBinding,
+            (False, True): custom.KerasQuantizerBinding,
+        }
+        made = kinds[graph.is_graph(self._model), self._is_custom](tracker, weights, self.transfer)
+        if self._quantizes_outputs:
+            if not isinstance(made, custom.KerasQuantizerBinding):
+                raise UnimplementedError(
+                    f"{type(self).__name__} overrides quantize_layer_output, which does nothing in "
+                    "a graph; Keras models quantize outputs"
+                )
+            made.outputs = self._quantize_output
+        return made
+
+    def _quantize_output(self, weight: keras.TrackedWeight, output: Any) -> Any:
+        where = f"{type(self).__name__}.quantize_layer_output of layer {weight.name!r}"
+        return custom.quantized_output(self._compute_output(weight, output), output, where)
 
 
 class LevelPruner(Pruner):
@@ -245,6 +411,14 @@ class DoReFaQuantizer(Quantizer):
     """
 
     algorithm = "dorefa"
+
+
+def _refuse_onnx(path: Optional[str]) -> None:
+    if path is not None:
+        raise UnimplementedError(
+            f"onnx_path is {path!r}; TensorFlow does not write ONNX: convert the plain model that "
+            "unwrap() gives with tf2onnx"
+        )
 
 
 def _make_callback(owner: Compressor) -> Any:

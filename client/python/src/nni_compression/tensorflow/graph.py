@@ -12,7 +12,7 @@ import contextlib
 import dataclasses
 import weakref
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, Optional
+from typing import Any, Callable, Optional
 
 import numpy as np
 import tensorflow as tf
@@ -69,12 +69,16 @@ class CompressedGraph:
 
     @contextlib.contextmanager
     def using(self, session: Optional[Any]) -> Iterator[None]:
-        """Calls inside run in this session, else in the default one; it has all that is in force.
+        """Calls inside run in this session, else in the one around, else in the default one.
+
+        It has all that is in force.
 
         Raises ValueError without a session of this graph, and RuntimeError for one that runs the
         graph as it was before it was compressed.
         """
-        session = _v1.get_default_session() if session is None else session
+        outer = self._session
+        if session is None:
+            session = _v1.get_default_session() if outer is None else outer
         if session is None:
             raise ValueError("there is no session: give one, or make it the default")
         if session.graph is not self.graph:
@@ -90,15 +94,17 @@ class CompressedGraph:
                 self._up_to_date.add(session)
             yield
         finally:
-            self._session = None
+            self._session = outer
 
     def run(self, fetches: Any, feeds: Optional[Mapping[Any, Any]] = None) -> Any:
         """Runs the session of `using`, past the hooks of a MonitoredSession."""
+        return self.within(lambda session: session.run(fetches, feeds))
+
+    def within(self, function: Callable[[Any], Any]) -> Any:
+        """Calls a function with the session of `using`; of a MonitoredSession, the one inside."""
         if hasattr(self._session, "run_step_fn"):
-            return self._session.run_step_fn(
-                lambda step_context: step_context.session.run(fetches, feeds)
-            )
-        return self._session.run(fetches, feeds)
+            return self._session.run_step_fn(lambda step_context: function(step_context.session))
+        return function(self._session)
 
     def put(self, values: Sequence[tuple[Slot, Any]]) -> None:
         """Puts values in force: in the session now, in others when they are used next."""
@@ -108,6 +114,19 @@ class CompressedGraph:
         if self._session is not None:
             self._assign(values)
             self._up_to_date.add(self._session)
+
+    def variables(self) -> dict[str, Any]:
+        """Name -> array of each global variable in the session."""
+        variables = self.graph.get_collection(_v1.GraphKeys.GLOBAL_VARIABLES)
+        found: dict[str, Any] = self.run({variable.op.name: variable for variable in variables})
+        return found
+
+    def compressed(self) -> dict[str, Any]:
+        """As `variables`, with weights as their layers read them."""
+        return {
+            name: self.weights[name].state.compressed(array) if name in self.weights else array
+            for name, array in self.variables().items()
+        }
 
     def rewired(self) -> None:
         """Edges of the graph have changed: sessions have to be checked again."""
@@ -282,6 +301,16 @@ class GraphWeight:
         self._placeholder: Any = None
         self._assign: Any = None
         self._variable = variable
+
+    @property
+    def op(self) -> Any:
+        """The operation that reads it; the first of several."""
+        return self.operation
+
+    @property
+    def tensor(self) -> Any:
+        """The dense weight; symbolic."""
+        return self.read
 
     @property
     def graph(self) -> CompressedGraph:
@@ -502,6 +531,9 @@ class QuantizerBinding(GraphBinding, binding.QuantizerBinding[GraphWeight]):
     """Quantized weights of a graph's layers."""
 
     role = "quantizer"
+    why_weights_only = (
+        "a graph does not tell training from inference, so that it must be weights only"
+    )
 
     def __init__(self, tracker: Tracker, weights: Sequence[GraphWeight], transfer: str) -> None:
         super().__init__(tracker, weights, transfer)
@@ -537,6 +569,15 @@ class QuantizerBinding(GraphBinding, binding.QuantizerBinding[GraphWeight]):
             values, inside = rounding.values_and_inside(self._present[weight.name], answer)
             self._puts += [(state.slot(state.values), values), (state.slot(state.inside), inside)]
         self._puts.append((state.slot(state.active), np.array(not answer.unquantized)))
+
+    def _put_values(self, given: Sequence[tuple[GraphWeight, Any, Any]]) -> None:
+        """Puts values in force that come from here: (weight, values, inside) of each."""
+        puts = []
+        for weight, values, inside in given:
+            state = weight.state
+            puts += [(state.slot(state.values), values), (state.slot(state.inside), inside)]
+            puts.append((state.slot(state.active), np.array(True)))
+        self._put(puts)
 
     def _lasts(self, answer: QuantizedTensor) -> bool:
         return answer.unquantized  # the values are computed when an answer comes

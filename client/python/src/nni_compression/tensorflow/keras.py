@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import collections
+import contextlib
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Optional
 
@@ -14,6 +17,7 @@ from ..masks import Mask
 from ..plan import Layer
 from ..quantization import QuantizedTensor
 from . import counted, kernels, rounding
+from .activations import NOTHING, Activation
 
 _ATTRIBUTES = ("kernel", "depthwise_kernel", "pointwise_kernel", "embeddings")
 _CLASSES = (
@@ -35,10 +39,16 @@ _DTYPES = ("float32", "float16", "bfloat16", "float64")
 
 
 class TrackedWeight:
-    """A kernel of a layer of the model."""
+    """A kernel of a layer of the model.
 
-    def __init__(self, name: str, layer: Any, attribute: str) -> None:
+    Args:
+        targets: which of the layer's "input" and "output" belong to it; of the two kernels of a
+            SeparableConv the first has the input, the second the output.
+    """
+
+    def __init__(self, name: str, layer: Any, attribute: str, targets: Sequence[str]) -> None:
         self.name = name
+        self.targets = targets
         self.owner = layer
         self.attribute = attribute
         self.generation = 0
@@ -47,6 +57,16 @@ class TrackedWeight:
     def dense(self) -> Any:
         """The variable itself, never compressed."""
         return kernels.dense_weight(self.owner, self.attribute)
+
+    @property
+    def op(self) -> Any:
+        """The layer that has it."""
+        return self.owner
+
+    @property
+    def tensor(self) -> Any:
+        """The dense weight, without gradient."""
+        return tf.convert_to_tensor(self.dense)
 
     @property
     def dtype(self) -> str:
@@ -62,7 +82,7 @@ class TrackedWeight:
 
     def numpy(self) -> Any:
         """The dense weight; bfloat16 as numpy has it from TensorFlow."""
-        return np.asarray(tf.convert_to_tensor(self.dense))
+        return to_numpy(self.dense)
 
     def layer(self) -> Layer:
         """What BindModel is told: the channels are the last dimension, as Keras has it."""
@@ -78,6 +98,11 @@ class TrackedWeight:
     def token(self) -> Any:
         """Nothing of a Keras variable tells cheaply that it has changed: the compressor counts."""
         return self.generation
+
+
+def to_numpy(variable: Any) -> Any:
+    """What a variable holds."""
+    return np.asarray(tf.convert_to_tensor(variable))
 
 
 def is_model(value: Any) -> bool:
@@ -108,7 +133,12 @@ def find_weights(model: Any) -> list[TrackedWeight]:
         for attribute in attributes:
             weight = kernels.dense_weight(layer, attribute)
             full = f"{name}/{attribute}" if len(attributes) > 1 else name
-            found.setdefault(id(weight), TrackedWeight(full, layer, attribute))
+            targets = [
+                target
+                for target, owner in (("input", attributes[0]), ("output", attributes[-1]))
+                if owner == attribute
+            ]
+            found.setdefault(id(weight), TrackedWeight(full, layer, attribute, targets))
     return list(found.values())
 
 
@@ -141,6 +171,36 @@ def _is_weight(value: Any) -> bool:
     )
 
 
+def variables(model: Any) -> dict[str, Any]:
+    """Name -> variable of each of the model's weights; a name that comes again gets a number."""
+    found: dict[str, Any] = {}
+    seen: collections.Counter[str] = collections.Counter()
+    for variable in model.weights:
+        name = getattr(variable, "path", None) or variable.name.partition(":")[0]
+        found[f"{name}_{seen[name]}" if seen[name] else name] = variable
+        seen[name] += 1
+    return found
+
+
+def compressed_weights(model: Any) -> list[TrackedWeight]:
+    """Those of the model's weights that some pruner or quantizer has."""
+    found = find_weights(model)
+    return [w for w in found if kernels.state_of(w.owner, w.attribute) is not None]
+
+
+@contextlib.contextmanager
+def compressed(model: Any) -> Iterator[None]:
+    """Inside, the variables of the model hold what its forward pass uses of them."""
+    dense = [(w.dense, w.numpy(), w.state) for w in compressed_weights(model)]
+    try:
+        for variable, array, state in dense:
+            variable.assign(state.compressed(array))
+        yield
+    finally:
+        for variable, array, _ in dense:
+            variable.assign(array)
+
+
 class KerasBinding(counted.CountedBinding[TrackedWeight]):
     """What both kinds of binding do with the layers of a model."""
 
@@ -163,6 +223,11 @@ class KerasBinding(counted.CountedBinding[TrackedWeight]):
                 kernels.install(weight.owner, weight.attribute, state)
             self._prepare(state)
             setattr(state, self.role, self._source(weight))
+
+    def _computing(self) -> contextlib.AbstractContextManager[Any]:
+        # Eager, and out of the sight of a gradient tape.
+        scope: contextlib.AbstractContextManager[Any] = tf.init_scope()
+        return scope
 
     def _source(self, weight: TrackedWeight) -> Any:
         return lambda: self.ensure_fresh(weight)
@@ -223,10 +288,72 @@ class QuantizerBinding(KerasBinding, binding.QuantizerBinding[TrackedWeight]):
 
     role = "quantizer"
 
+    def __init__(self, tracker: Tracker, weights: Sequence[TrackedWeight], transfer: str) -> None:
+        super().__init__(tracker, weights, transfer)
+        self.answers: dict[str, QuantizedTensor] = {}
+        self._may_warn = bool(self.activations)
+
     def _prepare(self, state: kernels.WeightState) -> None:
         if state.values is None:
             state.add_values()
-        self.answers: dict[str, QuantizedTensor] = {}
+
+    def install(self) -> None:
+        super().install()
+        for name, target in self.activations:
+            weight = self.weights[name]
+            if target not in weight.targets:
+                continue
+            # Compiled functions know the one that is there already.
+            activation = self.activation(name, target) or Activation()
+            activation.set_answer(None)
+            activation.forget()
+            kernels.activations_of(weight.owner)[target] = activation
+
+    def activation(self, name: str, target: str) -> Optional[Activation]:
+        """The outputs or inputs that belong to a weight; None when they are not quantized."""
+        weight = self.weights[name]
+        if target not in weight.targets:
+            return None
+        found = kernels.activations_of(weight.owner).get(target)
+        return found if isinstance(found, Activation) else None
+
+    def _present(self) -> dict[tuple[str, str], Activation]:
+        found = {key: self.activation(*key) for key in self.activations}
+        return {key: activation for key, activation in found.items() if activation is not None}
+
+    def _seen_activations(self) -> Mapping[tuple[str, str], Sequence[float]]:
+        present = self._present()
+        if not present:
+            return {}
+        numbers = tf.stack([activation.seen for activation in present.values()]).numpy().tolist()
+        seen = {
+            key: (-low, high)
+            for key, (low, high) in zip(present, numbers)
+            if (low, high) != NOTHING
+        }
+        if self._may_warn and not seen and not self.activation_answers:
+            warnings.warn(
+                "no layer has run in training since the last step, so that no range of outputs "
+                "and inputs is known: call the model with training=True",
+                UserWarning,
+                stacklevel=6,
+            )
+        self._may_warn = False
+        return seen
+
+    def _forget_activations(self) -> None:
+        for activation in self._present().values():
+            activation.forget()
+
+    def _set_activation(self, layer: str, target: str, answer: QuantizedTensor) -> None:
+        activation = self.activation(layer, target)
+        if activation is not None:
+            activation.set_answer(answer)
+
+    def unwrap(self) -> None:
+        super().unwrap()
+        for weight in self.weights.values():
+            kernels.activations_of(weight.owner).clear()
 
     def _ranges(self, weights: Sequence[TrackedWeight]) -> Mapping[str, Any]:
         plan = self.tracker.plan.layers

@@ -17,6 +17,7 @@ import numpy as np
 import tensorflow as tf
 
 _STATES = "_nni_compression_states"
+_ACTIVATIONS = "_nni_compression_activations"
 _forward = threading.local()
 
 
@@ -71,21 +72,40 @@ class WeightState:
     def effective(self, weight: Any) -> Any:
         """Quantized first, then masked: zeros stay zero. Differentiable in `weight`, a tensor."""
         if self.values is not None:
-            weight = _straight_through(weight, self.values, self.inside, self.active)
+            weight = straight_through(
+                weight,
+                tf.cast(self.values.read_value(), weight.dtype),
+                self.inside.read_value(),
+                self.active.read_value(),
+            )
         if self.mask is not None:
             weight = tf.where(self.mask, weight, tf.zeros([], weight.dtype))
         return weight
+
+    def quantized(self, dense: Any) -> Any:
+        """The quantized values, if any are in force; else `dense`, an array of the weight."""
+        active = self.values is not None and self.value(self.active)
+        return self.value(self.values) if active else dense
+
+    def compressed(self, dense: Any) -> Any:
+        """What `effective` gives, of an array of the dense weight."""
+        weight = self.quantized(dense)
+        if self.mask is not None:
+            weight = np.where(self.value(self.mask), weight, np.zeros((), weight.dtype))
+        return weight
+
+    def value(self, variable: Any) -> Any:
+        """What is in force of `mask`, `values`, `inside` or `active`: an array."""
+        return variable.numpy()
 
     def _variable(self, initial: Any) -> Any:
         with tf.init_scope():
             return tf.Variable(initial, trainable=False)
 
 
-def _straight_through(weight: Any, values: Any, inside: Any, active: Any) -> Any:
-    """The values where they are in force; the gradient goes to the weight where nothing clamped."""
-    in_force = active.read_value()
-    passes = tf.logical_or(inside.read_value(), tf.logical_not(in_force))
-    quantized = tf.cast(values.read_value(), weight.dtype)
+def straight_through(dense: Any, quantized: Any, inside: Any, in_force: Any) -> Any:
+    """The quantized tensor if it is in force; its gradient is the dense one's where `inside`."""
+    passes = tf.logical_or(inside, tf.logical_not(in_force))
 
     # All are arguments: in a graph, variables that are met on the way to others have to be known.
     @tf.custom_gradient  # type: ignore[misc]
@@ -95,7 +115,17 @@ def _straight_through(weight: Any, values: Any, inside: Any, active: Any) -> Any
 
         return tf.where(in_force, quantized, dense), gradient
 
-    return apply(weight, quantized, in_force, passes)
+    return apply(dense, quantized, in_force, passes)
+
+
+def replaced(value: Any, replacement: Any) -> Any:
+    """The replacement; its gradient is the value's."""
+
+    @tf.custom_gradient  # type: ignore[misc]
+    def apply(value: Any, replacement: Any) -> Any:
+        return tf.identity(replacement), lambda upstream: (upstream, None)
+
+    return apply(value, replacement)
 
 
 def state_of(layer: Any, attribute: str) -> Optional[WeightState]:
@@ -118,6 +148,12 @@ def uninstall(layer: Any, attribute: str) -> None:
     del states[attribute]
     plain = plain_class(layer)
     _set_class(layer, _compressed_class(plain, tuple(sorted(states))) if states else plain)
+
+
+def activations_of(layer: Any) -> dict[str, Callable[[Any], Any]]:
+    """What quantizes the "output" and the "input" of a compressed layer; may be changed."""
+    found: dict[str, Callable[[Any], Any]] = layer.__dict__.setdefault(_ACTIVATIONS, {})
+    return found
 
 
 def plain_class(layer: Any) -> type:
@@ -145,12 +181,18 @@ def _compressed_class(plain: type, attributes: tuple[str, ...]) -> type:
         if tf.executing_eagerly():
             for state in self.__dict__[_STATES].values():
                 state.refresh()
+        activations = activations_of(self)
+        if "input" in activations:
+            args = tuple(map(activations["input"], args))
+            if "inputs" in kwargs:
+                kwargs["inputs"] = activations["input"](kwargs["inputs"])
         running = getattr(_forward, "layer", None)
         _forward.layer = self
         try:
-            return plain.call(self, *args, **kwargs)  # type: ignore[attr-defined]
+            result = plain.call(self, *args, **kwargs)  # type: ignore[attr-defined]
         finally:
             _forward.layer = running
+        return activations["output"](result) if "output" in activations else result
 
     members: dict[str, Any] = {
         "call": call,

@@ -42,6 +42,16 @@ class TrackedWeight:
         return weight
 
     @property
+    def op(self) -> nn.Module:
+        """The module that has it; the first, of tied ones."""
+        return self.modules[0]
+
+    @property
+    def tensor(self) -> torch.Tensor:
+        """The dense weight, without gradient."""
+        return self.dense.detach()
+
+    @property
     def mask(self) -> Optional[torch.Tensor]:
         """The mask in force; None: all kept."""
         return self.state.mask
@@ -232,7 +242,6 @@ class QuantizerBinding(_TorchBinding, binding.QuantizerBinding[TrackedWeight]):
     """Quantized weights of a model's modules."""
 
     role = "quantizer"
-    quantizes_activations = True
 
     def install(self) -> None:
         super().install()

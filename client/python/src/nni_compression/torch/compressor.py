@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import copy
 import importlib
-import os
 import types
 import weakref
 from collections.abc import Mapping, Sequence
-from pathlib import Path
-from typing import Any, Callable, ClassVar, Optional, Union
+from typing import Any, Callable, ClassVar, Optional
 
 import torch
 from torch import nn
@@ -71,36 +69,13 @@ class Compressor(compressor.Compressor):
         if onnx_path is not None:
             files.save_onnx(modules.unwrap(copy.deepcopy(self._model)), onnx_path, input_shape)
 
-    def export(
-        self,
-        directory: Union[str, os.PathLike[str]],
-        format: str = "safetensors",
-        *,
-        options: Optional[Mapping[str, Any]] = None,
-    ) -> list[Path]:
-        """Writes the model in one of the server's formats, with the plain model's keys.
-
-        The files appear under their names when all of them are complete.
-
-        Args:
-            directory: made if need be.
-            format: "safetensors", "pth", "sparse", "masks" or "report"; docs/exports.md has them.
-            options: of the format.
-
-        Returns: the files written.
-        """
-        self.refresh()
-        if format == "masks":
-            return self.session.export(directory, format=format, options=options)
-        # The server knows a weight by its layer's name.
+    def _exported(self) -> tuple[Mapping[str, Any], Mapping[str, str]]:
         layers = {
             "weight" if name == "." else f"{name}.weight": name for name in self._bound().weights
         }
         state = self._exported_state()
         tensors = to_host({layers.get(key, key): value for key, value in state.items()})
-        names = {layer: key for key, layer in layers.items()}
-        given = {"names": names, **(options or {})}
-        return self.session.export(directory, tensors, format, options=given)
+        return tensors, {layer: key for key, layer in layers.items()}
 
     def _exported_state(self) -> Mapping[str, torch.Tensor]:
         """The model's tensors, with the weights that the server makes the compressed ones of."""

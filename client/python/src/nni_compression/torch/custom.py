@@ -8,7 +8,6 @@ from typing import Any, Callable, Optional
 import torch
 
 from .. import custom
-from ..masks import Mask
 from . import modules
 from .activations import Activation
 from .binding import PrunerBinding, QuantizerBinding, TrackedWeight
@@ -17,6 +16,12 @@ from .rounding import Parameters
 
 class CustomPrunerBinding(custom.CustomPruning[TrackedWeight], PrunerBinding):
     """Masks that a subclass's `calc_mask` computes."""
+
+    def _to_numpy(self, result: Any) -> Any:
+        if not isinstance(result, torch.Tensor):
+            return result
+        result = result.detach().cpu()
+        return (result.float() if result.dtype is torch.bfloat16 else result).numpy()
 
 
 class CustomQuantizerBinding(custom.CustomQuantizing[TrackedWeight], QuantizerBinding):
@@ -33,6 +38,17 @@ class CustomQuantizerBinding(custom.CustomQuantizing[TrackedWeight], QuantizerBi
         for weight in self.weights.values():
             if self.outputs is not None:
                 weight.state.output = self.outputs(weight)
+
+    def _set_values(self, results: Mapping[str, Any]) -> None:
+        found = {
+            name: tensor_of(result, self.weights[name].tensor, self.where(self.weights[name]))
+            for name, result in results.items()
+        }
+        for name, values in found.items():
+            weight = self.weights[name]
+            # Not the parameter's own memory, which changes.
+            own = values.data_ptr() == weight.dense.data_ptr()
+            weight.state.parameters = FixedValues(values.clone() if own else values)
 
 
 class FixedValues(Parameters):
@@ -66,22 +82,6 @@ class OutputFunction(Activation):
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         OutputFunction.__init__(self)
-
-
-def arguments(weight: TrackedWeight) -> Mapping[str, Any]:
-    """The keywords that NNI gives an algorithm's methods."""
-    layer = weight.layer()
-    return {"op": weight.modules[0], "op_type": layer.op_type, "op_name": layer.name}
-
-
-def mask_of(result: Any, weight: TrackedWeight, where: str) -> Mask:
-    """What `calc_mask` returned."""
-    if isinstance(result, torch.Tensor):
-        result = result.detach().cpu()
-        if result.dtype is torch.bfloat16:
-            result = result.float()
-        result = result.numpy()
-    return custom.to_mask(result, tuple(weight.dense.shape), where)
 
 
 def tensor_of(result: Any, like: torch.Tensor, where: str) -> torch.Tensor:

@@ -13,7 +13,7 @@ from ..masks import Mask
 from ._files import ModelFiles
 from .binding import PrunerBinding, TrackedWeight
 from .compressor import Compressor
-from .custom import CustomPrunerBinding, arguments, mask_of
+from .custom import CustomPrunerBinding
 
 
 class Pruner(Compressor, PrunerPart):
@@ -74,16 +74,7 @@ class Pruner(Compressor, PrunerPart):
         return binding
 
     def _make_binding(self, tracker: Tracker, weights: Sequence[TrackedWeight]) -> PrunerBinding:
-        if not self._is_custom:
-            return PrunerBinding(tracker, weights)
-        binding = CustomPrunerBinding(tracker, weights)
-        binding.compute = self._compute_mask
-        return binding
-
-    def _compute_mask(self, weight: TrackedWeight) -> Mask:
-        config = self._config_of(weight.name)
-        result = self.calc_mask(weight.dense.detach(), config, **arguments(weight))
-        return mask_of(result, weight, f"{type(self).__name__}.calc_mask of layer {weight.name!r}")
+        return (CustomPrunerBinding if self._is_custom else PrunerBinding)(tracker, weights)
 
     def _packed_masks(self) -> dict[str, Mask]:
         if self._final_masks is None:

@@ -8,18 +8,11 @@ from typing import Any, Optional
 import torch
 
 from ..adapter import Tracker
-from ..compressor import QuantizerPart
-from ..errors import FailedPreconditionError
+from ..compressor import QuantizerPart, pruned_too
 from ._files import ModelFiles
 from .binding import QuantizerBinding, TrackedWeight
 from .compressor import Compressor
-from .custom import (
-    CustomQuantizerBinding,
-    FixedValues,
-    OutputFunction,
-    arguments,
-    tensor_of,
-)
+from .custom import CustomQuantizerBinding, OutputFunction, tensor_of
 
 
 class Quantizer(QuantizerPart, Compressor):
@@ -105,10 +98,9 @@ class Quantizer(QuantizerPart, Compressor):
     def _exported_state(self) -> Mapping[str, torch.Tensor]:
         masked = [name for name, w in self._quantization().weights.items() if w.mask is not None]
         if masked:
-            raise FailedPreconditionError(
-                f"layer {masked[0]!r} is pruned too; export the model with its pruner, which "
-                "writes the quantized values as well"
-            )
+            raise pruned_too(masked[0])
+        if self._is_custom:  # the server has no way to the values
+            return self.compressed_state_dict()
         state: Mapping[str, torch.Tensor] = self._model.state_dict()
         return state
 
@@ -121,26 +113,15 @@ class Quantizer(QuantizerPart, Compressor):
         if not self._is_custom:
             return QuantizerBinding(tracker, weights, self.transfer)
         binding = CustomQuantizerBinding(tracker, weights, self.transfer)
-        binding.compute = self._compute_values
         if self._quantizes_outputs:
             binding.outputs = self._output_function
         return binding
-
-    def _compute_values(self, weight: TrackedWeight) -> None:
-        dense = weight.dense.detach()
-        result = self.quantize_weight(dense, self._config_of(weight.name), **arguments(weight))
-        where = f"{type(self).__name__}.quantize_weight of layer {weight.name!r}"
-        values = tensor_of(result, dense, where)
-        # Not the parameter's own memory, which changes.
-        weight.state.parameters = FixedValues(values.clone() if values is dense else values)
 
     def _output_function(self, weight: TrackedWeight) -> OutputFunction:
         where = f"{type(self).__name__}.quantize_layer_output of layer {weight.name!r}"
 
         def quantize(output: torch.Tensor) -> torch.Tensor:
-            config = self._config_of(weight.name)
-            result = self.quantize_layer_output(output, config, **arguments(weight))
-            return tensor_of(result, output, where)
+            return tensor_of(self._compute_output(weight, output), output, where)
 
         return OutputFunction(quantize)
 
