@@ -181,6 +181,21 @@ TEST_P(SelectTest, AgreesWithASortWhenTheSampleSaysNothing) {
   Check(values);
 }
 
+TEST_P(SelectTest, AgreesWithASortWhenTheSampleIsAllWrong) {
+  // Where the sample looks all is large, or all is small.
+  const int64_t n = 30000;
+  for (double seen : {100.0, 0.001}) {
+    std::mt19937_64 engine(14);
+    std::vector<double> values(n);
+    for (double& value : values) value = 1 + static_cast<double>(engine() % 64) / 64;
+    for (uint64_t i = 1; i <= 512; ++i) {
+      const auto place = static_cast<unsigned __int128>(i * 0x9e3779b97f4a7c15u) * n >> 64;
+      values[static_cast<size_t>(place)] = seen;
+    }
+    Check(values);
+  }
+}
+
 TEST_P(SelectTest, AgreesWithASortWhenManyTiesCrossTheThreshold) {
   // More than are collected.
   std::vector<double> values((int64_t{1} << 19) + 1000, 1.0);
