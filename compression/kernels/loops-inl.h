@@ -103,18 +103,28 @@ struct Comparer<int32_t> {
   __m256i largest = _mm256_setzero_si256();
 
   Comparer(int32_t lo, int32_t hi) : lo(_mm256_set1_epi32(lo - 1)), hi(_mm256_set1_epi32(hi - 1)) {}
-  static uint64_t Greater(__m256i key, __m256i limit) {
-    const __m256 above = _mm256_castsi256_ps(_mm256_cmpgt_epi32(key, limit));
-    return static_cast<uint8_t>(_mm256_movemask_ps(above));
+  // Of 32 keys.
+  static uint64_t Greater(const __m256i (&keys)[4], __m256i limit) {
+    const __m256i low =
+        _mm256_packs_epi32(_mm256_cmpgt_epi32(keys[0], limit), _mm256_cmpgt_epi32(keys[1], limit));
+    const __m256i high =
+        _mm256_packs_epi32(_mm256_cmpgt_epi32(keys[2], limit), _mm256_cmpgt_epi32(keys[3], limit));
+    // Packing takes the halves of 128 bits in turns.
+    const __m256i bytes = _mm256_permutevar8x32_epi32(_mm256_packs_epi16(low, high),
+                                                      _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7));
+    return static_cast<uint32_t>(_mm256_movemask_epi8(bytes));
   }
   template <bool kTwo>
   void Compare(const char* p, uint64_t& ge_lo, uint64_t& ge_hi) {
     ge_lo = ge_hi = 0;
-    for (int i = 0; i < 8; ++i) {
-      const __m256i key = _mm256_and_si256(Load256(p + 32 * i), magnitude);
-      largest = _mm256_max_epi32(largest, key);
-      ge_lo |= Greater(key, lo) << (8 * i);
-      if constexpr (kTwo) ge_hi |= Greater(key, hi) << (8 * i);
+    for (int i = 0; i < 2; ++i) {
+      __m256i keys[4];
+      for (int j = 0; j < 4; ++j) {
+        keys[j] = _mm256_and_si256(Load256(p + 128 * i + 32 * j), magnitude);
+        largest = _mm256_max_epi32(largest, keys[j]);
+      }
+      ge_lo |= Greater(keys, lo) << (32 * i);
+      if constexpr (kTwo) ge_hi |= Greater(keys, hi) << (32 * i);
     }
   }
   int32_t Largest() const { return LargestOf<int32_t>(largest); }
@@ -261,8 +271,6 @@ Key KeyOf(const char* keys, int i) {
 template <class Key>
 int64_t Count(const typename ScanLoops<Key>::Scan& scan, int64_t begin, int64_t end, int shift,
               uint32_t* counts, Key& largest) {
-  using Unsigned = std::make_unsigned_t<Key>;
-  constexpr Unsigned kLast = ScanLoops<Key>::kBuckets - 1;
   const bool one_key = scan.hi - scan.lo <= 1;
   int64_t below = 0;
   uint32_t inside_one = 0;
@@ -277,9 +285,7 @@ int64_t Count(const typename ScanLoops<Key>::Scan& scan, int64_t begin, int64_t 
         }
         for (; inside != 0; inside &= inside - 1) {
           const Key key = KeyOf<Key>(keys, __builtin_ctzll(inside));
-          // Wherever a key lies that changed since it was compared.
-          const auto bucket = static_cast<Unsigned>(static_cast<Unsigned>(key - scan.lo) >> shift);
-          ++counts[bucket < kLast ? bucket : kLast];
+          ++counts[ScanLoops<Key>::BucketOf(key, scan.lo, shift)];
         }
       });
   counts[0] += inside_one;
@@ -288,31 +294,42 @@ int64_t Count(const typename ScanLoops<Key>::Scan& scan, int64_t begin, int64_t 
 }
 
 template <class Key>
-void Pack(const typename ScanLoops<Key>::Scan& scan, int64_t begin, int64_t end, uint8_t* bits,
-          size_t limit, std::vector<typename ScanLoops<Key>::Found>& found, Key& largest) {
+typename ScanLoops<Key>::Counts Pack(const typename ScanLoops<Key>::Scan& scan, int64_t begin,
+                                     int64_t end, uint8_t* bits,
+                                     typename ScanLoops<Key>::Found* found, int64_t room,
+                                     Key& largest) {
   const auto store = [&](int64_t i, uint64_t word) {
     const int64_t left = end - i;
     std::memcpy(bits + i / 8, &word, left >= 64 ? 8 : (left + 7) / 8);
   };
+  typename ScanLoops<Key>::Counts counts;
   Key seen = 0;
   if (scan.lo == scan.hi) {
     seen = ForWords<false, Key>(
         scan, begin, end, [&](int64_t i, uint64_t ge_lo, uint64_t, uint64_t kept, const char*) {
+          counts.below += __builtin_popcountll(~ge_lo & kept);
           store(i, ge_lo & kept);
         });
   } else {
+    auto* next = found;
     seen = ForWords<true, Key>(
         scan, begin, end,
         [&](int64_t i, uint64_t ge_lo, uint64_t ge_hi, uint64_t kept, const char* keys) {
+          counts.below += __builtin_popcountll(~ge_lo & kept);
           store(i, ge_lo & kept);
-          for (uint64_t inside = ge_lo & ~ge_hi & kept; inside != 0; inside &= inside - 1) {
-            if (found.size() >= limit) return;
+          uint64_t inside = ge_lo & ~ge_hi & kept;
+          const int64_t size = __builtin_popcountll(inside);
+          counts.inside += size;
+          if (size > room - (next - found)) return;
+          for (; inside != 0; inside &= inside - 1) {
             const int j = __builtin_ctzll(inside);
-            found.push_back({KeyOf<Key>(keys, j), i + j});
+            *next++ = {KeyOf<Key>(keys, j), i + j};
           }
         });
+    counts.found = next - found;
   }
   if (seen > largest) largest = seen;
+  return counts;
 }
 
 int64_t CountOnes(const uint8_t* bytes, int64_t size) {

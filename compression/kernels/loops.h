@@ -3,6 +3,7 @@
 #define NNI_COMPRESSION_COMPRESSION_KERNELS_LOOPS_H_
 
 #include <cstdint>
+#include <type_traits>
 #include <vector>
 
 #include "compression/dtype.h"
@@ -33,16 +34,32 @@ struct ScanLoops {
   static constexpr int kBucketBits = 12;
   static constexpr int64_t kBuckets = int64_t{1} << kBucketBits;
 
+  // (key - lo) >> shift, or the last bucket, wherever a key lies that changed since it was
+  // compared.
+  static int64_t BucketOf(Key key, Key lo, int shift) {
+    using Unsigned = std::make_unsigned_t<Key>;
+    constexpr Unsigned kLast = kBuckets - 1;
+    const auto bucket = static_cast<Unsigned>(static_cast<Unsigned>(key - lo) >> shift);
+    return bucket < kLast ? bucket : kLast;
+  }
+
   // Of the elements [begin, end), begin being a multiple of 64: returns how many candidates are
-  // below lo, adds those inside to counts[(key - lo) >> shift], of which there are kBuckets, and
-  // raises `largest` to the largest key, candidate or not.
+  // below lo, adds those inside to counts[BucketOf(key, lo, shift)], and raises `largest` to the
+  // largest key, candidate or not.
   int64_t (*count)(const Scan& scan, int64_t begin, int64_t end, int shift, uint32_t* counts,
                    Key& largest);
 
-  // Of the same elements, writes the mask that keeps the candidates from lo on, and appends those
-  // inside to `found`, at most `limit` in all.
-  void (*pack)(const Scan& scan, int64_t begin, int64_t end, uint8_t* bits, size_t limit,
-               std::vector<Found>& found, Key& largest);
+  // What `pack` counted.
+  struct Counts {
+    int64_t below = 0;   // candidates below lo
+    int64_t inside = 0;  // candidates inside
+    int64_t found = 0;   // of these, the ones that had room
+  };
+
+  // Of the same elements, writes the mask that keeps the candidates from lo on, and those inside to
+  // `found`: all, or those of so many words as fit into its room.
+  Counts (*pack)(const Scan& scan, int64_t begin, int64_t end, uint8_t* bits, Found* found,
+                 int64_t room, Key& largest);
 };
 
 // The smallest and the largest of some numbers.

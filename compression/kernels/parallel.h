@@ -9,14 +9,14 @@
 namespace nni_compression::compression {
 
 // A block of elements that is worth a thread of its own; a multiple of the 64 of a mask's word.
-constexpr int64_t kGrain = int64_t{1} << 20;
+constexpr int64_t kGrain = int64_t{1} << 18;
 
 // Calls f(begin, end) for consecutive stretches that together are [0, n), each once, on the calling
 // thread and on at most at::get_num_threads() - 1 others, and returns when all are done. Stretches
 // begin at multiples of `grain`, but how many there are depends on the thread count: results must
 // not. Rethrows what f throws.
 //
-// Threads are started for the call. That costs some 20 us where a block takes milliseconds, and
+// Threads are started for the call. That costs some 20 us where a block takes 100 and more, and
 // unlike a pool per calling thread, as OpenMP has it, it leaves nothing behind that spins.
 void ParallelFor(int64_t n, int64_t grain, absl::FunctionRef<void(int64_t, int64_t)> f);
 

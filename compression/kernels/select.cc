@@ -3,11 +3,14 @@
 #include <algorithm>
 #include <atomic>
 #include <cmath>
+#include <memory>
 #include <mutex>
 #include <tuple>
+#include <utility>
 #include <vector>
 
 #include "absl/numeric/bits.h"
+#include "absl/types/span.h"
 #include "compression/kernels/dispatch.h"
 #include "compression/kernels/finite.h"
 #include "compression/kernels/loops.h"
@@ -19,7 +22,7 @@ namespace nni_compression::compression {
 namespace {
 
 // So many candidates are collected and put in order; more are told apart by another pass.
-constexpr int64_t kMaxFound = int64_t{1} << 18;
+constexpr int64_t kMaxFound = int64_t{1} << 19;
 // A weight with no more elements than this needs no threshold first.
 constexpr int64_t kTiny = 2048;
 // Only a weight that changes all the time takes more.
@@ -31,8 +34,9 @@ constexpr int64_t kTieBlocks = int64_t{1} << 16;
 
 constexpr int64_t kMinSample = 512;
 constexpr int64_t kMaxSample = 65536;
-// Half the bracket's width, in standard deviations of a sample's quantile.
-constexpr double kDeviations = 4;
+// Half the bracket's width, in standard deviations of a sample's quantile: one in a hundred is
+// wrong, which costs a pass, and every weight gains by a narrow one.
+constexpr double kDeviations = 2.6;
 
 // The bits of a key that MagnitudeHistogram leaves out.
 template <class T>
@@ -57,6 +61,7 @@ class Selector {
     if (rank <= 0) return PackFrom(0, bits);
     if (rank >= candidates) return PackFrom(kEnd, bits);
     Bracket bracket = FirstBracket(rank, candidates);
+    if (bracket.inside == kUnknown && PackAtOnce(bracket, rank, candidates, bits)) return finite_;
     for (int pass = 0; !IsFinal(bracket) && pass < kMaxPasses; ++pass) {
       bracket = Narrow(bracket, rank, candidates);
       if (!finite_) return false;
@@ -69,10 +74,11 @@ class Selector {
 
  private:
   using Key = typename Magnitude<T>::Key;
-  using Scan = typename ScanLoops<Key>::Scan;
-  using Found = typename ScanLoops<Key>::Found;
+  using Scans = ScanLoops<Key>;
+  using Scan = typename Scans::Scan;
+  using Found = typename Scans::Found;
   static constexpr Key kEnd = Magnitude<T>::kNonFinite;  // above all finite keys
-  static constexpr int64_t kBuckets = ScanLoops<Key>::kBuckets;
+  static constexpr int64_t kBuckets = Scans::kBuckets;
   static constexpr int64_t kUnknown = -1;
 
   // Keys [lo, hi), among which the threshold is, or is thought to be.
@@ -81,6 +87,23 @@ class Selector {
     Key hi = kEnd;
     int64_t below = 0;          // candidates below lo
     int64_t inside = kUnknown;  // candidates in [lo, hi)
+    double guess = 1;           // the share of the weight's elements that is inside
+  };
+
+  // What was found in a stretch of the weight.
+  struct Piece {
+    std::unique_ptr<Found[]> found;
+    int64_t size = 0;
+
+    absl::Span<const Found> span() const { return {found.get(), static_cast<size_t>(size)}; }
+  };
+
+  // What a pass that packs found out.
+  struct Packed {
+    int64_t below = 0;         // candidates below the scan's limits
+    int64_t inside = 0;        // candidates inside
+    std::vector<Piece> found;  // these, in no order
+    bool complete = true;      // all of these
   };
 
   bool IsFinal(const Bracket& bracket) const {
@@ -127,6 +150,7 @@ class Selector {
     const auto first = static_cast<int64_t>(std::floor(size * quantile - slack));
     const auto last = static_cast<int64_t>(std::ceil(size * quantile + slack));
     Bracket bracket;
+    bracket.guess = 2 * slack / static_cast<double>(wanted);
     auto begin = keys.begin();
     if (first >= 0) {
       begin += first;
@@ -142,11 +166,17 @@ class Selector {
     return bracket;
   }
 
+  // Of a key's distance from the bracket's begin, for its bucket.
+  static int BucketShift(const Bracket& bracket) {
+    int shift = 0;
+    while (static_cast<int64_t>((bracket.hi - bracket.lo - 1) >> shift) >= kBuckets) ++shift;
+    return shift;
+  }
+
   // A pass over the weight: the part of the bracket that has the threshold, or, where the bracket
   // was wrong, all that lies on the right side of it.
   Bracket Narrow(const Bracket& bracket, int64_t rank, int64_t candidates) {
-    int shift = 0;
-    while (static_cast<int64_t>((bracket.hi - bracket.lo - 1) >> shift) >= kBuckets) ++shift;
+    const int shift = BucketShift(bracket);
     std::vector<int64_t> counts(kBuckets);
     const int64_t below = Count(bracket, shift, counts);
     if (rank <= below) return {0, bracket.lo, 0, below};
@@ -186,52 +216,109 @@ class Selector {
 
   // Keeps the candidates whose key is not below the threshold.
   bool PackFrom(Key threshold, uint8_t* bits) {
-    std::vector<Found> none;
-    Pack(ScanOf(threshold, threshold), 0, a_.elements, bits, none);
+    Pack(ScanOf(threshold, threshold), 0, a_.elements, bits);
     return finite_;
+  }
+
+  // The whole selection in one pass, where what is inside the bracket can be put in order. False:
+  // there was too much of it, or the bracket was wrong and is the rest now.
+  bool PackAtOnce(Bracket& bracket, int64_t rank, int64_t candidates, uint8_t* bits) {
+    const double density = 1.25 * bracket.guess;
+    if (density * static_cast<double>(a_.elements) > kMaxFound) return false;
+    const Packed packed =
+        Pack(ScanOf(bracket.lo, bracket.hi), 0, a_.elements, bits, kMaxFound, density);
+    checked_ = true;
+    if (!finite_) return true;
+    const int64_t until = packed.below + packed.inside;
+    if (rank < packed.below) {
+      bracket = {0, bracket.lo, 0, packed.below};
+    } else if (rank > until) {
+      bracket = {bracket.hi, kEnd, until, std::max<int64_t>(1, candidates - until)};
+    } else if (!packed.complete) {
+      bracket.below = packed.below;
+      bracket.inside = packed.inside;
+    } else {
+      PruneFirst(packed, bracket, rank - packed.below, bits);
+      return true;
+    }
+    return false;
   }
 
   // Prunes the candidates below the bracket, and the first `take` of those inside.
   bool PackAndOrder(const Bracket& bracket, int64_t take, uint8_t* bits) {
-    std::vector<Found> found;
-    Pack(ScanOf(bracket.lo, bracket.hi), 0, a_.elements, bits, found);
-    take = std::min<int64_t>(take, static_cast<int64_t>(found.size()));
-    std::nth_element(found.begin(), found.begin() + take, found.end(),
+    const Scan scan = ScanOf(bracket.lo, bracket.hi);
+    PruneFirst(Pack(scan, 0, a_.elements, bits, bracket.inside), bracket, take, bits);
+    return finite_;
+  }
+
+  // Prunes the first `take` of what was found in the bracket.
+  static void PruneFirst(const Packed& packed, const Bracket& bracket, int64_t take,
+                         uint8_t* bits) {
+    const auto prune = [bits](const Found& f, bool yes) {
+      bits[f.index / 8] &= static_cast<uint8_t>(~(static_cast<int>(yes) << (f.index % 8)));
+    };
+    const int shift = BucketShift(bracket);
+    const auto bucket_of = [&](const Found& f) {
+      return Scans::BucketOf(f.key, bracket.lo, shift);
+    };
+    std::vector<uint32_t> counts(kBuckets);
+    for (const Piece& piece : packed.found) {
+      for (const Found& f : piece.span()) ++counts[bucket_of(f)];
+    }
+    int64_t last = 0;  // the bucket with the last one to be pruned
+    while (last + 1 < kBuckets && take > counts[last]) take -= counts[last++];
+    std::vector<Found> there;
+    there.reserve(counts[last]);
+    for (const Piece& piece : packed.found) {
+      for (const Found& f : piece.span()) {
+        const int64_t bucket = bucket_of(f);
+        prune(f, bucket < last);
+        if (bucket == last) there.push_back(f);
+      }
+    }
+    take = std::min<int64_t>(take, static_cast<int64_t>(there.size()));
+    std::nth_element(there.begin(), there.begin() + take, there.end(),
                      [](const Found& a, const Found& b) {
                        return std::tie(a.key, a.index) < std::tie(b.key, b.index);
                      });
-    for (int64_t i = 0; i < take; ++i) {
-      bits[found[i].index / 8] &= static_cast<uint8_t>(~(1 << (found[i].index % 8)));
-    }
-    return finite_;
+    for (int64_t i = 0; i < take; ++i) prune(there[i], true);
   }
 
   // Prunes the candidates below the key, and those with it that are before `cut`.
   bool PackTies(Key key, int64_t cut, uint8_t* bits) {
-    std::vector<Found> none;
     const Scan above = ScanOf(key + 1, key + 1);
     const int64_t word = (cut - 1) / 64 * 64;  // the cut is in it, or at its end
-    Pack(above, 0, std::min(word + 64, a_.elements), bits, none);
+    Pack(above, 0, std::min(word + 64, a_.elements), bits);
     const uint64_t before = LoadWord(bits, word, a_.elements);
-    Pack(ScanOf(key, key), word, a_.elements, bits, none);
+    Pack(ScanOf(key, key), word, a_.elements, bits);
     const uint64_t after = LoadWord(bits, word, a_.elements);
     const uint64_t first = LowBits(cut - word);
     StoreWord(bits, word, a_.elements, (before & first) | (after & ~first));
     return finite_;
   }
 
-  // [begin, end), in multiples of 64 but for the weight's end.
-  void Pack(const Scan& scan, int64_t begin, int64_t end, uint8_t* bits,
-            std::vector<Found>& found) {
+  // [begin, end), in multiples of 64 but for the weight's end. Collects what is inside, up to
+  // `most` in a thread's stretch, and up to this share of the stretch's elements.
+  Packed Pack(const Scan& scan, int64_t begin, int64_t end, uint8_t* bits, int64_t most = 0,
+              double density = 1) {
+    Packed packed;
     std::mutex mutex;
     ParallelFor(end - begin, kGrain, [&](int64_t b, int64_t e) {
-      std::vector<Found> mine;
+      const auto share = static_cast<int64_t>(density * static_cast<double>(e - b));
+      const int64_t room = std::min(most, share + 64);
+      Piece mine{std::unique_ptr<Found[]>(new Found[room])};  // without touching it
       Key largest = 0;
-      scan_.pack(scan, begin + b, begin + e, bits, kMaxFound, mine, largest);
+      const auto counts =
+          scan_.pack(scan, begin + b, begin + e, bits, mine.found.get(), room, largest);
+      mine.size = counts.found;
       std::lock_guard<std::mutex> lock(mutex);
-      found.insert(found.end(), mine.begin(), mine.end());
+      packed.below += counts.below;
+      packed.inside += counts.inside;
+      packed.complete &= counts.found == counts.inside;
+      packed.found.push_back(std::move(mine));
       if (!checked_ && largest >= kEnd) finite_ = false;
     });
+    return packed;
   }
 
   // The flat index of the rank-th candidate with this key, rank >= 1.
@@ -266,7 +353,7 @@ class Selector {
   }
 
   const SelectArguments& a_;
-  const ScanLoops<Key>& scan_;
+  const Scans& scan_;
   bool checked_ = false;  // for elements that are not finite, by an earlier pass
   bool finite_ = true;
 };

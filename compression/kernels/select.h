@@ -31,13 +31,14 @@ struct SelectArguments {
 // to `bits`: ceil(elements / 8) bytes, the bits after the last element 0. Returns false, and leaves
 // `bits` unspecified, when an element is not finite.
 //
-// A sample of the weights brackets the threshold. One pass counts the elements below the bracket,
-// and those inside it by 4096 ranges of magnitude, which leaves a range with a handful of elements;
-// one pass compares, packs, and collects these few, which are then put in order. With `magnitudes`
-// the first pass is not needed. Unlucky samples cost a pass more, and values that agree in many
-// bits one for each 12 of them: O(n) whatever the values. No copy of the weight, at most 5 MB of
-// scratch. The bits depend neither on the number of threads nor on the instruction set. A weight
-// that changes meanwhile gives some mask, and does no harm.
+// A sample of the weights brackets the threshold. One pass packs the mask that keeps what is not
+// below the bracket, and collects the few elements inside it; the smallest of these are then
+// pruned. Where they would be too many, because the weight is huge or its values agree, a pass
+// counts them by 4096 ranges of magnitude first, which leaves a range with a handful of elements;
+// with `magnitudes` nothing has to be counted. Unlucky samples cost a pass more, and values that
+// agree in many bits one for each 12 of them: O(n) whatever the values. No copy of the weight, at
+// most 10 MB of scratch. The bits depend neither on the number of threads nor on the instruction
+// set. A weight that changes meanwhile gives some mask, and does no harm.
 bool SelectSmallest(const SelectArguments& arguments, uint8_t* bits);
 
 // Nothing when an element is not finite.

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
+from typing import Callable
 
+import numpy as np
 import torch
 
 import local_pruners
@@ -45,11 +47,23 @@ def network() -> torch.nn.Module:
 
 
 class Trainer:
-    """A network under one pruner, whose weights are others in every epoch."""
+    """A network under one pruner, whose weights are others in every epoch.
 
-    def __init__(self, pruner: AGPPruner | local_pruners.AGPPruner) -> None:
+    Args:
+        pruner: not bound yet.
+        make_array: of a shape, makes the memory that a weight is moved to; None: it stays.
+    """
+
+    def __init__(
+        self,
+        pruner: AGPPruner | local_pruners.AGPPruner,
+        make_array: Callable[[torch.Size], np.ndarray] | None = None,
+    ) -> None:
         self.model = network()
         self.weights = [layer.weight for layer in self.model]
+        if make_array is not None:
+            for weight in self.weights:
+                weight.data = torch.from_numpy(make_array(weight.shape)).copy_(weight.data)
         self.pruner = pruner
         pruner(self.model)
 
@@ -76,6 +90,7 @@ def run(client: nc.Client) -> list[Benchmark]:
             NNI: Trainer(local_pruners.AGPPruner(rules)),
             "service, TCP": Trainer(AGPPruner(rules, client=client)),
             "service, shared memory": Trainer(AGPPruner(rules, client=near)),
+            "service, in shared_array": Trainer(AGPPruner(rules, client=near), near.shared_array),
         }
         times: dict[str, list[float]] = {name: [] for name in trainers}
         for number in range(EPOCHS + 1):

@@ -25,6 +25,7 @@ MODULES = (
     "agp_epoch",
     "many",
     "huge",
+    "beside_upload",
     "experiments",
     "exports",
 )

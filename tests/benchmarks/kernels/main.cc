@@ -9,6 +9,7 @@
 #include <optional>
 #include <random>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "compression/kernels/isa.h"
@@ -87,6 +88,44 @@ void SelectFurther(benchmark::State& state) {
   Run(state, arguments);
 }
 
+// The weights of ResNet-50's 54 layers, one after the other, each pruned further than it was.
+void SelectLayers(benchmark::State& state) {
+  std::vector<int64_t> layers = {64 * 3 * 7 * 7};
+  int64_t inputs = 64;
+  for (const auto& [width, blocks] :
+       std::vector<std::pair<int64_t, int>>{{64, 3}, {128, 4}, {256, 6}, {512, 3}}) {
+    for (int block = 0; block < blocks; ++block) {
+      layers.insert(layers.end(), {width * inputs, width * width * 9, 4 * width * width});
+      if (block == 0) layers.push_back(4 * width * inputs);
+      inputs = 4 * width;
+    }
+  }
+  layers.push_back(1000 * inputs);
+
+  std::vector<SelectArguments> each;
+  std::vector<std::vector<uint8_t>> masks;
+  int64_t elements = 0;
+  for (const int64_t size : layers) {
+    SelectArguments arguments;
+    arguments.weight = Values().data() + elements;
+    arguments.elements = size;
+    arguments.prune = size / 2;
+    SelectSmallest(arguments, masks.emplace_back((size + 7) / 8).data());
+    arguments.previously_pruned = arguments.prune;
+    arguments.prune = size / 5 * 3;
+    each.push_back(arguments);
+    elements += size;
+  }
+  for (size_t i = 0; i < each.size(); ++i) each[i].previous = masks[i].data();
+  for (auto _ : state) {
+    for (const SelectArguments& arguments : each) {
+      if (!SelectSmallest(arguments, Output().data())) state.SkipWithError("not finite");
+    }
+    benchmark::ClobberMemory();
+  }
+  state.SetBytesProcessed(state.iterations() * elements * static_cast<int64_t>(sizeof(float)));
+}
+
 void Magnitudes(benchmark::State& state) {
   for (auto _ : state) {
     benchmark::DoNotOptimize(CountMagnitudes(DataType::kFloat32, Values().data(), kElements));
@@ -151,6 +190,7 @@ int main(int argc, char** argv) {
     Register(isa, "select", Select);
     Register(isa, "select_with_statistics", SelectAgain);
     Register(isa, "select_further", SelectFurther);
+    Register(isa, "select_layers", SelectLayers);
     Register(isa, "range", FindRange);
     Register(isa, "naive_codes", Quantize, Rounding::kTruncate, QuantizeReply::kCodes);
     Register(isa, "qat_codes", Quantize, Rounding::kHalfEven, QuantizeReply::kCodes);

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -131,3 +132,43 @@ class TestLittleMemory:
                         session.calc_mask({"w": weight})
                 weight[-1] = 1
                 assert session.calc_mask({"w": weight})["w"].pruned == weight.size // 2
+
+
+@pytest.mark.skipif(available_memory() < 6 << 30, reason="needs 6 GiB of free memory")
+@pytest.mark.parametrize("connections", [1, 2])
+def test_small_calls_are_answered_while_a_gigabyte_is_on_its_way(connections: int) -> None:
+    # One that had to wait for an upload's end would see as many uploads as there are small calls.
+    weight = np.zeros(1 << 28, np.float32)  # zeros take no memory here
+    small = {"fc": np.arange(400_000, dtype=np.float32), "conv": np.ones(500, np.float32)}
+    layers = [nc.Layer(name, "Linear", w.shape) for name, w in small.items()]
+    rule = [{"sparsity": 0.5}]
+    calls = uploads = 0
+    over = threading.Event()
+
+    def upload(session: nc.Session) -> None:
+        nonlocal uploads
+        while not over.is_set():
+            session.calc_mask({"w": weight})
+            uploads += 1
+
+    server = ServerProcess("--memory_budget=4G")
+    try:
+        with nc.Client(server.address) as client, nc.Client(server.address) as other:
+            large = client.bind_model("level", rule, [nc.Layer("w", "Linear", weight.shape)])
+            with ThreadPoolExecutor(1) as pool:
+                uploading = pool.submit(upload, large)
+                try:
+                    while calls < 30 or large.stats.bytes_sent < 200 * MEGABYTE:
+                        near = client if connections == 1 else other
+                        with near.bind_model("level", rule, layers) as session:
+                            masks = session.calc_mask(small)
+                        assert [mask.pruned for mask in masks.values()] == [200_000, 250]
+                        calls += 1
+                        assert calls < 10_000, "the upload does not go on"
+                    finished = uploads
+                finally:
+                    over.set()
+                uploading.result()
+    finally:
+        server.kill()
+    assert 4 * finished < calls

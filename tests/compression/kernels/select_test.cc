@@ -181,9 +181,24 @@ TEST_P(SelectTest, AgreesWithASortWhenTheSampleSaysNothing) {
   Check(values);
 }
 
+TEST_P(SelectTest, AgreesWithASortWhenTheSampleIsAllWrong) {
+  // Where the sample looks all is large, or all is small.
+  const int64_t n = 30000;
+  for (double seen : {100.0, 0.001}) {
+    std::mt19937_64 engine(14);
+    std::vector<double> values(n);
+    for (double& value : values) value = 1 + static_cast<double>(engine() % 64) / 64;
+    for (uint64_t i = 1; i <= 512; ++i) {
+      const auto place = static_cast<unsigned __int128>(i * 0x9e3779b97f4a7c15u) * n >> 64;
+      values[static_cast<size_t>(place)] = seen;
+    }
+    Check(values);
+  }
+}
+
 TEST_P(SelectTest, AgreesWithASortWhenManyTiesCrossTheThreshold) {
   // More than are collected.
-  std::vector<double> values((int64_t{1} << 18) + 1000, 1.0);
+  std::vector<double> values((int64_t{1} << 19) + 1000, 1.0);
   for (size_t i = 0; i < values.size(); i += 3) values[i] = -1.0;
   for (size_t i = 0; i < values.size(); i += 1001) values[i] = 0.5;
   Check(values);
@@ -268,6 +283,27 @@ TEST(SelectFloat64Test, TellsApartWeightsThatDifferInTheirLastBitOnly) {
 TEST(SelectFloat32Test, TellsApartWeightsThatDifferInTheirLastBitOnly) {
   const double next = std::nextafter(1.0f, 2.0f);
   EXPECT_EQ(Select(DataType::kFloat32, Values({next, 1.0, next, -1.0}), 2), "1010");
+}
+
+TEST(SelectFloat32Test, AgreesWithASortWhenAllThatIsNearTheThresholdLiesTogether) {
+  // More than one thread's share of what is collected at once.
+  const int threads_before = at::get_num_threads();
+  std::mt19937_64 engine(13);
+  std::vector<double> values(2'500'000);
+  for (size_t i = 0; i < values.size(); ++i) {
+    const double random = static_cast<double>(engine() % 1'000'003) * 1e-6;
+    values[i] = i < 400'000 ? 1 + random * 1e-2 : i % 2 == 0 ? 0.5 * random : 2 + random;
+  }
+  const at::Tensor weight = Values(values, DataType::kFloat32);
+  const Sorted sorted(weight, "");
+  for (int threads : {1, 3}) {
+    at::set_num_threads(threads);
+    for (int64_t prune : {1'050'000, 1'250'000, 1'449'999, 1'450'001}) {
+      EXPECT_EQ(Select(DataType::kFloat32, weight, prune), sorted.Bits(prune))
+          << threads << " threads, " << prune << " to prune";
+    }
+  }
+  at::set_num_threads(threads_before);
 }
 
 TEST(SelectUnalignedTest, ReadsAWeightAtAnyAddress) {

@@ -410,8 +410,9 @@ def _address(array: npt.NDArray[np.uint8]) -> int:
 def _copy(to: npt.NDArray[np.uint8], source: npt.NDArray[np.uint8]) -> None:
     """Copies with as many threads as pay; numpy lets go of the interpreter meanwhile."""
     size = len(source)
-    threads = min(os.cpu_count() or 1, _MAX_COPY_THREADS)
-    if size < _PARALLEL_COPY_BYTES or threads < 2:
+    # Counting the cores takes as long as copying 100 KB.
+    threads = min(os.cpu_count() or 1, _MAX_COPY_THREADS) if size >= _PARALLEL_COPY_BYTES else 1
+    if threads < 2:
         np.copyto(to, source)
         return
     step = (size // threads + 4095) // 4096 * 4096

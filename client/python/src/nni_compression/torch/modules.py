@@ -18,6 +18,7 @@ from torch import nn
 
 from ..masks import Mask
 from .activations import Activation
+from .masking import keep, masked
 from .rounding import Parameters
 
 _STATE = "_weight_state"
@@ -98,9 +99,7 @@ class WeightState:
         if self.mask is None:
             return weight
         mask = self._mask_on(weight.device, keep=not replica)
-        if module.__dict__.get("sparse"):
-            return _SparseMasked.apply(weight, mask)
-        return torch.where(mask, weight, weight.new_zeros(()))
+        return masked(weight, mask, sparse=bool(module.__dict__.get("sparse")))
 
     def _mask_on(self, device: torch.device, *, keep: bool) -> torch.Tensor:
         """The mask where the weight is; it follows when the model moves."""
@@ -262,7 +261,7 @@ class _StraightThrough(torch.autograd.Function):
         (grad,) = grads
         if ctx.parameters.clamps:
             (dense,) = ctx.saved_tensors
-            grad = _keep(grad, ctx.parameters.inside(dense))
+            grad = keep(grad, ctx.parameters.inside(dense))
         return grad, None, None
 
 
@@ -279,28 +278,3 @@ class _Replaced(torch.autograd.Function):
 def straight_through(value: torch.Tensor, replacement: torch.Tensor) -> Any:
     """The replacement; its gradient is the value's."""
     return _Replaced.apply(value, replacement)
-
-
-class _SparseMasked(torch.autograd.Function):
-    """As torch.where(mask, weight, 0), for embeddings whose gradient is sparse."""
-
-    @staticmethod
-    def forward(ctx: Any, *args: Any, **kwargs: Any) -> Any:
-        weight, mask = args
-        ctx.save_for_backward(mask)
-        return torch.where(mask, weight, weight.new_zeros(()))
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Any) -> Any:
-        (grad,) = grads
-        (mask,) = ctx.saved_tensors
-        return _keep(grad, mask), None
-
-
-def _keep(grad: Any, kept: torch.Tensor) -> Any:
-    """The gradient with zeros where `kept` is False; sparse gradients stay sparse."""
-    if grad.is_sparse:
-        grad = grad.coalesce()
-        rows = grad.indices()[0]
-        return torch.sparse_coo_tensor(grad.indices(), grad.values() * kept[rows], grad.shape)
-    return torch.where(kept, grad, grad.new_zeros(()))

@@ -1,0 +1,104 @@
+"""A masked weight is torch.where's, however it is computed."""
+
+from __future__ import annotations
+
+import pytest
+
+pytest.importorskip("torch")
+
+import torch
+
+from nni_compression.torch.masking import masked
+
+INTEGERS = {2: torch.int16, 4: torch.int32, 8: torch.int64}
+dtypes = pytest.mark.parametrize(
+    "dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64]
+)
+
+
+def where(weight: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+    return torch.where(mask, weight, weight.new_zeros(()))
+
+
+def some_mask(*shape: int) -> torch.Tensor:
+    return torch.rand(*shape, generator=torch.Generator().manual_seed(1)) > 0.5
+
+
+def bits(tensor: torch.Tensor) -> torch.Tensor:
+    return tensor.view(INTEGERS[tensor.element_size()])
+
+
+@dtypes
+def test_every_bit_is_that_of_where_whatever_the_values(dtype):
+    special = [0.0, -0.0, float("inf"), -float("inf"), float("nan"), -1.5, 1e-30, 7.0]
+    weight = torch.tensor(special * 4, dtype=dtype)
+    mask = torch.arange(32) // 8 % 2 == 0  # each value is kept, and pruned
+    with torch.no_grad():
+        assert torch.equal(bits(masked(weight, mask)), bits(where(weight, mask)))
+    assert torch.equal(bits(masked(weight.requires_grad_(), mask)), bits(where(weight, mask)))
+
+
+@pytest.mark.parametrize(
+    "arrange",
+    [
+        lambda w: w,
+        lambda w: w.contiguous(memory_format=torch.channels_last),
+        lambda w: w.transpose(0, 1).contiguous().transpose(0, 1),
+        lambda w: torch.cat([w, w], dim=3)[..., ::2],
+        lambda w: w[:1].expand(6, 5, 3, 3),
+    ],
+    ids=["contiguous", "channels_last", "transposed", "strided", "expanded"],
+)
+def test_weights_may_lie_in_memory_in_any_order(arrange):
+    weight = arrange(torch.randn(6, 5, 3, 3))
+    mask = some_mask(*weight.shape)
+    result = masked(weight, mask)
+    assert torch.equal(result, where(weight, mask))
+    result.zero_()  # memory of its own
+    assert weight.abs().sum() > 0
+
+
+def test_gradients_of_any_order_and_of_either_mode_are_those_of_where():
+    weight = torch.randn(4, 5, dtype=torch.float64, requires_grad=True)
+    mask = some_mask(4, 5)
+    assert torch.autograd.gradcheck(lambda w: masked(w, mask), (weight,), check_forward_ad=True)
+    assert torch.autograd.gradgradcheck(lambda w: masked(w, mask) ** 3, (weight,))
+
+
+@pytest.mark.parametrize("context", [torch.no_grad, torch.inference_mode, torch.enable_grad])
+def test_the_result_is_part_of_the_graph_only_where_gradients_are_computed(context):
+    weight = torch.randn(3, 4, requires_grad=True)
+    mask = some_mask(3, 4)
+    with context():
+        result = masked(weight, mask)
+        assert result.requires_grad == torch.is_grad_enabled()
+        assert result.is_inference() == torch.is_inference_mode_enabled()
+        assert torch.equal(result, where(weight, mask))
+
+
+@pytest.mark.parametrize("sparse", [True, False])
+def test_a_sparse_gradient_stays_sparse(sparse):
+    weight = torch.randn(6, 3, requires_grad=True)
+    mask = some_mask(6, 3)
+    rows = torch.tensor([4, 1, 4])
+    result = torch.nn.functional.embedding(rows, masked(weight, mask, sparse=sparse), sparse=sparse)
+    result.sum().backward()
+    assert weight.grad.is_sparse == sparse
+    expected = torch.zeros(6, 3)
+    expected[1], expected[4] = mask[1].float(), 2 * mask[4].float()
+    assert torch.equal(weight.grad.to_dense() if sparse else weight.grad, expected)
+
+
+def test_a_trace_has_the_operation_and_not_its_result():
+    mask = some_mask(3, 4)
+    traced = torch.jit.trace(lambda w: masked(w, mask), torch.randn(3, 4))
+    other = torch.randn(3, 4)
+    assert torch.equal(traced(other), where(other, mask))
+
+
+@pytest.mark.skipif(not hasattr(torch, "func"), reason="torch.func came with PyTorch 2.0")
+def test_transforms_of_functions_go_through():
+    mask = some_mask(3, 4)
+    weights = torch.randn(2, 3, 4)
+    mapped = torch.func.vmap(torch.func.grad(lambda w: (masked(w, mask) ** 2).sum()))(weights)
+    assert torch.equal(mapped, 2 * where(weights, mask))
