@@ -17,7 +17,7 @@ build=(ccache cmake g++ git libabsl-dev libgmock-dev libgrpc++-dev libgtest-dev 
        python3-torch python3-venv python3-wheel)
 
 tests=(chromium clang-format-14 libbenchmark-dev mypy
-       python3-pytest shellcheck)
+       python3-pytest python3-pytest-xdist shellcheck)
 
 case "${1:-}" in
   --runtime) wanted=("${runtime[@]}") ;;

@@ -53,8 +53,9 @@ pytest_part() {
   local name=$1 interpreter=$2 started=$SECONDS
   shift 2
   rm -f "$results/$name.xml"
+  # The tests wait for servers and processes half of the time.
   TAIL=80 quietly "$name" "$interpreter" -m pytest -q -ra -p no:cacheprovider \
-    --junitxml="$results/$name.xml" "$@" || true
+    -n $(($(nproc) + 1)) --junitxml="$results/$name.xml" "$@" || true
   record "$name" "$started" "$results/$name.xml"
 }
 
@@ -95,7 +96,7 @@ tensorflow() {
 nni() {
   build_all
   nni_venv
-  pytest_part nni build/venv-nni/bin/python tests/integration/nni "$@"
+  pytest_part nni build/venv-nni/bin/python -n 0 tests/integration/nni "$@"
 }
 
 # Each script is a test: status 0 passes, 77 is skipped, anything else fails.

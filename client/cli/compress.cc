@@ -15,8 +15,6 @@
 namespace nni_compression::cli {
 namespace {
 
-constexpr char kWeightSuffix[] = ".weight";
-
 bool IsWeightType(DataType dtype) {
   return dtype == DataType::kFloat32 || dtype == DataType::kFloat16 ||
          dtype == DataType::kBFloat16 || dtype == DataType::kFloat64;
@@ -61,12 +59,6 @@ absl::Status Advance(const Session& session, const CompressJob& job) {
     if (!stale.ok()) return stale.status();
   }
   return absl::OkStatus();
-}
-
-CallOptions Drawing(ProgressBar& bar) {
-  CallOptions options;
-  options.progress = [&bar](const Progress& p) { bar.Update(p.sent_bytes, p.total_bytes); };
-  return options;
 }
 
 LayerOutcome NewOutcome(const Tensor& tensor) {

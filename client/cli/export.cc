@@ -16,7 +16,6 @@
 namespace nni_compression::cli {
 namespace {
 
-constexpr char kWeightSuffix[] = ".weight";
 constexpr int64_t kOneFile = int64_t{1} << 53;  // bytes of a shard
 
 // The layer whose weight each tensor of the file is: of compressed layers.
@@ -65,12 +64,6 @@ absl::StatusOr<std::vector<Tensor>> AllTensors(const SafetensorsFile& file,
     tensors.push_back(ToTensor(file, tensor, layer == layers.end() ? tensor.name : layer->second));
   }
   return tensors;
-}
-
-CallOptions Drawing(ProgressBar& bar) {
-  CallOptions options;
-  options.progress = [&bar](const Progress& p) { bar.Update(p.sent_bytes, p.total_bytes); };
-  return options;
 }
 
 absl::StatusOr<ExportResult> Commit(DirectorySink& directory, absl::Span<const Tensor> sent) {

@@ -7,6 +7,7 @@
 #include <string>
 
 #include "absl/time/time.h"
+#include "nni_compression/session.h"
 
 namespace nni_compression::cli {
 
@@ -29,6 +30,9 @@ class ProgressBar {
   const std::string label_;
   absl::Time next_ = absl::InfinitePast();
 };
+
+// Options of a call that draws its progress; the bar outlives the call.
+CallOptions Drawing(ProgressBar& bar);
 
 }  // namespace nni_compression::cli
 

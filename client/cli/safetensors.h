@@ -16,6 +16,9 @@
 
 namespace nni_compression::cli {
 
+// What ends a weight's name, after its layer's.
+inline constexpr char kWeightSuffix[] = ".weight";
+
 // A tensor of a file, as its header says.
 struct FileTensor {
   std::string name;

@@ -429,7 +429,7 @@ LAYERS = [
 
 
 @everywhere
-@pytest.mark.parametrize(("layer", "inputs"), LAYERS, ids=lambda x: repr(x)[:30])
+@pytest.mark.parametrize(("layer", "inputs"), LAYERS, ids=lambda x: type(x).__name__)
 def test_every_default_layer_computes_with_its_compressed_weight(
     client, make, config_list, layer, inputs
 ):
