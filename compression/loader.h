@@ -1,4 +1,4 @@
-// Algorithms that are not built in: plugins that an operator put into a folder.
+// Algorithms that are not built in: plugins and scripts that an operator put into a folder.
 #ifndef NNI_COMPRESSION_COMPRESSION_LOADER_H_
 #define NNI_COMPRESSION_COMPRESSION_LOADER_H_
 
@@ -16,6 +16,9 @@ namespace nni_compression::compression {
 // good. INVALID_ARGUMENT, naming the file, for one that is no plugin or has another stamp than this
 // program (see plugin.h); ALREADY_EXISTS for an algorithm whose name is taken.
 absl::Status LoadPlugins(const std::string& folder, Registry* registry);
+
+// The same for TorchScript modules, *.pt: each is one algorithm of the file's name.
+absl::Status LoadScripts(const std::string& folder, Registry* registry);
 
 // The regular files in `folder` that end in `extension`, in alphabetical order. NOT_FOUND when it
 // is no folder.

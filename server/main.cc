@@ -70,9 +70,13 @@ ABSL_FLAG(
     std::string, plugin_dir, "",
     "Folder of plugins, *.so, whose algorithms are offered too; they are the operator's trusted "
     "code. Empty: none.");
-ABSL_FLAG(absl::Duration, algorithm_timeout, absl::Seconds(60),
-          "How long the code of a plugin may take for one layer; one that takes longer is "
-          "refused until the server is restarted.");
+ABSL_FLAG(std::string, script_dir, "",
+          "Folder of TorchScript modules, *.pt, which are offered as algorithms of their names. "
+          "Empty: none.");
+ABSL_FLAG(
+    absl::Duration, algorithm_timeout, absl::Seconds(60),
+    "How long the code of a plugin or script may take for one layer; one that takes longer is "
+    "refused until the server is restarted.");
 ABSL_FLAG(double, drain_seconds, 30,
           "After SIGTERM or SIGINT, how long running calls may take to finish; then they are "
           "cancelled, but for a layer that is being computed, which is finished first.");
@@ -169,6 +173,10 @@ absl::StatusOr<const compression::Registry*> LoadAlgorithms() {
   auto* const registry = new compression::Registry(compression::Registry::Builtin());
   if (const std::string folder = absl::GetFlag(FLAGS_plugin_dir); !folder.empty()) {
     absl::Status status = compression::LoadPlugins(folder, registry);
+    if (!status.ok()) return status;
+  }
+  if (const std::string folder = absl::GetFlag(FLAGS_script_dir); !folder.empty()) {
+    absl::Status status = compression::LoadScripts(folder, registry);
     if (!status.ok()) return status;
   }
   for (const compression::AlgorithmInfo* info : registry->List()) {

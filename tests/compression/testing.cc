@@ -43,7 +43,8 @@ Binding MakeBinding(std::string algorithm, nlohmann::json config_list, std::vect
 const Registry& AllAlgorithms() {
   static const Registry* const all = [] {
     auto* registry = new Registry(Registry::Builtin());
-    const absl::Status status = LoadPlugins(TEST_PLUGINS "/good", registry);
+    absl::Status status = LoadPlugins(TEST_PLUGINS "/good", registry);
+    if (status.ok()) status = LoadScripts(TEST_SCRIPTS "/good", registry);
     if (!status.ok()) {
       std::fprintf(stderr, "%s\n", status.ToString().c_str());
       std::abort();

@@ -48,7 +48,7 @@ Layer MakeLayer(std::string name, std::vector<int64_t> shape, DataType dtype = D
 
 Binding MakeBinding(std::string algorithm, nlohmann::json config_list, std::vector<Layer> layers);
 
-// The built-in algorithms, and those of the example of a plugin.
+// The built-in algorithms, and those of the examples of plugins and scripts.
 const Registry& AllAlgorithms();
 
 // Binds under AllAlgorithms.

@@ -139,7 +139,8 @@ TEST_F(ProgramTest, HelpDocumentsEveryFlagAndNoPathOfTheBuild) {
                            "drain_seconds",    "reflection",
                            "log_level",        "shm_socket",
                            "shm_uids",         "token_file",
-                           "plugin_dir",       "algorithm_timeout"}) {
+                           "plugin_dir",       "script_dir",
+                           "algorithm_timeout"}) {
     EXPECT_THAT(help, HasSubstr(std::string("--") + flag + " (")) << flag;
   }
   EXPECT_THAT(help, Not(HasSubstr("/server/main.cc")));
