@@ -37,6 +37,7 @@ struct LayerState {
   std::optional<Mask> mask;  // pruners: in force; nothing: all kept
   std::optional<QuantizationParameters> parameters;  // quantizers: of the last answer
   std::map<std::string, std::vector<float>> memory;  // whatever else an algorithm needs
+  std::string opaque;  // the same in a form that the algorithm alone understands
 
   // Elements of the mask that are pruned; 0 without a mask.
   int64_t pruned() const { return mask ? mask->pruned() : 0; }
@@ -63,6 +64,16 @@ class Compressor {
   virtual bool IsStale(const Layer& layer, const LayerState& state, Clock clock) const {
     return false;
   }
+
+  // Whether Step should carry the loss's gradient of each layer's weight.
+  virtual bool wants_gradient() const { return false; }
+
+  // Takes note, in `state`, of a gradient, which has the weight's dtype and shape and dies with the
+  // call. Called only when wants_gradient().
+  virtual absl::Status AddGradient(const Layer& layer, const at::Tensor& gradient, Clock clock,
+                                   LayerState& state) const {
+    return absl::UnimplementedError("the algorithm has no use for gradients");
+  }
 };
 
 class Pruner : public Compressor {
@@ -70,10 +81,11 @@ class Pruner : public Compressor {
   Refresh refresh() const override { return Refresh::kOnce; }
 
   // The mask of a stale layer. `state.mask` holds what was pruned before; a call for a layer that
-  // is not stale never gets here. Fails with INVALID_ARGUMENT for a non-finite weight, naming the
-  // first bad flat index.
-  virtual absl::StatusOr<Mask> CalcMask(const Layer& layer, const Weight& weight,
-                                        const LayerState& state, Clock clock) const = 0;
+  // is not stale never gets here. May write `state.memory` and `state.opaque`, which the session
+  // keeps only when the call succeeds. Fails with INVALID_ARGUMENT for a non-finite weight, naming
+  // the first bad flat index.
+  virtual absl::StatusOr<Mask> CalcMask(const Layer& layer, const Weight& weight, LayerState& state,
+                                        Clock clock) const = 0;
 
   // The share to be removed at this time, in [0, 1], for reports.
   virtual std::optional<double> TargetSparsity(Clock clock) const { return std::nullopt; }
@@ -83,8 +95,9 @@ class Quantizer : public Compressor {
  public:
   Refresh refresh() const override { return Refresh::kOnWeightChange; }
 
-  // Codes or values, and the parameters, of a weight. May write `state.memory`, which the session
-  // keeps only when the call succeeds. Fails with INVALID_ARGUMENT for a non-finite weight.
+  // Codes or values, and the parameters, of a weight. May write `state.memory` and `state.opaque`,
+  // which the session keeps only when the call succeeds. Fails with INVALID_ARGUMENT for a
+  // non-finite weight.
   virtual absl::StatusOr<QuantizedWeight> QuantizeWeight(const Layer& layer, const Weight& weight,
                                                          QuantizeReply reply, Clock clock,
                                                          LayerState& state) const = 0;
@@ -103,7 +116,8 @@ class Quantizer : public Compressor {
   // Ranges, and hence scales, that the layer has.
   int64_t channels(const Layer& layer) const {
     const std::optional<int> axis = channel_axis(layer);
-    return axis ? layer.shape[*axis] : 1;
+    const bool fits = axis && *axis >= 0 && *axis < static_cast<int>(layer.shape.size());
+    return fits ? layer.shape[*axis] : 1;
   }
 
   // As QuantizeWeight with QuantizeReply::kParameters for a weight with this range, bit for bit.
@@ -121,13 +135,15 @@ class Quantizer : public Compressor {
 
   // Takes in the range that the trainer saw since the last step: finite, one minimum and maximum.
   // Writes `state.memory`. Called only for activations().
-  virtual void ObserveActivation(Activation activation, const Range& range,
-                                 LayerState& state) const {}
+  virtual absl::Status ObserveActivation(Activation activation, const Range& range,
+                                         LayerState& state) const {
+    return absl::UnimplementedError("the algorithm does not quantize activations");
+  }
 
   // What follows from the ranges seen so far. Called only for activations().
-  virtual ActivationAnswer QuantizeActivation(Activation activation, Clock clock,
-                                              const LayerState& state) const {
-    return {};
+  virtual absl::StatusOr<ActivationAnswer> QuantizeActivation(Activation activation, Clock clock,
+                                                              const LayerState& state) const {
+    return absl::UnimplementedError("the algorithm does not quantize activations");
   }
 };
 
@@ -141,6 +157,7 @@ struct AlgorithmInfo {
   std::string reference;  // the paper
   std::vector<OptionSpec> options;
   nlohmann::json example;  // a rule that works, without op_types; the contract suite binds it
+  std::string source;      // the file that it was loaded from; empty: built in
 
   // Builds a Pruner or a Quantizer, as `kind` says. INVALID_ARGUMENT for options that are each
   // fine and contradict one another; messages begin with options.path().

@@ -7,6 +7,7 @@
 #include "absl/container/flat_hash_set.h"
 #include "absl/status/status.h"
 #include "absl/strings/str_cat.h"
+#include "compression/check_answer.h"
 #include "compression/suggest.h"
 
 namespace nni_compression::compression {
@@ -17,11 +18,6 @@ using nlohmann::json;
 constexpr size_t kMaxRules = 1024;
 constexpr size_t kMaxWarnings = 100;
 constexpr char kDefault[] = "default";
-
-const std::vector<std::string>& CommonKeys() {
-  static const auto* keys = new std::vector<std::string>{"op_types", "op_names", "exclude"};
-  return *keys;
-}
 
 std::string RulePath(int rule) { return absl::StrCat("config_list[", rule, "]"); }
 
@@ -87,6 +83,7 @@ absl::StatusOr<Rule> ReadRule(const AlgorithmInfo& algorithm, const json& config
   if (!options.ok()) return options.status();
   auto compressor = algorithm.create(*options);
   if (!compressor.ok()) return compressor.status();
+  if (auto status = CheckKind(algorithm, compressor->get()); !status.ok()) return status;
   rule.options = *std::move(options);
   rule.compressor = *std::move(compressor);
   return rule;
@@ -186,6 +183,11 @@ std::vector<std::string> Warnings(const std::vector<Rule>& rules, absl::Span<con
 
 }  // namespace
 
+const std::vector<std::string>& CommonKeys() {
+  static const auto* keys = new std::vector<std::string>{"op_types", "op_names", "exclude"};
+  return *keys;
+}
+
 absl::StatusOr<std::vector<std::string>> DefaultOpTypes(absl::string_view framework) {
   if (framework == "pytorch") {
     return std::vector<std::string>{
@@ -241,7 +243,7 @@ absl::StatusOr<Plan> MakePlan(const AlgorithmInfo& algorithm, absl::Span<const j
     if (!rules[i].wins) continue;
     if (rules[i].exclude) continue;
     plan.needs_epoch |= rules[i].compressor->needs_epoch();
-    plan.needs_step |= rules[i].compressor->needs_step();
+    plan.needs_step |= rules[i].compressor->needs_step() || rules[i].compressor->wants_gradient();
     plan.rules.push_back(std::make_unique<const PlannedRule>(
         PlannedRule{i, *std::move(rules[i].options), rules[i].compressor}));
     planned[i] = plan.rules.back().get();

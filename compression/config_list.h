@@ -19,6 +19,9 @@ namespace nni_compression::compression {
 // "generic"; INVALID_ARGUMENT for another.
 absl::StatusOr<std::vector<std::string>> DefaultOpTypes(absl::string_view framework);
 
+// The keys that a rule has beside the algorithm's options.
+const std::vector<std::string>& CommonKeys();
+
 // A rule that won for at least one layer.
 struct PlannedRule {
   int rule = 0;  // index in the config_list

@@ -95,6 +95,19 @@ absl::StatusOr<json> ReadStringList(const OptionSpec& spec, const json& value,
   return json(*strings);
 }
 
+absl::StatusOr<json> ReadNumberList(const OptionSpec& spec, const json& value,
+                                    absl::string_view path) {
+  if (!value.is_array())
+    return Bad(path, value, absl::StrCat("a list of numbers in ", OptionRange(spec)));
+  json numbers = json::array();
+  for (size_t i = 0; i < value.size(); ++i) {
+    auto number = ReadNumber(spec, value[i], absl::StrCat(path, "[", i, "]"));
+    if (!number.ok()) return number.status();
+    numbers.push_back(*std::move(number));
+  }
+  return numbers;
+}
+
 absl::StatusOr<json> ReadOption(const OptionSpec& spec, const json& value, absl::string_view path) {
   switch (spec.type) {
     case OptionType::kNumber:
@@ -111,6 +124,8 @@ absl::StatusOr<json> ReadOption(const OptionSpec& spec, const json& value, absl:
     case OptionType::kObject:
       if (!value.is_object()) return Bad(path, value, "an object");
       return value;
+    case OptionType::kNumberList:
+      return ReadNumberList(spec, value, path);
     case OptionType::kIntegerPerType:
       return ReadIntegerPerType(spec, value, path);
   }
@@ -169,6 +184,7 @@ std::string OptionRange(const OptionSpec& spec) {
   switch (spec.type) {
     case OptionType::kNumber:
     case OptionType::kInteger:
+    case OptionType::kNumberList:
     case OptionType::kIntegerPerType:
       return absl::StrCat("[", Bound(spec.minimum), ", ", Bound(spec.maximum),
                           spec.maximum >= kUnbounded ? ")" : "]");
@@ -198,6 +214,8 @@ absl::string_view OptionTypeName(OptionType type) {
       return "list of strings";
     case OptionType::kObject:
       return "object";
+    case OptionType::kNumberList:
+      return "list of numbers";
     case OptionType::kIntegerPerType:
       return "integer or per-type object";
   }
@@ -264,6 +282,10 @@ const std::string& Options::String(absl::string_view name) const {
 
 std::vector<std::string> Options::StringList(absl::string_view name) const {
   return values_.at(std::string(name)).get<std::vector<std::string>>();
+}
+
+std::vector<double> Options::NumberList(absl::string_view name) const {
+  return values_.at(std::string(name)).get<std::vector<double>>();
 }
 
 int64_t Options::IntegerFor(absl::string_view name, absl::string_view type) const {

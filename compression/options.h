@@ -18,7 +18,8 @@ enum class OptionType {
   kBoolean,
   kString,
   kStringList,
-  kObject,          // of JSON-like values, which are not looked at
+  kObject,  // of JSON-like values, which are not looked at
+  kNumberList,
   kIntegerPerType,  // an integer, or an object from "weight", "output", "input" to integers
 };
 
@@ -35,7 +36,7 @@ struct OptionSpec {
   std::string name;
   OptionType type = OptionType::kNumber;
   nlohmann::json default_value;  // null: required
-  double minimum = 0;            // numbers and integers: the closed range allowed
+  double minimum = 0;            // numbers and integers, also in lists: the closed range
   double maximum = kUnbounded;
   std::vector<std::string> choices;  // strings: the values allowed; empty: any
   std::string description;
@@ -69,6 +70,7 @@ class Options {
   bool Boolean(absl::string_view name) const;
   const std::string& String(absl::string_view name) const;
   std::vector<std::string> StringList(absl::string_view name) const;
+  std::vector<double> NumberList(absl::string_view name) const;
   int64_t IntegerFor(absl::string_view name, absl::string_view type) const;  // kIntegerPerType
 
   const nlohmann::json& json() const { return values_; }  // an object, with defaults

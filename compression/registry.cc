@@ -32,11 +32,12 @@ const Registry& Registry::Builtin() {
 }
 
 absl::Status Registry::Add(const AlgorithmInfo& info) {
-  if (!algorithms_.try_emplace(info.name, info).second) {
-    return absl::AlreadyExistsError(
-        absl::StrCat("there is an algorithm ", Quoted(info.name), " already"));
-  }
-  return absl::OkStatus();
+  const auto [it, added] = algorithms_.try_emplace(info.name, info);
+  if (added) return absl::OkStatus();
+  const std::string& source = it->second.source;
+  return absl::AlreadyExistsError(
+      absl::StrCat("there is an algorithm ", Quoted(info.name), " already, ",
+                   source.empty() ? "a built-in one" : absl::StrCat("of ", source)));
 }
 
 absl::StatusOr<const AlgorithmInfo*> Registry::Find(absl::string_view name) const {

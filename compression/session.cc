@@ -10,6 +10,7 @@
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_join.h"
 #include "compression/binding.h"
+#include "compression/check_answer.h"
 #include "compression/suggest.h"
 
 namespace nni_compression::compression {
@@ -20,7 +21,7 @@ absl::Status CheckCounter(absl::string_view name, int64_t value) {
   return absl::InvalidArgumentError(absl::StrCat(name, " is ", value, "; it must be at least 0"));
 }
 
-// LibTorch and allocations throw; nothing else does.
+// LibTorch and allocations throw, and so may plugins.
 template <class T>
 absl::StatusOr<T> CatchAll(absl::FunctionRef<absl::StatusOr<T>()> compute) {
   try {
@@ -29,6 +30,8 @@ absl::StatusOr<T> CatchAll(absl::FunctionRef<absl::StatusOr<T>()> compute) {
     return absl::ResourceExhaustedError("out of memory");
   } catch (const std::exception& e) {
     return absl::InternalError(e.what());
+  } catch (...) {
+    return absl::InternalError("unknown exception");
   }
 }
 
@@ -45,7 +48,8 @@ bool SameState(const LayerState& a, const LayerState& b) {
   };
   return a.answered == b.answered && a.mask.has_value() == b.mask.has_value() &&
          (!a.mask || a.mask->bits().data() == b.mask->bits().data()) &&
-         a.parameters == b.parameters && a.memory.size() == b.memory.size() &&
+         a.parameters == b.parameters && a.opaque == b.opaque &&
+         a.memory.size() == b.memory.size() &&
          std::equal(a.memory.begin(), a.memory.end(), b.memory.begin(), same_memory);
 }
 
@@ -91,6 +95,12 @@ absl::StatusOr<std::unique_ptr<Session>> Session::Bind(const Registry& registry,
   if (!index.ok()) return index.status();
   auto plan = MakePlan(**algorithm, binding.config_list, binding.framework, binding.layers);
   if (!plan.ok()) return plan.status();
+  for (size_t i = 0; i < plan->layers.size(); ++i) {
+    const PlannedRule* planned = plan->layers[i].planned;
+    if (planned == nullptr) continue;
+    auto status = CheckAxis((*algorithm)->name, *planned->compressor, binding.layers[i]);
+    if (!status.ok()) return status;
+  }
   std::unique_ptr<Session> session(new Session(*algorithm, std::move(binding), *std::move(plan)));
   session->index_ = *std::move(index);
   return session;
@@ -174,14 +184,14 @@ absl::StatusOr<MaskAnswer> Session::CalcMask(int i, const Weight& weight) {
   if (auto status = CheckWeight(i, weight.values); !status.ok()) return status;
   if (!IsStale(i)) return AnswerMask(i);
   const auto& pruner = static_cast<const Pruner&>(*CompressorOf(i));
-  auto mask = CatchAll<Mask>([&]() -> absl::StatusOr<Mask> {
-    return pruner.CalcMask(layer(i), weight, states_[i], clock_);
-  });
-  if (!mask.ok()) return mask.status();
   LayerState state = states_[i];
+  auto mask = CatchAll<Mask>([&] { return pruner.CalcMask(layer(i), weight, state, clock_); });
+  if (!mask.ok()) return mask.status();
+  if (auto s = CheckMask(algorithm_->name, layer(i), *mask); !s.ok()) return s;
   state.mask = *std::move(mask);
+  state.parameters.reset();
   state.answered = true;
-  Commit(i, std::move(state));
+  if (auto s = Commit(i, std::move(state)); !s.ok()) return s;
   return AnswerMask(i);
 }
 
@@ -195,24 +205,30 @@ absl::StatusOr<MaskAnswer> Session::SetMask(int i, Mask mask) {
   LayerState state = states_[i];
   state.mask = std::move(mask);
   state.answered = true;
-  Commit(i, std::move(state));
+  if (auto s = Commit(i, std::move(state)); !s.ok()) return s;
   return AnswerMask(i);
 }
 
-void Session::Commit(int i, LayerState state) {
+absl::Status Session::Commit(int i, LayerState state) {
+  if (auto s = CheckState(algorithm_->name, layer(i), state); !s.ok()) return s;
   if (!SameState(states_[i], state)) changes_.layers.insert(i);
   states_[i] = std::move(state);
+  return absl::OkStatus();
 }
 
 absl::StatusOr<QuantizedWeight> Session::Quantize(
-    int i, absl::FunctionRef<absl::StatusOr<QuantizedWeight>(const Quantizer&, LayerState&)> call) {
+    int i, QuantizeReply reply,
+    absl::FunctionRef<absl::StatusOr<QuantizedWeight>(const Quantizer&, LayerState&)> call) {
   const auto& quantizer = static_cast<const Quantizer&>(*CompressorOf(i));
   LayerState state = states_[i];
   auto result = CatchAll<QuantizedWeight>([&] { return call(quantizer, state); });
   if (!result.ok()) return result.status();
+  auto checked = CheckQuantized(algorithm_->name, quantizer, layer(i), reply, *result);
+  if (!checked.ok()) return checked;
+  state.mask.reset();
   state.parameters = result->parameters;
   state.answered = true;
-  Commit(i, std::move(state));
+  if (auto s = Commit(i, std::move(state)); !s.ok()) return s;
   return result;
 }
 
@@ -220,7 +236,7 @@ absl::StatusOr<QuantizedWeight> Session::QuantizeWeight(int i, const Weight& wei
                                                         QuantizeReply reply) {
   if (auto status = CheckCompressed(i, AlgorithmKind::kQuantizer); !status.ok()) return status;
   if (auto status = CheckWeight(i, weight.values); !status.ok()) return status;
-  return Quantize(i, [&](const Quantizer& quantizer, LayerState& state) {
+  return Quantize(i, reply, [&](const Quantizer& quantizer, LayerState& state) {
     return quantizer.QuantizeWeight(layer(i), weight, reply, clock_, state);
   });
 }
@@ -234,9 +250,30 @@ absl::StatusOr<QuantizedWeight> Session::QuantizeRange(int i, const Range& range
   }
   auto status = CheckRange(layer(i), range, quantizer.channels(layer(i)));
   if (!status.ok()) return status;
-  return Quantize(i, [&](const Quantizer& quantizer, LayerState& state) {
-    return quantizer.QuantizeRange(layer(i), range, clock_, state);
+  return Quantize(i, QuantizeReply::kParameters,
+                  [&](const Quantizer& quantizer, LayerState& state) {
+                    return quantizer.QuantizeRange(layer(i), range, clock_, state);
+                  });
+}
+
+absl::Status Session::AddGradient(int i, const at::Tensor& gradient) {
+  if (auto status = CheckCompressed(i, algorithm_->kind); !status.ok()) return status;
+  if (auto status = CheckWeight(i, gradient); !status.ok()) return status;
+  const Compressor& compressor = *CompressorOf(i);
+  if (!compressor.wants_gradient()) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("the algorithm ", algorithm_->name, " has no use for gradients"));
+  }
+  LayerState state = states_[i];
+  auto added = CatchAll<bool>([&]() -> absl::StatusOr<bool> {
+    auto status = compressor.AddGradient(layer(i), gradient, clock_, state);
+    return status.ok() ? absl::StatusOr<bool>(true) : status;
   });
+  if (!added.ok()) return added.status();
+  state.mask = states_[i].mask;
+  state.parameters = states_[i].parameters;
+  state.answered = states_[i].answered;
+  return Commit(i, std::move(state));
 }
 
 absl::StatusOr<const Quantizer*> Session::QuantizerOf(int i, Activation activation) const {
@@ -258,9 +295,11 @@ absl::StatusOr<ActivationAnswer> Session::ObserveActivation(int i, Activation ac
   if (auto status = CheckRange(layer(i), range, /*channels=*/1); !status.ok()) return status;
   return CatchAll<ActivationAnswer>([&]() -> absl::StatusOr<ActivationAnswer> {
     LayerState state = states_[i];
-    (*quantizer)->ObserveActivation(activation, range, state);
-    ActivationAnswer answer = (*quantizer)->QuantizeActivation(activation, clock_, state);
-    Commit(i, std::move(state));
+    if (auto s = (*quantizer)->ObserveActivation(activation, range, state); !s.ok()) return s;
+    auto answer = (*quantizer)->QuantizeActivation(activation, clock_, state);
+    if (!answer.ok()) return answer;
+    if (auto s = CheckActivation(algorithm_->name, layer(i), *answer); !s.ok()) return s;
+    if (auto s = Commit(i, std::move(state)); !s.ok()) return s;
     return answer;
   });
 }
@@ -269,7 +308,10 @@ absl::StatusOr<ActivationAnswer> Session::QuantizeActivation(int i, Activation a
   const auto quantizer = QuantizerOf(i, activation);
   if (!quantizer.ok()) return quantizer.status();
   return CatchAll<ActivationAnswer>([&]() -> absl::StatusOr<ActivationAnswer> {
-    return (*quantizer)->QuantizeActivation(activation, clock_, states_[i]);
+    auto answer = (*quantizer)->QuantizeActivation(activation, clock_, states_[i]);
+    if (!answer.ok()) return answer;
+    if (auto s = CheckActivation(algorithm_->name, layer(i), *answer); !s.ok()) return s;
+    return answer;
   });
 }
 

@@ -83,6 +83,10 @@ class Session {
   // What was answered for them last, at the present step.
   absl::StatusOr<ActivationAnswer> QuantizeActivation(int i, Activation activation) const;
 
+  // Hands the algorithm a gradient of the layer's weight. INVALID_ARGUMENT when it wants none, or
+  // dtype or shape is not the weight's.
+  absl::Status AddGradient(int i, const at::Tensor& gradient);
+
   // Sets the epoch; not negative.
   absl::Status UpdateEpoch(int64_t epoch);
 
@@ -117,9 +121,9 @@ class Session {
   absl::Status CheckFits(int i, const LayerState& state) const;
   absl::StatusOr<const Quantizer*> QuantizerOf(int i, Activation activation) const;
   MaskAnswer AnswerMask(int i) const;
-  void Commit(int i, LayerState state);
+  absl::Status Commit(int i, LayerState state);
   absl::StatusOr<QuantizedWeight> Quantize(
-      int i,
+      int i, QuantizeReply reply,
       absl::FunctionRef<absl::StatusOr<QuantizedWeight>(const Quantizer&, LayerState&)> call);
 
   const AlgorithmInfo* algorithm_;

@@ -69,6 +69,7 @@ int64_t Session::StateBytes() const {
     for (const auto& [name, values] : state.memory) {
       bytes += static_cast<int64_t>(name.size() + values.size() * sizeof(float));
     }
+    bytes += static_cast<int64_t>(state.opaque.size());
   }
   return bytes;
 }

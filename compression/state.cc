@@ -134,6 +134,10 @@ absl::StatusOr<LayerState> ReadLayer(const Layer& layer, const Unsealed& record)
   for (const auto& [name, values] : fields.at("memory").items()) {
     state.memory[name] = FromBytes<float>(values);
   }
+  if (fields.contains("opaque")) {
+    const json::binary_t& opaque = fields["opaque"].get_binary();
+    state.opaque.assign(opaque.begin(), opaque.end());
+  }
   return state;
 }
 
@@ -157,6 +161,9 @@ std::string EncodeLayer(const Layer& layer, const LayerState& state) {
                  {"memory", json::object()}};
   if (state.parameters) fields["parameters"] = EncodeParameters(*state.parameters);
   for (const auto& [name, values] : state.memory) fields["memory"][name] = ToBytes(values);
+  if (!state.opaque.empty()) {
+    fields["opaque"] = json::binary({state.opaque.begin(), state.opaque.end()});
+  }
   return state.mask ? Seal(fields, state.mask->bits().span()) : Seal(fields);
 }
 

@@ -4,7 +4,7 @@
 //
 // Little-endian. `fields` of the global record: version, algorithm, layers, epoch, step, last_step.
 // `fields` of a layer's record: version, name, elements, answered, mask (whether mask bits follow),
-// parameters and memory (arrays of numbers as byte strings).
+// parameters, memory (arrays of numbers as byte strings) and opaque (a byte string, if not empty).
 #ifndef NNI_COMPRESSION_COMPRESSION_STATE_H_
 #define NNI_COMPRESSION_COMPRESSION_STATE_H_
 

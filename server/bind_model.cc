@@ -184,7 +184,8 @@ absl::StatusOr<Reservation> ReserveState(MemoryBudget& budget, const Session& se
 
 void BindModel(const std::shared_ptr<UnaryCall>& call, const v1::BindModelRequest& request,
                v1::BindModelResponse* response) {
-  const std::shared_ptr<Strand> strand = Strand::Create(call->core()->executor);
+  const std::shared_ptr<Strand> strand =
+      Strand::Create(call->core()->executor_of(request.algorithm()));
   strand->Post([call, strand, &request, response] {
     absl::StatusOr<SessionUse> use = CatchExceptions([&] { return Bind(*call, request, strand); });
     if (!use.ok()) return call->Finish(use.status());

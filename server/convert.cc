@@ -157,6 +157,7 @@ void ToProto(const compression::Plan& plan, absl::Span<const compression::Layer>
     to->set_rule(static_cast<uint32_t>(rule->rule));
     ToProto(rule->options.json(), to->mutable_options());
     to->set_refresh(static_cast<v1::Refresh>(rule->compressor->refresh()));
+    if (rule->compressor->wants_gradient()) to->add_step_inputs(v1::TENSOR_ROLE_GRADIENT);
     const auto* quantizer = dynamic_cast<const compression::Quantizer*>(rule->compressor.get());
     if (quantizer == nullptr) continue;
     if (quantizer->wants_range_in_step()) to->add_step_inputs(v1::TENSOR_ROLE_RANGE);
@@ -182,6 +183,7 @@ void ToProto(const compression::AlgorithmInfo& algorithm, v1::Algorithm* out) {
   out->set_kind(static_cast<v1::AlgorithmKind>(algorithm.kind));
   out->set_summary(algorithm.summary);
   out->set_reference(algorithm.reference);
+  out->set_source(algorithm.source);
   for (const compression::OptionSpec& spec : algorithm.options) {
     v1::AlgorithmOption* option = out->add_options();
     option->set_name(spec.name);

@@ -5,11 +5,13 @@
 #include <memory>
 #include <string>
 
+#include "absl/strings/string_view.h"
 #include "absl/time/time.h"
 #include "compression/registry.h"
 #include "server/call_context.h"
 #include "server/durable_sessions.h"
 #include "server/executor.h"
+#include "server/foreign_algorithm.h"
 #include "server/memory_budget.h"
 #include "server/session_store.h"
 #include "server/shm/region_table.h"
@@ -22,6 +24,7 @@ namespace nni_compression::server {
 // Owned by the Server, which outlives every call. All of it is thread-safe.
 struct Core {
   const compression::Registry* registry = nullptr;
+  const ForeignAlgorithms* foreign = nullptr;
   Gate* gate = nullptr;
   Executor* executor = nullptr;
   TimerThread* timers = nullptr;
@@ -32,6 +35,12 @@ struct Core {
   WeightCache* weights = nullptr;
   absl::Duration stall_timeout = absl::Seconds(60);
   std::string version;
+
+  // Where a session of the algorithm runs.
+  Executor* executor_of(absl::string_view algorithm) const {
+    Executor* const own = foreign->ExecutorOf(algorithm);
+    return own != nullptr ? own : executor;
+  }
 
   StreamCall::Environment environment() const { return {budget.get(), timers, stall_timeout}; }
 };

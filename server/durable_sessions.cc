@@ -64,8 +64,8 @@ absl::Status DurableSessions::RecoverOne(const CatalogueRow& row) {
   if (!entry.ParseFromString(row.entry) || entry.id() != row.key.second) {
     return absl::DataLossError("its catalogue entry is no session's");
   }
-  const auto record =
-      std::make_shared<SessionRecord>(row.key.first, entry, Strand::Create(environment_.executor));
+  const auto record = std::make_shared<SessionRecord>(
+      row.key.first, entry, Strand::Create(environment_.executor_of(entry.algorithm())));
   SessionStore::Stored stored;
   stored.sequence = row.sequence;
   if (row.ended) {
@@ -229,11 +229,16 @@ absl::Status DurableSessions::Revive(SessionRecord& record, const StoredSession&
   }
   absl::StatusOr<compression::Binding> binding = ToBinding(request);
   if (!binding.ok()) return Damaged(binding.status());
-  if (const auto known = environment_.registry->Find(binding->algorithm); !known.ok()) {
+  const auto algorithm = environment_.registry->Find(binding->algorithm);
+  if (!algorithm.ok()) {
     return absl::FailedPreconditionError(absl::StrCat(
-        "the session was bound by a server with other algorithms: ", known.status().message()));
+        "the session was bound by a server with other algorithms: ", algorithm.status().message()));
   }
   auto session = Session::Bind(*environment_.registry, *std::move(binding));
+  if (!session.ok() && !(*algorithm)->source.empty()) {  // it may be another plugin by now
+    return absl::FailedPreconditionError(
+        absl::StrCat("the session cannot be bound again: ", session.status().message()));
+  }
   if (!session.ok()) return Damaged(session.status());
   absl::StatusOr<Reservation> memory = ReserveState(*environment_.budget, **session, request);
   if (!memory.ok()) return memory.status();

@@ -32,12 +32,12 @@ class DurableSessions {
   struct Environment {
     Storage* storage = nullptr;
     SessionStore* sessions = nullptr;
-    Executor* executor = nullptr;
+    std::function<Executor*(absl::string_view algorithm)> executor_of;
     MemoryBudget* budget = nullptr;
     const compression::Registry* registry = nullptr;
   };
 
-  // All of it outlives the object, but the executor only Stop.
+  // All of it outlives the object, but the executors only Stop.
   explicit DurableSessions(const Environment& environment);
 
   // Puts every stored session into the store, without its state. Before the first call.

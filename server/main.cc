@@ -20,6 +20,8 @@
 #include "absl/strings/numbers.h"
 #include "absl/strings/str_cat.h"
 #include "absl/time/time.h"
+#include "compression/loader.h"
+#include "compression/registry.h"
 #include "server/library_log.h"
 #include "server/log.h"
 #include "server/machine.h"
@@ -64,6 +66,17 @@ ABSL_FLAG(absl::Duration, report_retention, absl::Hours(1),
           "How long the report of a session is kept after its end.");
 ABSL_FLAG(absl::Duration, stall_timeout, absl::Seconds(60),
           "After this long without sending or reading a peer loses its streaming call.");
+ABSL_FLAG(
+    std::string, plugin_dir, "",
+    "Folder of plugins, *.so, whose algorithms are offered too; they are the operator's trusted "
+    "code. Empty: none.");
+ABSL_FLAG(std::string, script_dir, "",
+          "Folder of TorchScript modules, *.pt, which are offered as algorithms of their names. "
+          "Empty: none.");
+ABSL_FLAG(
+    absl::Duration, algorithm_timeout, absl::Seconds(60),
+    "How long the code of a plugin or script may take for one layer; one that takes longer is "
+    "refused until the server is restarted.");
 ABSL_FLAG(double, drain_seconds, 30,
           "After SIGTERM or SIGINT, how long running calls may take to finish; then they are "
           "cancelled, but for a layer that is being computed, which is finished first.");
@@ -125,6 +138,7 @@ absl::StatusOr<ServerOptions> OptionsFromFlags() {
   options.compute_threads = absl::GetFlag(FLAGS_compute_threads);
   options.max_calls = absl::GetFlag(FLAGS_max_calls);
   options.stall_timeout = absl::GetFlag(FLAGS_stall_timeout);
+  options.algorithm_timeout = absl::GetFlag(FLAGS_algorithm_timeout);
   options.reflection = absl::GetFlag(FLAGS_reflection);
   if (const std::string path = absl::GetFlag(FLAGS_token_file); !path.empty()) {
     if (options.reflection) {
@@ -152,6 +166,24 @@ absl::StatusOr<ServerOptions> OptionsFromFlags() {
   options.sessions.max_lease = absl::GetFlag(FLAGS_max_lease);
   options.sessions.report_retention = absl::GetFlag(FLAGS_report_retention);
   return options;
+}
+
+// The built-in algorithms and those of the folders. Lives for good, as plugins do.
+absl::StatusOr<const compression::Registry*> LoadAlgorithms() {
+  auto* const registry = new compression::Registry(compression::Registry::Builtin());
+  if (const std::string folder = absl::GetFlag(FLAGS_plugin_dir); !folder.empty()) {
+    absl::Status status = compression::LoadPlugins(folder, registry);
+    if (!status.ok()) return status;
+  }
+  if (const std::string folder = absl::GetFlag(FLAGS_script_dir); !folder.empty()) {
+    absl::Status status = compression::LoadScripts(folder, registry);
+    if (!status.ok()) return status;
+  }
+  for (const compression::AlgorithmInfo* info : registry->List()) {
+    if (info->source.empty()) continue;
+    Log(LogLevel::kInfo, "algorithm_loaded", {{"algorithm", info->name}, {"source", info->source}});
+  }
+  return registry;
 }
 
 // Written beside and renamed, so that nobody reads half of it.
@@ -194,6 +226,9 @@ absl::Status Run() {
   absl::StatusOr<std::shared_ptr<Storage>> storage = StorageFromFlags();
   if (!storage.ok()) return storage.status();
   options->storage = *std::move(storage);
+  const auto registry = LoadAlgorithms();
+  if (!registry.ok()) return registry.status();
+  options->registry = *registry;
   absl::StatusOr<std::unique_ptr<Server>> server = Server::Start(*options);
   if (!server.ok()) return server.status();
   if (options->storage == nullptr) Log(LogLevel::kInfo, "sessions_in_memory_only");
@@ -237,6 +272,7 @@ int main(int argc, char** argv) {
   grpc_init();
   const absl::Status status = nni_compression::server::Run();
   if (!status.ok()) std::cerr << "compression_server: " << status.message() << std::endl;
-  // Nothing is left to be cleaned up, and those pollers must not see statics being destroyed.
+  // Nothing is left to be cleaned up, and those pollers, and plugins
+  // that hang, must not see statics being destroyed.
   std::_Exit(status.ok() ? 0 : 1);
 }

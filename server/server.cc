@@ -19,6 +19,7 @@
 #include "absl/time/clock.h"
 #include "proto/wire/frames.h"
 #include "server/core.h"
+#include "server/foreign_algorithm.h"
 #include "server/health_service.h"
 #include "server/listen_address.h"
 #include "server/log.h"
@@ -63,6 +64,7 @@ absl::Status CheckOptions(const ServerOptions& options) {
         at_least("max_calls", options.max_calls, 1),
         at_least("max_sessions", sessions.max_sessions, int64_t{1}),
         at_least("stall_timeout", options.stall_timeout, absl::Milliseconds(1)),
+        at_least("algorithm_timeout", options.algorithm_timeout, absl::Milliseconds(1)),
         at_least("default_lease", sessions.default_lease, sessions.min_lease),
         at_least("max_lease", sessions.max_lease, sessions.default_lease),
         at_least("report_retention", sessions.report_retention, absl::ZeroDuration())}) {
@@ -125,13 +127,15 @@ class Server::Impl {
             }),
         executor_(std::make_unique<Executor>(ComputeThreads(options),
                                              ShareCores(ComputeThreads(options)))),
+        foreign_(options.registry != nullptr ? *options.registry : compression::Registry::Builtin(),
+                 options.algorithm_timeout, &timers_, ShareCores(ComputeThreads(options))),
         health_(&gate_),
         service_(&core_) {
     const int64_t budget = options.memory_budget > 0
                                ? options.memory_budget
                                : static_cast<int64_t>(MemoryLimit() * kDefaultBudgetShare);
-    core_.registry =
-        options.registry != nullptr ? options.registry : &compression::Registry::Builtin();
+    core_.registry = &foreign_.registry();
+    core_.foreign = &foreign_;
     core_.gate = &gate_;
     core_.executor = executor_.get();
     core_.timers = &timers_;
@@ -147,7 +151,9 @@ class Server::Impl {
     core_.version = std::string(ServerVersion());
     if (storage_ == nullptr) return;
     durable_ = std::make_unique<DurableSessions>(DurableSessions::Environment{
-        storage_.get(), &sessions_, executor_.get(), core_.budget.get(), core_.registry});
+        storage_.get(), &sessions_,
+        [this](absl::string_view algorithm) { return core_.executor_of(algorithm); },
+        core_.budget.get(), core_.registry});
     core_.durable = durable_.get();
   }
 
@@ -197,14 +203,17 @@ class Server::Impl {
       gate_.Close();
       const bool finished = gate_.WaitUntilEmpty(timeout);
       health_.EndWatches();
+      foreign_.Stop();  // calls that wait for foreign code could not end
       // What still runs is cancelled after that; the grace lets last statuses reach their peers.
       const absl::Duration grace = finished ? kLastWords : end - absl::Now();
       grpc_->Shutdown(absl::ToChronoTime(absl::Now() + std::max(grace, absl::ZeroDuration())));
       grpc_ = nullptr;
       Log(LogLevel::kInfo, "stopped", {{"cancelled_calls", finished ? "no" : "yes"}});
     }
-    timers_.Stop();  // first: what they start needs the executor
+    foreign_.Stop();
+    timers_.Stop();  // first: what they start needs the executors
     if (durable_ != nullptr) durable_->Stop();
+    foreign_.Join();  // before the other, which its work may use
     executor_.reset();
   }
 
@@ -222,6 +231,7 @@ class Server::Impl {
   SessionStore sessions_;
   std::unique_ptr<Executor> executor_;
   std::unique_ptr<WeightCache> weights_;
+  ForeignAlgorithms foreign_;
   std::unique_ptr<DurableSessions> durable_;
   HealthService health_;
   Service service_;

@@ -30,6 +30,7 @@ struct ServerOptions {
   int compute_threads = 0;  // 0: as many as CpuLimit()
   int max_calls = 4096;     // at a time
   absl::Duration stall_timeout = absl::Seconds(60);
+  absl::Duration algorithm_timeout = absl::Seconds(60);  // of plugins and scripts, for a layer
   bool reflection = false;
   SideSocketOptions side_socket;
   SessionStore::Options sessions;

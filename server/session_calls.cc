@@ -179,7 +179,9 @@ void CloseSession(const std::shared_ptr<UnaryCall>& call, const v1::CloseSession
 
 void ListAlgorithms(const std::shared_ptr<UnaryCall>& call, v1::ListAlgorithmsResponse* response) {
   for (const compression::AlgorithmInfo* algorithm : call->core()->registry->List()) {
-    ToProto(*algorithm, response->add_algorithms());
+    v1::Algorithm* entry = response->add_algorithms();
+    ToProto(*algorithm, entry);
+    entry->set_refusal(call->core()->foreign->Refusal(algorithm->name));
   }
   response->set_server_version(call->core()->version);
   call->Finish(absl::OkStatus());

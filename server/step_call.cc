@@ -53,8 +53,9 @@ absl::StatusOr<TensorSink::Admission> StepCall::OnHeader(const v1::TensorHeader&
     places_[header.index()] = inputs_.size();
     inputs_.push_back({header, absl::OkStatus(), std::nullopt});
   }
-  const Expected expected = CheckHeader(
-      header, {v1::TENSOR_ROLE_RANGE, v1::TENSOR_ROLE_OUTPUT_RANGE, v1::TENSOR_ROLE_INPUT_RANGE});
+  const Expected expected =
+      CheckHeader(header, {v1::TENSOR_ROLE_RANGE, v1::TENSOR_ROLE_OUTPUT_RANGE,
+                           v1::TENSOR_ROLE_INPUT_RANGE, v1::TENSOR_ROLE_GRADIENT});
   return expected.admission;
 }
 
@@ -81,7 +82,9 @@ absl::Status StepCall::CheckSize(const compression::Session& session) const {
   uint64_t bytes = 0;
   for (const Input& input : inputs_) {
     bytes += kEntryBytes + input.header.layer().size() + input.error.message().size();
-    if (input.tensor) bytes += input.header.byte_length() / (2 * sizeof(float)) * kChannelBytes;
+    if (input.tensor && input.header.role() == v1::TENSOR_ROLE_RANGE) {
+      bytes += input.header.byte_length() / (2 * sizeof(float)) * kChannelBytes;
+    }
   }
   // Any layer may become stale.
   for (size_t i = 0; i < session.plan().layers.size(); ++i) {
@@ -122,9 +125,16 @@ void StepCall::ApplyInput(compression::Session& session, bool applied, const Inp
   out->set_layer(input.header.layer());
   out->set_role(input.header.role());
   if (!input.tensor) return ToProto(input.error, out->mutable_error());
-  const absl::Status status = input.header.role() == v1::TENSOR_ROLE_RANGE
-                                  ? ApplyRange(session, applied, input, out)
-                                  : ApplyActivation(session, applied, input, out);
+  const absl::Status status = [&] {
+    switch (input.header.role()) {
+      case v1::TENSOR_ROLE_RANGE:
+        return ApplyRange(session, applied, input, out);
+      case v1::TENSOR_ROLE_GRADIENT:
+        return applied ? ApplyGradient(session, input) : absl::OkStatus();
+      default:
+        return ApplyActivation(session, applied, input, out);
+    }
+  }();
   if (!status.ok()) ToProto(status, out->mutable_error());
 }
 
@@ -139,6 +149,12 @@ absl::Status StepCall::ApplyRange(compression::Session& session, bool applied, c
   }
   SetParameters(parameters, out);
   return absl::OkStatus();
+}
+
+absl::Status StepCall::ApplyGradient(compression::Session& session, const Input& input) {
+  const int layer = *session.FindLayer(input.header.layer());
+  const compression::Layer& bound = session.layer(layer);
+  return session.AddGradient(layer, input.tensor->bytes.AsTensor(bound.dtype, bound.shape));
 }
 
 absl::Status StepCall::ApplyActivation(compression::Session& session, bool applied,

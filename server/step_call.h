@@ -1,4 +1,4 @@
-// Step: sets the step, with the ranges that the algorithm asked for.
+// Step: sets the step, with the ranges and gradients that the algorithm asked for.
 #ifndef NNI_COMPRESSION_SERVER_STEP_CALL_H_
 #define NNI_COMPRESSION_SERVER_STEP_CALL_H_
 
@@ -44,6 +44,7 @@ class StepCall final : public SessionCall {
                   nni::compression::v1::LayerParameters* out);
   absl::Status ApplyRange(compression::Session& session, bool applied, const Input& input,
                           nni::compression::v1::LayerParameters* out);
+  absl::Status ApplyGradient(compression::Session& session, const Input& input);
   absl::Status ApplyActivation(compression::Session& session, bool applied, const Input& input,
                                nni::compression::v1::LayerParameters* out);
 

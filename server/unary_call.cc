@@ -9,7 +9,8 @@
 namespace nni_compression::server {
 namespace {
 
-// What a call does with each of so many layers is not worth another thread.
+// What a call does with each of so many layers is not worth another thread, unless it is foreign
+// code that does it.
 constexpr size_t kFewLayers = 1000;
 
 }  // namespace
@@ -63,7 +64,8 @@ void UnaryCall::RunInSession(SessionUse use, Task task) {
 
 void UnaryCall::RunLoaded(SessionUse use, Task task) {
   const auto strand = use->strand().shared_from_this();
-  const bool quick = use->layers().size() <= kFewLayers;
+  const bool quick =
+      use->layers().size() <= kFewLayers && core_->executor_of(use->algorithm()) == core_->executor;
   auto run = [self = shared_from_this(), use = std::make_shared<SessionUse>(std::move(use)),
               task = std::move(task)] {
     compression::Session* const session = (*use)->session();

@@ -72,6 +72,12 @@ std::string AlgorithmsText(const v1::ListAlgorithmsResponse& response) {
     const std::string kind = algorithm.kind() == v1::ALGORITHM_KIND_PRUNER ? "pruner" : "quantizer";
     absl::StrAppend(&text, Printable(algorithm.name()), "  (", kind, ")  ",
                     Printable(algorithm.summary()), "\n");
+    if (!algorithm.source().empty()) {
+      absl::StrAppend(&text, "  of ", Printable(algorithm.source()), "\n");
+    }
+    if (!algorithm.refusal().empty()) {
+      absl::StrAppend(&text, "  refused: ", Printable(algorithm.refusal()), "\n");
+    }
     Table table({"  OPTION", "TYPE", "DEFAULT", "RANGE", "MEANING"});
     for (const v1::AlgorithmOption& option : algorithm.options()) {
       std::string name = "  " + option.name();

@@ -19,7 +19,7 @@ class CustomPruner : public Pruner {
   Refresh refresh() const override { return Refresh::kOnWeightChange; }
   bool needs_epoch() const override { return true; }
 
-  absl::StatusOr<Mask> CalcMask(const Layer& layer, const Weight& weight, const LayerState& state,
+  absl::StatusOr<Mask> CalcMask(const Layer& layer, const Weight& weight, LayerState& state,
                                 Clock) const override {
     const void* data = weight.values.data_ptr();
     if (!FindRange(layer.dtype, data, Channels::Of(layer.shape, std::nullopt))) {

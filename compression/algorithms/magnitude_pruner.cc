@@ -20,7 +20,7 @@ bool MagnitudePruner::IsStale(const Layer& layer, const LayerState& state, Clock
 }
 
 absl::StatusOr<Mask> MagnitudePruner::CalcMask(const Layer& layer, const Weight& weight,
-                                               const LayerState& state, Clock clock) const {
+                                               LayerState& state, Clock clock) const {
   const std::optional<double> sparsity = SparsityNow(clock);
   SelectArguments arguments;
   arguments.dtype = layer.dtype;

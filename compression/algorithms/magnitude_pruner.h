@@ -19,7 +19,7 @@ int64_t CountToPrune(int64_t elements, double sparsity);
 class MagnitudePruner : public Pruner {
  public:
   bool IsStale(const Layer& layer, const LayerState& state, Clock clock) const override;
-  absl::StatusOr<Mask> CalcMask(const Layer& layer, const Weight& weight, const LayerState& state,
+  absl::StatusOr<Mask> CalcMask(const Layer& layer, const Weight& weight, LayerState& state,
                                 Clock clock) const override;
 
  protected:

@@ -78,21 +78,22 @@ class QatQuantizer : public RangeQuantizer {
     return activations;
   }
 
-  void ObserveActivation(Activation activation, const Range& range,
-                         LayerState& state) const override {
+  absl::Status ObserveActivation(Activation activation, const Range& range,
+                                 LayerState& state) const override {
     std::vector<float>& running = state.memory[MemoryKey(activation)];
     const std::vector<float> seen = {range.minimum[0], range.maximum[0]};
     if (running.size() != seen.size()) {
       running = seen;
-      return;
+      return absl::OkStatus();
     }
     for (size_t i = 0; i < seen.size(); ++i) {
       running[i] = 0.99f * running[i] + 0.01f * seen[i];
     }
+    return absl::OkStatus();
   }
 
-  ActivationAnswer QuantizeActivation(Activation activation, Clock clock,
-                                      const LayerState& state) const override {
+  absl::StatusOr<ActivationAnswer> QuantizeActivation(Activation activation, Clock clock,
+                                                      const LayerState& state) const override {
     ActivationAnswer answer;
     const auto found = state.memory.find(MemoryKey(activation));
     if (found == state.memory.end() || found->second.size() != 2) return answer;

@@ -9,6 +9,17 @@ endforeach()
 install(TARGETS nni_compression_client nni_compression_proto nni_compression_wire
   EXPORT NniCompressionTargets ARCHIVE DESTINATION ${CMAKE_INSTALL_LIBDIR})
 install(EXPORT NniCompressionTargets NAMESPACE NniCompression:: DESTINATION ${package_dir})
+if(NNI_COMPRESSION_BUILD_SERVER)
+  # For plugins. A set of its own: programs that only use the client need no LibTorch.
+  set_target_properties(nni_compression_compression PROPERTIES EXPORT_NAME compression)
+  install(TARGETS nni_compression_compression
+    EXPORT NniCompressionPluginTargets ARCHIVE DESTINATION ${CMAKE_INSTALL_LIBDIR})
+  install(EXPORT NniCompressionPluginTargets NAMESPACE NniCompression:: DESTINATION ${package_dir})
+  install(FILES ${CMAKE_CURRENT_LIST_DIR}/Torch.cmake DESTINATION ${package_dir})
+  install(DIRECTORY compression ${PROJECT_BINARY_DIR}/compression/include/compression
+    DESTINATION ${CMAKE_INSTALL_INCLUDEDIR}/nni_compression
+    FILES_MATCHING PATTERN "*.h" PATTERN "*-inl.h" EXCLUDE PATTERN examples EXCLUDE)
+endif()
 configure_package_config_file(
   ${CMAKE_CURRENT_LIST_DIR}/NniCompressionConfig.cmake.in ${PROJECT_BINARY_DIR}/NniCompressionConfig.cmake
   INSTALL_DESTINATION ${package_dir})

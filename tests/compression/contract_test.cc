@@ -31,7 +31,7 @@ std::string Describe(const QuantizedWeight& result) {
 
 class ContractTest : public testing::TestWithParam<std::string> {
  protected:
-  const AlgorithmInfo& info() const { return *Registry::Builtin().Find(GetParam()).value(); }
+  const AlgorithmInfo& info() const { return *AllAlgorithms().Find(GetParam()).value(); }
   bool pruner() const { return info().kind == AlgorithmKind::kPruner; }
 
   std::unique_ptr<Session> Bind(std::vector<int64_t> shape,
@@ -304,7 +304,7 @@ TEST_P(ContractTest, ARangeIsAsGoodAsAWeightWhereItIsAccepted) {
 
 std::vector<std::string> Names() {
   std::vector<std::string> names;
-  for (const AlgorithmInfo* info : Registry::Builtin().List()) names.push_back(info->name);
+  for (const AlgorithmInfo* info : AllAlgorithms().List()) names.push_back(info->name);
   return names;
 }
 

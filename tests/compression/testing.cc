@@ -7,6 +7,8 @@
 #include <cstring>
 #include <random>
 
+#include "compression/loader.h"
+
 namespace nni_compression::compression {
 
 std::string NameOf(Isa isa) {
@@ -38,8 +40,22 @@ Binding MakeBinding(std::string algorithm, nlohmann::json config_list, std::vect
   return binding;
 }
 
+const Registry& AllAlgorithms() {
+  static const Registry* const all = [] {
+    auto* registry = new Registry(Registry::Builtin());
+    absl::Status status = LoadPlugins(TEST_PLUGINS "/good", registry);
+    if (status.ok()) status = LoadScripts(TEST_SCRIPTS "/good", registry);
+    if (!status.ok()) {
+      std::fprintf(stderr, "%s\n", status.ToString().c_str());
+      std::abort();
+    }
+    return registry;
+  }();
+  return *all;
+}
+
 absl::StatusOr<std::unique_ptr<Session>> TryBind(Binding binding) {
-  return Session::Bind(Registry::Builtin(), std::move(binding));
+  return Session::Bind(AllAlgorithms(), std::move(binding));
 }
 
 std::unique_ptr<Session> BindOne(std::string algorithm, nlohmann::json rule,

@@ -48,7 +48,10 @@ Layer MakeLayer(std::string name, std::vector<int64_t> shape, DataType dtype = D
 
 Binding MakeBinding(std::string algorithm, nlohmann::json config_list, std::vector<Layer> layers);
 
-// Binds under the built-in algorithms.
+// The built-in algorithms, and those of the examples of plugins and scripts.
+const Registry& AllAlgorithms();
+
+// Binds under AllAlgorithms.
 absl::StatusOr<std::unique_ptr<Session>> TryBind(Binding binding);
 
 // As TryBind, of one layer "layer" and one rule; a failure ends the test program.

@@ -138,7 +138,9 @@ TEST_F(ProgramTest, HelpDocumentsEveryFlagAndNoPathOfTheBuild) {
                            "report_retention", "stall_timeout",
                            "drain_seconds",    "reflection",
                            "log_level",        "shm_socket",
-                           "shm_uids",         "token_file"}) {
+                           "shm_uids",         "token_file",
+                           "plugin_dir",       "script_dir",
+                           "algorithm_timeout"}) {
     EXPECT_THAT(help, HasSubstr(std::string("--") + flag + " (")) << flag;
   }
   EXPECT_THAT(help, Not(HasSubstr("/server/main.cc")));

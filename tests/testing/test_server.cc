@@ -21,7 +21,7 @@ class SlowAlgorithm : public Pruner {
   explicit SlowAlgorithm(std::shared_ptr<SlowPruner> control) : control_(std::move(control)) {}
 
   absl::StatusOr<Mask> CalcMask(const compression::Layer& layer, const compression::Weight&,
-                                const compression::LayerState&, compression::Clock) const override {
+                                compression::LayerState&, compression::Clock) const override {
     control_->computing.Set();
     control_->release.Wait();
     return Mask::Ones(layer.elements);
@@ -67,12 +67,14 @@ std::shared_ptr<server::Authenticator> TenantFromMetadata() {
   return std::make_shared<MetadataAuthenticator>();
 }
 
-TestServer::TestServer(server::ServerOptions options)
+TestServer::TestServer(server::ServerOptions options,
+                       const std::vector<compression::AlgorithmInfo>& algorithms)
     : registry_(compression::Registry::Builtin()) {
   // Held for good: giving up the last hold on gRPC waits for its pollers, for up to 10 s.
   static const bool held = (grpc_init(), true);
   (void)held;
   EXPECT_TRUE(registry_.Add(SlowInfo(slow_)).ok());
+  for (const auto& info : algorithms) EXPECT_TRUE(registry_.Add(info).ok());
   options.listen = "127.0.0.1:0";
   if (options.clock == nullptr) options.clock = &clock_;
   options.registry = &registry_;

@@ -33,8 +33,9 @@ std::shared_ptr<server::Authenticator> TenantFromMetadata();
 // A server on port 0 with a clock that stands still, and clients of it.
 class TestServer {
  public:
-  // Fills in what tests do not care about.
-  explicit TestServer(server::ServerOptions options = {});
+  // Fills in what tests do not care about. `algorithms` come beside the built-in ones.
+  explicit TestServer(server::ServerOptions options = {},
+                      const std::vector<compression::AlgorithmInfo>& algorithms = {});
   ~TestServer();
 
   server::Server& server() { return *server_; }

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import pickle
+import types
 from typing import Any
 
 import numpy as np
@@ -12,6 +13,7 @@ import pytest
 import nni_compression as nc
 from nni_compression import _config
 from nni_compression._wire import compression_pb2 as pb
+from nni_compression.binding import Binding
 from nni_compression.errors import code_from_number, make_error
 
 
@@ -301,3 +303,13 @@ def test_a_step_result_is_a_frozenset_that_survives_pickling() -> None:
     assert isinstance(result, frozenset)
     again = pickle.loads(pickle.dumps(result))
     assert (again, again.step, again.parameters["a"].bits) == (result, 7, 8)
+
+
+def test_an_adapter_that_sends_no_gradients_refuses_an_algorithm_that_asks_for_them() -> None:
+    layer = types.SimpleNamespace(step_inputs=("gradient",))
+    tracker: Any = types.SimpleNamespace(
+        status={"fc": None}, plan=types.SimpleNamespace(layers={"fc": layer})
+    )
+    weight: Any = types.SimpleNamespace(name="fc", token=lambda: 0)
+    with pytest.raises(nc.InvalidArgumentError, match="the gradient of layer 'fc'"):
+        Binding(tracker, [weight])

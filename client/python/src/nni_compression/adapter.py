@@ -122,6 +122,7 @@ class Tracker:
         ranges: Optional[Mapping[str, Any]] = None,
         outputs: Optional[Mapping[str, Any]] = None,
         inputs: Optional[Mapping[str, Any]] = None,
+        gradients: Optional[Mapping[str, Any]] = None,
     ) -> Mapping[AnswerKey, Any]:
         """Sets the step and returns what the service answered for ranges: `StepResult.answers`.
 
@@ -130,7 +131,9 @@ class Tracker:
         answers: Mapping[AnswerKey, Any] = MappingProxyType({})
         if self.owned and (self.plan.needs_step or ranges):
             try:
-                result = self.session.step(step, ranges, outputs=outputs, inputs=inputs)
+                result = self.session.step(
+                    step, ranges, outputs=outputs, inputs=inputs, gradients=gradients
+                )
             except CompressionError as error:
                 if error.errors:  # single layers failed: the step is taken, the stale set unknown
                     self.step = step

@@ -68,9 +68,26 @@ class Binding(Generic[W]):
         self._tokens: Mapping[str, Callable[[], Any]] = {
             name: weight.token for name, weight in self.weights.items()
         }
+        wanting = [name for name in self.weights if self._wants_gradient(name)]
+        if wanting and not self.sends_gradients:
+            raise InvalidArgumentError(
+                f"the algorithm asks for the gradient of layer {wanting[0]!r}; this adapter sends "
+                "none"
+            )
         self.rebind: Optional[Callable[[], None]] = None
         self.on_lost: Optional[Callable[[NotFoundError], None]] = None
         self.keep_on_bad_weight = False
+
+    #: Whether the adapter can send gradients.
+    sends_gradients = False
+
+    def _wants_gradient(self, name: str) -> bool:
+        return "gradient" in self.tracker.plan.layers[name].step_inputs
+
+    def gradients(self) -> Mapping[str, Any]:
+        """What a step has to carry: those that the plan asks for, of weights that have one now."""
+        wanting = [weight for name, weight in self.weights.items() if self._wants_gradient(name)]
+        return self._gradients(wanting) if wanting else {}
 
     def ensure_fresh(self, weight: W) -> None:
         """Asks for all layers that need it when this one does."""
@@ -153,6 +170,10 @@ class Binding(Generic[W]):
         """Layer name -> array, or `Tensor`, of the bound dtype."""
         raise NotImplementedError
 
+    def _gradients(self, weights: Sequence[W]) -> Mapping[str, Any]:
+        """As `_hosts`, of the weights' gradients; those without one are left out."""
+        raise NotImplementedError
+
 
 class PrunerBinding(Binding[W]):
     """Masks: asked for when the session says so, whatever the weight does."""
@@ -219,7 +240,7 @@ class QuantizerBinding(Binding[W]):
         """Goes on from running ranges of an earlier session, or with those that this one has."""
         known = {key: ranges[key] for key in self.activations if key in ranges}
         if known:
-            self._step(self.tracker.step, [], known)
+            self._step(self.tracker.step, [], known, {})
 
     def _ask(self, weights: Sequence[W]) -> None:
         tokens = {w.name: w.token() for w in weights}
@@ -244,8 +265,9 @@ class QuantizerBinding(Binding[W]):
                     for name in self.tracker.pending(self._tokens)
                     if "range" in plan.layers[name].step_inputs
                 ]
+            seen = self._seen_activations() if self.activations else {}
             try:
-                self._step(number, asked, self._seen_activations() if self.activations else {})
+                self._step(number, asked, seen, self.gradients())
             except CompressionError as error:
                 if error.errors:  # the step is taken; what was refused would be refused again
                     self._forget_activations()
@@ -253,7 +275,11 @@ class QuantizerBinding(Binding[W]):
             self._forget_activations()
 
     def _step(
-        self, number: int, asked: Sequence[W], seen: Mapping[tuple[str, str], Sequence[float]]
+        self,
+        number: int,
+        asked: Sequence[W],
+        seen: Mapping[tuple[str, str], Sequence[float]],
+        gradients: Mapping[str, Any],
     ) -> None:
         tokens = {w.name: w.token() for w in asked}
         ranges = self._ranges(asked)
@@ -262,7 +288,7 @@ class QuantizerBinding(Binding[W]):
             for target in TARGETS
         )
         answers, error = split_results(
-            lambda: self.tracker.take_step(number, ranges, outputs, inputs)
+            lambda: self.tracker.take_step(number, ranges, outputs, inputs, gradients)
         )
         for key, answer in answers.items():
             if isinstance(key, tuple):

@@ -316,9 +316,10 @@ class Compressor:
                 tracker.forget()
 
     def _take_step(self, step: int) -> None:
-        tracker = self._bound().tracker
+        binding = self._bound()
+        tracker = binding.tracker
         with tracker.lock:
-            tracker.take_step(step)
+            tracker.take_step(step, gradients=binding.gradients())
             if self._is_custom:
                 tracker.forget()
 

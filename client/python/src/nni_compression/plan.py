@@ -78,8 +78,8 @@ class LayerPlan:
         options: of the winning rule, defaults filled in; empty when not compressed.
         refresh: when to ask again: "once", "when_stale" or "on_weight_change"; None when not
             compressed.
-        step_inputs: what `Session.step` has to carry for the layer: of "range", "output_range" and
-            "input_range".
+        step_inputs: what `Session.step` has to carry for the layer: of "range", "output_range",
+            "input_range" and "gradient".
         range_per_channel: whether a range is [2, C] instead of [2].
     """
 

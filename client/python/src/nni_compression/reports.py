@@ -136,6 +136,8 @@ class Algorithm:
         summary: one sentence.
         reference: the paper; may be empty.
         example: a rule that works, without op_types.
+        source: the file of the plugin or script that it comes from; empty for a built-in one.
+        refusal: why the server does not serve it any more; empty: it does.
     """
 
     name: str
@@ -144,6 +146,8 @@ class Algorithm:
     reference: str
     options: tuple[AlgorithmOption, ...]
     example: Mapping[str, Any]
+    source: str = ""
+    refusal: str = ""
 
     @classmethod
     def from_wire(cls, message: pb.Algorithm) -> Algorithm:
@@ -167,6 +171,8 @@ class Algorithm:
             reference=message.reference,
             options=options,
             example=from_struct(message.example),
+            source=message.source,
+            refusal=message.refusal,
         )
 
 

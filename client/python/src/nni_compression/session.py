@@ -51,10 +51,15 @@ _REPLY_BYTES: dict[int, Optional[int]] = {
 }
 
 
-# What a range in Step is of: a layer's weight, or (layer, "output"), (layer, "input").
+# What a tensor in Step is: the range of a layer's weight, or (layer, "output"), (layer, "input"),
+# (layer, "gradient").
 AnswerKey = Union[str, tuple[str, str]]
 
-_TARGETS = {pb.TENSOR_ROLE_OUTPUT_RANGE: "output", pb.TENSOR_ROLE_INPUT_RANGE: "input"}
+_TARGETS = {
+    pb.TENSOR_ROLE_OUTPUT_RANGE: "output",
+    pb.TENSOR_ROLE_INPUT_RANGE: "input",
+    pb.TENSOR_ROLE_GRADIENT: "gradient",
+}
 
 
 class StepResult(frozenset[str]):
@@ -298,6 +303,7 @@ class Session:
         *,
         outputs: Optional[Mapping[str, Any]] = None,
         inputs: Optional[Mapping[str, Any]] = None,
+        gradients: Optional[Mapping[str, Any]] = None,
         timeout: Optional[float] = None,
     ) -> StepResult:
         """Sets the step: absolute, not negative.
@@ -307,13 +313,15 @@ class Session:
                 The server ignores them for a step that is not above the last one applied.
             outputs, inputs: layer name -> (smallest, largest) that the layer gave, or was given,
                 since the last step; of the layers with "output_range" or "input_range" there.
+            gradients: of the layers whose plan has "gradient" in `step_inputs`: the loss's gradient
+                of the weight, given as weights are. Ignored as ranges are.
 
         Returns: a frozenset of the names of all layers that are now stale, which also has `.step`,
         `.parameters`, `.outputs` and `.inputs`.
 
-        Raises InvalidArgumentError when a range does not fit (`.errors` has each one's, by the keys
-        of `StepResult.answers`), ResourceExhaustedError when the answer would not fit into a
-        message: send the ranges of weights with `quantize_range` then.
+        Raises InvalidArgumentError when a range or gradient does not fit (`.errors` has each one's,
+        by the keys of `StepResult.answers`, or (name, "gradient")), ResourceExhaustedError when the
+        answer would not fit into a message: send the ranges of weights with `quantize_range` then.
         """
         opening = pb.StepRequest.Open(session_id=self.id, step=_counter(step, "step"))
         sent = [
@@ -329,6 +337,11 @@ class Session:
             _exchange.range_header(name, value, i, role)
             for i, (name, value, role) in enumerate(sent)
         ]
+        for name, value in (gradients or {}).items():
+            tensor = Tensor.of(value, f"gradients[{name!r}]")
+            requests.append(
+                _exchange.tensor_header(name, tensor, len(requests), pb.TENSOR_ROLE_GRADIENT)
+            )
 
         def messages() -> Iterator[bytes]:
             content = opening.SerializeToString()
@@ -564,7 +577,7 @@ def _counter(value: Any, name: str) -> int:
 def _step_result(reply: pb.StepResponse, expected: int) -> StepResult:
     if len(reply.parameters) != expected:
         raise InternalError(
-            f"the server answered {len(reply.parameters)} of the {expected} ranges sent"
+            f"the server answered {len(reply.parameters)} of the {expected} tensors sent"
         )
     answers: dict[AnswerKey, QuantizedTensor] = {}
     errors: dict[AnswerKey, CompressionError] = {}
@@ -573,7 +586,7 @@ def _step_result(reply: pb.StepResponse, expected: int) -> StepResult:
         key = layer.layer if target is None else (layer.layer, target)
         if layer.HasField("error"):
             errors[key] = make_error(code_from_number(layer.error.code), layer.error.message)
-        else:
+        elif layer.role != pb.TENSOR_ROLE_GRADIENT:  # which changes nothing by itself
             answers[key] = quantization.from_wire(layer)
     _raise_layer_errors(errors, answers)
     return StepResult(reply.stale_layers, reply.step, answers)

@@ -52,20 +52,24 @@ TENSOR_ROLE_WEIGHT: TensorRole
 TENSOR_ROLE_ZERO_POINT: TensorRole
 
 class Algorithm(_message.Message):
-    __slots__ = ["example", "kind", "name", "options", "reference", "summary"]
+    __slots__ = ["example", "kind", "name", "options", "reference", "refusal", "source", "summary"]
     EXAMPLE_FIELD_NUMBER: _ClassVar[int]
     KIND_FIELD_NUMBER: _ClassVar[int]
     NAME_FIELD_NUMBER: _ClassVar[int]
     OPTIONS_FIELD_NUMBER: _ClassVar[int]
     REFERENCE_FIELD_NUMBER: _ClassVar[int]
+    REFUSAL_FIELD_NUMBER: _ClassVar[int]
+    SOURCE_FIELD_NUMBER: _ClassVar[int]
     SUMMARY_FIELD_NUMBER: _ClassVar[int]
     example: _struct_pb2.Struct
     kind: AlgorithmKind
     name: str
     options: _containers.RepeatedCompositeFieldContainer[AlgorithmOption]
     reference: str
+    refusal: str
+    source: str
     summary: str
-    def __init__(self, name: _Optional[str] = ..., kind: _Optional[_Union[AlgorithmKind, str]] = ..., summary: _Optional[str] = ..., reference: _Optional[str] = ..., options: _Optional[_Iterable[_Union[AlgorithmOption, _Mapping]]] = ..., example: _Optional[_Union[_struct_pb2.Struct, _Mapping]] = ...) -> None: ...
+    def __init__(self, name: _Optional[str] = ..., kind: _Optional[_Union[AlgorithmKind, str]] = ..., summary: _Optional[str] = ..., reference: _Optional[str] = ..., options: _Optional[_Iterable[_Union[AlgorithmOption, _Mapping]]] = ..., example: _Optional[_Union[_struct_pb2.Struct, _Mapping]] = ..., source: _Optional[str] = ..., refusal: _Optional[str] = ...) -> None: ...
 
 class AlgorithmOption(_message.Message):
     __slots__ = ["aliases", "default_value", "description", "name", "range", "required", "type"]

@@ -189,6 +189,18 @@ class _TorchBinding(binding.Binding[TrackedWeight]):
     def _hosts(self, weights: Sequence[TrackedWeight]) -> Mapping[str, Any]:
         return to_host({w.name: w.dense.detach().to(w.bound_dtype) for w in weights})
 
+    sends_gradients = True
+
+    def _gradients(self, weights: Sequence[TrackedWeight]) -> Mapping[str, Any]:
+        found = {}
+        with self._computing():
+            for weight in weights:
+                gradient = weight.dense.grad
+                if gradient is not None:
+                    dense = gradient.to_dense() if gradient.is_sparse else gradient
+                    found[weight.name] = dense.detach().to(weight.bound_dtype)
+            return to_host(found)
+
     def optimizer_stepped(self, optimizer: Any) -> None:
         """Treats the weights of an optimizer as changed: fused ones leave no trace of it."""
         groups = getattr(optimizer, "param_groups", ())

@@ -1,0 +1,178 @@
+#include "compression/check_answer.h"
+
+#include <cmath>
+#include <set>
+#include <string>
+
+#include "absl/strings/ascii.h"
+#include "absl/strings/str_cat.h"
+#include "compression/config_list.h"
+#include "compression/kernels/quantize.h"
+#include "compression/suggest.h"
+
+namespace nni_compression::compression {
+namespace {
+
+constexpr size_t kMaxNameBytes = 64;
+constexpr int kMaxBits = 16;
+
+// Twice two moments of the weight's size, and whatever small things there are beside.
+constexpr int64_t kStatePerWeight = 4;
+constexpr int64_t kSmallState = 1 << 20;
+
+bool IsName(absl::string_view name) {
+  if (name.empty() || name.size() > kMaxNameBytes || !absl::ascii_islower(name[0])) return false;
+  for (const char c : name) {
+    if (!absl::ascii_islower(c) && !absl::ascii_isdigit(c) && c != '_') return false;
+  }
+  return true;
+}
+
+absl::Status BadName(absl::string_view what, absl::string_view name) {
+  return absl::InvalidArgumentError(
+      absl::StrCat(what, " is ", Quoted(name), "; it must be 1 to ", kMaxNameBytes,
+                   " lower-case letters, digits and underscores, beginning with a letter"));
+}
+
+template <typename... Parts>
+absl::Status Nonsense(absl::string_view algorithm, const Layer& layer, const Parts&... parts) {
+  return absl::InternalError(absl::StrCat("the algorithm ", algorithm, " answered layer ",
+                                          Quoted(layer.name), " with ", parts...));
+}
+
+absl::Status CheckParameters(absl::string_view algorithm, const Layer& layer,
+                             const QuantizationParameters& p, int64_t channels) {
+  if ((p.formula != Formula::kAffine && p.formula != Formula::kDoReFa) ||
+      p.rounding < Rounding::kHalfEven || p.rounding > Rounding::kDoReFa) {
+    return Nonsense(algorithm, layer, "an unknown formula or rounding");
+  }
+  if (p.bits < 1 || p.bits > kMaxBits) {
+    return Nonsense(algorithm, layer, p.bits, " bits; it must be in [1, ", kMaxBits, "]");
+  }
+  if (p.code_min > p.code_max) {
+    return Nonsense(algorithm, layer, "codes from ", p.code_min, " to ", p.code_max);
+  }
+  const auto scales = static_cast<int64_t>(p.scale.size());
+  if (p.formula == Formula::kDoReFa) channels = 0;
+  if (scales != channels || p.zero_point.size() != p.scale.size()) {
+    return Nonsense(algorithm, layer, scales, " scales and ", p.zero_point.size(),
+                    " zero points; there must be ", channels, " of each");
+  }
+  for (int64_t c = 0; c < channels; ++c) {
+    if (!std::isfinite(p.scale[c]) || p.scale[c] <= 0) {
+      return Nonsense(algorithm, layer, "scale[", c, "] = ", Shown(double{p.scale[c]}),
+                      "; it must be finite and above 0");
+    }
+    if (p.zero_point[c] < p.code_min || p.zero_point[c] > p.code_max) {
+      return Nonsense(algorithm, layer, "zero_point[", c, "] = ", p.zero_point[c],
+                      "; it must be in [", p.code_min, ", ", p.code_max, "]");
+    }
+  }
+  return absl::OkStatus();
+}
+
+}  // namespace
+
+absl::Status CheckInfo(const AlgorithmInfo& info) {
+  if (!IsName(info.name)) return BadName("the name of an algorithm", info.name);
+  const auto bad = [&](const auto&... parts) {
+    return absl::InvalidArgumentError(absl::StrCat("algorithm ", info.name, ": ", parts...));
+  };
+  if (info.kind != AlgorithmKind::kPruner && info.kind != AlgorithmKind::kQuantizer) {
+    return bad("its kind is ", static_cast<int>(info.kind), "; it must be pruner or quantizer");
+  }
+  if (!info.create) return bad("it has no function `create`");
+  std::set<std::string> names(CommonKeys().begin(), CommonKeys().end());
+  nlohmann::json defaults = nlohmann::json::object();
+  for (const OptionSpec& spec : info.options) {
+    if (!IsName(spec.name)) return BadName(absl::StrCat(info.name, ": an option"), spec.name);
+    for (const std::string& name : spec.aliases) {
+      if (!names.insert(name).second) return bad("there are two options ", Quoted(name));
+    }
+    if (!names.insert(spec.name).second) return bad("there are two options ", Quoted(spec.name));
+    if (!spec.default_value.is_null()) defaults[spec.name] = spec.default_value;
+  }
+  if (auto status = Options::Check(info.options, {}, defaults, "its default"); !status.ok()) {
+    return bad(status.message());
+  }
+  const auto example = Options::Parse(info.options, {}, info.example, "its example");
+  return example.ok() ? absl::OkStatus() : bad(example.status().message());
+}
+
+absl::Status CheckKind(const AlgorithmInfo& info, const Compressor* compressor) {
+  const bool pruner = info.kind == AlgorithmKind::kPruner;
+  const bool fits = pruner ? dynamic_cast<const Pruner*>(compressor) != nullptr
+                           : dynamic_cast<const Quantizer*>(compressor) != nullptr;
+  if (fits) return absl::OkStatus();
+  return absl::InternalError(absl::StrCat("the algorithm ", info.name, " is a ",
+                                          pruner ? "pruner" : "quantizer",
+                                          " and created none for this rule"));
+}
+
+absl::Status CheckAxis(absl::string_view algorithm, const Compressor& compressor,
+                       const Layer& layer) {
+  const auto* quantizer = dynamic_cast<const Quantizer*>(&compressor);
+  if (quantizer == nullptr) return absl::OkStatus();
+  const std::optional<int> axis = quantizer->channel_axis(layer);
+  if (!axis || (*axis >= 0 && *axis < static_cast<int>(layer.shape.size()))) {
+    return absl::OkStatus();
+  }
+  return Nonsense(algorithm, layer, "the channel axis ", *axis, "; it must be in [0, ",
+                  layer.shape.size() - 1, "]");
+}
+
+absl::Status CheckMask(absl::string_view algorithm, const Layer& layer, const Mask& mask) {
+  if (mask.elements() == layer.elements &&
+      mask.bits().size() == ByteLength(DataType::kBit, layer.elements)) {
+    return absl::OkStatus();
+  }
+  return Nonsense(algorithm, layer, "a mask of ", mask.elements(),
+                  " elements; it must have the weight's ", layer.elements);
+}
+
+absl::Status CheckQuantized(absl::string_view algorithm, const Quantizer& quantizer,
+                            const Layer& layer, QuantizeReply reply,
+                            const QuantizedWeight& result) {
+  DataType dtype = layer.dtype;
+  int64_t size = 0;
+  if (result.parameters) {
+    const QuantizationParameters& p = *result.parameters;
+    auto status = CheckParameters(algorithm, layer, p, quantizer.channels(layer));
+    if (!status.ok()) return status;
+    if (p.bits != quantizer.bits()) {
+      return Nonsense(algorithm, layer, p.bits, " bits; it must be the rule's ", quantizer.bits());
+    }
+    if (p.channel_axis != quantizer.channel_axis(layer)) {
+      return Nonsense(algorithm, layer, "the channel axis ", p.channel_axis.value_or(-1),
+                      "; it must be the rule's, ", quantizer.channel_axis(layer).value_or(-1));
+    }
+    if (reply == QuantizeReply::kCodes) dtype = CodeType(*result.parameters);
+    if (reply != QuantizeReply::kParameters) size = ByteLength(dtype, layer.elements);
+  }
+  if (result.data.size() == size && (size == 0 || result.dtype == dtype)) return absl::OkStatus();
+  return Nonsense(algorithm, layer, result.data.size(), " bytes of ", DataTypeName(result.dtype),
+                  "; it must be ", size, " of ", DataTypeName(dtype));
+}
+
+absl::Status CheckActivation(absl::string_view algorithm, const Layer& layer,
+                             const ActivationAnswer& answer) {
+  if (answer.range && (answer.range->minimum.size() != 1 || answer.range->maximum.size() != 1)) {
+    return Nonsense(algorithm, layer, "a range of activations of ", answer.range->minimum.size(),
+                    " minima and ", answer.range->maximum.size(),
+                    " maxima; it must be one of each");
+  }
+  if (!answer.parameters) return absl::OkStatus();
+  return CheckParameters(algorithm, layer, *answer.parameters, /*channels=*/1);
+}
+
+absl::Status CheckState(absl::string_view algorithm, const Layer& layer, const LayerState& state) {
+  auto bytes = static_cast<int64_t>(state.opaque.size());
+  for (const auto& [name, values] : state.memory) {
+    bytes += static_cast<int64_t>(name.size() + values.size() * sizeof(float));
+  }
+  const int64_t limit = kSmallState + kStatePerWeight * ByteLength(layer.dtype, layer.elements);
+  if (bytes <= limit) return absl::OkStatus();
+  return Nonsense(algorithm, layer, bytes, " bytes to remember; there may be at most ", limit);
+}
+
+}  // namespace nni_compression::compression

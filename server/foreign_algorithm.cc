@@ -1,0 +1,100 @@
+#include "server/foreign_algorithm.h"
+
+#include <utility>
+
+#include "absl/strings/str_cat.h"
+#include "server/guarded_compressor.h"
+#include "server/log.h"
+#include "server/status.h"
+
+namespace nni_compression::server {
+namespace {
+
+// Sessions of one algorithm whose calls run at a time: those beside one that hangs go on. The
+// threads wait and do not compute, so there may be more than cores.
+constexpr int kSessionsAtATime = 4;
+
+}  // namespace
+
+ForeignHost::ForeignHost(std::string name, absl::Duration timeout, TimerThread* timers,
+                         std::function<void(int)> prepare)
+    : name_(std::move(name)), timeout_(timeout), threads_(timers, std::move(prepare)) {}
+
+absl::Status ForeignHost::Run(const std::string& what, std::function<absl::Status()> function) {
+  if (const std::string why = refusal(); !why.empty()) {
+    return absl::FailedPreconditionError(why);
+  }
+  auto status = std::make_shared<absl::Status>();
+  // Moved all the way, so that what the function owns dies on the foreign thread.
+  auto run = [status, function = std::move(function)] { *status = CatchExceptions(function); };
+  switch (threads_.Run(std::move(run), timeout_)) {
+    case ForeignEnd::kDone:
+      if (status->ok()) return absl::OkStatus();
+      return absl::Status(status->code(),
+                          absl::StrCat(name_, " on ", what, ": ", status->message()));
+    case ForeignEnd::kStopped:
+      return absl::UnavailableError(absl::StrCat("the server stops; ", name_, " was on ", what));
+    case ForeignEnd::kLate:
+      break;
+  }
+  Refuse(what);
+  return absl::DeadlineExceededError(absl::StrCat(name_, " on ", what, ": no answer for ",
+                                                  absl::FormatDuration(timeout_),
+                                                  "; the algorithm is refused from now on"));
+}
+
+void ForeignHost::Refuse(const std::string& what) {
+  {
+    MutexLock lock(&mutex_);
+    if (!refusal_.empty()) return;
+    refusal_ =
+        absl::StrCat("the algorithm ", name_, " is refused until the server is restarted: ", "on ",
+                     what, " it did not come back for ", absl::FormatDuration(timeout_));
+  }
+  // The one place where an algorithm comes to be refused.
+  Log(LogLevel::kError, "algorithm_refused",
+      {{"algorithm", name_}, {"on", what}, {"after", absl::FormatDuration(timeout_)}});
+}
+
+std::string ForeignHost::refusal() const {
+  MutexLock lock(&mutex_);
+  return refusal_;
+}
+
+ForeignAlgorithms::ForeignAlgorithms(const compression::Registry& all, absl::Duration timeout,
+                                     TimerThread* timers, const std::function<void(int)>& prepare) {
+  for (const compression::AlgorithmInfo* info : all.List()) {
+    if (info->source.empty()) {
+      registry_.Add(*info).IgnoreError();  // names are unique in `all`
+      continue;
+    }
+    auto host = std::make_shared<ForeignHost>(info->name, timeout, timers, prepare);
+    registry_.Add(Guarded(*info, host)).IgnoreError();
+    entries_[info->name] = {std::move(host), std::make_unique<Executor>(kSessionsAtATime)};
+  }
+}
+
+ForeignAlgorithms::~ForeignAlgorithms() {
+  Stop();
+  Join();
+}
+
+Executor* ForeignAlgorithms::ExecutorOf(absl::string_view algorithm) const {
+  const auto it = entries_.find(std::string(algorithm));
+  return it == entries_.end() ? nullptr : it->second.executor.get();
+}
+
+std::string ForeignAlgorithms::Refusal(absl::string_view algorithm) const {
+  const auto it = entries_.find(std::string(algorithm));
+  return it == entries_.end() ? "" : it->second.host->refusal();
+}
+
+void ForeignAlgorithms::Stop() {
+  for (const auto& entry : entries_) entry.second.host->Stop();
+}
+
+void ForeignAlgorithms::Join() {
+  for (auto& entry : entries_) entry.second.executor.reset();
+}
+
+}  // namespace nni_compression::server

@@ -1,0 +1,151 @@
+#include <filesystem>
+#include <fstream>
+
+#include "absl/strings/str_cat.h"
+#include "compression/loader.h"
+#include "tests/compression/testing.h"
+
+namespace nni_compression::compression {
+namespace {
+
+using testing::AllOf;
+using testing::HasSubstr;
+namespace fs = std::filesystem;
+
+std::string Folder(const std::string& name) { return absl::StrCat(TEST_PLUGINS, "/", name); }
+
+// What loading the folder beside the built-in algorithms says.
+absl::Status Load(const std::string& folder) {
+  Registry registry = Registry::Builtin();
+  return LoadPlugins(folder, &registry);
+}
+
+class PluginTest : public testing::Test {
+ protected:
+  PluginTest() {
+    std::string pattern = testing::TempDir() + "/pluginsXXXXXX";
+    folder_ = mkdtemp(pattern.data());
+  }
+  ~PluginTest() override { fs::remove_all(folder_); }
+
+  std::string folder_;
+};
+
+TEST_F(PluginTest, AnAlgorithmOfAPluginIsListedWithItsOptionsAndItsFile) {
+  Registry registry = Registry::Builtin();
+  ASSERT_THAT(LoadPlugins(Folder("good"), &registry), IsOk());
+  const AlgorithmInfo& info = **registry.Find("threshold");
+  EXPECT_EQ(info.source, "threshold.so");
+  EXPECT_EQ(info.options.at(0).name, "threshold");
+  EXPECT_EQ((**registry.Find("level")).source, "");
+}
+
+TEST_F(PluginTest, AThresholdKeepsWhatReachesIt) {
+  auto session = BindOne("threshold", {{"threshold", 0.5}}, {5});
+  auto answer = session->CalcMask(0, Values({0.5, -0.7, 0.49, 0, -0.1}));
+  ASSERT_THAT(answer, IsOk());
+  EXPECT_EQ(Bits(answer->mask), "11000");
+}
+
+TEST_F(PluginTest, RefusesAPluginOfAnotherBuildWithoutCallingIt) {
+  EXPECT_THAT(Load(Folder("wrong_stamp")),
+              IsInvalid(AllOf(HasSubstr("misfit_wrong_stamp.so"), HasSubstr("of long ago"),
+                              HasSubstr("this server is [NniCompression "), HasSubstr("LibTorch "),
+                              HasSubstr("libstdc++ "))));
+}
+
+TEST_F(PluginTest, RefusesWhatIsNoPlugin) {
+  EXPECT_THAT(Load(Folder("missing_symbol")),
+              IsInvalid(AllOf(HasSubstr("cannot be loaded"), HasSubstr("nobody_has_this"))));
+  EXPECT_THAT(Load(Folder("no_plugin")), IsInvalid(HasSubstr("is no plugin")));
+  EXPECT_THAT(Load(Folder("throws")), IsInvalid(HasSubstr("failed: no licence")));
+  EXPECT_THAT(Load(Folder("no_example")),
+              IsInvalid(AllOf(HasSubstr("misfit_no_example.so"), HasSubstr("example"))));
+  std::ofstream(folder_ + "/text.so") << "not a library";
+  EXPECT_THAT(Load(folder_), IsInvalid(AllOf(HasSubstr("text.so"), HasSubstr("cannot be loaded"))));
+  EXPECT_THAT(Load(folder_ + "/none"), Fails(absl::StatusCode::kNotFound, HasSubstr("/none")));
+}
+
+TEST_F(PluginTest, RefusesATruncatedPlugin) {
+  const std::string file = folder_ + "/threshold.so";
+  const auto size = fs::file_size(Folder("good") + "/threshold.so");
+  for (const auto part : {uintmax_t{10}, uintmax_t{100}, uintmax_t{4096}, size / 2}) {
+    fs::copy(Folder("good") + "/threshold.so", file, fs::copy_options::overwrite_existing);
+    fs::resize_file(file, part);
+    EXPECT_THAT(Load(folder_), IsInvalid(HasSubstr("threshold.so\" cannot be loaded"))) << part;
+  }
+}
+
+TEST_F(PluginTest, ANameBelongsToOneAlgorithm) {
+  const auto taken = [](const std::string& by) {
+    return Fails(absl::StatusCode::kAlreadyExists, HasSubstr(by));
+  };
+  EXPECT_THAT(Load(Folder("built_in_name")), taken("\"level\" already, a built-in one"));
+  fs::copy(Folder("good") + "/threshold.so", folder_ + "/a.so");
+  fs::copy(Folder("good") + "/threshold.so", folder_ + "/b.so");
+  EXPECT_THAT(Load(folder_), taken("b.so: there is an algorithm \"threshold\" already, of a.so"));
+}
+
+TEST_F(PluginTest, IgnoresFilesOfOtherKinds) {
+  std::ofstream(folder_ + "/README") << "plugins go here";
+  EXPECT_THAT(Load(folder_), IsOk());
+}
+
+// Algorithms that misbehave, without the server's guard around them.
+class MisbehavingPluginTest : public testing::Test {
+ protected:
+  MisbehavingPluginTest() { EXPECT_THAT(LoadPlugins(Folder("misbehaving"), &registry_), IsOk()); }
+
+  absl::StatusOr<std::unique_ptr<Session>> TryBind(const std::string& algorithm) {
+    return Session::Bind(registry_,
+                         MakeBinding(algorithm, nlohmann::json::array({nlohmann::json::object()}),
+                                     {MakeLayer("fc", {4, 3})}));
+  }
+
+  // How a call fails; the session must be as before.
+  absl::Status Failure(const std::string& algorithm) {
+    auto session = TryBind(algorithm);
+    if (!session.ok()) return session.status();
+    const std::string before = StateOf(**session);
+    const bool pruner = (*session)->algorithm().kind == AlgorithmKind::kPruner;
+    const at::Tensor weight = Random({4, 3}, 1);
+    const absl::Status status =
+        pruner ? (*session)->CalcMask(0, weight).status()
+               : (*session)->QuantizeWeight(0, weight, QuantizeReply::kCodes).status();
+    EXPECT_EQ(StateOf(**session), before);
+    EXPECT_TRUE((*session)->IsStale(0));
+    return status;
+  }
+
+  Registry registry_;
+};
+
+TEST_F(MisbehavingPluginTest, WhatIsThrownIsAStatus) {
+  EXPECT_THAT(Failure("throws"), Fails(absl::StatusCode::kInternal, HasSubstr("I give up")));
+  EXPECT_THAT(Failure("throws_a_number"), Fails(absl::StatusCode::kInternal, HasSubstr("unknown")));
+}
+
+TEST_F(MisbehavingPluginTest, NonsenseIsToldWithAlgorithmLayerAndWhatItShouldBe) {
+  const auto nonsense = [](const std::string& algorithm, const std::string& what) {
+    return Fails(
+        absl::StatusCode::kInternal,
+        AllOf(HasSubstr("the algorithm " + algorithm + " answered layer \"fc\""), HasSubstr(what)));
+  };
+  EXPECT_THAT(Failure("wrong_mask"),
+              nonsense("wrong_mask", "a mask of 20 elements; it must have the weight's 12"));
+  EXPECT_THAT(Failure("huge_state"), nonsense("huge_state", "67108864 bytes to remember"));
+  EXPECT_THAT(Failure("nan_scale"), nonsense("nan_scale", "scale[0] = nan; it must be finite"));
+  EXPECT_THAT(Failure("many_scales"), nonsense("many_scales", "5 scales"));
+  EXPECT_THAT(Failure("long_data"), nonsense("long_data", "13 bytes of uint8; it must be 12"));
+  EXPECT_THAT(TryBind("wrong_axis"), nonsense("wrong_axis", "axis 7; it must be in [0, 1]"));
+}
+
+TEST_F(MisbehavingPluginTest, ARuleNeedsACompressorOfTheAlgorithmsKind) {
+  for (const char* name : {"wrong_kind", "nothing"}) {
+    EXPECT_THAT(TryBind(name), Fails(absl::StatusCode::kInternal,
+                                     HasSubstr("is a pruner and created none for this rule")));
+  }
+}
+
+}  // namespace
+}  // namespace nni_compression::compression
