@@ -40,8 +40,8 @@ struct ClientOptions {
   // $NNI_COMPRESSION_SHM_SOCKET.
   std::optional<std::string> shm_socket;
   // The bearer token that the server asks for, or a file with it that is read at Connect. An empty
-  // string stands for none; both unset: $NNI_COMPRESSION_TOKEN, else $NNI_COMPRESSION_TOKEN_FILE. It
-  // travels as it is: over this host's loopback or a private network only.
+  // string stands for none; both unset: $NNI_COMPRESSION_TOKEN, else $NNI_COMPRESSION_TOKEN_FILE.
+  // It travels as it is: over this host's loopback or a private network only.
   std::optional<std::string> token;
   std::optional<std::string> token_file;
   bool checksum = false;  // send a CRC-32 with every tensor; the server checks it
