@@ -100,7 +100,7 @@ std::string RandomId() {
 
 absl::StatusOr<std::shared_ptr<const Connection>> Connection::Open(std::string address,
                                                                    const ClientOptions& options) {
-  absl::StatusOr<std::string> token = Token(options);
+  const absl::StatusOr<std::string> token = Token(options);
   if (!token.ok()) return token.status();
   auto channel =
       grpc::CreateCustomChannel(address, grpc::InsecureChannelCredentials(), Arguments(address));
@@ -112,10 +112,10 @@ absl::StatusOr<std::shared_ptr<const Connection>> Connection::Open(std::string a
                      "`, or give another address, in $NNI_COMPRESSION_SERVER for example"));
   }
   return std::shared_ptr<const Connection>(
-      new Connection(std::move(address), options, *std::move(token), std::move(channel)));
+      new Connection(std::move(address), options, *token, std::move(channel)));
 }
 
-Connection::Connection(std::string address, const ClientOptions& options, std::string token,
+Connection::Connection(std::string address, const ClientOptions& options, const std::string& token,
                        std::shared_ptr<grpc::Channel> channel)
     : address_(std::move(address)),
       options_(options),

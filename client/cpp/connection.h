@@ -73,7 +73,7 @@ class Connection {
   }
 
  private:
-  Connection(std::string address, const ClientOptions& options, std::string token,
+  Connection(std::string address, const ClientOptions& options, const std::string& token,
              std::shared_ptr<grpc::Channel> channel);
 
   const std::string address_;
