@@ -185,12 +185,12 @@ class TestASlowServer:
     def test_a_server_that_stands_still_is_waited_for(self, own_server: ServerProcess) -> None:
         pruner = AGPPruner(AGP, server=own_server.address)
         model = pruner(Net())
-        own_server.process.send_signal(signal.SIGSTOP)
+        own_server.stand_still()
         first = threading.Thread(target=model, args=(images(),))
         first.start()
         first.join(1.0)
         assert first.is_alive()
-        own_server.process.send_signal(signal.SIGCONT)
+        own_server.go_on()
         first.join(TIMEOUT)
         assert not first.is_alive()
         pruner.close()
@@ -202,12 +202,12 @@ class TestASlowServer:
             pruner = AGPPruner(AGP, client=client)
             model = pruner(Net())
             model(images())
-            own_server.process.send_signal(signal.SIGSTOP)
+            own_server.stand_still()
             try:
                 with pytest.raises(nc.DeadlineExceededError, match=r"UpdateEpoch at .* 1 s"):
                     pruner.update_epoch(4)
             finally:
-                own_server.process.send_signal(signal.SIGCONT)
+                own_server.go_on()
             pruner.update_epoch(4)
             model(images())
             assert pruner.epoch == 4
@@ -304,10 +304,13 @@ def test_a_layer_that_came_after_binding_is_warned_of_and_taken_in(client: nc.Cl
     assert all(torch.equal(masks[name], before[name]) for name in before)
 
 
+# What runs in the background of a shell may have inherited that Ctrl-C is ignored.
 TRAINER = """
+import signal
 import sys
 import torch
 from nni_compression.torch import QATQuantizer
+signal.signal(signal.SIGINT, signal.default_int_handler)
 model = torch.nn.Sequential(torch.nn.Linear(64, 64))
 quantizer = QATQuantizer([{"op_types": ["default"]}], server=sys.argv[1], transfer="weights")
 quantizer(model)
@@ -335,13 +338,13 @@ def test_ctrl_c_ends_with_one_traceback_and_without_the_session(
     session_id = trainer.stdout.readline().strip()
     assert trainer.stdout.readline() == "trained\n"
     if in_a_call:  # the server stands still, so the next call hangs
-        own_server.process.send_signal(signal.SIGSTOP)
+        own_server.stand_still()
         wait_until_blocked(trainer.pid)
     trainer.send_signal(signal.SIGINT)
     try:
         _, errors = trainer.communicate(timeout=TIMEOUT)
     finally:
-        own_server.process.send_signal(signal.SIGCONT)
+        own_server.go_on()
     assert errors.count("Traceback") == 1
     assert errors.rstrip().endswith("KeyboardInterrupt")
     if not in_a_call:

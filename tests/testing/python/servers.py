@@ -75,6 +75,15 @@ class ServerProcess:
         finally:
             self._directory.cleanup()
 
+    def stand_still(self) -> None:
+        """Stops all of its threads, until `go_on`; returns when they stand."""
+        self.process.send_signal(signal.SIGSTOP)
+        os.waitpid(self.process.pid, os.WUNTRACED)
+
+    def go_on(self) -> None:
+        """Ends `stand_still`."""
+        self.process.send_signal(signal.SIGCONT)
+
     def kill(self) -> None:
         """Ends the server without warning."""
         self.process.kill()
