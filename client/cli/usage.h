@@ -38,6 +38,7 @@ tensor wins. DIR gets model.safetensors, with all other tensors as they were.
                       sparse: model.sparse.safetensors, with kept weights only
                       compressed-tensors: config.json and model.safetensors with
                       codes of quantized weights
+                      onnx: model.onnx.safetensors, for nni_compression.onnx.apply
                       pth: model.pth for torch.load, and masks.pth
                       masks: masks.safetensors and masks.packed.safetensors
                       (export needs no MODEL for it)

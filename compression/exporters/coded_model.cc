@@ -1,8 +1,9 @@
 #include "compression/exporters/coded_model.h"
 
 #include <algorithm>
-#include <cstring>
 #include <utility>
+
+#include "compression/suggest.h"
 
 namespace nni_compression::compression {
 namespace {
@@ -49,19 +50,26 @@ std::vector<int8_t> SignedZeroPoints(const Coded& coded) {
   return signed_points;
 }
 
-// A segment whose bytes `make` gives, as a vector, once the weight has passed.
-template <class F>
-Segment Later(int64_t byte_length, F make) {
-  Segment segment;
-  segment.byte_length = byte_length;
-  segment.fill = [make = std::move(make)](int64_t offset, absl::Span<uint8_t> out) {
-    const auto values = make();
-    std::memcpy(out.data(), reinterpret_cast<const uint8_t*>(values.data()) + offset, out.size());
-  };
-  return segment;
-}
-
 }  // namespace
+
+Transform Codes(const Session& session, int i, const std::shared_ptr<Coded>& coded) {
+  auto quantizer = std::static_pointer_cast<const Quantizer>(
+      std::shared_ptr<const Compressor>(session.plan().layers[i].planned->compressor));
+  return [quantizer, coded, state = session.state(i), clock = session.clock()](Buffer& bytes) {
+    const Layer& layer = coded->layer;
+    LayerState scratch = state;
+    auto result = quantizer->QuantizeWeight(layer, bytes.AsTensor(layer.dtype, layer.shape),
+                                            QuantizeReply::kCodes, clock, scratch);
+    if (!result.ok()) return result.status();
+    if (!result->parameters) {
+      return absl::FailedPreconditionError(
+          absl::StrCat("layer ", Quoted(layer.name), " is not quantized at this step"));
+    }
+    coded->parameters = *std::move(result->parameters);
+    bytes = std::move(result->data);
+    return absl::OkStatus();
+  };
+}
 
 void CodedModel::AddNumbers(std::string name, DataType dtype, std::vector<int64_t> shape,
                             Segment segment) {

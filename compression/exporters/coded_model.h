@@ -1,11 +1,13 @@
-// Weights of the format "compressed-tensors"; see compressed_tensors.cc.
+// Weights as codes, of which the numbers are known once a weight has passed.
 #ifndef NNI_COMPRESSION_COMPRESSION_EXPORTERS_CODED_MODEL_H_
 #define NNI_COMPRESSION_COMPRESSION_EXPORTERS_CODED_MODEL_H_
 
 #include <cstdint>
+#include <cstring>
 #include <memory>
 #include <nlohmann/json.hpp>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "absl/strings/str_cat.h"
@@ -39,7 +41,23 @@ struct Coded {
   }
 };
 
-// model.safetensors, while tensors are added to it. The numbers come after all weights.
+// Makes codes of the weight of compressed layer i and remembers its parameters in `coded`.
+Transform Codes(const Session& session, int i, const std::shared_ptr<Coded>& coded);
+
+// A segment whose bytes `make` gives, as a vector, once the weight has passed.
+template <class F>
+Segment Later(int64_t byte_length, F make) {
+  Segment segment;
+  segment.byte_length = byte_length;
+  segment.fill = [make = std::move(make)](int64_t offset, absl::Span<uint8_t> out) {
+    const auto values = make();
+    std::memcpy(out.data(), reinterpret_cast<const uint8_t*>(values.data()) + offset, out.size());
+  };
+  return segment;
+}
+
+// The model.safetensors of "compressed-tensors", while tensors are added to it. The numbers come
+// after all weights.
 struct CodedModel {
   bool packed = false;
   std::vector<ExportTensor> entries, number_entries;

@@ -63,26 +63,6 @@ absl::Status CheckFits(const Coded& coded) {
   return absl::OkStatus();
 }
 
-// Makes codes of a weight and remembers its parameters in `coded`.
-Transform Codes(const Session& session, int i, const std::shared_ptr<Coded>& coded) {
-  auto quantizer = std::static_pointer_cast<const Quantizer>(
-      std::shared_ptr<const Compressor>(session.plan().layers[i].planned->compressor));
-  return [quantizer, coded, state = session.state(i), clock = session.clock()](Buffer& bytes) {
-    const Layer& layer = coded->layer;
-    LayerState scratch = state;
-    auto result = quantizer->QuantizeWeight(layer, bytes.AsTensor(layer.dtype, layer.shape),
-                                            QuantizeReply::kCodes, clock, scratch);
-    if (!result.ok()) return result.status();
-    if (!result->parameters) {
-      return absl::FailedPreconditionError(
-          absl::StrCat("layer ", Quoted(layer.name), " is not quantized at this step"));
-    }
-    coded->parameters = *std::move(result->parameters);
-    bytes = std::move(result->data);
-    return absl::OkStatus();
-  };
-}
-
 // config.json: a group for each kind of quantization that there is.
 json Config(const std::vector<std::shared_ptr<Coded>>& weights,
             const std::vector<std::string>& ignored, bool packed) {

@@ -9,6 +9,7 @@ namespace nni_compression::compression {
 // They live forever.
 const Exporter* CompressedTensorsExporter();
 const Exporter* MasksExporter();
+const Exporter* OnnxExporter();
 const Exporter* PthExporter();
 const Exporter* ReportExporter();
 const Exporter* SafetensorsExporter();

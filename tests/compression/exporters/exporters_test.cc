@@ -103,8 +103,8 @@ TEST(ExporterTest, AnUnknownFormatGetsTheListAndASuggestion) {
   EXPECT_THAT(
       FindExporter("safetensor"),
       IsInvalid(
-          "format is \"safetensor\"; it must be one of compressed-tensors, masks, pth, report, "
-          "safetensors, sparse; did you mean `safetensors`?"));
+          "format is \"safetensor\"; it must be one of compressed-tensors, masks, onnx, pth, "
+          "report, safetensors, sparse; did you mean `safetensors`?"));
 }
 
 TEST(MasksExporterTest, WritesOneByteAndOneBitAnElement) {

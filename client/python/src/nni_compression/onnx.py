@@ -1,0 +1,283 @@
+"""Puts what a session has made of a model into the model's ONNX graph.
+
+    pruner.export("compressed", "onnx")
+    nni_compression.onnx.apply("model.onnx", "compressed/model.onnx.safetensors", "small.onnx")
+
+Needs the `onnx` package. docs/exports.md says what the bundle holds.
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Optional, Union
+
+import numpy as np
+import onnx
+from onnx import helper, numpy_helper
+
+from ._safetensors import SafetensorsFile
+from .errors import InvalidArgumentError
+
+PathLike = Union[str, "os.PathLike[str]"]
+
+# The first versions of ONNX with QuantizeLinear and DequantizeLinear, and with a scale per slice.
+_OPSET = 10
+_OPSET_PER_CHANNEL = 13
+_ACTIVATIONS = {"output": 0, "input": 0}
+
+
+def apply(
+    model: Union[PathLike, Any],
+    bundle: PathLike,
+    output: Optional[PathLike] = None,
+    *,
+    names: Optional[Mapping[str, str]] = None,
+) -> Any:
+    """Writes compressed weights and encodings into a graph; the `ModelProto`, changed.
+
+    Masked weights, and those without affine codes, take the places of their initializers. A
+    quantized weight becomes its codes and a DequantizeLinear, which gives the values of the session
+    bit for bit; quantized outputs and inputs get a QuantizeLinear and a DequantizeLinear, after a
+    Clip where the codes do not fill their type. An initializer of two dimensions that is there
+    transposed, as exporters do to it for MatMul, is recognized.
+
+    Args:
+        model: path of a model, or a `ModelProto`.
+        bundle: what `export(..., "onnx")` wrote.
+        output: where the model is saved as well.
+        names: names of the bundle's weights -> names of the graph's initializers, where they
+            differ.
+
+    Raises InvalidArgumentError when a weight is not in the graph, has another shape or dtype, or
+    when the graph's opset lacks what is needed; DataLossError for a damaged bundle.
+    """
+    proto = model if isinstance(model, onnx.ModelProto) else onnx.load(os.fspath(model))
+    changed = onnx.ModelProto()
+    changed.CopyFrom(proto)
+    graph = _Graph(changed)
+    for weight in _Bundle(Path(bundle), "onnx").weights(names or {}):
+        graph.put(weight)
+    onnx.checker.check_model(changed)
+    proto.CopyFrom(changed)  # all of it, or nothing
+    if output is not None:
+        onnx.save(proto, os.fspath(output))
+    return proto
+
+
+@dataclass
+class _Weight:
+    """A compressed weight, under the name of its initializer: values, or codes with numbers."""
+
+    name: str
+    values: np.ndarray[Any, Any]
+    codes: Optional[np.ndarray[Any, Any]]
+    scale: np.ndarray[Any, Any]
+    zero_point: np.ndarray[Any, Any]
+    axis: Optional[int]
+    activations: dict[str, Mapping[str, Any]]
+
+    def transposed(self) -> _Weight:
+        axis = None if self.axis is None else 1 - self.axis
+        codes = None if self.codes is None else self.codes.T
+        return _Weight(
+            self.name, self.values.T, codes, self.scale, self.zero_point, axis, self.activations
+        )
+
+
+class _Bundle(SafetensorsFile):
+    def read_metadata(self, metadata: Mapping[str, str]) -> None:
+        self._weights: dict[str, dict[str, Any]] = json.loads(metadata["nni_compression.weights"])
+        for name in self._weights:
+            if name not in self.entries:
+                for part in ("codes", "scale", "zero_point"):
+                    self.entries[f"{name}.{part}"]
+
+    def weights(self, names: Mapping[str, str]) -> list[_Weight]:
+        unknown = set(names) - set(self._weights)
+        if unknown:
+            raise InvalidArgumentError(
+                f"names has {min(unknown)!r}, which is no compressed weight of the bundle; it must "
+                f"be one of {', '.join(self._weights)}"
+            )
+        return [self._weight(name, names.get(name, name)) for name in self._weights]
+
+    def _weight(self, name: str, target: str) -> _Weight:
+        told = self._weights[name]
+        activations = {kind: told[kind] for kind in _ACTIVATIONS if told.get(kind)}
+        nothing = np.empty(0, np.float32)
+        if name in self.entries:
+            if self.entries[name]["dtype"] == "BF16":
+                raise InvalidArgumentError(f"weight {name!r} is bfloat16, which numpy lacks")
+            values = self.array(name).reshape(self.entries[name]["shape"])
+            return _Weight(target, values, None, nothing, nothing, None, activations)
+        codes = self.array(f"{name}.codes").reshape(self.entries[f"{name}.codes"]["shape"])
+        scale, zero = self.array(f"{name}.scale"), self.array(f"{name}.zero_point")
+        axis = told["axis"]
+        shape = [1] * codes.ndim
+        if axis is not None:
+            shape[axis] = -1
+        levels = codes.astype(np.int32) - zero.astype(np.int32).reshape(shape)
+        values = levels.astype(np.float32) * scale.reshape(shape)
+        return _Weight(target, values, codes, scale, zero, axis, activations)
+
+
+class _Graph:
+    """The main graph of a model."""
+
+    def __init__(self, model: Any) -> None:
+        self._graph = model.graph
+        self._initializers = {i.name: i for i in model.graph.initializer}
+        self._opset = max(o.version for o in model.opset_import if o.domain in ("", "ai.onnx"))
+        self._taken = {n for node in model.graph.node for n in (*node.input, *node.output)}
+
+    def put(self, weight: _Weight) -> None:
+        found = self._initializers.get(weight.name)
+        if found is None:
+            close = difflib.get_close_matches(weight.name, self._initializers, 1)
+            hint = f"; did you mean {close[0]!r}?" if close else ""
+            raise InvalidArgumentError(
+                f"the graph has no initializer {weight.name!r}; it has "
+                f"{', '.join(sorted(self._initializers)) or 'none'}{hint} (`names` says which is "
+                "which)"
+            )
+        before = numpy_helper.to_array(found)
+        if before.dtype != weight.values.dtype:
+            raise InvalidArgumentError(
+                f"initializer {weight.name!r} is {before.dtype}; it must be {weight.values.dtype}"
+            )
+        weight = _turned(weight, before)
+        users = [node for node in self._graph.node if weight.name in node.input]
+        for kind, encoding in weight.activations.items():
+            for node in users:
+                self._encode(node, kind, encoding, weight.name)
+        if weight.codes is None:
+            found.CopyFrom(numpy_helper.from_array(_contiguous(weight.values), weight.name))
+        else:
+            self._put_codes(weight, found)
+
+    def _put_codes(self, weight: _Weight, found: Any) -> None:
+        needed = _OPSET if weight.axis is None else _OPSET_PER_CHANNEL
+        self._need_opset(needed, f"weight {weight.name!r}")
+        assert weight.codes is not None
+        codes, zero = weight.codes, weight.zero_point
+        parts = {"scale": weight.scale, "zero_point": zero}
+        if codes.dtype.itemsize > 1:
+            # Before opset 21 more than 8 bits are 32 without a zero point.
+            shape = [1] * codes.ndim
+            if weight.axis is not None:
+                shape[weight.axis] = -1
+            codes = codes.astype(np.int32) - zero.astype(np.int32).reshape(shape)
+            del parts["zero_point"]
+        inputs = [self._constant(f"{weight.name}_codes", codes)]
+        for part, numbers in parts.items():
+            scalar = numbers if weight.axis is not None else numbers.reshape(())
+            inputs.append(self._constant(f"{weight.name}_{part}", scalar))
+        axis = {} if weight.axis is None else {"axis": weight.axis}
+        node = helper.make_node(
+            "DequantizeLinear", inputs, [weight.name], name=f"{weight.name}_dequantize", **axis
+        )
+        self._graph.initializer.remove(found)
+        for declared in [i for i in self._graph.input if i.name == weight.name]:
+            self._graph.input.remove(declared)
+        self._graph.node.insert(0, node)
+
+    def _encode(self, node: Any, kind: str, encoding: Mapping[str, Any], name: str) -> None:
+        """Quantizes and dequantizes the node's output, or what it computes on."""
+        self._need_opset(_OPSET_PER_CHANNEL, f"the {kind} of {name!r}")
+        if kind == "output":
+            node = self._with_bias(node)
+            whole = node.output[0]
+            node.output[0] = raw = self._new(f"{whole}_raw")
+            new = self._round_trip(raw, whole, encoding, f"{name}_{kind}")
+            at = list(self._graph.node).index(node) + 1
+        else:
+            place = next(i for i, value in enumerate(node.input) if value != name)
+            whole = self._new(f"{name}_{kind}")
+            new = self._round_trip(node.input[place], whole, encoding, f"{name}_{kind}")
+            node.input[place] = whole
+            at = list(self._graph.node).index(node)
+        for each in reversed(new):
+            self._graph.node.insert(at, each)
+
+    def _with_bias(self, node: Any) -> Any:
+        """The node, or the Add of a bias behind it, as exporters make of a layer."""
+        users = [n for n in self._graph.node if node.output[0] in n.input]
+        if node.op_type == "MatMul" and len(users) == 1 and users[0].op_type == "Add":
+            other = [value for value in users[0].input if value != node.output[0]]
+            if other and other[0] in self._initializers:
+                return users[0]
+        return node
+
+    def _round_trip(
+        self, source: str, target: str, encoding: Mapping[str, Any], name: str
+    ) -> list[Any]:
+        smallest, largest = encoding["code_min"], encoding["code_max"]
+        dtype: Any = np.int8 if smallest < 0 else np.uint8
+        limits = np.iinfo(dtype)
+        if smallest < limits.min or largest > limits.max:
+            raise InvalidArgumentError(
+                f"{name} has codes from {smallest} to {largest}; QuantizeLinear takes 8 bits"
+            )
+        scale, zero = np.float32(encoding["scale"]), encoding["zero_point"]
+        nodes = []
+        if (smallest, largest) != (limits.min, limits.max):
+            bounds = [np.float32(code - zero) * scale for code in (smallest, largest)]
+            inputs = [
+                self._constant(f"{name}_{which}", np.float32(bound))
+                for which, bound in zip(("smallest", "largest"), bounds)
+            ]
+            clipped = self._new(f"{name}_clipped")
+            nodes.append(helper.make_node("Clip", [source, *inputs], [clipped]))
+            source = clipped
+        numbers = [
+            self._constant(f"{name}_scale", scale),
+            self._constant(f"{name}_zero_point", np.array(zero, dtype)),
+        ]
+        codes = self._new(f"{name}_codes")
+        nodes.append(helper.make_node("QuantizeLinear", [source, *numbers], [codes]))
+        nodes.append(helper.make_node("DequantizeLinear", [codes, *numbers], [target]))
+        return nodes
+
+    def _constant(self, name: str, value: Any) -> str:
+        name = self._new(name)
+        self._graph.initializer.append(numpy_helper.from_array(_contiguous(value), name))
+        return name
+
+    def _new(self, name: str) -> str:
+        """The name, or one like it that is free."""
+        while name in self._taken or name in self._initializers:
+            name += "_"
+        self._taken.add(name)
+        return name
+
+    def _need_opset(self, version: int, what: str) -> None:
+        if self._opset < version:
+            raise InvalidArgumentError(
+                f"the graph has opset {self._opset}; {what} needs at least {version}"
+            )
+
+
+def _turned(weight: _Weight, before: np.ndarray[Any, Any]) -> _Weight:
+    """The weight as the initializer has it: as it is, or transposed, whichever is nearer."""
+    shape = weight.values.shape
+    straight, turned = before.shape == shape, before.ndim == 2 and before.shape == shape[::-1]
+    if straight and turned:
+        distances = [np.abs(before - v).sum() for v in (weight.values, weight.values.T)]
+        straight = bool(distances[0] <= distances[1])
+    if straight:
+        return weight
+    if turned:
+        return weight.transposed()
+    raise InvalidArgumentError(
+        f"initializer {weight.name!r} has shape {before.shape}; it must be {shape}"
+    )
+
+
+def _contiguous(value: Any) -> np.ndarray[Any, Any]:
+    array: np.ndarray[Any, Any] = np.asarray(value)
+    return array if array.ndim == 0 else np.ascontiguousarray(array)

@@ -1,0 +1,150 @@
+// "onnx": what nni_compression.onnx.apply writes into the ONNX graph of a model, as one
+// .safetensors file. A float32 weight NAME that is quantized by the affine formula becomes
+//   NAME.codes       U8, I8, U16 or I16, in the weight's shape
+//   NAME.scale       F32, [1] or, per channel, [channels]
+//   NAME.zero_point  of the codes' type, shaped as the scales
+// and all other tensors are there under their names: masked, with their quantized values, or as
+// they were sent. Of the metadata, nni_compression.onnx is "1", the version, and
+// nni_compression.weights a JSON object from the name of each compressed weight to {"axis",
+// "output", "input"}: the dimension that has a scale for each slice, or null, and the encodings of
+// the layer's outputs and inputs,
+// {"scale", "zero_point", "code_min", "code_max"}, or null.
+#include <memory>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "absl/strings/str_cat.h"
+#include "compression/exporters/coded_model.h"
+#include "compression/exporters/formats.h"
+#include "compression/exporters/safetensors_header.h"
+#include "compression/kernels/quantize.h"
+#include "compression/suggest.h"
+
+namespace nni_compression::compression {
+namespace {
+
+using nlohmann::json;
+
+// Null where these activations are not quantized, or not yet.
+absl::StatusOr<json> Encoding(const Session& session, int i, Activation activation) {
+  const auto* const quantizer =
+      dynamic_cast<const Quantizer*>(session.plan().layers[i].planned->compressor.get());
+  if (quantizer == nullptr) return nullptr;
+  bool quantized = false;
+  for (const Activation each : quantizer->activations()) quantized |= each == activation;
+  if (!quantized) return nullptr;
+  const auto answer = session.QuantizeActivation(i, activation);
+  if (!answer.ok()) return answer.status();
+  if (!answer->parameters) return nullptr;
+  const QuantizationParameters& parameters = *answer->parameters;
+  return json{{"scale", parameters.scale[0]},
+              {"zero_point", parameters.zero_point[0]},
+              {"code_min", parameters.code_min},
+              {"code_max", parameters.code_max}};
+}
+
+std::vector<uint8_t> ZeroPoints(const Coded& coded) {
+  const size_t size = ByteLength(CodeType(coded.parameters), 1);
+  std::vector<uint8_t> bytes;
+  bytes.reserve(coded.parameters.zero_point.size() * size);
+  for (const int32_t point : coded.parameters.zero_point) {
+    for (size_t byte = 0; byte < size; ++byte) {
+      bytes.push_back(static_cast<uint8_t>(static_cast<uint32_t>(point) >> (8 * byte)));
+    }
+  }
+  return bytes;
+}
+
+class Onnx : public Exporter {
+ public:
+  absl::string_view format() const override { return "onnx"; }
+
+  absl::StatusOr<ExportPlan> Plan(const Session& session, absl::Span<const ExportTensor> sent,
+                                  const json& given) const override {
+    const auto options = Options::Parse({}, {kNamesOption}, given, "options");
+    if (!options.ok()) return options.status();
+    const auto tensors = ModelTensors(session, sent, given);
+    if (!tensors.ok()) return tensors.status();
+
+    File file;
+    for (size_t t = 0; t < tensors->size(); ++t) {
+      if (absl::Status status = Add(session, (*tensors)[t], t, &file); !status.ok()) return status;
+    }
+    std::vector<ExportTensor> entries = std::move(file.entries);
+    entries.insert(entries.end(), file.number_entries.begin(), file.number_entries.end());
+    auto header = SafetensorsHeader(entries, {{"format", FrameworkTag(session)},
+                                              {"nni_compression.onnx", "1"},
+                                              {"nni_compression.weights", file.weights.dump()}});
+    if (!header.ok()) return header.status();
+    ExportFile out{"model.onnx.safetensors", "application/octet-stream", {}};
+    out.segments.push_back(BytesSegment(*std::move(header)));
+    for (Segment& segment : file.segments) out.segments.push_back(std::move(segment));
+    for (Segment& segment : file.number_segments) out.segments.push_back(std::move(segment));
+    ExportPlan plan;
+    plan.files.push_back(std::move(out));
+    return plan;
+  }
+
+ private:
+  // The file, while tensors are added to it. The numbers come after all weights.
+  struct File {
+    json weights = json::object();
+    std::vector<ExportTensor> entries, number_entries;
+    std::vector<Segment> segments, number_segments;
+  };
+
+  static absl::Status Add(const Session& session, const ModelTensor& tensor, size_t t, File* file) {
+    const std::string& name = tensor.tensor.name;
+    std::optional<QuantizationParameters> parameters;
+    if (tensor.layer) {
+      const auto output = Encoding(session, *tensor.layer, Activation::kOutput);
+      if (!output.ok()) return output.status();
+      const auto input = Encoding(session, *tensor.layer, Activation::kInput);
+      if (!input.ok()) return input.status();
+      parameters = session.state(*tensor.layer).parameters;
+      json axis = nullptr;
+      if (parameters && parameters->channel_axis) axis = *parameters->channel_axis;
+      file->weights[name] = {{"axis", axis}, {"output", *output}, {"input", *input}};
+    }
+    if (!parameters || parameters->formula != Formula::kAffine ||
+        tensor.tensor.dtype != DataType::kFloat32) {
+      auto segment = TensorSegment(session, tensor, t);
+      if (!segment.ok()) return segment.status();
+      file->entries.push_back(tensor.tensor);
+      file->segments.push_back(*std::move(segment));
+      return absl::OkStatus();
+    }
+    const auto coded = std::make_shared<Coded>(
+        Coded{tensor.tensor, session.layer(*tensor.layer), *std::move(parameters)});
+    const DataType type = CodeType(coded->parameters);
+    Segment codes;
+    codes.tensor = static_cast<int>(t);
+    codes.byte_length = ByteLength(type, coded->layer.elements);
+    codes.transform = Codes(session, *tensor.layer, coded);
+    file->entries.push_back(
+        {absl::StrCat(name, ".codes"), type, coded->layer.shape, codes.byte_length});
+    file->segments.push_back(std::move(codes));
+
+    const auto count = static_cast<int64_t>(coded->parameters.scale.size());
+    const auto add = [&](const char* what, DataType dtype, Segment segment) {
+      file->number_entries.push_back(
+          {absl::StrCat(name, what), dtype, {count}, segment.byte_length});
+      file->number_segments.push_back(std::move(segment));
+    };
+    add(".scale", DataType::kFloat32,
+        Later(4 * count, [coded] { return coded->parameters.scale; }));
+    add(".zero_point", type,
+        Later(ByteLength(type, count), [coded] { return ZeroPoints(*coded); }));
+    return absl::OkStatus();
+  }
+};
+
+}  // namespace
+
+const Exporter* OnnxExporter() {
+  static const Onnx* const exporter = new Onnx;
+  return exporter;
+}
+
+}  // namespace nni_compression::compression
