@@ -73,11 +73,12 @@ integration() { build_all; pytest_part integration $python tests/integration --i
 # to open what exports write. The environment is kept, and made anew once a month.
 python-newest() {
   build_all
-  make_venv build/venv-newest "$(date +%Y-%m) safetensors" quietly pip-newest \
-    pip install --upgrade grpcio protobuf safetensors
+  make_venv build/venv-newest "$(date +%Y-%m) onnx" quietly pip-newest \
+    pip install --upgrade grpcio protobuf onnx onnxruntime safetensors 'numpy<2'
   say "python-newest: $(build/venv-newest/bin/python -c \
-    'import google.protobuf, grpc, safetensors; print("grpcio", grpc.__version__,
-      "protobuf", google.protobuf.__version__, "safetensors", safetensors.__version__)')"
+    'import google.protobuf, grpc, onnx, onnxruntime, safetensors; print("grpcio", grpc.__version__,
+      "protobuf", google.protobuf.__version__, "safetensors", safetensors.__version__,
+      "onnx", onnx.__version__, "onnxruntime", onnxruntime.__version__)')"
   pytest_part python-newest build/venv-newest/bin/python tests/client/python "$@"
 }
 

@@ -200,6 +200,7 @@ const gains = pruner ? [
   ['masks', 'the masks: one bit a weight', 'nothing'],
 ] : [
   ['safetensors, pth', 'nothing; the values are floats again', 'nothing'],
+  ['onnx', 'the model, to a byte a weight with up to 8 bits', 'integer kernels of ONNX Runtime, where it has them'],
   ['compressed-tensors', 'the file, and the weights in memory where the runtime keeps them packed',
    'runtimes with kernels for such weights, vLLM for one'],
 ];

@@ -390,6 +390,85 @@ class TestCompressedTensors:
         assert list(tmp_path.iterdir()) == []
 
 
+def read_onnx_bundle(path: Path) -> tuple[dict[str, Any], dict[str, np.ndarray[Any, Any]]]:
+    """What is told of the compressed weights, and all tensors."""
+    content = path.read_bytes()
+    length = int.from_bytes(content[:8], "little")
+    header = json.loads(content[8 : 8 + length])
+    metadata = header.pop("__metadata__")
+    assert metadata["nni_compression.onnx"] == "1"
+    dtypes = {"U8": "u1", "I8": "i1", "U16": "<u2", "I16": "<i2", "F32": "<f4"}
+    tensors = {}
+    for name, entry in header.items():
+        begin, end = (8 + length + offset for offset in entry["data_offsets"])
+        array = np.frombuffer(content[begin:end], dtypes[entry["dtype"]])
+        tensors[name] = array.reshape(entry["shape"])
+    return json.loads(metadata["nni_compression.weights"]), tensors
+
+
+class TestOnnx:
+    @pytest.mark.parametrize("bits", [2, 8, 16])
+    @pytest.mark.parametrize("scheme", ["per_tensor_affine", "per_channel_symmetric"])
+    def test_codes_and_numbers_give_the_values(
+        self, client: nc.Client, tmp_path: Path, scheme: str, bits: int
+    ) -> None:
+        weights = {"a": normal(6, 5), "b": normal(4, 3, 2, 2, seed=1)}
+        layers = [nc.Layer(name, "Conv2d", w.shape) for name, w in weights.items()]
+        rule = {"quant_bits": bits, "quant_scheme": scheme}
+        with client.bind_model("qat", [rule], layers) as session:
+            quantized = session.quantize_weight(weights)
+            (path,) = session.export(tmp_path, {**weights, "bias": normal(13)}, "onnx")
+        told, tensors = read_onnx_bundle(path)
+        symmetric = "symmetric" in scheme
+        axis = 0 if symmetric else None
+        assert told == {n: {"axis": axis, "output": None, "input": None} for n in weights}
+        np.testing.assert_array_equal(tensors.pop("bias"), normal(13))
+        assert len(tensors) == 6
+        for name, weight in weights.items():
+            codes = tensors[f"{name}.codes"]
+            assert codes.dtype.kind == ("i" if symmetric else "u")
+            assert codes.dtype.itemsize == (1 if bits <= 8 else 2)
+            shape = (-1,) + (1,) * (weight.ndim - 1) if symmetric else (1,)
+            zero = tensors[f"{name}.zero_point"].astype(np.int32).reshape(shape)
+            levels = (codes.astype(np.int32) - zero).astype(np.float32)
+            values = levels * tensors[f"{name}.scale"].reshape(shape)
+            np.testing.assert_array_equal(values, quantized[name].dequantize())
+
+    @pytest.mark.parametrize(("algorithm", "rule"), [("level", {"sparsity": 0.5}), ("dorefa", {})])
+    def test_what_has_no_affine_codes_has_values(
+        self, client: nc.Client, tmp_path: Path, algorithm: str, rule: dict[str, Any]
+    ) -> None:
+        weight = normal(8, 6)
+        with client.bind_model(algorithm, [rule], [nc.Layer("a", "Linear", (8, 6))]) as session:
+            if algorithm == "level":
+                expected = np.where(session.calc_mask({"a": weight})["a"].to_numpy(), weight, 0)
+            else:
+                expected = session.quantize_weight({"a": weight})["a"].dequantize()
+            (path,) = session.export(tmp_path, {"a": weight}, "onnx")
+        told, tensors = read_onnx_bundle(path)
+        assert told == {"a": {"axis": None, "output": None, "input": None}}
+        np.testing.assert_array_equal(tensors["a"], expected)
+
+    def test_encodings_of_outputs_and_inputs(self, client: nc.Client, tmp_path: Path) -> None:
+        torch.manual_seed(0)
+        model = nn.Sequential(nn.Linear(6, 4))
+        kinds = ["weight", "output", "input"]
+        quantizer = QATQuantizer([{"op_types": ["default"], "quant_types": kinds}], client=client)
+        quantizer(model)
+        inputs = torch.tensor([[-1.0, 0.0, 1.0, 2.0, 3.0, 4.1]])
+        model(inputs)
+        quantizer.step()
+        (path,) = quantizer.export(tmp_path, "onnx")
+        encoding = read_onnx_bundle(path)[0]["0.weight"]["input"]
+        assert encoding == {
+            "scale": float(np.float32(np.float32(5.1) / np.float32(255))),
+            "zero_point": 50,
+            "code_min": 0,
+            "code_max": 255,
+        }
+        quantizer.close()
+
+
 class TestExportModel:
     def test_it_writes_an_onnx_model_with_the_compressed_weights(
         self, client: nc.Client, tmp_path: Path

@@ -266,8 +266,8 @@ class Compressor:
 
         Args:
             directory: made if need be.
-            format: "safetensors", "pth", "sparse", "compressed-tensors", "masks" or "report";
-                docs/exports.md has them.
+            format: "safetensors", "pth", "sparse", "compressed-tensors", "onnx", "masks" or
+                "report"; docs/exports.md has them.
             options: of the format.
 
         Returns: the files written.

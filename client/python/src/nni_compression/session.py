@@ -380,8 +380,8 @@ class Session:
             weights: every compressed layer's weight, and any other tensors that belong into the
                 file, of any dtype, scalars too. "masks": none.
             format: "safetensors" (the compressed weights), "pth" (the same for PyTorch, with NNI's
-                mask file), "sparse" (kept weights only), "compressed-tensors", "masks" (packed and
-                plain) or "report".
+                mask file), "sparse" (kept weights only), "compressed-tensors", "onnx" (for
+                `nni_compression.onnx.apply`), "masks" (packed and plain) or "report".
             options: of the format; docs/exports.md has them.
 
         Returns: the files written.
