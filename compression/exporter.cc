@@ -15,8 +15,8 @@ int64_t ExportFile::byte_length() const {
 
 absl::StatusOr<const Exporter*> FindExporter(absl::string_view format) {
   static const auto* exporters = new std::vector<const Exporter*>{
-      CompressedTensorsExporter(), MasksExporter(),       OnnxExporter(),  PthExporter(),
-      ReportExporter(),            SafetensorsExporter(), SparseExporter()};
+      CompressedTensorsExporter(), MasksExporter(), OnnxExporter(), PthExporter(), ReportExporter(),
+      SafetensorsExporter(),       SparseExporter()};
   std::vector<std::string> formats;
   for (const Exporter* exporter : *exporters) {
     if (exporter->format() == format) return exporter;

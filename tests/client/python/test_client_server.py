@@ -358,8 +358,8 @@ class TestExport:
             with pytest.raises(nc.FailedPreconditionError, match="fc"):
                 session.export(tmp_path, {"fc": weight})
             session.calc_mask({"fc": weight})
-            with pytest.raises(nc.InvalidArgumentError, match="onnx.*safetensors"):
-                session.export(tmp_path, {"fc": weight}, format="onnx")
+            with pytest.raises(nc.InvalidArgumentError, match="tflite.*safetensors"):
+                session.export(tmp_path, {"fc": weight}, format="tflite")
             with pytest.raises(nc.InvalidArgumentError, match="fc"):
                 session.export(tmp_path)
             with pytest.raises(nc.InvalidArgumentError, match="fc"):

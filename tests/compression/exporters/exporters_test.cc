@@ -102,9 +102,8 @@ std::vector<ExportFile> PlanFiles(const Session& session, const std::string& for
 TEST(ExporterTest, AnUnknownFormatGetsTheListAndASuggestion) {
   EXPECT_THAT(
       FindExporter("safetensor"),
-      IsInvalid(
-          "format is \"safetensor\"; it must be one of compressed-tensors, masks, onnx, pth, "
-          "report, safetensors, sparse; did you mean `safetensors`?"));
+      IsInvalid("format is \"safetensor\"; it must be one of compressed-tensors, masks, onnx, pth, "
+                "report, safetensors, sparse; did you mean `safetensors`?"));
 }
 
 TEST(MasksExporterTest, WritesOneByteAndOneBitAnElement) {
