@@ -28,7 +28,7 @@ PathLike = Union[str, "os.PathLike[str]"]
 # The first versions of ONNX with QuantizeLinear and DequantizeLinear, and with a scale per slice.
 _OPSET = 10
 _OPSET_PER_CHANNEL = 13
-_ACTIVATIONS = {"output": 0, "input": 0}
+_ACTIVATIONS = ("output", "input")
 
 
 def apply(
@@ -118,11 +118,7 @@ class _Bundle(SafetensorsFile):
         codes = self.array(f"{name}.codes").reshape(self.entries[f"{name}.codes"]["shape"])
         scale, zero = self.array(f"{name}.scale"), self.array(f"{name}.zero_point")
         axis = told["axis"]
-        shape = [1] * codes.ndim
-        if axis is not None:
-            shape[axis] = -1
-        levels = codes.astype(np.int32) - zero.astype(np.int32).reshape(shape)
-        values = levels.astype(np.float32) * scale.reshape(shape)
+        values = _levels(codes, zero, axis).astype(np.float32) * _along(scale, axis, codes.ndim)
         return _Weight(target, values, codes, scale, zero, axis, activations)
 
 
@@ -168,10 +164,7 @@ class _Graph:
         parts = {"scale": weight.scale, "zero_point": zero}
         if codes.dtype.itemsize > 1:
             # Before opset 21 more than 8 bits are 32 without a zero point.
-            shape = [1] * codes.ndim
-            if weight.axis is not None:
-                shape[weight.axis] = -1
-            codes = codes.astype(np.int32) - zero.astype(np.int32).reshape(shape)
+            codes = _levels(codes, zero, weight.axis)
             del parts["zero_point"]
         inputs = [self._constant(f"{weight.name}_codes", codes)]
         for part, numbers in parts.items():
@@ -276,6 +269,18 @@ def _turned(weight: _Weight, before: np.ndarray[Any, Any]) -> _Weight:
     raise InvalidArgumentError(
         f"initializer {weight.name!r} has shape {before.shape}; it must be {shape}"
     )
+
+
+def _levels(codes: Any, zero_point: Any, axis: Optional[int]) -> np.ndarray[Any, Any]:
+    """Codes less their zero points."""
+    levels: np.ndarray[Any, Any] = codes.astype(np.int32)
+    levels -= _along(zero_point.astype(np.int32), axis, codes.ndim)
+    return levels
+
+
+def _along(numbers: Any, axis: Optional[int], ndim: int) -> Any:
+    """The numbers in a shape that spreads them along the axis of a weight."""
+    return numbers.reshape([-1 if i == axis else 1 for i in range(ndim)])
 
 
 def _contiguous(value: Any) -> np.ndarray[Any, Any]:
