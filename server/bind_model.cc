@@ -2,7 +2,6 @@
 
 #include <google/protobuf/io/coded_stream.h>
 #include <google/protobuf/io/zero_copy_stream_impl_lite.h>
-#include <openssl/sha.h>
 
 #include <cstring>
 #include <map>
@@ -14,6 +13,7 @@
 #include "server/convert.h"
 #include "server/log.h"
 #include "server/report.h"
+#include "server/sha256.h"
 #include "server/status.h"
 
 namespace nni_compression::server {
@@ -74,10 +74,7 @@ std::string Fingerprint(const v1::BindModelRequest& request) {
     coded.SetSerializationDeterministic(true);
     request.SerializeToCodedStream(&coded);
   }
-  std::string digest(SHA256_DIGEST_LENGTH, '\0');
-  SHA256(reinterpret_cast<const uint8_t*>(bytes.data()), bytes.size(),
-         reinterpret_cast<uint8_t*>(digest.data()));
-  return digest;
+  return Sha256(bytes);
 }
 
 // Memory that the session will take for its masks.

@@ -16,6 +16,7 @@
 #include "absl/strings/str_split.h"
 #include "absl/strings/strip.h"
 #include "server/log.h"
+#include "server/sha256.h"
 
 namespace nni_compression::server {
 namespace {
@@ -97,8 +98,7 @@ absl::StatusOr<TokenAuthenticator::Tokens> TokenAuthenticator::Read() const {
                        kMaxTenantBytes, " letters, digits, '.', '_' and '-'"));
     }
     Token& token = tokens.emplace_back();
-    const std::string digest = absl::HexStringToBytes(words[0]);
-    std::copy(digest.begin(), digest.end(), token.digest.begin());
+    token.digest = absl::HexStringToBytes(words[0]);
     token.tenant = std::string(words[1]);
   }
   if (file.bad() || !file.eof()) {
@@ -132,8 +132,7 @@ absl::StatusOr<std::string> TokenAuthenticator::TenantOf(absl::string_view autho
   }
   const absl::string_view secret =
       absl::StripAsciiWhitespace(authorization.substr(sizeof(kScheme) - 1));
-  Digest digest;
-  SHA256(reinterpret_cast<const uint8_t*>(secret.data()), secret.size(), digest.data());
+  const std::string digest = Sha256(secret);
   // All are compared, and each to its end, so that the time tells nothing.
   const std::shared_ptr<const Tokens> tokens = Current();
   const Token* found = nullptr;

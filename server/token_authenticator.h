@@ -4,8 +4,6 @@
 
 #include <sys/stat.h>
 
-#include <array>
-#include <cstdint>
 #include <memory>
 #include <string>
 #include <utility>
@@ -40,9 +38,8 @@ class TokenAuthenticator : public Authenticator {
   absl::StatusOr<std::string> AuthenticateLocal(const Metadata& metadata) override;
 
  private:
-  using Digest = std::array<uint8_t, 32>;
   struct Token {
-    Digest digest;
+    std::string digest;
     std::string tenant;
   };
   using Tokens = std::vector<Token>;

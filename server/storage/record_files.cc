@@ -13,6 +13,7 @@
 #include "absl/strings/escaping.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
+#include "server/sha256.h"
 #include "server/shm/file_descriptor.h"
 #include "server/storage/data_directory.h"
 
@@ -20,13 +21,6 @@ namespace nni_compression::server {
 namespace {
 
 constexpr char kTemporary[] = "/unfinished";
-
-std::string Digest(absl::string_view bytes) {
-  std::string digest(SHA256_DIGEST_LENGTH, '\0');
-  SHA256(reinterpret_cast<const uint8_t*>(bytes.data()), bytes.size(),
-         reinterpret_cast<uint8_t*>(digest.data()));
-  return digest;
-}
 
 absl::Status WriteAll(int fd, absl::string_view bytes, const std::string& path) {
   while (!bytes.empty()) {
@@ -51,7 +45,7 @@ absl::StatusOr<RecordFiles> RecordFiles::Open(const std::string& folder, bool sy
 }
 
 absl::StatusOr<std::string> RecordFiles::Write(absl::string_view bytes) const {
-  const std::string digest = Digest(bytes);
+  const std::string digest = Sha256(bytes);
   const std::string path = Path(digest);
   const std::string temporary = folder_ + kTemporary;
   const absl::Status status = [&]() -> absl::Status {
@@ -93,7 +87,7 @@ absl::StatusOr<std::string> RecordFiles::Read(absl::string_view digest) const {
     if (count == 0) break;
     got += static_cast<size_t>(count);
   }
-  if (got != bytes.size() || Digest(bytes) != digest) {
+  if (got != bytes.size() || Sha256(bytes) != digest) {
     return absl::DataLossError(absl::StrCat("file '", path, "' is damaged"));
   }
   return bytes;
