@@ -134,9 +134,9 @@ TEST_F(ExportTest, RefusesWhatCannotBeExportedAndLeavesNothingBehind) {
     ASSERT_TRUE(sink.ok()) << sink.status();
     EXPECT_EQ(session->Export("safetensors", tensors, *sink).code(),
               absl::StatusCode::kFailedPrecondition);
-    const absl::Status unknown = session->Export("onnx", tensors, *sink);
+    const absl::Status unknown = session->Export("gguf", tensors, *sink);
     EXPECT_EQ(unknown.code(), absl::StatusCode::kInvalidArgument);
-    EXPECT_THAT(std::string(unknown.message()), HasSubstr("onnx"));
+    EXPECT_THAT(std::string(unknown.message()), HasSubstr("gguf"));
     EXPECT_EQ(session->Export("masks", {}, *sink, "[1]").code(),
               absl::StatusCode::kInvalidArgument);
     EXPECT_EQ(session->Export("masks", {}, *sink, R"({"colour": 1})").code(),

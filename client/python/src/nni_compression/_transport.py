@@ -15,6 +15,7 @@ from typing import Any, Callable, Optional, Protocol, TypeVar
 import grpc
 
 from ._credentials import NOBODY, Credentials
+from ._interrupts import interrupts_held
 from .errors import (
     CancelledError,
     CompressionError,
@@ -138,11 +139,11 @@ class Transport:
                 lone = self._last_lone = requests.take_lone()
                 channel = self._open()
                 make = channel.stream_stream if lone is None else channel.unary_stream
-                call = make(f"/{method}")(
-                    requests if lone is None else lone,
-                    timeout=remaining,
-                    metadata=self._metadata(route),
-                )
+                metadata = self._metadata(route)
+                with interrupts_held():
+                    call = make(f"/{method}")(
+                        requests if lone is None else lone, timeout=remaining, metadata=metadata
+                    )
                 for message in call:
                     _count(stats, bytes_received=len(message))
                     exchange.receive(message)
