@@ -21,6 +21,9 @@ if(NNI_COMPRESSION_SANITIZE)
   endif()
 endif()
 
+# Optimising the tests themselves takes longer than it saves.
+set(NNI_COMPRESSION_TEST_OPTIONS -O0)
+
 set(CMAKE_POSITION_INDEPENDENT_CODE ON)
 set(CMAKE_EXPORT_COMPILE_COMMANDS ON)
 if(NOT CMAKE_BUILD_TYPE)
@@ -36,23 +39,43 @@ if(NNI_COMPRESSION_CCACHE)
 endif()
 
 # The headers of gRPC, LibTorch and the JSON library take far longer to read than the code that uses
-# them. They are compiled once per target; the project's own headers are not among them, so every file
-# still has to include what it uses (clang-tidy reads it without them).
+# them. They are compiled once for all targets that ask for the same; the project's own headers are not
+# among them, so every file still has to include what it uses (clang-tidy reads it without them).
 option(NNI_COMPRESSION_PRECOMPILE "Precompile third-party headers" ON)
-set(NNI_COMPRESSION_STD_HEADERS <algorithm> <functional> <map> <memory> <optional> <string> <vector>)
-set(NNI_COMPRESSION_ABSL_HEADERS "<absl/container/flat_hash_map.h>" "<absl/status/statusor.h>"
-  "<absl/strings/str_cat.h>" "<absl/time/time.h>")
+set(NNI_COMPRESSION_COMMON_HEADERS
+  <algorithm> <functional> <map> <memory> <optional> <string> <vector>
+  "<absl/container/flat_hash_map.h>" "<absl/status/statusor.h>" "<absl/strings/str_cat.h>"
+  "<absl/time/time.h>")
+set(NNI_COMPRESSION_COMMON_LIBRARIES absl::flat_hash_map absl::statusor absl::strings absl::time)
 set(NNI_COMPRESSION_GRPC_HEADERS "<grpcpp/grpcpp.h>" "<google/protobuf/struct.pb.h>")
+set(NNI_COMPRESSION_GRPC_LIBRARIES gRPC::grpc++ protobuf::libprotobuf)
 set(NNI_COMPRESSION_TORCH_HEADERS "<ATen/core/Tensor.h>" "<nlohmann/json.hpp>")
+set(NNI_COMPRESSION_TORCH_LIBRARIES nni_compression_torch nlohmann_json::nlohmann_json)
 set(NNI_COMPRESSION_TEST_HEADERS "<gmock/gmock.h>" "<gtest/gtest.h>")
+set(NNI_COMPRESSION_TEST_LIBRARIES GTest::gmock)
 
-# nni_compression_precompile(target GROUP...), the groups being GRPC, TORCH and TEST.
+# nni_compression_precompile(target GROUP...), the groups being GRPC, TORCH and TEST. A target of the
+# group TEST is an executable, any other a library: they are compiled with different flags.
 function(nni_compression_precompile target)
-  if(NNI_COMPRESSION_PRECOMPILE)
-    set(headers ${NNI_COMPRESSION_STD_HEADERS} ${NNI_COMPRESSION_ABSL_HEADERS})
-    foreach(group IN LISTS ARGN)
-      list(APPEND headers ${NNI_COMPRESSION_${group}_HEADERS})
-    endforeach()
-    target_precompile_headers(${target} PRIVATE ${headers})
+  if(NOT NNI_COMPRESSION_PRECOMPILE)
+    return()
   endif()
+  list(JOIN ARGN _ name)
+  set(owner nni_compression_headers_${name})
+  if(NOT TARGET ${owner})
+    set(source ${PROJECT_BINARY_DIR}/${owner}.cc)
+    file(GENERATE OUTPUT ${source} CONTENT "int main() { return 0; }\n")
+    if("TEST" IN_LIST ARGN)
+      add_executable(${owner} EXCLUDE_FROM_ALL ${source})
+      target_compile_options(${owner} PRIVATE ${NNI_COMPRESSION_TEST_OPTIONS})
+    else()
+      add_library(${owner} OBJECT EXCLUDE_FROM_ALL ${source})
+    endif()
+    target_link_libraries(${owner} PRIVATE nni_compression_settings)
+    foreach(group COMMON ${ARGN})
+      target_link_libraries(${owner} PRIVATE ${NNI_COMPRESSION_${group}_LIBRARIES})
+      target_precompile_headers(${owner} PRIVATE ${NNI_COMPRESSION_${group}_HEADERS})
+    endforeach()
+  endif()
+  target_precompile_headers(${target} REUSE_FROM ${owner})
 endfunction()
