@@ -16,14 +16,23 @@ from harness import Benchmark, Goal, lines, quotients
 
 TRIALS = int(os.environ.get("EXPERIMENT_TRIALS", "20"))
 ROUNDS = int(os.environ.get("EXPERIMENT_ROUNDS", "3"))
-PROGRAM = Path(__file__).resolve().parent / "nni_experiment.py"
+HERE = Path(__file__).resolve().parent
+EXAMPLES = HERE.parents[1] / "client/python/examples"
+PATHS = [str(HERE), str(EXAMPLES / "auto_compression"), str(EXAMPLES), os.environ["PYTHONPATH"]]
 CONTENDERS = {"NNI's formulas in the trial": "formulas", "service": "service"}
 
 
 def experiment(where: str, folder: Path) -> float:
     """Seconds of an experiment; `folder` keeps the network that all of them start from."""
     done = subprocess.run(
-        [os.environ["NNI_PYTHON"], str(PROGRAM), where, str(TRIALS), str(folder)],
+        [
+            os.environ["NNI_PYTHON"],
+            str(HERE / "nni_experiment.py"),
+            where,
+            str(TRIALS),
+            str(folder),
+        ],
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(PATHS)},
         stdin=subprocess.DEVNULL,
         capture_output=True,
         text=True,

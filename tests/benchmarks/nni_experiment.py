@@ -3,6 +3,7 @@
     nni_experiment.py service|formulas TRIALS FOLDER
 
 The trials go through the service at $NNI_COMPRESSION_SERVER, or compute NNI's formulas themselves.
+The example's folders have to be in $PYTHONPATH.
 """
 
 import argparse
@@ -14,7 +15,6 @@ from pathlib import Path
 import search
 from nni.experiment import Experiment
 
-import local_trial  # noqa: F401 finds the example
 import nni
 import nni_compression as nc
 
