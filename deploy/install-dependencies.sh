@@ -5,6 +5,7 @@
 #   deploy/install-dependencies.sh            what a build and all the tests need
 #   deploy/install-dependencies.sh --build    what deploy/quickstart.sh needs
 #   deploy/install-dependencies.sh --runtime  what the installed programs need
+#   deploy/install-dependencies.sh --fuzz     what tests/fuzz.sh needs
 set -euo pipefail
 
 runtime=(ca-certificates libabsl20220623 libgrpc++1.51 libprotobuf32 libspdlog1.10 libsqlite3-0 libssl3
@@ -23,8 +24,9 @@ case "${1:-}" in
   --runtime) wanted=("${runtime[@]}") ;;
   --build) wanted=("${runtime[@]}" "${build[@]}") ;;
   "") wanted=("${runtime[@]}" "${build[@]}" "${tests[@]}") ;;
-  -h | --help) sed -n '2,7s/^# \{0,1\}//p' "$0"; exit 0 ;;
-  *) echo "unknown option $1; it must be --build or --runtime" >&2; exit 2 ;;
+  --fuzz) wanted=("${runtime[@]}" "${build[@]}" "${tests[@]}" clang-14 libclang-rt-14-dev) ;;
+  -h | --help) sed -n '2,8s/^# \{0,1\}//p' "$0"; exit 0 ;;
+  *) echo "unknown option $1; it must be --build, --runtime or --fuzz" >&2; exit 2 ;;
 esac
 
 missing=()
