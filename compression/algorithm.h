@@ -34,7 +34,7 @@ struct Clock {
 // alone.
 struct LayerState {
   bool answered = false;     // a result was handed out, or a mask was given by the trainer
-  std::optional<Mask> mask;  // pruners: in force; nothing: all kept
+  std::optional<Mask> mask;  // in force; nothing: all kept. Quantizers: given by the trainer
   std::optional<QuantizationParameters> parameters;  // quantizers: of the last answer
   std::map<std::string, std::vector<float>> memory;  // whatever else an algorithm needs
   std::string opaque;  // the same in a form that the algorithm alone understands
@@ -113,8 +113,13 @@ class Quantizer : public Compressor {
   // The dimension whose slices have their own range; nothing: one range per tensor.
   virtual std::optional<int> channel_axis(const Layer& layer) const { return std::nullopt; }
 
-  // Ranges, and hence scales, that the layer has.
+  // How many consecutive weights of a channel have their own range; 0: all of them. Otherwise
+  // channel_axis() is 0, and the size divides what a channel has.
+  virtual int64_t group_size() const { return 0; }
+
+  // Ranges, and hence scales, that the layer has: of groups, channels, or one.
   int64_t channels(const Layer& layer) const {
+    if (group_size() > 0) return layer.elements / group_size();
     const std::optional<int> axis = channel_axis(layer);
     const bool fits = axis && *axis >= 0 && *axis < static_cast<int>(layer.shape.size());
     return fits ? layer.shape[*axis] : 1;

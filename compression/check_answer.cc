@@ -114,6 +114,12 @@ absl::Status CheckAxis(absl::string_view algorithm, const Compressor& compressor
   const auto* quantizer = dynamic_cast<const Quantizer*>(&compressor);
   if (quantizer == nullptr) return absl::OkStatus();
   const std::optional<int> axis = quantizer->channel_axis(layer);
+  if (const int64_t size = quantizer->group_size(); size != 0) {
+    const int64_t columns = layer.shape.empty() ? 1 : layer.elements / layer.shape[0];
+    if (axis == 0 && size > 0 && columns % size == 0) return absl::OkStatus();
+    return Nonsense(algorithm, layer, "groups of ", size, " along the channel axis ",
+                    axis.value_or(-1), "; the axis must be 0 and the size divide ", columns);
+  }
   if (!axis || (*axis >= 0 && *axis < static_cast<int>(layer.shape.size()))) {
     return absl::OkStatus();
   }
@@ -145,6 +151,10 @@ absl::Status CheckQuantized(absl::string_view algorithm, const Quantizer& quanti
     if (p.channel_axis != quantizer.channel_axis(layer)) {
       return Nonsense(algorithm, layer, "the channel axis ", p.channel_axis.value_or(-1),
                       "; it must be the rule's, ", quantizer.channel_axis(layer).value_or(-1));
+    }
+    if (p.group_size != quantizer.group_size()) {
+      return Nonsense(algorithm, layer, "groups of ", p.group_size,
+                      "; they must be the rule's, of ", quantizer.group_size());
     }
     if (reply == QuantizeReply::kCodes) dtype = CodeType(*result.parameters);
     if (reply != QuantizeReply::kParameters) size = ByteLength(dtype, layer.elements);

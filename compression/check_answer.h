@@ -16,7 +16,7 @@ absl::Status CheckInfo(const AlgorithmInfo& info);
 // That `create` made a compressor of the kind that `info` promises.
 absl::Status CheckKind(const AlgorithmInfo& info, const Compressor* compressor);
 
-// That the channel axis of a quantizer is a dimension of the weight.
+// That the channel axis of a quantizer is a dimension of the weight, and that groups fit.
 absl::Status CheckAxis(absl::string_view algorithm, const Compressor& compressor,
                        const Layer& layer);
 

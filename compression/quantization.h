@@ -30,14 +30,16 @@ struct QuantizationParameters {
   int bits = 8;
   int32_t code_min = 0;
   int32_t code_max = 255;
-  std::vector<float> scale;         // one, or one per channel; empty for kDoReFa
+  std::vector<float> scale;         // one, or one per channel or group; empty for kDoReFa
   std::vector<int32_t> zero_point;  // as many as scale
-  std::optional<int> channel_axis;  // set when per channel
+  std::optional<int> channel_axis;  // set when per channel or per group
+  int64_t group_size = 0;           // consecutive weights of a channel with a scale; 0: all of them
 
   friend bool operator==(const QuantizationParameters&, const QuantizationParameters&);
 };
 
-// Smallest and largest weight, per tensor (one each) or per channel.
+// Smallest and largest weight, per tensor (one each), per channel or per group.
+// Groups are in C order: all of the first channel, then those of the second.
 struct Range {
   std::vector<float> minimum;
   std::vector<float> maximum;

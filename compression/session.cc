@@ -175,8 +175,11 @@ absl::Status Session::CheckWeight(int i, const at::Tensor& weight) const {
 }
 
 MaskAnswer Session::AnswerMask(int i) const {
-  const auto& pruner = static_cast<const Pruner&>(*CompressorOf(i));
-  return MaskAnswer{*states_[i].mask, pruner.TargetSparsity(clock_), clock_.epoch};
+  MaskAnswer answer{*states_[i].mask, std::nullopt, clock_.epoch};
+  if (algorithm_->kind == AlgorithmKind::kPruner) {
+    answer.target_sparsity = static_cast<const Pruner&>(*CompressorOf(i)).TargetSparsity(clock_);
+  }
+  return answer;
 }
 
 absl::StatusOr<MaskAnswer> Session::CalcMask(int i, const Weight& weight) {
@@ -196,7 +199,7 @@ absl::StatusOr<MaskAnswer> Session::CalcMask(int i, const Weight& weight) {
 }
 
 absl::StatusOr<MaskAnswer> Session::SetMask(int i, Mask mask) {
-  if (auto status = CheckCompressed(i, AlgorithmKind::kPruner); !status.ok()) return status;
+  if (auto status = CheckCompressed(i, algorithm_->kind); !status.ok()) return status;
   if (mask.elements() != layer(i).elements) {
     return absl::InvalidArgumentError(
         absl::StrCat("mask of layer ", Quoted(layer(i).name), " has ", mask.elements(),
@@ -204,7 +207,7 @@ absl::StatusOr<MaskAnswer> Session::SetMask(int i, Mask mask) {
   }
   LayerState state = states_[i];
   state.mask = std::move(mask);
-  state.answered = true;
+  state.answered |= algorithm_->kind == AlgorithmKind::kPruner;
   if (auto s = Commit(i, std::move(state)); !s.ok()) return s;
   return AnswerMask(i);
 }
@@ -225,7 +228,7 @@ absl::StatusOr<QuantizedWeight> Session::Quantize(
   if (!result.ok()) return result.status();
   auto checked = CheckQuantized(algorithm_->name, quantizer, layer(i), reply, *result);
   if (!checked.ok()) return checked;
-  state.mask.reset();
+  state.mask = states_[i].mask;
   state.parameters = result->parameters;
   state.answered = true;
   if (auto s = Commit(i, std::move(state)); !s.ok()) return s;

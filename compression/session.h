@@ -67,7 +67,8 @@ class Session {
   // or the weight is not finite (layer and first flat index named).
   absl::StatusOr<MaskAnswer> CalcMask(int i, const Weight& weight);
 
-  // Puts a mask that the trainer has in force, in place of what was there.
+  // Puts a mask that the trainer has in force, in place of what was there. In a quantizer's session
+  // it counts in exports alone: what it removes is 0 there.
   absl::StatusOr<MaskAnswer> SetMask(int i, Mask mask);
 
   // Quantizes a weight at the present step. Errors as CalcMask's.

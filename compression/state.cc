@@ -96,6 +96,7 @@ json EncodeParameters(const QuantizationParameters& parameters) {
                  {"scale", ToBytes(parameters.scale)},
                  {"zero_point", ToBytes(parameters.zero_point)}};
   if (parameters.channel_axis) fields["channel_axis"] = *parameters.channel_axis;
+  if (parameters.group_size > 0) fields["group_size"] = parameters.group_size;
   return fields;
 }
 
@@ -109,6 +110,7 @@ QuantizationParameters DecodeParameters(const json& fields) {
   parameters.scale = FromBytes<float>(fields.at("scale"));
   parameters.zero_point = FromBytes<int32_t>(fields.at("zero_point"));
   if (fields.contains("channel_axis")) parameters.channel_axis = fields["channel_axis"].get<int>();
+  parameters.group_size = fields.value("group_size", int64_t{0});
   return parameters;
 }
 

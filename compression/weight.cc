@@ -17,15 +17,15 @@ std::shared_ptr<const MagnitudeHistogram> WeightStatistics::magnitudes() const {
   return magnitudes_;
 }
 
-std::optional<Range> WeightStatistics::range(std::optional<int> axis) const {
+std::optional<Range> WeightStatistics::range(const Granularity& granularity) const {
   std::lock_guard<std::mutex> lock(mutex_);
-  const auto found = ranges_.find(axis);
+  const auto found = ranges_.find(granularity);
   return found == ranges_.end() ? std::nullopt : std::make_optional(found->second);
 }
 
-void WeightStatistics::SetRange(std::optional<int> axis, const Range& range) {
+void WeightStatistics::SetRange(const Granularity& granularity, const Range& range) {
   std::lock_guard<std::mutex> lock(mutex_);
-  ranges_[axis] = range;
+  ranges_[granularity] = range;
 }
 
 int64_t WeightStatistics::bytes() const {

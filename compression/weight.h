@@ -9,6 +9,7 @@
 #include <memory>
 #include <mutex>
 #include <optional>
+#include <tuple>
 #include <utility>
 #include <vector>
 
@@ -34,9 +35,20 @@ class WeightStatistics {
   // Null before Prepare.
   std::shared_ptr<const MagnitudeHistogram> magnitudes() const;
 
-  // The range per channel along `axis`, or of the whole tensor, when someone has set it.
-  std::optional<Range> range(std::optional<int> axis) const;
-  void SetRange(std::optional<int> axis, const Range& range);
+  // What of a weight has a range of its own: channels along an axis, or groups of so many weights
+  // in them; or the whole tensor.
+  struct Granularity {
+    std::optional<int> axis;
+    int64_t group_size = 0;
+
+    friend bool operator<(const Granularity& a, const Granularity& b) {
+      return std::tie(a.axis, a.group_size) < std::tie(b.axis, b.group_size);
+    }
+  };
+
+  // The ranges, when someone has set them.
+  std::optional<Range> range(const Granularity& granularity) const;
+  void SetRange(const Granularity& granularity, const Range& range);
 
   // Memory held.
   int64_t bytes() const;
@@ -44,7 +56,7 @@ class WeightStatistics {
  private:
   mutable std::mutex mutex_;
   std::shared_ptr<const MagnitudeHistogram> magnitudes_;
-  std::map<std::optional<int>, Range> ranges_;
+  std::map<Granularity, Range> ranges_;
 };
 
 // Checked by the session: of the bound dtype and shape, contiguous, on the CPU. `values` may alias

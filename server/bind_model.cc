@@ -34,6 +34,9 @@ constexpr size_t kMaxLabelValueBytes = 256;
 // A request takes about this many times its size once it is bound: layers, names, the plan.
 constexpr int64_t kBindingFactor = 4;
 
+// A scale and a zero point.
+constexpr int64_t kNumberBytes = sizeof(float) + sizeof(int32_t);
+
 absl::Status CheckRequest(const v1::BindModelRequest& request) {
   if (request.request_id().size() > kMaxRequestIdBytes) {
     return absl::InvalidArgumentError(absl::StrCat("request_id has ", request.request_id().size(),
@@ -77,14 +80,16 @@ std::string Fingerprint(const v1::BindModelRequest& request) {
   return Sha256(bytes);
 }
 
-// Memory that the session will take for its masks.
-int64_t MaskBytes(const Session& session) {
-  if (session.algorithm().kind != compression::AlgorithmKind::kPruner) return 0;
+// Memory that the session may take for its masks, scales and zero points.
+int64_t AnswerBytes(const Session& session) {
   int64_t bytes = 0;
   for (size_t i = 0; i < session.plan().layers.size(); ++i) {
-    if (session.plan().layers[i].planned == nullptr) continue;
-    bytes += compression::ByteLength(compression::DataType::kBit,
-                                     session.layer(static_cast<int>(i)).elements);
+    const compression::PlannedRule* planned = session.plan().layers[i].planned;
+    if (planned == nullptr) continue;
+    const compression::Layer& layer = session.layer(static_cast<int>(i));
+    bytes += compression::ByteLength(compression::DataType::kBit, layer.elements);
+    const auto* quantizer = dynamic_cast<const compression::Quantizer*>(planned->compressor.get());
+    if (quantizer != nullptr) bytes += kNumberBytes * quantizer->channels(layer);
   }
   return bytes;
 }
@@ -164,18 +169,16 @@ void StoreNew(const Core& core, const std::shared_ptr<SessionRecord>& record,
 
 absl::StatusOr<Reservation> ReserveState(MemoryBudget& budget, const Session& session,
                                          const v1::BindModelRequest& request) {
-  const int64_t bytes = MaskBytes(session) + BindingBytes(request);
+  const int64_t bytes = AnswerBytes(session) + BindingBytes(request);
   if (bytes > budget.limit()) {
-    return absl::ResourceExhaustedError(
-        absl::StrCat("the session needs ", bytes,
-                     " bytes for its masks; the server has a memory "
-                     "budget of ",
-                     budget.limit()));
+    return absl::ResourceExhaustedError(absl::StrCat(
+        "the session needs ", bytes,
+        " bytes for its masks and scales; the server has a memory budget of ", budget.limit()));
   }
   std::optional<Reservation> memory = budget.TryReserve(bytes);
   if (memory) return *std::move(memory);
-  return ExhaustedFor(absl::Seconds(1), absl::StrCat("no memory now for the session's masks, which "
-                                                     "need ",
+  return ExhaustedFor(absl::Seconds(1), absl::StrCat("no memory now for the session's masks and "
+                                                     "scales, which need ",
                                                      bytes, " bytes"));
 }
 

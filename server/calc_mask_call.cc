@@ -17,13 +17,15 @@ absl::Status CalcMaskCall::OnOpen(wire::MessageReader& reader) {
   v1::CalcMaskRequest::Open open;
   if (absl::Status status = reader.Parse(&open); !status.ok()) return status;
   if (open.has_epoch()) epoch_ = open.epoch();
-  return Join(open.session_id(), compression::AlgorithmKind::kPruner);
+  return Join(open.session_id(), std::nullopt);
 }
 
 absl::StatusOr<TensorSink::Admission> CalcMaskCall::OnHeader(const v1::TensorHeader& header) {
   Expected expected = CheckHeader(header, {v1::TENSOR_ROLE_WEIGHT, v1::TENSOR_ROLE_MASK});
   if (!expected.admission.accepted) return expected.admission;
   if (header.role() == v1::TENSOR_ROLE_WEIGHT) {
+    absl::Status status = CheckKind(compression::AlgorithmKind::kPruner);
+    if (!status.ok()) return status;
     expected.admission.extra_bytes =
         compression::ByteLength(DataType::kBit, record().layer(expected.layer).elements);
   }

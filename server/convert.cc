@@ -130,6 +130,7 @@ void ToProto(const compression::QuantizationParameters& parameters,
   if (parameters.channel_axis) {
     out->set_channel_axis(static_cast<uint32_t>(*parameters.channel_axis));
   }
+  out->set_group_size(static_cast<uint64_t>(parameters.group_size));
 }
 
 void ScalesToProto(const compression::QuantizationParameters& parameters,
@@ -170,6 +171,7 @@ void ToProto(const compression::Plan& plan, absl::Span<const compression::Layer>
     for (size_t i = 0; i < layers.size(); ++i) {
       if (plan.layers[i].planned != rule.get()) continue;
       to->set_range_per_channel(quantizer->channel_axis(layers[i]).has_value());
+      to->set_range_group_size(static_cast<uint64_t>(quantizer->group_size()));
       break;
     }
   }

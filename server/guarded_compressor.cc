@@ -90,6 +90,7 @@ struct Traits {
   bool accepts_range = false;
   bool wants_range_in_step = false;
   int bits = 0;
+  int64_t group_size = 0;
   std::vector<Activation> activations;
 };
 
@@ -103,6 +104,7 @@ Traits TraitsOf(const Compressor& inner) {
     traits.accepts_range = quantizer->accepts_range();
     traits.wants_range_in_step = quantizer->wants_range_in_step();
     traits.bits = quantizer->bits();
+    traits.group_size = quantizer->group_size();
     traits.activations = quantizer->activations();
   }
   return traits;
@@ -191,6 +193,7 @@ class GuardedQuantizer : public Guard<Quantizer> {
   bool accepts_range() const override { return traits_.accepts_range; }
   bool wants_range_in_step() const override { return traits_.wants_range_in_step; }
   int bits() const override { return traits_.bits; }
+  int64_t group_size() const override { return traits_.group_size; }
 
   absl::StatusOr<QuantizedWeight> QuantizeWeight(const Layer& layer, const Weight& weight,
                                                  QuantizeReply reply, Clock clock,

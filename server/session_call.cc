@@ -22,10 +22,14 @@ absl::Status SessionCall::Join(absl::string_view session_id,
   absl::StatusOr<SessionUse> use = core_->sessions->Use(context_->tenant(), session_id);
   if (!use.ok()) return use.status();
   use_ = *std::move(use);
-  if (!kind || *kind == record().kind()) return absl::OkStatus();
+  return kind ? CheckKind(*kind) : absl::OkStatus();
+}
+
+absl::Status SessionCall::CheckKind(compression::AlgorithmKind kind) const {
+  if (kind == record().kind()) return absl::OkStatus();
   return absl::FailedPreconditionError(
       absl::StrCat("the session's algorithm is ", record().algorithm(), ", which is no ",
-                   *kind == compression::AlgorithmKind::kPruner ? "pruner" : "quantizer"));
+                   kind == compression::AlgorithmKind::kPruner ? "pruner" : "quantizer"));
 }
 
 void SessionCall::RunInSession(Task task, Work work) {

@@ -33,6 +33,9 @@ class SessionCall : public StreamCall {
   // Joins the session. NOT_FOUND, or FAILED_PRECONDITION when its algorithm is not of `kind`.
   absl::Status Join(absl::string_view session_id, std::optional<compression::AlgorithmKind> kind);
 
+  // FAILED_PRECONDITION when the session's algorithm is not of this kind.
+  absl::Status CheckKind(compression::AlgorithmKind kind) const;
+
   // Runs `task` on the session's strand; NOT_FOUND ends the call when the session has ended.
   void RunInSession(Task task, Work work = Work::kShort);
 

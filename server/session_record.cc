@@ -73,13 +73,15 @@ void SessionRecord::SetLayers() {
     if (planned == nullptr) continue;
     traits_[i].compressed = true;
     const auto* quantizer = dynamic_cast<const compression::Quantizer*>(planned->compressor.get());
-    if (quantizer != nullptr) traits_[i].channel_axis = quantizer->channel_axis(layers_[i]);
+    if (quantizer != nullptr && quantizer->channel_axis(layers_[i])) {
+      traits_[i].ranges = quantizer->channels(layers_[i]);
+    }
   }
 }
 
 std::vector<int64_t> SessionRecord::RangeShape(int i) const {
-  if (!traits_[i].channel_axis) return {2};
-  return {2, layers_[i].shape[*traits_[i].channel_axis]};
+  if (!traits_[i].ranges) return {2};
+  return {2, *traits_[i].ranges};
 }
 
 void SessionRecord::Retire(nni::compression::v1::Session report) {

@@ -88,7 +88,7 @@ class SessionRecord {
 
   bool compressed(int i) const { return traits_[i].compressed; }
 
-  // The shape of the layer's RANGE tensor: [2], or [2, channels].
+  // The shape of the layer's RANGE tensor: [2], or [2, channels] or [2, groups].
   std::vector<int64_t> RangeShape(int i) const;
 
   // What was bound and does not change.
@@ -129,7 +129,7 @@ class SessionRecord {
 
   struct Traits {
     bool compressed = false;
-    std::optional<int> channel_axis;  // of ranges
+    std::optional<int64_t> ranges;  // of channels or groups; unset: one of the whole weight
   };
 
   // Copies, since the session goes when calls may still look at their headers.

@@ -1,5 +1,7 @@
 #include <algorithm>
 #include <cstring>
+#include <functional>
+#include <numeric>
 #include <utility>
 
 #include "absl/strings/str_cat.h"
@@ -14,6 +16,7 @@ constexpr TensorRole kScaleRole = static_cast<TensorRole>(v1::TENSOR_ROLE_SCALE)
 constexpr TensorRole kZeroPointRole = static_cast<TensorRole>(v1::TENSOR_ROLE_ZERO_POINT);
 
 constexpr int64_t kMaxTensorsPerAnswer = 3;
+constexpr uint64_t kMaxGroupSize = (uint64_t{1} << 48) - 1;
 
 template <typename T>
 std::vector<T> Numbers(const Bytes& bytes) {
@@ -27,12 +30,21 @@ bool IsCodeType(DataType dtype) {
          dtype == DataType::kUInt16;
 }
 
-// How many scales there must be. INTERNAL for an axis that the shape does not have.
+int64_t Elements(const std::vector<int64_t>& shape) {
+  return std::accumulate(shape.begin(), shape.end(), int64_t{1}, std::multiplies<>());
+}
+
+// How many scales there must be. INTERNAL for an axis or groups that the shape does not have.
 absl::StatusOr<int64_t> Channels(const Tensor& sent, const QuantizationParameters& parameters) {
   if (!parameters.channel_axis) return 1;
   if (sent.role == TensorRole::kRange) return sent.shape.back();
   if (*parameters.channel_axis >= static_cast<int>(sent.shape.size())) {
     return BadReply("a channel axis that the weight does not have");
+  }
+  if (parameters.group_size > 0) {
+    const int64_t elements = Elements(sent.shape);
+    if (elements % parameters.group_size != 0) return BadReply("groups that do not fit the weight");
+    return elements / parameters.group_size;
   }
   return sent.shape[*parameters.channel_axis];
 }
@@ -52,6 +64,10 @@ absl::StatusOr<QuantizationParameters> ParametersOf(const v1::QuantizationParame
   out.code_max = in.code_max();
   out.scale.assign(in.scale().begin(), in.scale().end());
   out.zero_point.assign(in.zero_point().begin(), in.zero_point().end());
+  if (in.group_size() > kMaxGroupSize) {
+    return BadReply(absl::StrCat("groups of ", in.group_size()));
+  }
+  out.group_size = static_cast<int64_t>(in.group_size());
   if (in.has_channel_axis()) out.channel_axis = static_cast<int>(std::min(in.channel_axis(), 64u));
   return out;
 }
@@ -74,7 +90,7 @@ absl::Status QuantizeReader::CheckHeader(const Tensor& sent, const v1::QuantizeR
   } else if (tensor.role == kScaleRole || tensor.role == kZeroPointRole) {
     const DataType dtype = tensor.role == kScaleRole ? DataType::kFloat32 : DataType::kInt32;
     good = tensor.dtype == dtype && tensor.shape.size() == 1 &&
-           std::find(sent.shape.begin(), sent.shape.end(), tensor.shape[0]) != sent.shape.end();
+           Elements(sent.shape) % tensor.shape[0] == 0;
   }
   return good ? absl::OkStatus() : BadReply("a tensor that does not belong to its weight");
 }

@@ -60,6 +60,10 @@ void ForEachCode(const QuantizedTensor& tensor, std::vector<float>& out, Value v
     channels = tensor.shape[*axis];
     for (size_t d = *axis + 1; d < tensor.shape.size(); ++d) inner *= tensor.shape[d];
   }
+  if (const int64_t group_size = tensor.parameters.group_size; group_size > 0) {
+    inner = group_size;
+    channels = static_cast<int64_t>(out.size()) / group_size;
+  }
   const uint8_t* bytes = tensor.data.data();
   for (size_t i = 0; i < out.size(); ++i) {
     T code;

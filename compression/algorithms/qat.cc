@@ -8,6 +8,9 @@
 //   code  = clamp(round_half_even(w * (1 / scale)) + zero_point)
 //   value = (code - zero_point) * scale
 //
+// With group_size each so many consecutive weights of a channel, its slices flattened in C order,
+// are rounded as a channel of their own.
+//
 // The scale is at least the smallest normal float32, and 1 where all weights are zero. Where hi -
 // lo overflows, the scale is computed in double. Before quant_start_step weights pass unchanged.
 //
@@ -26,7 +29,10 @@
 #include <vector>
 
 #include "absl/strings/match.h"
+#include "absl/strings/str_cat.h"
+#include "absl/strings/str_join.h"
 #include "compression/algorithms/range_quantizer.h"
+#include "compression/suggest.h"
 
 namespace nni_compression::compression {
 namespace {
@@ -52,14 +58,20 @@ const char* MemoryKey(Activation activation) {
 
 class QatQuantizer : public RangeQuantizer {
  public:
-  QatQuantizer(Bits bits, int64_t start_step, bool per_channel, bool symmetric)
+  QatQuantizer(Bits bits, int64_t start_step, bool per_channel, int64_t group_size, bool symmetric)
       : RangeQuantizer(bits.weight),
         bits_(bits),
         start_step_(start_step),
         per_channel_(per_channel),
+        group_size_(group_size),
         symmetric_(symmetric) {}
 
   bool needs_step() const override { return start_step_ > 0 || !activations().empty(); }
+
+  // The numbers of groups may be more than a reply to Step can hold.
+  bool wants_range_in_step() const override {
+    return group_size_ == 0 && RangeQuantizer::wants_range_in_step();
+  }
 
   // The start step was crossed, in either direction, since the last answer.
   bool IsStale(const Layer&, const LayerState& state, Clock clock) const override {
@@ -69,6 +81,8 @@ class QatQuantizer : public RangeQuantizer {
   std::optional<int> channel_axis(const Layer& layer) const override {
     return per_channel_ ? std::make_optional(layer.channel_axis) : std::nullopt;
   }
+
+  int64_t group_size() const override { return group_size_; }
 
   std::vector<Activation> activations() const override {
     std::vector<Activation> activations;
@@ -110,6 +124,7 @@ class QatQuantizer : public RangeQuantizer {
     if (bits() == 0 || clock.step < start_step_) return std::nullopt;
     QuantizationParameters parameters = Parameters(bits(), range);
     parameters.channel_axis = channel_axis(layer);
+    parameters.group_size = group_size();
     return parameters;
   }
 
@@ -151,6 +166,7 @@ class QatQuantizer : public RangeQuantizer {
   const Bits bits_;
   const int64_t start_step_;
   const bool per_channel_;
+  const int64_t group_size_;
   const bool symmetric_;
 };
 
@@ -164,9 +180,35 @@ absl::StatusOr<std::unique_ptr<Compressor>> Create(const Options& options) {
     *out = *given;
   }
   const std::string& scheme = options.String("quant_scheme");
-  return std::make_unique<QatQuantizer>(bits, options.Integer("quant_start_step"),
-                                        absl::StartsWith(scheme, "per_channel"),
-                                        absl::EndsWith(scheme, "symmetric"));
+  const bool per_channel = absl::StartsWith(scheme, "per_channel");
+  const int64_t group_size = options.Integer("group_size");
+  if (group_size > 0 && !per_channel) {
+    return absl::InvalidArgumentError(absl::StrCat(
+        options.path(), ".group_size is ", group_size,
+        "; it must be 0, no groups, where quant_scheme is ", Quoted(scheme),
+        ": groups lie in channels, as per_channel_affine and per_channel_symmetric have them"));
+  }
+  return std::make_unique<QatQuantizer>(bits, options.Integer("quant_start_step"), per_channel,
+                                        group_size, absl::EndsWith(scheme, "symmetric"));
+}
+
+absl::Status CheckLayer(const Options& options, const Layer& layer) {
+  const int64_t group_size = options.Integer("group_size");
+  if (group_size == 0) return absl::OkStatus();
+  const auto refuse = [&](const auto&... range) {
+    return absl::InvalidArgumentError(absl::StrCat(options.path(), ".group_size is ", group_size,
+                                                   "; for layer ", Quoted(layer.name), " ",
+                                                   range...));
+  };
+  if (layer.channel_axis != 0) {
+    return refuse("it must be 0, no groups: its channels are dimension ", layer.channel_axis,
+                  ", and groups need them to be the first");
+  }
+  int64_t columns = 1;
+  for (size_t d = 1; d < layer.shape.size(); ++d) columns *= layer.shape[d];
+  if (columns % group_size == 0) return absl::OkStatus();
+  return refuse("it must divide ", columns, ", the weights of a channel of the shape [",
+                absl::StrJoin(layer.shape, ", "), "]");
 }
 
 }  // namespace
@@ -186,6 +228,15 @@ AlgorithmInfo QatAlgorithm() {
   scheme.description =
       "One scale per layer or, for weights, per channel; with or without a zero point.";
 
+  OptionSpec group_size;
+  group_size.name = "group_size";
+  group_size.type = OptionType::kInteger;
+  group_size.default_value = 0;
+  group_size.description =
+      "Consecutive weights of a channel that have a scale of their own, in per_channel schemes; "
+      "must "
+      "divide what a channel has. 0: all of them.";
+
   AlgorithmInfo info;
   info.name = "qat";
   info.kind = AlgorithmKind::kQuantizer;
@@ -194,9 +245,11 @@ AlgorithmInfo QatAlgorithm() {
   info.reference =
       "Jacob et al., Quantization and training of neural networks for efficient "
       "integer-arithmetic-only inference, 2018, https://arxiv.org/abs/1712.05877";
-  info.options = {QuantBits(2, 16), QuantTypes({"weight", "output", "input"}), start_step, scheme};
+  info.options = {QuantBits(2, 16), QuantTypes({"weight", "output", "input"}), start_step, scheme,
+                  group_size};
   info.example = {{"quant_types", {"weight"}}, {"quant_bits", 8}};
   info.create = Create;
+  info.check_layer = CheckLayer;
   return info;
 }
 

@@ -19,14 +19,14 @@ absl::StatusOr<QuantizedWeight> RangeQuantizer::QuantizeWeight(const Layer& laye
                                                                QuantizeReply reply, Clock clock,
                                                                LayerState& state) const {
   const void* data = weight.values.data_ptr();
-  const std::optional<int> axis = channel_axis(layer);
-  const Channels channels = Channels::Of(layer.shape, axis);
+  const WeightStatistics::Granularity granularity = {channel_axis(layer), group_size()};
+  const Channels channels = Channels::Of(layer.shape, granularity.axis, granularity.group_size);
   std::optional<Range> range;
-  if (weight.statistics != nullptr) range = weight.statistics->range(axis);
+  if (weight.statistics != nullptr) range = weight.statistics->range(granularity);
   if (!range) {
     range = FindRange(layer.dtype, data, channels);
     if (!range) return NonFiniteError(layer, data, /*as_float32=*/true);
-    if (weight.statistics != nullptr) weight.statistics->SetRange(axis, *range);
+    if (weight.statistics != nullptr) weight.statistics->SetRange(granularity, *range);
   }
 
   QuantizedWeight result;

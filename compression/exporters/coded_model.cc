@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <utility>
 
+#include "compression/kernels/apply_mask.h"
 #include "compression/suggest.h"
 
 namespace nni_compression::compression {
@@ -30,12 +31,16 @@ void PackRows(const Coded& coded, const uint8_t* codes, uint32_t* words) {
   }
 }
 
-// Zero points, one after the other in the lowest bits of a word first.
+// Zero points of [rows, groups] packed down the columns, the first in the lowest bits of a word.
 std::vector<uint32_t> PackZeroPoints(const Coded& coded) {
-  std::vector<uint32_t> words(Words(coded.numbers(), coded.per_word()));
-  for (int64_t i = 0; i < coded.numbers(); ++i) {
-    words[i / coded.per_word()] |= static_cast<uint32_t>(coded.parameters.zero_point[i])
-                                   << (coded.parameters.bits * (i % coded.per_word()));
+  const int64_t per_word = coded.per_word(), groups = coded.groups();
+  std::vector<uint32_t> words(Words(coded.rows(), per_word) * groups);
+  for (int64_t row = 0; row < coded.rows(); ++row) {
+    for (int64_t g = 0; g < groups; ++g) {
+      words[row / per_word * groups + g] |=
+          static_cast<uint32_t>(coded.parameters.zero_point[row * groups + g])
+          << (coded.parameters.bits * (row % per_word));
+    }
   }
   return words;
 }
@@ -67,6 +72,11 @@ Transform Codes(const Session& session, int i, const std::shared_ptr<Coded>& cod
     }
     coded->parameters = *std::move(result->parameters);
     bytes = std::move(result->data);
+    if (state.mask) {
+      const Channels channels =
+          Channels::Of(layer.shape, coded->parameters.channel_axis, coded->parameters.group_size);
+      ApplyMask(*state.mask, channels, coded->parameters, bytes.data());
+    }
     return absl::OkStatus();
   };
 }
@@ -109,18 +119,19 @@ void CodedModel::AddWeight(const std::shared_ptr<Coded>& coded, Transform quanti
   segments.push_back(std::move(segment));
 
   const int64_t count = coded->numbers();
-  const auto shape = [&](int64_t size) {
-    return coded->per_channel() ? std::vector<int64_t>{size, 1} : std::vector<int64_t>{1};
+  const auto shape = [&](int64_t rows) {
+    return coded->per_channel() ? std::vector<int64_t>{rows, coded->groups()}
+                                : std::vector<int64_t>{1};
   };
-  AddNumbers(coded->Name("weight_scale"), DataType::kFloat32, shape(count),
+  AddNumbers(coded->Name("weight_scale"), DataType::kFloat32, shape(coded->rows()),
              Later(4 * count, [coded] { return coded->parameters.scale; }));
   if (coded->symmetric()) return;
   if (packed && coded->per_channel()) {
-    const int64_t size = Words(count, coded->per_word());
-    AddNumbers(coded->Name("weight_zero_point"), DataType::kInt32, shape(size),
-               Later(4 * size, [coded] { return PackZeroPoints(*coded); }));
+    const int64_t rows = Words(coded->rows(), coded->per_word());
+    AddNumbers(coded->Name("weight_zero_point"), DataType::kInt32, shape(rows),
+               Later(4 * rows * coded->groups(), [coded] { return PackZeroPoints(*coded); }));
   } else {
-    AddNumbers(coded->Name("weight_zero_point"), DataType::kInt8, shape(count),
+    AddNumbers(coded->Name("weight_zero_point"), DataType::kInt8, shape(coded->rows()),
                Later(count, [coded] { return SignedZeroPoints(*coded); }));
   }
 }

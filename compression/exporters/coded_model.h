@@ -27,21 +27,31 @@ struct Coded {
   QuantizationParameters parameters;
 
   bool symmetric() const { return parameters.code_min < 0; }
-  bool per_channel() const { return parameters.channel_axis.has_value(); }
+  bool per_channel() const { return parameters.channel_axis.has_value(); }  // or per group
   int64_t rows() const { return layer.shape[0]; }
   int64_t columns() const { return layer.shape[1]; }
   int64_t per_word() const { return 32 / parameters.bits; }
-  int64_t numbers() const { return per_channel() ? rows() : 1; }
+  int64_t groups() const {  // of a row; 1: one scale for it
+    return parameters.group_size > 0 ? columns() / parameters.group_size : 1;
+  }
+  int64_t numbers() const { return per_channel() ? rows() * groups() : 1; }
   absl::string_view Prefix() const { return absl::StripSuffix(tensor.name, kWeightSuffix); }
   std::string Name(absl::string_view what) const { return absl::StrCat(Prefix(), ".", what); }
   nlohmann::json Scheme() const {
-    return {{"num_bits", parameters.bits}, {"type", "int"},
-            {"symmetric", symmetric()},    {"strategy", per_channel() ? "channel" : "tensor"},
-            {"group_size", nullptr},       {"dynamic", false}};
+    const int64_t group_size = parameters.group_size;
+    return {{"num_bits", parameters.bits},
+            {"type", "int"},
+            {"symmetric", symmetric()},
+            {"strategy", group_size > 0  ? "group"
+                         : per_channel() ? "channel"
+                                         : "tensor"},
+            {"group_size", group_size > 0 ? nlohmann::json(group_size) : nlohmann::json()},
+            {"dynamic", false}};
   }
 };
 
-// Makes codes of the weight of compressed layer i and remembers its parameters in `coded`.
+// Makes codes of the weight of compressed layer i, masked ones being zero points, and remembers its
+// parameters in `coded`. The formula is kAffine.
 Transform Codes(const Session& session, int i, const std::shared_ptr<Coded>& coded);
 
 // A segment whose bytes `make` gives, as a vector, once the weight has passed.

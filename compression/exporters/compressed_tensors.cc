@@ -4,9 +4,10 @@
 //   pack-quantized  PREFIX.weight_packed  I32 [rows, ceil(columns / (32 / bits))]: unsigned codes,
 //                                         the first in the lowest bits, each row padded with 0
 //                   PREFIX.weight_shape   I64 [2]
-// and in both PREFIX.weight_scale, F32 [1] or, per channel, [rows, 1], and of affine weights
-// PREFIX.weight_zero_point, which is I8 like the codes, or, per channel and packed, I32
-// [ceil(rows / (32 / bits)), 1]. All other tensors pass through.
+// and in both PREFIX.weight_scale, F32 [1] or, per channel, [rows, 1] or, with groups in the rows,
+// [rows, groups]; and of affine weights PREFIX.weight_zero_point, which is I8 like the codes, or,
+// per channel or group and packed, I32 [ceil(rows / (32 / bits)), 1 or groups]. All other tensors
+// pass through.
 #include <algorithm>
 #include <memory>
 #include <string>
@@ -101,7 +102,9 @@ class CompressedTensors : public Exporter {
     if (session.algorithm().kind != AlgorithmKind::kQuantizer) {
       return absl::FailedPreconditionError(
           absl::StrCat("the session's algorithm is ", session.algorithm().name,
-                       ", a pruner; compressed-tensors holds quantized weights: use sparse"));
+                       ", a pruner; compressed-tensors holds quantized weights: use sparse, or "
+                       "export the session "
+                       "of the model's quantizer with the masks"));
     }
     const auto options = Options::Parse({Layout()}, {kNamesOption}, given, "options");
     if (!options.ok()) return options.status();

@@ -4,6 +4,7 @@
 #include <memory>
 #include <utility>
 
+#include "absl/algorithm/container.h"
 #include "absl/container/flat_hash_set.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_join.h"
@@ -66,6 +67,13 @@ absl::Status Rename(const nlohmann::json& options, std::vector<ModelTensor>& ten
   return absl::OkStatus();
 }
 
+Transform Masked(Mask mask, DataType dtype) {
+  return [mask = std::move(mask), dtype](Buffer& bytes) {
+    ApplyMask(mask, dtype, bytes.data());
+    return absl::OkStatus();
+  };
+}
+
 }  // namespace
 
 absl::StatusOr<std::vector<ModelTensor>> ModelTensors(const Session& session,
@@ -116,7 +124,27 @@ Segment BitsSegment(const Mask& mask) {
 absl::Status CheckPruner(const Session& session) {
   if (session.algorithm().kind == AlgorithmKind::kPruner) return absl::OkStatus();
   return absl::FailedPreconditionError(absl::StrCat(
-      "the session's algorithm is ", session.algorithm().name, ", a quantizer: it has no masks"));
+      "the session's algorithm is ", session.algorithm().name,
+      ", a quantizer: it has no masks of its own; export the session of the model's pruner"));
+}
+
+absl::StatusOr<nlohmann::json> Encoding(const Session& session, int i, Activation activation) {
+  const auto* const quantizer =
+      dynamic_cast<const Quantizer*>(session.plan().layers[i].planned->compressor.get());
+  if (quantizer == nullptr) return nullptr;
+  const std::vector<Activation> activations = quantizer->activations();
+  if (absl::c_count(activations, activation) == 0) return nullptr;
+  const auto answer = session.QuantizeActivation(i, activation);
+  if (!answer.ok()) return answer.status();
+  if (!answer->parameters || !answer->range) return nullptr;
+  const QuantizationParameters& parameters = *answer->parameters;
+  return nlohmann::json{{"bits", parameters.bits},
+                        {"scale", parameters.scale[0]},
+                        {"zero_point", parameters.zero_point[0]},
+                        {"code_min", parameters.code_min},
+                        {"code_max", parameters.code_max},
+                        {"minimum", answer->range->minimum[0]},
+                        {"maximum", answer->range->maximum[0]}};
 }
 
 absl::StatusOr<Transform> CompressedWeight(const Session& session, int i) {
@@ -124,14 +152,14 @@ absl::StatusOr<Transform> CompressedWeight(const Session& session, int i) {
   if (session.algorithm().kind == AlgorithmKind::kPruner) {
     auto mask = MaskOf(session, i);
     if (!mask.ok()) return mask.status();
-    return Transform([mask = *std::move(mask), dtype = layer.dtype](Buffer& bytes) {
-      ApplyMask(mask, dtype, bytes.data());
-      return absl::OkStatus();
-    });
+    return Masked(*std::move(mask), layer.dtype);
   }
   auto quantizer = std::static_pointer_cast<const Quantizer>(
       std::shared_ptr<const Compressor>(session.plan().layers[i].planned->compressor));
-  if (quantizer->bits() == 0) return Transform();  // weights pass unchanged
+  if (quantizer->bits() == 0) {  // weights pass unchanged
+    if (!session.state(i).mask) return Transform();
+    return Masked(*session.state(i).mask, layer.dtype);
+  }
   return Transform(
       [quantizer, layer, state = session.state(i), clock = session.clock()](Buffer& bytes) {
         LayerState scratch = state;
@@ -143,6 +171,7 @@ absl::StatusOr<Transform> CompressedWeight(const Session& session, int i) {
               "layer ", Quoted(layer.name), " is not quantized before its start step"));
         }
         bytes = std::move(result->data);
+        if (state.mask) ApplyMask(*state.mask, layer.dtype, bytes.data());
         return absl::OkStatus();
       });
 }

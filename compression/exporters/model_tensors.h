@@ -40,6 +40,11 @@ Segment BitsSegment(const Mask& mask);
 // OK when the session's algorithm is a pruner, else FAILED_PRECONDITION.
 absl::Status CheckPruner(const Session& session);
 
+// How the outputs or inputs of compressed layer i are quantized: {"bits", "scale", "zero_point",
+// "code_min", "code_max", "minimum", "maximum"}, the last two being the running range; null where
+// they are not, or not yet.
+absl::StatusOr<nlohmann::json> Encoding(const Session& session, int i, Activation activation);
+
 // Makes the compressed weight of compressed layer i out of the weight sent, in place or by putting
 // another buffer of the same size there. What it needs outlives the session.
 using Transform = std::function<absl::Status(Buffer& bytes)>;

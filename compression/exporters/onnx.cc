@@ -1,14 +1,14 @@
 // "onnx": what nni_compression.onnx.apply writes into the ONNX graph of a model, as one
 // .safetensors file. A float32 weight NAME that is quantized by the affine formula becomes
 //   NAME.codes       U8, I8, U16 or I16, in the weight's shape
-//   NAME.scale       F32, [1] or, per channel, [channels]
+//   NAME.scale       F32, [1] or, per channel, [channels] or, per group, [channels * groups]
 //   NAME.zero_point  of the codes' type, shaped as the scales
 // and all other tensors are there under their names: masked, with their quantized values, or as
 // they were sent. Of the metadata, nni_compression.onnx is "1", the version, and
 // nni_compression.weights a JSON object from the name of each compressed weight to {"axis",
-// "output", "input"}: the dimension that has a scale for each slice, or null, and the encodings of
-// the layer's outputs and inputs,
-// {"scale", "zero_point", "code_min", "code_max"}, or null.
+// "group_size", "output", "input"}: the dimension that has a scale for each slice, or null; how
+// many consecutive weights have one instead, or null; and the encodings of the layer's outputs and
+// inputs, as Encoding() has them.
 #include <memory>
 #include <string>
 #include <utility>
@@ -25,24 +25,6 @@ namespace nni_compression::compression {
 namespace {
 
 using nlohmann::json;
-
-// Null where these activations are not quantized, or not yet.
-absl::StatusOr<json> Encoding(const Session& session, int i, Activation activation) {
-  const auto* const quantizer =
-      dynamic_cast<const Quantizer*>(session.plan().layers[i].planned->compressor.get());
-  if (quantizer == nullptr) return nullptr;
-  bool quantized = false;
-  for (const Activation each : quantizer->activations()) quantized |= each == activation;
-  if (!quantized) return nullptr;
-  const auto answer = session.QuantizeActivation(i, activation);
-  if (!answer.ok()) return answer.status();
-  if (!answer->parameters) return nullptr;
-  const QuantizationParameters& parameters = *answer->parameters;
-  return json{{"scale", parameters.scale[0]},
-              {"zero_point", parameters.zero_point[0]},
-              {"code_min", parameters.code_min},
-              {"code_max", parameters.code_max}};
-}
 
 std::vector<uint8_t> ZeroPoints(const Coded& coded) {
   const size_t size = ByteLength(CodeType(coded.parameters), 1);
@@ -103,9 +85,11 @@ class Onnx : public Exporter {
       const auto input = Encoding(session, *tensor.layer, Activation::kInput);
       if (!input.ok()) return input.status();
       parameters = session.state(*tensor.layer).parameters;
-      json axis = nullptr;
+      json axis = nullptr, group_size = nullptr;
       if (parameters && parameters->channel_axis) axis = *parameters->channel_axis;
-      file->weights[name] = {{"axis", axis}, {"output", *output}, {"input", *input}};
+      if (parameters && parameters->group_size > 0) group_size = parameters->group_size;
+      file->weights[name] = {
+          {"axis", axis}, {"group_size", group_size}, {"output", *output}, {"input", *input}};
     }
     if (!parameters || parameters->formula != Formula::kAffine ||
         tensor.tensor.dtype != DataType::kFloat32) {

@@ -1,5 +1,6 @@
 // "report": report.json, and report.html, which shows it. Per layer what it was and has become, how
-// much smaller and how far from the weight sent; the curve of rules that go by epochs; totals.
+// much smaller and how far from the weight sent, and how its outputs and inputs are quantized; the
+// curve of rules that go by epochs; totals.
 #include <algorithm>
 #include <cmath>
 #include <memory>
@@ -13,6 +14,7 @@
 #include "compression/exporters/report_page.h"
 #include "compression/exporters/safetensors_header.h"
 #include "compression/exporters/weight_figures.h"
+#include "compression/kernels/apply_mask.h"
 #include "compression/kernels/finite.h"
 
 namespace nni_compression::compression {
@@ -62,19 +64,20 @@ json Curve(const PlannedRule& rule, const Pruner& pruner, int64_t epoch) {
 
 struct Totals {
   int64_t elements = 0;
+  bool masked = false;  // whether any layer has a mask
   int64_t pruned = 0;
   int64_t bytes_before = 0;
   int64_t bytes_after = 0;
   double signal = 0;
   double noise = 0;
 
-  json ToJson(bool pruner) const {
+  json ToJson() const {
     json result = {{"elements", elements},
                    {"bytes_before", bytes_before},
                    {"bytes_after", bytes_after},
                    {"mse", elements == 0 ? 0 : noise / static_cast<double>(elements)},
                    {"sqnr_db", Optional(Sqnr(signal, noise))}};
-    if (pruner) {
+    if (masked) {
       result["pruned"] = pruned;
       result["achieved_sparsity"] =
           elements == 0 ? 0 : static_cast<double>(pruned) / static_cast<double>(elements);
@@ -86,9 +89,53 @@ struct Totals {
 // Filled in while the weights pass. Owns all that it needs of the session.
 class Reporter {
  public:
+  static absl::StatusOr<std::shared_ptr<Reporter>> Create(const Session& session,
+                                                          std::vector<ModelTensor> tensors,
+                                                          int bins) {
+    std::shared_ptr<Reporter> reporter(new Reporter(session, std::move(tensors), bins));
+    for (const ModelTensor& tensor : reporter->tensors_) {
+      if (!tensor.layer) continue;
+      json& entry = reporter->report_["layers"][*tensor.layer];
+      for (const auto& [name, activation] :
+           {std::pair("output", Activation::kOutput), std::pair("input", Activation::kInput)}) {
+        auto encoding = Encoding(session, *tensor.layer, activation);
+        if (!encoding.ok()) return encoding.status();
+        if (!encoding->is_null()) entry[name] = *std::move(encoding);
+      }
+    }
+    return reporter;
+  }
+
+  absl::Status Observe(int t, const Buffer& bytes) {
+    const auto i = tensors_[t].layer;
+    if (!i) return absl::OkStatus();
+    const Layer& layer = layers_[*i];
+    if (!AllFinite(layer.dtype, bytes.data(), layer.elements)) {
+      return NonFiniteError(layer, bytes.data());
+    }
+    json& entry = report_["layers"][*i];
+    if (const auto* pruner = dynamic_cast<const Pruner*>(compressors_[*i].get())) {
+      ObservePruned(*pruner, layer, *states_[*i].mask, bytes, entry);
+      return absl::OkStatus();
+    }
+    return ObserveQuantized(static_cast<const Quantizer&>(*compressors_[*i]), layer, states_[*i],
+                            bytes, entry);
+  }
+
+  std::vector<ExportFile> Conclude() {
+    report_["totals"] = totals_.ToJson();
+    ExportFile data{"report.json", "application/json", {}};
+    data.segments.push_back(BytesSegment(absl::StrCat(report_.dump(1), "\n")));
+    ExportFile page{"report.html", "text/html", {}};
+    page.segments.push_back(BytesSegment(ReportPage(report_)));
+    return {std::move(data), std::move(page)};
+  }
+
+ private:
   Reporter(const Session& session, std::vector<ModelTensor> tensors, int bins)
       : tensors_(std::move(tensors)), bins_(bins), clock_(session.clock()) {
     const bool pruner = session.algorithm().kind == AlgorithmKind::kPruner;
+    totals_.masked = pruner;
     report_ = {{"algorithm", session.algorithm().name},
                {"kind", pruner ? "pruner" : "quantizer"},
                {"framework", session.binding().framework},
@@ -121,38 +168,11 @@ class Reporter {
     }
   }
 
-  absl::Status Observe(int t, const Buffer& bytes) {
-    const auto i = tensors_[t].layer;
-    if (!i) return absl::OkStatus();
-    const Layer& layer = layers_[*i];
-    if (!AllFinite(layer.dtype, bytes.data(), layer.elements)) {
-      return NonFiniteError(layer, bytes.data());
-    }
-    json& entry = report_["layers"][*i];
-    if (const auto* pruner = dynamic_cast<const Pruner*>(compressors_[*i].get())) {
-      ObservePruned(*pruner, layer, *states_[*i].mask, bytes, entry);
-      return absl::OkStatus();
-    }
-    return ObserveQuantized(static_cast<const Quantizer&>(*compressors_[*i]), layer, states_[*i],
-                            bytes, entry);
-  }
-
-  std::vector<ExportFile> Conclude() {
-    report_["totals"] = totals_.ToJson(report_["kind"] == "pruner");
-    ExportFile data{"report.json", "application/json", {}};
-    data.segments.push_back(BytesSegment(absl::StrCat(report_.dump(1), "\n")));
-    ExportFile page{"report.html", "text/html", {}};
-    page.segments.push_back(BytesSegment(ReportPage(report_)));
-    return {std::move(data), std::move(page)};
-  }
-
- private:
   void ObservePruned(const Pruner& pruner, const Layer& layer, const Mask& mask,
                      const Buffer& bytes, json& entry) {
     const int64_t kept = mask.elements() - mask.pruned();
     entry["target_sparsity"] = Optional(pruner.TargetSparsity(clock_));
-    entry["achieved_sparsity"] = mask.sparsity();
-    totals_.pruned += mask.pruned();
+    AddMask(mask, entry);
     // As in the format "sparse".
     AddSizes(layer, ByteLength(layer.dtype, kept) + mask.bits().size(), entry);
     AddFigures(layer, entry,
@@ -164,23 +184,32 @@ class Reporter {
                });
   }
 
+  void AddMask(const Mask& mask, json& entry) {
+    entry["achieved_sparsity"] = mask.sparsity();
+    totals_.masked = true;
+    totals_.pruned += mask.pruned();
+  }
+
   absl::Status ObserveQuantized(const Quantizer& quantizer, const Layer& layer, LayerState state,
                                 const Buffer& bytes, json& entry) {
-    const auto values = quantizer.QuantizeWeight(layer, bytes.AsTensor(layer.dtype, layer.shape),
-                                                 QuantizeReply::kValues, clock_, state);
+    auto values = quantizer.QuantizeWeight(layer, bytes.AsTensor(layer.dtype, layer.shape),
+                                           QuantizeReply::kValues, clock_, state);
     if (!values.ok()) return values.status();
     entry["quantized"] = values->parameters.has_value();
+    if (state.mask) AddMask(*state.mask, entry);
     if (!values->parameters) {
       AddSizes(layer, ByteLength(layer.dtype, layer.elements), entry);
       return absl::OkStatus();
     }
+    if (state.mask) ApplyMask(*state.mask, layer.dtype, values->data.data());
     const QuantizationParameters& parameters = *values->parameters;
     entry["bits"] = parameters.bits;
     entry["code_min"] = parameters.code_min;
     entry["code_max"] = parameters.code_max;
     entry["scale"] = Series(parameters.scale);
+    if (parameters.group_size > 0) entry["group_size"] = parameters.group_size;
     entry["zero_point"] = Series({parameters.zero_point.begin(), parameters.zero_point.end()});
-    // Codes side by side, and a scale and a zero point for each channel.
+    // Codes side by side, and a scale and a zero point for each channel or group.
     const auto numbers = static_cast<int64_t>(parameters.scale.size());
     AddSizes(layer, (layer.elements * parameters.bits + 7) / 8 + 8 * numbers, entry);
     AddFigures(layer, entry,
@@ -234,11 +263,14 @@ class Report : public Exporter {
       if (!tensor.layer || session.algorithm().kind != AlgorithmKind::kPruner) continue;
       if (const auto mask = MaskOf(session, *tensor.layer); !mask.ok()) return mask.status();
     }
-    auto reporter = std::make_shared<Reporter>(session, *std::move(tensors),
-                                               static_cast<int>(options->Integer("bins")));
+    auto created =
+        Reporter::Create(session, *std::move(tensors), static_cast<int>(options->Integer("bins")));
+    if (!created.ok()) return created.status();
     ExportPlan plan;
-    plan.observe = [reporter](int t, const Buffer& bytes) { return reporter->Observe(t, bytes); };
-    plan.conclude = [reporter] { return reporter->Conclude(); };
+    plan.observe = [reporter = *created](int t, const Buffer& bytes) {
+      return reporter->Observe(t, bytes);
+    };
+    plan.conclude = [reporter = *created] { return reporter->Conclude(); };
     return plan;
   }
 };

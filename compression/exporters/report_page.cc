@@ -135,12 +135,13 @@ document.getElementById('about').textContent =
   `${report.epoch} and step ${report.step}.`;
 
 const totals = report.totals;
+const masked = totals.achieved_sparsity != null;
 const saved = totals.bytes_before ? 1 - totals.bytes_after / totals.bytes_before : 0;
 const tiles = [
   [count(report.layers.filter((l) => l.compressed).length) + ' of ' + count(report.layers.length),
    'layers compressed'],
   [count(totals.elements), 'weights in them'],
-  ...(pruner ? [[share(totals.achieved_sparsity), 'of them removed']] : []),
+  ...(masked ? [[share(totals.achieved_sparsity), 'of them removed']] : []),
   [`${bytes(totals.bytes_before)} → ${bytes(totals.bytes_after)}`, `on disk: ${share(saved)} less`],
   [noise(totals.sqnr_db, totals.mse), 'signal to noise of the weights'],
 ];
@@ -163,18 +164,25 @@ const columns = [
   ['layer', '', (l) => l.name], ['type', '', (l) => l.op_type],
   ['shape', '', (l) => l.shape.join(' × ')], ['dtype', '', (l) => l.dtype],
   ['rule', 'n', (l) => l.rule ?? '–'],
-  ...(pruner ? [['target', 'n', (l) => share(l.target_sparsity)],
-                ['achieved', 'n', (l) => share(l.achieved_sparsity)]]
-             : [['bits', 'n', (l) => l.bits ?? '–'], ['scale', 'n', scale]]),
+  ...(pruner ? [['target', 'n', (l) => share(l.target_sparsity)]] : []),
+  ...(masked ? [[pruner ? 'achieved' : 'removed', 'n', (l) => share(l.achieved_sparsity)]] : []),
+  ...(pruner ? [] : [['bits', 'n', (l) => l.bits ?? '–'], ['scale', 'n', scale]]),
+  ...['output', 'input'].filter((kind) => report.layers.some((l) => l[kind]))
+    .map((kind) => [kind + 's', '', (l) => encoding(l[kind])]),
   ['before', 'n', (l) => bytes(l.bytes_before)], ['after', 'n', (l) => bytes(l.bytes_after)],
   ['MSE', 'n', (l) => number(l.mse)], ['SQNR', 'n', (l) => l.compressed ? noise(l.sqnr_db, l.mse) : '–'],
   ['weights', '', (l) => l.histogram ? histogram(l.histogram) : l.compressed ? '' : 'not compressed'],
 ];
+function encoding(of) {
+  return of ? `${of.bits} bits, ${number(of.minimum)} … ${number(of.maximum)}, ` +
+              `scale ${number(of.scale)}, zero ${of.zero_point}` : '–';
+}
 function scale(layer) {
   const s = layer.scale;
   if (!s || !s.count) return '–';
   return s.count === 1 ? number(s.minimum)
-                       : `${number(s.minimum)} … ${number(s.maximum)} (${count(s.count)})`;
+                       : `${number(s.minimum)} … ${number(s.maximum)} (${count(s.count)}` +
+                         `${layer.group_size ? ', groups of ' + layer.group_size : ''})`;
 }
 function fill(table, heads, rows) {
   const row = (cells, name, kind) => {

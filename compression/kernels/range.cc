@@ -46,7 +46,8 @@ std::vector<Bounds> ChannelBounds(DataType dtype, const void* weight, const Chan
 
 }  // namespace
 
-Channels Channels::Of(absl::Span<const int64_t> shape, std::optional<int> axis) {
+Channels Channels::Of(absl::Span<const int64_t> shape, std::optional<int> axis,
+                      int64_t group_size) {
   Channels result;
   for (int i = 0; i < static_cast<int>(shape.size()); ++i) {
     if (axis == i) {
@@ -56,6 +57,10 @@ Channels Channels::Of(absl::Span<const int64_t> shape, std::optional<int> axis) 
     } else {
       result.inner *= shape[i];
     }
+  }
+  if (group_size > 0) {
+    result.channels = result.elements() / group_size;
+    result.inner = group_size;
   }
   return result;
 }

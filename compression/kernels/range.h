@@ -18,8 +18,10 @@ struct Channels {
 
   int64_t elements() const { return outer * channels * inner; }
 
-  // `axis`: the dimension of the channels; nothing: all is one channel.
-  static Channels Of(absl::Span<const int64_t> shape, std::optional<int> axis);
+  // `axis`: the dimension of the channels; nothing: all is one channel. `group_size`: not 0 for
+  // axis 0 alone; each so many consecutive elements are a channel of their own then.
+  static Channels Of(absl::Span<const int64_t> shape, std::optional<int> axis,
+                     int64_t group_size = 0);
 };
 
 // The range of each channel of a weight, as float32: other types are widened, float64 is rounded to

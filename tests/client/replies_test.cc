@@ -211,6 +211,15 @@ TEST_F(QuantizeReaderTest, PutsCodesScalesAndZeroPointsTogether) {
   EXPECT_THAT(*tensor.Dequantize(), ElementsAre(1, 2, 3, 6, 8, 10));
 }
 
+TEST_F(QuantizeReaderTest, ReadsScalesOfGroups) {
+  v1::QuantizeWeightResponse message = GoodCodes();
+  message.mutable_results(0)->mutable_parameters()->set_group_size(3);
+  const absl::Status status = Read(message);
+  ASSERT_TRUE(status.ok()) << status;
+  EXPECT_EQ((*results_[0])->parameters.group_size, 3);
+  EXPECT_THAT(*(*results_[0])->Dequantize(), ElementsAre(1, 2, 3, 6, 8, 10));
+}
+
 TEST_F(QuantizeReaderTest, TakesAnUnquantizedAnswer) {
   v1::QuantizeWeightResponse message;
   message.add_results()->set_unquantized(true);
@@ -226,6 +235,9 @@ TEST_F(QuantizeReaderTest, RefusesAnswersThatDequantizeCouldNotUse) {
   };
   expect_bad([](auto& m) { m.mutable_results(0)->mutable_parameters()->set_channel_axis(2); });
   expect_bad([](auto& m) { m.mutable_results(0)->mutable_parameters()->set_channel_axis(1); });
+  expect_bad([](auto& m) { m.mutable_results(0)->mutable_parameters()->set_group_size(2); });
+  expect_bad([](auto& m) { m.mutable_results(0)->mutable_parameters()->set_group_size(4); });
+  expect_bad([](auto& m) { m.mutable_results(0)->mutable_parameters()->set_group_size(~0ull); });
   expect_bad([](auto& m) { m.mutable_results(0)->mutable_parameters()->set_bits(0); });
   expect_bad([](auto& m) { m.mutable_results(0)->mutable_parameters()->set_bits(33); });
   expect_bad([](auto& m) { m.mutable_results(0)->mutable_parameters()->clear_formula(); });

@@ -168,6 +168,21 @@ TEST_F(SessionTest, QuantizesPerChannel) {
   EXPECT_EQ((*values)[5], -127.0f);
 }
 
+TEST_F(SessionTest, QuantizesPerGroup) {
+  const Session session =
+      Bind(Request("qat", R"([{"quant_scheme": "per_channel_symmetric", "group_size": 2,
+                              "op_types": ["default"]}])",
+                   {"fc"}, 2, 4));
+  const std::vector<float> weight = {1, -2, 0.5, 127, 10, 20, -127, 254};
+  const auto codes = session.QuantizeWeight({MakeTensor<float>("fc", {2, 4}, weight)});
+  ASSERT_TRUE(codes[0].ok()) << codes[0].status();
+  EXPECT_EQ(codes[0]->parameters.group_size, 2);
+  EXPECT_THAT(codes[0]->parameters.scale, ElementsAre(2.0f / 127.0f, 1.0f, 20.0f / 127.0f, 2.0f));
+  const auto values = codes[0]->Dequantize();
+  EXPECT_EQ((*values)[3], 127.0f);
+  EXPECT_EQ((*values)[7], 254.0f);
+}
+
 TEST_F(SessionTest, DoReFaCodesBecomeTheDocumentedValues) {
   const Session session =
       Bind(Request("dorefa", R"([{"quant_bits": 8, "op_types": ["default"]}])", {"fc"}, 1, 5));

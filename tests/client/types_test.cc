@@ -80,6 +80,19 @@ TEST(QuantizedTensorTest, DequantizesPerChannelAlongAnyAxis) {
   EXPECT_THAT(*tensor.Dequantize(), ElementsAre(1, 10, 0, 2, 20, 100));
 }
 
+TEST(QuantizedTensorTest, DequantizesGroups) {
+  QuantizedTensor tensor;
+  tensor.shape = {2, 2, 2};
+  tensor.content = QuantizeReply::kCodes;
+  tensor.dtype = DataType::kInt8;
+  tensor.data = BytesOf<int8_t>({1, 2, 3, 4, 5, 6, 7, 8});
+  tensor.parameters.scale = {1, 10, 100, 1000};
+  tensor.parameters.zero_point = {0, 0, 1, 0};
+  tensor.parameters.channel_axis = 0;
+  tensor.parameters.group_size = 2;
+  EXPECT_THAT(*tensor.Dequantize(), ElementsAre(1, 2, 30, 40, 400, 500, 7000, 8000));
+}
+
 TEST(QuantizedTensorTest, DequantizesDoReFa) {
   QuantizedTensor tensor;
   tensor.shape = {3};

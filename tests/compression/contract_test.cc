@@ -23,24 +23,33 @@ std::string Describe(const QuantizedWeight& result) {
   if (!result.parameters) return absl::StrCat("unquantized", text);
   const QuantizationParameters& p = *result.parameters;
   absl::StrAppend(&text, " ", static_cast<int>(p.formula), " ", static_cast<int>(p.rounding), " ",
-                  p.bits, " ", p.code_min, " ", p.code_max, " ", p.channel_axis.value_or(-1));
+                  p.bits, " ", p.code_min, " ", p.code_max, " ", p.channel_axis.value_or(-1), " ",
+                  p.group_size);
   text.append(reinterpret_cast<const char*>(p.scale.data()), p.scale.size() * sizeof(float));
   text.append(reinterpret_cast<const char*>(p.zero_point.data()), p.zero_point.size() * 4);
   return text;
 }
 
-class ContractTest : public testing::TestWithParam<std::string> {
+// An algorithm with its example, or with another rule that is worth all tests.
+struct Case {
+  std::string name;
+  std::string algorithm;
+  json rule;
+};
+
+class ContractTest : public testing::TestWithParam<Case> {
  protected:
-  const AlgorithmInfo& info() const { return *AllAlgorithms().Find(GetParam()).value(); }
+  const AlgorithmInfo& info() const { return *AllAlgorithms().Find(GetParam().algorithm).value(); }
   bool pruner() const { return info().kind == AlgorithmKind::kPruner; }
 
   std::unique_ptr<Session> Bind(std::vector<int64_t> shape,
                                 DataType dtype = DataType::kFloat32) const {
-    return BindOne(GetParam(), info().example, std::move(shape), dtype);
+    return BindOne(GetParam().algorithm, GetParam().rule, std::move(shape), dtype);
   }
 
   absl::StatusOr<std::unique_ptr<Session>> BindRule(const json& rule) const {
-    return TryBind(MakeBinding(GetParam(), json::array({rule}), {MakeLayer("layer", {6})}));
+    return TryBind(
+        MakeBinding(GetParam().algorithm, json::array({rule}), {MakeLayer("layer", {6})}));
   }
 
   // Every form of answer there is, as text.
@@ -62,7 +71,7 @@ class ContractTest : public testing::TestWithParam<std::string> {
 };
 
 TEST_P(ContractTest, TheExampleBindsAndEveryLayerIsStale) {
-  auto session = BindRule(info().example);
+  auto session = BindRule(GetParam().rule);
   ASSERT_THAT(session, IsOk());
   EXPECT_THAT((*session)->StaleLayers(), testing::ElementsAre(0));
   EXPECT_THAT((*session)->plan().warnings, testing::IsEmpty());
@@ -156,12 +165,12 @@ TEST_P(ContractTest, AnswersTheSameAfterItsStateWasLoadedElsewhereAfterAnyCall) 
 }
 
 TEST_P(ContractTest, RefusesAnUnknownOptionWithASuggestion) {
-  json rule = info().example;
+  json rule = GetParam().rule;
   rule["op_name"] = "a";
   EXPECT_THAT(BindRule(rule), IsInvalid(AllOf(HasSubstr("config_list[0] has the unknown key"),
                                               HasSubstr("did you mean `op_names`?"))));
   for (const OptionSpec& option : info().options) {
-    json misspelt = info().example;
+    json misspelt = GetParam().rule;
     misspelt.erase(option.name);
     misspelt[option.name + "x"] = 1;
     EXPECT_THAT(BindRule(misspelt), IsInvalid(HasSubstr("did you mean `" + option.name + "`?")));
@@ -176,7 +185,7 @@ TEST_P(ContractTest, RefusesNumbersOutOfTheirRangeAndNamesIt) {
     }
     for (double value : {option.minimum - 1, option.maximum * 2 + 1, std::nan(""),
                          std::numeric_limits<double>::infinity()}) {
-      json rule = info().example;
+      json rule = GetParam().rule;
       rule[option.name] = value;
       EXPECT_THAT(BindRule(rule),
                   IsInvalid(AllOf(HasSubstr("config_list[0]." + option.name + " is "),
@@ -187,7 +196,7 @@ TEST_P(ContractTest, RefusesNumbersOutOfTheirRangeAndNamesIt) {
 
 TEST_P(ContractTest, RefusesOptionsOfAnotherType) {
   for (const OptionSpec& option : info().options) {
-    json rule = info().example;
+    json rule = GetParam().rule;
     rule[option.name] = json::array({json::object()});
     EXPECT_THAT(BindRule(rule), IsInvalid(HasSubstr("config_list[0]." + option.name)));
   }
@@ -196,7 +205,7 @@ TEST_P(ContractTest, RefusesOptionsOfAnotherType) {
 TEST_P(ContractTest, SaysWhichRequiredOptionIsMissing) {
   for (const OptionSpec& option : info().options) {
     if (!option.default_value.is_null()) continue;
-    json rule = info().example;
+    json rule = GetParam().rule;
     rule.erase(option.name);
     EXPECT_THAT(BindRule(rule),
                 IsInvalid(HasSubstr("config_list[0]." + option.name + " is missing")));
@@ -263,14 +272,29 @@ TEST_P(ContractTest, GivesTheSameBitsOnAnyNumberOfThreads) {
 
 TEST_P(ContractTest, RefusesTheCallsOfTheOtherKind) {
   auto session = Bind({6});
-  const auto wrong_kind = Fails(absl::StatusCode::kFailedPrecondition, HasSubstr(GetParam()));
+  const auto wrong_kind =
+      Fails(absl::StatusCode::kFailedPrecondition, HasSubstr(GetParam().algorithm));
   if (pruner()) {
     EXPECT_THAT(session->QuantizeWeight(0, Random({6}, 1), QuantizeReply::kCodes), wrong_kind);
     EXPECT_THAT(session->QuantizeRange(0, Range{{0}, {1}}), wrong_kind);
   } else {
     EXPECT_THAT(session->CalcMask(0, Random({6}, 1)), wrong_kind);
-    EXPECT_THAT(session->SetMask(0, Mask::Ones(6)), wrong_kind);
   }
+}
+
+// Exports alone look at it.
+TEST_P(ContractTest, AQuantizerKeepsAMaskAndAnswersAsBefore) {
+  if (pruner()) return;  // its mask is its answer
+  const at::Tensor weight = Random({6}, 1);
+  auto session = Bind({6});
+  auto twin = Bind({6});
+  ASSERT_THAT(session->SetMask(0, MaskOf("011011")), IsOk());
+  EXPECT_TRUE(session->IsStale(0));
+  EXPECT_EQ(Ask(*session, weight).value(), Ask(*twin, weight).value());
+  auto fresh = Bind({6});
+  ASSERT_THAT(fresh->Load(session->SaveGlobal(), {session->SaveLayer(0)}), IsOk());
+  EXPECT_EQ(StateOf(*fresh), StateOf(*session));
+  EXPECT_EQ(Bits(*fresh->state(0).mask), "011011");
 }
 
 TEST_P(ContractTest, ARangeIsAsGoodAsAWeightWhereItIsAccepted) {
@@ -290,7 +314,10 @@ TEST_P(ContractTest, ARangeIsAsGoodAsAWeightWhereItIsAccepted) {
   Range range;
   for (int64_t c = 0; c < quantizer.channels(session->layer(0)); ++c) {
     const auto axis = quantizer.channel_axis(session->layer(0));
-    const at::Tensor part = axis ? weight.select(*axis, c) : weight;
+    const int64_t group = quantizer.group_size();
+    const at::Tensor part = group > 0 ? weight.reshape({-1, group}).select(0, c)
+                            : axis    ? weight.select(*axis, c)
+                                      : weight;
     range.minimum.push_back(part.min().item<float>());
     range.maximum.push_back(part.max().item<float>());
   }
@@ -302,14 +329,18 @@ TEST_P(ContractTest, ARangeIsAsGoodAsAWeightWhereItIsAccepted) {
   EXPECT_EQ(StateOf(*session), StateOf(*twin));
 }
 
-std::vector<std::string> Names() {
-  std::vector<std::string> names;
-  for (const AlgorithmInfo* info : AllAlgorithms().List()) names.push_back(info->name);
-  return names;
+std::vector<Case> Cases() {
+  std::vector<Case> cases;
+  for (const AlgorithmInfo* info : AllAlgorithms().List()) {
+    cases.push_back({info->name, info->name, info->example});
+  }
+  const json groups = {{"quant_scheme", "per_channel_affine"}, {"group_size", 1}};
+  cases.push_back({"qat_in_groups", "qat", groups});
+  return cases;
 }
 
-INSTANTIATE_TEST_SUITE_P(Algorithms, ContractTest, testing::ValuesIn(Names()),
-                         [](const auto& info) { return info.param; });
+INSTANTIATE_TEST_SUITE_P(Algorithms, ContractTest, testing::ValuesIn(Cases()),
+                         [](const auto& info) { return info.param.name; });
 
 }  // namespace
 }  // namespace nni_compression::compression

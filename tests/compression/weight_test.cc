@@ -37,19 +37,25 @@ TEST(WeightStatisticsTest, AnswersAreTheSameWithAndWithoutThem) {
   }
 }
 
-TEST(WeightStatisticsTest, TheRangeIsKeptForEachAxis) {
+TEST(WeightStatisticsTest, TheRangeIsKeptForEachGranularity) {
   const at::Tensor values = Values({1, -2, 3, 4}, DataType::kFloat32, {2, 2});
   WeightStatistics statistics;
-  EXPECT_FALSE(statistics.range(std::nullopt));
+  EXPECT_FALSE(statistics.range({}));
   const auto tensor = BindOne("qat", nlohmann::json::object(), {2, 2});
   ASSERT_THAT(tensor->QuantizeWeight(0, Weight(values, &statistics), QuantizeReply::kCodes),
               IsOk());
-  EXPECT_THAT(statistics.range(std::nullopt)->minimum, ElementsAre(-2));
-  EXPECT_FALSE(statistics.range(0));
+  EXPECT_THAT(statistics.range({})->minimum, ElementsAre(-2));
+  EXPECT_FALSE(statistics.range({0}));
   const auto channels = BindOne("qat", {{"quant_scheme", "per_channel_affine"}}, {2, 2});
   ASSERT_THAT(channels->QuantizeWeight(0, Weight(values, &statistics), QuantizeReply::kCodes),
               IsOk());
-  EXPECT_THAT(statistics.range(0)->minimum, ElementsAre(-2, 3));
+  EXPECT_THAT(statistics.range({0})->minimum, ElementsAre(-2, 3));
+  const auto groups =
+      BindOne("qat", {{"quant_scheme", "per_channel_affine"}, {"group_size", 1}}, {2, 2});
+  ASSERT_THAT(groups->QuantizeWeight(0, Weight(values, &statistics), QuantizeReply::kCodes),
+              IsOk());
+  EXPECT_THAT(statistics.range({0, 1})->minimum, ElementsAre(1, -2, 3, 4));
+  EXPECT_THAT(statistics.range({0})->minimum, ElementsAre(-2, 3));
 }
 
 TEST(WeightStatisticsTest, AWeightThatIsNotFiniteHasNone) {

@@ -208,6 +208,39 @@ class TestQat:
             np.testing.assert_array_equal(q.dequantize(), expected.values, err_msg=name)
             assert (q.bits, q.channel_axis) == (bits, axis)
 
+    @pytest.mark.parametrize("symmetric", [False, True])
+    @pytest.mark.parametrize("bits", [2, 4, 8, 12])
+    @pytest.mark.parametrize(("shape", "group_size"), [((6, 24), 8), ((3, 4, 5, 2), 10)])
+    def test_groups_are_rounded_on_their_own(
+        self,
+        client: nc.Client,
+        symmetric: bool,
+        bits: int,
+        shape: tuple[int, ...],
+        group_size: int,
+    ) -> None:
+        weight = np.random.default_rng(34).normal(size=shape).astype(np.float32)
+        scheme = "per_channel_symmetric" if symmetric else "per_channel_affine"
+        rule = {"quant_bits": bits, "quant_scheme": scheme, "group_size": group_size}
+        layers = [nc.Layer("w", "Linear", shape)]
+        groups = weight.reshape(-1, group_size)
+        with client.bind_model("qat", [rule], layers) as session:
+            plan = session.plan.layers["w"]
+            assert (plan.range_per_channel, plan.range_group_size) == (True, group_size)
+            by_weight = session.quantize_weight({"w": weight})["w"]
+            values = session.quantize_weight({"w": weight}, reply="values")["w"].values
+            ranges = {"w": np.stack([groups.min(axis=1), groups.max(axis=1)])}
+            by_range = session.quantize_range(ranges)["w"]
+            by_step = session.step(1, ranges=ranges).parameters["w"]
+        expected = oracles.qat_in_groups(weight, bits, symmetric, group_size)
+        for q in (by_weight, by_range, by_step):
+            np.testing.assert_array_equal(q.scale, expected.scale)
+            np.testing.assert_array_equal(q.zero_point, expected.zero_point)
+            assert (q.channel_axis, q.group_size) == (0, group_size)
+        np.testing.assert_array_equal(by_weight.codes, expected.codes)
+        np.testing.assert_array_equal(by_weight.dequantize(), expected.values)
+        np.testing.assert_array_equal(values, expected.values)
+
     @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
     def test_half_floats_are_widened_first(self, client: nc.Client, dtype: str) -> None:
         values = np.random.default_rng(32).normal(size=(20, 30))

@@ -159,8 +159,14 @@ class TestPth:
             assert torch.equal(plain(images), model(images))
         assert plain[3].weight.unique().numel() <= 16
         assert (plain[3].weight == 0).sum() >= 38
-        with pytest.raises(nc.FailedPreconditionError, match="export the model with its pruner"):
-            quantizer.export(tmp_path)
+        state = torch.load(quantizer.export(tmp_path, "pth")[0])
+        for name, expected in pruner.compressed_state_dict().items():
+            assert state[name].numpy().tobytes() == expected.numpy().tobytes(), name
+        for format in ("sparse", "masks"):
+            with pytest.raises(nc.FailedPreconditionError, match="session of the model's pruner"):
+                quantizer.export(tmp_path, format)
+        with pytest.raises(nc.FailedPreconditionError, match="session of the model's quantizer"):
+            pruner.export(tmp_path, "compressed-tensors")
 
     def test_every_dtype_travels_and_the_archive_is_sound(
         self, client: nc.Client, tmp_path: Path
@@ -262,16 +268,47 @@ class TestReport:
         assert report["curves"][0]["targets"][6] == fc["target_sparsity"]
         assert report["totals"]["bytes_after"] < report["totals"]["bytes_before"]
 
-    def test_a_browser_shows_it(self, client: nc.Client, tmp_path: Path) -> None:
+    def test_it_says_how_outputs_and_inputs_are_quantized(
+        self, client: nc.Client, tmp_path: Path
+    ) -> None:
+        model = nn.Sequential(nn.Linear(6, 4), nn.Linear(4, 2))
+        rules = [
+            {"op_names": ["0"], "quant_types": ["weight", "output", "input"]},
+            {"op_names": ["1"], "quant_bits": 4},
+        ]
+        quantizer = QATQuantizer(rules, client=client)
+        quantizer(model)
+        model(torch.tensor([[-1.0, 0.0, 1.0, 2.0, 3.0, 4.0]]))
+        quantizer.step()
+        data, page = quantizer.export(tmp_path, "report")
+        first, second = json.loads(data.read_text())["layers"]
+        assert first["input"]["bits"] == 8
+        assert (first["input"]["minimum"], first["input"]["maximum"]) == (-1, 4)
+        assert first["input"]["scale"] == pytest.approx(5 / 255)
+        found = quantizer.calibration["0"]
+        assert first["output"]["scale"] == found["output_scale"].item()
+        assert first["output"]["zero_point"] == found["output_zero_point"].item()
+        assert "input" not in second
+        assert "output" not in second
+        shown = self.shown(page, tmp_path)
+        assert "8 bits, -1 … 4, scale 0.01961, zero 51" in shown
+        quantizer.close()
+
+    @staticmethod
+    def shown(page: Path, folder: Path) -> str:
+        """The page as a browser has built it."""
         chromium = shutil.which("chromium")
         assert chromium is not None, "deploy/install-dependencies.sh installs it"
-        _, page = self.export(client, tmp_path)
         flags = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage"]
-        flags += [f"--user-data-dir={tmp_path / 'profile'}", "--virtual-time-budget=5000"]
-        shown = subprocess.run(
+        flags += [f"--user-data-dir={folder / 'profile'}", "--virtual-time-budget=5000"]
+        return subprocess.run(
             [chromium, *flags, "--dump-dom", page.as_uri()],
             capture_output=True, text=True, timeout=120, check=True,
         ).stdout  # fmt: skip
+
+    def test_a_browser_shows_it(self, client: nc.Client, tmp_path: Path) -> None:
+        _, page = self.export(client, tmp_path)
+        shown = self.shown(page, tmp_path)
         rows = shown[shown.index('<table id="layers">') : shown.index("What gets smaller")]
         assert rows.count("<tr") == 1 + 4
         assert rows.count("<svg") == 3
@@ -312,10 +349,15 @@ def read_compressed_tensors(folder: Path) -> dict[str, np.ndarray[Any, Any]]:
             if config["format"] == "pack-quantized":
                 rows, columns = stored[f"{prefix}.weight_shape"]
                 codes = unpack(stored[f"{prefix}.weight_packed"], bits, rows, columns)
-                if point is not None and scheme["strategy"] == "channel":
-                    point = unpack(point.reshape(1, -1), bits, 1, rows).reshape(rows, 1)
+                if point is not None and scheme["strategy"] != "tensor":
+                    turned = np.ascontiguousarray(point.T)  # packed down the columns
+                    point = unpack(turned, bits, turned.shape[0], rows).T
             else:
                 codes = stored[f"{prefix}.weight"].astype(np.int32)
+            if scheme["strategy"] == "group":
+                assert scale.shape[1] * scheme["group_size"] == codes.shape[1]
+                scale = scale.repeat(scheme["group_size"], axis=1)
+                point = None if point is None else point.repeat(scheme["group_size"], axis=1)
             if point is not None:
                 codes = codes - point.astype(np.int32)
             weights[prefix] = codes.astype(np.float32) * scale
@@ -324,15 +366,17 @@ def read_compressed_tensors(folder: Path) -> dict[str, np.ndarray[Any, Any]]:
 
 class TestCompressedTensors:
     @pytest.mark.parametrize("scheme", ["affine", "symmetric"])
-    @pytest.mark.parametrize("strategy", ["per_tensor", "per_channel"])
+    @pytest.mark.parametrize("strategy", ["per_tensor", "per_channel", "per_group"])
     @pytest.mark.parametrize(
         ("bits", "layout"), [(2, "auto"), (4, "auto"), (8, "auto"), (8, "pack-quantized")]
     )
     def test_a_reader_of_the_format_gets_our_values(
         self, client: nc.Client, tmp_path: Path, bits: int, layout: str, strategy: str, scheme: str
     ) -> None:
-        weights = {"model.a": normal(13, 37), "b": normal(3, 5, seed=1)}
+        weights = {"model.a": normal(13, 40), "b": normal(3, 5, seed=1)}
         rule = {"quant_bits": bits, "quant_scheme": f"{strategy}_{scheme}"}
+        if strategy == "per_group":
+            rule |= {"quant_scheme": f"per_channel_{scheme}", "group_size": 5}
         layers = [
             nc.Layer(name=name, op_type="Linear", shape=weight.shape)
             for name, weight in weights.items()
@@ -363,6 +407,55 @@ class TestCompressedTensors:
         assert (tmp_path / "model.safetensors").stat().st_size < 0.14 * 4 * 256 * 512
         expected = quantizer.compressed_state_dict()["0.weight"].numpy()
         assert np.array_equal(read_compressed_tensors(tmp_path)["0"], expected)
+
+    @pytest.mark.parametrize("group_size", [0, 8])
+    @pytest.mark.parametrize("scheme", ["affine", "symmetric"])
+    def test_a_model_that_is_pruned_too_has_codes_of_zeros(
+        self, client: nc.Client, tmp_path: Path, scheme: str, group_size: int
+    ) -> None:
+        torch.manual_seed(1)
+        model = nn.Sequential(nn.Linear(32, 16), nn.Linear(16, 8))
+        rule = {"op_types": ["default"], "quant_bits": 4, "quant_scheme": f"per_channel_{scheme}"}
+        quantizer = QATQuantizer([{**rule, "group_size": group_size}], client=client)
+        pruner = LevelPruner([{"op_names": ["0"], "sparsity": 0.75}], client=client)
+        quantizer(model)
+        pruner(model)
+        removed = ~pruner.masks["0"]
+        with torch.no_grad():  # what was removed has the largest number now, and decides the scale
+            model[0]._parameters["weight"][removed] *= 50
+        quantizer.export(tmp_path, "compressed-tensors")
+        read = read_compressed_tensors(tmp_path)
+        for name in ("0", "1"):
+            expected = quantizer.compressed_state_dict()[f"{name}.weight"].numpy()
+            assert np.array_equal(read[name], expected)
+        assert not read["0"][removed.numpy()].any()
+        quantizer.export(tmp_path, "report")
+        layers = json.loads((tmp_path / "report.json").read_text())["layers"]
+        assert [layer["achieved_sparsity"] for layer in layers] == [0.75, 0]
+        pruner.unwrap()  # and the masks with it: zeros are written into the weight
+        quantizer.export(tmp_path, "compressed-tensors")
+        read = read_compressed_tensors(tmp_path)
+        expected = quantizer.compressed_state_dict()["0.weight"].numpy()
+        assert np.array_equal(read["0"], expected)
+
+    def test_masks_come_with_bind_model_or_later(self, client: nc.Client, tmp_path: Path) -> None:
+        weight, kept = normal(8, 16), normal(8, 16, seed=1) > 0
+        layers = [nc.Layer("fc", "Linear", (8, 16))]
+        for at_once in (True, False):
+            given = {"fc": kept} if at_once else None
+            with client.bind_model("naive", [{}], layers, masks=given) as session:
+                if not at_once:
+                    session.set_mask({"fc": kept})
+                values = session.quantize_weight({"fc": weight})["fc"].dequantize()
+                session.export(
+                    tmp_path, {"fc": weight}, "compressed-tensors",
+                    options={"names": {"fc": "fc.weight"}},
+                )  # fmt: skip
+                with pytest.raises(nc.FailedPreconditionError, match="no pruner"):
+                    session.calc_mask({"fc": weight})
+            assert np.array_equal(
+                read_compressed_tensors(tmp_path)["fc"], np.where(kept, values, 0)
+            )
 
     @pytest.mark.parametrize(
         ("algorithm", "rule", "shape", "message"),
@@ -408,20 +501,25 @@ def read_onnx_bundle(path: Path) -> tuple[dict[str, Any], dict[str, np.ndarray[A
 
 class TestOnnx:
     @pytest.mark.parametrize("bits", [2, 8, 16])
-    @pytest.mark.parametrize("scheme", ["per_tensor_affine", "per_channel_symmetric"])
+    @pytest.mark.parametrize(
+        ("scheme", "group_size"),
+        [("per_tensor_affine", 0), ("per_channel_symmetric", 0), ("per_channel_symmetric", 3)],
+    )
     def test_codes_and_numbers_give_the_values(
-        self, client: nc.Client, tmp_path: Path, scheme: str, bits: int
+        self, client: nc.Client, tmp_path: Path, scheme: str, group_size: int, bits: int
     ) -> None:
-        weights = {"a": normal(6, 5), "b": normal(4, 3, 2, 2, seed=1)}
+        weights = {"a": normal(6, 9), "b": normal(4, 3, 2, 2, seed=1)}
         layers = [nc.Layer(name, "Conv2d", w.shape) for name, w in weights.items()]
-        rule = {"quant_bits": bits, "quant_scheme": scheme}
+        rule = {"quant_bits": bits, "quant_scheme": scheme, "group_size": group_size}
         with client.bind_model("qat", [rule], layers) as session:
             quantized = session.quantize_weight(weights)
             (path,) = session.export(tmp_path, {**weights, "bias": normal(13)}, "onnx")
         told, tensors = read_onnx_bundle(path)
         symmetric = "symmetric" in scheme
         axis = 0 if symmetric else None
-        assert told == {n: {"axis": axis, "output": None, "input": None} for n in weights}
+        size = group_size or None
+        entry = {"axis": axis, "group_size": size, "output": None, "input": None}
+        assert told == dict.fromkeys(weights, entry)
         np.testing.assert_array_equal(tensors.pop("bias"), normal(13))
         assert len(tensors) == 6
         for name, weight in weights.items():
@@ -429,10 +527,13 @@ class TestOnnx:
             assert codes.dtype.kind == ("i" if symmetric else "u")
             assert codes.dtype.itemsize == (1 if bits <= 8 else 2)
             shape = (-1,) + (1,) * (weight.ndim - 1) if symmetric else (1,)
+            if group_size:
+                codes, shape = codes.reshape(-1, group_size), (-1, 1)
             zero = tensors[f"{name}.zero_point"].astype(np.int32).reshape(shape)
             levels = (codes.astype(np.int32) - zero).astype(np.float32)
             values = levels * tensors[f"{name}.scale"].reshape(shape)
-            np.testing.assert_array_equal(values, quantized[name].dequantize())
+            expected = quantized[name].dequantize()
+            np.testing.assert_array_equal(values.reshape(weight.shape), expected)
 
     @pytest.mark.parametrize(("algorithm", "rule"), [("level", {"sparsity": 0.5}), ("dorefa", {})])
     def test_what_has_no_affine_codes_has_values(
@@ -446,7 +547,7 @@ class TestOnnx:
                 expected = session.quantize_weight({"a": weight})["a"].dequantize()
             (path,) = session.export(tmp_path, {"a": weight}, "onnx")
         told, tensors = read_onnx_bundle(path)
-        assert told == {"a": {"axis": None, "output": None, "input": None}}
+        assert told == {"a": {"axis": None, "group_size": None, "output": None, "input": None}}
         np.testing.assert_array_equal(tensors["a"], expected)
 
     def test_encodings_of_outputs_and_inputs(self, client: nc.Client, tmp_path: Path) -> None:
@@ -461,6 +562,9 @@ class TestOnnx:
         (path,) = quantizer.export(tmp_path, "onnx")
         encoding = read_onnx_bundle(path)[0]["0.weight"]["input"]
         assert encoding == {
+            "bits": 8,
+            "minimum": -1,
+            "maximum": float(np.float32(4.1)),
             "scale": float(np.float32(np.float32(5.1) / np.float32(255))),
             "zero_point": 50,
             "code_min": 0,

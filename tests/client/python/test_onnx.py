@@ -113,6 +113,80 @@ def test_qat_weights_are_codes_that_give_the_sessions_values(
     quantizer.close()
 
 
+def test_a_model_that_is_pruned_and_quantized_is_one_graph(
+    client: nc.Client, tmp_path: Path
+) -> None:
+    model = net()
+    quantizer = QATQuantizer([{"op_types": ["default"], "quant_bits": 4}], client=client)
+    pruner = LevelPruner([{"sparsity": 0.8, "op_names": ["3"]}], client=client)
+    quantizer(model)
+    pruner(model)
+    graph = graph_of(net())
+    (bundle,) = quantizer.export(tmp_path, "onnx")
+    apply(graph, bundle)
+    found = weights_in(graph, WEIGHTS)
+    assert_same_bits(found, quantizer.compressed_state_dict())
+    assert (found["3.weight"] == 0).mean() > 0.79
+    quantizer.close()
+    pruner.close()
+
+
+@pytest.mark.parametrize("pruned", [False, True])
+def test_export_model_writes_codes_and_quantized_outputs(
+    client: nc.Client, tmp_path: Path, pruned: bool
+) -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(
+        nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.Flatten(2), nn.Linear(16, 8), nn.Linear(8, 8)
+    )
+    bits = {"weight": 4, "output": 8, "input": 8}
+    rule = {"op_types": ["default"], "quant_types": list(bits)}
+    quantizer = QATQuantizer([{**rule, "quant_bits": bits}], client=client)
+    quantizer(model)
+    if pruned:
+        LevelPruner([{"sparsity": 0.5, "op_types": ["Linear"]}], client=client)(model)
+    model(INPUTS)
+    quantizer.step()
+    model.eval()
+    path = tmp_path / "model.onnx"
+    quantizer.export_model(str(tmp_path / "m.pth"), onnx_path=str(path), input_shape=(8, 1, 6, 6))
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["m.pth", "model.onnx"]
+    graph = onnx.load(str(path))
+    graph.graph.input[0].name, old = "x", graph.graph.input[0].name
+    for node in graph.graph.node:
+        node.input[:] = ["x" if name == old else name for name in node.input]
+    assert_same_bits(weights_in(graph, WEIGHTS), quantizer.compressed_state_dict())
+    operators = [node.op_type for node in graph.graph.node]
+    assert operators.count("QuantizeLinear") == 6
+    # A number between two codes may be rounded the other way: x / scale for x * (1 / scale).
+    far = np.abs(run(graph)[0] - model(INPUTS).detach().numpy()) > 1e-4
+    assert far.mean() < 0.05
+    quantizer.close()
+
+
+@pytest.mark.parametrize("turned", [False, True])
+@pytest.mark.parametrize("bits", [4, 11])
+def test_weights_in_groups_give_the_sessions_values(
+    client: nc.Client, tmp_path: Path, bits: int, turned: bool
+) -> None:
+    model = net()
+    graph = graph_of(model)
+    if turned:
+        turn_gemms(graph)
+    rule = {"quant_bits": bits, "quant_scheme": "per_channel_affine"}
+    rules = [{**rule, "op_types": [t], "group_size": g} for t, g in (("Conv2d", 3), ("Linear", 4))]
+    quantizer = QATQuantizer(rules, client=client)
+    quantizer(model)
+    (bundle,) = quantizer.export(tmp_path, "onnx")
+    apply(graph, bundle)
+    found = weights_in(graph, WEIGHTS)
+    if turned:
+        found = {n: np.ascontiguousarray(a.T if a.ndim == 2 else a) for n, a in found.items()}
+    assert_same_bits(found, quantizer.compressed_state_dict())
+    np.testing.assert_allclose(run(graph)[0], model(INPUTS).detach().numpy(), atol=1e-4)
+    quantizer.close()
+
+
 @pytest.mark.parametrize("quantizer_class", [NaiveQuantizer, DoReFaQuantizer])
 def test_other_quantizers_give_their_values_too(
     client: nc.Client, tmp_path: Path, quantizer_class: Any
@@ -155,9 +229,8 @@ def test_outputs_and_inputs_are_quantized_where_the_layers_are(
     quantizer.close()
 
 
-def test_a_transposed_initializer_is_recognized(client: nc.Client, tmp_path: Path) -> None:
-    model = net()
-    graph = graph_of(model)
+def turn_gemms(graph: Any) -> None:
+    """Transposes the initializers of Linear layers."""
     by_name = {i.name: i for i in graph.graph.initializer}
     for node in graph.graph.node:
         if node.op_type != "Gemm":
@@ -166,6 +239,12 @@ def test_a_transposed_initializer_is_recognized(client: nc.Client, tmp_path: Pat
         turned = onnx.numpy_helper.to_array(weight).T.copy()
         weight.CopyFrom(onnx.numpy_helper.from_array(turned, weight.name))
         del node.attribute[:]
+
+
+def test_a_transposed_initializer_is_recognized(client: nc.Client, tmp_path: Path) -> None:
+    model = net()
+    graph = graph_of(model)
+    turn_gemms(graph)
     rule = {"op_types": ["Linear"], "quant_bits": 4, "quant_scheme": "per_channel_affine"}
     quantizer = QATQuantizer([rule], client=client)
     quantizer(model)

@@ -161,6 +161,33 @@ def test_qat_is_bit_identical_to_torchs_fake_quantization(client, scheme, transf
     assert torch.equal(dense(model["layer"]).grad, reference.grad)
 
 
+@pytest.mark.parametrize("transfer", ["weights", "ranges"])
+@pytest.mark.parametrize("scheme", ["per_channel_affine", "per_channel_symmetric"])
+@pytest.mark.parametrize(("shape", "group_size"), [((6, 20), 5), ((4, 3, 2, 2), 6)])
+def test_groups_are_torchs_fake_quantization_of_each(client, shape, group_size, scheme, transfer):
+    weight = torch.randn(shape, generator=torch.Generator().manual_seed(4))
+    rule = {"quant_bits": 4, "quant_scheme": scheme, "group_size": group_size}
+    quantizer = QATQuantizer([{**rule, "op_names": ["layer"]}], client=client, transfer=transfer)
+    model = quantizer(layer_with(weight.clone()))
+    quantized = model["layer"].weight
+    found = quantizer.calibration["layer"]
+    assert found["group_size"] == group_size
+    reference = weight.clone().requires_grad_()
+    low, high, scale, zero_point = expected_parameters(
+        weight.reshape(-1, group_size), 4, "per_channel_" + scheme.rsplit("_", 1)[1]
+    )
+    assert torch.equal(found["weight_scale"], scale)
+    assert torch.equal(found["weight_zero_point"], zero_point)
+    expected = torch.fake_quantize_per_channel_affine(
+        reference.reshape(-1, group_size), scale, zero_point, 0, low, high
+    ).reshape(shape)
+    assert torch.equal(quantized, expected)
+    slope = torch.randn(shape)
+    (quantized * slope).sum().backward()
+    (expected * slope).sum().backward()
+    assert torch.equal(dense(model["layer"]).grad, reference.grad)
+
+
 def expected_parameters(weight, bits, scheme):
     """code_min, code_max, scale, zero_point by the formulas, in float32."""
     rows = weight.reshape(weight.shape[0], -1) if "channel" in scheme else weight.reshape(1, -1)
@@ -220,6 +247,8 @@ QUANTIZERS += [
     for bits in (2, 8, 16)
     for scheme in FLOAT32_SCHEMES
 ]
+IN_GROUPS = {**QAT[0], "quant_bits": 4, "quant_scheme": "per_channel_affine", "group_size": 4}
+QUANTIZERS += [(QATQuantizer, IN_GROUPS)]
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

@@ -149,6 +149,75 @@ TEST(QatQuantizerTest, HasOneScalePerChannelOfTheAxis) {
   EXPECT_THAT(std::vector<int>(codes, codes + 6), ElementsAre(32, 51, 64, -127, -127, -127));
 }
 
+// Each group of each channel on its own, by LibTorch.
+TEST(QatQuantizerTest, RoundsEachGroupOfAChannelAsATensorOfItsOwn) {
+  for (const char* scheme : {"affine", "symmetric"}) {
+    for (DataType dtype : {DataType::kFloat32, DataType::kFloat16}) {
+      for (const auto& [shape, group_size] : std::vector<std::pair<std::vector<int64_t>, int64_t>>{
+               {{5, 12}, 4}, {{5, 12}, 12}, {{7, 6, 3, 2}, 9}, {{64, 4096}, 128}, {{3}, 1}}) {
+        const json grouped = {{"quant_scheme", std::string("per_channel_") + scheme},
+                              {"group_size", group_size}};
+        const json alone = {{"quant_scheme", std::string("per_tensor_") + scheme}};
+        const at::Tensor weight = Random(shape, group_size, dtype);
+        auto session = BindOne("qat", grouped, shape, dtype);
+        auto result = session->QuantizeWeight(0, weight, QuantizeReply::kValues);
+        ASSERT_THAT(result, IsOk());
+        const QuantizationParameters& p = *result->parameters;
+        EXPECT_EQ(p.group_size, group_size);
+        EXPECT_EQ(p.channel_axis, 0);
+        const at::Tensor groups = weight.reshape({-1, group_size});
+        ASSERT_EQ(static_cast<int64_t>(p.scale.size()), groups.size(0));
+        ASSERT_EQ(p.zero_point.size(), p.scale.size());
+        auto one = BindOne("qat", alone, {group_size}, dtype);
+        std::string expected;
+        for (int64_t g = 0; g < groups.size(0); ++g) {
+          const at::Tensor group = groups.select(0, g).contiguous();
+          const auto parameters =
+              one->QuantizeWeight(0, group, QuantizeReply::kParameters)->parameters;
+          ASSERT_EQ(p.scale[g], parameters->scale[0]) << g;
+          ASSERT_EQ(p.zero_point[g], parameters->zero_point[0]) << g;
+          const at::Tensor values = FakeQuantize(group.to(at::kFloat), *parameters);
+          expected += BytesOf(values.to(weight.scalar_type()).contiguous());
+        }
+        EXPECT_EQ(BytesOf(result->data), expected) << scheme << " " << group_size;
+      }
+    }
+  }
+}
+
+TEST(QatQuantizerTest, RefusesGroupsThatDoNotFit) {
+  const auto bind = [](json rule, std::vector<int64_t> shape, int axis = 0) {
+    Layer layer = MakeLayer("fc", std::move(shape));
+    layer.channel_axis = axis;
+    return TryBind(MakeBinding("qat", json::array({std::move(rule)}), {layer})).status();
+  };
+  json rule = {{"group_size", 5}};
+  EXPECT_THAT(bind(rule, {4, 10}),
+              IsInvalid(HasSubstr("config_list[0].group_size is 5; it must be 0, no groups, where "
+                                  "quant_scheme is \"per_tensor_affine\"")));
+  rule["quant_scheme"] = "per_channel_affine";
+  EXPECT_THAT(bind(rule, {4, 10}), IsOk());
+  EXPECT_THAT(bind(rule, {4, 12}),
+              IsInvalid(HasSubstr("config_list[0].group_size is 5; for layer \"fc\" it must divide "
+                                  "12, the weights of a channel of the shape [4, 12]")));
+  EXPECT_THAT(bind(rule, {5, 4}, 1), IsInvalid(HasSubstr("its channels are dimension 1")));
+  rule["group_size"] = -1;
+  EXPECT_THAT(bind(rule, {4, 10}), IsInvalid(HasSubstr("group_size is -1; it must be")));
+}
+
+TEST(QatQuantizerTest, TheStateOfGroupsIsNotThatOfOthers) {
+  json rule = {{"quant_scheme", "per_channel_affine"}, {"group_size", 4}};
+  auto session = BindOne("qat", rule, {2, 8});
+  ASSERT_THAT(session->QuantizeWeight(0, Random({2, 8}, 1), QuantizeReply::kCodes), IsOk());
+  auto twin = BindOne("qat", rule, {2, 8});
+  ASSERT_THAT(twin->Load(session->SaveGlobal(), {session->SaveLayer(0)}), IsOk());
+  EXPECT_TRUE(*twin->state(0).parameters == *session->state(0).parameters);
+  rule["group_size"] = 2;
+  auto other = BindOne("qat", rule, {2, 8});
+  EXPECT_THAT(other->Load(session->SaveGlobal(), {session->SaveLayer(0)}),
+              Fails(absl::StatusCode::kDataLoss, HasSubstr("another configuration")));
+}
+
 TEST(QatQuantizerTest, ComputesTheScaleInDoubleWhereTheRangeOverflows) {
   const double max = std::numeric_limits<float>::max();
   const auto p = ParametersOf(json::object(), Values({-max, max}));

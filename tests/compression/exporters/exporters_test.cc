@@ -187,6 +187,54 @@ TEST(SafetensorsExporterTest, WritesTheQuantizedValues) {
   EXPECT_EQ(Parsed(Stream(files[0], {weight}, 100)).Tensor("layer"), BytesOf(values->data));
 }
 
+// Quantized first and masked then: the scale is that of the whole weight.
+TEST(SafetensorsExporterTest, AQuantizedWeightHasZerosWhereTheTrainerGaveAMask) {
+  const at::Tensor weight = Values({-8, 1, 2, 3, 4, 7}, DataType::kFloat32, {2, 3});
+  for (const char* algorithm : {"naive", "qat", "dorefa"}) {
+    auto session = BindOne(algorithm, json::object(), {2, 3});
+    auto values = session->QuantizeWeight(0, weight, QuantizeReply::kValues);
+    ASSERT_THAT(values, IsOk());
+    ASSERT_THAT(session->SetMask(0, MaskOf("011101")), IsOk());
+    auto* expected = reinterpret_cast<float*>(values->data.data());
+    expected[0] = expected[4] = 0;
+    const auto files = PlanFiles(*session, "safetensors", {Announce("layer", weight)});
+    EXPECT_EQ(Parsed(Stream(files[0], {weight}, 100)).Tensor("layer"), BytesOf(values->data));
+  }
+  auto unchanged = BindOne("qat", {{"quant_types", {"output"}}}, {2, 3});
+  ASSERT_THAT(unchanged->SetMask(0, MaskOf("011101")), IsOk());
+  const auto files = PlanFiles(*unchanged, "safetensors", {Announce("layer", weight)});
+  EXPECT_EQ(Parsed(Stream(files[0], {weight}, 100)).Tensor("layer"),
+            BytesOf(Values({0, 1, 2, 3, 0, 7})));
+}
+
+// Of every type and granularity of codes.
+TEST(OnnxExporterTest, CodesThatAreMaskedStandForZero) {
+  const at::Tensor weight = Random({4, 6}, 5);
+  const std::string kept = "011011011011110110111001";
+  for (const json& rule :
+       std::vector<json>{{{"quant_bits", 4}},
+                         {{"quant_bits", 12}},
+                         {{"quant_scheme", "per_channel_symmetric"}},
+                         {{"quant_bits", 12}, {"quant_scheme", "per_channel_symmetric"}},
+                         {{"quant_scheme", "per_channel_affine"}},
+                         {{"quant_scheme", "per_channel_affine"}, {"group_size", 3}}}) {
+    auto session = BindOne("qat", rule, {4, 6});
+    auto codes = session->QuantizeWeight(0, weight, QuantizeReply::kCodes);
+    ASSERT_THAT(codes, IsOk());
+    ASSERT_THAT(session->SetMask(0, MaskOf(kept)), IsOk());
+    std::string expected = BytesOf(codes->data);
+    const QuantizationParameters& p = *codes->parameters;
+    const size_t size = ByteLength(codes->dtype, 1);
+    for (size_t i = 0; i < kept.size(); ++i) {
+      if (kept[i] == '1') continue;
+      const size_t per_number = kept.size() / p.zero_point.size();
+      std::memcpy(&expected[i * size], &p.zero_point[i / per_number], size);
+    }
+    const auto files = PlanFiles(*session, "onnx", {Announce("layer", weight)});
+    EXPECT_EQ(Parsed(Stream(files[0], {weight}, 100)).Tensor("layer.codes"), expected) << rule;
+  }
+}
+
 TEST(SafetensorsExporterTest, RefusesAQuantizedWeightThatIsNotFiniteOrTooEarly) {
   auto early = BindOne("qat", {{"quant_start_step", 5}}, {2});
   const at::Tensor weight = Values({1, 2});
@@ -375,6 +423,26 @@ TEST(ReportExporterTest, SaysWhatBecameOfQuantizedLayers) {
   EXPECT_EQ(layer["bytes_after"], 1 + 8);
   EXPECT_GT(layer["mse"].get<double>(), 0);
   EXPECT_FALSE(report["totals"].contains("pruned"));
+}
+
+TEST(ReportExporterTest, SaysHowOutputsAreQuantizedAndWhatAGivenMaskRemoves) {
+  const json rule = {{"quant_types", {"weight", "output", "input"}}, {"quant_bits", 4}};
+  auto session = BindOne("qat", rule, {4});
+  const at::Tensor weight = Values({0, 1, 2, 2.5});
+  ASSERT_THAT(session->ObserveActivation(0, Activation::kOutput, Range{{-1}, {2}}), IsOk());
+  ASSERT_THAT(session->SetMask(0, MaskOf("0111")), IsOk());
+  const json report = Report(*session, {Announce("layer", weight)}, {weight});
+  const json& layer = report["layers"][0];
+  EXPECT_EQ(layer["output"], json({{"bits", 4},
+                                   {"scale", 3.0f / 15},
+                                   {"zero_point", 5},
+                                   {"code_min", 0},
+                                   {"code_max", 15},
+                                   {"minimum", -1.0},
+                                   {"maximum", 2.0}}));
+  EXPECT_FALSE(layer.contains("input")) << "no range was seen";
+  EXPECT_EQ(layer["achieved_sparsity"], 0.25);
+  EXPECT_EQ(report["totals"]["pruned"], 1);
 }
 
 TEST(ReportExporterTest, DrawsTheCurveOfAgp) {

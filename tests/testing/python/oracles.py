@@ -118,6 +118,24 @@ def qat(
     return Codes(codes.astype(np.int32), scale, zero_point.astype(np.int32), values.astype(F32))
 
 
+def qat_in_groups(
+    weight: np.ndarray[Any, Any], bits: int, symmetric: bool, group_size: int
+) -> Codes:
+    """As `qat` for every `group_size` columns of every row of the weight, one after the other."""
+    rows = weight.reshape(weight.shape[0], -1)
+    parts = [
+        qat(row[begin : begin + group_size], bits, symmetric)
+        for row in rows
+        for begin in range(0, rows.shape[1], group_size)
+    ]
+    return Codes(
+        np.concatenate([part.codes for part in parts]).reshape(weight.shape),
+        np.array([part.scale for part in parts], F32),
+        np.array([part.zero_point for part in parts], np.int32),
+        np.concatenate([part.values for part in parts]).reshape(weight.shape),
+    )
+
+
 def dorefa(weight: np.ndarray[Any, Any], bits: int) -> Codes:
     """The DoReFa quantizer (Zhou et al. 2016)."""
     t = np.tanh(weight.astype(F32))

@@ -46,9 +46,9 @@ enum class TensorRole {
   kMask = 2,            // CalcMask: a mask that the trainer has; kBit with the weight's shape
   kGradient = 4,        // Step
   kOptimizerState = 5,  // Step
-  kRange = 6,           // Step, QuantizeWeight: float32, [2] or [2, channels], minima then maxima
-  kOutputRange = 9,     // Step: float32 [2], what the layer gave since the last step
-  kInputRange = 10,     // Step: likewise, what it was given
+  kRange = 6,  // Step, QuantizeWeight: float32, [2], [2, channels] or [2, groups], minima, maxima
+  kOutputRange = 9,  // Step: float32 [2], what the layer gave since the last step
+  kInputRange = 10,  // Step: likewise, what it was given
 };
 
 // A tensor of the caller's, not owned. The bytes are little-endian, elements in C order; they must
@@ -140,9 +140,12 @@ struct QuantizationParameters {
   int bits = 8;
   int32_t code_min = 0;
   int32_t code_max = 0;
-  std::vector<float> scale;         // one, or one per channel; empty for kDoReFa
+  std::vector<float> scale;         // one, or one per channel or group; empty for kDoReFa
   std::vector<int32_t> zero_point;  // as many as scale
-  std::optional<int> channel_axis;  // set when per channel
+  std::optional<int> channel_axis;  // set when per channel or per group
+
+  // Not 0: scale[i] is that of the weights [i * group_size, (i + 1) * group_size), C order.
+  int64_t group_size = 0;
 };
 
 // What QuantizeWeight is asked for beside the parameters; the numbers are those of the wire.

@@ -54,7 +54,7 @@ def range_header(
     if array.ndim not in (1, 2) or array.shape[0] != 2:
         raise InvalidArgumentError(
             f"ranges[{layer!r}] has shape {array.shape}; it must be (2,), minimum and maximum, "
-            "or (2, channels)"
+            "(2, channels) or (2, groups)"
         )
     return tensor_header(layer, Tensor(array, "float32", array.shape), index, role)
 
@@ -438,7 +438,8 @@ class QuantizeExchange(LayerExchange[QuantizedTensor]):
         if header.role in (pb.TENSOR_ROLE_SCALE, pb.TENSOR_ROLE_ZERO_POINT):
             wanted = "float32" if header.role == pb.TENSOR_ROLE_SCALE else "int32"
             fits = dtype == wanted and len(header.shape) == 1
-            fits = fits and header.shape[0] in list(request.shape)
+            elements = math.prod(map(int, request.shape))
+            fits = fits and header.shape[0] > 0 and elements % header.shape[0] == 0
         elif header.role == pb.TENSOR_ROLE_CODES:
             fits = dtype in ("int8", "uint8", "int16", "uint16")
             fits = fits and list(header.shape) == list(request.shape)

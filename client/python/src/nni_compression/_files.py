@@ -29,6 +29,10 @@ class NewFiles:
         self._files.append((temporary, target))
         return temporary
 
+    def written_as(self, path: Union[str, os.PathLike[str]]) -> Path:
+        """Where the file that will be `path` lies until then."""
+        return next(temporary for temporary, target in self._files if target == Path(path))
+
     def _publish(self) -> None:
         for temporary, target in self._files:
             with temporary.open("rb") as file:

@@ -21,7 +21,7 @@ from . import custom
 from .adapter import Closer, Tracker, close_quietly, is_on_this_host
 from .binding import Binding, PrunerBinding, QuantizerBinding, Weight
 from .client import Client
-from .errors import FailedPreconditionError, NotFoundError
+from .errors import NotFoundError
 from .masks import Mask
 from .plan import Plan
 from .session import Session
@@ -262,7 +262,8 @@ class Compressor:
     ) -> list[Path]:
         """Writes the model in one of the server's formats, with the plain model's names.
 
-        The files appear under their names when all of them are complete.
+        The files appear under their names when all of them are complete. A model that is pruned and
+        quantized is exported as one; docs/exports.md says which of the two writes which format.
 
         Args:
             directory: made if need be.
@@ -273,6 +274,7 @@ class Compressor:
         Returns: the files written.
         """
         self.refresh()
+        self._give_masks()
         if format == "masks":
             return self.session.export(directory, format=format, options=options)
         tensors, names = self._exported()
@@ -361,6 +363,9 @@ class Compressor:
     def _packed_masks(self) -> dict[str, Mask]:
         """The masks in force; empty for quantizers."""
         return {}
+
+    def _give_masks(self) -> None:
+        """Gives the session the masks of another compressor, which count in exports."""
 
     def _further_state(self) -> dict[str, Any]:
         """What else `state_dict` has."""
@@ -624,6 +629,27 @@ class QuantizerPart(Compressor):
             transfer = "weights" if is_on_this_host(self._client.server) else "ranges"
         self.transfer = transfer
 
+    _gave_masks = False
+
+    def _give_masks(self) -> None:
+        if self._is_custom:  # its values are computed here, and masked here
+            return
+        weights = self._bound().weights
+        kept = {name: self._kept(weight) for name, weight in weights.items()}
+        if not self._gave_masks and all(mask is None for mask in kept.values()):
+            return
+        self.session.set_mask(
+            {
+                name: np.ones(weights[name].layer().shape, np.bool_) if mask is None else mask
+                for name, mask in kept.items()
+            }
+        )
+        self._gave_masks = True
+
+    def _kept(self, weight: Any) -> Any:
+        """What the pruner of a layer keeps, a boolean array; None where there is no pruner."""
+        raise NotImplementedError
+
     def _quantization(self) -> QuantizerBinding[Any]:
         binding = self._bound()
         assert isinstance(binding, QuantizerBinding)
@@ -645,14 +671,6 @@ class QuantizerPart(Compressor):
         self._quantization().resume_activations(
             {(name, target): value for name, of in ranges.items() for target, value in of.items()}
         )
-
-
-def pruned_too(name: str) -> FailedPreconditionError:
-    """What the export of a quantizer raises for a layer that has a pruner as well."""
-    return FailedPreconditionError(
-        f"layer {name!r} is pruned too; export the model with its pruner, which writes the "
-        "quantized values as well"
-    )
 
 
 def _followed(name: str, method: Callable[..., Any]) -> Callable[..., Any]:

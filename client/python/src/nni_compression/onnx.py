@@ -12,7 +12,7 @@ import difflib
 import json
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Optional, Union
 
@@ -41,10 +41,11 @@ def apply(
     """Writes compressed weights and encodings into a graph; the `ModelProto`, changed.
 
     Masked weights, and those without affine codes, take the places of their initializers. A
-    quantized weight becomes its codes and a DequantizeLinear, which gives the values of the session
-    bit for bit; quantized outputs and inputs get a QuantizeLinear and a DequantizeLinear, after a
-    Clip where the codes do not fill their type. An initializer of two dimensions that is there
-    transposed, as exporters do to it for MatMul, is recognized.
+    quantized weight becomes its codes and a DequantizeLinear (and a Reshape, where it has groups),
+    which give the values of the session bit for bit; quantized outputs and inputs get a
+    QuantizeLinear and a DequantizeLinear, after a Clip where the codes do not fill their type. An
+    initializer of two dimensions that is there transposed, as exporters do to it for MatMul, is
+    recognized.
 
     Args:
         model: path of a model, or a `ModelProto`.
@@ -71,7 +72,11 @@ def apply(
 
 @dataclass
 class _Weight:
-    """A compressed weight, under the name of its initializer: values, or codes with numbers."""
+    """A compressed weight, under the name of its initializer: values, or codes with numbers.
+
+    With groups, `codes` has one in each row, whatever the shape of `values`, and `turned` says that
+    the values in C order are those of the transposed initializer.
+    """
 
     name: str
     values: np.ndarray[Any, Any]
@@ -80,13 +85,15 @@ class _Weight:
     zero_point: np.ndarray[Any, Any]
     axis: Optional[int]
     activations: dict[str, Mapping[str, Any]]
+    grouped: bool = False
+    turned: bool = False
 
     def transposed(self) -> _Weight:
+        if self.grouped:
+            return replace(self, values=self.values.T, turned=True)
         axis = None if self.axis is None else 1 - self.axis
         codes = None if self.codes is None else self.codes.T
-        return _Weight(
-            self.name, self.values.T, codes, self.scale, self.zero_point, axis, self.activations
-        )
+        return replace(self, values=self.values.T, codes=codes, axis=axis)
 
 
 class _Bundle(SafetensorsFile):
@@ -115,11 +122,15 @@ class _Bundle(SafetensorsFile):
                 raise InvalidArgumentError(f"weight {name!r} is bfloat16, which numpy lacks")
             values = self.array(name).reshape(self.entries[name]["shape"])
             return _Weight(target, values, None, nothing, nothing, None, activations)
-        codes = self.array(f"{name}.codes").reshape(self.entries[f"{name}.codes"]["shape"])
+        shape = self.entries[f"{name}.codes"]["shape"]
+        group_size = told.get("group_size")
+        codes = self.array(f"{name}.codes").reshape([-1, group_size] if group_size else shape)
         scale, zero = self.array(f"{name}.scale"), self.array(f"{name}.zero_point")
         axis = told["axis"]
         values = _levels(codes, zero, axis).astype(np.float32) * _along(scale, axis, codes.ndim)
-        return _Weight(target, values, codes, scale, zero, axis, activations)
+        return _Weight(
+            target, values.reshape(shape), codes, scale, zero, axis, activations, bool(group_size)
+        )
 
 
 class _Graph:
@@ -147,10 +158,10 @@ class _Graph:
                 f"initializer {weight.name!r} is {before.dtype}; it must be {weight.values.dtype}"
             )
         weight = _turned(weight, before)
-        users = [node for node in self._graph.node if weight.name in node.input]
+        users = self._users(weight.name)
         for kind, encoding in weight.activations.items():
-            for node in users:
-                self._encode(node, kind, encoding, weight.name)
+            for node, seen in users:
+                self._encode(node, seen, kind, encoding, weight.name)
         if weight.codes is None:
             found.CopyFrom(numpy_helper.from_array(_contiguous(weight.values), weight.name))
         else:
@@ -171,16 +182,42 @@ class _Graph:
             scalar = numbers if weight.axis is not None else numbers.reshape(())
             inputs.append(self._constant(f"{weight.name}_{part}", scalar))
         axis = {} if weight.axis is None else {"axis": weight.axis}
-        node = helper.make_node(
-            "DequantizeLinear", inputs, [weight.name], name=f"{weight.name}_dequantize", **axis
-        )
+        nodes = [
+            helper.make_node(
+                "DequantizeLinear", inputs, [weight.name], name=f"{weight.name}_dequantize", **axis
+            )
+        ]
+        if weight.grouped:
+            shape = weight.values.shape[::-1] if weight.turned else weight.values.shape
+            size = self._constant(f"{weight.name}_shape", np.array(shape, np.int64))
+            self._append(nodes, "Reshape", [size])
+            if weight.turned:
+                self._append(nodes, "Transpose", [])
         self._graph.initializer.remove(found)
         for declared in [i for i in self._graph.input if i.name == weight.name]:
             self._graph.input.remove(declared)
-        self._graph.node.insert(0, node)
+        for node in reversed(nodes):
+            self._graph.node.insert(0, node)
 
-    def _encode(self, node: Any, kind: str, encoding: Mapping[str, Any], name: str) -> None:
-        """Quantizes and dequantizes the node's output, or what it computes on."""
+    def _append(self, nodes: list[Any], op_type: str, inputs: list[str]) -> None:
+        """A node behind the last one, in whose output's place its own comes."""
+        result = nodes[-1].output[0]
+        nodes[-1].output[0] = between = self._new(f"{result}_before_{op_type.lower()}")
+        nodes.append(helper.make_node(op_type, [between, *inputs], [result]))
+
+    def _users(self, name: str) -> list[tuple[Any, str]]:
+        """The nodes that compute with a weight, maybe transposed, and what each calls it."""
+        found = []
+        for node in self._graph.node:
+            if name in node.input:
+                turns = node.op_type == "Transpose"
+                found += self._users(node.output[0]) if turns else [(node, name)]
+        return found
+
+    def _encode(
+        self, node: Any, weight: str, kind: str, encoding: Mapping[str, Any], name: str
+    ) -> None:
+        """Quantizes and dequantizes the node's output, or what it computes on beside the weight."""
         self._need_opset(_OPSET_PER_CHANNEL, f"the {kind} of {name!r}")
         if kind == "output":
             node = self._with_bias(node)
@@ -189,7 +226,7 @@ class _Graph:
             new = self._round_trip(raw, whole, encoding, f"{name}_{kind}")
             at = list(self._graph.node).index(node) + 1
         else:
-            place = next(i for i, value in enumerate(node.input) if value != name)
+            place = next(i for i, value in enumerate(node.input) if value != weight)
             whole = self._new(f"{name}_{kind}")
             new = self._round_trip(node.input[place], whole, encoding, f"{name}_{kind}")
             node.input[place] = whole

@@ -81,6 +81,7 @@ class LayerPlan:
         step_inputs: what `Session.step` has to carry for the layer: of "range", "output_range",
             "input_range" and "gradient".
         range_per_channel: whether a range is [2, C] instead of [2].
+        range_group_size: not 0: a range is [2, n], of each so many consecutive weights in C order.
     """
 
     name: str
@@ -90,6 +91,7 @@ class LayerPlan:
     refresh: Optional[str] = None
     step_inputs: tuple[str, ...] = ()
     range_per_channel: bool = False
+    range_group_size: int = 0
 
 
 @dataclass(frozen=True)
@@ -130,6 +132,7 @@ class Plan:
                 refresh=_REFRESH.get(rule.refresh) if rule is not None else None,
                 step_inputs=tuple(map(_role_name, rule.step_inputs)) if rule is not None else (),
                 range_per_channel=rule.range_per_channel if rule is not None else False,
+                range_group_size=rule.range_group_size if rule is not None else 0,
             )
         return cls(
             layers=layers,

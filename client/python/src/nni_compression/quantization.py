@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any, Optional, Union
 
@@ -38,8 +39,9 @@ class QuantizedTensor:
             ``trunc(w / scale)``, "dorefa" is
             ``round_half_even((tanh(w) / (2 * max|tanh(w)|) + 0.5) * code_max)``.
         scale: a float that is exactly a float32, or float32 [C], one per channel along
-            `channel_axis`; None for "dorefa".
-        zero_point: an int, or int32 [C]; None for "dorefa".
+            `channel_axis`, or one per group; None for "dorefa".
+        zero_point: an int, or int32 of the scale's shape; None for "dorefa".
+        group_size: not 0: ``scale[i]`` is that of so many consecutive weights, in C order.
         codes: int8, uint8, int16 or uint16 of the weight's shape (reply "codes").
         values: the dequantized weight in its own dtype and shape (reply "values"); the bits as
             uint16 for bfloat16.
@@ -57,6 +59,7 @@ class QuantizedTensor:
     scale: Optional[Number] = None
     zero_point: Optional[Integer] = None
     channel_axis: Optional[int] = None
+    group_size: int = 0
     codes: Optional[npt.NDArray[Any]] = None
     values: Optional[npt.NDArray[Any]] = None
     range: Optional[tuple[float, float]] = None
@@ -77,14 +80,18 @@ class QuantizedTensor:
             assert self.bits is not None
             levels = np.float32(2**self.bits - 1)
             return self.codes.astype(np.float32) * np.float32(2) / levels - np.float32(1)
-        centred = self.codes.astype(np.int32) - self._along_axis(np.asarray(self.zero_point))
+        codes = self.codes.reshape(-1, self.group_size) if self.group_size else self.codes
+        centred = codes.astype(np.int32) - self._along_axis(np.asarray(self.zero_point))
         scale = self._along_axis(np.asarray(self.scale, dtype=np.float32))
-        return np.multiply(centred.astype(np.float32), scale, dtype=np.float32)
+        values = np.multiply(centred.astype(np.float32), scale, dtype=np.float32)
+        return values.reshape(self.codes.shape)
 
     def _along_axis(self, numbers: npt.NDArray[Any]) -> npt.NDArray[Any]:
-        """Per-channel numbers in a shape that broadcasts against the codes."""
+        """The numbers in a shape that broadcasts against the codes, or against their groups."""
         if numbers.ndim == 0:
             return numbers
+        if self.group_size:
+            return numbers.reshape(-1, 1)
         assert self.codes is not None
         assert self.channel_axis is not None
         shape = [1] * self.codes.ndim
@@ -124,6 +131,10 @@ def from_wire(
             raise DataLossError(f"layer {message.layer!r} came without scale or zero_point")
         if channel_axis is None and scale.size != 1:
             raise DataLossError(f"layer {message.layer!r} came with {scale.size} scales")
+        if shape is not None and scale.size != _numbers(shape, channel_axis, parameters.group_size):
+            raise DataLossError(
+                f"layer {message.layer!r} of shape {shape} came with {scale.size} scales"
+            )
     per_channel = channel_axis is not None
     return QuantizedTensor(
         shape=shape,
@@ -135,10 +146,21 @@ def from_wire(
         scale=scale if per_channel or scale is None else float(scale[0]),
         zero_point=zero_point if per_channel or zero_point is None else int(zero_point[0]),
         channel_axis=channel_axis,
+        group_size=parameters.group_size,
         codes=codes,
         values=values,
         range=range_,
     )
+
+
+def _numbers(shape: tuple[int, ...], channel_axis: Optional[int], group_size: int) -> int:
+    """How many scales a weight has; -1 where its shape lacks what is said."""
+    if channel_axis is None:
+        return 1
+    if group_size:
+        elements = math.prod(shape)
+        return elements // group_size if elements % group_size == 0 else -1
+    return shape[channel_axis] if channel_axis < len(shape) else -1
 
 
 def formula_needs_scale(formula: int) -> bool:

@@ -273,7 +273,8 @@ class Session:
 
         Args:
             ranges: layer name -> (minimum, maximum), or float32 [2, C] (all minima, then all
-                maxima) where the plan says `range_per_channel`.
+                maxima) where the plan says `range_per_channel`; with `range_group_size` one for
+                each group.
             step: as for `quantize_weight`.
 
         Returns: layer name -> `QuantizedTensor` without codes. Raises as `quantize_weight` does;

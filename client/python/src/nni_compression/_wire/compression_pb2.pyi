@@ -432,26 +432,29 @@ class Plan(_message.Message):
     def __init__(self, layers: _Optional[_Iterable[_Union[LayerPlan, _Mapping]]] = ..., rules: _Optional[_Iterable[_Union[PlannedRule, _Mapping]]] = ..., warnings: _Optional[_Iterable[str]] = ..., needs_update_epoch: bool = ..., needs_step: bool = ...) -> None: ...
 
 class PlannedRule(_message.Message):
-    __slots__ = ["options", "range_per_channel", "refresh", "rule", "step_inputs"]
+    __slots__ = ["options", "range_group_size", "range_per_channel", "refresh", "rule", "step_inputs"]
     OPTIONS_FIELD_NUMBER: _ClassVar[int]
+    RANGE_GROUP_SIZE_FIELD_NUMBER: _ClassVar[int]
     RANGE_PER_CHANNEL_FIELD_NUMBER: _ClassVar[int]
     REFRESH_FIELD_NUMBER: _ClassVar[int]
     RULE_FIELD_NUMBER: _ClassVar[int]
     STEP_INPUTS_FIELD_NUMBER: _ClassVar[int]
     options: _struct_pb2.Struct
+    range_group_size: int
     range_per_channel: bool
     refresh: Refresh
     rule: int
     step_inputs: _containers.RepeatedScalarFieldContainer[TensorRole]
-    def __init__(self, rule: _Optional[int] = ..., options: _Optional[_Union[_struct_pb2.Struct, _Mapping]] = ..., refresh: _Optional[_Union[Refresh, str]] = ..., step_inputs: _Optional[_Iterable[_Union[TensorRole, str]]] = ..., range_per_channel: bool = ...) -> None: ...
+    def __init__(self, rule: _Optional[int] = ..., options: _Optional[_Union[_struct_pb2.Struct, _Mapping]] = ..., refresh: _Optional[_Union[Refresh, str]] = ..., step_inputs: _Optional[_Iterable[_Union[TensorRole, str]]] = ..., range_per_channel: bool = ..., range_group_size: _Optional[int] = ...) -> None: ...
 
 class QuantizationParameters(_message.Message):
-    __slots__ = ["bits", "channel_axis", "code_max", "code_min", "formula", "rounding", "scale", "zero_point"]
+    __slots__ = ["bits", "channel_axis", "code_max", "code_min", "formula", "group_size", "rounding", "scale", "zero_point"]
     BITS_FIELD_NUMBER: _ClassVar[int]
     CHANNEL_AXIS_FIELD_NUMBER: _ClassVar[int]
     CODE_MAX_FIELD_NUMBER: _ClassVar[int]
     CODE_MIN_FIELD_NUMBER: _ClassVar[int]
     FORMULA_FIELD_NUMBER: _ClassVar[int]
+    GROUP_SIZE_FIELD_NUMBER: _ClassVar[int]
     ROUNDING_FIELD_NUMBER: _ClassVar[int]
     SCALE_FIELD_NUMBER: _ClassVar[int]
     ZERO_POINT_FIELD_NUMBER: _ClassVar[int]
@@ -460,10 +463,11 @@ class QuantizationParameters(_message.Message):
     code_max: int
     code_min: int
     formula: Formula
+    group_size: int
     rounding: Rounding
     scale: _containers.RepeatedScalarFieldContainer[float]
     zero_point: _containers.RepeatedScalarFieldContainer[int]
-    def __init__(self, formula: _Optional[_Union[Formula, str]] = ..., rounding: _Optional[_Union[Rounding, str]] = ..., bits: _Optional[int] = ..., code_min: _Optional[int] = ..., code_max: _Optional[int] = ..., scale: _Optional[_Iterable[float]] = ..., zero_point: _Optional[_Iterable[int]] = ..., channel_axis: _Optional[int] = ...) -> None: ...
+    def __init__(self, formula: _Optional[_Union[Formula, str]] = ..., rounding: _Optional[_Union[Rounding, str]] = ..., bits: _Optional[int] = ..., code_min: _Optional[int] = ..., code_max: _Optional[int] = ..., scale: _Optional[_Iterable[float]] = ..., zero_point: _Optional[_Iterable[int]] = ..., channel_axis: _Optional[int] = ..., group_size: _Optional[int] = ...) -> None: ...
 
 class QuantizeResult(_message.Message):
     __slots__ = ["answers", "error", "layer", "parameters", "tensors", "unquantized"]

@@ -332,10 +332,12 @@ class Quantizer(compressor.QuantizerPart, Compressor):
                 files.save_calibration(self.calibration, calibration_path)
 
     def _exported_weight(self, weight: Any, dense: Any) -> Any:
-        if weight.state.mask is not None:
-            raise compressor.pruned_too(weight.name)
         # Of an algorithm of one's own the server has no way to the values.
-        return weight.state.quantized(dense) if self._is_custom else dense
+        return weight.state.compressed(dense) if self._is_custom else dense
+
+    def _kept(self, weight: Any) -> Any:
+        state = weight.state
+        return None if state.mask is None else state.value(state.mask)
 
     def _keep_final(self) -> None:
         self._bound().refresh()

@@ -265,13 +265,12 @@ class QuantizerBinding(_TorchBinding, binding.QuantizerBinding[TrackedWeight]):
         state.output = state.input = None
 
     def _ranges(self, weights: Sequence[TrackedWeight]) -> Mapping[str, Any]:
-        layers = self.tracker.plan.layers
-        return to_host(
-            {
-                w.name: weight_range(w.dense, 0 if layers[w.name].range_per_channel else None)
-                for w in weights
-            }
-        )
+        found = {}
+        for weight in weights:
+            plan = self.tracker.plan.layers[weight.name]
+            axis = 0 if plan.range_per_channel else None
+            found[weight.name] = weight_range(weight.dense, axis, plan.range_group_size)
+        return to_host(found)
 
     def _set_answer(self, weight: TrackedWeight, answer: QuantizedTensor) -> None:
         state = weight.state

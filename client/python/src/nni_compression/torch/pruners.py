@@ -48,7 +48,7 @@ class Pruner(Compressor, PrunerPart):
             mask_path: for ``{layer name: {"weight": mask, "bias": None}}``, NNI's mask file; a mask
                 has the weight's shape and dtype, 1 = kept.
             onnx_path: for the plain model as `torch.onnx.export` writes it, in evaluation mode,
-                with the same weights.
+                with the same weights, zeros included.
             input_shape: of the model's input, with the batch, for `onnx_path`.
         """
         with ModelFiles.written() as files:

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import tempfile
+import warnings
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any, Optional
 
+import numpy as np
 import torch
 
 from ..adapter import Tracker
-from ..compressor import QuantizerPart, pruned_too
+from ..compressor import QuantizerPart
+from ..errors import InvalidArgumentError
 from ._files import ModelFiles
 from .binding import QuantizerBinding, TrackedWeight
 from .compressor import Compressor
@@ -44,22 +49,45 @@ class Quantizer(QuantizerPart, Compressor):
             model_path: for the plain model's `state_dict()` with quantized values in the weights.
             calibration_path: for `calibration`.
             onnx_path: for the plain model as `torch.onnx.export` writes it, in evaluation mode,
-                with the same weights.
+                with what `nni_compression.onnx.apply` puts into it: codes in place of the weights,
+                quantized outputs and inputs. Where that cannot be done, because the package `onnx`
+                is missing or the exporter has renamed the weights, a warning says so, and the file
+                has the same weights as plain numbers.
             input_shape: of the model's input, with the batch, for `onnx_path`.
         """
         with ModelFiles.written() as files:
             self._export_model(files, model_path, onnx_path, input_shape)
+            if onnx_path is not None and not self._is_custom:
+                self._put_codes(files.written_as(onnx_path))
             if calibration_path is not None:
                 files.save(self.calibration, calibration_path)
 
+    def _put_codes(self, path: Path) -> None:
+        """Writes what the session has made of the model into its ONNX graph."""
+        try:
+            from .. import onnx
+
+            if self._final_calibration is not None:
+                raise InvalidArgumentError("unwrap() has ended the session")
+            with tempfile.TemporaryDirectory() as folder:
+                (bundle,) = self.export(folder, "onnx")
+                onnx.apply(path, bundle, path)
+        except (ImportError, InvalidArgumentError) as error:
+            warnings.warn(
+                f"onnx_path gets the quantized weights as plain numbers: {error}",
+                UserWarning,
+                stacklevel=3,
+            )
+
     @property
     def calibration(self) -> dict[str, dict[str, Any]]:
-        """Layer name -> "weight_bits", "weight_scale", "weight_zero_point", "channel_axis".
+        """Layer name -> "weight_bits", "weight_scale", "weight_zero_point", "channel_axis", and
+        with groups "group_size".
 
-        Scales are float32 and zero points int32 tensors, with one number or one per channel; None
-        for DoReFa. Where outputs or inputs are quantized: "output_bits", "output_scale",
-        "output_zero_point", "output_range" (minimum, maximum), and so for "input". Layers that are
-        not quantized yet are left out.
+        Scales are float32 and zero points int32 tensors, with one number or one per channel or
+        group of weights; None for DoReFa. Where outputs or inputs are quantized: "output_bits",
+        "output_scale", "output_zero_point", "output_range" (minimum, maximum), and so for "input".
+        Layers that are not quantized yet are left out.
         """
         if self._final_calibration is not None:
             return dict(self._final_calibration)
@@ -75,6 +103,8 @@ class Quantizer(QuantizerPart, Compressor):
                     "weight_zero_point": parameters.zero_point,
                     "channel_axis": parameters.channel_axis,
                 }
+                if parameters.group_size:
+                    found[name]["group_size"] = parameters.group_size
         for (name, target), range_ in binding.activation_ranges.items():
             activation = binding.activation(name, target)
             if activation is not None and activation.parameters is not None:
@@ -96,13 +126,15 @@ class Quantizer(QuantizerPart, Compressor):
         return super().unwrap()
 
     def _exported_state(self) -> Mapping[str, torch.Tensor]:
-        masked = [name for name, w in self._quantization().weights.items() if w.mask is not None]
-        if masked:
-            raise pruned_too(masked[0])
-        if self._is_custom:  # the server has no way to the values
-            return self.compressed_state_dict()
-        state: Mapping[str, torch.Tensor] = self._model.state_dict()
+        state = self.compressed_state_dict()
+        if not self._is_custom:  # otherwise the server has no way to the values
+            for name, weight in self._quantization().weights.items():
+                state["weight" if name == "." else f"{name}.weight"] = weight.dense.detach()
         return state
+
+    def _kept(self, weight: TrackedWeight) -> Optional[np.ndarray[Any, Any]]:
+        weight.state.refresh()
+        return None if weight.mask is None else weight.mask.cpu().numpy()
 
     def _quantization(self) -> QuantizerBinding:
         binding = self._bound()

@@ -24,7 +24,8 @@ class Parameters:
     """What turns a weight into codes and back.
 
     ``scale`` (float32) and ``zero_point`` (int32) have no dimension, or ``[C]`` with one number
-    for each slice along ``channel_axis``; they stay on the CPU whatever the model does. Both are
+    for each slice along ``channel_axis``, or, with ``group_size``, for each so many consecutive
+    weights; they stay on the CPU whatever the model does. Both are
     None for DoReFa, whose only parameter is the number of bits.
     """
 
@@ -36,6 +37,7 @@ class Parameters:
     scale: Optional[torch.Tensor]
     zero_point: Optional[torch.Tensor]
     channel_axis: Optional[int]
+    group_size: int = 0
 
     @property
     def depends_on_weight(self) -> bool:
@@ -48,15 +50,20 @@ class Parameters:
         return self.rounding == HALF_EVEN
 
     def _scale_and_zero_point(self, weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Both as float32 on the weight's device, in a shape that broadcasts over it."""
+        """Both as float32 on the weight's device, in a shape that broadcasts over `_grouped`."""
         assert self.scale is not None and self.zero_point is not None
         scale = self.scale.to(weight.device, non_blocking=True)
         zero_point = self.zero_point.to(weight.device, torch.float32, non_blocking=True)
-        if self.channel_axis is not None:
+        if self.group_size:
+            scale, zero_point = scale.reshape(-1, 1), zero_point.reshape(-1, 1)
+        elif self.channel_axis is not None:
             shape = [1] * weight.dim()
             shape[self.channel_axis] = -1
             scale, zero_point = scale.reshape(shape), zero_point.reshape(shape)
         return scale, zero_point
+
+    def _grouped(self, weight: torch.Tensor) -> torch.Tensor:
+        return weight.reshape(-1, self.group_size) if self.group_size else weight
 
     def quantize(self, weight: torch.Tensor) -> torch.Tensor:
         """The dequantized values: the weight's shape, dtype and device, without gradient."""
@@ -67,13 +74,14 @@ class Parameters:
 
     def _affine(self, weight: torch.Tensor) -> torch.Tensor:
         scale, zero_point = self._scale_and_zero_point(weight)
+        shape, weight = weight.shape, self._grouped(weight)
         if self.rounding == TRUNCATE:
             codes = weight.div(scale).trunc_()
         else:
             codes = weight.mul(scale.reciprocal()).round_()
         # Adding the zero point also turns -0.0, which no integer code has, into 0.0.
         codes.add_(zero_point).clamp_(self.code_min, self.code_max)
-        return codes.sub_(zero_point).mul_(scale)
+        return codes.sub_(zero_point).mul_(scale).reshape(shape)
 
     def _dorefa(self, weight: torch.Tensor) -> torch.Tensor:
         squashed = weight.tanh()
@@ -87,20 +95,26 @@ class Parameters:
         """True where `quantize` did not clamp: bool of the weight's shape. Only if `clamps`."""
         with torch.no_grad():
             scale, zero_point = self._scale_and_zero_point(weight)
-            codes = weight.detach().to(torch.float32).mul(scale.reciprocal()).round_()
-            codes.add_(zero_point)
-            return (codes >= self.code_min) & (codes <= self.code_max)
+            wide = self._grouped(weight.detach().to(torch.float32))
+            codes = wide.mul(scale.reciprocal()).round_().add_(zero_point)
+            inside = (codes >= self.code_min) & (codes <= self.code_max)
+            return inside.reshape(weight.shape)
 
 
-def weight_range(weight: torch.Tensor, channel_axis: Optional[int]) -> torch.Tensor:
+def weight_range(
+    weight: torch.Tensor, channel_axis: Optional[int], group_size: int = 0
+) -> torch.Tensor:
     """Smallest and largest element as float32 on the weight's device.
 
-    Shape ``[2]``, or ``[2, C]`` for the ``C`` slices along ``channel_axis``. NaN stays NaN.
+    Shape ``[2]``, or ``[2, C]`` for the ``C`` slices along ``channel_axis``, or ``[2, n]`` for each
+    ``group_size`` consecutive elements. NaN stays NaN.
     """
     with torch.no_grad():
         wide = weight.detach().to(torch.float32)
         if channel_axis is None:
             return torch.stack(torch.aminmax(wide))
+        if group_size:
+            return torch.stack(torch.aminmax(wide.reshape(-1, group_size), dim=1))
         channels = wide.movedim(channel_axis, 0).reshape(wide.shape[channel_axis], -1)
         return torch.stack(torch.aminmax(channels, dim=1))
 
@@ -125,4 +139,5 @@ def parameters_of(quantized: QuantizedTensor) -> Optional[Parameters]:
         scale=scale,
         zero_point=zero_point,
         channel_axis=quantized.channel_axis,
+        group_size=quantized.group_size,
     )
