@@ -10,9 +10,11 @@ export PYTHONPATH=$PWD/client/python/src
 
 deploy/install-dependencies.sh
 quietly configure cmake --preset ci -DNNI_COMPRESSION_BUILD_BENCHMARKS=ON
-build_release compression_server kernels_benchmark transport_benchmark
+build_release compression_server compressionctl kernels_benchmark transport_benchmark
 nni_venv
 export NNI_PYTHON=$PWD/build/venv-nni/bin/python
+tensorflow_venv build/venv-tensorflow ""
+export TENSORFLOW_PYTHON=$PWD/build/venv-tensorflow/bin/python
 export KERNELS_BENCHMARK=$PWD/$build/tests/benchmarks/kernels/kernels_benchmark
 export TRANSPORT_BENCHMARK=$PWD/$build/tests/benchmarks/transport/transport_benchmark
 

@@ -1,4 +1,7 @@
-"""A checkpoint of 2 GB through compressionctl, against copying it."""
+"""A checkpoint through compressionctl, against copying it.
+
+$EXPORT_GIGABYTES (2) is its size, about.
+"""
 
 from __future__ import annotations
 
@@ -15,8 +18,9 @@ import numpy
 import nni_compression as nc
 from harness import Benchmark, Goal, Line, rates
 
-LAYERS = 16
+GIGABYTES = float(os.environ.get("EXPORT_GIGABYTES", "2"))
 SHAPE = (8192, 4096)
+LAYERS = max(1, round(GIGABYTES * 1e9 / (4 * SHAPE[0] * SHAPE[1])))
 SIZE = LAYERS * 4 * SHAPE[0] * SHAPE[1]
 ROUNDS = 3
 
@@ -37,7 +41,7 @@ def run(client: nc.Client) -> list[Benchmark]:
     peak_name = "the client's peak of anonymous memory"
     return [
         Benchmark(
-            "A checkpoint of 2 GB through `compressionctl prune --format sparse`",
+            f"A checkpoint of {SIZE / 1e9:.1f} GB through `compressionctl prune --format sparse`",
             [
                 *rates(
                     {"copying the file": copied, "pruning it": pruned}, "copying the file", SIZE

@@ -20,6 +20,7 @@ MODULES = (
     "kernels",
     "latency",
     "training",
+    "keras_training",
     "small_models",
     "trials",
     "agp_epoch",
