@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import subprocess
+import sys
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -592,6 +593,22 @@ class TestExportModel:
             "model.onnx",
             "model.pth",
         ]
+
+    def test_without_onnx_the_graph_has_the_values_and_a_warning_says_so(
+        self, client: nc.Client, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setitem(sys.modules, "onnx", None)
+        monkeypatch.delitem(sys.modules, "nni_compression.onnx", raising=False)
+        monkeypatch.delattr(nc, "onnx", raising=False)
+        quantizer = QATQuantizer([{"op_types": ["default"], "quant_bits": 4}], client=client)
+        quantizer(net())
+        path = tmp_path / "model.onnx"
+        with pytest.warns(UserWarning, match="onnx_path gets the quantized weights as plain"):
+            quantizer.export_model(
+                str(tmp_path / "model.pth"), onnx_path=str(path), input_shape=(1, 1, 4, 4)
+            )
+        values = quantizer.compressed_state_dict()["3.weight"].numpy()
+        assert values.tobytes() in path.read_bytes()
 
     def test_a_failure_leaves_the_old_files_and_nothing_else(
         self, client: nc.Client, tmp_path: Path

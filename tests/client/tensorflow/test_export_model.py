@@ -69,6 +69,30 @@ def test_a_plain_keras_model_loads_what_is_left_of_a_pruned_and_quantized_one(
     assert len(np.unique(kernel)) <= 16
 
 
+def test_the_quantizer_of_a_pruned_model_exports_its_zeros(
+    client: nc.Client, tmp_path: Path
+) -> None:
+    model = model_of(1)
+    quantizer = QATQuantizer([{"quant_bits": 4, "op_types": ["default"]}], client=client)
+    pruner = LevelPruner([{"sparsity": 0.5, "op_names": ["hidden"]}], client=client)
+    quantizer(model)
+    pruner(model)
+    (path,) = quantizer.export(tmp_path, "safetensors")
+    (expected,) = pruner.export(tmp_path / "pruner", "safetensors")
+
+    def tensors(file: Path) -> bytes:
+        content = file.read_bytes()
+        return content[8 + int.from_bytes(content[:8], "little") :]
+
+    assert tensors(path) == tensors(expected)
+
+
+def test_groups_are_refused(client: nc.Client) -> None:
+    rule = {"quant_scheme": "per_channel_affine", "group_size": 2, "op_types": ["default"]}
+    with pytest.raises(nc.InvalidArgumentError, match="its channels are dimension 1"):
+        QATQuantizer([rule], client=client)(model_of(1))
+
+
 def test_a_quantizers_calibration_comes_back_bit_for_bit(client: nc.Client, tmp_path: Path) -> None:
     rule = {"quant_bits": 4, "quant_scheme": "per_channel_symmetric", "op_types": ["default"]}
     quantizer = QATQuantizer([rule], client=client)
