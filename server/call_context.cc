@@ -30,7 +30,7 @@ grpc::Status CallContext::Finish(const absl::Status& status) {
   if (!status.ok()) {
     Log(LevelOf(status.code()), "call_failed",
         {{"method", method_},
-         {"tenant", tenant_},
+         {"tenant", caller_.tenant},
          {"session", session_},
          {"code", absl::StatusCodeToString(status.code())},
          {"message", status.message()}});
@@ -57,9 +57,9 @@ absl::StatusOr<std::unique_ptr<CallContext>> Gate::Admit(grpc::ServerContextBase
   }
   std::unique_ptr<CallContext> call(new CallContext(counted ? this : nullptr, context, method));
   if (status.ok()) {
-    absl::StatusOr<std::string> tenant = authenticator_->Authenticate(*context, method);
-    status = tenant.status();
-    if (tenant.ok()) call->tenant_ = *std::move(tenant);
+    absl::StatusOr<Caller> caller = authenticator_->Authenticate(*context, method);
+    status = caller.status();
+    if (caller.ok()) call->caller_ = *std::move(caller);
   }
   if (status.ok()) return call;
   return status;

@@ -25,7 +25,8 @@ class CallContext {
  public:
   ~CallContext();
 
-  const std::string& tenant() const { return tenant_; }
+  const Caller& caller() const { return caller_; }
+  const std::string& tenant() const { return caller_.tenant; }
   const std::string& method() const { return method_; }
   grpc::ServerContextBase* grpc() const { return context_; }
 
@@ -43,7 +44,7 @@ class CallContext {
   Gate* const gate_;
   grpc::ServerContextBase* const context_;
   const std::string method_;
-  std::string tenant_;
+  Caller caller_;
   std::string session_;
 };
 

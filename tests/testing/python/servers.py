@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import signal
 import subprocess
@@ -25,6 +26,16 @@ def server_binary() -> Path:
     """$COMPRESSION_SERVER_BINARY, else that of the release preset."""
     named = os.environ.get("COMPRESSION_SERVER_BINARY")
     return Path(named) if named else ROOT / "build/release/server/compression_server"
+
+
+def add_tenant(tokens: Path, name: str, *options: str) -> str:
+    """A new token of the tenant, which `compressionctl tenant add` puts into the file."""
+    named = os.environ.get("COMPRESSIONCTL_BINARY")
+    binary = named or ROOT / "build/release/client/cli/compressionctl"
+    command = [str(binary), f"--tokens={tokens}", "--json", *options, "tenant", "add", name]
+    done = subprocess.run(command, check=True, capture_output=True, text=True, timeout=60)
+    token: str = json.loads(done.stdout)["token"]
+    return token
 
 
 class ServerProcess:
