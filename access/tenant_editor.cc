@@ -12,7 +12,6 @@
 #include <cstring>
 #include <filesystem>
 #include <fstream>
-#include <iterator>
 #include <optional>
 #include <utility>
 
@@ -53,8 +52,9 @@ absl::StatusOr<Tenants> Parsed(absl::string_view text, const std::string& path) 
 absl::StatusOr<std::optional<std::string>> ReadText(const std::string& path) {
   std::ifstream file(path, std::ios::binary);
   if (!file && errno == ENOENT) return std::nullopt;
-  std::string text{std::istreambuf_iterator<char>(file), {}};
-  if (!file) return Failed("read", path);
+  std::string text;
+  std::getline(file, text, '\0');  // a directory is an error here, and not an exception
+  if (file.bad() || !file.eof()) return Failed("read", path);
   return text;
 }
 

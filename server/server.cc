@@ -154,7 +154,8 @@ class Server::Impl {
     durable_ = std::make_unique<DurableSessions>(DurableSessions::Environment{
         storage_.get(), &sessions_,
         [this](absl::string_view algorithm) { return core_.executor_of(algorithm); },
-        core_.budget.get(), core_.registry});
+        core_.budget.get(), [this](const std::string& tenant) { return gate_.Account(tenant); },
+        core_.registry});
     core_.durable = durable_.get();
   }
 

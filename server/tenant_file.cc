@@ -5,7 +5,6 @@
 #include <cerrno>
 #include <cstring>
 #include <fstream>
-#include <iterator>
 #include <utility>
 
 #include "absl/strings/str_cat.h"
@@ -53,8 +52,10 @@ absl::StatusOr<TenantFile::Version> TenantFile::Look() const {
 
 absl::StatusOr<access::Tenants> TenantFile::Read() const {
   std::ifstream file(path_, std::ios::binary);
-  const std::string text{std::istreambuf_iterator<char>(file), {}};
-  if (!file) return absl::InvalidArgumentError(absl::StrCat("'", path_, "' cannot be read"));
+  std::string text;
+  std::getline(file, text, '\0');  // a directory is an error here, and not an exception
+  if (file.bad() || !file.eof())
+    return absl::InvalidArgumentError(absl::StrCat("'", path_, "' cannot be read"));
   absl::StatusOr<access::Tenants> tenants = access::Tenants::Parse(text);
   if (tenants.ok()) return tenants;
   return absl::InvalidArgumentError(absl::StrCat("'", path_, "', ", tenants.status().message()));

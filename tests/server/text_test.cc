@@ -8,6 +8,8 @@
 #include <stdexcept>
 #include <string>
 
+#include "google/rpc/error_details.pb.h"
+#include "google/rpc/status.pb.h"
 #include "server/listen_address.h"
 #include "server/log.h"
 #include "server/machine.h"
@@ -49,6 +51,22 @@ TEST(StatusTest, KeepsTheCodeAndMakesTheMessageFitForMetadata) {
 TEST(StatusTest, OnlyExhaustionThatPassesHasATimeToWait) {
   EXPECT_EQ(RetryAfter(ExhaustedFor(absl::Milliseconds(1500), "m")), absl::Milliseconds(1500));
   EXPECT_FALSE(RetryAfter(absl::ResourceExhaustedError("never")));
+}
+
+TEST(StatusTest, ExhaustionThatPassesSaysSoInItsDetails) {
+  const grpc::Status status = ToGrpc(QuotaExhausted("calls", 3, 1, 3, absl::Milliseconds(1500)));
+  EXPECT_EQ(status.error_code(), grpc::StatusCode::RESOURCE_EXHAUSTED);
+  EXPECT_EQ(status.error_message(),
+            "the tenant's quota of calls is 3, of which 3 are in use; the call needs 1 more");
+  google::rpc::Status details;
+  google::rpc::RetryInfo retry;
+  ASSERT_TRUE(details.ParseFromString(status.error_details()));
+  EXPECT_EQ(details.code(), static_cast<int>(status.error_code()));
+  EXPECT_EQ(details.message(), status.error_message());
+  ASSERT_TRUE(details.details(0).UnpackTo(&retry));
+  EXPECT_EQ(retry.retry_delay().seconds(), 1);
+  EXPECT_EQ(retry.retry_delay().nanos(), 500000000);
+  EXPECT_EQ(ToGrpc(QuotaExhausted("calls", 0, 1, 0, std::nullopt)).error_details(), "");
 }
 
 TEST(StatusTest, ExceptionsBecomeStatuses) {

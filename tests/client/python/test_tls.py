@@ -13,7 +13,7 @@ import pytest
 
 import nni_compression as nc
 from certificates import Authority, Certificate
-from servers import ServerProcess, add_tenant
+from servers import ServerProcess, add_tenant, compressionctl
 
 LAYER = nc.Layer("fc", "Linear", (512, 256))  # large enough for shared memory
 CONFIG = [{"sparsity": 0.5}]
@@ -241,10 +241,41 @@ def test_tokens_and_shared_memory_work_over_tls(authority: Authority, tmp_path: 
     options = (f"--token_file={tokens}", f"--shm_socket={side}")
     with (
         ServerProcess(*flags(certificate), *options) as server,
-        client_of(
-            server, authority.certificate, token=token, shm_socket=str(side)
-        ) as client,
+        client_of(server, authority.certificate, token=token, shm_socket=str(side)) as client,
         client.bind_model("level", CONFIG, [LAYER]) as session,
     ):
         session.calc_mask({"fc": WEIGHT})
         assert client.stats.bytes_sent < WEIGHT.nbytes // 10
+
+
+def test_compressionctl_speaks_tls(
+    mutual: ServerProcess,
+    encrypted: ServerProcess,
+    authority: Authority,
+    stranger: Authority,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def health(server: ServerProcess, *flags: object) -> str:
+        arguments = (f"--server={server.address}", "--connect_timeout=2s", *map(str, flags))
+        return compressionctl(*arguments, "health")
+
+    ours = f"--tls_ca={authority.certificate}"
+    certificate = authority.issue("us")
+    own = (f"--tls_certificate={certificate.certificate}", f"--tls_key={certificate.key}")
+    assert "is serving" in health(encrypted, ours)
+    assert "is serving" in health(mutual, ours, *own)
+    for flags, why in (
+        ((), "NNI_COMPRESSION_TLS"),
+        ((f"--tls_ca={stranger.certificate}",), "another authority"),
+        ((ours, own[0]), "both or neither"),
+        (("--tls_ca=/none",), "tls.ca '/none' cannot be read"),
+    ):
+        with pytest.raises(AssertionError, match=why):
+            health(encrypted, *flags)
+    with pytest.raises(AssertionError, match="UNAVAILABLE|unavailable|comes about"):
+        health(mutual, ours)
+    monkeypatch.setenv("NNI_COMPRESSION_TLS_CA", str(authority.certificate))
+    assert "is serving" in health(encrypted)
+    monkeypatch.setenv("NNI_COMPRESSION_TLS", "0")
+    with pytest.raises(AssertionError):
+        health(encrypted)

@@ -45,7 +45,9 @@ class Authority:
         curve = ("-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes")
         subject = f"/CN={name}" if name else "/O=nobody"
         _openssl("req", *curve, "-subj", subject, "-keyout", made.key, "-out", request)
-        extensions.write_text(f"subjectAltName={names}\n" if names else "basicConstraints=CA:FALSE\n")
+        extensions.write_text(
+            f"subjectAltName={names}\n" if names else "basicConstraints=CA:FALSE\n"
+        )
         signer = ("-CA", self.certificate, "-CAkey", self._key, "-CAcreateserial")
         files = ("-in", request, "-out", made.certificate, "-extfile", extensions)
         _openssl("x509", "-req", *signer, *files, "-days", days)

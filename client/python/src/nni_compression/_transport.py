@@ -354,8 +354,8 @@ class Transport:
             return f"the compression server at {self.address} went away ({details})"
         if self._tls is not None:
             return (
-                f"no encrypted connection to {self.address} comes about ({details}); the server may "
-                "not be there, not use TLS, have a certificate for another name or of another "
+                f"no encrypted connection to {self.address} comes about ({details}); the server "
+                "may not be there, not use TLS, have a certificate for another name or of another "
                 "authority than `tls` says, or refuse this client's certificate"
             )
         if "Socket closed" in details or "reset" in details or "GOAWAY" in details:

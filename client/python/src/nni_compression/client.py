@@ -117,9 +117,7 @@ class Client:
         self._shared_memory = SharedMemory(socket_path(shm_socket), credentials)
         self._route = _check_route(route) or mint_route()
         self._keep_alive = KeepAlive() if keep_alive else None
-        self._transport = Transport(
-            self.server, timeout, connect_timeout, credentials, self._tls
-        )
+        self._transport = Transport(self.server, timeout, connect_timeout, credentials, self._tls)
 
     def bind_model(
         self,
