@@ -24,7 +24,7 @@ case "${1:-}" in
   --runtime) wanted=("${runtime[@]}") ;;
   --build) wanted=("${runtime[@]}" "${build[@]}") ;;
   "") wanted=("${runtime[@]}" "${build[@]}" "${tests[@]}") ;;
-  --fuzz) wanted=("${runtime[@]}" "${build[@]}" "${tests[@]}" clang-14 libclang-rt-14-dev) ;;
+  --fuzz) wanted=("${runtime[@]}" "${build[@]}" "${tests[@]}" clang-14 libclang-rt-14-dev libomp-14-dev) ;;
   -h | --help) sed -n '2,8s/^# \{0,1\}//p' "$0"; exit 0 ;;
   *) echo "unknown option $1; it must be --build, --runtime or --fuzz" >&2; exit 2 ;;
 esac

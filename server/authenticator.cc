@@ -5,18 +5,15 @@ namespace {
 
 class AllowAllAuthenticator : public Authenticator {
  public:
-  absl::StatusOr<std::string> Authenticate(const grpc::ServerContextBase&,
-                                           absl::string_view) override {
-    return std::string("default");
+  absl::StatusOr<Caller> Authenticate(const grpc::ServerContextBase&, absl::string_view) override {
+    return Caller{"default"};
   }
-  absl::StatusOr<std::string> AuthenticateLocal(const Metadata&) override {
-    return std::string("default");
-  }
+  absl::StatusOr<Caller> AuthenticateLocal(const Metadata&) override { return Caller{"default"}; }
 };
 
 }  // namespace
 
-absl::StatusOr<std::string> Authenticator::AuthenticateLocal(const Metadata&) {
+absl::StatusOr<Caller> Authenticator::AuthenticateLocal(const Metadata&) {
   return absl::UnauthenticatedError("the server's authenticator does not know the side socket");
 }
 

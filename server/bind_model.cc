@@ -143,7 +143,8 @@ absl::StatusOr<SessionUse> Bind(UnaryCall& call, const v1::BindModelRequest& req
   if (!binding.ok()) return binding.status();
   auto session = Session::Bind(*call.core()->registry, *std::move(binding));
   if (!session.ok()) return session.status();
-  absl::StatusOr<Reservation> memory = ReserveState(*call.core()->budget, **session, request);
+  absl::StatusOr<Reservation> memory =
+      ReserveState(*call.core()->budget, call.memory_share(), **session, request);
   if (!memory.ok()) return memory.status();
   if (absl::Status status = SetMasks(request, **session); !status.ok()) return status;
   const SessionRecord::Summary summary = Summarize(**session);
@@ -152,7 +153,8 @@ absl::StatusOr<SessionUse> Bind(UnaryCall& call, const v1::BindModelRequest& req
       std::map<std::string, std::string>(request.labels().begin(), request.labels().end()),
       std::move(strand), *std::move(session), *std::move(memory), BindingBytes(request));
   record->SetSummary(summary);
-  return call.core()->sessions->Insert(record, request.request_id(), fingerprint, Lease(request));
+  return call.core()->sessions->Insert(record, request.request_id(), fingerprint, Lease(request),
+                                       call.caller().quota.sessions);
 }
 
 // The answer waits for it; should it fail, the session never was.
@@ -167,7 +169,8 @@ void StoreNew(const Core& core, const std::shared_ptr<SessionRecord>& record,
 
 }  // namespace
 
-absl::StatusOr<Reservation> ReserveState(MemoryBudget& budget, const Session& session,
+absl::StatusOr<Reservation> ReserveState(MemoryBudget& budget, const MemoryShare& share,
+                                         const Session& session,
                                          const v1::BindModelRequest& request) {
   const int64_t bytes = AnswerBytes(session) + BindingBytes(request);
   if (bytes > budget.limit()) {
@@ -176,7 +179,10 @@ absl::StatusOr<Reservation> ReserveState(MemoryBudget& budget, const Session& se
         " bytes for its masks and scales; the server has a memory budget of ", budget.limit()));
   }
   std::optional<Reservation> memory = budget.TryReserve(bytes);
-  if (memory) return *std::move(memory);
+  if (memory) {
+    if (absl::Status status = memory->ChargeTo(share); !status.ok()) return status;
+    return *std::move(memory);
+  }
   return ExhaustedFor(absl::Seconds(1), absl::StrCat("no memory now for the session's masks and "
                                                      "scales, which need ",
                                                      bytes, " bytes"));

@@ -20,7 +20,8 @@ void BindModel(const std::shared_ptr<UnaryCall>& call,
 
 // The memory of a session bound by this request: its masks and the binding itself.
 // RESOURCE_EXHAUSTED when there is none.
-absl::StatusOr<Reservation> ReserveState(MemoryBudget& budget, const compression::Session& session,
+absl::StatusOr<Reservation> ReserveState(MemoryBudget& budget, const MemoryShare& share,
+                                         const compression::Session& session,
                                          const nni::compression::v1::BindModelRequest& request);
 
 }  // namespace nni_compression::server

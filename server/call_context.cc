@@ -8,6 +8,8 @@
 namespace nni_compression::server {
 namespace {
 
+constexpr absl::Duration kRetryWait = absl::Seconds(1);
+
 // Failures that are the server's own get attention, the others are the caller's.
 LogLevel LevelOf(absl::StatusCode code) {
   switch (code) {
@@ -23,14 +25,14 @@ LogLevel LevelOf(absl::StatusCode code) {
 }  // namespace
 
 CallContext::~CallContext() {
-  if (gate_ != nullptr) gate_->Leave();
+  if (gate_ != nullptr) gate_->Leave(caller_.tenant);
 }
 
 grpc::Status CallContext::Finish(const absl::Status& status) {
   if (!status.ok()) {
     Log(LevelOf(status.code()), "call_failed",
         {{"method", method_},
-         {"tenant", tenant_},
+         {"tenant", caller_.tenant},
          {"session", session_},
          {"code", absl::StatusCodeToString(status.code())},
          {"message", status.message()}});
@@ -41,28 +43,45 @@ grpc::Status CallContext::Finish(const absl::Status& status) {
 absl::StatusOr<std::unique_ptr<CallContext>> Gate::Admit(grpc::ServerContextBase* context,
                                                          absl::string_view method,
                                                          bool while_closed) {
-  bool counted = false;
-  absl::Status status;
+  absl::StatusOr<Caller> caller = authenticator_->Authenticate(*context, method);
+  if (!caller.ok()) return caller.status();
   if (!while_closed) {
-    MutexLock lock(&mutex_);
-    if (closed_) {
-      status = absl::UnavailableError("the server is draining");
-    } else if (calls_ >= max_calls_) {
-      status = ExhaustedFor(absl::Seconds(1),
-                            absl::StrCat("the server has ", calls_, " calls, as many as it may"));
-    } else {
-      ++calls_;
-      counted = true;
-    }
+    if (absl::Status status = Enter(*caller); !status.ok()) return status;
   }
-  std::unique_ptr<CallContext> call(new CallContext(counted ? this : nullptr, context, method));
-  if (status.ok()) {
-    absl::StatusOr<std::string> tenant = authenticator_->Authenticate(*context, method);
-    status = tenant.status();
-    if (tenant.ok()) call->tenant_ = *std::move(tenant);
+  std::unique_ptr<CallContext> call(
+      new CallContext(while_closed ? nullptr : this, context, method));
+  call->account_ = Account(caller->tenant);
+  call->caller_ = *std::move(caller);
+  return call;
+}
+
+absl::Status Gate::Enter(const Caller& caller) {
+  MutexLock lock(&mutex_);
+  if (closed_) return absl::UnavailableError("the server is draining");
+  if (calls_ >= max_calls_) {
+    return ExhaustedFor(kRetryWait,
+                        absl::StrCat("the server has ", calls_, " calls, as many as it may"));
   }
-  if (status.ok()) return call;
-  return status;
+  int64_t& calls = tenants_[caller.tenant].calls;
+  if (const std::optional<int64_t> limit = caller.quota.calls; limit && calls >= *limit) {
+    return QuotaExhausted("calls", calls, 1, *limit,
+                          *limit > 0 ? std::optional(kRetryWait) : std::nullopt);
+  }
+  ++calls;
+  ++calls_;
+  return absl::OkStatus();
+}
+
+std::shared_ptr<MemoryAccount> Gate::Account(const std::string& tenant) {
+  MutexLock lock(&mutex_);
+  return tenants_[tenant].account;
+}
+
+std::map<std::string, Gate::Use> Gate::Uses() const {
+  MutexLock lock(&mutex_);
+  std::map<std::string, Use> uses;
+  for (const auto& [name, tenant] : tenants_) uses[name] = {tenant.calls, tenant.account->bytes()};
+  return uses;
 }
 
 void Gate::Close() {
@@ -77,8 +96,9 @@ bool Gate::WaitUntilEmpty(absl::Duration timeout) {
   return calls_ == 0;
 }
 
-void Gate::Leave() {
+void Gate::Leave(const std::string& tenant) {
   MutexLock lock(&mutex_);
+  --tenants_[tenant].calls;
   if (--calls_ == 0) changed_.NotifyAll();
 }
 

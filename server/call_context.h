@@ -5,6 +5,7 @@
 #include <grpcpp/server_context.h>
 #include <grpcpp/support/status.h>
 
+#include <map>
 #include <memory>
 #include <string>
 
@@ -14,6 +15,7 @@
 #include "absl/strings/string_view.h"
 #include "absl/time/time.h"
 #include "server/authenticator.h"
+#include "server/memory_account.h"
 #include "server/mutex.h"
 
 namespace nni_compression::server {
@@ -25,9 +27,13 @@ class CallContext {
  public:
   ~CallContext();
 
-  const std::string& tenant() const { return tenant_; }
+  const Caller& caller() const { return caller_; }
+  const std::string& tenant() const { return caller_.tenant; }
   const std::string& method() const { return method_; }
   grpc::ServerContextBase* grpc() const { return context_; }
+
+  // What the call's memory is put on.
+  MemoryShare memory_share() const { return {account_, caller_.quota.memory}; }
 
   // For the log.
   void set_session(absl::string_view id) { session_.assign(id.data(), id.size()); }
@@ -40,10 +46,11 @@ class CallContext {
   CallContext(Gate* gate, grpc::ServerContextBase* context, absl::string_view method)
       : gate_(gate), context_(context), method_(method) {}
 
-  Gate* const gate_;
+  Gate* const gate_;  // null: the call is not counted
   grpc::ServerContextBase* const context_;
   const std::string method_;
-  std::string tenant_;
+  Caller caller_;
+  std::shared_ptr<MemoryAccount> account_;
   std::string session_;
 };
 
@@ -53,11 +60,21 @@ class Gate {
   Gate(std::shared_ptr<Authenticator> authenticator, int max_calls)
       : authenticator_(std::move(authenticator)), max_calls_(max_calls) {}
 
-  // Asks the authenticator. UNAVAILABLE after Close, RESOURCE_EXHAUSTED above max_calls; a refusal
-  // is logged. `while_closed` admits calls even then, for the health service.
+  // Asks the authenticator. UNAVAILABLE after Close, RESOURCE_EXHAUSTED above max_calls and above
+  // the tenant's quota. `while_closed` admits calls even then, uncounted, for the health service.
   absl::StatusOr<std::unique_ptr<CallContext>> Admit(grpc::ServerContextBase* context,
                                                      absl::string_view method,
                                                      bool while_closed = false);
+
+  // What a tenant's memory is put on.
+  std::shared_ptr<MemoryAccount> Account(const std::string& tenant);
+
+  struct Use {
+    int64_t calls = 0;
+    int64_t memory = 0;  // bytes
+  };
+  // Of every tenant that has called, or has an account.
+  std::map<std::string, Use> Uses() const;
 
   // Lets no more calls in.
   void Close();
@@ -67,12 +84,20 @@ class Gate {
 
  private:
   friend class CallContext;
-  void Leave();
+  struct Tenant {
+    int64_t calls = 0;
+    std::shared_ptr<MemoryAccount> account = std::make_shared<MemoryAccount>();
+  };
+
+  absl::Status Enter(const Caller& caller);
+  void Leave(const std::string& tenant);
 
   const std::shared_ptr<Authenticator> authenticator_;
   const int max_calls_;
-  Mutex mutex_;
+  mutable Mutex mutex_;
   CondVar changed_;
+  // They stay: there are no more than credentials.
+  std::map<std::string, Tenant> tenants_ ABSL_GUARDED_BY(mutex_);
   int calls_ ABSL_GUARDED_BY(mutex_) = 0;
   bool closed_ ABSL_GUARDED_BY(mutex_) = false;
 };

@@ -42,7 +42,9 @@ struct Core {
     return own != nullptr ? own : executor;
   }
 
-  StreamCall::Environment environment() const { return {budget.get(), timers, stall_timeout}; }
+  StreamCall::Environment environment(const CallContext& context) const {
+    return {budget.get(), timers, stall_timeout, context.memory_share()};
+  }
 };
 
 }  // namespace nni_compression::server

@@ -240,7 +240,9 @@ absl::Status DurableSessions::Revive(SessionRecord& record, const StoredSession&
         absl::StrCat("the session cannot be bound again: ", session.status().message()));
   }
   if (!session.ok()) return Damaged(session.status());
-  absl::StatusOr<Reservation> memory = ReserveState(*environment_.budget, **session, request);
+  absl::StatusOr<Reservation> memory =
+      ReserveState(*environment_.budget, {environment_.account_of(record.tenant()), std::nullopt},
+                   **session, request);
   if (!memory.ok()) return memory.status();
   std::vector<std::string> layers(record.layer_count());
   for (int i = 0; i < record.layer_count(); ++i) {

@@ -34,6 +34,7 @@ class DurableSessions {
     SessionStore* sessions = nullptr;
     std::function<Executor*(absl::string_view algorithm)> executor_of;
     MemoryBudget* budget = nullptr;
+    std::function<std::shared_ptr<MemoryAccount>(const std::string& tenant)> account_of;
     const compression::Registry* registry = nullptr;
   };
 

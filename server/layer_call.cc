@@ -135,6 +135,7 @@ absl::Status LayerCall::ApplyChecked(compression::Session& session, ReceivedTens
                                             Printable(header.layer(), 128),
                                             "') is not that of the bytes that came"));
   }
+  memory.Uncharge();  // it goes when others need it
   core()->weights->Keep(tenant(), header, bytes, std::move(memory));
   return absl::OkStatus();
 }

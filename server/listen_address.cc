@@ -21,21 +21,31 @@ bool IsLoopback(const std::string& host) {
 
 }  // namespace
 
+bool IsUnixAddress(absl::string_view address) {
+  for (const absl::string_view scheme : {"unix:", "unix-abstract:"}) {
+    if (absl::ConsumePrefix(&address, scheme)) return !address.empty();
+  }
+  return false;
+}
+
 absl::Status CheckListenAddress(absl::string_view address, bool allow_any) {
+  // Files of this host: whoever may open them is told apart by their mode.
+  if (IsUnixAddress(address)) return absl::OkStatus();
   const size_t colon = address.rfind(':');
   int port = -1;
   if (colon == absl::string_view::npos || colon == 0 ||
       !absl::SimpleAtoi(address.substr(colon + 1), &port) || port < 0 || port > 65535) {
-    return absl::InvalidArgumentError(
-        absl::StrCat("listen is '", address, "'; it must be HOST:PORT with a port in [0, 65535]"));
+    return absl::InvalidArgumentError(absl::StrCat(
+        "listen is '", address, "'; it must be HOST:PORT with a port in [0, 65535], or unix:PATH"));
   }
   absl::string_view host = address.substr(0, colon);
   if (absl::ConsumePrefix(&host, "[")) absl::ConsumeSuffix(&host, "]");
   if (allow_any || IsLoopback(std::string(host))) return absl::OkStatus();
   return absl::InvalidArgumentError(absl::StrCat(
       "listen is '", address,
-      "', which other machines can reach, and this server neither encrypts nor asks who calls. "
-      "listen on 127.0.0.1 behind a proxy that does, or say --allow_insecure_listen"));
+      "', which other machines can reach. set tls_certificate, and token_file or tls_client_ca, so "
+      "that connections are encrypted and callers are asked who they are, listen on 127.0.0.1 "
+      "behind a proxy that does both, or say --allow_insecure_listen"));
 }
 
 }  // namespace nni_compression::server

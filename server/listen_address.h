@@ -7,8 +7,11 @@
 
 namespace nni_compression::server {
 
-// INVALID_ARGUMENT unless `address` is HOST:PORT, and unless the host is this machine's loopback
-// ("localhost", 127.x.x.x, [::1]) or `allow_any`.
+// "unix:PATH" or "unix-abstract:NAME".
+bool IsUnixAddress(absl::string_view address);
+
+// INVALID_ARGUMENT unless `address` is a Unix socket or HOST:PORT, and unless the host is this
+// machine's loopback ("localhost", 127.x.x.x, [::1]) or `allow_any`.
 absl::Status CheckListenAddress(absl::string_view address, bool allow_any);
 
 }  // namespace nni_compression::server

@@ -5,9 +5,6 @@
 #include <cstdint>
 #include <string>
 
-#include "absl/status/statusor.h"
-#include "absl/strings/string_view.h"
-
 namespace nni_compression::server {
 
 // Bytes that the process may use: the limit of its cgroup (v2 or v1) or the machine's memory,
@@ -17,10 +14,6 @@ int64_t MemoryLimit(const std::string& root = "/");
 // Cores that the process may keep busy, at least 1: those that it may run on, or its cgroup's quota
 // rounded up, whichever is smaller. `root` as above.
 int CpuLimit(const std::string& root = "/");
-
-// "4G", "512M", "100K", "1000000": a number of bytes with an optional binary suffix.
-// INVALID_ARGUMENT for anything else.
-absl::StatusOr<int64_t> ParseBytes(absl::string_view text);
 
 }  // namespace nni_compression::server
 

@@ -20,24 +20,37 @@
 #include "absl/strings/numbers.h"
 #include "absl/strings/str_cat.h"
 #include "absl/time/time.h"
+#include "access/bytes.h"
 #include "compression/loader.h"
 #include "compression/registry.h"
+#include "server/access.h"
 #include "server/library_log.h"
 #include "server/log.h"
 #include "server/machine.h"
 #include "server/server.h"
 #include "server/storage/disk_storage.h"
-#include "server/token_authenticator.h"
+#include "server/tenant_file.h"
 
 ABSL_FLAG(std::string, listen, "127.0.0.1:50051",
-          "Address to listen on, HOST:PORT; port 0 picks a free one.");
+          "Address to listen on, HOST:PORT, where port 0 picks a free one, or unix:PATH.");
 ABSL_FLAG(bool, allow_insecure_listen, false,
-          "Listen beyond loopback although calls are neither encrypted nor authenticated. Whoever "
-          "reaches the port can use and exhaust the server.");
+          "Listen beyond loopback although connections are not encrypted, or callers not asked who "
+          "they are. Whoever reaches the port can read along, or use and exhaust the server.");
+ABSL_FLAG(std::string, tls_certificate, "",
+          "PEM file with the server's certificate and its chain. Connections are encrypted then. "
+          "Changes of this and the next two count within seconds, for new connections.");
+ABSL_FLAG(std::string, tls_key, "", "PEM file with the key of tls_certificate.");
+ABSL_FLAG(std::string, tls_client_ca, "",
+          "PEM file with the authorities that sign clients' certificates. Connections need one "
+          "then, and its name (URI, else DNS name, else common name) is the tenant of calls that "
+          "carry no token.");
 ABSL_FLAG(std::string, token_file, "",
-          "File with a line `SHA256 TENANT` for each bearer token: the token's SHA-256 in "
-          "hexadecimal and whose it is. Calls need one then, and see what is their tenant's only. "
-          "Changes count within a second. Empty: everybody is let in, as one tenant.");
+          "File of tenants, their tokens and their limits, which `compressionctl tenant` writes. "
+          "Calls need a token then, unless they have another name, and see what is their tenant's "
+          "only. Changes count within a second.");
+ABSL_FLAG(std::vector<std::string>, trusted_proxy, {},
+          "Addresses and networks, separated by commas, of proxies that end TLS, verify clients "
+          "and say who calls in `nni-client-name`; 'unix' for those on a Unix socket.");
 ABSL_FLAG(std::string, port_file, "",
           "File to write the port to, in one piece, once calls are accepted.");
 ABSL_FLAG(std::string, data_dir, "",
@@ -81,7 +94,8 @@ ABSL_FLAG(double, drain_seconds, 30,
           "After SIGTERM or SIGINT, how long running calls may take to finish; then they are "
           "cancelled, but for a layer that is being computed, which is finished first.");
 ABSL_FLAG(bool, reflection, false,
-          "Offer gRPC's server reflection. It asks nobody for a token, so not with token_file.");
+          "Offer gRPC's server reflection. It asks nobody for credentials, so not with token_file, "
+          "tls_client_ca or trusted_proxy.");
 ABSL_FLAG(std::string, shm_socket, "",
           "Unix socket to create, over which trainers on this host share memory with the server. "
           "Clients are given the same path in $NNI_COMPRESSION_SHM_SOCKET.");
@@ -92,6 +106,8 @@ ABSL_FLAG(std::string, log_level, "info", "Least level to log: debug, info, warn
 
 namespace nni_compression::server {
 namespace {
+
+using access::ParseBytes;
 
 // Null without a data_dir.
 absl::StatusOr<std::shared_ptr<Storage>> StorageFromFlags() {
@@ -113,6 +129,31 @@ absl::StatusOr<std::shared_ptr<Storage>> StorageFromFlags() {
   absl::StatusOr<std::unique_ptr<DiskStorage>> storage = DiskStorage::Open(options);
   if (!storage.ok()) return storage.status();
   return std::shared_ptr<Storage>(*std::move(storage));
+}
+
+// Null where nothing tells one caller from another.
+absl::StatusOr<std::shared_ptr<Authenticator>> AuthenticatorFromFlags() {
+  AccessOptions options;
+  if (const std::string path = absl::GetFlag(FLAGS_token_file); !path.empty()) {
+    absl::StatusOr<std::shared_ptr<TenantFile>> tenants = TenantFile::Open(path);
+    if (!tenants.ok()) {
+      return absl::InvalidArgumentError(absl::StrCat("token_file: ", tenants.status().message()));
+    }
+    options.tenants = *std::move(tenants);
+  }
+  options.certificates = !absl::GetFlag(FLAGS_tls_client_ca).empty();
+  for (const std::string& text : absl::GetFlag(FLAGS_trusted_proxy)) {
+    const absl::StatusOr<Network> network = Network::Parse(text);
+    if (!network.ok()) {
+      return absl::InvalidArgumentError(
+          absl::StrCat("trusted_proxy: ", network.status().message()));
+    }
+    options.trusted_proxies.push_back(*network);
+  }
+  if (options.tenants == nullptr && !options.certificates && options.trusted_proxies.empty()) {
+    return nullptr;
+  }
+  return std::make_shared<Access>(std::move(options));
 }
 
 absl::StatusOr<ServerOptions> OptionsFromFlags() {
@@ -140,17 +181,15 @@ absl::StatusOr<ServerOptions> OptionsFromFlags() {
   options.stall_timeout = absl::GetFlag(FLAGS_stall_timeout);
   options.algorithm_timeout = absl::GetFlag(FLAGS_algorithm_timeout);
   options.reflection = absl::GetFlag(FLAGS_reflection);
-  if (const std::string path = absl::GetFlag(FLAGS_token_file); !path.empty()) {
-    if (options.reflection) {
-      return absl::InvalidArgumentError(
-          "reflection cannot be offered with token_file: it asks nobody for a token");
-    }
-    absl::StatusOr<std::shared_ptr<Authenticator>> authenticator = TokenAuthenticator::Open(path);
-    if (!authenticator.ok()) {
-      return absl::InvalidArgumentError(
-          absl::StrCat("token_file: ", authenticator.status().message()));
-    }
-    options.authenticator = *std::move(authenticator);
+  options.tls = {absl::GetFlag(FLAGS_tls_certificate), absl::GetFlag(FLAGS_tls_key),
+                 absl::GetFlag(FLAGS_tls_client_ca)};
+  absl::StatusOr<std::shared_ptr<Authenticator>> authenticator = AuthenticatorFromFlags();
+  if (!authenticator.ok()) return authenticator.status();
+  options.authenticator = *std::move(authenticator);
+  if (options.reflection && options.authenticator != nullptr) {
+    return absl::InvalidArgumentError(
+        "reflection cannot be offered with token_file, tls_client_ca or trusted_proxy: it asks "
+        "nobody for credentials");
   }
   options.side_socket.path = absl::GetFlag(FLAGS_shm_socket);
   for (const std::string& text : absl::GetFlag(FLAGS_shm_uids)) {

@@ -9,6 +9,7 @@ Reservation& Reservation::operator=(Reservation&& other) noexcept {
   if (this != &other) {
     ShrinkTo(0);
     budget_ = std::move(other.budget_);
+    account_ = std::move(other.account_);
     bytes_ = std::exchange(other.bytes_, 0);
   }
   return *this;
@@ -16,6 +17,7 @@ Reservation& Reservation::operator=(Reservation&& other) noexcept {
 
 void Reservation::ShrinkTo(int64_t bytes) {
   if (bytes >= bytes_) return;
+  if (account_ != nullptr) account_->Subtract(bytes_ - bytes);
   budget_->Release(bytes_ - bytes);
   bytes_ = bytes;
 }
@@ -23,7 +25,21 @@ void Reservation::ShrinkTo(int64_t bytes) {
 Reservation Reservation::Split(int64_t bytes) {
   const int64_t taken = std::clamp<int64_t>(bytes, 0, bytes_);
   bytes_ -= taken;
-  return Reservation(budget_, taken);
+  Reservation part(budget_, taken);
+  part.account_ = account_;
+  return part;
+}
+
+absl::Status Reservation::ChargeTo(const MemoryShare& share) {
+  if (share.account == nullptr) return absl::OkStatus();
+  if (absl::Status status = share.account->Add(bytes_, share.limit); !status.ok()) return status;
+  account_ = share.account;
+  return absl::OkStatus();
+}
+
+void Reservation::Uncharge() {
+  if (account_ != nullptr) account_->Subtract(bytes_);
+  account_.reset();
 }
 
 std::shared_ptr<MemoryBudget> MemoryBudget::Create(int64_t limit,

@@ -9,6 +9,8 @@
 #include <optional>
 
 #include "absl/base/thread_annotations.h"
+#include "absl/status/status.h"
+#include "server/memory_account.h"
 #include "server/mutex.h"
 
 namespace nni_compression::server {
@@ -29,8 +31,13 @@ class Reservation {
   // Gives back what is above `bytes`.
   void ShrinkTo(int64_t bytes);
 
-  // Takes `bytes` of these, at most all, into a reservation of their own.
+  // Takes `bytes` of these, at most all, into a reservation of their own, on the same account.
   Reservation Split(int64_t bytes);
+
+  // Puts the bytes on a tenant's account, once, until they are given back or Uncharge. As
+  // MemoryAccount::Add.
+  absl::Status ChargeTo(const MemoryShare& share);
+  void Uncharge();
 
  private:
   friend class MemoryBudget;
@@ -38,6 +45,7 @@ class Reservation {
       : budget_(std::move(budget)), bytes_(bytes) {}
 
   std::shared_ptr<MemoryBudget> budget_;
+  std::shared_ptr<MemoryAccount> account_;
   int64_t bytes_ = 0;
 };
 

@@ -4,7 +4,6 @@
 #include <grpcpp/ext/proto_server_reflection_plugin.h>
 #include <grpcpp/impl/server_builder_option.h>
 #include <grpcpp/impl/server_builder_plugin.h>
-#include <grpcpp/security/server_credentials.h>
 #include <grpcpp/server.h>
 #include <grpcpp/server_builder.h>
 
@@ -49,7 +48,9 @@ std::string Text(int64_t number) { return absl::StrCat(number); }
 std::string Text(absl::Duration duration) { return absl::FormatDuration(duration); }
 
 absl::Status CheckOptions(const ServerOptions& options) {
-  if (absl::Status s = CheckListenAddress(options.listen, options.allow_insecure_listen); !s.ok()) {
+  const bool guarded = options.tls.enabled() && options.authenticator != nullptr;
+  if (absl::Status s = CheckListenAddress(options.listen, guarded || options.allow_insecure_listen);
+      !s.ok()) {
     return s;
   }
   const auto at_least = [](absl::string_view name, const auto& value, const auto& minimum) {
@@ -153,20 +154,23 @@ class Server::Impl {
     durable_ = std::make_unique<DurableSessions>(DurableSessions::Environment{
         storage_.get(), &sessions_,
         [this](absl::string_view algorithm) { return core_.executor_of(algorithm); },
-        core_.budget.get(), core_.registry});
+        core_.budget.get(), [this](const std::string& tenant) { return gate_.Account(tenant); },
+        core_.registry});
     core_.durable = durable_.get();
   }
 
   absl::Status Recover() { return durable_ == nullptr ? absl::OkStatus() : durable_->Recover(); }
 
   absl::Status Listen(const ServerOptions& options) {
+    const auto credentials = MakeServerCredentials(options.tls);
+    if (!credentials.ok()) return credentials.status();
     grpc::ServerBuilder builder;
     if (options.reflection) {
       grpc::reflection::InitProtoReflectionServerBuilderPlugin();
     } else {
       builder.SetOption(std::make_unique<NoReflection>());
     }
-    builder.AddListeningPort(options.listen, grpc::InsecureServerCredentials(), &port_);
+    builder.AddListeningPort(options.listen, *credentials, &port_);
     builder.RegisterService(&service_);
     builder.RegisterService(&health_);
     builder.SetMaxReceiveMessageSize(static_cast<int>(wire::kMaxMessageBytes));
@@ -253,6 +257,8 @@ absl::StatusOr<std::unique_ptr<Server>> Server::Start(const ServerOptions& optio
   Log(LogLevel::kInfo, "listening",
       {{"address", options.listen},
        {"port", impl->port()},
+       {"tls", options.tls.enabled() ? "yes" : "no"},
+       {"asks_who_calls", options.authenticator != nullptr ? "yes" : "no"},
        {"memory_budget", impl->core().budget->limit()},
        {"compute_threads", impl->core().executor->threads()},
        {"version", ServerVersion()}});

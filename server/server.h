@@ -17,13 +17,16 @@
 #include "server/session_store.h"
 #include "server/shm/side_listener.h"
 #include "server/storage/storage.h"
+#include "server/tls.h"
 
 namespace nni_compression::server {
 
 struct ServerOptions {
-  std::string listen = "127.0.0.1:50051";  // HOST:PORT; port 0 picks one
-  bool allow_insecure_listen = false;      // beyond loopback
-  int64_t memory_budget = 0;               // bytes for tensors; 0: 60 % of what there is
+  std::string listen = "127.0.0.1:50051";  // HOST:PORT, port 0 picks one; or unix:PATH
+  // Beyond loopback although there is no TLS, or no authenticator.
+  bool allow_insecure_listen = false;
+  TlsOptions tls;
+  int64_t memory_budget = 0;  // bytes for tensors; 0: 60 % of what there is
   // Of these, for weights that came before and may be asked for again; nothing: half, at most 2
   // GiB. They go when their place is needed.
   std::optional<int64_t> cache_budget;
@@ -45,8 +48,9 @@ struct ServerOptions {
 // Serves from Start until Drain or destruction. Thread-safe.
 class Server {
  public:
-  // INVALID_ARGUMENT for options out of range and for an address that is not loopback without
-  // allow_insecure_listen; UNAVAILABLE when the address cannot be listened on.
+  // INVALID_ARGUMENT for options out of range, for certificates that cannot be read, and for an
+  // address that is not this machine's unless calls are encrypted and callers asked who they are,
+  // or allow_insecure_listen says otherwise; UNAVAILABLE when the address cannot be listened on.
   static absl::StatusOr<std::unique_ptr<Server>> Start(const ServerOptions& options);
 
   // Stops at once: calls that run are cancelled.

@@ -73,6 +73,12 @@ grpc::ServerUnaryReactor* Service::ListAlgorithms(Grpc* grpc, const v1::ListAlgo
                           [&](const Call& call) { server::ListAlgorithms(call, response); });
 }
 
+grpc::ServerUnaryReactor* Service::ListTenants(Grpc* grpc, const v1::ListTenantsRequest*,
+                                               v1::ListTenantsResponse* response) {
+  return UnaryCall::Start(core_, grpc, NNI_COMPRESSION_METHOD("ListTenants"), response,
+                          [&](const Call& call) { server::ListTenants(call, response); });
+}
+
 template <class Call>
 BidiReactor* Service::Stream(Grpc* grpc, const char* method) {
   auto context = core_->gate->Admit(grpc, method);

@@ -18,7 +18,9 @@ using WithUnaryMethods = nni::compression::v1::CompressionService::WithCallbackM
                     nni::compression::v1::CompressionService::WithCallbackMethod_ListSessions<
                         nni::compression::v1::CompressionService::WithCallbackMethod_CloseSession<
                             nni::compression::v1::CompressionService::
-                                WithCallbackMethod_ListAlgorithms<Base>>>>>>>>;
+                                WithCallbackMethod_ListAlgorithms<
+                                    nni::compression::v1::CompressionService::
+                                        WithCallbackMethod_ListTenants<Base>>>>>>>>>;
 
 template <class Base>
 using WithStreamMethods = nni::compression::v1::CompressionService::WithRawCallbackMethod_CalcMask<
@@ -60,6 +62,10 @@ class Service final : public WithUnaryMethods<
   grpc::ServerUnaryReactor* ListAlgorithms(
       Grpc* grpc, const nni::compression::v1::ListAlgorithmsRequest* request,
       nni::compression::v1::ListAlgorithmsResponse* response) override;
+
+  grpc::ServerUnaryReactor* ListTenants(
+      Grpc* grpc, const nni::compression::v1::ListTenantsRequest* request,
+      nni::compression::v1::ListTenantsResponse* response) override;
 
   BidiReactor* CalcMask(Grpc* grpc) override;
   BidiReactor* QuantizeWeight(Grpc* grpc) override;

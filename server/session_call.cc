@@ -14,7 +14,7 @@ namespace nni_compression::server {
 namespace v1 = ::nni::compression::v1;
 
 SessionCall::SessionCall(Core* core, std::shared_ptr<CallContext> context)
-    : StreamCall(core->environment()), core_(core), context_(std::move(context)) {}
+    : StreamCall(core->environment(*context)), core_(core), context_(std::move(context)) {}
 
 absl::Status SessionCall::Join(absl::string_view session_id,
                                std::optional<compression::AlgorithmKind> kind) {

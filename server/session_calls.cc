@@ -1,6 +1,7 @@
 #include "server/session_calls.h"
 
 #include <map>
+#include <optional>
 #include <string>
 #include <utility>
 
@@ -30,6 +31,12 @@ void FillLive(Core* core, const SessionRecord& record, const Session& session,
   DescribeSession(record, core->sessions->Times(record), response->mutable_session());
   DescribeLayers(session, response->mutable_session());
   ToProto(session.plan(), session.binding().layers, response->mutable_plan());
+}
+
+// An operator's calls find the sessions of all tenants.
+std::string TenantOf(const UnaryCall& call, const std::string& id) {
+  if (!call.caller().admin) return call.tenant();
+  return call.core()->sessions->TenantOf(id).value_or(call.tenant());
 }
 
 v1::Session LastReport(SessionStore* sessions, SessionRecord& record, SessionState state) {
@@ -101,13 +108,13 @@ void KeepAlive(const std::shared_ptr<UnaryCall>& call, const v1::KeepAliveReques
 
 void GetSession(const std::shared_ptr<UnaryCall>& call, const v1::GetSessionRequest& request,
                 v1::GetSessionResponse* response) {
-  absl::StatusOr<SessionUse> use =
-      call->core()->sessions->Use(call->tenant(), request.session_id());
+  const std::string tenant = TenantOf(*call, request.session_id());
+  absl::StatusOr<SessionUse> use = call->core()->sessions->Use(tenant, request.session_id());
   std::shared_ptr<SessionRecord> record;
   if (use.ok()) {
     record = use->record();
   } else {
-    auto ended = call->core()->sessions->FindReport(call->tenant(), request.session_id());
+    auto ended = call->core()->sessions->FindReport(tenant, request.session_id());
     if (!ended.ok()) return call->Finish(ended.status());
     record = *std::move(ended);
   }
@@ -126,6 +133,7 @@ void GetSession(const std::shared_ptr<UnaryCall>& call, const v1::GetSessionRequ
       } else if (record->report() != nullptr) {
         *response->mutable_session() = *record->report();
       }
+      if (call->caller().admin) response->mutable_session()->set_tenant(record->tenant());
       held->Drop();
       call->Finish(absl::OkStatus());
     });
@@ -140,7 +148,7 @@ void ListSessions(const std::shared_ptr<UnaryCall>& call, const v1::ListSessions
   }
   SessionStore* const sessions = call->core()->sessions;
   const absl::StatusOr<SessionStore::Page> page = sessions->List(
-      call->tenant(),
+      call->caller().admin ? std::nullopt : std::optional<absl::string_view>(call->tenant()),
       std::map<std::string, std::string>(request.labels().begin(), request.labels().end()),
       request.page_size() == 0 ? kDefaultPage : request.page_size(), request.page_token());
   if (!page.ok()) return call->Finish(page.status());
@@ -153,6 +161,7 @@ void ListSessions(const std::shared_ptr<UnaryCall>& call, const v1::ListSessions
     }
     v1::Session* session = response->add_sessions();
     DescribeSession(*record, sessions->Times(*record), session);
+    if (call->caller().admin) session->set_tenant(record->tenant());
     bytes += session->ByteSizeLong();
   }
   call->Finish(absl::OkStatus());
@@ -160,19 +169,21 @@ void ListSessions(const std::shared_ptr<UnaryCall>& call, const v1::ListSessions
 
 void CloseSession(const std::shared_ptr<UnaryCall>& call, const v1::CloseSessionRequest& request) {
   Core* const core = call->core();
-  absl::StatusOr<SessionUse> use = core->sessions->Use(call->tenant(), request.session_id());
+  const std::string tenant = TenantOf(*call, request.session_id());
+  absl::StatusOr<SessionUse> use = core->sessions->Use(tenant, request.session_id());
   if (core->durable == nullptr || !use.ok()) {
-    return call->Finish(core->sessions->Close(call->tenant(), request.session_id()));
+    return call->Finish(core->sessions->Close(tenant, request.session_id()));
   }
   const auto held = std::make_shared<SessionUse>(*std::move(use));
   core->durable->Load(held->record(), [call, held](const absl::Status&) {
     StoreEnd(*call->core(), held->record(), SessionState::kClosed,
              [call, held](const absl::Status& status) {
-               const std::string id = (*held)->id();
+               const std::shared_ptr<SessionRecord> record = held->record();
                held->Drop();
                // A session that ended meanwhile is closed, too.
                const bool ended = status.ok() || absl::IsNotFound(status);
-               call->Finish(ended ? call->core()->sessions->Close(call->tenant(), id) : status);
+               call->Finish(ended ? call->core()->sessions->Close(record->tenant(), record->id())
+                                  : status);
              });
   });
 }
@@ -184,6 +195,25 @@ void ListAlgorithms(const std::shared_ptr<UnaryCall>& call, v1::ListAlgorithmsRe
     entry->set_refusal(call->core()->foreign->Refusal(algorithm->name));
   }
   response->set_server_version(call->core()->version);
+  call->Finish(absl::OkStatus());
+}
+
+void ListTenants(const std::shared_ptr<UnaryCall>& call, v1::ListTenantsResponse* response) {
+  if (!call->caller().admin) {
+    return call->Finish(absl::PermissionDeniedError("only operators see what tenants use"));
+  }
+  std::map<std::string, v1::TenantUse> tenants;
+  for (const auto& [name, use] : call->core()->gate->Uses()) {
+    tenants[name].set_calls(static_cast<uint64_t>(use.calls));
+    tenants[name].set_memory_bytes(static_cast<uint64_t>(use.memory));
+  }
+  for (const auto& [name, sessions] : call->core()->sessions->LiveByTenant()) {
+    tenants[name].set_sessions(static_cast<uint64_t>(sessions));
+  }
+  for (auto& [name, use] : tenants) {
+    use.set_tenant(name);
+    *response->add_tenants() = std::move(use);
+  }
   call->Finish(absl::OkStatus());
 }
 

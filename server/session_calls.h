@@ -32,6 +32,9 @@ void CloseSession(const std::shared_ptr<UnaryCall>& call,
 void ListAlgorithms(const std::shared_ptr<UnaryCall>& call,
                     nni::compression::v1::ListAlgorithmsResponse* response);
 
+void ListTenants(const std::shared_ptr<UnaryCall>& call,
+                 nni::compression::v1::ListTenantsResponse* response);
+
 // What SessionStore does with a session that ended: its strand writes the last report and frees the
 // memory.
 void RetireSession(const Core& core, const std::shared_ptr<SessionRecord>& record);

@@ -73,7 +73,8 @@ absl::StatusOr<SessionUse> SessionStore::FindRequest(absl::string_view tenant,
 absl::StatusOr<SessionUse> SessionStore::Insert(std::shared_ptr<SessionRecord> record,
                                                 absl::string_view request_id,
                                                 absl::string_view fingerprint,
-                                                std::optional<absl::Duration> lease) {
+                                                std::optional<absl::Duration> lease,
+                                                std::optional<int64_t> quota) {
   absl::StatusOr<std::string> id = NewId();
   if (!id.ok()) return id.status();
   Ended ended;
@@ -84,12 +85,14 @@ absl::StatusOr<SessionUse> SessionStore::Insert(std::shared_ptr<SessionRecord> r
     absl::StatusOr<SessionUse> earlier = TakeRequest(request_key, fingerprint);
     if (!earlier.ok() || *earlier) return earlier;
     if (static_cast<int64_t>(live_.size()) >= options_.max_sessions) {
-      const absl::Duration next = leases_.empty()
-                                      ? absl::InfiniteDuration()
-                                      : leases_.begin()->first - timers_->clock()->Now();
-      return ExhaustedFor(
-          std::clamp(next, absl::Seconds(1), absl::Seconds(30)),
-          absl::StrCat("the server has ", live_.size(), " sessions, as many as it may have"));
+      return ExhaustedFor(UntilNextLease(), absl::StrCat("the server has ", live_.size(),
+                                                         " sessions, as many as it may have"));
+    }
+    const auto own = live_by_tenant_.find(record->tenant());
+    const int64_t used = own == live_by_tenant_.end() ? 0 : own->second;
+    if (quota && used >= *quota) {
+      return QuotaExhausted("sessions", used, 1, *quota,
+                            *quota > 0 ? std::optional(UntilNextLease()) : std::nullopt);
     }
     record->id_ = *std::move(id);
     record->sequence_ = next_sequence_++;
@@ -101,7 +104,7 @@ absl::StatusOr<SessionUse> SessionStore::Insert(std::shared_ptr<SessionRecord> r
       requests_[request_key] = {std::string(fingerprint), record};
     }
     sessions_[Key(record->tenant(), record->id())] = record;
-    live_[record->sequence_] = record;
+    AddLive(record);
     return TakeUse(record);
   }();
   Retire(std::move(ended));
@@ -120,7 +123,7 @@ void SessionStore::Restore(const std::shared_ptr<SessionRecord>& record, const S
   if (stored.state != SessionState::kActive) {
     KeepReport(record.get());
   } else {
-    live_[record->sequence_] = record;
+    AddLive(record);
     record->deadline_ = timers_->clock()->Now() + record->lease_;
     leases_.insert({record->deadline_, record.get()});
     record->request_key_ = stored.request_id;
@@ -177,8 +180,8 @@ absl::Status SessionStore::Close(absl::string_view tenant, absl::string_view id)
 }
 
 absl::StatusOr<SessionStore::Page> SessionStore::List(
-    absl::string_view tenant, const std::map<std::string, std::string>& labels, int page_size,
-    absl::string_view token) {
+    std::optional<absl::string_view> tenant, const std::map<std::string, std::string>& labels,
+    int page_size, absl::string_view token) {
   uint64_t from = 0;
   if (!token.empty() && !absl::SimpleAtoi(token, &from)) {
     return absl::InvalidArgumentError(absl::StrCat(
@@ -190,7 +193,7 @@ absl::StatusOr<SessionStore::Page> SessionStore::List(
     MutexLock lock(&mutex_);
     EndExpired(&ended);
     for (auto it = live_.lower_bound(from); it != live_.end(); ++it) {
-      if (it->second->tenant() != tenant || !HasLabels(*it->second, labels)) continue;
+      if ((tenant && it->second->tenant() != *tenant) || !HasLabels(*it->second, labels)) continue;
       if (static_cast<int>(page.sessions.size()) == page_size) {
         page.next_token = Token(*it->second);
         break;
@@ -217,6 +220,30 @@ SessionTimes SessionStore::Times(const SessionRecord& record) {
 int64_t SessionStore::live() const {
   MutexLock lock(&mutex_);
   return static_cast<int64_t>(live_.size());
+}
+
+std::map<std::string, int64_t> SessionStore::LiveByTenant() const {
+  MutexLock lock(&mutex_);
+  return live_by_tenant_;
+}
+
+std::optional<std::string> SessionStore::TenantOf(absl::string_view id) const {
+  MutexLock lock(&mutex_);
+  for (const auto& [key, record] : sessions_) {
+    if (key.second == id) return key.first;
+  }
+  return std::nullopt;
+}
+
+absl::Duration SessionStore::UntilNextLease() const {
+  const absl::Duration next =
+      leases_.empty() ? absl::InfiniteDuration() : leases_.begin()->first - timers_->clock()->Now();
+  return std::clamp(next, absl::Seconds(1), absl::Seconds(30));
+}
+
+void SessionStore::AddLive(const std::shared_ptr<SessionRecord>& record) {
+  live_[record->sequence_] = record;
+  ++live_by_tenant_[record->tenant()];
 }
 
 SessionUse SessionStore::TakeUse(const std::shared_ptr<SessionRecord>& record) {
@@ -263,6 +290,8 @@ void SessionStore::Remove(const std::shared_ptr<SessionRecord>& record, SessionS
   record->state_.store(state, std::memory_order_release);
   leases_.erase({record->deadline_, record.get()});
   live_.erase(record->sequence_);
+  const auto own = live_by_tenant_.find(record->tenant());
+  if (--own->second == 0) live_by_tenant_.erase(own);
   if (!record->request_key_.empty()) requests_.erase(Key(record->tenant(), record->request_key_));
 }
 

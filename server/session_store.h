@@ -88,10 +88,11 @@ class SessionStore {
                                          absl::string_view fingerprint);
 
   // Adds a session and gives it an id; what FindRequest finds is returned instead.
-  // RESOURCE_EXHAUSTED when there are max_sessions.
+  // RESOURCE_EXHAUSTED when there are max_sessions, or the tenant has `quota` of them.
   absl::StatusOr<SessionUse> Insert(std::shared_ptr<SessionRecord> record,
                                     absl::string_view request_id, absl::string_view fingerprint,
-                                    std::optional<absl::Duration> lease);
+                                    std::optional<absl::Duration> lease,
+                                    std::optional<int64_t> quota = std::nullopt);
 
   // Puts back a session that was stored. Its lease, or the time that its report is kept, counts
   // from now.
@@ -126,8 +127,9 @@ class SessionStore {
     std::vector<std::shared_ptr<SessionRecord>> sessions;
     std::string next_token;
   };
-  // Live sessions with all of `labels`, oldest first. INVALID_ARGUMENT for a token that is none.
-  absl::StatusOr<Page> List(absl::string_view tenant,
+  // Live sessions with all of `labels`, oldest first; of all tenants for nullopt. INVALID_ARGUMENT
+  // for a token that is none.
+  absl::StatusOr<Page> List(std::optional<absl::string_view> tenant,
                             const std::map<std::string, std::string>& labels, int page_size,
                             absl::string_view token);
 
@@ -136,6 +138,12 @@ class SessionStore {
 
   SessionTimes Times(const SessionRecord& record);
   int64_t live() const;
+
+  // Live sessions by tenant, where there are any.
+  std::map<std::string, int64_t> LiveByTenant() const;
+
+  // Whose session has this id, live or ended. For operators: it looks at all of them.
+  std::optional<std::string> TenantOf(absl::string_view id) const;
 
  private:
   friend class SessionUse;
@@ -155,11 +163,14 @@ class SessionStore {
       ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   absl::StatusOr<SessionUse> TakeRequest(const Key& key, absl::string_view fingerprint)
       ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
+  void AddLive(const std::shared_ptr<SessionRecord>& record) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   void Remove(const std::shared_ptr<SessionRecord>& record, SessionState state)
       ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   void KeepReport(SessionRecord* record) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   void End(const std::shared_ptr<SessionRecord>& record, SessionState state, Ended* ended)
       ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
+  // About when the first of these, at least one, will be over.
+  absl::Duration UntilNextLease() const ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   void EndExpired(Ended* ended) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   void ForgetReports() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   void Arm() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
@@ -173,6 +184,7 @@ class SessionStore {
   absl::flat_hash_map<Key, std::shared_ptr<SessionRecord>> sessions_ ABSL_GUARDED_BY(mutex_);
   absl::flat_hash_map<Key, Request> requests_ ABSL_GUARDED_BY(mutex_);
   std::map<uint64_t, std::shared_ptr<SessionRecord>> live_ ABSL_GUARDED_BY(mutex_);
+  std::map<std::string, int64_t> live_by_tenant_ ABSL_GUARDED_BY(mutex_);  // above 0
   // What the clock will end: unused live sessions, and reports. The oldest reports make room for
   // new ones.
   std::set<std::pair<absl::Time, SessionRecord*>> leases_ ABSL_GUARDED_BY(mutex_);

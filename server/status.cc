@@ -7,6 +7,9 @@
 #include "absl/strings/cord.h"
 #include "absl/strings/numbers.h"
 #include "absl/strings/str_cat.h"
+#include "google/rpc/error_details.pb.h"
+#include "google/rpc/status.pb.h"
+#include "server/convert.h"
 #include "server/log.h"
 
 namespace nni_compression::server {
@@ -17,6 +20,7 @@ constexpr char kPushbackTrailer[] = "grpc-retry-pushback-ms";
 
 // Clients refuse more than 8 KiB of metadata, and a byte may take three there.
 constexpr size_t kMaxMessageBytes = 2000;
+constexpr size_t kMaxDetailedBytes = 1000;  // of a message that is there twice
 
 }  // namespace
 
@@ -33,8 +37,26 @@ std::optional<absl::Duration> RetryAfter(const absl::Status& status) {
   return absl::Milliseconds(milliseconds);
 }
 
+absl::Status QuotaExhausted(absl::string_view quota, int64_t used, int64_t more, int64_t limit,
+                            std::optional<absl::Duration> wait) {
+  const std::string message =
+      absl::StrCat("the tenant's quota of ", quota, " is ", limit, ", of which ", used,
+                   " are in use; the call needs ", more, " more");
+  return wait ? ExhaustedFor(*wait, message) : absl::ResourceExhaustedError(message);
+}
+
 grpc::Status ToGrpc(const absl::Status& status) {
   if (status.ok()) return grpc::Status::OK;
+  if (const auto wait = RetryAfter(status)) {
+    google::rpc::RetryInfo retry;
+    ToProto(*wait, retry.mutable_retry_delay());
+    google::rpc::Status details;
+    details.set_code(static_cast<int>(status.code()));
+    details.set_message(Printable(status.message(), kMaxDetailedBytes));
+    details.add_details()->PackFrom(retry);
+    return grpc::Status(static_cast<grpc::StatusCode>(status.code()), details.message(),
+                        details.SerializeAsString());
+  }
   return grpc::Status(static_cast<grpc::StatusCode>(status.code()),
                       Printable(status.message(), kMaxMessageBytes));
 }

@@ -15,12 +15,18 @@
 namespace nni_compression::server {
 
 // RESOURCE_EXHAUSTED that is over in about `wait`; clients get the time in the trailer
-// `grpc-retry-pushback-ms`. A plain absl::ResourceExhaustedError means that waiting does not help.
+// `grpc-retry-pushback-ms` and as a google.rpc.RetryInfo. A plain absl::ResourceExhaustedError
+// means that waiting does not help.
 absl::Status ExhaustedFor(absl::Duration wait, absl::string_view message);
 std::optional<absl::Duration> RetryAfter(const absl::Status& status);
 
+// A tenant's quota, `sessions` say, is used up: `used` and `more` are above `limit`. `wait` is
+// about how long that will last; nothing: for good.
+absl::Status QuotaExhausted(absl::string_view quota, int64_t used, int64_t more, int64_t limit,
+                            std::optional<absl::Duration> wait);
+
 // The same code; control characters of the message are escaped and it is cut to what fits into
-// trailing metadata.
+// trailing metadata. The details say when to retry, as RetryAfter does.
 grpc::Status ToGrpc(const absl::Status& status);
 
 // As ToGrpc, with the trailers of the status added to the call, which is about to finish.

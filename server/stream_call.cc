@@ -14,7 +14,7 @@ constexpr int64_t kHeldBytes = 64 << 10;
 }  // namespace
 
 StreamCall::StreamCall(const Environment& environment)
-    : environment_(environment), receiver_(this, environment.budget) {}
+    : environment_(environment), receiver_(this, environment.budget, environment.share) {}
 
 void StreamCall::Start(StreamTransport* transport) {
   MutexLock lock(&mutex_);

@@ -50,6 +50,7 @@ class StreamCall : public std::enable_shared_from_this<StreamCall>, protected Te
     MemoryBudget* budget = nullptr;
     TimerThread* timers = nullptr;
     absl::Duration stall_timeout = absl::Seconds(60);
+    MemoryShare share = {};  // what its tensors are put on
   };
 
   explicit StreamCall(const Environment& environment);

@@ -44,8 +44,8 @@ absl::Status VerifyChecksum(const ReceivedTensor& tensor) {
                                           ", its commit says ", *tensor.crc32));
 }
 
-TensorReceiver::TensorReceiver(TensorSink* sink, MemoryBudget* budget)
-    : sink_(sink), budget_(budget) {}
+TensorReceiver::TensorReceiver(TensorSink* sink, MemoryBudget* budget, MemoryShare share)
+    : sink_(sink), budget_(budget), share_(std::move(share)) {}
 
 absl::StatusOr<TensorReceiver::Progress> TensorReceiver::Receive(const grpc::ByteBuffer& message) {
   // A message means the same in whatever order its fields come: open, headers, chunks, commits.
@@ -158,6 +158,7 @@ absl::Status TensorReceiver::TakeCommit(const Commit& commit) {
 }
 
 absl::StatusOr<TensorReceiver::Progress> TensorReceiver::Resume(Reservation memory) {
+  if (absl::Status status = memory.ChargeTo(share_); !status.ok()) return status;
   Incoming& tensor = *chunk_tensor_;
   if (tensor.admission.present) {
     tensor.memory = std::move(memory);
@@ -246,6 +247,7 @@ absl::StatusOr<TensorReceiver::Progress> TensorReceiver::Admit(Incoming& tensor)
   bytes_needed_ = static_cast<int64_t>(BytesNeeded(tensor));
   std::optional<Reservation> memory = budget_->TryReserve(bytes_needed_);
   if (memory) {
+    if (absl::Status status = memory->ChargeTo(share_); !status.ok()) return status;
     if (tensor.admission.present) {
       tensor.memory = *std::move(memory);
       return Progress::kDone;

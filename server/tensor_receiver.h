@@ -75,7 +75,8 @@ class TensorReceiver {
   };
 
   // Both outlive the receiver.
-  TensorReceiver(TensorSink* sink, MemoryBudget* budget);
+  // What it reserves is put on `share`.
+  TensorReceiver(TensorSink* sink, MemoryBudget* budget, MemoryShare share = {});
 
   absl::StatusOr<Progress> Receive(const grpc::ByteBuffer& message);
   absl::StatusOr<Progress> Resume(Reservation memory);
@@ -115,6 +116,7 @@ class TensorReceiver {
 
   TensorSink* const sink_;
   MemoryBudget* const budget_;
+  const MemoryShare share_;
   bool opened_ = false;
   std::vector<bool> used_;  // indices of this call
   absl::flat_hash_map<uint32_t, std::unique_ptr<Incoming>> tensors_;

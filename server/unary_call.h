@@ -41,7 +41,9 @@ class UnaryCall : public std::enable_shared_from_this<UnaryCall> {
   void Load(const std::shared_ptr<SessionRecord>& record, DurableSessions::Done done);
 
   Core* core() const { return core_; }
+  const Caller& caller() const { return context_->caller(); }
   const std::string& tenant() const { return context_->tenant(); }
+  MemoryShare memory_share() const { return context_->memory_share(); }
   bool cancelled() const { return grpc_->IsCancelled(); }
 
  private:

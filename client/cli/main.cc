@@ -13,11 +13,13 @@
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_split.h"
 #include "absl/time/time.h"
+#include "access/tenant_editor.h"
 #include "client/cli/backup.h"
 #include "client/cli/compress.h"
 #include "client/cli/export.h"
 #include "client/cli/report.h"
 #include "client/cli/safetensors.h"
+#include "client/cli/tenant.h"
 #include "client/cli/usage.h"
 #include "nni_compression/client.h"
 
@@ -25,6 +27,13 @@ ABSL_FLAG(std::string, server, "", "address of the server");
 ABSL_FLAG(absl::Duration, connect_timeout, absl::Seconds(5), "how long to wait for the server");
 ABSL_FLAG(std::optional<std::string>, shm_socket, std::nullopt, "side socket of the server");
 ABSL_FLAG(std::optional<std::string>, token_file, std::nullopt, "file with the server's token");
+ABSL_FLAG(bool, tls, false, "encrypt the connection");
+ABSL_FLAG(std::string, tls_ca, "", "who signs the server's certificate");
+ABSL_FLAG(std::string, tls_certificate, "", "certificate of the client");
+ABSL_FLAG(std::string, tls_key, "", "key of the certificate");
+ABSL_FLAG(std::string, tokens, "", "the server's file of tenants, for tenant");
+ABSL_FLAG(bool, admin, false, "whether the tenant that is added is an operator");
+ABSL_FLAG(std::string, token_id, "", "which token to revoke");
 ABSL_FLAG(std::string, data_dir, "", "data directory of the server, for backup and restore");
 ABSL_FLAG(bool, json, false, "print JSON");
 ABSL_FLAG(std::vector<std::string>, label, {}, "labels, as key=value");
@@ -165,6 +174,74 @@ int CopyData(const std::string& command, const std::string& directory) {
                json.dump());
 }
 
+ClientOptions OptionsFromFlags() {
+  ClientOptions options;
+  options.connect_timeout = absl::GetFlag(FLAGS_connect_timeout);
+  options.shm_socket = absl::GetFlag(FLAGS_shm_socket);
+  options.token_file = absl::GetFlag(FLAGS_token_file);
+  const TlsOptions tls = {absl::GetFlag(FLAGS_tls_ca), absl::GetFlag(FLAGS_tls_certificate),
+                          absl::GetFlag(FLAGS_tls_key)};
+  if (absl::GetFlag(FLAGS_tls) || !tls.ca.empty() || !tls.certificate.empty() || !tls.key.empty()) {
+    options.tls = tls;
+  }
+  return options;
+}
+
+int ListTenants(const access::TenantEditor& editor) {
+  const absl::StatusOr<access::Tenants> tenants = editor.Read();
+  if (!tenants.ok()) return Fail(tenants.status());
+  std::optional<v1::ListTenantsResponse> use;
+  if (const std::string server = absl::GetFlag(FLAGS_server); !server.empty()) {
+    const auto client = Client::Connect(server, OptionsFromFlags());
+    if (!client.ok()) return Fail(client.status());
+    auto response = client->ListTenants();
+    if (!response.ok()) return Fail(response.status());
+    use = *std::move(response);
+  }
+  const std::vector<TenantRow> rows = TenantRows(*tenants, use);
+  return Print(ToText(rows), ToJson(rows).dump());
+}
+
+int AddTenant(const access::TenantEditor& editor, const std::string& name) {
+  const absl::StatusOr<std::string> token = editor.Add(name, absl::GetFlag(FLAGS_admin));
+  if (!token.ok()) return Fail(token.status());
+  const nlohmann::json json = {{"tenant", name}, {"token", *token}};
+  return Print(*token + "\n", json.dump());
+}
+
+int RevokeTokens(const access::TenantEditor& editor, const std::string& name) {
+  const absl::StatusOr<int> revoked = editor.Revoke(name, absl::GetFlag(FLAGS_token_id));
+  if (!revoked.ok()) return Fail(revoked.status());
+  const nlohmann::json json = {{"tenant", name}, {"revoked", *revoked}};
+  return Print(
+      absl::StrCat("revoked ", *revoked, *revoked == 1 ? " token" : " tokens", " of ", name, "\n"),
+      json.dump());
+}
+
+int SetQuota(const access::TenantEditor& editor, const std::string& name,
+             const std::vector<std::string>& limits) {
+  const absl::StatusOr<access::Quota> quota = editor.SetQuota(name, limits);
+  if (!quota.ok()) return Fail(quota.status());
+  const std::string text = access::ToText(*quota);
+  const nlohmann::json json = {{"tenant", name}, {"limits", text}};
+  return Print(absl::StrCat(name, ": ", text.empty() ? "no limits" : text, "\n"), json.dump());
+}
+
+// On a file of this machine.
+int Tenant(const std::vector<std::string>& arguments) {
+  const std::string path = absl::GetFlag(FLAGS_tokens);
+  if (path.empty()) return BadUsage("tenant needs --tokens, the server's --token_file");
+  const access::TenantEditor editor(path);
+  const std::string what = arguments.size() > 1 ? arguments[1] : "";
+  if (what == "list" && arguments.size() == 2) return ListTenants(editor);
+  if (what == "add" && arguments.size() == 3) return AddTenant(editor, arguments[2]);
+  if (what == "revoke" && arguments.size() == 3) return RevokeTokens(editor, arguments[2]);
+  if (what == "quota" && arguments.size() >= 4) {
+    return SetQuota(editor, arguments[2], {arguments.begin() + 3, arguments.end()});
+  }
+  return BadUsage("tenant takes add NAME, list, revoke NAME, or quota NAME LIMIT...");
+}
+
 // What a command is called with, beside flags.
 struct Command {
   const char* name;
@@ -231,6 +308,7 @@ int Run(const std::vector<std::string>& arguments) {
   if (arguments.empty()) return BadUsage("there is no command");
   const std::string& name = arguments[0];
   if (name == "help") return Print(kUsage, nlohmann::json({{"help", kUsage}}).dump());
+  if (name == "tenant") return Tenant(arguments);
   const Command* command = FindCommand(name);
   if (command == nullptr) return BadUsage(absl::StrCat("there is no command ", name));
   const bool close_labelled =
@@ -258,11 +336,7 @@ int Run(const std::vector<std::string>& arguments) {
     if (!from_flags.ok()) return BadUsage(std::string(from_flags.status().message()));
     export_job = *std::move(from_flags);
   }
-  ClientOptions options;
-  options.connect_timeout = absl::GetFlag(FLAGS_connect_timeout);
-  options.shm_socket = absl::GetFlag(FLAGS_shm_socket);
-  options.token_file = absl::GetFlag(FLAGS_token_file);
-  const auto client = Client::Connect(absl::GetFlag(FLAGS_server), options);
+  const auto client = Client::Connect(absl::GetFlag(FLAGS_server), OptionsFromFlags());
   if (!client.ok()) return Fail(client.status());
   if (job) return RunCompress(*client, *job);
   if (export_job) return RunExport(*client, *export_job);

@@ -96,15 +96,29 @@ std::string AlgorithmsText(const v1::ListAlgorithmsResponse& response) {
 }
 
 std::string SessionsText(const std::vector<v1::Session>& sessions) {
-  Table table({"SESSION", "STATE", "ALGORITHM", "FRAMEWORK", "EPOCH", "STEP", "LAYERS", "SPARSITY",
-               "MEMORY", "IDLE", "LEASE", "LABELS"});
+  std::vector<std::string> headings = {"SESSION", "STATE", "ALGORITHM", "FRAMEWORK",
+                                       "EPOCH",   "STEP",  "LAYERS",    "SPARSITY",
+                                       "MEMORY",  "IDLE",  "LEASE",     "LABELS"};
+  // An operator sees whose they are.
+  const bool tenants = !sessions.empty() && !sessions[0].tenant().empty();
+  if (tenants) headings.push_back("TENANT");
+  Table table(headings);
   for (const v1::Session& session : sessions) {
-    table.Add({session.id(), StateName(session.state()), session.algorithm(), session.framework(),
-               absl::StrCat(session.epoch()), absl::StrCat(session.step()),
-               absl::StrCat(session.compressed_layer_count(), "/", session.layer_count()),
-               Share(session.has_achieved_sparsity(), session.achieved_sparsity()),
-               FormatBytes(static_cast<int64_t>(session.state_bytes())), Idle(session),
-               Lease(session), Labels(session)});
+    std::vector<std::string> cells = {
+        session.id(),
+        StateName(session.state()),
+        session.algorithm(),
+        session.framework(),
+        absl::StrCat(session.epoch()),
+        absl::StrCat(session.step()),
+        absl::StrCat(session.compressed_layer_count(), "/", session.layer_count()),
+        Share(session.has_achieved_sparsity(), session.achieved_sparsity()),
+        FormatBytes(static_cast<int64_t>(session.state_bytes())),
+        Idle(session),
+        Lease(session),
+        Labels(session)};
+    if (tenants) cells.push_back(Printable(session.tenant()));
+    table.Add(std::move(cells));
   }
   return table.ToString();
 }

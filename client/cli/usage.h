@@ -25,6 +25,18 @@ usage: compressionctl [--server=HOST:PORT] [--json] COMMAND
                              copies a server's sessions, while it runs; on its host
   restore --data_dir=NEW_DIR BACKUP_DIR
                              makes a data directory of a backup, for a server to start on
+  tenant add NAME --tokens=FILE [--admin]
+                             a new token of a tenant, printed this once; FILE, the
+                             server's --token_file, gets its SHA-256. The server
+                             notices within a second, as of all that follows
+  tenant list --tokens=FILE [--server=HOST:PORT]
+                             tenants, the ids of their tokens, their limits, and what
+                             they use of a server that this caller is an operator of
+  tenant revoke NAME --tokens=FILE [--token_id=ID]
+                             takes all tokens away, or one
+  tenant quota NAME LIMIT... --tokens=FILE
+                             sets limits: sessions=N, memory=BYTES, calls=N; `none`
+                             instead of a number takes one away
 
 prune and quantize read a config_list such as
   [{"sparsity": 0.8, "op_types": ["default"]},
@@ -57,6 +69,11 @@ tensor wins. DIR gets model.safetensors, with all other tensors as they were.
   --token_file=FILE   file with the token that the server asks for
                       (default: $NNI_COMPRESSION_TOKEN_FILE, or the token in
                       $NNI_COMPRESSION_TOKEN)
+  --tls, --tls_ca=FILE, --tls_certificate=FILE, --tls_key=FILE
+                      encrypts the connection; who signs the server's certificate,
+                      and the client's own, in PEM (default:
+                      $NNI_COMPRESSION_TLS=1, $NNI_COMPRESSION_TLS_CA,
+                      $NNI_COMPRESSION_TLS_CERTIFICATE, $NNI_COMPRESSION_TLS_KEY)
   --json              print JSON, errors included
   --help, --version
 

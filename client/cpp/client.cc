@@ -99,6 +99,10 @@ absl::StatusOr<std::vector<v1::Session>> Client::ListSessions(
   return sessions;
 }
 
+absl::StatusOr<v1::ListTenantsResponse> Client::ListTenants(const CallOptions& options) const {
+  return connection_->Unary(&Stub::ListTenants, v1::ListTenantsRequest(), route_, options);
+}
+
 absl::StatusOr<v1::GetSessionResponse> Client::GetSession(absl::string_view session_id,
                                                           const CallOptions& options) const {
   v1::GetSessionRequest request;

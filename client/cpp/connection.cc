@@ -15,6 +15,7 @@
 #include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
+#include "client/cpp/tls.h"
 #include "proto/wire/frames.h"
 
 namespace nni_compression::internal {
@@ -102,14 +103,25 @@ absl::StatusOr<std::shared_ptr<const Connection>> Connection::Open(std::string a
                                                                    const ClientOptions& options) {
   const absl::StatusOr<std::string> token = Token(options);
   if (!token.ok()) return token.status();
-  auto channel =
-      grpc::CreateCustomChannel(address, grpc::InsecureChannelCredentials(), Arguments(address));
+  const auto tls = TlsCredentials(options.tls);
+  if (!tls.ok()) return tls.status();
+  const bool encrypted = *tls != nullptr;
+  auto channel = grpc::CreateCustomChannel(
+      address, encrypted ? *tls : grpc::InsecureChannelCredentials(), Arguments(address));
   if (!channel->WaitForConnected(absl::ToChronoTime(absl::Now() + options.connect_timeout))) {
+    if (encrypted) {
+      return absl::UnavailableError(absl::StrCat(
+          "no encrypted connection to ", address, " comes about (waited ",
+          absl::FormatDuration(options.connect_timeout),
+          "); the server may not be there, not use TLS, have a certificate for another name or of "
+          "another authority than tls says, or refuse this client's certificate"));
+    }
     return absl::UnavailableError(
         absl::StrCat("no compression server answers at ", address, " (waited ",
                      absl::FormatDuration(options.connect_timeout),
                      "); start one with `compression_server --listen=", address,
-                     "`, or give another address, in $NNI_COMPRESSION_SERVER for example"));
+                     "`, or give another address, in $NNI_COMPRESSION_SERVER for example. one with "
+                     "TLS is reached with $NNI_COMPRESSION_TLS_CA or $NNI_COMPRESSION_TLS"));
   }
   return std::shared_ptr<const Connection>(
       new Connection(std::move(address), options, *token, std::move(channel)));

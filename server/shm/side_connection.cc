@@ -55,9 +55,9 @@ absl::Status SideConnection::Hello(const v1::SideRequest::Hello& hello, v1::Side
   for (const v1::SideRequest::Metadata& entry : hello.metadata()) {
     metadata.emplace(entry.key(), entry.value());
   }
-  absl::StatusOr<std::string> tenant = authenticator_->AuthenticateLocal(metadata);
-  if (!tenant.ok()) return tenant.status();
-  tenant_ = *std::move(tenant);
+  absl::StatusOr<Caller> caller = authenticator_->AuthenticateLocal(metadata);
+  if (!caller.ok()) return caller.status();
+  tenant_ = std::move(caller->tenant);
   admitted_ = true;
   reply->set_max_regions(static_cast<uint32_t>(limits_.regions));
   reply->set_max_bytes(static_cast<uint64_t>(limits_.bytes));

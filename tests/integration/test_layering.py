@@ -13,11 +13,12 @@ INCLUDE = re.compile(r'^\s*#\s*include\s*[<"]([^">]+)[">]', re.MULTILINE)
 
 # Folder -> the own folders that it may include from.
 ALLOWED = {
+    "access": {"access"},
     "proto": {"proto"},
     "compression": {"compression"},
-    "server": {"server", "compression", "proto"},
+    "server": {"server", "access", "compression", "proto"},
     "client/cpp": {"client/cpp", "proto"},
-    "client/cli": {"client/cli", "client/cpp", "proto"},
+    "client/cli": {"client/cli", "client/cpp", "access", "proto"},
 }
 # Generated from the .proto, hence the wire's.
 GENERATED = re.compile(r"^nni/compression/v1/|\.(grpc\.)?pb\.h$")

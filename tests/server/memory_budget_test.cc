@@ -9,6 +9,8 @@
 #include <utility>
 #include <vector>
 
+#include "server/status.h"
+
 namespace nni_compression::server {
 namespace {
 
@@ -50,6 +52,32 @@ TEST_F(MemoryBudgetTest, AReservationGivesItsBytesBack) {
     EXPECT_EQ(budget_->reserved(), 10);
   }
   EXPECT_EQ(budget_->reserved(), 0);
+}
+
+TEST_F(MemoryBudgetTest, AnAccountFollowsItsReservations) {
+  const MemoryShare share = {std::make_shared<MemoryAccount>(), 50};
+  auto memory = budget_->TryReserve(40);
+  ASSERT_TRUE(memory->ChargeTo(share).ok());
+  EXPECT_EQ(share.account->bytes(), 40);
+  auto more = budget_->TryReserve(20);
+  const absl::Status refused = more->ChargeTo(share);
+  EXPECT_EQ(refused.code(), absl::StatusCode::kResourceExhausted);
+  EXPECT_TRUE(RetryAfter(refused)) << "it fits once others have gone";
+  EXPECT_EQ(share.account->bytes(), 40);
+  {
+    Reservation part = memory->Split(15);
+    EXPECT_EQ(share.account->bytes(), 40);
+    part.ShrinkTo(5);
+    EXPECT_EQ(share.account->bytes(), 30);
+    part.Uncharge();
+    EXPECT_EQ(share.account->bytes(), 25);
+  }
+  EXPECT_EQ(share.account->bytes(), 25);
+  kept_.push_back(*std::move(memory));
+  EXPECT_EQ(share.account->bytes(), 25);
+  kept_.clear();
+  EXPECT_EQ(share.account->bytes(), 0);
+  EXPECT_FALSE(RetryAfter(budget_->TryReserve(51)->ChargeTo(share))) << "no waiting helps";
 }
 
 TEST_F(MemoryBudgetTest, NothingIsReservedAboveTheLimit) {

@@ -129,18 +129,33 @@ TEST_F(ProgramTest, HelpDocumentsEveryFlagAndNoPathOfTheBuild) {
   Program program(folder_, {"--help"});
   program.Wait();
   const std::string help = program.output();
-  for (const char* flag : {"listen",           "allow_insecure_listen",
-                           "port_file",        "data_dir",
-                           "durability",       "data_dir_lock_wait",
-                           "memory_budget",    "compute_threads",
-                           "max_calls",        "max_sessions",
-                           "default_lease",    "max_lease",
-                           "report_retention", "stall_timeout",
-                           "drain_seconds",    "reflection",
-                           "log_level",        "shm_socket",
-                           "shm_uids",         "token_file",
-                           "plugin_dir",       "script_dir",
-                           "algorithm_timeout"}) {
+  for (const char* flag : {"listen",
+                           "allow_insecure_listen",
+                           "port_file",
+                           "data_dir",
+                           "durability",
+                           "data_dir_lock_wait",
+                           "memory_budget",
+                           "compute_threads",
+                           "max_calls",
+                           "max_sessions",
+                           "default_lease",
+                           "max_lease",
+                           "report_retention",
+                           "stall_timeout",
+                           "drain_seconds",
+                           "reflection",
+                           "log_level",
+                           "shm_socket",
+                           "shm_uids",
+                           "token_file",
+                           "plugin_dir",
+                           "script_dir",
+                           "algorithm_timeout",
+                           "tls_certificate",
+                           "tls_key",
+                           "tls_client_ca",
+                           "trusted_proxy"}) {
     EXPECT_THAT(help, HasSubstr(std::string("--") + flag + " (")) << flag;
   }
   EXPECT_THAT(help, Not(HasSubstr("/server/main.cc")));
@@ -160,6 +175,10 @@ TEST_F(ProgramTest, RefusesWhatItCannotDo) {
               HasSubstr("is no socket"));
   EXPECT_THAT(Refusal({"--listen=127.0.0.1:0", "--token_file=" + folder_ + "/none"}),
               HasSubstr("token_file: '" + folder_ + "/none'"));
+  EXPECT_THAT(Refusal({"--listen=127.0.0.1:0", "--tls_key=" + folder_ + "/none"}),
+              HasSubstr("tls_certificate and tls_key have to be given both"));
+  EXPECT_THAT(Refusal({"--listen=127.0.0.1:0", "--trusted_proxy=localhost"}),
+              HasSubstr("trusted_proxy: 'localhost' is no address"));
   std::ofstream(folder_ + "/tokens") << "# nobody yet\n";
   EXPECT_THAT(
       Refusal({"--listen=127.0.0.1:0", "--token_file=" + folder_ + "/tokens", "--reflection"}),

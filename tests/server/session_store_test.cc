@@ -202,6 +202,30 @@ TEST_F(SessionStoreTest, TooManySessionsAreRefusedWithATimeToWait) {
   EXPECT_TRUE(store_->Insert(Record(), "", "", std::nullopt).ok());
 }
 
+TEST_F(SessionStoreTest, ATenantsQuotaCountsItsOwnLiveSessions) {
+  const auto insert = [&](const std::string& tenant, int64_t quota) {
+    return store_->Insert(Record(tenant), "", "", std::nullopt, quota).status();
+  };
+  const std::string first = BindAndLeave("a");
+  EXPECT_TRUE(insert("b", 1).ok());
+  EXPECT_EQ(insert("a", 1).code(), absl::StatusCode::kResourceExhausted);
+  EXPECT_EQ(RetryAfter(insert("a", 1)), absl::Seconds(10));
+  EXPECT_FALSE(RetryAfter(insert("c", 0))) << "no waiting helps";
+  EXPECT_EQ(store_->LiveByTenant(), (std::map<std::string, int64_t>{{"a", 1}, {"b", 1}}));
+  ASSERT_TRUE(store_->Close("a", first).ok());
+  EXPECT_EQ(store_->LiveByTenant(), (std::map<std::string, int64_t>{{"b", 1}}));
+  EXPECT_TRUE(insert("a", 1).ok());
+}
+
+TEST_F(SessionStoreTest, WhoseASessionIsAndThoseOfAllCanBeAsked) {
+  const std::string a = BindAndLeave("a");
+  const std::string b = BindAndLeave("b");
+  EXPECT_EQ(store_->TenantOf(b), "b");
+  EXPECT_EQ(store_->TenantOf("none"), std::nullopt);
+  EXPECT_EQ(store_->List(std::nullopt, {}, 10, "")->sessions.size(), 2u);
+  EXPECT_EQ(store_->List("a", {}, 10, "")->sessions.size(), 1u);
+}
+
 TEST_F(SessionStoreTest, ListsByLabelOldestFirstInPages) {
   const std::string a = BindAndLeave("t", {{"run", "7"}, {"x", "1"}});
   const std::string b = BindAndLeave("t", {{"run", "8"}});

@@ -8,6 +8,8 @@
 #include <stdexcept>
 #include <string>
 
+#include "google/rpc/error_details.pb.h"
+#include "google/rpc/status.pb.h"
 #include "server/listen_address.h"
 #include "server/log.h"
 #include "server/machine.h"
@@ -51,23 +53,28 @@ TEST(StatusTest, OnlyExhaustionThatPassesHasATimeToWait) {
   EXPECT_FALSE(RetryAfter(absl::ResourceExhaustedError("never")));
 }
 
+TEST(StatusTest, ExhaustionThatPassesSaysSoInItsDetails) {
+  const grpc::Status status = ToGrpc(QuotaExhausted("calls", 3, 1, 3, absl::Milliseconds(1500)));
+  EXPECT_EQ(status.error_code(), grpc::StatusCode::RESOURCE_EXHAUSTED);
+  EXPECT_EQ(status.error_message(),
+            "the tenant's quota of calls is 3, of which 3 are in use; the call needs 1 more");
+  google::rpc::Status details;
+  google::rpc::RetryInfo retry;
+  ASSERT_TRUE(details.ParseFromString(status.error_details()));
+  EXPECT_EQ(details.code(), static_cast<int>(status.error_code()));
+  EXPECT_EQ(details.message(), status.error_message());
+  ASSERT_TRUE(details.details(0).UnpackTo(&retry));
+  EXPECT_EQ(retry.retry_delay().seconds(), 1);
+  EXPECT_EQ(retry.retry_delay().nanos(), 500000000);
+  EXPECT_EQ(ToGrpc(QuotaExhausted("calls", 0, 1, 0, std::nullopt)).error_details(), "");
+}
+
 TEST(StatusTest, ExceptionsBecomeStatuses) {
   EXPECT_EQ(CatchExceptions([]() -> absl::Status { throw std::bad_alloc(); }).code(),
             absl::StatusCode::kResourceExhausted);
   EXPECT_EQ(CatchExceptions([]() -> absl::Status { throw std::runtime_error("x"); }),
             absl::InternalError("x"));
   EXPECT_EQ(CatchExceptions([] { return absl::OkStatus(); }), absl::OkStatus());
-}
-
-TEST(MachineTest, ParsesBytesWithSuffixes) {
-  EXPECT_EQ(*ParseBytes("0"), 0);
-  EXPECT_EQ(*ParseBytes("1000"), 1000);
-  EXPECT_EQ(*ParseBytes("2K"), 2048);
-  EXPECT_EQ(*ParseBytes("64M"), 64 << 20);
-  EXPECT_EQ(*ParseBytes("4G"), int64_t{4} << 30);
-  for (const char* bad : {"", "G", "-1", "1.5G", "4g", "10000000000G", "1 K B"}) {
-    EXPECT_EQ(ParseBytes(bad).status().code(), absl::StatusCode::kInvalidArgument) << bad;
-  }
 }
 
 TEST(MachineTest, ReadsTheSmallestLimitOfItsCgroups) {
@@ -103,14 +110,16 @@ TEST(MachineTest, ReadsTheSmallestLimitOfItsCgroups) {
 }
 
 TEST(ListenAddressTest, OnlyLoopbackIsAllowedUnlessToldOtherwise) {
-  for (const char* good : {"127.0.0.1:0", "127.1.2.3:50051", "localhost:1", "[::1]:65535"}) {
+  for (const char* good : {"127.0.0.1:0", "127.1.2.3:50051", "localhost:1", "[::1]:65535",
+                           "unix:/run/compression", "unix-abstract:compression"}) {
     EXPECT_TRUE(CheckListenAddress(good, false).ok()) << good;
   }
   for (const char* wide : {"0.0.0.0:50051", "[::]:50051", "192.168.1.1:1", "example.com:1"}) {
     EXPECT_EQ(CheckListenAddress(wide, false).code(), absl::StatusCode::kInvalidArgument) << wide;
     EXPECT_TRUE(CheckListenAddress(wide, true).ok()) << wide;
   }
-  for (const char* bad : {"", "127.0.0.1", ":50051", "127.0.0.1:x", "127.0.0.1:65536", "h:-1"}) {
+  for (const char* bad :
+       {"", "127.0.0.1", ":50051", "127.0.0.1:x", "127.0.0.1:65536", "h:-1", "unix:"}) {
     EXPECT_EQ(CheckListenAddress(bad, true).code(), absl::StatusCode::kInvalidArgument) << bad;
   }
 }

@@ -45,19 +45,21 @@ compression::AlgorithmInfo SlowInfo(std::shared_ptr<SlowPruner> control) {
 
 class MetadataAuthenticator : public server::Authenticator {
  public:
-  absl::StatusOr<std::string> Authenticate(const grpc::ServerContextBase& context,
-                                           absl::string_view) override {
+  absl::StatusOr<server::Caller> Authenticate(const grpc::ServerContextBase& context,
+                                              absl::string_view) override {
     const auto it = context.client_metadata().find("tenant");
-    if (it == context.client_metadata().end()) return std::string("default");
-    const std::string tenant(it->second.data(), it->second.size());
-    if (tenant == "nobody") return absl::UnauthenticatedError("who are you?");
-    return tenant;
+    if (it == context.client_metadata().end()) return CallerOf("default");
+    return CallerOf(std::string(it->second.data(), it->second.size()));
   }
-  absl::StatusOr<std::string> AuthenticateLocal(const Metadata& metadata) override {
+  absl::StatusOr<server::Caller> AuthenticateLocal(const Metadata& metadata) override {
     const auto it = metadata.find("tenant");
-    const std::string tenant = it == metadata.end() ? "default" : it->second;
+    return CallerOf(it == metadata.end() ? "default" : it->second);
+  }
+
+ private:
+  static absl::StatusOr<server::Caller> CallerOf(const std::string& tenant) {
     if (tenant == "nobody") return absl::UnauthenticatedError("who are you?");
-    return tenant;
+    return server::Caller{tenant};
   }
 };
 

@@ -2,27 +2,32 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 import pickle
 import subprocess
 import time
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 import nni_compression as nc
-from servers import ROOT, ServerProcess
+from servers import ROOT, ServerProcess, add_tenant, compressionctl
 
 LAYER = nc.Layer("fc", "Linear", (512, 256))  # large enough for shared memory
 CONFIG = [{"sparsity": 0.5}]
 WEIGHT = np.random.default_rng(5).normal(size=LAYER.shape).astype(np.float32)
 
 
-def line(token: str, tenant: str) -> str:
-    return f"{hashlib.sha256(token.encode()).hexdigest()} {tenant}\n"
+@dataclass(frozen=True)
+class Tokens:
+    """The tokens of two tenants; `ours` and `more` are one's."""
+
+    ours: str
+    more: str
+    theirs: str
 
 
 @pytest.fixture(scope="module")
@@ -31,16 +36,19 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def guarded(folder: Path) -> Iterator[ServerProcess]:
-    """A server that knows `ours`, `more`, also ours, and `theirs`."""
-    tokens = line("ours", "us") + line("more", "us") + line("theirs", "them")
-    (folder / "tokens").write_text(tokens)
+def tokens(folder: Path) -> Tokens:
+    return Tokens(*(add_tenant(folder / "tokens", name) for name in ("us", "us", "them")))
+
+
+@pytest.fixture(scope="module")
+def guarded(folder: Path, tokens: Tokens) -> Iterator[ServerProcess]:
+    """A server that knows these tokens."""
     flags = (f"--token_file={folder}/tokens", f"--shm_socket={folder}/side")
     with ServerProcess(*flags) as server:
         yield server
 
 
-@pytest.mark.parametrize("token", [None, "", "guess", "our", "ourss"])
+@pytest.mark.parametrize("token", [None, "", "guess", "0" * 64])
 def test_nobody_is_let_in_without_a_valid_token(guarded: ServerProcess, token: str | None) -> None:
     with nc.Client(guarded.address, token=token) as client:
         for call in (client.health, client.sessions, client.algorithms):
@@ -53,11 +61,11 @@ def test_nobody_is_let_in_without_a_valid_token(guarded: ServerProcess, token: s
             client.bind_model("level", CONFIG, [LAYER])
 
 
-def test_what_is_a_tenants_no_other_can_see(guarded: ServerProcess) -> None:
+def test_what_is_a_tenants_no_other_can_see(guarded: ServerProcess, tokens: Tokens) -> None:
     with (
-        nc.Client(guarded.address, token="ours") as ours,
-        nc.Client(guarded.address, token="more") as also_ours,
-        nc.Client(guarded.address, token="theirs") as theirs,
+        nc.Client(guarded.address, token=tokens.ours) as ours,
+        nc.Client(guarded.address, token=tokens.more) as also_ours,
+        nc.Client(guarded.address, token=tokens.theirs) as theirs,
         ours.bind_model("level", CONFIG, [LAYER]) as session,
     ):
         assert [s.id for s in also_ours.sessions()] == [session.id]
@@ -73,21 +81,23 @@ def test_what_is_a_tenants_no_other_can_see(guarded: ServerProcess) -> None:
 
 
 def test_the_token_comes_from_the_environment(
-    guarded: ServerProcess, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    guarded: ServerProcess, tokens: Tokens, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("NNI_COMPRESSION_TOKEN", "ours")
+    monkeypatch.setenv("NNI_COMPRESSION_TOKEN", tokens.ours)
     with nc.Client(guarded.address) as client:
         assert client.health() == "SERVING"
     with nc.Client(guarded.address, token="") as nobody, pytest.raises(nc.UnauthenticatedError):
         nobody.health()
     monkeypatch.delenv("NNI_COMPRESSION_TOKEN")
-    (tmp_path / "token").write_text("theirs\n")
+    (tmp_path / "token").write_text(tokens.theirs + "\n")
     monkeypatch.setenv("NNI_COMPRESSION_TOKEN_FILE", str(tmp_path / "token"))
     with nc.Client(guarded.address) as client:
         assert client.health() == "SERVING"
 
 
-def test_a_token_file_may_change_under_a_client(guarded: ServerProcess, tmp_path: Path) -> None:
+def test_a_token_file_may_change_under_a_client(
+    guarded: ServerProcess, tokens: Tokens, tmp_path: Path
+) -> None:
     file = tmp_path / "token"
     with nc.Client(guarded.address, token_file=file) as client:
         with pytest.raises(nc.InvalidArgumentError, match="token_file"):
@@ -95,7 +105,7 @@ def test_a_token_file_may_change_under_a_client(guarded: ServerProcess, tmp_path
         file.write_text("stale")
         with pytest.raises(nc.UnauthenticatedError):
             client.health()
-        file.write_text("ours\n")
+        file.write_text(tokens.ours + "\n")
         assert client.health() == "SERVING"
         assert pickle.loads(pickle.dumps(client)).health() == "SERVING"
 
@@ -121,27 +131,31 @@ def refused_in_the_end(client: nc.Client) -> bool:
 
 
 def test_a_revoked_token_ends(tmp_path: Path) -> None:
-    tokens = tmp_path / "tokens"
-    tokens.write_text(line("ours", "us"))
-    with ServerProcess(f"--token_file={tokens}") as server:
-        with nc.Client(server.address, token="ours") as client:
+    file = tmp_path / "tokens"
+    token = add_tenant(file, "us")
+    with ServerProcess(f"--token_file={file}") as server:
+        with nc.Client(server.address, token=token) as client:
             assert client.health() == "SERVING"
-            tokens.write_text("# nobody\n")
+            compressionctl(f"--tokens={file}", "tenant", "revoke", "us")
             assert refused_in_the_end(client)
-        assert "ours" not in server.log()
+        assert token not in server.log()
 
 
-def test_shared_memory_asks_for_the_token_too(guarded: ServerProcess, folder: Path) -> None:
+def test_shared_memory_asks_for_the_token_too(
+    guarded: ServerProcess, tokens: Tokens, folder: Path
+) -> None:
     with (
-        nc.Client(guarded.address, token="ours", shm_socket=f"{folder}/side") as client,
+        nc.Client(guarded.address, token=tokens.ours, shm_socket=f"{folder}/side") as client,
         client.bind_model("level", CONFIG, [LAYER]) as session,
     ):
         session.calc_mask({"fc": WEIGHT})
         assert client.stats.bytes_sent < WEIGHT.nbytes // 10
 
 
-def test_compressionctl_sends_a_token(guarded: ServerProcess, tmp_path: Path) -> None:
-    (tmp_path / "token").write_text("ours\n")
+def test_compressionctl_sends_a_token(
+    guarded: ServerProcess, tokens: Tokens, tmp_path: Path
+) -> None:
+    (tmp_path / "token").write_text(tokens.ours + "\n")
     binary = os.environ.get(
         "COMPRESSIONCTL_BINARY", ROOT / "build/release/client/cli/compressionctl"
     )
@@ -158,7 +172,7 @@ def test_compressionctl_sends_a_token(guarded: ServerProcess, tmp_path: Path) ->
 
     assert health(f"--token_file={tmp_path}/token").returncode == 0
     assert health(NNI_COMPRESSION_TOKEN_FILE=f"{tmp_path}/token").returncode == 0
-    assert health(NNI_COMPRESSION_TOKEN="theirs").returncode == 0
+    assert health(NNI_COMPRESSION_TOKEN=tokens.theirs).returncode == 0
     refused = health(NNI_COMPRESSION_TOKEN="guess")
     assert refused.returncode == 1
     assert "the call's token is not valid" in refused.stderr

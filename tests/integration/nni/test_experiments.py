@@ -1,6 +1,5 @@
 """Real NNI experiments against a real server."""
 
-import hashlib
 import os
 import signal
 import subprocess
@@ -55,9 +54,8 @@ def show_logs(folder):
 @pytest.fixture
 def server(tmp_path, monkeypatch):
     """A server that asks for a token, which this process and the trials have by its file."""
-    digest = hashlib.sha256(b"the-trials-token").hexdigest()
-    (tmp_path / "tokens").write_text(f"{digest} team\n")
-    (tmp_path / "token").write_text("the-trials-token\n")
+    token = servers.add_tenant(tmp_path / "tokens", "team")
+    (tmp_path / "token").write_text(token + "\n")
     monkeypatch.setenv("NNI_COMPRESSION_TOKEN_FILE", str(tmp_path / "token"))
     with servers.ServerProcess(f"--token_file={tmp_path / 'tokens'}") as process:
         yield process

@@ -88,9 +88,9 @@ TEST_F(SideConnectionTest, AnotherVersionOrASecondHelloIsRefused) {
 
 TEST_F(SideConnectionTest, AnAuthenticatorThatKnowsNoSideSocketLetsNobodyIn) {
   class Stranger : public Authenticator {
-    absl::StatusOr<std::string> Authenticate(const grpc::ServerContextBase&,
+    absl::StatusOr<Caller> Authenticate(const grpc::ServerContextBase&,
                                              absl::string_view) override {
-      return std::string("default");
+      return Caller{"default"};
     }
   } stranger;
   SideConnection connection({2, kSize}, &stranger, &table_);

@@ -46,7 +46,7 @@ class SideListenerTest : public ::testing::Test {
     listener_ = *std::move(started);
   }
 
-  bool Exists() const { return access(options_.path.c_str(), F_OK) == 0; }
+  bool Exists() const { return ::access(options_.path.c_str(), F_OK) == 0; }
 
   RegionTable table_{int64_t{1} << 30};
   SideSocketOptions options_;

@@ -27,6 +27,22 @@ def server_binary() -> Path:
     return Path(named) if named else ROOT / "build/release/server/compression_server"
 
 
+def compressionctl(*arguments: str) -> str:
+    """What compressionctl prints; it has to succeed."""
+    named = os.environ.get("COMPRESSIONCTL_BINARY")
+    binary = named or ROOT / "build/release/client/cli/compressionctl"
+    done = subprocess.run(
+        [str(binary), *arguments], check=False, capture_output=True, text=True, timeout=60
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def add_tenant(tokens: Path, name: str, *flags: str) -> str:
+    """A new token of the tenant, in the server's file."""
+    return compressionctl(f"--tokens={tokens}", *flags, "tenant", "add", name).strip()
+
+
 class ServerProcess:
     """A compression_server on a port of its own; a context manager that stops it."""
 

@@ -30,6 +30,14 @@ struct RetryOptions {
   absl::Duration time_limit = absl::Seconds(60);
 };
 
+// How the connection is encrypted. The files are in PEM and are read at Connect.
+struct TlsOptions {
+  std::string ca;           // who signs the server's certificate; empty: whom gRPC knows
+  std::string certificate;  // the client's own, with its chain, for servers that ask for one
+  std::string key;          // the certificate's
+  bool enabled = true;      // false: the connection is open, whatever the environment says
+};
+
 struct ClientOptions {
   absl::Duration connect_timeout = absl::Seconds(10);
   absl::Duration timeout = absl::Seconds(30);  // of calls without tensors, retries included
@@ -41,9 +49,13 @@ struct ClientOptions {
   std::optional<std::string> shm_socket;
   // The bearer token that the server asks for, or a file with it that is read at Connect. An empty
   // string stands for none; both unset: $NNI_COMPRESSION_TOKEN, else $NNI_COMPRESSION_TOKEN_FILE.
-  // It travels as it is: over this host's loopback or a private network only.
+  // Without TLS it travels as it is: over this host's loopback or a private network only.
   std::optional<std::string> token;
   std::optional<std::string> token_file;
+  // Unset: $NNI_COMPRESSION_TLS=1, and the paths in $NNI_COMPRESSION_TLS_CA,
+  // $NNI_COMPRESSION_TLS_CERTIFICATE and $NNI_COMPRESSION_TLS_KEY; without any of them the
+  // connection is open.
+  std::optional<TlsOptions> tls;
   bool checksum = false;  // send a CRC-32 with every tensor; the server checks it
 };
 
@@ -99,6 +111,9 @@ class Client {
   // All live sessions that have the labels, oldest first, without their layers.
   absl::StatusOr<std::vector<v1::Session>> ListSessions(
       const std::map<std::string, std::string>& labels = {}, const CallOptions& options = {}) const;
+
+  // What each tenant uses. PERMISSION_DENIED for all but operators.
+  absl::StatusOr<v1::ListTenantsResponse> ListTenants(const CallOptions& options = {}) const;
 
   // What a session is and how far it has come; with its plan while it lives.
   absl::StatusOr<v1::GetSessionResponse> GetSession(absl::string_view session_id,

@@ -41,7 +41,14 @@ SPACES = {
     "quantize": quantization_space,
 }
 # Of this process's environment, what the trials need to reach the server as well.
-INHERITED = ("NNI_COMPRESSION_SHM_SOCKET", "NNI_COMPRESSION_TOKEN_FILE")
+INHERITED = (
+    "NNI_COMPRESSION_SHM_SOCKET",
+    "NNI_COMPRESSION_TLS",
+    "NNI_COMPRESSION_TLS_CA",
+    "NNI_COMPRESSION_TLS_CERTIFICATE",
+    "NNI_COMPRESSION_TLS_KEY",
+    "NNI_COMPRESSION_TOKEN_FILE",
+)
 LOOK_EVERY = 1.0  # seconds
 STARTS = 3
 

@@ -17,6 +17,7 @@ Examples in this package have ``import numpy as np``, ``import nni_compression a
 searches by tuners.
 """
 
+from ._tls import Tls
 from ._version import __version__
 from .client import Client, server_address
 from .errors import (
@@ -74,6 +75,7 @@ __all__ = [
     "StatusCode",
     "StepResult",
     "Tensor",
+    "Tls",
     "UnauthenticatedError",
     "UnavailableError",
     "UnimplementedError",

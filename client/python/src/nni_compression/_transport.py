@@ -16,6 +16,7 @@ import grpc
 
 from ._credentials import NOBODY, Credentials
 from ._interrupts import interrupts_held
+from ._tls import Tls
 from .errors import (
     CancelledError,
     CompressionError,
@@ -84,8 +85,10 @@ class Transport:
         timeout: Optional[float],
         connect_timeout: float,
         credentials: Credentials = NOBODY,
+        tls: Optional[Tls] = None,
     ) -> None:
         self.address = address
+        self._tls = tls
         self._credentials = credentials
         self.timeout = timeout
         self.connect_timeout = connect_timeout
@@ -221,9 +224,14 @@ class Transport:
                 raise FailedPreconditionError("the client is closed")
             if self._channel is None:
                 _check_fork()
-                self._channel = grpc.insecure_channel(self.address, options=self._options())
+                self._channel = self._make_channel()
                 _opened_by = os.getpid()
             return self._channel
+
+    def _make_channel(self) -> Any:
+        if self._tls is None:
+            return grpc.insecure_channel(self.address, options=self._options())
+        return grpc.secure_channel(self.address, self._tls.credentials(), options=self._options())
 
     def _after_fork(self) -> None:
         _check_fork()
@@ -344,6 +352,17 @@ class Transport:
     def _unavailable(self, details: str) -> str:
         if self._reached:
             return f"the compression server at {self.address} went away ({details})"
+        if self._tls is not None:
+            return (
+                f"no encrypted connection to {self.address} comes about ({details}); the server "
+                "may not be there, not use TLS, have a certificate for another name or of another "
+                "authority than `tls` says, or refuse this client's certificate"
+            )
+        if "Socket closed" in details or "reset" in details or "GOAWAY" in details:
+            return (
+                f"{self.address} closes connections ({details}); if it is a server with TLS, say "
+                "Client(tls=...), or set $NNI_COMPRESSION_TLS or $NNI_COMPRESSION_TLS_CA"
+            )
         return (
             f"no compression server answers at {self.address} ({details}); start one with "
             f"`compression_server --listen={self.address}`, or name another in "

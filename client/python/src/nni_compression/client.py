@@ -18,6 +18,7 @@ from ._config import text, to_struct
 from ._credentials import make_credentials
 from ._keep_alive import KeepAlive
 from ._shared_memory import SharedMemory, socket_path
+from ._tls import Tls, make_tls
 from ._transport import HEALTH, SERVICE, Transport, mint_route
 from ._trial import end_with_parent, trial_labels
 from ._wire import compression_pb2 as pb
@@ -73,9 +74,13 @@ class Client:
             refuses, tensors go over the network.
         route: `nni-route` of calls that belong to no session; minted by default.
         token: the bearer token that the server asks for; by default $NNI_COMPRESSION_TOKEN. It
-            travels as it is: over this host's loopback or a private network only.
+            travels as it is: without `tls`, over this host's loopback or a private network only.
         token_file: a file with the token instead, read again when it has changed; by default
             $NNI_COMPRESSION_TOKEN_FILE.
+        tls: True, or the path of a PEM file of authorities that sign the server's certificate, or a
+            `Tls` with a certificate of the client's own; False for an open connection. By default
+            the environment's: $NNI_COMPRESSION_TLS=1, and the paths in $NNI_COMPRESSION_TLS_CA,
+            $NNI_COMPRESSION_TLS_CERTIFICATE and $NNI_COMPRESSION_TLS_KEY.
 
     Attributes:
         server: the address.
@@ -97,6 +102,7 @@ class Client:
         route: Optional[str] = None,
         token: Optional[str] = None,
         token_file: Union[str, os.PathLike[str], None] = None,
+        tls: Union[bool, str, os.PathLike[str], Tls, None] = None,
     ) -> None:
         self.server = server_address(server)
         self.stats = Stats()
@@ -106,11 +112,12 @@ class Client:
         self._shm_socket = shm_socket
         self._token = token
         self._token_file = token_file
+        self._tls = make_tls(tls)
         credentials = make_credentials(token, token_file)
         self._shared_memory = SharedMemory(socket_path(shm_socket), credentials)
         self._route = _check_route(route) or mint_route()
         self._keep_alive = KeepAlive() if keep_alive else None
-        self._transport = Transport(self.server, timeout, connect_timeout, credentials)
+        self._transport = Transport(self.server, timeout, connect_timeout, credentials, self._tls)
 
     def bind_model(
         self,
@@ -298,6 +305,7 @@ class Client:
             "route": self._route,
             "token": self._token,
             "token_file": self._token_file,
+            "tls": self._tls if self._tls is not None else False,
         }
         return _make_client, (self.server, settings)
 

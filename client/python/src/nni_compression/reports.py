@@ -61,6 +61,7 @@ class SessionInfo:
         received_bytes, sent_bytes: tensor payload, seen from the server.
         compute_time: seconds that its calls computed.
         layers: in the order bound; empty in a listing.
+        tenant: whose it is; empty where the caller is no operator, and sees his own only.
     """
 
     id: str
@@ -81,6 +82,7 @@ class SessionInfo:
     sent_bytes: int
     compute_time: float
     layers: tuple[LayerReport, ...] = ()
+    tenant: str = ""
 
     @classmethod
     def from_wire(cls, message: pb.Session) -> SessionInfo:
@@ -104,6 +106,7 @@ class SessionInfo:
             sent_bytes=message.sent_bytes,
             compute_time=seconds(message.compute_time),
             layers=tuple(map(_layer_report, message.layers)),
+            tenant=message.tenant,
         )
 
 

@@ -401,6 +401,16 @@ class ListSessionsResponse(_message.Message):
     sessions: _containers.RepeatedCompositeFieldContainer[Session]
     def __init__(self, sessions: _Optional[_Iterable[_Union[Session, _Mapping]]] = ..., next_page_token: _Optional[str] = ...) -> None: ...
 
+class ListTenantsRequest(_message.Message):
+    __slots__ = []
+    def __init__(self) -> None: ...
+
+class ListTenantsResponse(_message.Message):
+    __slots__ = ["tenants"]
+    TENANTS_FIELD_NUMBER: _ClassVar[int]
+    tenants: _containers.RepeatedCompositeFieldContainer[TenantUse]
+    def __init__(self, tenants: _Optional[_Iterable[_Union[TenantUse, _Mapping]]] = ...) -> None: ...
+
 class MaskResult(_message.Message):
     __slots__ = ["achieved_sparsity", "answers", "epoch", "error", "layer", "target_sparsity"]
     ACHIEVED_SPARSITY_FIELD_NUMBER: _ClassVar[int]
@@ -527,7 +537,7 @@ class QuantizeWeightResponse(_message.Message):
     def __init__(self, results: _Optional[_Iterable[_Union[QuantizeResult, _Mapping]]] = ..., headers: _Optional[_Iterable[_Union[TensorHeader, _Mapping]]] = ..., chunks: _Optional[_Iterable[_Union[Chunk, _Mapping]]] = ..., commits: _Optional[_Iterable[_Union[Commit, _Mapping]]] = ..., answers: _Optional[_Iterable[_Union[TensorAnswer, _Mapping]]] = ...) -> None: ...
 
 class Session(_message.Message):
-    __slots__ = ["achieved_sparsity", "algorithm", "compressed_layer_count", "compute_time", "create_time", "epoch", "framework", "id", "labels", "last_call_time", "layer_count", "layers", "lease", "received_bytes", "sent_bytes", "state", "state_bytes", "step"]
+    __slots__ = ["achieved_sparsity", "algorithm", "compressed_layer_count", "compute_time", "create_time", "epoch", "framework", "id", "labels", "last_call_time", "layer_count", "layers", "lease", "received_bytes", "sent_bytes", "state", "state_bytes", "step", "tenant"]
     class LabelsEntry(_message.Message):
         __slots__ = ["key", "value"]
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -553,6 +563,7 @@ class Session(_message.Message):
     STATE_BYTES_FIELD_NUMBER: _ClassVar[int]
     STATE_FIELD_NUMBER: _ClassVar[int]
     STEP_FIELD_NUMBER: _ClassVar[int]
+    TENANT_FIELD_NUMBER: _ClassVar[int]
     achieved_sparsity: float
     algorithm: str
     compressed_layer_count: int
@@ -571,7 +582,8 @@ class Session(_message.Message):
     state: SessionState
     state_bytes: int
     step: int
-    def __init__(self, id: _Optional[str] = ..., algorithm: _Optional[str] = ..., framework: _Optional[str] = ..., labels: _Optional[_Mapping[str, str]] = ..., state: _Optional[_Union[SessionState, str]] = ..., create_time: _Optional[_Union[_timestamp_pb2.Timestamp, _Mapping]] = ..., last_call_time: _Optional[_Union[_timestamp_pb2.Timestamp, _Mapping]] = ..., lease: _Optional[_Union[_duration_pb2.Duration, _Mapping]] = ..., epoch: _Optional[int] = ..., step: _Optional[int] = ..., layer_count: _Optional[int] = ..., compressed_layer_count: _Optional[int] = ..., achieved_sparsity: _Optional[float] = ..., state_bytes: _Optional[int] = ..., received_bytes: _Optional[int] = ..., sent_bytes: _Optional[int] = ..., compute_time: _Optional[_Union[_duration_pb2.Duration, _Mapping]] = ..., layers: _Optional[_Iterable[_Union[LayerReport, _Mapping]]] = ...) -> None: ...
+    tenant: str
+    def __init__(self, id: _Optional[str] = ..., algorithm: _Optional[str] = ..., framework: _Optional[str] = ..., labels: _Optional[_Mapping[str, str]] = ..., state: _Optional[_Union[SessionState, str]] = ..., create_time: _Optional[_Union[_timestamp_pb2.Timestamp, _Mapping]] = ..., last_call_time: _Optional[_Union[_timestamp_pb2.Timestamp, _Mapping]] = ..., lease: _Optional[_Union[_duration_pb2.Duration, _Mapping]] = ..., epoch: _Optional[int] = ..., step: _Optional[int] = ..., layer_count: _Optional[int] = ..., compressed_layer_count: _Optional[int] = ..., achieved_sparsity: _Optional[float] = ..., state_bytes: _Optional[int] = ..., received_bytes: _Optional[int] = ..., sent_bytes: _Optional[int] = ..., compute_time: _Optional[_Union[_duration_pb2.Duration, _Mapping]] = ..., layers: _Optional[_Iterable[_Union[LayerReport, _Mapping]]] = ..., tenant: _Optional[str] = ...) -> None: ...
 
 class SharedPlace(_message.Message):
     __slots__ = ["capacity", "offset", "region"]
@@ -661,6 +673,18 @@ class StepResponse(_message.Message):
     stale_layers: _containers.RepeatedScalarFieldContainer[str]
     step: int
     def __init__(self, step: _Optional[int] = ..., stale_layers: _Optional[_Iterable[str]] = ..., parameters: _Optional[_Iterable[_Union[LayerParameters, _Mapping]]] = ...) -> None: ...
+
+class TenantUse(_message.Message):
+    __slots__ = ["calls", "memory_bytes", "sessions", "tenant"]
+    CALLS_FIELD_NUMBER: _ClassVar[int]
+    MEMORY_BYTES_FIELD_NUMBER: _ClassVar[int]
+    SESSIONS_FIELD_NUMBER: _ClassVar[int]
+    TENANT_FIELD_NUMBER: _ClassVar[int]
+    calls: int
+    memory_bytes: int
+    sessions: int
+    tenant: str
+    def __init__(self, tenant: _Optional[str] = ..., sessions: _Optional[int] = ..., memory_bytes: _Optional[int] = ..., calls: _Optional[int] = ...) -> None: ...
 
 class TensorAnswer(_message.Message):
     __slots__ = ["answer", "index"]

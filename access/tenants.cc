@@ -1,0 +1,135 @@
+#include "access/tenants.h"
+
+#include <openssl/sha.h>
+
+#include <algorithm>
+#include <utility>
+
+#include "absl/strings/ascii.h"
+#include "absl/strings/escaping.h"
+#include "absl/strings/match.h"
+#include "absl/strings/numbers.h"
+#include "absl/strings/str_cat.h"
+#include "absl/strings/str_join.h"
+#include "absl/strings/str_split.h"
+#include "access/bytes.h"
+
+namespace nni_compression::access {
+namespace {
+
+constexpr size_t kMaxNameBytes = 128;
+
+using Words = std::vector<absl::string_view>;
+
+bool IsDigest(absl::string_view word) {
+  return word.size() == 2 * SHA256_DIGEST_LENGTH &&
+         std::all_of(word.begin(), word.end(),
+                     [](char c) { return absl::ascii_isxdigit(static_cast<unsigned char>(c)); });
+}
+
+absl::Status ReadTenant(const Words& words, std::map<std::string, Tenant>* named) {
+  const std::string name(words[1]);
+  Tenant tenant;
+  for (const absl::string_view word : absl::MakeConstSpan(words).subspan(2)) {
+    if (word == "admin") {
+      tenant.admin = true;
+    } else if (absl::Status status = ReadLimit(word, &tenant.quota); !status.ok()) {
+      return status;
+    }
+  }
+  if (named->emplace(name, tenant).second) return absl::OkStatus();
+  return absl::InvalidArgumentError("the tenant has a line already");
+}
+
+absl::Status ReadLine(const Words& words, Tenants* tenants) {
+  if (words.size() >= 2 && IsTenantName(words[1])) {
+    if (words[0] == kTenantWord) return ReadTenant(words, &tenants->named);
+    if (words.size() == 2 && IsDigest(words[0])) {
+      tenants->tokens.push_back({absl::HexStringToBytes(words[0]), std::string(words[1])});
+      return absl::OkStatus();
+    }
+  }
+  return absl::InvalidArgumentError(absl::StrCat(
+      "it must be a SHA-256 in 64 hexadecimal digits, or `tenant`, and a tenant's name: ",
+      kTenantNameRule));
+}
+
+}  // namespace
+
+absl::StatusOr<Tenants> Tenants::Parse(absl::string_view text) {
+  Tenants tenants;
+  int number = 0;
+  for (const absl::string_view line : absl::StrSplit(text, '\n')) {
+    ++number;
+    const Words words = WordsOf(line);
+    if (words.empty()) continue;
+    if (absl::Status status = ReadLine(words, &tenants); !status.ok()) {
+      return absl::InvalidArgumentError(absl::StrCat("line ", number, ": ", status.message()));
+    }
+  }
+  return tenants;
+}
+
+std::vector<absl::string_view> WordsOf(absl::string_view line) {
+  Words words = absl::StrSplit(line, absl::ByAnyChar(" \t\r"), absl::SkipEmpty());
+  if (!words.empty() && words[0][0] == '#') words.clear();
+  return words;
+}
+
+bool IsTenantName(absl::string_view name) {
+  return !name.empty() && name.size() <= kMaxNameBytes &&
+         std::all_of(name.begin(), name.end(), [](char c) {
+           return absl::ascii_isalnum(static_cast<unsigned char>(c)) ||
+                  absl::StrContains("._-:/@", c);
+         });
+}
+
+std::string DigestOf(absl::string_view token) {
+  std::string digest(SHA256_DIGEST_LENGTH, '\0');
+  SHA256(reinterpret_cast<const uint8_t*>(token.data()), token.size(),
+         reinterpret_cast<uint8_t*>(digest.data()));
+  return digest;
+}
+
+absl::Status ReadLimit(absl::string_view text, Quota* quota) {
+  const std::pair<absl::string_view, absl::string_view> parts =
+      absl::StrSplit(text, absl::MaxSplits('=', 1));
+  std::optional<int64_t>* const limit = parts.first == "sessions" ? &quota->sessions
+                                        : parts.first == "memory" ? &quota->memory
+                                        : parts.first == "calls"  ? &quota->calls
+                                                                  : nullptr;
+  if (limit == nullptr) {
+    return absl::InvalidArgumentError(
+        "a limit must be sessions=N, memory=BYTES or calls=N, with `none` for no limit");
+  }
+  if (parts.second == "none") {
+    limit->reset();
+    return absl::OkStatus();
+  }
+  absl::StatusOr<int64_t> value = absl::InvalidArgumentError("");
+  if (limit == &quota->memory) value = ParseBytes(parts.second);
+  int64_t number = 0;
+  if (limit != &quota->memory && absl::SimpleAtoi(parts.second, &number) && number >= 0) {
+    value = number;
+  }
+  if (!value.ok()) {
+    return absl::InvalidArgumentError(
+        absl::StrCat(parts.first, " must be `none` or a number, at least 0",
+                     limit == &quota->memory ? ", of bytes, like 1000000, 512K, 64M or 4G" : ""));
+  }
+  *limit = *value;
+  return absl::OkStatus();
+}
+
+std::string ToText(const Quota& quota) {
+  std::vector<std::string> limits;
+  const auto add = [&](absl::string_view name, const std::optional<int64_t>& limit) {
+    if (limit) limits.push_back(absl::StrCat(name, "=", *limit));
+  };
+  add("sessions", quota.sessions);
+  add("memory", quota.memory);
+  add("calls", quota.calls);
+  return absl::StrJoin(limits, " ");
+}
+
+}  // namespace nni_compression::access

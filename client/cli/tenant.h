@@ -1,0 +1,34 @@
+// The tenants of a server: who may call, how much of it, and what they use.
+#ifndef NNI_COMPRESSION_CLIENT_CLI_TENANT_H_
+#define NNI_COMPRESSION_CLIENT_CLI_TENANT_H_
+
+#include <map>
+#include <nlohmann/json.hpp>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "access/tenants.h"
+#include "nni_compression/client.h"
+
+namespace nni_compression::cli {
+
+// A tenant as the file has it, and as a server does.
+struct TenantRow {
+  std::string name;
+  access::Tenant tenant;
+  std::vector<std::string> token_ids;  // the first 12 digits of each token's SHA-256
+  std::optional<v1::TenantUse> use;    // nothing when no server was asked
+};
+
+// All tenants of the file, and those that only the server knows, by name. `use` is nothing when no
+// server was asked.
+std::vector<TenantRow> TenantRows(const access::Tenants& tenants,
+                                  const std::optional<v1::ListTenantsResponse>& use);
+
+std::string ToText(const std::vector<TenantRow>& rows);
+nlohmann::json ToJson(const std::vector<TenantRow>& rows);
+
+}  // namespace nni_compression::cli
+
+#endif  // NNI_COMPRESSION_CLIENT_CLI_TENANT_H_

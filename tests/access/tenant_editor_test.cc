@@ -1,0 +1,132 @@
+#include "access/tenant_editor.h"
+
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include <filesystem>
+#include <fstream>
+#include <iterator>
+#include <string>
+#include <thread>
+#include <vector>
+
+#include "absl/strings/escaping.h"
+
+namespace nni_compression::access {
+namespace {
+
+namespace fs = std::filesystem;
+
+using ::testing::HasSubstr;
+using ::testing::Not;
+
+class TenantEditorTest : public ::testing::Test {
+ protected:
+  TenantEditorTest() {
+    std::string pattern = ::testing::TempDir() + "/tenantsXXXXXX";
+    folder_ = mkdtemp(pattern.data());
+  }
+  ~TenantEditorTest() override { fs::remove_all(folder_); }
+
+  std::string Text() const {
+    std::ifstream file(path());
+    return {std::istreambuf_iterator<char>(file), {}};
+  }
+  std::string path() const { return folder_ + "/tenants"; }
+  mode_t Mode() const {
+    struct stat status;
+    EXPECT_EQ(stat(path().c_str(), &status), 0);
+    return status.st_mode & 07777;
+  }
+
+  std::string folder_;
+};
+
+TEST_F(TenantEditorTest, ATokenIsShownOnceAndKeptAsItsDigest) {
+  const TenantEditor editor(path());
+  const std::string token = *editor.Add("a", false);
+  EXPECT_EQ(token.size(), 64u);
+  EXPECT_NE(token, *editor.Add("a", false)) << "a tenant may have several";
+  EXPECT_THAT(Text(), Not(HasSubstr(token)));
+  const Tenants tenants = *editor.Read();
+  ASSERT_EQ(tenants.tokens.size(), 2u);
+  EXPECT_EQ(tenants.tokens[0].digest, DigestOf(token));
+  EXPECT_EQ(tenants.tokens[0].tenant, "a");
+  EXPECT_EQ(Mode(), 0600u);
+}
+
+TEST_F(TenantEditorTest, RemarksAndTheModeStay) {
+  std::ofstream(path()) << "# ours\n";
+  chmod(path().c_str(), 0640);
+  const TenantEditor editor(path());
+  ASSERT_TRUE(editor.Add("ops", true).ok());
+  EXPECT_THAT(Text(), HasSubstr("# ours\ntenant ops admin\n"));
+  EXPECT_TRUE(editor.Read()->named.at("ops").admin);
+  EXPECT_EQ(Mode(), 0640u);
+}
+
+TEST_F(TenantEditorTest, TokensAreRevokedOneByOneOrAll) {
+  const TenantEditor editor(path());
+  const std::string first = *editor.Add("a", true);
+  const std::string second = *editor.Add("a", false);
+  ASSERT_TRUE(editor.Add("b", false).ok());
+  EXPECT_EQ(*editor.Revoke("a", absl::BytesToHexString(DigestOf(first)).substr(0, 12)), 1);
+  EXPECT_EQ(editor.Read()->tokens[0].digest, DigestOf(second));
+  EXPECT_TRUE(editor.Read()->named.at("a").admin);
+  EXPECT_EQ(*editor.Revoke("a", ""), 1);
+  EXPECT_EQ(editor.Read()->named.count("a"), 0u);
+  EXPECT_EQ(editor.Read()->tokens.size(), 1u);
+  EXPECT_EQ(editor.Revoke("a", "").status().code(), absl::StatusCode::kNotFound);
+  EXPECT_EQ(editor.Revoke("b", "zz").status().code(), absl::StatusCode::kNotFound);
+}
+
+TEST_F(TenantEditorTest, LimitsAreSetAndTakenAway) {
+  const TenantEditor editor(path());
+  EXPECT_EQ(ToText(*editor.SetQuota("a", {"sessions=3", "memory=1M"})),
+            "sessions=3 memory=1048576");
+  EXPECT_EQ(ToText(*editor.SetQuota("a", {"memory=none", "calls=2"})), "sessions=3 calls=2");
+  EXPECT_THAT(Text(), HasSubstr("tenant a sessions=3 calls=2\n"));
+  const std::string before = Text();
+  EXPECT_EQ(editor.SetQuota("a", {"calls=1", "sessions=few"}).status().code(),
+            absl::StatusCode::kInvalidArgument);
+  EXPECT_EQ(Text(), before);
+}
+
+TEST_F(TenantEditorTest, WhatIsNoFileOfTenantsIsLeftAlone) {
+  const TenantEditor editor(path());
+  EXPECT_EQ(editor.Read().status().code(), absl::StatusCode::kInvalidArgument);
+  EXPECT_EQ(editor.Revoke("a", "").status().code(), absl::StatusCode::kInvalidArgument);
+  std::ofstream(path()) << "my diary\n";
+  EXPECT_EQ(editor.Add("a", false).status().code(), absl::StatusCode::kInvalidArgument);
+  EXPECT_EQ(Text(), "my diary\n");
+  EXPECT_EQ(editor.Add("two words", false).status().code(), absl::StatusCode::kInvalidArgument);
+  EXPECT_EQ(TenantEditor(folder_ + "/none/tenants").Add("a", false).status().code(),
+            absl::StatusCode::kUnavailable);
+}
+
+TEST_F(TenantEditorTest, ChangesAtOneTimeAreAllThere) {
+  const TenantEditor editor(path());
+  std::vector<std::thread> threads;
+  for (int i = 0; i < 8; ++i) {
+    threads.emplace_back([&] {
+      for (int n = 0; n < 5; ++n) EXPECT_TRUE(editor.Add("a", false).ok());
+    });
+  }
+  for (std::thread& thread : threads) thread.join();
+  EXPECT_EQ(editor.Read()->tokens.size(), 40u);
+  EXPECT_EQ(std::distance(fs::directory_iterator(folder_), {}), 2) << "the file and its lock";
+}
+
+TEST_F(TenantEditorTest, ALinkStaysOne) {
+  const std::string link = folder_ + "/link";
+  std::ofstream(path()) << "";
+  fs::create_symlink(path(), link);
+  ASSERT_TRUE(TenantEditor(link).Add("a", false).ok());
+  EXPECT_TRUE(fs::is_symlink(link));
+  EXPECT_EQ(TenantEditor(path()).Read()->tokens.size(), 1u);
+}
+
+}  // namespace
+}  // namespace nni_compression::access
