@@ -379,8 +379,12 @@ TEST_F(StreamsTest, AWrongKindOfSessionIsAFailedPrecondition) {
   const std::string quantizer = BindQat({{kWeight, {4}}});
   v1::CalcMaskResponse masks;
   v1::QuantizeWeightResponse codes;
-  EXPECT_EQ(CalcMask(stub(), MaskMessage().Open(quantizer), &masks).error_code(),
-            grpc::StatusCode::FAILED_PRECONDITION);
+  EXPECT_EQ(
+      CalcMask(stub(),
+               MaskMessage().Open(quantizer).Tensor(Header(0, kWeight, {4}), Bytes({-1, 2, 3, 5})),
+               &masks)
+          .error_code(),
+      grpc::StatusCode::FAILED_PRECONDITION);
   EXPECT_EQ(RunCall<QuantizeStream>(stub(), QuantizeMessage().Open(pruner), &codes).error_code(),
             grpc::StatusCode::FAILED_PRECONDITION);
 }
