@@ -17,7 +17,7 @@ build=(ccache cmake g++ git libabsl-dev libgmock-dev libgrpc++-dev libgtest-dev 
        python3 python3-grpcio python3-numpy python3-protobuf python3-setuptools python3-sklearn
        python3-torch python3-venv python3-wheel)
 
-tests=(chromium clang-format-14 libbenchmark-dev mypy
+tests=(chromium clang-format-14 libbenchmark-dev mypy openssl
        python3-pytest python3-pytest-xdist shellcheck)
 
 case "${1:-}" in
