@@ -8,17 +8,18 @@
 #   deploy/install-dependencies.sh --fuzz     what tests/fuzz.sh needs
 set -euo pipefail
 
-runtime=(ca-certificates libabsl20220623 libgrpc++1.51 libprotobuf32 libspdlog1.10 libsqlite3-0 libssl3
+runtime=(ca-certificates libabsl20220623 libcpp-httplib0.11 libgrpc++1.51 libprometheus-cpp-core1.0 libprotobuf32 libspdlog1.10 libsqlite3-0 libssl3
          libtorch1.13 zlib1g)
 
-build=(ccache cmake g++ git libabsl-dev libgmock-dev libgrpc++-dev libgtest-dev libprotobuf-dev
-       libspdlog-dev libsqlite3-dev libssl-dev libtorch-dev ninja-build nlohmann-json3-dev protobuf-compiler
+build=(ccache cmake g++ git libabsl-dev libcpp-httplib-dev libgmock-dev libgrpc++-dev libgtest-dev libprotobuf-dev
+       libspdlog-dev libsqlite3-dev libssl-dev libtorch-dev ninja-build pkg-config nlohmann-json3-dev prometheus-cpp-dev
+       protobuf-compiler
        protobuf-compiler-grpc zlib1g-dev
        python3 python3-grpcio python3-numpy python3-protobuf python3-setuptools python3-sklearn
        python3-torch python3-venv python3-wheel)
 
-tests=(chromium clang-format-14 libbenchmark-dev mypy openssl
-       python3-pytest python3-pytest-xdist shellcheck)
+tests=(chromium clang-format-14 haproxy libbenchmark-dev mypy openssl prometheus
+       python3-h2 python3-pytest python3-pytest-xdist shellcheck)
 
 case "${1:-}" in
   --runtime) wanted=("${runtime[@]}") ;;

@@ -2,6 +2,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "absl/time/clock.h"
+#include "server/call_trace.h"
 #include "server/log.h"
 #include "server/status.h"
 
@@ -13,6 +14,8 @@ constexpr absl::Duration kRetryWait = absl::Seconds(1);
 // Failures that are the server's own get attention, the others are the caller's.
 LogLevel LevelOf(absl::StatusCode code) {
   switch (code) {
+    case absl::StatusCode::kOk:
+      return LogLevel::kDebug;
     case absl::StatusCode::kInternal:
     case absl::StatusCode::kUnknown:
     case absl::StatusCode::kDataLoss:
@@ -28,12 +31,25 @@ CallContext::~CallContext() {
   if (gate_ != nullptr) gate_->Leave(caller_.tenant);
 }
 
+absl::Duration CallContext::Count(absl::StatusCode code) {
+  const absl::Duration duration = absl::FromChrono(std::chrono::steady_clock::now() - start_);
+  metrics_->Ended(code, duration);
+  return duration;
+}
+
 grpc::Status CallContext::Finish(const absl::Status& status) {
-  if (!status.ok()) {
-    Log(LevelOf(status.code()), "call_failed",
+  const absl::Duration duration = Count(status.code());
+  const LogLevel level = LevelOf(status.code());
+  if (IsLogged(level)) {
+    const CallTrace trace = ReadCallTrace(*context_);
+    Log(level, status.ok() ? "call" : "call_failed",
         {{"method", method_},
          {"tenant", caller_.tenant},
          {"session", session_},
+         {"duration", absl::FormatDuration(duration)},
+         {"request_id", trace.request_id},
+         {"trace_id", trace.trace_id},
+         {"parent_id", trace.parent_id},
          {"code", absl::StatusCodeToString(status.code())},
          {"message", status.message()}});
   }
@@ -43,13 +59,15 @@ grpc::Status CallContext::Finish(const absl::Status& status) {
 absl::StatusOr<std::unique_ptr<CallContext>> Gate::Admit(grpc::ServerContextBase* context,
                                                          absl::string_view method,
                                                          bool while_closed) {
+  MethodMetrics* const metrics = metrics_->Find(method);
   absl::StatusOr<Caller> caller = authenticator_->Authenticate(*context, method);
-  if (!caller.ok()) return caller.status();
-  if (!while_closed) {
-    if (absl::Status status = Enter(*caller); !status.ok()) return status;
+  const absl::Status status = caller.ok() && !while_closed ? Enter(*caller) : caller.status();
+  if (!status.ok()) {
+    metrics->Ended(status.code(), absl::ZeroDuration());
+    return status;
   }
   std::unique_ptr<CallContext> call(
-      new CallContext(while_closed ? nullptr : this, context, method));
+      new CallContext(while_closed ? nullptr : this, context, method, metrics));
   call->account_ = Account(caller->tenant);
   call->caller_ = *std::move(caller);
   return call;
@@ -87,6 +105,16 @@ std::map<std::string, Gate::Use> Gate::Uses() const {
 void Gate::Close() {
   MutexLock lock(&mutex_);
   closed_ = true;
+}
+
+bool Gate::open() const {
+  MutexLock lock(&mutex_);
+  return !closed_;
+}
+
+int Gate::calls() const {
+  MutexLock lock(&mutex_);
+  return calls_;
 }
 
 bool Gate::WaitUntilEmpty(absl::Duration timeout) {

@@ -5,6 +5,8 @@
 #include <grpcpp/server_context.h>
 #include <grpcpp/support/status.h>
 
+#include <chrono>
+#include <cstdint>
 #include <map>
 #include <memory>
 #include <string>
@@ -15,6 +17,7 @@
 #include "absl/strings/string_view.h"
 #include "absl/time/time.h"
 #include "server/authenticator.h"
+#include "server/call_metrics.h"
 #include "server/memory_account.h"
 #include "server/mutex.h"
 
@@ -38,30 +41,43 @@ class CallContext {
   // For the log.
   void set_session(absl::string_view id) { session_.assign(id.data(), id.size()); }
 
-  // The status to finish the call with, its trailers being set. Logs a failure.
+  // For the metrics: bytes of tensors. Any thread.
+  void CountReceived(int64_t bytes) { metrics_->Received(bytes); }
+  void CountSent(int64_t bytes) { metrics_->Sent(bytes); }
+
+  // The status to finish the call with, its trailers being set. Counts the call, and logs it:
+  // a failure always, a success at the level debug.
   grpc::Status Finish(const absl::Status& status);
 
  private:
   friend class Gate;
-  CallContext(Gate* gate, grpc::ServerContextBase* context, absl::string_view method)
-      : gate_(gate), context_(context), method_(method) {}
+  CallContext(Gate* gate, grpc::ServerContextBase* context, absl::string_view method,
+              MethodMetrics* metrics)
+      : gate_(gate), context_(context), method_(method), metrics_(metrics) {}
+
+  absl::Duration Count(absl::StatusCode code);  // how long it took
 
   Gate* const gate_;  // null: the call is not counted
   grpc::ServerContextBase* const context_;
   const std::string method_;
   Caller caller_;
   std::shared_ptr<MemoryAccount> account_;
+  MethodMetrics* const metrics_;
+  // Not the clock of leases, which may be set.
+  const std::chrono::steady_clock::time_point start_ = std::chrono::steady_clock::now();
   std::string session_;
 };
 
 // Lets calls in. Thread-safe; outlives its calls.
 class Gate {
  public:
-  Gate(std::shared_ptr<Authenticator> authenticator, int max_calls)
-      : authenticator_(std::move(authenticator)), max_calls_(max_calls) {}
+  // `metrics` outlives the gate.
+  Gate(std::shared_ptr<Authenticator> authenticator, int max_calls, CallMetrics* metrics)
+      : authenticator_(std::move(authenticator)), max_calls_(max_calls), metrics_(metrics) {}
 
   // Asks the authenticator. UNAVAILABLE after Close, RESOURCE_EXHAUSTED above max_calls and above
-  // the tenant's quota. `while_closed` admits calls even then, uncounted, for the health service.
+  // the tenant's quota; a refusal is counted. `method` is one of the server's. `while_closed`
+  // admits calls even then, uncounted, for the health service.
   absl::StatusOr<std::unique_ptr<CallContext>> Admit(grpc::ServerContextBase* context,
                                                      absl::string_view method,
                                                      bool while_closed = false);
@@ -79,6 +95,9 @@ class Gate {
   // Lets no more calls in.
   void Close();
 
+  bool open() const;
+  int calls() const;  // that need an open gate
+
   // Waits until no call is left that needs an open gate, or for `timeout`; says whether none is.
   bool WaitUntilEmpty(absl::Duration timeout);
 
@@ -94,6 +113,7 @@ class Gate {
 
   const std::shared_ptr<Authenticator> authenticator_;
   const int max_calls_;
+  CallMetrics* const metrics_;
   mutable Mutex mutex_;
   CondVar changed_;
   // They stay: there are no more than credentials.

@@ -9,6 +9,7 @@
 #include "absl/time/time.h"
 #include "compression/registry.h"
 #include "server/call_context.h"
+#include "server/call_metrics.h"
 #include "server/durable_sessions.h"
 #include "server/executor.h"
 #include "server/foreign_algorithm.h"
@@ -26,6 +27,7 @@ struct Core {
   const compression::Registry* registry = nullptr;
   const ForeignAlgorithms* foreign = nullptr;
   Gate* gate = nullptr;
+  CallMetrics* metrics = nullptr;
   Executor* executor = nullptr;
   TimerThread* timers = nullptr;
   std::shared_ptr<MemoryBudget> budget;

@@ -26,6 +26,12 @@ void Executor::Schedule(std::function<void()> function, Work work) {
   changed_.NotifyOne();
 }
 
+int64_t Executor::waiting(Work work) const {
+  MutexLock lock(&mutex_);
+  const auto& queue = work == Work::kShort ? short_ : work == Work::kLong ? long_ : idle_;
+  return static_cast<int64_t>(queue.size());
+}
+
 std::deque<Executor::Item>* Executor::NextQueue() {
   const bool may_be_long = !long_.empty() && running_long_ < long_limit_;
   if (may_be_long && (short_.empty() || long_.front().age < short_.front().age)) return &long_;

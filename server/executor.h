@@ -34,6 +34,9 @@ class Executor {
   // Runs `function` on one of the threads; it must not throw.
   void Schedule(std::function<void()> function, Work work = Work::kShort);
 
+  // Functions that wait for a thread.
+  int64_t waiting(Work work) const;
+
   int threads() const { return static_cast<int>(threads_.size()); }
 
  private:
@@ -48,7 +51,7 @@ class Executor {
 
   const std::function<void(int)> prepare_;
   const int long_limit_;  // threads that may do long work at a time
-  Mutex mutex_;
+  mutable Mutex mutex_;
   CondVar changed_;
   std::deque<Item> short_ ABSL_GUARDED_BY(mutex_);
   std::deque<Item> long_ ABSL_GUARDED_BY(mutex_);

@@ -22,7 +22,8 @@ bool IsKnown(const std::string& service) { return service.empty() || service == 
 // One Watch call. Its methods are called under the service's mutex, gRPC's reactions come without.
 class HealthService::Watcher final : public grpc::ServerWriteReactor<HealthCheckResponse> {
  public:
-  Watcher(HealthService* service, bool known) : service_(service), known_(known) {}
+  Watcher(HealthService* service, std::unique_ptr<CallContext> call, bool known)
+      : service_(service), call_(std::move(call)), known_(known) {}
 
   // Starts the next write or the end, if one is due and none is on its way.
   void Advance(bool serving, bool ended) {
@@ -36,8 +37,8 @@ class HealthService::Watcher final : public grpc::ServerWriteReactor<HealthCheck
       StartWrite(&response_);
     } else if (cancelled_ || ended) {
       finished_ = true;
-      Finish(cancelled_ ? grpc::Status::CANCELLED
-                        : grpc::Status(grpc::StatusCode::UNAVAILABLE, "the server is draining"));
+      Finish(call_->Finish(cancelled_ ? absl::CancelledError("cancelled")
+                                      : absl::UnavailableError("the server is draining")));
     }
   }
 
@@ -64,6 +65,7 @@ class HealthService::Watcher final : public grpc::ServerWriteReactor<HealthCheck
 
  private:
   HealthService* const service_;
+  const std::unique_ptr<CallContext> call_;
   const bool known_;
   HealthCheckResponse response_;  // the last one sent; UNKNOWN before
   bool writing_ = false;
@@ -87,8 +89,8 @@ grpc::ServerUnaryReactor* HealthService::Check(grpc::CallbackServerContext* cont
                                                const health::HealthCheckRequest* request,
                                                HealthCheckResponse* response) {
   grpc::ServerUnaryReactor* const reactor = context->DefaultReactor();
-  absl::Status status =
-      gate_->Admit(context, "grpc.health.v1.Health/Check", /*while_closed=*/true).status();
+  const auto call = gate_->Admit(context, "grpc.health.v1.Health/Check", /*while_closed=*/true);
+  absl::Status status = call.status();
   if (status.ok() && !IsKnown(request->service())) {
     status = absl::NotFoundError("the server has no such service");
   }
@@ -97,7 +99,7 @@ grpc::ServerUnaryReactor* HealthService::Check(grpc::CallbackServerContext* cont
     response->set_status(serving_ ? HealthCheckResponse::SERVING
                                   : HealthCheckResponse::NOT_SERVING);
   }
-  reactor->Finish(FinishWith(status, context));
+  reactor->Finish(call.ok() ? (*call)->Finish(status) : FinishWith(status, context));
   return reactor;
 }
 
@@ -108,10 +110,9 @@ grpc::ServerWriteReactor<HealthCheckResponse>* HealthService::Watch(
     explicit Refused(const grpc::Status& status) { Finish(status); }
     void OnDone() override { delete this; }
   };
-  const absl::Status status =
-      gate_->Admit(context, "grpc.health.v1.Health/Watch", /*while_closed=*/true).status();
-  if (!status.ok()) return new Refused(FinishWith(status, context));
-  auto* watcher = new Watcher(this, IsKnown(request->service()));
+  auto call = gate_->Admit(context, "grpc.health.v1.Health/Watch", /*while_closed=*/true);
+  if (!call.ok()) return new Refused(FinishWith(call.status(), context));
+  auto* watcher = new Watcher(this, *std::move(call), IsKnown(request->service()));
   MutexLock lock(&mutex_);
   watchers_.insert(watcher);
   watcher->Advance(serving_, ended_);

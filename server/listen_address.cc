@@ -28,7 +28,7 @@ bool IsUnixAddress(absl::string_view address) {
   return false;
 }
 
-absl::Status CheckListenAddress(absl::string_view address, bool allow_any) {
+absl::Status CheckListenAddress(absl::string_view address, bool allow_any, absl::string_view flag) {
   // Files of this host: whoever may open them is told apart by their mode.
   if (IsUnixAddress(address)) return absl::OkStatus();
   const size_t colon = address.rfind(':');
@@ -36,13 +36,13 @@ absl::Status CheckListenAddress(absl::string_view address, bool allow_any) {
   if (colon == absl::string_view::npos || colon == 0 ||
       !absl::SimpleAtoi(address.substr(colon + 1), &port) || port < 0 || port > 65535) {
     return absl::InvalidArgumentError(absl::StrCat(
-        "listen is '", address, "'; it must be HOST:PORT with a port in [0, 65535], or unix:PATH"));
+        flag, " is '", address, "'; it must be HOST:PORT with a port in [0, 65535], or unix:PATH"));
   }
   absl::string_view host = address.substr(0, colon);
   if (absl::ConsumePrefix(&host, "[")) absl::ConsumeSuffix(&host, "]");
   if (allow_any || IsLoopback(std::string(host))) return absl::OkStatus();
   return absl::InvalidArgumentError(absl::StrCat(
-      "listen is '", address,
+      flag, " is '", address,
       "', which other machines can reach. set tls_certificate, and token_file or tls_client_ca, so "
       "that connections are encrypted and callers are asked who they are, listen on 127.0.0.1 "
       "behind a proxy that does both, or say --allow_insecure_listen"));

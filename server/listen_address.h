@@ -12,7 +12,8 @@ bool IsUnixAddress(absl::string_view address);
 
 // INVALID_ARGUMENT unless `address` is a Unix socket or HOST:PORT, and unless the host is this
 // machine's loopback ("localhost", 127.x.x.x, [::1]) or `allow_any`.
-absl::Status CheckListenAddress(absl::string_view address, bool allow_any);
+absl::Status CheckListenAddress(absl::string_view address, bool allow_any,
+                                absl::string_view flag = "listen");
 
 }  // namespace nni_compression::server
 

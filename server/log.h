@@ -1,4 +1,4 @@
-// One line an event: `event=session_bound session=4f.. tenant=default`.
+// One line an event: `event=session_bound session=4f.. tenant=default`, or the same as JSON.
 #ifndef NNI_COMPRESSION_SERVER_LOG_H_
 #define NNI_COMPRESSION_SERVER_LOG_H_
 
@@ -16,15 +16,23 @@ enum class LogLevel { kDebug, kInfo, kWarning, kError };
 
 using LogField = std::pair<absl::string_view, absl::AlphaNum>;
 
-// Logs to stderr from `level` ("debug", "info", "warning", "error") on. INVALID_ARGUMENT for
-// another name. Called once, before anything is logged.
-absl::Status SetUpLog(absl::string_view level);
+// kText: name=value, with quotes where it needs them. kJson: an object, all values of which are
+// strings.
+enum class LogFormat { kText, kJson };
+
+// Logs to stderr from `level` ("debug", "info", "warning", "error") on, in `format` ("text",
+// "json"). INVALID_ARGUMENT for another name. Called once, before anything is logged.
+absl::Status SetUpLog(absl::string_view level, absl::string_view format = "text");
+
+// Whether such events are written. Thread-safe.
+bool IsLogged(LogLevel level);
 
 // Values come from anywhere: they are escaped, and cut after 512 bytes. Thread-safe.
 void Log(LogLevel level, absl::string_view event, std::initializer_list<LogField> fields = {});
 
-// The line without time and level.
-std::string FormatEvent(absl::string_view event, std::initializer_list<LogField> fields);
+// The line without time and level; of kJson, the object without its braces.
+std::string FormatEvent(absl::string_view event, std::initializer_list<LogField> fields,
+                        LogFormat format = LogFormat::kText);
 
 // `text` without control characters or invalid UTF-8, at most `max_bytes` long: safe for logs,
 // messages and metadata.

@@ -1,8 +1,10 @@
 #include "server/machine.h"
 
+#include <time.h>
 #include <unistd.h>
 
 #include <algorithm>
+#include <filesystem>
 #include <fstream>
 #include <limits>
 #include <sstream>
@@ -108,6 +110,34 @@ int64_t MemoryLimit(const std::string& root) {
 int CpuLimit(const std::string& root) {
   const int64_t machine = std::max<int64_t>(1, std::thread::hardware_concurrency());
   return static_cast<int>(std::min(machine, CgroupLimit(root, "cpu", CpuLimitV2, CpuLimitV1)));
+}
+
+ProcessUse ReadProcessUse() {
+  ProcessUse use;
+  // /proc/self/stat has its fields from the third on after the name, which may have any character.
+  const std::string stat = ReadFile("/proc/self/stat");
+  const std::vector<std::string> fields =
+      absl::StrSplit(stat.substr(std::min(stat.size(), stat.rfind(')') + 2)), ' ');
+  const auto number = [&](size_t field) {
+    int64_t value = 0;
+    return fields.size() > field - 3 && absl::SimpleAtoi(fields[field - 3], &value) ? value : 0;
+  };
+  const auto ticks = static_cast<double>(sysconf(_SC_CLK_TCK));
+  use.cpu_seconds = static_cast<double>(number(14) + number(15)) / ticks;
+  use.resident_bytes = number(24) * sysconf(_SC_PAGESIZE);
+  timespec now = {};
+  timespec since_boot = {};
+  clock_gettime(CLOCK_REALTIME, &now);
+  clock_gettime(CLOCK_BOOTTIME, &since_boot);
+  use.start_seconds = static_cast<double>(now.tv_sec - since_boot.tv_sec) +
+                      static_cast<double>(now.tv_nsec - since_boot.tv_nsec) * 1e-9 +
+                      static_cast<double>(number(22)) / ticks;
+  std::error_code ignored;
+  for (const auto& entry : std::filesystem::directory_iterator("/proc/self/fd", ignored)) {
+    static_cast<void>(entry);
+    ++use.open_files;
+  }
+  return use;
 }
 
 }  // namespace nni_compression::server

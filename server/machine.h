@@ -15,6 +15,15 @@ int64_t MemoryLimit(const std::string& root = "/");
 // rounded up, whichever is smaller. `root` as above.
 int CpuLimit(const std::string& root = "/");
 
+// What this process has used so far, and holds now.
+struct ProcessUse {
+  double cpu_seconds = 0;
+  int64_t resident_bytes = 0;
+  int open_files = 0;
+  double start_seconds = 0;  // since the epoch
+};
+ProcessUse ReadProcessUse();
+
 }  // namespace nni_compression::server
 
 #endif  // NNI_COMPRESSION_SERVER_MACHINE_H_

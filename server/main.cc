@@ -24,6 +24,7 @@
 #include "compression/loader.h"
 #include "compression/registry.h"
 #include "server/access.h"
+#include "server/health_check.h"
 #include "server/library_log.h"
 #include "server/log.h"
 #include "server/machine.h"
@@ -53,6 +54,15 @@ ABSL_FLAG(std::vector<std::string>, trusted_proxy, {},
           "and say who calls in `nni-client-name`; 'unix' for those on a Unix socket.");
 ABSL_FLAG(std::string, port_file, "",
           "File to write the port to, in one piece, once calls are accepted.");
+ABSL_FLAG(std::string, metrics_listen, "",
+          "Address, HOST:PORT, of an HTTP port for Prometheus' /metrics and for the probes /livez "
+          "and /readyz. It asks nobody who calls, so beyond loopback it needs "
+          "allow_insecure_listen. Empty: none.");
+ABSL_FLAG(std::string, metrics_port_file, "",
+          "File to write the port of metrics_listen to, as port_file.");
+ABSL_FLAG(std::string, healthcheck, "",
+          "Serve nothing, but ask the server at HOST:PORT whether it serves, and exit with 0 if so "
+          "and with 1 if not. A bare --healthcheck asks the one that runs with this --listen.");
 ABSL_FLAG(std::string, data_dir, "",
           "Directory for sessions that survive the server's end, on a disk of this machine. Empty: "
           "sessions live in memory only.");
@@ -102,7 +112,9 @@ ABSL_FLAG(std::string, shm_socket, "",
 ABSL_FLAG(std::vector<std::string>, shm_uids, {},
           "Numbers of the users that shm_socket lets in, separated by commas; by default the "
           "server's own only.");
-ABSL_FLAG(std::string, log_level, "info", "Least level to log: debug, info, warning or error.");
+ABSL_FLAG(std::string, log_level, "info",
+          "Least level to log: debug, which has every call, info, warning or error.");
+ABSL_FLAG(std::string, log_format, "text", "Form of the log's lines: text or json.");
 
 namespace nni_compression::server {
 namespace {
@@ -181,6 +193,7 @@ absl::StatusOr<ServerOptions> OptionsFromFlags() {
   options.stall_timeout = absl::GetFlag(FLAGS_stall_timeout);
   options.algorithm_timeout = absl::GetFlag(FLAGS_algorithm_timeout);
   options.reflection = absl::GetFlag(FLAGS_reflection);
+  options.metrics_listen = absl::GetFlag(FLAGS_metrics_listen);
   options.tls = {absl::GetFlag(FLAGS_tls_certificate), absl::GetFlag(FLAGS_tls_key),
                  absl::GetFlag(FLAGS_tls_client_ca)};
   absl::StatusOr<std::shared_ptr<Authenticator>> authenticator = AuthenticatorFromFlags();
@@ -226,13 +239,14 @@ absl::StatusOr<const compression::Registry*> LoadAlgorithms() {
 }
 
 // Written beside and renamed, so that nobody reads half of it.
-absl::Status WritePortFile(const std::string& path, int port) {
+absl::Status WritePortFile(absl::string_view flag, const std::string& path, int port) {
+  if (path.empty()) return absl::OkStatus();
   const std::string temporary = absl::StrCat(path, ".", getpid());
   std::ofstream file(temporary);
   file << port << "\n";
   file.close();
   if (!file || std::rename(temporary.c_str(), path.c_str()) != 0) {
-    return absl::UnavailableError(absl::StrCat("cannot write port_file '", path, "'"));
+    return absl::UnavailableError(absl::StrCat("cannot write ", flag, " '", path, "'"));
   }
   return absl::OkStatus();
 }
@@ -257,8 +271,17 @@ void WaitForStopRequest() {
   }
 }
 
+// The value of a bare --healthcheck.
+constexpr char kOwnAddress[] = "own";
+constexpr absl::Duration kHealthTimeout = absl::Seconds(3);
+
 absl::Status Run() {
-  if (absl::Status status = SetUpLog(absl::GetFlag(FLAGS_log_level)); !status.ok()) return status;
+  if (const std::string address = absl::GetFlag(FLAGS_healthcheck); !address.empty()) {
+    return CheckHealth(address == kOwnAddress ? LocalAddress(absl::GetFlag(FLAGS_listen)) : address,
+                       kHealthTimeout);
+  }
+  absl::Status log = SetUpLog(absl::GetFlag(FLAGS_log_level), absl::GetFlag(FLAGS_log_format));
+  if (!log.ok()) return log;
   CaptureLibraryLogs();
   absl::StatusOr<ServerOptions> options = OptionsFromFlags();
   if (!options.ok()) return options.status();
@@ -271,8 +294,10 @@ absl::Status Run() {
   absl::StatusOr<std::unique_ptr<Server>> server = Server::Start(*options);
   if (!server.ok()) return server.status();
   if (options->storage == nullptr) Log(LogLevel::kInfo, "sessions_in_memory_only");
-  if (!absl::GetFlag(FLAGS_port_file).empty()) {
-    absl::Status status = WritePortFile(absl::GetFlag(FLAGS_port_file), (*server)->port());
+  for (const absl::Status& status :
+       {WritePortFile("metrics_port_file", absl::GetFlag(FLAGS_metrics_port_file),
+                      (*server)->metrics_port()),
+        WritePortFile("port_file", absl::GetFlag(FLAGS_port_file), (*server)->port())}) {
     if (!status.ok()) return status;
   }
   WaitForStopRequest();
@@ -302,6 +327,10 @@ int main(int argc, char** argv) {
     return absl::StrCat("compression_server ", nni_compression::server::ServerVersion(), "\n");
   };
   absl::SetFlagsUsageConfig(usage);
+  std::string bare = "--healthcheck=own";
+  for (int i = 1; i < argc; ++i) {
+    if (absl::string_view(argv[i]) == "--healthcheck") argv[i] = bare.data();
+  }
   const std::vector<char*> rest = absl::ParseCommandLine(argc, argv);
   if (rest.size() > 1) {
     std::cerr << "compression_server: unexpected argument '" << rest[1] << "'; see --help\n";

@@ -6,6 +6,7 @@
 #include <grpcpp/impl/server_builder_plugin.h>
 #include <grpcpp/server.h>
 #include <grpcpp/server_builder.h>
+#include <prometheus/text_serializer.h>
 
 #include <algorithm>
 #include <functional>
@@ -23,6 +24,8 @@
 #include "server/listen_address.h"
 #include "server/log.h"
 #include "server/machine.h"
+#include "server/metrics_listener.h"
+#include "server/server_metrics.h"
 #include "server/service.h"
 #include "server/session_calls.h"
 
@@ -52,6 +55,15 @@ absl::Status CheckOptions(const ServerOptions& options) {
   if (absl::Status s = CheckListenAddress(options.listen, guarded || options.allow_insecure_listen);
       !s.ok()) {
     return s;
+  }
+  if (!options.metrics_listen.empty()) {
+    absl::Status status =
+        CheckListenAddress(options.metrics_listen, options.allow_insecure_listen, "metrics_listen");
+    if (!status.ok()) return status;
+    if (IsUnixAddress(options.metrics_listen)) {
+      return absl::InvalidArgumentError(
+          absl::StrCat("metrics_listen is '", options.metrics_listen, "'; it must be HOST:PORT"));
+    }
   }
   const auto at_least = [](absl::string_view name, const auto& value, const auto& minimum) {
     if (value >= minimum) return absl::OkStatus();
@@ -117,7 +129,9 @@ class Server::Impl {
         timers_(options.clock != nullptr ? options.clock : Clock::System()),
         authenticator_(options.authenticator != nullptr ? options.authenticator
                                                         : Authenticator::AllowAll()),
-        gate_(authenticator_, options.max_calls),
+        metrics_(options.registry != nullptr ? *options.registry
+                                             : compression::Registry::Builtin()),
+        gate_(authenticator_, options.max_calls, &metrics_),
         regions_(options.side_socket.max_bytes > 0 ? options.side_socket.max_bytes
                                                    : static_cast<int64_t>(MemoryLimit())),
         sessions_(
@@ -138,6 +152,7 @@ class Server::Impl {
     core_.registry = &foreign_.registry();
     core_.foreign = &foreign_;
     core_.gate = &gate_;
+    core_.metrics = &metrics_;
     core_.executor = executor_.get();
     core_.timers = &timers_;
     core_.budget = MemoryBudget::Create(
@@ -196,6 +211,18 @@ class Server::Impl {
     return absl::OkStatus();
   }
 
+  absl::Status ListenForMetrics(const ServerOptions& options) {
+    if (options.metrics_listen.empty()) return absl::OkStatus();
+    auto listener = MetricsListener::Start(
+        options.metrics_listen,
+        [this] { return prometheus::TextSerializer().Serialize(CollectMetrics(core_)); },
+        [this] { return gate_.open(); });
+    if (!listener.ok()) return listener.status();
+    metrics_port_ = (*listener)->port();
+    metrics_listener_ = *std::move(listener);
+    return absl::OkStatus();
+  }
+
   ~Impl() { Drain(absl::ZeroDuration()); }
 
   void Drain(absl::Duration timeout) {
@@ -214,6 +241,7 @@ class Server::Impl {
       grpc_ = nullptr;
       Log(LogLevel::kInfo, "stopped", {{"cancelled_calls", finished ? "no" : "yes"}});
     }
+    metrics_listener_ = nullptr;  // looks at what stops now
     foreign_.Stop();
     timers_.Stop();  // first: what they start needs the executors
     if (durable_ != nullptr) durable_->Stop();
@@ -222,6 +250,7 @@ class Server::Impl {
   }
 
   int port() const { return port_; }
+  int metrics_port() const { return metrics_port_; }
   const Core& core() const { return core_; }
   int side_connections() const { return side_ == nullptr ? 0 : side_->connections(); }
 
@@ -229,6 +258,7 @@ class Server::Impl {
   const std::shared_ptr<Storage> storage_;
   TimerThread timers_;
   const std::shared_ptr<Authenticator> authenticator_;
+  CallMetrics metrics_;
   Gate gate_;
   RegionTable regions_;
   Core core_;
@@ -243,6 +273,8 @@ class Server::Impl {
   Mutex drain_mutex_;
   std::unique_ptr<grpc::Server> grpc_;
   std::unique_ptr<SideListener> side_;
+  int metrics_port_ = 0;
+  std::unique_ptr<MetricsListener> metrics_listener_;
 };
 
 Server::Server(std::unique_ptr<Impl> impl) : impl_(std::move(impl)) {}
@@ -254,9 +286,11 @@ absl::StatusOr<std::unique_ptr<Server>> Server::Start(const ServerOptions& optio
   if (absl::Status status = impl->Recover(); !status.ok()) return status;
   if (absl::Status status = impl->Listen(options); !status.ok()) return status;
   if (absl::Status status = impl->ListenAside(options); !status.ok()) return status;
+  if (absl::Status status = impl->ListenForMetrics(options); !status.ok()) return status;
   Log(LogLevel::kInfo, "listening",
       {{"address", options.listen},
        {"port", impl->port()},
+       {"metrics_port", impl->metrics_port()},
        {"tls", options.tls.enabled() ? "yes" : "no"},
        {"asks_who_calls", options.authenticator != nullptr ? "yes" : "no"},
        {"memory_budget", impl->core().budget->limit()},
@@ -266,6 +300,7 @@ absl::StatusOr<std::unique_ptr<Server>> Server::Start(const ServerOptions& optio
 }
 
 int Server::port() const { return impl_->port(); }
+int Server::metrics_port() const { return impl_->metrics_port(); }
 void Server::Drain(absl::Duration timeout) { impl_->Drain(timeout); }
 int64_t Server::memory_reserved() const { return impl_->core().budget->reserved(); }
 int64_t Server::live_sessions() const { return impl_->core().sessions->live(); }

@@ -35,6 +35,9 @@ struct ServerOptions {
   absl::Duration stall_timeout = absl::Seconds(60);
   absl::Duration algorithm_timeout = absl::Seconds(60);  // of plugins and scripts, for a layer
   bool reflection = false;
+  // HOST:PORT for metrics and probes, which ask nobody who calls; the rule of `listen` holds.
+  // Empty: none.
+  std::string metrics_listen;
   SideSocketOptions side_socket;
   SessionStore::Options sessions;
   std::shared_ptr<Storage> storage;  // null: sessions live in memory only
@@ -57,6 +60,7 @@ class Server {
   ~Server();
 
   int port() const;
+  int metrics_port() const;  // 0: none
 
   // Says NOT_SERVING, refuses new calls with UNAVAILABLE, lets those that run finish for up to
   // `timeout`, cancels what is left, and stops. Waits for all of it; a second call does nothing.

@@ -40,7 +40,9 @@ void SessionCall::RunInSession(Task task, Work work) {
         if (session == nullptr) return NoSession(record());
         const absl::Time start = absl::Now();
         const absl::Status status = task(*session);
-        record().compute_nanoseconds += absl::ToInt64Nanoseconds(absl::Now() - start);
+        const absl::Duration time = absl::Now() - start;
+        record().compute_nanoseconds += absl::ToInt64Nanoseconds(time);
+        core_->metrics->Computed(record().algorithm(), time);
         Store(*session);
         return status;
       },

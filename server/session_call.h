@@ -64,8 +64,14 @@ class SessionCall : public StreamCall {
   // The catalogue's entry follows what the call did. Inside a task.
   void UpdateSummary(const compression::Session& session);
 
-  void CountReceived(int64_t bytes) { record().received_bytes += bytes; }
-  void CountSent(int64_t bytes) { record().sent_bytes += bytes; }
+  void CountReceived(int64_t bytes) {
+    record().received_bytes += bytes;
+    context_->CountReceived(bytes);
+  }
+  void CountSent(int64_t bytes) {
+    record().sent_bytes += bytes;
+    context_->CountSent(bytes);
+  }
 
   bool Prepare(const grpc::ByteBuffer& message, const Ready& ready) override;
   void OnEnd() override;

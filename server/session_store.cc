@@ -222,6 +222,13 @@ int64_t SessionStore::live() const {
   return static_cast<int64_t>(live_.size());
 }
 
+std::map<std::pair<std::string, SessionState>, int64_t> SessionStore::Count() const {
+  std::map<std::pair<std::string, SessionState>, int64_t> counts;
+  MutexLock lock(&mutex_);
+  for (const auto& [key, record] : sessions_) ++counts[{record->algorithm(), record->state()}];
+  return counts;
+}
+
 std::map<std::string, int64_t> SessionStore::LiveByTenant() const {
   MutexLock lock(&mutex_);
   return live_by_tenant_;

@@ -139,6 +139,9 @@ class SessionStore {
   SessionTimes Times(const SessionRecord& record);
   int64_t live() const;
 
+  // How many sessions of each algorithm are in each state, reports of ended ones included.
+  std::map<std::pair<std::string, SessionState>, int64_t> Count() const;
+
   // Live sessions by tenant, where there are any.
   std::map<std::string, int64_t> LiveByTenant() const;
 

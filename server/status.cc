@@ -9,6 +9,7 @@
 #include "absl/strings/str_cat.h"
 #include "google/rpc/error_details.pb.h"
 #include "google/rpc/status.pb.h"
+#include "server/call_trace.h"
 #include "server/convert.h"
 #include "server/log.h"
 
@@ -64,6 +65,10 @@ grpc::Status ToGrpc(const absl::Status& status) {
 grpc::Status FinishWith(const absl::Status& status, grpc::ServerContextBase* context) {
   if (const auto wait = RetryAfter(status)) {
     context->AddTrailingMetadata(kPushbackTrailer, absl::StrCat(absl::ToInt64Milliseconds(*wait)));
+  }
+  if (!status.ok()) {
+    const std::string request_id = ReadCallTrace(*context).request_id;
+    if (!request_id.empty()) context->AddTrailingMetadata(kRequestIdKey, request_id);
   }
   return ToGrpc(status);
 }

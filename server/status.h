@@ -29,7 +29,8 @@ absl::Status QuotaExhausted(absl::string_view quota, int64_t used, int64_t more,
 // trailing metadata. The details say when to retry, as RetryAfter does.
 grpc::Status ToGrpc(const absl::Status& status);
 
-// As ToGrpc, with the trailers of the status added to the call, which is about to finish.
+// As ToGrpc, with the trailers of the status added to the call, which is about to finish; an error
+// repeats the caller's request id.
 grpc::Status FinishWith(const absl::Status& status, grpc::ServerContextBase* context);
 
 // Calls `function`, which returns a Status or a StatusOr, and turns what LibTorch and the standard

@@ -190,6 +190,7 @@ std::shared_ptr<CachedWeight> WeightCache::Find(absl::string_view tenant,
                                                 absl::string_view digest) {
   MutexLock lock(&mutex_);
   const auto found = by_digest_.find(Key(tenant, digest));
+  ++(found == by_digest_.end() ? misses_ : hits_);
   if (found == by_digest_.end()) return nullptr;
   entries_.splice(entries_.begin(), entries_, found->second);
   return found->second->weight;
@@ -223,6 +224,16 @@ int64_t WeightCache::bytes() const {
 int64_t WeightCache::weights() const {
   MutexLock lock(&mutex_);
   return static_cast<int64_t>(entries_.size());
+}
+
+int64_t WeightCache::hits() const {
+  MutexLock lock(&mutex_);
+  return hits_;
+}
+
+int64_t WeightCache::misses() const {
+  MutexLock lock(&mutex_);
+  return misses_;
 }
 
 }  // namespace nni_compression::server

@@ -82,6 +82,8 @@ class WeightCache {
   int64_t limit() const { return limit_; }
   int64_t bytes() const;  // kept
   int64_t weights() const;
+  int64_t hits() const;  // how often Find found one
+  int64_t misses() const;
 
  private:
   using Key = std::pair<std::string, std::string>;  // tenant, and name or digest
@@ -115,6 +117,8 @@ class WeightCache {
   std::map<Key, Entries::iterator> by_name_ ABSL_GUARDED_BY(mutex_);
   std::map<Key, Entries::iterator> by_digest_ ABSL_GUARDED_BY(mutex_);
   int64_t bytes_ ABSL_GUARDED_BY(mutex_) = 0;
+  int64_t hits_ ABSL_GUARDED_BY(mutex_) = 0;
+  int64_t misses_ ABSL_GUARDED_BY(mutex_) = 0;
 };
 
 }  // namespace nni_compression::server

@@ -1,4 +1,7 @@
 // compressionctl. Only reads the command line; see usage.h.
+#include <sys/ioctl.h>
+#include <unistd.h>
+
 #include <cstdio>
 #include <cstring>
 #include <map>
@@ -12,6 +15,7 @@
 #include "absl/flags/usage.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_split.h"
+#include "absl/time/clock.h"
 #include "absl/time/time.h"
 #include "access/tenant_editor.h"
 #include "client/cli/backup.h"
@@ -20,6 +24,7 @@
 #include "client/cli/report.h"
 #include "client/cli/safetensors.h"
 #include "client/cli/tenant.h"
+#include "client/cli/top.h"
 #include "client/cli/usage.h"
 #include "nni_compression/client.h"
 
@@ -34,6 +39,8 @@ ABSL_FLAG(std::string, tls_key, "", "key of the certificate");
 ABSL_FLAG(std::string, tokens, "", "the server's file of tenants, for tenant");
 ABSL_FLAG(bool, admin, false, "whether the tenant that is added is an operator");
 ABSL_FLAG(std::string, token_id, "", "which token to revoke");
+ABSL_FLAG(bool, once, false, "top: look once");
+ABSL_FLAG(absl::Duration, interval, absl::Seconds(2), "top: time between two looks");
 ABSL_FLAG(std::string, data_dir, "", "data directory of the server, for backup and restore");
 ABSL_FLAG(bool, json, false, "print JSON");
 ABSL_FLAG(std::vector<std::string>, label, {}, "labels, as key=value");
@@ -108,6 +115,31 @@ int Sessions(const Client& client, const std::map<std::string, std::string>& lab
   v1::ListSessionsResponse response;
   for (const v1::Session& session : *sessions) *response.add_sessions() = session;
   return Print(SessionsText(*sessions), ToJson(response));
+}
+
+// Until it is killed, or cannot write any more.
+int RunTop(const Client& client, const std::map<std::string, std::string>& labels) {
+  constexpr char kClear[] = "\033[H\033[J";
+  const bool once = absl::GetFlag(FLAGS_once);
+  winsize window = {};
+  const bool terminal =
+      !Json() && isatty(STDOUT_FILENO) != 0 && ioctl(STDOUT_FILENO, TIOCGWINSZ, &window) == 0;
+  std::optional<Top> last;
+  while (true) {
+    auto top = Top::Look(client, labels, last ? &*last : nullptr);
+    if (!top.ok()) return Fail(top.status());
+    constexpr size_t kLinesAbove = 4;  // and the prompt's
+    const size_t rows = terminal && !once && window.ws_row > kLinesAbove
+                            ? window.ws_row - kLinesAbove
+                            : top->rows().size();
+    const int exit_status =
+        Print(absl::StrCat(terminal && !once ? kClear : "", top->ToText(client.address(), rows)),
+              top->ToJson(client.address()).dump());
+    if (once || exit_status != kOk) return exit_status;
+    last = *std::move(top);
+    absl::SleepFor(absl::GetFlag(FLAGS_interval));
+    ioctl(STDOUT_FILENO, TIOCGWINSZ, &window);
+  }
 }
 
 int OneSession(const Client& client, const std::string& id) {
@@ -253,6 +285,7 @@ constexpr Command kCommands[] = {
     {"health", 0, ""},
     {"algorithms", 0, ""},
     {"sessions", 0, ""},
+    {"top", 0, ""},
     {"session", 1, "a session's id"},
     {"close", 1, "a session's id, or --label"},
     {"prune", 1, "a .safetensors file"},
@@ -336,6 +369,11 @@ int Run(const std::vector<std::string>& arguments) {
     if (!from_flags.ok()) return BadUsage(std::string(from_flags.status().message()));
     export_job = *std::move(from_flags);
   }
+  if (name == "top" && absl::GetFlag(FLAGS_interval) < absl::Milliseconds(100)) {
+    return BadUsage(absl::StrCat("--interval is ",
+                                 absl::FormatDuration(absl::GetFlag(FLAGS_interval)),
+                                 "; it must be at least 100ms"));
+  }
   const auto client = Client::Connect(absl::GetFlag(FLAGS_server), OptionsFromFlags());
   if (!client.ok()) return Fail(client.status());
   if (job) return RunCompress(*client, *job);
@@ -343,6 +381,7 @@ int Run(const std::vector<std::string>& arguments) {
   if (name == "health") return Health(*client);
   if (name == "algorithms") return Algorithms(*client);
   if (name == "sessions") return Sessions(*client, *labels);
+  if (name == "top") return RunTop(*client, *labels);
   if (name == "session") return OneSession(*client, argument);
   return close_labelled ? CloseLabelled(*client, *labels) : Close(*client, argument);
 }

@@ -12,6 +12,9 @@ usage: compressionctl [--server=HOST:PORT] [--json] COMMAND
   health                     whether the server takes calls
   algorithms                 the server's algorithms with their options
   sessions [--label=K=V,...] the live sessions
+  top [--once] [--label=K=V,...]
+                             the busiest sessions, their rates and memory, again
+                             and again; --once: once, with rates since they began
   session ID                 one session, layer by layer
   close ID                   ends a session
   close --label=K=V,...      ends all sessions that have these labels
@@ -59,6 +62,8 @@ tensor wins. DIR gets model.safetensors, with all other tensors as they were.
   --step=N            step of a quantizer (default: where quantization begins)
   --label=K=V,...     labels of the session. Those of an NNI experiment's trials
                       have nni_experiment, nni_trial and nni_sequence
+
+  --interval=DURATION time between two looks of top (default: 2s)
 
   --server=HOST:PORT  default: $NNI_COMPRESSION_SERVER, else 127.0.0.1:50051
   --connect_timeout=DURATION

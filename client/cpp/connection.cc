@@ -12,6 +12,7 @@
 
 #include "absl/random/random.h"
 #include "absl/strings/ascii.h"
+#include "absl/strings/cord.h"
 #include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
@@ -23,6 +24,9 @@ namespace {
 
 // Stock limits are 4 MiB; a server may use all of it.
 constexpr int kMaxReceiveBytes = wire::kMaxMessageBytes + (64 << 10);
+
+// Each attempt has an id of its own, which the server's log has, and an error repeats.
+constexpr char kRequestIdKey[] = "nni-request-id";
 
 bool IsLoopback(absl::string_view address) {
   return absl::StartsWith(address, "localhost:") || absl::StartsWith(address, "127.") ||
@@ -141,6 +145,8 @@ std::unique_ptr<grpc::ClientContext> Connection::NewContext(absl::Time deadline,
   auto context = std::make_unique<grpc::ClientContext>();
   context->set_deadline(absl::ToChronoTime(deadline));
   context->AddMetadata("nni-route", route);
+  thread_local absl::BitGen random;
+  context->AddMetadata(kRequestIdKey, absl::StrFormat("%016x", absl::Uniform<uint64_t>(random)));
   if (!authorization_.empty()) context->AddMetadata("authorization", authorization_);
   return context;
 }
@@ -158,6 +164,9 @@ Outcome Connection::OutcomeOf(const grpc::Status& status,
   const auto& trailers = context.GetServerTrailingMetadata();
   if (const auto i = trailers.find("grpc-retry-pushback-ms"); i != trailers.end()) {
     outcome.pushback = std::string(i->second.data(), i->second.size());
+  }
+  if (const auto i = trailers.find(kRequestIdKey); i != trailers.end()) {
+    outcome.status.SetPayload(kRequestIdPayload, absl::Cord({i->second.data(), i->second.size()}));
   }
   return outcome;
 }

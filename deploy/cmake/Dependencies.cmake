@@ -10,6 +10,11 @@ find_package(SQLite3 REQUIRED)
 
 if(NNI_COMPRESSION_BUILD_SERVER)
   find_package(spdlog CONFIG REQUIRED)
+  find_package(prometheus-cpp CONFIG REQUIRED)
+  # The HTTP server of metrics and probes: that of prometheus-cpp starts threads with less stack than
+  # LibTorch's thread-local data needs.
+  find_package(PkgConfig REQUIRED)
+  pkg_check_modules(httplib REQUIRED IMPORTED_TARGET cpp-httplib)
   include(Torch)
   if(NOT NNI_COMPRESSION_TORCH_FOUND)
     message(FATAL_ERROR "LibTorch was not found; set CMAKE_PREFIX_PATH to its folder")

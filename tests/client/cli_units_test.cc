@@ -11,6 +11,7 @@
 #include "client/cli/format.h"
 #include "client/cli/progress.h"
 #include "client/cli/report.h"
+#include "client/cli/top.h"
 
 namespace nni_compression::cli {
 namespace {
@@ -43,6 +44,35 @@ TEST(ConfigTest, NamesTheFile) {
               HasSubstr(path + ": parse error"));
   std::ofstream(path) << std::string(5 << 20, ' ');
   EXPECT_THAT(std::string(ReadConfigList(path).status().message()), HasSubstr("is larger than"));
+}
+
+TEST(TopTest, RatesAreSinceTheLookBeforeAndTheBusiestComeFirst) {
+  const auto session = [](const char* id, uint64_t received, int64_t compute_seconds) {
+    v1::Session session;
+    session.set_id(id);
+    session.mutable_create_time()->set_seconds(1000);
+    session.set_received_bytes(received);
+    session.mutable_compute_time()->set_seconds(compute_seconds);
+    session.set_state_bytes(10);
+    return session;
+  };
+  const Top first({session("a", 100, 0), session("b", 50, 5)}, absl::FromUnixSeconds(1010));
+  ASSERT_EQ(first.rows().size(), 2u);
+  EXPECT_EQ(first.rows()[0].session.id(), "b");
+  EXPECT_EQ(first.rows()[0].compute, 0.5);
+  EXPECT_EQ(first.rows()[1].received, 10);
+  // "b" went back to what was stored, "c" is new.
+  const Top second({session("a", 300, 0), session("b", 20, 5), session("c", 30, 0)},
+                   absl::FromUnixSeconds(1030), &first);
+  ASSERT_EQ(second.rows().size(), 3u);
+  EXPECT_EQ(second.rows()[0].session.id(), "a");
+  EXPECT_EQ(second.rows()[0].received, 10);
+  EXPECT_EQ(second.rows()[1].session.id(), "c");
+  EXPECT_EQ(second.rows()[1].received, 1);
+  EXPECT_EQ(second.rows()[2].received, 0);
+  EXPECT_EQ(second.ToJson("here")["total"]["state_bytes"], 30);
+  EXPECT_THAT(second.ToText("here", 1),
+              AllOf(HasSubstr("3 sessions"), HasSubstr("\na "), ::testing::Not(HasSubstr("\nc "))));
 }
 
 TEST(FormatTest, AlignsColumns) {

@@ -67,6 +67,16 @@ TEST_F(ClientTest, GivesUpOnAPortThatAcceptsAndStaysSilent) {
   EXPECT_EQ(client.status().code(), absl::StatusCode::kUnavailable);
 }
 
+TEST_F(ClientTest, AnErrorNamesTheCallAsTheServersLogDoes) {
+  const auto server = StartServer();
+  const Client client = Connect(AddressOf(*server));
+  const auto first = client.GetSession("none").status().GetPayload(kRequestIdPayload);
+  const auto second = client.GetSession("none").status().GetPayload(kRequestIdPayload);
+  ASSERT_TRUE(first && second);
+  EXPECT_EQ(first->size(), 16u);
+  EXPECT_NE(*first, *second);
+}
+
 TEST_F(ClientTest, ListsAlgorithms) {
   const auto server = StartServer();
   const auto response = Connect(AddressOf(*server)).ListAlgorithms();

@@ -533,6 +533,40 @@ def test_sessions_are_listed_shown_and_closed():
     assert json.loads(missing.stderr)["error"]["code"] == "NOT_FOUND"
 
 
+def test_top_shows_the_busiest_sessions_first():
+    import nni_compression as nc
+
+    client = nc.Client()
+    layers = [nc.Layer(name="fc", op_type="Linear", shape=(10, 10))]
+    idle, busy = (
+        client.bind_model("level", LEVEL, layers, labels={"top": "ctl", "nasty": "\x1b[2J"})
+        for _ in range(2)
+    )
+    busy.calc_mask({"fc": np.arange(100, dtype=np.float32).reshape(10, 10)})
+    shown = run_json("top", "--once", "--label=top=ctl")
+    assert [session["id"] for session in shown["sessions"]] == [busy.id, idle.id]
+    first, second = shown["sessions"]
+    assert first["received_bytes_per_second"] > first["sent_bytes_per_second"] > 0
+    assert first["compute_threads"] > 0 == second["compute_threads"]
+    assert shown["total"]["state_bytes"] == first["state_bytes"] + second["state_bytes"] > 0
+    text = ctl("top", "--once", "--label=top=ctl").stdout
+    assert "2 sessions" in text
+    assert text.index(busy.id) < text.index(idle.id)
+    assert "\x1b" not in text
+    assert ctl("top", "--interval=1ms").returncode == 2
+    for session in (idle, busy):
+        session.close()
+
+
+def test_top_goes_on_until_it_is_killed():
+    arguments = [BINARY, "--json", "--interval=100ms", "top", "--label=top=none"]
+    with subprocess.Popen(arguments, stdout=subprocess.PIPE, text=True) as top:
+        for _ in range(3):
+            assert json.loads(top.stdout.readline())["sessions"] == []
+        top.terminate()
+    assert top.returncode == -signal.SIGTERM
+
+
 def test_an_experiments_sessions_are_listed_and_ended_together():
     import nni_compression as nc
 

@@ -125,6 +125,25 @@ TEST_F(ProgramTest, TheSideSocketIsThereWhileItServes) {
   EXPECT_FALSE(std::filesystem::exists(side));
 }
 
+TEST_F(ProgramTest, TellsAContainerWhetherAServerServes) {
+  const std::string port_file = folder_ + "/port";
+  Program program(folder_,
+                  {"--listen=0.0.0.0:0", "--allow_insecure_listen", "--port_file=" + port_file});
+  ASSERT_TRUE(Eventually([&] { return std::filesystem::exists(port_file); })) << program.output();
+  std::string port;
+  std::ifstream(port_file) >> port;
+  const std::string other = folder_ + "/check";
+  std::filesystem::create_directory(other);
+  const auto check = [&](std::vector<std::string> arguments) {
+    return Program(other, std::move(arguments)).Wait();
+  };
+  EXPECT_EQ(check({"--healthcheck=127.0.0.1:" + port}), 0);
+  EXPECT_EQ(check({"--healthcheck", "--listen=0.0.0.0:" + port}), 0);
+  program.Signal(SIGTERM);
+  EXPECT_EQ(program.Wait(), 0);
+  EXPECT_EQ(check({"--healthcheck=127.0.0.1:" + port}), 1);
+}
+
 TEST_F(ProgramTest, HelpDocumentsEveryFlagAndNoPathOfTheBuild) {
   Program program(folder_, {"--help"});
   program.Wait();
@@ -155,7 +174,11 @@ TEST_F(ProgramTest, HelpDocumentsEveryFlagAndNoPathOfTheBuild) {
                            "tls_certificate",
                            "tls_key",
                            "tls_client_ca",
-                           "trusted_proxy"}) {
+                           "trusted_proxy",
+                           "metrics_listen",
+                           "metrics_port_file",
+                           "healthcheck",
+                           "log_format"}) {
     EXPECT_THAT(help, HasSubstr(std::string("--") + flag + " (")) << flag;
   }
   EXPECT_THAT(help, Not(HasSubstr("/server/main.cc")));
@@ -166,6 +189,9 @@ TEST_F(ProgramTest, RefusesWhatItCannotDo) {
   EXPECT_THAT(Refusal({"--listen=127.0.0.1:0", "--data_dir=" + folder_ + "/no/such"}),
               HasSubstr("/no/such"));
   EXPECT_THAT(Refusal({"--listen=0.0.0.0:0"}), HasSubstr("--allow_insecure_listen"));
+  EXPECT_THAT(Refusal({"--listen=127.0.0.1:0", "--metrics_listen=0.0.0.0:0"}),
+              HasSubstr("metrics_listen is '0.0.0.0:0'"));
+  EXPECT_THAT(Refusal({"--listen=127.0.0.1:0", "--log_format=xml"}), HasSubstr("xml"));
   EXPECT_THAT(Refusal({"--listen=127.0.0.1:0", "--memory_budget=lots"}),
               HasSubstr("'lots' is no number of bytes"));
   EXPECT_THAT(Refusal({"--listen=127.0.0.1:0", "--log_level=loud"}), HasSubstr("loud"));

@@ -1,15 +1,21 @@
 // What turns values into text and back: log, statuses, machine, addresses.
+#include <fcntl.h>
+#include <gmock/gmock.h>
 #include <gtest/gtest.h>
 #include <unistd.h>
 
 #include <filesystem>
 #include <fstream>
 #include <new>
+#include <nlohmann/json.hpp>
 #include <stdexcept>
 #include <string>
 
+#include "absl/strings/str_cat.h"
+#include "absl/time/clock.h"
 #include "google/rpc/error_details.pb.h"
 #include "google/rpc/status.pb.h"
+#include "server/call_trace.h"
 #include "server/listen_address.h"
 #include "server/log.h"
 #include "server/machine.h"
@@ -27,6 +33,53 @@ TEST(LogTest, ValuesCannotForgeALine) {
             "event=x empty=\"\" plain=a.b/c-1");
 }
 
+TEST(LogTest, JsonHasTheSameValuesAsStrings) {
+  const std::string event = FormatEvent("x",
+                                        {{"name", "a\nb\",\"event\":\"forged\\"},
+                                         {"n", 3},
+                                         {"gr\xc3\xb6\xc3\x9f", "\xff\xe2\x80\xa8"}},
+                                        LogFormat::kJson);
+  EXPECT_EQ(nlohmann::json::parse(absl::StrCat("{", event, "}")),
+            nlohmann::json({{"event", "x"},
+                            {"name", "a\\x0ab\",\"event\":\"forged\\"},
+                            {"n", "3"},
+                            {"gr\xc3\xb6\xc3\x9f", "\\xff\\xe2\\x80\\xa8"}}));
+}
+
+TEST(LogTest, WhatEndsALineSomewhereIsEscaped) {
+  for (const char* bytes :
+       {"\n", "\r", "\v", "\f", "\x1b", "\x7f", "\xc2\x85", "\xe2\x80\xa8", "\xe2\x80\xa9",
+        /*overlong:*/ "\xc0\x8a", "\xe0\x80\x8a", "\xf0\x80\x80\x8a",
+        /*surrogate:*/ "\xed\xa0\x80", /*too high:*/ "\xf4\x90\x80\x80"}) {
+    for (const char c : Printable(bytes, 100)) EXPECT_TRUE(c >= 0x20 && c < 0x7f) << bytes;
+  }
+}
+
+TEST(CallTraceTest, RequestIdsAreShortNames) {
+  for (const char* good : {"a", "7f3a-Q.x_1"}) EXPECT_TRUE(IsRequestId(good)) << good;
+  EXPECT_TRUE(IsRequestId(std::string(64, 'a')));
+  EXPECT_FALSE(IsRequestId(std::string(65, 'a')));
+  for (const char* bad : {"", "a b", "a\nb", "a\"", "\xc3\xb6"})
+    EXPECT_FALSE(IsRequestId(bad)) << bad;
+}
+
+TEST(CallTraceTest, TraceParentIsThatOfW3C) {
+  CallTrace trace;
+  EXPECT_TRUE(ParseTraceParent("00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01", &trace));
+  EXPECT_EQ(trace.trace_id, "0af7651916cd43dd8448eb211c80319c");
+  EXPECT_EQ(trace.parent_id, "b7ad6b7169203331");
+  EXPECT_TRUE(
+      ParseTraceParent("cc-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01-more", &trace));
+  for (const char* bad : {"", "00", "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331",
+                          "ff-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01",
+                          "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01-more",
+                          "00-0AF7651916CD43DD8448EB211C80319C-b7ad6b7169203331-01",
+                          "00-00000000000000000000000000000000-b7ad6b7169203331-01",
+                          "00-0af7651916cd43dd8448eb211c80319c-0000000000000000-01"}) {
+    EXPECT_FALSE(ParseTraceParent(bad, &trace)) << bad;
+  }
+}
+
 TEST(LogTest, LongAndBrokenTextIsCutAndEscaped) {
   EXPECT_EQ(Printable(std::string(1000, 'a'), 10), "aaaaaaa...");
   EXPECT_EQ(Printable(absl::string_view("a\0b", 3), 100), "a\\x00b");
@@ -37,6 +90,7 @@ TEST(LogTest, LongAndBrokenTextIsCutAndEscaped) {
 
 TEST(LogTest, AnUnknownLevelIsRefused) {
   EXPECT_EQ(SetUpLog("loud").code(), absl::StatusCode::kInvalidArgument);
+  EXPECT_EQ(SetUpLog("info", "xml").code(), absl::StatusCode::kInvalidArgument);
   EXPECT_TRUE(SetUpLog("error").ok());
 }
 
@@ -109,6 +163,18 @@ TEST(MachineTest, ReadsTheSmallestLimitOfItsCgroups) {
   std::filesystem::remove_all(root);
 }
 
+TEST(MachineTest, TheProcessUsesWhatItUses) {
+  const ProcessUse use = ReadProcessUse();
+  EXPECT_GT(use.resident_bytes, 1 << 20);
+  EXPECT_GT(use.cpu_seconds, 0);
+  EXPECT_GE(use.open_files, 3);
+  EXPECT_GT(use.start_seconds, 1.6e9);
+  EXPECT_LE(use.start_seconds, absl::ToUnixSeconds(absl::Now()) + 1);
+  const int file = open("/dev/null", O_RDONLY);
+  EXPECT_EQ(ReadProcessUse().open_files, use.open_files + 1);
+  close(file);
+}
+
 TEST(ListenAddressTest, OnlyLoopbackIsAllowedUnlessToldOtherwise) {
   for (const char* good : {"127.0.0.1:0", "127.1.2.3:50051", "localhost:1", "[::1]:65535",
                            "unix:/run/compression", "unix-abstract:compression"}) {
@@ -120,6 +186,8 @@ TEST(ListenAddressTest, OnlyLoopbackIsAllowedUnlessToldOtherwise) {
   }
   for (const char* bad :
        {"", "127.0.0.1", ":50051", "127.0.0.1:x", "127.0.0.1:65536", "h:-1", "unix:"}) {
+    const absl::Status refused = CheckListenAddress(bad, true, "metrics_listen");
+    EXPECT_THAT(std::string(refused.message()), ::testing::StartsWith("metrics_listen is '"));
     EXPECT_EQ(CheckListenAddress(bad, true).code(), absl::StatusCode::kInvalidArgument) << bad;
   }
 }

@@ -7,6 +7,7 @@ the real one never should.
 from __future__ import annotations
 
 import gc
+import pickle
 import socket
 import threading
 import time
@@ -129,6 +130,39 @@ class TestRoute:
             assert client.join("s1", route="theirs").route == "theirs"
             assert client.bind_model("level", [], LAYERS, route="theirs").route == "theirs"
         assert {metadata["nni-route"] for _, metadata in scripted.calls} == {"theirs"}
+
+
+class TestRequestIds:
+    def test_every_attempt_has_its_own_and_the_error_has_the_last(
+        self, scripted: ScriptedServer
+    ) -> None:
+        ids: list[str] = []
+
+        def fail_with_its_id(requests: Iterator[bytes], context: Any) -> Iterator[bytes]:
+            metadata = dict(context.invocation_metadata())
+            ids.append(metadata["nni-request-id"])
+            trailers = [("nni-request-id", ids[-1])]
+            if len(ids) == 1:
+                trailers.append(("grpc-retry-pushback-ms", "1"))
+            return fails(grpc.StatusCode.RESOURCE_EXHAUSTED, "full", *trailers)(requests, context)
+
+        scripted.behaviours["ListAlgorithms"] = fail_with_its_id
+        with (
+            nc.Client(scripted.address) as client,
+            pytest.raises(nc.ResourceExhaustedError) as raised,
+        ):
+            client.algorithms()
+        assert len(set(ids)) == len(ids) == 2
+        assert raised.value.request_id == ids[-1]
+        assert pickle.loads(pickle.dumps(raised.value)).request_id == ids[-1]
+
+    def test_there_is_none_where_no_server_answered(self) -> None:
+        with (
+            nc.Client("127.0.0.1:1", connect_timeout=0.05) as client,
+            pytest.raises(nc.UnavailableError) as raised,
+        ):
+            client.algorithms()
+        assert raised.value.request_id is None
 
 
 class TestRetries:

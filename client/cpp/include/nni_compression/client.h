@@ -20,6 +20,9 @@
 
 namespace nni_compression {
 
+// The payload of a status that the server gave: what its log calls the call, as text.
+inline constexpr char kRequestIdPayload[] = "nni.compression/request-id";
+
 // Exponential back-off with jitter between the attempts of one call.
 struct RetryOptions {
   absl::Duration initial_backoff = absl::Milliseconds(50);

@@ -35,6 +35,7 @@ SERVICE = "nni.compression.v1.CompressionService"
 HEALTH = "grpc.health.v1.Health"
 
 _ROUTE_KEY = "nni-route"
+_REQUEST_ID_KEY = "nni-request-id"
 _PUSHBACK_KEY = "grpc-retry-pushback-ms"
 # A call's timeout grows with what it carries, by a second for every so many bytes.
 _SLOWEST_BYTES_PER_SECOND = 16 << 20
@@ -212,7 +213,9 @@ class Transport:
             channel.close()
 
     def _metadata(self, route: str) -> tuple[tuple[str, str], ...]:
-        return ((_ROUTE_KEY, route), *self._credentials.metadata())
+        # Each attempt has an id of its own, which the server's log has, and an error repeats.
+        request_id = (_REQUEST_ID_KEY, secrets.token_hex(8))
+        return ((_ROUTE_KEY, route), request_id, *self._credentials.metadata())
 
     def _open(self) -> Any:
         """The channel."""
@@ -340,13 +343,16 @@ class Transport:
         if code != grpc.StatusCode.UNAVAILABLE:
             self._reached = self._reached or code != grpc.StatusCode.DEADLINE_EXCEEDED
         if code == grpc.StatusCode.UNAVAILABLE:
-            return UnavailableError(self._unavailable(details)), None
+            unavailable = UnavailableError(self._unavailable(details))
+            unavailable.request_id = _trailer(status, _REQUEST_ID_KEY)
+            return unavailable, None
         if code == grpc.StatusCode.DEADLINE_EXCEEDED:
             taken = "its timeout" if limit is None else f"{limit:.3g} s"
             details = f"{name} at {self.address} took longer than {taken}"
         if code == grpc.StatusCode.CANCELLED and self._closed:
             return CancelledError(f"{name} was cancelled: the client was closed"), None
         error = make_error(StatusCode[code.name], details or f"{name} failed with {code.name}")
+        error.request_id = _trailer(status, _REQUEST_ID_KEY)
         return error, _pushback(status)
 
     def _unavailable(self, details: str) -> str:
@@ -431,15 +437,18 @@ def _fork_support() -> bool:
     return os.environ.get("GRPC_ENABLE_FORK_SUPPORT", "").lower() in ("1", "true", "yes", "y", "t")
 
 
+def _trailer(status: Any, key: str) -> Optional[str]:
+    return next(
+        (str(value) for name, value in status.trailing_metadata() or () if name == key), None
+    )
+
+
 def _pushback(status: Any) -> Optional[float]:
-    for key, value in status.trailing_metadata() or ():
-        if key == _PUSHBACK_KEY:
-            try:
-                milliseconds = int(value)
-            except ValueError:
-                return None
-            return max(milliseconds, 1) / 1000 if milliseconds >= 0 else None
-    return None
+    try:
+        milliseconds = int(_trailer(status, _PUSHBACK_KEY) or "")
+    except ValueError:
+        return None
+    return max(milliseconds, 1) / 1000 if milliseconds >= 0 else None
 
 
 def _count(stats: tuple[Stats, ...], **counts: Any) -> None:

@@ -45,6 +45,7 @@ class CompressionError(Exception):
         errors: when single layers failed: layer name -> that layer's error. Empty otherwise.
         results: layers of the same call that worked, layer name -> what the call would have
             returned for them. The server has applied these.
+        request_id: what the server's log calls the call; None when no server answered.
     """
 
     code: StatusCode = StatusCode.UNKNOWN
@@ -56,12 +57,17 @@ class CompressionError(Exception):
             self.code = code
         self.errors: Mapping[Any, CompressionError] = MappingProxyType({})
         self.results: Mapping[Any, Any] = MappingProxyType({})
+        self.request_id: Optional[str] = None
 
     def __str__(self) -> str:
         return self.message  # KeyError, a base of NotFoundError, would show the repr
 
     def __reduce__(self) -> tuple[Any, ...]:
-        state = {"errors": dict(self.errors), "results": dict(self.results)}
+        state = {
+            "errors": dict(self.errors),
+            "results": dict(self.results),
+            "request_id": self.request_id,
+        }
         return type(self), (self.message, self.code), state
 
 
