@@ -8,7 +8,7 @@
 
 namespace nni_compression {
 
-absl::StatusOr<std::string> RecordingAuthenticator::Authenticate(
+absl::StatusOr<server::Caller> RecordingAuthenticator::Authenticate(
     const grpc::ServerContextBase& context, absl::string_view method) {
   std::string route;
   const auto& metadata = context.client_metadata();
@@ -18,7 +18,7 @@ absl::StatusOr<std::string> RecordingAuthenticator::Authenticate(
   const std::string name(method.substr(method.rfind('/') + 1));
   server::MutexLock lock(&mutex_);
   routes_[name].insert(route);
-  return "default";
+  return server::Caller{"default"};
 }
 
 std::map<std::string, std::set<std::string>> RecordingAuthenticator::routes() const {

@@ -21,8 +21,8 @@ namespace nni_compression {
 // Lets everybody in and remembers what route keys came with which method. Thread-safe.
 class RecordingAuthenticator : public server::Authenticator {
  public:
-  absl::StatusOr<std::string> Authenticate(const grpc::ServerContextBase& context,
-                                           absl::string_view method) override;
+  absl::StatusOr<server::Caller> Authenticate(const grpc::ServerContextBase& context,
+                                              absl::string_view method) override;
 
   // "" stands for a call without a route key.
   std::map<std::string, std::set<std::string>> routes() const;
