@@ -89,7 +89,7 @@ TEST_F(SideConnectionTest, AnotherVersionOrASecondHelloIsRefused) {
 TEST_F(SideConnectionTest, AnAuthenticatorThatKnowsNoSideSocketLetsNobodyIn) {
   class Stranger : public Authenticator {
     absl::StatusOr<Caller> Authenticate(const grpc::ServerContextBase&,
-                                             absl::string_view) override {
+                                        absl::string_view) override {
       return Caller{"default"};
     }
   } stranger;
