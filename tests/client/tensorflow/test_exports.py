@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pytest
 import tensorflow as tf
 
 import nni_compression as nc
@@ -73,9 +72,7 @@ def test_a_pruned_and_quantized_model_is_written_as_one_under_its_variables_name
     assert len(kernels) == len(set(kernels)) == 2
 
 
-def test_a_quantizer_sends_the_dense_weights_and_points_to_the_pruner(
-    client: nc.Client, tmp_path: Path
-) -> None:
+def test_a_quantizer_sends_the_dense_weights(client: nc.Client, tmp_path: Path) -> None:
     model = nested()
     quantizer = QATQuantizer(QAT, client=client)
     quantizer(model)
@@ -83,15 +80,28 @@ def test_a_quantizer_sends_the_dense_weights_and_points_to_the_pruner(
     report, _ = quantizer.export(tmp_path, "report")
     layer = json.loads(report.read_text())["layers"][0]
     assert layer["mse"] > 0, "compared with the dense weight"
-    pruner = LevelPruner(LEVEL, client=client)
-    pruner(model)
-    with pytest.raises(nc.FailedPreconditionError, match="export the model with its pruner"):
-        quantizer.export(tmp_path)
     plain = nested()
     other = QATQuantizer(QAT, client=client)
     other(plain)
     other.unwrap()
     assert list(load(path).values()) == [array.tobytes() for array in values(plain)]
+
+
+def test_a_quantizer_exports_what_the_pruner_beside_it_removed(
+    client: nc.Client, tmp_path: Path
+) -> None:
+    model = nested()
+    quantizer = QATQuantizer(QAT, client=client)
+    pruner = LevelPruner(LEVEL, client=client)
+    quantizer(model)
+    pruner(model)
+    (path,) = quantizer.export(tmp_path)
+    quantizer.unwrap()
+    pruner.unwrap()
+    found = load(path)
+    assert list(found.values()) == [array.tobytes() for array in values(model)]
+    kernel = next(array for name, array in found.items() if "kernel" in name)
+    assert (np.frombuffer(kernel, "float32") == 0).mean() >= 0.5
 
 
 def test_an_algorithm_of_ones_own_exports_its_values(client: nc.Client, tmp_path: Path) -> None:
