@@ -157,14 +157,21 @@ absl::StatusOr<SessionUse> Bind(UnaryCall& call, const v1::BindModelRequest& req
                                        call.caller().quota.sessions);
 }
 
-// The answer waits for it; should it fail, the session never was.
-void StoreNew(const Core& core, const std::shared_ptr<SessionRecord>& record,
-              const v1::BindModelRequest& request) {
-  if (core.durable == nullptr) return;
-  core.durable->Create(record, request, Fingerprint(request),
-                       [sessions = core.sessions, record](const absl::Status& status) {
-                         if (!status.ok()) sessions->Discard(record);
-                       });
+// On the new session's strand. The answer waits until the session is stored; should that fail, it
+// never was.
+void FinishNew(const std::shared_ptr<UnaryCall>& call, SessionUse use,
+               const v1::BindModelRequest& request, v1::BindModelResponse* response) {
+  const Core& core = *call->core();
+  const absl::Duration lease = core.sessions->Times(*use).lease;
+  FillResponse(*use, *use->session(), lease, response);
+  if (core.durable == nullptr) return call->FinishInSession(use, absl::OkStatus());
+  const std::shared_ptr<SessionRecord> record = use.record();
+  core.durable->Create(
+      record, request, Fingerprint(request),
+      [call, held = std::make_shared<SessionUse>(std::move(use))](const absl::Status& status) {
+        if (!status.ok()) call->core()->sessions->Discard(held->record());
+        call->FinishInSession(*held, status);
+      });
 }
 
 }  // namespace
@@ -195,20 +202,21 @@ void BindModel(const std::shared_ptr<UnaryCall>& call, const v1::BindModelReques
   strand->Post([call, strand, &request, response] {
     absl::StatusOr<SessionUse> use = CatchExceptions([&] { return Bind(*call, request, strand); });
     if (!use.ok()) return call->Finish(use.status());
-    if (&(*use)->strand() == strand.get()) {  // not a retry, which gets the first one's session
-      Log(LogLevel::kInfo, "session_bound",
-          {{"session", (*use)->id()},
-           {"tenant", call->tenant()},
-           {"algorithm", request.algorithm()},
-           {"layers", request.layers_size()},
-           {"compressed", (*use)->compressed_layers()}});
-      StoreNew(*call->core(), use->record(), request);
+    if (&(*use)->strand() != strand.get()) {  // a retry gets the first one's session
+      const absl::Duration lease = call->core()->sessions->Times(**use).lease;
+      return call->RunInSession(*std::move(use),
+                                [lease, response](SessionUse& use, Session& session) {
+                                  FillResponse(*use, session, lease, response);
+                                  return absl::OkStatus();
+                                });
     }
-    const absl::Duration lease = call->core()->sessions->Times(**use).lease;
-    call->RunInSession(*std::move(use), [lease, response](SessionUse& use, Session& session) {
-      FillResponse(*use, session, lease, response);
-      return absl::OkStatus();
-    });
+    Log(LogLevel::kInfo, "session_bound",
+        {{"session", (*use)->id()},
+         {"tenant", call->tenant()},
+         {"algorithm", request.algorithm()},
+         {"layers", request.layers_size()},
+         {"compressed", (*use)->compressed_layers()}});
+    FinishNew(call, *std::move(use), request, response);
   });
 }
 

@@ -92,7 +92,7 @@ void UnaryCall::RunLoaded(SessionUse use, Task task) {
 }
 
 void UnaryCall::FinishInSession(SessionUse& use, const absl::Status& status) {
-  use.Drop();  // so that the lease runs from now, before the caller hears
+  use.Drop();  // before the caller hears
   Finish(status);
 }
 

@@ -37,6 +37,9 @@ class UnaryCall : public std::enable_shared_from_this<UnaryCall> {
   void RunInSession(absl::string_view session_id, Task task);
   void RunInSession(SessionUse use, Task task);
 
+  // Ends the use, so that the lease runs from now, and then the call.
+  void FinishInSession(SessionUse& use, const absl::Status& status);
+
   // Calls `done` when the session is in memory, or cannot be brought there.
   void Load(const std::shared_ptr<SessionRecord>& record, DurableSessions::Done done);
 
@@ -48,7 +51,6 @@ class UnaryCall : public std::enable_shared_from_this<UnaryCall> {
 
  private:
   void RunLoaded(SessionUse use, Task task);
-  void FinishInSession(SessionUse& use, const absl::Status& status);
 
   UnaryCall(Core* core, grpc::CallbackServerContext* grpc, std::unique_ptr<CallContext> context,
             grpc::ServerUnaryReactor* reactor, const google::protobuf::MessageLite* response)
