@@ -21,11 +21,6 @@ std::string StateName(v1::SessionState state) {
   return absl::AsciiStrToLower(absl::StripPrefix(name, "SESSION_STATE_"));
 }
 
-std::string Labels(const v1::Session& session) {
-  const std::map<std::string, std::string> sorted(session.labels().begin(), session.labels().end());
-  return absl::StrJoin(sorted, ",", absl::PairFormatter("="));
-}
-
 std::string Lease(const v1::Session& session) {
   if (!session.has_lease()) return "-";
   return FormatSeconds(absl::Seconds(session.lease().seconds()));
@@ -56,6 +51,11 @@ std::string LayersText(const v1::Session& session) {
 }
 
 }  // namespace
+
+std::string LabelsText(const v1::Session& session) {
+  const std::map<std::string, std::string> sorted(session.labels().begin(), session.labels().end());
+  return absl::StrJoin(sorted, ",", absl::PairFormatter("="));
+}
 
 std::string ToJson(const google::protobuf::Message& message) {
   google::protobuf::util::JsonPrintOptions options;
@@ -116,7 +116,7 @@ std::string SessionsText(const std::vector<v1::Session>& sessions) {
         FormatBytes(static_cast<int64_t>(session.state_bytes())),
         Idle(session),
         Lease(session),
-        Labels(session)};
+        LabelsText(session)};
     if (tenants) cells.push_back(Printable(session.tenant()));
     table.Add(std::move(cells));
   }
@@ -132,7 +132,7 @@ std::string SessionText(const v1::GetSessionResponse& response) {
       {"algorithm", session.algorithm()},
       {"framework", session.framework()},
       {"state", StateName(session.state())},
-      {"labels", Labels(session)},
+      {"labels", LabelsText(session)},
       {"created", absl::FormatTime(absl::FromUnixSeconds(session.create_time().seconds()))},
       {"last call", absl::FormatTime(absl::FromUnixSeconds(session.last_call_time().seconds()))},
       {"lease left", Lease(session)},

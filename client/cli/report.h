@@ -26,6 +26,9 @@ std::string SessionText(const v1::GetSessionResponse& response);
 std::string ErrorText(const absl::Status& status);
 std::string ErrorJson(const absl::Status& status);
 
+// "key=value,key=value", by key.
+std::string LabelsText(const v1::Session& session);
+
 }  // namespace nni_compression::cli
 
 #endif  // NNI_COMPRESSION_CLIENT_CLI_REPORT_H_

@@ -7,9 +7,9 @@
 
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
-#include "absl/strings/str_join.h"
 #include "absl/time/clock.h"
 #include "client/cli/format.h"
+#include "client/cli/report.h"
 
 namespace nni_compression::cli {
 namespace {
@@ -23,11 +23,6 @@ double ComputeSeconds(const v1::Session& session) {
 }
 
 std::string Rate(double bytes) { return FormatBytes(static_cast<int64_t>(bytes)) + "/s"; }
-
-std::string Labels(const v1::Session& session) {
-  const std::map<std::string, std::string> sorted(session.labels().begin(), session.labels().end());
-  return absl::StrJoin(sorted, ",", absl::PairFormatter("="));
-}
 
 }  // namespace
 
@@ -94,7 +89,7 @@ std::string Top::ToText(const std::string& server, size_t max_rows) const {
     table.Add({session.id(), session.algorithm(), absl::StrCat(session.epoch()),
                absl::StrCat(session.step()),
                FormatBytes(static_cast<int64_t>(session.state_bytes())), Rate(row.received),
-               Rate(row.sent), absl::StrFormat("%.2f", row.compute), Labels(session)});
+               Rate(row.sent), absl::StrFormat("%.2f", row.compute), LabelsText(session)});
   }
   return text + table.ToString();
 }

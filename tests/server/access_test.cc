@@ -9,24 +9,22 @@
 #include <fstream>
 #include <string>
 
-#include "absl/strings/escaping.h"
 #include "absl/strings/str_cat.h"
+#include "tests/testing/token_line.h"
 
 namespace nni_compression::server {
 namespace {
 
+using nni_compression::testing::TokenLine;
 using ::testing::HasSubstr;
 using ::testing::Not;
-
-std::string Line(const std::string& token, const std::string& tenant) {
-  return absl::StrCat(absl::BytesToHexString(access::DigestOf(token)), " ", tenant, "\n");
-}
 
 class AccessTest : public ::testing::Test {
  protected:
   AccessTest() {
     std::ofstream(path_) << "# tokens\n\n"
-                         << Line("sesame", "a") << Line("two", "a") << Line("three", "team.b_2-x");
+                         << TokenLine("sesame", "a") << TokenLine("two", "a")
+                         << TokenLine("three", "team.b_2-x");
     access_ = std::make_unique<Access>(AccessOptions{*TenantFile::Open(path_), false, {}});
   }
   ~AccessTest() override { std::filesystem::remove(path_); }
@@ -54,7 +52,7 @@ TEST_F(AccessTest, NobodyElseIsLetIn) {
         {{"authorization", "Bearer sesamee"}},
         {{"authorization", "Bearer sesame two"}},
         {{"authorization", std::string("Bearer sesame\0", 14)}},
-        {{"authorization", "Bearer " + Line("sesame", "a").substr(0, 64)}},
+        {{"authorization", "Bearer " + TokenLine("sesame", "a").substr(0, 64)}},
         {{"authorization", "Bearer sesame"}, {"authorization", "Bearer sesame"}},
         {{"authorization", "Bearer sesame"}, {"authorization", "Bearer two"}},
         {{"nni-client-name", "a"}},

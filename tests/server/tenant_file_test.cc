@@ -8,19 +8,16 @@
 #include <fstream>
 #include <string>
 
-#include "absl/strings/escaping.h"
 #include "absl/strings/str_cat.h"
 #include "tests/testing/fake_clock.h"
+#include "tests/testing/token_line.h"
 
 namespace nni_compression::server {
 namespace {
 
+using nni_compression::testing::TokenLine;
 using ::testing::HasSubstr;
 using ::testing::Not;
-
-std::string Line(const std::string& token, const std::string& tenant) {
-  return absl::StrCat(absl::BytesToHexString(access::DigestOf(token)), " ", tenant, "\n");
-}
 
 class TenantFileTest : public ::testing::Test {
  protected:
@@ -48,7 +45,8 @@ class TenantFileTest : public ::testing::Test {
 };
 
 TEST_F(TenantFileTest, ATokenGivesItsTenantAndWhatItMay) {
-  Open("tenant ops admin calls=3\n" + Line("sesame", "a") + Line("two", "a") + Line("root", "ops"));
+  Open("tenant ops admin calls=3\n" + TokenLine("sesame", "a") + TokenLine("two", "a") +
+       TokenLine("root", "ops"));
   EXPECT_EQ(file_->Find("sesame")->tenant, "a");
   EXPECT_EQ(file_->Find("two")->tenant, "a");
   EXPECT_FALSE(file_->Find("two")->admin);
@@ -56,7 +54,7 @@ TEST_F(TenantFileTest, ATokenGivesItsTenantAndWhatItMay) {
   EXPECT_EQ(file_->Find("root")->quota.calls, 3);
   EXPECT_FALSE(file_->Find("sesam"));
   EXPECT_FALSE(file_->Find(""));
-  EXPECT_FALSE(file_->Find(Line("sesame", "a").substr(0, 64))) << "a digest is no token";
+  EXPECT_FALSE(file_->Find(TokenLine("sesame", "a").substr(0, 64))) << "a digest is no token";
 }
 
 TEST_F(TenantFileTest, NamesThatComeOtherwiseMayHaveLimitsToo) {
@@ -67,8 +65,8 @@ TEST_F(TenantFileTest, NamesThatComeOtherwiseMayHaveLimitsToo) {
 }
 
 TEST_F(TenantFileTest, ChangesOfTheFileCount) {
-  Open(Line("sesame", "a"));
-  Write(Line("two", "a"));
+  Open(TokenLine("sesame", "a"));
+  Write(TokenLine("two", "a"));
   EXPECT_TRUE(file_->Find("sesame")) << "it is looked at once a second";
   clock_.Advance(absl::Seconds(1));
   EXPECT_TRUE(file_->Find("two"));
@@ -76,21 +74,21 @@ TEST_F(TenantFileTest, ChangesOfTheFileCount) {
 }
 
 TEST_F(TenantFileTest, AFileThatCannotBeReadChangesNothing) {
-  Open(Line("sesame", "a"));
-  Write(Line("two", "a") + "damaged\n");
+  Open(TokenLine("sesame", "a"));
+  Write(TokenLine("two", "a") + "damaged\n");
   clock_.Advance(absl::Seconds(1));
   EXPECT_TRUE(file_->Find("sesame"));
   EXPECT_FALSE(file_->Find("two"));
   std::filesystem::remove(path_);
   clock_.Advance(absl::Seconds(1));
   EXPECT_TRUE(file_->Find("sesame"));
-  Write(Line("two", "a"));
+  Write(TokenLine("two", "a"));
   clock_.Advance(absl::Seconds(-1));
   EXPECT_TRUE(file_->Find("two")) << "whatever the clock does";
 }
 
 TEST_F(TenantFileTest, AFileThatIsNoneIsRefusedWithoutWhatIsInIt) {
-  EXPECT_THAT(Refusal(Line("sesame", "a") + "secret tenant\n"), HasSubstr("line 2"));
+  EXPECT_THAT(Refusal(TokenLine("sesame", "a") + "secret tenant\n"), HasSubstr("line 2"));
   EXPECT_THAT(Refusal("secret tenant\n"), Not(HasSubstr("secret")));
   std::filesystem::remove(path_);
   EXPECT_THAT(std::string(TenantFile::Open(path_).status().message()), HasSubstr(path_));
