@@ -29,22 +29,51 @@ record() {
   printf '%-16s %5d passed %3d failed %3d skipped %5d s\n' "$name" "$p" "$f" "$s" $((SECONDS - started))
 }
 
+# begin NAME COMMAND...: runs it beside what follows, at the lowest priority. Tests wait for servers and
+# processes half of the time; what later parts need is made meanwhile.
+declare -A begun
+begin() {
+  local name=$1
+  shift
+  # A process group of its own, so that all of it can be ended.
+  set -m
+  (renice -n 19 "$BASHPID" >/dev/null && "$@") &
+  begun[$name]=$!
+  set +m
+}
+
+# finish NAME COMMAND...: waits for what was begun under this name, or runs the command now.
+finish() {
+  local name=$1 status=0
+  shift
+  if [[ -z ${begun[$name]:-} ]]; then "$@"; return; fi
+  wait "${begun[$name]}" || status=$?
+  unset "begun[$name]"
+  return "$status"
+}
+
 # cpp_part NAME FOLDER FILTER [PROGRAM...]: the programs, or all of them, two at a time.
 cpp_part() {
-  local name=$1 folder=$2 filter=$3 started=$SECONDS program files=() running=0
+  local name=$1 folder=$2 filter=$3 started=$SECONDS program programs=() files=()
   shift 3
   rm -f "$results/$name"-*.xml
   while read -r program; do
-    local test
-    test=$(basename "$program")
-    if [[ $# -gt 0 && " $* " != *" $test "* ]]; then continue; fi
-    files+=("$results/$name-$test.xml")
-    if [[ $running -ge $(nproc) ]]; then wait -n || true; fi
-    TAIL=80 quietly "$name-$test" timeout --kill-after=10 900 "$program" --gtest_brief=1 \
-      --gtest_filter="$filter" --gtest_output="xml:$PWD/$results/$name-$test.xml" &
-    running=$((running + 1))
+    if [[ $# -gt 0 && " $* " != *" $(basename "$program") "* ]]; then continue; fi
+    programs+=("$program")
+    files+=("$results/$name-$(basename "$program").xml")
   done <"$folder/tests/programs.txt"
-  wait || true
+  # In a shell of its own, which has no other children to wait for.
+  (
+    running=0
+    for program in "${programs[@]}"; do
+      if [[ $running -ge $(nproc) ]]; then wait -n || true; fi
+      test=$(basename "$program")
+      TAIL=80 quietly "$name-$test" timeout --kill-after=10 900 "$program" --gtest_brief=1 \
+        --gtest_filter="$filter" --gtest_output="xml:$PWD/$results/$name-$test.xml" &
+      running=$((running + 1))
+    done
+    wait || true
+  )
   record "$name" "$started" "${files[@]}"
 }
 
@@ -71,10 +100,14 @@ integration() { build_all; pytest_part integration $python tests/integration --i
 
 # The client must work with the newest gRPC and Protocol Buffers too, and the safetensors package has
 # to open what exports write. The environment is kept, and made anew once a month.
-python-newest() {
-  build_all
+newest_venv() {
   make_venv build/venv-newest "$(date +%Y-%m) onnx" quietly pip-newest \
     pip install --upgrade grpcio protobuf onnx onnxruntime safetensors 'numpy<2'
+}
+
+python-newest() {
+  build_all
+  finish python-newest newest_venv
   say "python-newest: $(build/venv-newest/bin/python -c \
     'import google.protobuf, grpc, onnx, onnxruntime, safetensors; print("grpcio", grpc.__version__,
       "protobuf", google.protobuf.__version__, "safetensors", safetensors.__version__,
@@ -83,10 +116,13 @@ python-newest() {
 }
 
 # The newest TensorFlow, which has Keras 3, and the last with Keras 2.
+tensorflow_venvs() {
+  tensorflow_venv build/venv-tensorflow "" && tensorflow_venv build/venv-tensorflow-2.15 '==2.15.*'
+}
+
 tensorflow() {
   build_all
-  tensorflow_venv build/venv-tensorflow ""
-  tensorflow_venv build/venv-tensorflow-2.15 '==2.15.*'
+  finish tensorflow tensorflow_venvs
   local name
   for name in tensorflow tensorflow-2.15; do
     pytest_part "$name" "build/venv-$name/bin/python" tests/client/tensorflow "$@"
@@ -96,7 +132,7 @@ tensorflow() {
 # Real experiments.
 nni() {
   build_all
-  nni_venv
+  finish nni nni_venv
   pytest_part nni build/venv-nni/bin/python -n 0 tests/integration/nni "$@"
 }
 
@@ -114,29 +150,48 @@ scripts() {
   record scripts "$started" "$results"/scripts-*.xml
 }
 
-# sanitizer PRESET TARGET...: builds; a failure is a failed test.
-sanitizer() {
+# build_sanitized PRESET TARGET...
+build_sanitized() {
   local name=$1 started=$SECONDS
   shift
-  if ! quietly "configure-$name" cmake --preset "$name" ||
-    ! quietly "build-$name" cmake --build "build/$name" --target "$@"; then
-    record "$name" "$started" "$results/no-such-file.xml"
-    return 1
-  fi
-  say "built with $name in $((SECONDS - started)) s"
+  quietly "configure-$name" cmake --preset "$name" &&
+    quietly "build-$name" cmake --build "build/$name" --target "$@" &&
+    say "built with $name in $((SECONDS - started)) s"
 }
 
+build_asan() { build_sanitized asan all; }
+build_tsan() { build_sanitized tsan "${tsan_programs[@]}"; }
+
+# A build that fails is a failed test.
 asan() {
-  sanitizer asan all || return 0
+  if ! finish asan build_asan; then record asan $SECONDS "$results/no-such-file.xml"; return; fi
   ASAN_OPTIONS=strict_string_checks=1:check_initialization_order=1 \
     LSAN_OPTIONS=suppressions=$PWD/tests/testing/lsan.supp:print_suppressions=0 \
     UBSAN_OPTIONS=print_stacktrace=1 cpp_part asan build/asan "${1:-*}"
 }
 
 tsan() {
-  sanitizer tsan "${tsan_programs[@]}" || return 0
+  if ! finish tsan build_tsan; then record tsan $SECONDS "$results/no-such-file.xml"; return; fi
   TSAN_OPTIONS=suppressions=$PWD/tests/testing/tsan.supp cpp_part tsan build/tsan "${1:-*}" \
     "${tsan_programs[@]}"
+}
+
+# begin_all PART...: what the parts after the first need.
+begin_all() {
+  local part
+  for part in "${@:2}"; do
+    case $part in
+      python-newest) begin python-newest newest_venv ;;
+      tensorflow) begin tensorflow tensorflow_venvs ;;
+      nni) begin nni nni_venv ;;
+    esac
+  done
+  build_all
+  for part in "${@:2}"; do
+    case $part in
+      asan | tsan) begin "$part" "build_$part" ;;
+    esac
+  done
 }
 
 main() {
@@ -168,13 +223,15 @@ main() {
     done
   else
     [[ ${#parts[@]} -gt 0 ]] || parts=("${all[@]}")
+    begin_all "${parts[@]}"
     for argument in "${parts[@]}"; do "$argument"; done
   fi
 }
 
 totals() {
-  local status=$?
+  local status=$? pid
   trap - EXIT
+  for pid in "${begun[@]}"; do kill -- "-$pid" 2>/dev/null || true; done
   # A step that could not even run its tests ended the script: that is a failure too.
   if [[ $status -ne 0 ]]; then failed=$((failed + 1)); fi
   local line="$passed passed, $failed failed"

@@ -129,6 +129,8 @@ def run(client: nc.Client) -> list[Benchmark]:
     with (
         peers.running("relay", peers.SERVICE, str(LINK)) as port,
         nc.Client(f"127.0.0.1:{port}") as far,
+        peers.shared_memory_client() as near,
     ):
-        found += compare(large_network, 1, ROUNDS, {"": client, ", 1 Gbit/s": far})
+        places = {"": client, ", shared memory": near, ", 1 Gbit/s": far}
+        found += compare(large_network, 1, ROUNDS, places)
     return found
