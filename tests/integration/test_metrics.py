@@ -21,7 +21,7 @@ import numpy as np
 import pytest
 
 import nni_compression as nc
-from servers import ROOT, ServerProcess
+from servers import ROOT, ServerProcess, server_binary
 
 LAYER = nc.Layer("fc", "Linear", (300, 1000))
 CONFIG = [{"sparsity": 0.5}]
@@ -114,6 +114,37 @@ def test_weights_that_are_found_by_their_digest_are_counted(server: Metered) -> 
     samples = server.samples()
     assert samples["nni_compression_weight_cache_bytes"] == weight.nbytes
     assert samples["nni_compression_weight_cache_weights"] == 1
+
+
+def test_a_plugin_that_hangs_is_refused_in_the_metrics_and_in_the_log(tmp_path: Path) -> None:
+    plugins = server_binary().parents[1] / "tests/compression/plugins/misbehaving"
+    flags = [f"--plugin_dir={plugins}", "--algorithm_timeout=1s"]
+
+    def refused(server: Metered) -> set[str]:
+        """The algorithms whose metric is 1."""
+        name = "nni_compression_algorithm_refused{"
+        found = {n: value for n, value in server.samples().items() if n.startswith(name)}
+        assert {f'{name}algorithm="{a}"}}' for a in ("hangs", "throws", "level")} <= set(found)
+        assert set(found.values()) <= {0, 1}
+        return {n.split('"')[1] for n, value in found.items() if value == 1}
+
+    def logged(server: Metered) -> list[str]:
+        return [line for line in server.log().splitlines() if "event=algorithm_refused" in line]
+
+    with Metered(tmp_path, *flags) as server, nc.Client(server.address) as client:
+        throwing = client.bind_model("throws", [{}], [LAYER])
+        with pytest.raises(nc.InternalError):
+            throwing.calc_mask({"fc": WEIGHT})
+        assert refused(server) == set()
+        assert logged(server) == []
+        hanging = client.bind_model("hangs", [{}], [LAYER])
+        with pytest.raises(nc.DeadlineExceededError, match="refused from now on"):
+            hanging.calc_mask({"fc": WEIGHT})
+        with pytest.raises(nc.FailedPreconditionError, match="until the server is restarted"):
+            hanging.calc_mask({"fc": WEIGHT})
+        assert refused(server) == {"hangs"}
+        (line,) = logged(server)
+        assert 'algorithm=hangs on="layer' in line
 
 
 def test_names_that_callers_choose_are_no_labels(server: Metered) -> None:
