@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 import tensorflow as tf
 
 import nni_compression as nc
@@ -142,3 +143,90 @@ def test_the_variables_of_a_graph_are_written_from_a_session(
             expected = session.run({"w": weight, "bias": "bias/Read/ReadVariableOp:0"})
     assert load(path) == {name: array.tobytes() for name, array in expected.items()}
     assert (expected["w"] == 0).sum() >= 9
+
+
+class PrunedAndQuantized:
+    """A graph with a quantizer in four bits and a pruner of the half on its two layers."""
+
+    def __init__(self, client: nc.Client) -> None:
+        with tf.Graph().as_default() as self.graph:
+            hidden = tf.matmul(images(), v1.get_variable("w", [6, 4]), name="layers/fc")
+            tf.matmul(hidden, v1.get_variable("w2", [4, 3]), name="layers/out")
+            v1.get_variable("bias", [3])
+            self.pruner = LevelPruner(LEVEL, client=client)
+            self.quantizer = QATQuantizer(QAT, client=client)
+            self.pruner(self.graph)
+            self.quantizer(self.graph)
+            initialize = v1.global_variables_initializer()
+            self.session = v1.Session()
+        self.session.run(initialize)
+        self.pruner.refresh(self.session)
+        self.quantizer.step(self.session)
+
+    def unwrapped(self) -> dict[str, Any]:
+        """The variables with zeros and quantized values in them."""
+        with self.graph.as_default():
+            self.quantizer.unwrap(self.session)
+            self.pruner.unwrap(self.session)
+            variables = {v.op.name: v for v in v1.global_variables()}
+        found: dict[str, Any] = self.session.run(variables)
+        return found
+
+
+def test_a_graph_with_a_pruner_and_a_quantizer_is_exported_as_one_by_either(
+    client: nc.Client, tmp_path: Path
+) -> None:
+    both = PrunedAndQuantized(client)
+    files = [
+        load(compressor.export(tmp_path / name, sess=both.session)[0])
+        for name, compressor in (("p", both.pruner), ("q", both.quantizer))
+    ]
+    expected = both.unwrapped()
+    assert set(expected) == {"w", "w2", "bias"}
+    assert (expected["w"] == 0).mean() >= 0.5
+    assert len(np.unique(expected["w"])) > 3
+    for found in files:
+        assert set(found) == set(expected)
+        for name, array in expected.items():
+            values = np.frombuffer(found[name], np.float32).reshape(array.shape)
+            np.testing.assert_array_equal(values, array, err_msg=name)
+
+
+def test_masks_reports_and_onnx_of_such_a_graph(client: nc.Client, tmp_path: Path) -> None:
+    both = PrunedAndQuantized(client)
+    masks = {name: mask.copy() for name, mask in both.pruner.masks.items()}
+    assert set(masks) == {"layers/fc", "layers/out"}
+    path, _ = both.pruner.export(tmp_path, "masks", sess=both.session)
+    for name, content in load(path).items():
+        np.testing.assert_array_equal(
+            np.frombuffer(content, np.uint8) != 0, masks[name].reshape(-1), err_msg=name
+        )
+    reports = {}
+    for name, compressor in (("pruner", both.pruner), ("quantizer", both.quantizer)):
+        data, _ = compressor.export(tmp_path / name, "report", sess=both.session)
+        reports[name] = json.loads(data.read_text())["layers"]
+    assert [layer["achieved_sparsity"] for layer in reports["pruner"]] == [0.5, 0.5]
+    assert [layer["bits"] for layer in reports["quantizer"]] == [4, 4]
+    assert all(layer["mse"] > 0 for layer in reports["quantizer"])
+    (bundle,) = both.quantizer.export(tmp_path, "onnx", sess=both.session)
+    parts = load(bundle)
+    values = both.unwrapped()
+    for name, layer in (("w", "layers/fc"), ("w2", "layers/out")):
+        codes = np.frombuffer(parts[f"{name}.codes"], np.uint8).astype(np.int32)
+        zero_point = np.frombuffer(parts[f"{name}.zero_point"], np.uint8)
+        assert (codes[~masks[layer].reshape(-1)] == zero_point).all()
+        scale = np.frombuffer(parts[f"{name}.scale"], np.float32)
+        decoded = (codes - zero_point.astype(np.int32)).astype(np.float32) * scale
+        np.testing.assert_array_equal(decoded, values[name].reshape(-1))
+
+
+@pytest.mark.parametrize("format", ["sparse", "masks"])
+def test_formats_of_masks_are_left_to_such_a_graphs_pruner(
+    client: nc.Client, tmp_path: Path, format: str
+) -> None:
+    both = PrunedAndQuantized(client)
+    with pytest.raises(
+        nc.FailedPreconditionError, match="export the session of the model's pruner"
+    ):
+        both.quantizer.export(tmp_path, format, sess=both.session)
+    assert both.pruner.export(tmp_path, format, sess=both.session)
