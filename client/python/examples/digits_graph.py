@@ -2,12 +2,18 @@
 
     python3 digits_graph.py --server 127.0.0.1:50051
 
-The network, the data, the settings and the table are those of digits_keras.py.
+The network, the data, the settings and the table are those of digits_keras.py. What has been
+trained is written into a checkpoint, from which a plain graph reads it.
 """
 
+import os
 import sys
+import tempfile
 import time
 from typing import Any
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")  # or it says that it is on
 
 import numpy as np
 import tensorflow as tf
@@ -46,6 +52,7 @@ class Network:
             self.train = v1.train.AdamOptimizer(1e-3).minimize(tf.reduce_mean(losses))
             self.weights = variables
             self.initialize = v1.global_variables_initializer()
+            self.saver = v1.train.Saver(variables)
 
     def epoch(self, sess: Any, x: Any, y: Any, compressor: Any = None) -> None:
         """Takes a step for each minibatch, in an order of its own."""
@@ -73,30 +80,34 @@ def main() -> int:
     arguments = read_arguments(__doc__ or "")
     np.random.seed(SEED)
     x, x_test, y, y_test = load_images()
-    baseline = Network()
-    with v1.Session(graph=baseline.graph) as sess:
-        sess.run(baseline.initialize)
-        for _ in range(10):
-            baseline.epoch(sess, x, y)
-        report = Report(baseline.score(sess, x_test, y_test))
-        trained = sess.run(baseline.weights)
-    print(f"TensorFlow {tf.__version__}, graph; baseline: {report.before:.1f} %")
-    with nc.Client(arguments.server) as client:
+    with nc.Client(arguments.server) as client, tempfile.TemporaryDirectory() as folder:
+        start, end = f"{folder}/start", f"{folder}/end"
+        baseline = Network()
+        with v1.Session(graph=baseline.graph) as sess:
+            sess.run(baseline.initialize)
+            for _ in range(10):
+                baseline.epoch(sess, x, y)
+            report = Report(baseline.score(sess, x_test, y_test))
+            baseline.saver.save(sess, start)
+        print(f"TensorFlow {tf.__version__}, graph; baseline: {report.before:.1f} %")
         for compressor in compressors(client, arguments.epochs):
             network = Network(compressor)
             with v1.Session(graph=network.graph) as sess:
                 sess.run(network.initialize)
-                for variable, value in zip(network.weights, trained):
-                    variable.load(value, sess)
+                network.saver.restore(sess, start)
                 begin = time.perf_counter()
                 for epoch in range(arguments.epochs):
                     compressor.update_epoch(epoch, sess)
                     network.epoch(sess, x, y, compressor)
                 seconds = time.perf_counter() - begin
                 after = network.score(sess, x_test, y_test)
-                compressor.unwrap(sess)
-                unwrapped = network.score(sess, x_test, y_test)
-                report.add(compressor, after, unwrapped, sess.run(network.weights), seconds)
+                compressor.export_model(end, sess=sess)
+            compressor.close()
+            plain = Network()
+            with v1.Session(graph=plain.graph) as sess:
+                plain.saver.restore(sess, end)
+                restored = plain.score(sess, x_test, y_test)
+                report.add(compressor, after, restored, sess.run(plain.weights), seconds)
     return report.end()
 
 

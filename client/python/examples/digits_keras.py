@@ -94,7 +94,7 @@ class Report:
         self.failures: list[str] = []
 
     def add(
-        self, compressor: Any, after: float, unwrapped: float, weights: list[Any], seconds: float
+        self, compressor: Any, after: float, plain: float, weights: list[Any], seconds: float
     ) -> None:
         """Notes the accuracy after training, that of the plain model, its weights, and the time."""
         stats, name = compressor.stats, compressor.algorithm
@@ -103,8 +103,8 @@ class Report:
         self.rows.append((compressor, self.before, after, zeros, stats, seconds, share))
         if self.before - after > LARGEST_LOSS:
             self.failures.append(f"{name}: lost {self.before - after:.1f} points")
-        if unwrapped != after:
-            self.failures.append(f"{name}: the unwrapped model computes otherwise")
+        if plain != after:
+            self.failures.append(f"{name}: the plain model computes otherwise")
         if isinstance(compressor, Pruner) and abs(zeros - SPARSITY) > 0.01:
             self.failures.append(f"{name}: {100 * zeros:.1f} % are zero")
 
