@@ -64,13 +64,13 @@ nni_venv() {
   make_venv build/venv-nni "${packages[*]}" quietly pip-nni pip install "${packages[@]}"
 }
 
-# tensorflow_venv FOLDER VERSION: TensorFlow of that version ("": the newest, looked for anew once a
-# month), with a scikit-learn that was built for its numpy.
+# tensorflow_venv FOLDER VERSION [PACKAGE...]: TensorFlow of that version ("": the newest, looked for
+# anew once a month), with a scikit-learn that was built for its numpy, and what writes and runs ONNX.
 tensorflow_venv() {
-  local folder=$1 version=$2 key=$2
+  local folder=$1 version=$2 key=$2 others=(scikit-learn scipy tf2onnx onnxruntime "${@:3}")
   [[ -n $version ]] || key=$(date +%Y-%m)
-  make_venv "$folder" "tensorflow-cpu $key scikit-learn" quietly "pip-$(basename "$folder")" \
-    pip install --upgrade "tensorflow-cpu$version" scikit-learn scipy
+  make_venv "$folder" "tensorflow-cpu $key ${others[*]}" quietly "pip-$(basename "$folder")" \
+    pip install --upgrade "tensorflow-cpu$version" "${others[@]}"
 }
 
 # start_server FOLDER [FLAG...]: starts a server on a free port with its log in FOLDER; sets

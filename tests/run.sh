@@ -115,9 +115,11 @@ python-newest() {
   pytest_part python-newest build/venv-newest/bin/python tests/client/python "$@"
 }
 
-# The newest TensorFlow, which has Keras 3, and the last with Keras 2.
+# The newest TensorFlow, which has Keras 3, and the last with Keras 2, whose ml_dtypes is too old for
+# later versions of onnx.
 tensorflow_venvs() {
-  tensorflow_venv build/venv-tensorflow "" && tensorflow_venv build/venv-tensorflow-2.15 '==2.15.*'
+  tensorflow_venv build/venv-tensorflow "" &&
+    tensorflow_venv build/venv-tensorflow-2.15 '==2.15.*' 'onnx<1.19'
 }
 
 tensorflow() {

@@ -11,8 +11,8 @@ import nni_compression.torch as adapter
 
 def test_the_column_of_pytorch_runs(client: nc.Client) -> None:
     def build() -> torch.nn.Module:
-        model = torch.nn.Module()
-        model.fc = torch.nn.Linear(8, 6)
+        model = torch.nn.Sequential()
+        model.add_module("fc", torch.nn.Linear(8, 6))
         return model
 
     names = {**vars(adapter), "client": client, "build": build, "model": build()}

@@ -178,8 +178,12 @@ def test_what_cannot_be_written_is_refused_and_leaves_the_old_files_and_the_weig
     pruner(model)
     path = tmp_path / "m.weights.h5"
     path.write_text("old")
-    with pytest.raises(nc.UnimplementedError, match=r"onnx_path is 'm.onnx'.* with tf2onnx"):
-        pruner.export_model(str(path), onnx_path="m.onnx", input_shape=(1, 6))
+    with pytest.raises(
+        nc.InvalidArgumentError, match=r"input_shape is \(1, 7\); the model's input"
+    ):
+        pruner.export_model(str(path), onnx_path=str(tmp_path / "m.onnx"), input_shape=(1, 7))
+    with pytest.raises(OSError, match="no-such"):
+        pruner.export_model(str(path), onnx_path=str(tmp_path / "no-such" / "m.onnx"))
     with pytest.raises(nc.InvalidArgumentError, match="model_path is 'm.pth'; it must end with"):
         pruner.export_model("m.pth")
     with pytest.raises(OSError, match="no-such"):

@@ -10,6 +10,7 @@ import contextlib
 import functools
 import logging
 import os
+import tempfile
 import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -21,7 +22,7 @@ from . import custom
 from .adapter import Closer, Tracker, close_quietly, is_on_this_host
 from .binding import Binding, PrunerBinding, QuantizerBinding, Weight
 from .client import Client
-from .errors import NotFoundError
+from .errors import InvalidArgumentError, NotFoundError
 from .masks import Mask
 from .plan import Plan
 from .session import Session
@@ -649,6 +650,25 @@ class QuantizerPart(Compressor):
     def _kept(self, weight: Any) -> Any:
         """What the pruner of a layer keeps, a boolean array; None where there is no pruner."""
         raise NotImplementedError
+
+    _final_calibration: Optional[dict[str, dict[str, Any]]] = None
+
+    def _put_codes(self, path: Path) -> None:
+        """Writes what the session has made of the model into its ONNX graph."""
+        try:
+            from . import onnx
+
+            if self._final_calibration is not None:
+                raise InvalidArgumentError("unwrap() has ended the session")
+            with tempfile.TemporaryDirectory() as folder:
+                (bundle,) = self.export(folder, "onnx")
+                onnx.apply(path, bundle, path)
+        except (ImportError, InvalidArgumentError) as error:
+            warnings.warn(
+                f"onnx_path gets the quantized weights as plain numbers: {error}",
+                UserWarning,
+                stacklevel=3,
+            )
 
     def _quantization(self) -> QuantizerBinding[Any]:
         binding = self._bound()

@@ -70,6 +70,15 @@ def apply(
     return proto
 
 
+def mark(weight: str, kind: str) -> str:
+    """The `doc_string` of an Identity node that says where a layer's "output" or "input" is.
+
+    A converter that knows puts such nodes into a graph; without them it is what the operator with
+    the weight gives and is given.
+    """
+    return f"{kind} of {weight}"
+
+
 @dataclass
 class _Weight:
     """A compressed weight, under the name of its initializer: values, or codes with numbers.
@@ -160,7 +169,11 @@ class _Graph:
         weight = _turned(weight, before)
         users = self._users(weight.name)
         for kind, encoding in weight.activations.items():
-            for node, seen in users:
+            self._need_opset(_OPSET_PER_CHANNEL, f"the {kind} of {weight.name!r}")
+            marks = self._marks(mark(weight.name, kind))
+            for node in marks:
+                self._encode_mark(node, encoding, f"{weight.name}_{kind}")
+            for node, seen in [] if marks else users:
                 self._encode(node, seen, kind, encoding, weight.name)
         if weight.codes is None:
             found.CopyFrom(numpy_helper.from_array(_contiguous(weight.values), weight.name))
@@ -214,11 +227,21 @@ class _Graph:
                 found += self._users(node.output[0]) if turns else [(node, name)]
         return found
 
+    def _marks(self, text: str) -> list[Any]:
+        return [n for n in self._graph.node if n.op_type == "Identity" and n.doc_string == text]
+
+    def _encode_mark(self, node: Any, encoding: Mapping[str, Any], name: str) -> None:
+        """Quantizes and dequantizes in place of a node that was put where this is to be."""
+        at = list(self._graph.node).index(node)
+        new = self._round_trip(node.input[0], node.output[0], encoding, name)
+        del self._graph.node[at]
+        for each in reversed(new):
+            self._graph.node.insert(at, each)
+
     def _encode(
         self, node: Any, weight: str, kind: str, encoding: Mapping[str, Any], name: str
     ) -> None:
         """Quantizes and dequantizes the node's output, or what it computes on beside the weight."""
-        self._need_opset(_OPSET_PER_CHANNEL, f"the {kind} of {name!r}")
         if kind == "output":
             node = self._with_bias(node)
             whole = node.output[0]

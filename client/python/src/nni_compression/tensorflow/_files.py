@@ -17,7 +17,7 @@ _v1 = tf.compat.v1
 
 
 class ModelFiles(NewFiles):
-    """Files of Keras and TensorFlow, and what numpy and JSON can hold."""
+    """Files of Keras and TensorFlow, of ONNX, and what numpy and JSON can hold."""
 
     def save_keras(self, model: Any, path: str) -> None:
         """The weights, or the whole model, by the ending of `path`."""
@@ -46,6 +46,10 @@ class ModelFiles(NewFiles):
                 tensors=tensors,
             )
             session.run(save, dict(zip(tensors, values.values())))
+
+    def save_onnx(self, model: Any, path: str) -> None:
+        """A `ModelProto`."""
+        self.temporary(path).write_bytes(model.SerializeToString())
 
     def save_masks(self, masks: Mapping[str, Any], path: str) -> None:
         """Arrays that `numpy.load` gives by their names, whatever characters these have."""

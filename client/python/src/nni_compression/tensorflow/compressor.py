@@ -6,7 +6,7 @@ import contextlib
 import inspect
 import numbers
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Callable, ClassVar, Optional, Union
 
@@ -97,6 +97,39 @@ class Compressor(compressor.Compressor):
         parameters = [name for name in inspect.signature(method).parameters if name != "self"]
         session = {"sess": None} if "sess" in parameters else {}
         return method(self, *args[: len(parameters) - len(session)], **{**session, **kwargs})
+
+    def _export_model(
+        self,
+        files: ModelFiles,
+        model_path: str,
+        onnx_path: Optional[str],
+        input_shape: Optional[Sequence[Optional[int]]],
+        outputs: Any,
+    ) -> None:
+        self.refresh()
+        if onnx_path is not None:
+            files.save_onnx(self._as_onnx(onnx_path, input_shape, outputs), onnx_path)
+        self._save_model(files, model_path)
+
+    def _as_onnx(
+        self, path: str, input_shape: Optional[Sequence[Optional[int]]], outputs: Any
+    ) -> Any:
+        try:
+            from . import onnx
+        except ImportError as error:
+            raise ImportError(
+                f"onnx_path is {path!r}, which takes the package tf2onnx (pip install tf2onnx): "
+                f"{error}"
+            ) from error
+        if graph.is_graph(self._model):
+            return onnx.from_graph(graph.CompressedGraph.of(self._model), input_shape, outputs)
+        if outputs is not None:
+            raise TypeError(f"outputs is {outputs!r}; it must be None: a Keras model knows its own")
+        return onnx.from_keras(self._model, input_shape, self._encoded())
+
+    def _encoded(self) -> Collection[tuple[str, str]]:
+        """The "output" and "input" of layers that are quantized: (name of the weight, which)."""
+        return ()
 
     def _save_model(self, files: ModelFiles, path: str) -> None:
         if graph.is_graph(self._model):
@@ -221,8 +254,9 @@ class Pruner(Compressor, compressor.PrunerPart):
         model_path: str,
         mask_path: Optional[str] = None,
         onnx_path: Optional[str] = None,
-        input_shape: Optional[Sequence[int]] = None,
+        input_shape: Optional[Sequence[Optional[int]]] = None,
         sess: Optional[Any] = None,
+        outputs: Any = None,
     ) -> None:
         """Writes the pruned model, and its masks. All files appear, or none.
 
@@ -232,13 +266,17 @@ class Pruner(Compressor, compressor.PrunerPart):
                 global variables of `sess`, as a `Saver` restores it.
             mask_path: for the masks, as a file of `numpy.savez`: layer name -> bool array of the
                 weight's shape, True = kept.
-            onnx_path: must be None: TensorFlow does not write ONNX.
-            input_shape: is not needed.
+            onnx_path: for the plain model as the package tf2onnx converts it, in inference, with
+                the same weights, zeros included, under their variables' names and in their layout.
+            input_shape: of the model's input, with the batch, for `onnx_path`; None: the shape that
+                the model or the placeholder has, in which sizes may be open. Needed for a Keras
+                model that does not say it: a subclassed one.
+            sess: of a graph.
+            outputs: of a graph, for `onnx_path`: the tensors that the ONNX model gives, or their
+                names, one or a list. What they do not need is left out.
         """
-        _refuse_onnx(onnx_path)
         with self._using(sess), ModelFiles.written() as files:
-            self.refresh()
-            self._save_model(files, model_path)
+            self._export_model(files, model_path, onnx_path, input_shape, outputs)
             if mask_path is not None:
                 files.save_masks(self.masks, mask_path)
 
@@ -270,8 +308,6 @@ class Quantizer(compressor.QuantizerPart, Compressor):
     One of your own overrides `quantize_weight`, and is computed here, in a graph as `Pruner` says;
     or it names an algorithm that the server has: ``algorithm = "mine"``.
     """
-
-    _final_calibration: Optional[dict[str, dict[str, Any]]] = None
 
     @property
     def calibration(self) -> dict[str, dict[str, Any]]:
@@ -313,23 +349,31 @@ class Quantizer(compressor.QuantizerPart, Compressor):
         model_path: str,
         calibration_path: Optional[str] = None,
         onnx_path: Optional[str] = None,
-        input_shape: Optional[Sequence[int]] = None,
+        input_shape: Optional[Sequence[Optional[int]]] = None,
         sess: Optional[Any] = None,
+        outputs: Any = None,
     ) -> None:
         """Writes the quantized model, and how it was quantized. All files appear, or none.
 
         Args:
             model_path: as of `Pruner.export_model`, with quantized values in the weights.
             calibration_path: for `calibration`, as JSON.
-            onnx_path: must be None: TensorFlow does not write ONNX.
-            input_shape: is not needed.
+            onnx_path: as of `Pruner.export_model`, with what `nni_compression.onnx.apply` puts into
+                it: codes in place of the weights, quantized outputs and inputs. Where that cannot
+                be done, because `unwrap` has ended the session or there are more than 8 bits for
+                outputs, a warning says so, and the file has the same weights as plain numbers.
+            input_shape, sess, outputs: as of `Pruner.export_model`.
         """
-        _refuse_onnx(onnx_path)
         with self._using(sess), ModelFiles.written() as files:
-            self.refresh()
-            self._save_model(files, model_path)
+            self._export_model(files, model_path, onnx_path, input_shape, outputs)
+            if onnx_path is not None and not self._is_custom:
+                self._put_codes(files.written_as(onnx_path))
             if calibration_path is not None:
                 files.save_calibration(self.calibration, calibration_path)
+
+    def _encoded(self) -> Collection[tuple[str, str]]:
+        answers = self._quantization().activation_answers
+        return [key for key, answer in answers.items() if not answer.unquantized]
 
     def _exported_weight(self, weight: Any, dense: Any) -> Any:
         # Of an algorithm of one's own the server has no way to the values.
@@ -413,14 +457,6 @@ class DoReFaQuantizer(Quantizer):
     """
 
     algorithm = "dorefa"
-
-
-def _refuse_onnx(path: Optional[str]) -> None:
-    if path is not None:
-        raise UnimplementedError(
-            f"onnx_path is {path!r}; TensorFlow does not write ONNX: convert the plain model that "
-            "unwrap() gives with tf2onnx"
-        )
 
 
 def _make_callback(owner: Compressor) -> Any:

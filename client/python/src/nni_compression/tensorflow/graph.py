@@ -35,7 +35,7 @@ _READERS = (
     "Conv3DBackpropInputV2",
     "DepthwiseConv2dNativeBackpropInput",
 )
-_WEIGHT_INPUT = 1
+WEIGHT_INPUT = 1
 _BETWEEN = ("Identity", "Cast", "ReadVariableOp")
 _VARIABLE_TYPES = ("VarHandleOp", "VariableV2", "Variable")
 _DTYPES = ("float32", "float16", "bfloat16", "float64")
@@ -192,7 +192,7 @@ class Slot:
 
 
 @dataclasses.dataclass
-class _Read:
+class Read:
     """A tensor of a variable's value, and the operations that read, or would read, it.
 
     `led` is what they read instead, if anything, and `slots` what that is made of.
@@ -213,7 +213,7 @@ class GraphState(kernels.WeightState):
 
     def __init__(self, shape: tuple[int, ...], dtype: Any, variable: Any) -> None:
         super().__init__(shape, dtype)
-        self.reads: dict[str, _Read] = {}
+        self.reads: dict[str, Read] = {}
         self.slots: dict[str, Slot] = {}
         self._operation = variable
 
@@ -242,7 +242,7 @@ class GraphState(kernels.WeightState):
                 if read.slots != slots:
                     read.led, read.slots = self._checked(read.source), slots
                     for operation in read.operations:
-                        operation._update_input(_WEIGHT_INPUT, read.led)
+                        operation._update_input(WEIGHT_INPUT, read.led)
                     CompressedGraph.of(self._operation.graph).rewired()
 
     def remove(self) -> None:
@@ -252,7 +252,7 @@ class GraphState(kernels.WeightState):
         for read in self.reads.values():
             read.led, read.slots = None, ()
             for operation in read.operations:
-                operation._update_input(_WEIGHT_INPUT, read.source)
+                operation._update_input(WEIGHT_INPUT, read.source)
 
     def _checked(self, source: Any) -> Any:
         """The effective weight; an error in a session that has no answers yet."""
@@ -374,7 +374,7 @@ def find_weights(graph: Any) -> list[GraphWeight]:
     for operation in graph.get_operations():
         if operation.type not in _READERS:
             continue
-        tensor = operation.inputs[_WEIGHT_INPUT]
+        tensor = operation.inputs[WEIGHT_INPUT]
         source = sources.get(tensor.name, tensor)
         variable = _variable_of(source)
         if variable is None:
@@ -392,7 +392,7 @@ def find_weights(graph: Any) -> list[GraphWeight]:
             found[variable.name].aliases.append(operation.name)
         if is_layer:
             layers.append(operation.name)
-        read = found[variable.name].state.reads.setdefault(source.name, _Read(source, []))
+        read = found[variable.name].state.reads.setdefault(source.name, Read(source, []))
         if operation not in read.operations:
             read.operations.append(operation)
     return list(found.values())

@@ -8,9 +8,11 @@ layer, so compiled functions need not be traced again when they change.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import inspect
 import threading
+from collections.abc import Iterator, Mapping
 from typing import Any, Callable, Optional
 
 import numpy as np
@@ -71,6 +73,9 @@ class WeightState:
 
     def effective(self, weight: Any) -> Any:
         """Quantized first, then masked: zeros stay zero. Differentiable in `weight`, a tensor."""
+        replacements = getattr(_forward, "replacements", None)
+        if replacements is not None:
+            return tf.cast(replacements[0][self], weight.dtype)
         if self.values is not None:
             weight = straight_through(
                 weight,
@@ -156,6 +161,21 @@ def activations_of(layer: Any) -> dict[str, Callable[[Any], Any]]:
     return found
 
 
+@contextlib.contextmanager
+def replacing(
+    weights: Mapping[WeightState, Any],
+    activations: Callable[[Any], Mapping[str, Callable[[Any], Any]]],
+) -> Iterator[None]:
+    """Inside, this thread's forward passes take other tensors for weights, and give and are given
+    what other functions make of it: `activations` has those of a layer, as `activations_of`.
+    """
+    _forward.replacements = (weights, activations)
+    try:
+        yield
+    finally:
+        _forward.replacements = None
+
+
 def plain_class(layer: Any) -> type:
     """The class that the layer has when it is not compressed."""
     cls = type(layer)
@@ -181,7 +201,8 @@ def _compressed_class(plain: type, attributes: tuple[str, ...]) -> type:
         if tf.executing_eagerly():
             for state in self.__dict__[_STATES].values():
                 state.refresh()
-        activations = activations_of(self)
+        replacements = getattr(_forward, "replacements", None)
+        activations = (replacements[1] if replacements else activations_of)(self)
         if "input" in activations:
             args = tuple(map(activations["input"], args))
             if "inputs" in kwargs:

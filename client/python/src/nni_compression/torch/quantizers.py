@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import tempfile
-import warnings
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any, Optional
 
 import numpy as np
@@ -13,7 +10,6 @@ import torch
 
 from ..adapter import Tracker
 from ..compressor import QuantizerPart
-from ..errors import InvalidArgumentError
 from ._files import ModelFiles
 from .binding import QuantizerBinding, TrackedWeight
 from .compressor import Compressor
@@ -62,23 +58,6 @@ class Quantizer(QuantizerPart, Compressor):
             if calibration_path is not None:
                 files.save(self.calibration, calibration_path)
 
-    def _put_codes(self, path: Path) -> None:
-        """Writes what the session has made of the model into its ONNX graph."""
-        try:
-            from .. import onnx
-
-            if self._final_calibration is not None:
-                raise InvalidArgumentError("unwrap() has ended the session")
-            with tempfile.TemporaryDirectory() as folder:
-                (bundle,) = self.export(folder, "onnx")
-                onnx.apply(path, bundle, path)
-        except (ImportError, InvalidArgumentError) as error:
-            warnings.warn(
-                f"onnx_path gets the quantized weights as plain numbers: {error}",
-                UserWarning,
-                stacklevel=3,
-            )
-
     @property
     def calibration(self) -> dict[str, dict[str, Any]]:
         """Layer name -> "weight_bits", "weight_scale", "weight_zero_point", "channel_axis", and
@@ -117,8 +96,6 @@ class Quantizer(QuantizerPart, Compressor):
                     }
                 )
         return found
-
-    _final_calibration: Optional[dict[str, dict[str, Any]]] = None
 
     def unwrap(self) -> Any:
         """Gives the plain model back, quantized values written in; ends the session."""
