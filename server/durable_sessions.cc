@@ -40,7 +40,7 @@ DurableSessions::DurableSessions(const Environment& environment)
       readers_(std::make_unique<Executor>(kReaders)),
       journal_(std::make_unique<Journal>(
           environment.storage,
-          [this](const std::shared_ptr<SessionRecord>& record) { TakeBack(record); })) {}
+          [this](const auto& record, const auto& error) { TakeBack(record, error); })) {}
 
 absl::Status DurableSessions::Recover() {
   const absl::Time start = absl::Now();
@@ -263,14 +263,15 @@ absl::Status DurableSessions::ReviveReport(SessionRecord& record, const std::str
   return absl::OkStatus();
 }
 
-void DurableSessions::TakeBack(const std::shared_ptr<SessionRecord>& record) {
+void DurableSessions::TakeBack(const std::shared_ptr<SessionRecord>& record,
+                               const absl::Status& error) {
   Log(LogLevel::kError, "session_not_saved",
-      {{"session", record->id()}, {"tenant", record->tenant()}});
+      {{"session", record->id()}, {"tenant", record->tenant()}, {"error", error.message()}});
   MutexLock lock(&mutex_);
   if (stopped_) return;  // the executor is gone
   if (record->state() == SessionState::kActive) record->Distrust();
-  record->strand().Post([this, record] {
-    if (record->state() == SessionState::kActive) record->Unload();
+  record->strand().Post([this, record, error] {
+    if (record->state() == SessionState::kActive) record->Unload(error);
     journal_->Forgive(record.get());
   });
 }

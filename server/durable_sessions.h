@@ -73,7 +73,7 @@ class DurableSessions {
   absl::Status ReviveReport(SessionRecord& record, const std::string& bytes);
   void Read(const std::shared_ptr<SessionRecord>& record);
   void FinishLoad(const std::shared_ptr<SessionRecord>& record, const absl::Status& status);
-  void TakeBack(const std::shared_ptr<SessionRecord>& record);
+  void TakeBack(const std::shared_ptr<SessionRecord>& record, const absl::Status& error);
   std::string Entry(const SessionRecord& record) const;
 
   const Environment environment_;

@@ -6,8 +6,7 @@
 
 namespace nni_compression::server {
 
-Journal::Journal(Storage* storage,
-                 std::function<void(const std::shared_ptr<SessionRecord>&)> take_back)
+Journal::Journal(Storage* storage, TakeBack take_back)
     : storage_(storage), take_back_(std::move(take_back)), thread_([this] { Loop(); }) {}
 
 Journal::~Journal() {
@@ -87,7 +86,7 @@ void Journal::Process(std::vector<Item> items) {
   for (size_t i = 0; i < places.size(); ++i) outcomes[places[i]] = std::move(statuses[i]);
 
   std::vector<std::pair<Item, absl::Status>> failed;  // what was queued after a write that failed
-  std::vector<std::shared_ptr<SessionRecord>> lost;
+  std::vector<std::pair<std::shared_ptr<SessionRecord>, absl::Status>> lost;
   {
     MutexLock lock(&mutex_);
     for (size_t i = 0; i < items.size(); ++i) {
@@ -95,7 +94,7 @@ void Journal::Process(std::vector<Item> items) {
       if (record == nullptr) continue;
       if (!outcomes[i].ok() && record->save_error_.ok()) {
         record->save_error_ = outcomes[i];
-        lost.push_back(items[i].record);
+        lost.emplace_back(items[i].record, outcomes[i]);
       }
       // Even where it was written: the session is taken back to what is stored in any case.
       if (outcomes[i].ok()) outcomes[i] = record->save_error_;
@@ -114,7 +113,7 @@ void Journal::Process(std::vector<Item> items) {
     queue_ = std::move(kept);
   }
   // First, so that who hears of a failure and calls again finds the session as it is stored.
-  for (const std::shared_ptr<SessionRecord>& record : lost) take_back_(record);
+  for (const auto& [record, error] : lost) take_back_(record, error);
   for (size_t i = 0; i < items.size(); ++i) items[i].done(outcomes[i]);
   for (auto& [item, error] : failed) item.done(error);
 }

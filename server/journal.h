@@ -25,9 +25,10 @@ class Journal {
   // wait or compute.
   using Done = std::function<void(const absl::Status&)>;
 
-  // `take_back` is called for a session of which a write failed, and has to call Forgive once
-  // nothing is left of what was not written. `storage` outlives the journal.
-  Journal(Storage* storage, std::function<void(const std::shared_ptr<SessionRecord>&)> take_back);
+  // `take_back` is called for a session of which a write failed, and why, and has to call Forgive
+  // once nothing is left of what was not written. `storage` outlives the journal.
+  using TakeBack = std::function<void(const std::shared_ptr<SessionRecord>&, const absl::Status&)>;
+  Journal(Storage* storage, TakeBack take_back);
 
   // Writes what is queued.
   ~Journal();
@@ -56,7 +57,7 @@ class Journal {
   void Process(std::vector<Item> items);
 
   Storage* const storage_;
-  const std::function<void(const std::shared_ptr<SessionRecord>&)> take_back_;
+  const TakeBack take_back_;
   Mutex mutex_;  // and of the records' `unsaved_` and `save_error_`
   CondVar changed_;
   std::vector<Item> queue_ ABSL_GUARDED_BY(mutex_);

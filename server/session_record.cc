@@ -53,8 +53,9 @@ void SessionRecord::Load(std::unique_ptr<compression::Session> session, Reservat
   loaded_.store(true, std::memory_order_release);
 }
 
-void SessionRecord::Unload() {
+void SessionRecord::Unload(const absl::Status& why) {
   if (report_ != nullptr) return;
+  unloaded_ = why;
   Distrust();
   session_.reset();
   state_memory_.ShrinkTo(0);
@@ -103,10 +104,7 @@ void SessionRecord::SetSummary(const Summary& summary) {
 }
 
 absl::Status NoSession(const SessionRecord& record) {
-  if (record.state() == SessionState::kActive) {
-    return absl::UnavailableError(
-        absl::StrCat("session '", record.id(), "' is being taken back to its stored state"));
-  }
+  if (record.state() == SessionState::kActive && !record.unloaded_.ok()) return record.unloaded_;
   return absl::NotFoundError(absl::StrCat("session '", record.id(), "' has ended"));
 }
 

@@ -68,7 +68,7 @@ class SessionRecord {
 
   // On the strand only.
   void Load(std::unique_ptr<compression::Session> session, Reservation state_memory);
-  void Unload();
+  void Unload(const absl::Status& why);
 
   // From now on, calls have the session loaded before they use it. Any thread, before Unload.
   void Distrust() { loaded_.store(false, std::memory_order_release); }
@@ -113,6 +113,7 @@ class SessionRecord {
   std::atomic<int64_t> compute_nanoseconds{0};
 
  private:
+  friend absl::Status NoSession(const SessionRecord& record);
   friend class SessionStore;  // owns what follows its mutex
   friend class Journal;       // the same
 
@@ -125,6 +126,7 @@ class SessionRecord {
   std::unique_ptr<compression::Session> session_;
   std::unique_ptr<nni::compression::v1::Session> report_;
   Reservation state_memory_;
+  absl::Status unloaded_;  // why, the last time; on the strand only
   const int64_t binding_bytes_;
 
   struct Traits {
@@ -161,8 +163,8 @@ class SessionRecord {
   absl::Status save_error_;  // why what it did last is lost
 };
 
-// Why a record on its strand has no session: NOT_FOUND where it has ended, UNAVAILABLE where it
-// was taken back to what is stored, and a new call will find it again.
+// Why a record on its strand has no session: NOT_FOUND where it has ended, the error of its last
+// Unload where it was taken back to what is stored, and a new call will find it again.
 absl::Status NoSession(const SessionRecord& record);
 
 }  // namespace nni_compression::server

@@ -71,9 +71,8 @@ class JournalTest : public ::testing::Test {
   Mutex mutex_;
   std::vector<std::string> answers_ ABSL_GUARDED_BY(mutex_);
   std::vector<std::shared_ptr<SessionRecord>> taken_back_;
-  Journal journal_{&storage_, [this](const std::shared_ptr<SessionRecord>& record) {
-                     taken_back_.push_back(record);
-                   }};
+  Journal journal_{&storage_, [this](const std::shared_ptr<SessionRecord>& record,
+                                     const absl::Status&) { taken_back_.push_back(record); }};
 };
 
 TEST_F(JournalTest, AnswersWaitForTheWritesBeforeThem) {
