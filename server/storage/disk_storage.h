@@ -12,8 +12,9 @@
 //                               one, no file is removed
 //
 // A file is whole before a record refers to it, and is removed after no record does: a crash at any
-// moment leaves at most garbage. PRAGMA user_version is the version of all this; the bytes inside
-// have versions of their own (compression/state.h) or are protobuf messages.
+// moment leaves at most garbage. A change that fails while SQLite commits it may be there once the
+// process has died, as one may whose answer was lost. PRAGMA user_version is the version of all
+// this; the bytes inside have versions of their own (compression/state.h) or are protobuf messages.
 #ifndef NNI_COMPRESSION_SERVER_STORAGE_DISK_STORAGE_H_
 #define NNI_COMPRESSION_SERVER_STORAGE_DISK_STORAGE_H_
 

@@ -6,7 +6,7 @@
 #include <utility>
 
 #include "absl/strings/str_cat.h"
-#include "server/log.h"
+#include "server/sha256.h"
 #include "server/storage/data_directory.h"
 #include "server/storage/disk_layout.h"
 
@@ -20,11 +20,13 @@ absl::Status NotStored(const SessionKey& key) {
   return absl::NotFoundError(absl::StrCat("session '", key.second, "' is not stored"));
 }
 
-absl::Status SetUp(Database& database, const std::string& path, DurabilityLevel durability) {
+std::string SetVersion() { return absl::StrCat("PRAGMA user_version = ", layout::kVersion); }
+
+absl::Status SetUp(Database& database, DurabilityLevel durability) {
   const absl::StatusOr<int64_t> version = database.Number("PRAGMA user_version");
   if (!version.ok()) return version.status();
   if (*version > layout::kVersion) {
-    return absl::FailedPreconditionError(absl::StrCat("'", path, "' has format version ", *version,
+    return absl::FailedPreconditionError(absl::StrCat("it has format version ", *version,
                                                       "; this server reads up to ",
                                                       layout::kVersion, ": a newer one wrote it"));
   }
@@ -36,9 +38,11 @@ absl::Status SetUp(Database& database, const std::string& path, DurabilityLevel 
         absl::StrCat("PRAGMA synchronous = ", power ? "FULL" : "NORMAL")}) {
     if (absl::Status status = database.Execute(sql); !status.ok()) return status;
   }
-  if (*version == layout::kVersion) return absl::OkStatus();
-  return database.Execute(absl::StrCat("BEGIN IMMEDIATE;", layout::kSchema,
-                                       "PRAGMA user_version = ", layout::kVersion, "; COMMIT"));
+  // What of the log could be opened for reading only fails now rather than at every call.
+  return database.Execute(
+      *version == layout::kVersion
+          ? "BEGIN IMMEDIATE; COMMIT"
+          : absl::StrCat("BEGIN IMMEDIATE;", layout::kSchema, SetVersion(), "; COMMIT"));
 }
 
 }  // namespace
@@ -48,12 +52,15 @@ absl::StatusOr<std::unique_ptr<DiskStorage::Writer>> DiskStorage::Writer::Open(
   const std::string path = directory + layout::kCatalogue;
   absl::StatusOr<Database> database = Database::Open(path);
   if (!database.ok()) return database.status();
-  if (absl::Status status = SetUp(*database, path, durability); !status.ok()) return status;
+  if (absl::Status status = SetUp(*database, durability); !status.ok()) {
+    return absl::Status(status.code(), absl::StrCat("'", path, "': ", status.message()));
+  }
   const bool sync = durability == DurabilityLevel::kPower;
   absl::StatusOr<RecordFiles> files = RecordFiles::Open(directory + layout::kRecords, sync);
   if (!files.ok()) return files.status();
-  if (sync) {
-    if (absl::Status status = SyncDirectory(directory); !status.ok()) return status;
+  for (const std::string& made : {directory, directory + "/.."}) {
+    if (!sync) break;
+    if (absl::Status status = SyncDirectory(made); !status.ok()) return status;
   }
   return std::unique_ptr<Writer>(new Writer(*std::move(database), *std::move(files), directory));
 }
@@ -78,8 +85,7 @@ DiskStorage::Writer::Writer(Database database, RecordFiles files, const std::str
       erase_records_(database_, "DELETE FROM records WHERE session = ?"),
       next_garbage_(database_, "SELECT digest FROM garbage LIMIT ?"),
       drop_garbage_(database_, "DELETE FROM garbage WHERE digest = ?"),
-      is_used_(database_, "SELECT 1 FROM records WHERE digest = ?"),
-      add_garbage_(database_, "INSERT OR IGNORE INTO garbage VALUES (?)") {}
+      is_used_(database_, "SELECT 1 FROM records WHERE digest = ?") {}
 
 std::vector<absl::Status> DiskStorage::Writer::Apply(absl::Span<const SessionChange> changes) {
   std::vector<Prepared> prepared;
@@ -122,7 +128,10 @@ DiskStorage::Writer::Prepared DiskStorage::Writer::Prepare(const SessionChange& 
 absl::StatusOr<DiskStorage::Writer::Record> DiskStorage::Writer::Keep(std::string bytes) {
   if (bytes.size() <= layout::kMaxInlineBytes) return Record{std::move(bytes), std::nullopt};
   absl::StatusOr<std::string> digest = files_.Write(bytes);
-  if (!digest.ok()) return digest.status();
+  if (!digest.ok()) {
+    discarded_.insert(Sha256(bytes));  // it may be there, but not synced
+    return digest.status();
+  }
   return Record{std::nullopt, *std::move(digest)};
 }
 
@@ -131,7 +140,10 @@ absl::Status DiskStorage::Writer::Transact(absl::Span<Prepared* const> group) {
   for (const Prepared* prepared : group) {
     if (status.ok()) status = Write(*prepared);
   }
-  if (status.ok()) status = commit_.With().Run();
+  if (status.ok()) {
+    status = commit_.With().Run();
+    if (!status.ok()) failed_commit_ = true;
+  }
   // SQLite has rolled back by itself after some errors.
   if (!status.ok() && sqlite3_get_autocommit(database_.get()) == 0) {
     database_.Execute("ROLLBACK").IgnoreError();
@@ -193,17 +205,16 @@ absl::Status DiskStorage::Writer::Put(int64_t session, int part, const Record& r
   return insert_record_.With(record.bytes, record.digest, session, part).Run();
 }
 
-// Its files may be unused now. Should this be forgotten, the next process finds them.
 void DiskStorage::Writer::Discard(const Prepared& prepared) {
   for (const auto& [part, record] : prepared.records) {
-    if (record.digest) add_garbage_.With(*record.digest).Run().IgnoreError();
+    if (record.digest) discarded_.insert(*record.digest);
   }
 }
 
-bool DiskStorage::Writer::IsUsed(absl::string_view digest) {
+absl::StatusOr<bool> DiskStorage::Writer::IsUsed(absl::string_view digest) {
   const absl::StatusOr<bool> used = is_used_.With(digest).Next();
   is_used_.Reset();
-  return !used.ok() || *used;
+  return used;
 }
 
 bool DiskStorage::Writer::CollectGarbage() {
@@ -211,16 +222,38 @@ bool DiskStorage::Writer::CollectGarbage() {
   next_garbage_.With(kGarbagePerRound);
   while (true) {
     const absl::StatusOr<bool> more = next_garbage_.Next();
-    if (!more.ok() || !*more) break;
+    if (!more.ok()) return false;
+    if (!*more) break;
     digests.push_back(next_garbage_.Bytes(0));
   }
-  if (digests.empty()) return Sweep();
+  if (digests.empty() && discarded_.empty()) return Sweep();
   const FileDescriptor keep(open(keep_files_path_.c_str(), O_RDWR | O_CREAT | O_CLOEXEC, 0600));
   if (!keep.valid() || flock(keep.get(), LOCK_EX | LOCK_NB) != 0) return false;  // a backup runs
-  if (!begin_.With().Run().ok()) return false;
-  bool ok = true;
+  return OverwriteFailedCommit().ok() && RemoveDiscarded() && RemoveGarbage(digests);
+}
+
+absl::Status DiskStorage::Writer::OverwriteFailedCommit() {
+  if (!failed_commit_) return absl::OkStatus();
+  const absl::Status status = database_.Execute(SetVersion());  // writes, although it is the same
+  failed_commit_ = !status.ok();
+  return status;
+}
+
+bool DiskStorage::Writer::RemoveDiscarded() {
+  while (!discarded_.empty()) {
+    const absl::StatusOr<bool> used = IsUsed(*discarded_.begin());
+    if (!used.ok() || (!*used && !files_.Remove(*discarded_.begin()).ok())) return false;
+    discarded_.erase(discarded_.begin());
+  }
+  return true;
+}
+
+bool DiskStorage::Writer::RemoveGarbage(absl::Span<const std::string> digests) {
+  if (digests.empty()) return true;
+  bool ok = begin_.With().Run().ok();
   for (const std::string& digest : digests) {
-    if (!IsUsed(digest)) ok = ok && files_.Remove(digest).ok();
+    const absl::StatusOr<bool> used = IsUsed(digest);
+    ok = ok && used.ok() && (*used || files_.Remove(digest).ok());
     ok = ok && drop_garbage_.With(digest).Run().ok();
   }
   ok = ok && commit_.With().Run().ok();
@@ -233,9 +266,10 @@ bool DiskStorage::Writer::Sweep() {
   if (swept_ == RecordFiles::kFolders) return false;
   bool found = false;
   files_.List(swept_, [&](const std::string& digest) {
-    if (IsUsed(digest)) return;
+    const absl::StatusOr<bool> used = IsUsed(digest);
+    if (!used.ok() || *used) return;
     found = true;
-    add_garbage_.With(digest).Run().IgnoreError();
+    discarded_.insert(digest);
   });
   ++swept_;
   return found || swept_ < RecordFiles::kFolders;

@@ -4,6 +4,7 @@
 
 #include <map>
 #include <optional>
+#include <set>
 #include <string>
 #include <vector>
 
@@ -51,16 +52,26 @@ class DiskStorage::Writer {
   absl::StatusOr<int64_t> Create(const SessionChange& change);
   absl::Status Put(int64_t session, int part, const Record& record);
   void Discard(const Prepared& prepared);
+  absl::Status OverwriteFailedCommit();
+  bool RemoveGarbage(absl::Span<const std::string> digests);
+  bool RemoveDiscarded();
   bool Sweep();
-  bool IsUsed(absl::string_view digest);
+  absl::StatusOr<bool> IsUsed(absl::string_view digest);
 
   Database database_;
-  const RecordFiles files_;
+  RecordFiles files_;
   const std::string keep_files_path_;
   Statement begin_, commit_;
   Statement insert_session_, find_session_, set_entry_, end_session_, erase_session_;
   Statement replace_record_, insert_record_, erase_records_;
-  Statement next_garbage_, drop_garbage_, is_used_, add_garbage_;
+  Statement next_garbage_, drop_garbage_, is_used_;
+
+  // Files of changes that failed, which may be unused. Should they be forgotten, the next process
+  // finds them.
+  std::set<std::string> discarded_;
+  // The end of the write-ahead log may be a commit that failed, but is whole: the next process
+  // would take it for one that succeeded, and need its files.
+  bool failed_commit_ = false;
   int swept_ = 0;  // folders of files that were looked through for what nobody knows of
 };
 

@@ -22,6 +22,13 @@ namespace {
 
 constexpr char kTemporary[] = "/unfinished";
 
+// What cannot be read is lost, for whoever needs it.
+absl::Status ReadError(const std::string& what, const std::string& path) {
+  const int error = errno;
+  const absl::Status status = FileError(what, path);
+  return error == EIO ? absl::DataLossError(status.message()) : status;
+}
+
 absl::Status WriteAll(int fd, absl::string_view bytes, const std::string& path) {
   while (!bytes.empty()) {
     const ssize_t written = write(fd, bytes.data(), bytes.size());
@@ -44,7 +51,7 @@ absl::StatusOr<RecordFiles> RecordFiles::Open(const std::string& folder, bool sy
   return files;
 }
 
-absl::StatusOr<std::string> RecordFiles::Write(absl::string_view bytes) const {
+absl::StatusOr<std::string> RecordFiles::Write(absl::string_view bytes) {
   const std::string digest = Sha256(bytes);
   const std::string path = Path(digest);
   const std::string temporary = folder_ + kTemporary;
@@ -58,14 +65,21 @@ absl::StatusOr<std::string> RecordFiles::Write(absl::string_view bytes) const {
     int renamed = rename(temporary.c_str(), path.c_str());
     if (renamed != 0 && errno == ENOENT) {  // the first file there
       if (absl::Status s = MakeDirectory(subfolder); !s.ok()) return s;
-      if (absl::Status s = sync_ ? SyncDirectory(folder_) : absl::OkStatus(); !s.ok()) return s;
       renamed = rename(temporary.c_str(), path.c_str());
     }
     if (renamed != 0) return FileError("rename to", path);
-    return sync_ ? SyncDirectory(subfolder) : absl::OkStatus();
+    return sync_ ? SyncName(subfolder) : absl::OkStatus();
   }();
   if (status.ok()) return digest;
   unlink(temporary.c_str());
+  return status;
+}
+
+absl::Status RecordFiles::SyncName(const std::string& subfolder) {
+  absl::Status status = SyncDirectory(subfolder);
+  if (!status.ok() || synced_.count(subfolder) > 0) return status;
+  status = SyncDirectory(folder_);
+  if (status.ok()) synced_.insert(subfolder);
   return status;
 }
 
@@ -76,14 +90,13 @@ absl::StatusOr<std::string> RecordFiles::Read(absl::string_view digest) const {
   if (!file.valid() && errno == ENOENT) {
     return absl::NotFoundError(absl::StrCat("file '", path, "' is missing"));
   }
-  if (!file.valid() || fstat(file.get(), &properties) != 0) return FileError("open", path);
+  if (!file.valid() || fstat(file.get(), &properties) != 0) return ReadError("open", path);
   std::string bytes(static_cast<size_t>(properties.st_size), '\0');
   size_t got = 0;
   while (got < bytes.size()) {
     const ssize_t count = read(file.get(), bytes.data() + got, bytes.size() - got);
     if (count < 0 && errno == EINTR) continue;
-    if (count < 0 && errno == EIO) return absl::DataLossError(absl::StrCat("cannot read ", path));
-    if (count < 0) return FileError("read", path);
+    if (count < 0) return ReadError("read", path);
     if (count == 0) break;
     got += static_cast<size_t>(count);
   }
@@ -104,8 +117,9 @@ void RecordFiles::List(int folder,
   const std::string path = Subfolder(folder);
   const std::string prefix = path.substr(path.size() - 2);
   std::error_code error;
-  for (const auto& file : std::filesystem::directory_iterator(path, error)) {
-    const std::string name = prefix + file.path().filename().string();
+  for (auto file = std::filesystem::directory_iterator(path, error);
+       !error && file != std::filesystem::directory_iterator(); file.increment(error)) {
+    const std::string name = prefix + file->path().filename().string();
     // Nobody else's files are touched.
     if (name.size() == 2 * SHA256_DIGEST_LENGTH &&
         name.find_first_not_of("0123456789abcdef") == std::string::npos) {

@@ -3,7 +3,9 @@
 #define NNI_COMPRESSION_SERVER_STORAGE_RECORD_FILES_H_
 
 #include <functional>
+#include <set>
 #include <string>
+#include <utility>
 
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
@@ -22,15 +24,17 @@ class RecordFiles {
 
   // Writes a file, anew where it is there already, and returns its digest. RESOURCE_EXHAUSTED when
   // there is no room or nothing can be written.
-  absl::StatusOr<std::string> Write(absl::string_view bytes) const;
+  absl::StatusOr<std::string> Write(absl::string_view bytes);
 
-  // NOT_FOUND when there is no such file, DATA_LOSS when its content does not have the digest.
+  // NOT_FOUND when there is no such file, DATA_LOSS when it cannot be read or its content does not
+  // have the digest.
   absl::StatusOr<std::string> Read(absl::string_view digest) const;
 
   // OK when there is no such file.
   absl::Status Remove(absl::string_view digest) const;
 
-  // Calls `visit` with the digest of every file in one of the kFolders folders.
+  // Calls `visit` with the digest of every file in one of the kFolders folders, as far as it can be
+  // read.
   static constexpr int kFolders = 256;
   void List(int folder, const std::function<void(const std::string& digest)>& visit) const;
 
@@ -39,10 +43,14 @@ class RecordFiles {
  private:
   RecordFiles(std::string folder, bool sync) : folder_(std::move(folder)), sync_(sync) {}
 
+  // Makes the name of a file that was just put there survive the machine.
+  absl::Status SyncName(const std::string& subfolder);
+
   std::string Subfolder(int i) const;
 
   std::string folder_;
   bool sync_ = false;
+  std::set<std::string> synced_;  // subfolders whose own names are known to survive
 };
 
 }  // namespace nni_compression::server

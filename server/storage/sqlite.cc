@@ -8,6 +8,8 @@ namespace {
 // Another process, a backup for instance, may hold a lock for a moment.
 constexpr int kBusyTimeoutMs = 10000;
 
+constexpr char kCatalogue[] = "the catalogue";
+
 absl::Status ToStatus(sqlite3* db, absl::string_view what) {
   const int code = db == nullptr ? SQLITE_NOMEM : sqlite3_extended_errcode(db);
   const std::string message =
@@ -41,7 +43,11 @@ absl::StatusOr<Database> Database::Open(const std::string& path) {
   const int result = sqlite3_open_v2(
       path.c_str(), &db, SQLITE_OPEN_READWRITE | SQLITE_OPEN_CREATE | SQLITE_OPEN_NOMUTEX, nullptr);
   Database database(db);
-  if (result != SQLITE_OK) return ToStatus(db, absl::StrCat("cannot open ", path));
+  if (result != SQLITE_OK) return ToStatus(db, absl::StrCat("cannot open '", path, "'"));
+  // SQLite opens for reading what it may not write, and keeps to that.
+  if (sqlite3_db_readonly(db, "main") != 0) {
+    return absl::ResourceExhaustedError(absl::StrCat("cannot open '", path, "' for writing"));
+  }
   sqlite3_extended_result_codes(db, 1);
   sqlite3_busy_timeout(db, kBusyTimeoutMs);
   return database;
@@ -51,7 +57,7 @@ absl::Status Database::Execute(const std::string& sql) {
   if (sqlite3_exec(get(), sql.c_str(), nullptr, nullptr, nullptr) == SQLITE_OK) {
     return absl::OkStatus();
   }
-  return Error(sql);
+  return ToStatus(get(), kCatalogue);
 }
 
 absl::StatusOr<int64_t> Database::Number(const std::string& sql) {
@@ -61,24 +67,29 @@ absl::StatusOr<int64_t> Database::Number(const std::string& sql) {
   return *row ? statement.Integer(0) : 0;
 }
 
-absl::Status Database::Error(absl::string_view what) const { return ToStatus(get(), what); }
+Statement::Statement(const Database& database, absl::string_view sql)
+    : database_(database.get()), sql_(sql) {
+  Compile();
+}
 
-Statement::Statement(const Database& database, absl::string_view sql) {
+bool Statement::Compile() {
+  if (statement_ != nullptr) return true;
   sqlite3_stmt* statement = nullptr;
-  sqlite3_prepare_v3(database.get(), sql.data(), static_cast<int>(sql.size()),
+  sqlite3_prepare_v3(database_, sql_.data(), static_cast<int>(sql_.size()),
                      SQLITE_PREPARE_PERSISTENT, &statement, nullptr);
   statement_.reset(statement);
+  return statement_ != nullptr;
 }
 
 absl::StatusOr<bool> Statement::Next() {
-  if (statement_ == nullptr) return absl::InternalError("a statement does not compile");
+  if (statement_ == nullptr) return ToStatus(database_, kCatalogue);
   const int result = sqlite3_step(statement_.get());
   if (result == SQLITE_ROW) return true;
   if (result == SQLITE_DONE) {
     Reset();
     return false;
   }
-  const absl::Status error = ToStatus(sqlite3_db_handle(statement_.get()), "the catalogue");
+  const absl::Status error = ToStatus(database_, kCatalogue);
   Reset();
   return error;
 }

@@ -19,7 +19,7 @@ namespace nni_compression::server {
 // DATA_LOSS where the file is damaged, INTERNAL otherwise.
 class Database {
  public:
-  // Opens or creates the file.
+  // Opens or creates the file, for writing.
   static absl::StatusOr<Database> Open(const std::string& path);
 
   // Statements without parameters and results.
@@ -28,7 +28,6 @@ class Database {
   // The number in the first column of the first row; 0 when there is none.
   absl::StatusOr<int64_t> Number(const std::string& sql);
 
-  absl::Status Error(absl::string_view what) const;
   int changes() const { return sqlite3_changes(db_.get()); }
   int64_t last_insert_rowid() const { return sqlite3_last_insert_rowid(db_.get()); }
   sqlite3* get() const { return db_.get(); }
@@ -45,14 +44,16 @@ class Database {
 // A prepared statement, used again and again. Thread-compatible, with its database.
 class Statement {
  public:
-  // The statement is one of the program's own: that it compiles, tests show; an error appears when
-  // it is run. `database` may be moved, the connection stays the same.
+  // The statement is one of the program's own: that it compiles, tests show, but compiling reads
+  // the schema, which may fail. Then running it does, until it compiles. `database` may be moved,
+  // the connection stays the same.
   Statement(const Database& database, absl::string_view sql);
 
   // Forgets the run before and binds from the first parameter on. Bytes have to live until the
   // statement has run.
   template <typename... Values>
   Statement& With(const Values&... values) {
+    if (!Compile()) return *this;
     sqlite3_reset(statement_.get());
     sqlite3_clear_bindings(statement_.get());
     int index = 0;
@@ -80,6 +81,9 @@ class Statement {
     void operator()(sqlite3_stmt* statement) const { sqlite3_finalize(statement); }
   };
 
+  // Whether it is compiled now, if it was not before.
+  bool Compile();
+
   void Bind(int index, int64_t value) { sqlite3_bind_int64(statement_.get(), index, value); }
   void Bind(int index, int value) { sqlite3_bind_int64(statement_.get(), index, value); }
   void Bind(int index, absl::string_view bytes);
@@ -89,6 +93,8 @@ class Statement {
     if (value) Bind(index, *value);
   }
 
+  sqlite3* const database_;
+  const std::string sql_;
   std::unique_ptr<sqlite3_stmt, Finalizer> statement_;
 };
 
