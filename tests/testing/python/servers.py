@@ -8,7 +8,7 @@ import signal
 import subprocess
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Callable
@@ -44,9 +44,15 @@ def add_tenant(tokens: Path, name: str, *flags: str) -> str:
 
 
 class ServerProcess:
-    """A compression_server on a port of its own; a context manager that stops it."""
+    """A compression_server on a port of its own; a context manager that stops it.
 
-    def __init__(self, *flags: str, port: int = 0) -> None:
+    Args:
+        flags: of the server.
+        port: 0 picks one.
+        wrapper: a command that becomes the server's, which is appended to it.
+    """
+
+    def __init__(self, *flags: str, port: int = 0, wrapper: Sequence[str] = ()) -> None:
         binary = server_binary()
         if not binary.is_file():
             raise RuntimeError(
@@ -58,6 +64,7 @@ class ServerProcess:
         with self._log_path.open("wb") as log:
             self.process = subprocess.Popen(
                 [
+                    *wrapper,
                     str(binary),
                     f"--listen=127.0.0.1:{port}",
                     f"--port_file={port_file}",
