@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import statistics
+import tempfile
+import threading
+import urllib.request
+from collections.abc import Iterator
 
 import grpc
 import numpy
@@ -14,11 +19,12 @@ from small_models import LENET
 
 CALLS = 50
 ROUNDS = 9
+TURNS = 3  # of whole runs of the program
 
 
 def run(client: nc.Client) -> list[Benchmark]:
     with peers.bare_grpc() as bare:
-        return [from_python(client, bare), *from_cpp(bare)]
+        return [from_python(client, bare), *from_cpp(bare), with_metrics(bare)]
 
 
 def from_python(client: nc.Client, bare: str) -> Benchmark:
@@ -69,6 +75,43 @@ def from_cpp(bare: str) -> list[Benchmark]:
         Benchmark(title, lines(streams, "bare stream"), goals=[masks]),
         Benchmark("A unary call from C++", lines(unaries, "bare unary"), goals=[epochs]),
     ]
+
+
+def with_metrics(bare: str) -> Benchmark:
+    """A unary call to servers that are alike, but one is asked for its metrics all the time."""
+    with tempfile.TemporaryDirectory() as folder, contextlib.ExitStack() as stack:
+        port_file = f"{folder}/port"
+        flags = ("--metrics_listen=127.0.0.1:0", f"--metrics_port_file={port_file}")
+        addresses = {
+            "not asked for metrics": stack.enter_context(peers.server())[0],
+            "asked ten times a second": stack.enter_context(peers.server(*flags))[0],
+        }
+        with open(port_file, encoding="utf-8") as file:
+            stack.enter_context(scraping(f"http://127.0.0.1:{int(file.read())}/metrics"))
+        times: dict[str, list[float]] = {name: [] for name in addresses}
+        for _ in range(TURNS):
+            for name, address in addresses.items():
+                times[name] += peers.native("small", bare, address)["UpdateEpoch"]
+    return Benchmark("A unary call from C++, beside Prometheus", lines(times, next(iter(times))))
+
+
+@contextlib.contextmanager
+def scraping(url: str) -> Iterator[None]:
+    """Reads the page ten times a second."""
+    over = threading.Event()
+
+    def scrape() -> None:
+        while not over.wait(0.1):
+            with urllib.request.urlopen(url, timeout=10) as page:
+                page.read()
+
+    thread = threading.Thread(target=scrape)
+    thread.start()
+    try:
+        yield
+    finally:
+        over.set()
+        thread.join()
 
 
 def median(call):

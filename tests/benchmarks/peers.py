@@ -10,9 +10,11 @@ import os
 import socket
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Iterator
+from pathlib import Path
 
 import nni_compression as nc
 
@@ -38,6 +40,28 @@ def bare_grpc() -> Iterator[str]:
 def shared_memory_client() -> nc.Client:
     """A client that shares memory with the server."""
     return nc.Client(shm_socket=os.environ["SIDE_SOCKET"])
+
+
+@contextlib.contextmanager
+def server(*flags: str) -> Iterator[tuple[str, str]]:
+    """A compression server of its own with these flags: its address and its side socket."""
+    with tempfile.TemporaryDirectory() as folder:
+        port, side = f"{folder}/port", f"{folder}/side"
+        places = (f"--port_file={port}", f"--shm_socket={side}")
+        with open(f"{folder}/log", "wb") as log:
+            process = subprocess.Popen(
+                [os.environ["COMPRESSION_SERVER_BINARY"], "--listen=127.0.0.1:0", *places, *flags],
+                stdin=subprocess.DEVNULL,
+                stderr=log,
+            )
+        try:
+            while not os.path.exists(port):
+                assert process.poll() is None, Path(folder, "log").read_text(encoding="utf-8")
+                time.sleep(0.01)
+            yield f"127.0.0.1:{int(Path(port).read_text(encoding='utf-8'))}", side
+        finally:
+            process.terminate()
+            process.wait()
 
 
 @contextlib.contextmanager

@@ -27,6 +27,7 @@ MODULES = (
     "many",
     "huge",
     "beside_upload",
+    "durability",
     "experiments",
     "exports",
 )
