@@ -11,12 +11,14 @@
 #include "absl/strings/str_cat.h"
 #include "absl/time/clock.h"
 #include "grpc/health/v1/health.grpc.pb.h"
+#include "server/http_probe.h"
 
 namespace nni_compression::server {
 
 namespace health = ::grpc::health::v1;
 
 absl::Status CheckHealth(const std::string& address, absl::Duration timeout) {
+  if (absl::StrContains(address, "://")) return AskProbe(address, timeout);
   grpc::ChannelArguments arguments;
   arguments.SetInt(GRPC_ARG_ENABLE_HTTP_PROXY, 0);
   const auto stub = health::Health::NewStub(

@@ -12,7 +12,8 @@ namespace nni_compression::server {
 
 // OK when the health service at `address`, HOST:PORT, says within `timeout` that the server serves,
 // or when the server lets nobody ask without a token, which it says itself. UNAVAILABLE when it
-// drains or nobody answers. Waits.
+// drains or nobody answers. Does not speak TLS. With `address` being a URL, http://HOST:PORT/PATH,
+// the probe there is asked instead. Waits.
 absl::Status CheckHealth(const std::string& address, absl::Duration timeout);
 
 // Where a server on this machine that listens on `listen`, HOST:PORT, is reached: at loopback when

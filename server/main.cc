@@ -62,7 +62,9 @@ ABSL_FLAG(std::string, metrics_port_file, "",
           "File to write the port of metrics_listen to, as port_file.");
 ABSL_FLAG(std::string, healthcheck, "",
           "Serve nothing, but ask the server at HOST:PORT whether it serves, and exit with 0 if so "
-          "and with 1 if not. A bare --healthcheck asks the one that runs with this --listen.");
+          "and with 1 if not. http://HOST:PORT/readyz asks at its metrics_listen, which needs no "
+          "TLS. A bare --healthcheck asks the server that runs with this metrics_listen, or else "
+          "listen.");
 ABSL_FLAG(std::string, data_dir, "",
           "Directory for sessions that survive the server's end, on a disk of this machine. Empty: "
           "sessions live in memory only.");
@@ -275,10 +277,16 @@ void WaitForStopRequest() {
 constexpr char kOwnAddress[] = "own";
 constexpr absl::Duration kHealthTimeout = absl::Seconds(3);
 
+// Where to ask a server that runs with these flags.
+std::string OwnHealth() {
+  const std::string metrics = absl::GetFlag(FLAGS_metrics_listen);
+  if (!metrics.empty()) return absl::StrCat("http://", LocalAddress(metrics), "/readyz");
+  return LocalAddress(absl::GetFlag(FLAGS_listen));
+}
+
 absl::Status Run() {
   if (const std::string address = absl::GetFlag(FLAGS_healthcheck); !address.empty()) {
-    return CheckHealth(address == kOwnAddress ? LocalAddress(absl::GetFlag(FLAGS_listen)) : address,
-                       kHealthTimeout);
+    return CheckHealth(address == kOwnAddress ? OwnHealth() : address, kHealthTimeout);
   }
   absl::Status log = SetUpLog(absl::GetFlag(FLAGS_log_level), absl::GetFlag(FLAGS_log_format));
   if (!log.ok()) return log;

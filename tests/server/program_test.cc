@@ -144,6 +144,28 @@ TEST_F(ProgramTest, TellsAContainerWhetherAServerServes) {
   EXPECT_EQ(check({"--healthcheck=127.0.0.1:" + port}), 1);
 }
 
+TEST_F(ProgramTest, TellsAContainerByAProbeWhetherAServerServes) {
+  const std::string port_file = folder_ + "/port";
+  Program program(folder_, {"--listen=127.0.0.1:0", "--metrics_listen=0.0.0.0:0",
+                            "--allow_insecure_listen", "--metrics_port_file=" + port_file});
+  ASSERT_TRUE(Eventually([&] { return std::filesystem::exists(port_file); })) << program.output();
+  std::string port;
+  std::ifstream(port_file) >> port;
+  const std::string other = folder_ + "/check";
+  std::filesystem::create_directory(other);
+  const auto check = [&](std::vector<std::string> arguments) {
+    return Program(other, std::move(arguments)).Wait();
+  };
+  EXPECT_EQ(check({"--healthcheck=http://127.0.0.1:" + port + "/readyz"}), 0);
+  EXPECT_EQ(check({"--healthcheck", "--metrics_listen=0.0.0.0:" + port}), 0);
+  EXPECT_EQ(check({"--healthcheck=http://127.0.0.1:" + port + "/none"}), 1);
+  EXPECT_EQ(check({"--healthcheck=https://127.0.0.1:" + port + "/readyz"}), 1);
+  EXPECT_EQ(check({"--healthcheck=http://127.0.0.1:" + port}), 1);
+  program.Signal(SIGTERM);
+  EXPECT_EQ(program.Wait(), 0);
+  EXPECT_EQ(check({"--healthcheck=http://127.0.0.1:" + port + "/readyz"}), 1);
+}
+
 TEST_F(ProgramTest, HelpDocumentsEveryFlagAndNoPathOfTheBuild) {
   Program program(folder_, {"--help"});
   program.Wait();
