@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import re
-import shutil
 import socket
 import ssl
-import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -18,75 +16,23 @@ import numpy as np
 import pytest
 
 import nni_compression as nc
+from certificates import Authority
+from haproxy import HAPROXY, Behind, Proxy
 from nni_compression._wire import compression_pb2 as pb
 from servers import ROOT, ServerProcess
 from test_metrics import Metered, eventually
 
-HAPROXY = shutil.which("haproxy") or shutil.which("haproxy", path="/usr/sbin")
 pytestmark = pytest.mark.skipif(HAPROXY is None, reason="haproxy is not installed")
 
+CONFIGURATION = (ROOT / "deploy/haproxy.cfg").read_text()
 LAYER = nc.Layer("fc", "Linear", (64, 64))
 CONFIG = [{"sparsity": 0.5}]
 METHOD = "nni.compression.v1.CompressionService/ListSessions"
-
-
 OK, UNAVAILABLE = grpc.StatusCode.OK, grpc.StatusCode.UNAVAILABLE
 
 
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
-class Proxy:
-    """HAProxy as deployed, but for addresses and the certificate."""
-
-    def __init__(self, folder: Path, servers: list[Metered]) -> None:
-        make = (
-            "openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes -days 1"
-            " -subj /CN=localhost -addext subjectAltName=DNS:localhost"
-            f" -keyout {folder}/key -out {folder}/certificate"
-        )
-        subprocess.run(make.split(), check=True, capture_output=True)
-        self.certificate = (folder / "certificate").read_bytes()
-        both = folder / "certificate.pem"
-        both.write_bytes(self.certificate + (folder / "key").read_bytes())
-        self.port = free_port()
-        config = (ROOT / "deploy/haproxy.cfg").read_text()
-        lines = "".join(
-            f"  server s{i} {server.address} proto h2 check check-proto h1"
-            f" port {server.metrics_port}\n"
-            for i, server in enumerate(servers)
-        )
-        for pattern, text in (
-            (r":50051 ssl crt \S+", f"127.0.0.1:{self.port} ssl crt {both}"),
-            (r"  server-template .*\n", lines),
-            (r"inter 1s", "inter 50ms"),
-            (r"resolvers docker\n(  .*\n)+", ""),
-        ):
-            config, found = re.subn(pattern, lambda _, text=text: text, config)
-            assert found == 1, pattern
-        (folder / "haproxy.cfg").write_text(config)
-        self.log = folder / "haproxy.log"
-        command = [HAPROXY, "-db", "-f", str(folder / "haproxy.cfg")]
-        with self.log.open("wb") as log:
-            self.process = subprocess.Popen(command, stdout=log, stderr=log)
-        assert eventually(self._listens), self.log.read_text()
-
-    def _listens(self) -> bool:
-        assert self.process.poll() is None, self.log.read_text()
-        with socket.socket() as probe:
-            return probe.connect_ex(("127.0.0.1", self.port)) == 0
-
-    def channel(self) -> grpc.Channel:
-        return grpc.secure_channel(
-            f"localhost:{self.port}", grpc.ssl_channel_credentials(self.certificate)
-        )
-
-    def stop(self) -> None:
-        self.process.terminate()
-        self.process.wait()
+def channel_to(proxy: Proxy) -> grpc.Channel:
+    return grpc.secure_channel(proxy.address, grpc.ssl_channel_credentials(proxy.ca.read_bytes()))
 
 
 class Caller:
@@ -140,9 +86,9 @@ def pair(tmp_path: Path) -> Iterator[list[Metered]]:
 
 @pytest.fixture
 def proxy(pair: list[Metered], tmp_path: Path) -> Iterator[Proxy]:
-    running = Proxy(tmp_path, pair)
-    yield running
-    running.stop()
+    behind = [Behind(server.address, server.metrics_port) for server in pair]
+    with Proxy(tmp_path, behind) as running:
+        yield running
 
 
 def sessions(server: ServerProcess) -> set[str]:
@@ -151,7 +97,7 @@ def sessions(server: ServerProcess) -> set[str]:
 
 
 def test_every_session_stays_on_its_server(proxy: Proxy, pair: list[Metered]) -> None:
-    with proxy.channel() as channel, proxy.channel() as other:
+    with channel_to(proxy) as channel, channel_to(proxy) as other:
         callers = [Caller(channel, f"route-{i}") for i in range(24)]
         opened = {caller.bind(): f"route-{i}" for i, caller in enumerate(callers)}
         # On another connection, too.
@@ -167,7 +113,7 @@ def test_every_session_stays_on_its_server(proxy: Proxy, pair: list[Metered]) ->
 def test_sessions_of_a_server_that_is_away_wait_for_it(
     proxy: Proxy, pair: list[Metered], tmp_path: Path
 ) -> None:
-    with proxy.channel() as channel:
+    with channel_to(proxy) as channel:
         opened = {}
         while len(sessions(pair[0])) == 0 or len(sessions(pair[1])) == 0:
             route = f"route-{len(opened)}"
@@ -177,7 +123,7 @@ def test_sessions_of_a_server_that_is_away_wait_for_it(
         pair[0].kill()
         for session in lost:
             assert outcome(Caller(channel, opened[session]), session) == UNAVAILABLE
-        assert eventually(lambda: "Server servers/s0 is DOWN" in proxy.log.read_text())
+        assert eventually(lambda: "Server servers/s0 is DOWN" in proxy.log())
         for session in lost:  # not sent to the other one, which would say NOT_FOUND
             assert outcome(Caller(channel, opened[session]), session) == UNAVAILABLE
         for i in range(8):
@@ -197,14 +143,12 @@ def test_sessions_of_a_server_that_is_away_wait_for_it(
         assert set(codes) <= {UNAVAILABLE, OK}
 
 
-def http2(
-    port: int, headers: list[tuple[str, str]], certificate: bytes | None
-) -> tuple[str, dict[str, str]]:
+def http2(port: int, headers: list[tuple[str, str]], ca: Path | None) -> tuple[str, dict[str, str]]:
     """Sends a request with these headers as they are; what came of it: "headers", "reset" or
     "closed", and the reply's headers."""
     raw = socket.create_connection(("127.0.0.1", port), timeout=20)
-    if certificate is not None:
-        context = ssl.create_default_context(cadata=certificate.decode())
+    if ca is not None:
+        context = ssl.create_default_context(cafile=ca)
         context.set_alpn_protocols(["h2"])
         raw = context.wrap_socket(raw, server_hostname="localhost")
     connection = h2.connection.H2Connection(
@@ -252,9 +196,9 @@ ATTACKS = {
 
 @pytest.mark.parametrize("name", ATTACKS)
 def test_header_attacks_do_not_get_through(proxy: Proxy, pair: list[Metered], name: str) -> None:
-    with proxy.channel() as channel:
+    with channel_to(proxy) as channel:
         session = Caller(channel, "mine").bind()
-        outcome, headers = http2(proxy.port, ATTACKS[name], proxy.certificate)
+        outcome, headers = http2(proxy.port, ATTACKS[name], proxy.ca)
         assert outcome != "headers" or headers[":status"] == "400"
         assert proxy.process.poll() is None
         assert [server.process.poll() for server in pair] == [None, None]
@@ -262,33 +206,98 @@ def test_header_attacks_do_not_get_through(proxy: Proxy, pair: list[Metered], na
     for server in pair:
         calls = 'nni_compression_calls_total{code="OK",method="ListSessions"}'
         assert server.samples()[calls] == 0, "a server was reached"
-    good, headers = http2(proxy.port, [("te", "trailers")], proxy.certificate)
+    good, headers = http2(proxy.port, [("te", "trailers")], proxy.ca)
     assert (good, headers[":status"]) == ("headers", "200")
 
 
 def test_what_is_no_grpc_is_refused(proxy: Proxy) -> None:
-    context = ssl.create_default_context(cadata=proxy.certificate.decode())
+    context = ssl.create_default_context(cafile=proxy.ca)
     raw = socket.create_connection(("127.0.0.1", proxy.port), timeout=20)
     with context.wrap_socket(raw, server_hostname="localhost") as connection:
         connection.sendall(b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n")
         assert connection.recv(100).startswith(b"HTTP/1.1 400")
 
 
-def test_large_tensors_come_through_unharmed(
-    proxy: Proxy, pair: list[Metered], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    credentials = grpc.ssl_channel_credentials(proxy.certificate)
-    monkeypatch.setattr(
-        grpc,
-        "insecure_channel",
-        lambda address, options: grpc.secure_channel(address, credentials, options),
-    )
+def test_large_tensors_come_through_unharmed(proxy: Proxy, pair: list[Metered]) -> None:
     layer = nc.Layer("fc", "Linear", (4096, 4096))
     weight = np.random.default_rng(4).normal(size=layer.shape).astype(np.float32)
-    with nc.Client(f"localhost:{proxy.port}", timeout=120) as client:
+    with nc.Client(proxy.address, tls=proxy.ca, timeout=120) as client:
         session = client.bind_model("level", CONFIG, [layer])
         through = session.calc_mask({"fc": weight})["fc"].to_numpy()
-    monkeypatch.undo()
     with nc.Client(pair[0].address) as client:
         direct = client.bind_model("level", CONFIG, [layer]).calc_mask({"fc": weight})["fc"]
     assert np.array_equal(through, direct.to_numpy())
+
+
+def test_a_client_cannot_say_who_it_is(tmp_path: Path) -> None:
+    """The server believes the proxy, which knows nobody."""
+    with (
+        Metered(tmp_path, "--trusted_proxy=127.0.0.1") as server,
+        Proxy(tmp_path, [Behind(server.address, server.metrics_port)]) as proxy,
+    ):
+        name = [("nni-client-name", "anna")]
+        with grpc.insecure_channel(server.address) as channel:
+            channel.unary_unary(f"/{METHOD}")(b"", timeout=30, metadata=name)
+        with channel_to(proxy) as channel, pytest.raises(grpc.RpcError) as refused:
+            channel.unary_unary(f"/{METHOD}")(b"", timeout=30, metadata=name)
+        assert refused.value.code() == grpc.StatusCode.UNAUTHENTICATED
+
+
+class TestClientsWithCertificates:
+    """What the comments of haproxy.cfg say, done."""
+
+    @pytest.fixture
+    def authority(self, tmp_path: Path) -> Authority:
+        return Authority(tmp_path, "clients")
+
+    @pytest.fixture
+    def proxy(self, tmp_path: Path, authority: Authority) -> Iterator[Proxy]:
+        verify = re.search(r"end the next line with: (.*)", CONFIGURATION)
+        name = re.search(r"# (http-request set-header nni-client-name .*)", CONFIGURATION)
+        assert verify is not None
+        assert name is not None
+        option = verify[1].replace("/etc/haproxy/clients.pem", str(authority.certificate))
+        changes = {
+            r"(?<=alpn h2)\n": f" {option}\n",
+            re.escape(name[0]): name[1],
+        }
+        with (
+            Metered(tmp_path, "--trusted_proxy=127.0.0.1") as server,
+            Proxy(
+                tmp_path, [Behind(server.address, server.metrics_port)], changes=changes
+            ) as proxy,
+        ):
+            yield proxy
+
+    def test_are_who_their_certificates_say(self, proxy: Proxy, authority: Authority) -> None:
+        anna, bert = (
+            nc.Tls(proxy.ca, made.certificate, made.key)
+            for made in (authority.issue("anna"), authority.issue("bert"))
+        )
+        with (
+            nc.Client(proxy.address, tls=anna) as client,
+            nc.Client(proxy.address, tls=bert) as other,
+        ):
+            session = client.bind_model("level", CONFIG, [LAYER])
+            assert [info.id for info in client.sessions()] == [session.id]
+            assert other.sessions() == []
+
+    def test_cannot_say_that_they_are_another(self, proxy: Proxy, authority: Authority) -> None:
+        anna, bert = authority.issue("anna"), authority.issue("bert")
+        with nc.Client(proxy.address, tls=nc.Tls(proxy.ca, anna.certificate, anna.key)) as client:
+            client.bind_model("level", CONFIG, [LAYER])
+        credentials = grpc.ssl_channel_credentials(
+            proxy.ca.read_bytes(), bert.key.read_bytes(), bert.certificate.read_bytes()
+        )
+        with grpc.secure_channel(proxy.address, credentials) as channel:
+            call = channel.unary_unary(f"/{METHOD}")
+            for forged in ([("nni-client-name", "anna")], [("nni-client-name", "anna")] * 2):
+                reply = call(b"", timeout=30, metadata=forged)
+                assert list(pb.ListSessionsResponse.FromString(reply).sessions) == []
+
+    def test_are_refused_without_one(self, proxy: Proxy) -> None:
+        with (
+            pytest.raises(nc.UnavailableError),
+            nc.Client(proxy.address, tls=proxy.ca, connect_timeout=2, timeout=2) as client,
+        ):
+            client.sessions()
