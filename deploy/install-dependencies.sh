@@ -2,32 +2,37 @@
 # Installs the packages of Debian 12 that this project stands on. Needs root, or sudo. Installs
 # only what is missing, so a second run is silent and takes no time.
 #
-#   deploy/install-dependencies.sh            what a build and all the tests need
-#   deploy/install-dependencies.sh --build    what deploy/quickstart.sh needs
-#   deploy/install-dependencies.sh --runtime  what the installed programs need
-#   deploy/install-dependencies.sh --fuzz     what tests/fuzz.sh needs
+#   deploy/install-dependencies.sh              what a build and all the tests need
+#   deploy/install-dependencies.sh --build      what deploy/quickstart.sh needs
+#   deploy/install-dependencies.sh --compile    what compiling the server needs
+#   deploy/install-dependencies.sh --runtime    what the installed programs need
+#   deploy/install-dependencies.sh --fuzz       what tests/fuzz.sh needs
+#   deploy/install-dependencies.sh --deployment what tests/deployment.sh needs
 set -euo pipefail
 
 runtime=(ca-certificates libabsl20220623 libcpp-httplib0.11 libgrpc++1.51 libprometheus-cpp-core1.0 libprotobuf32 libspdlog1.10 libsqlite3-0 libssl3
          libtorch1.13 zlib1g)
 
-build=(ccache cmake g++ git libabsl-dev libcpp-httplib-dev libgmock-dev libgrpc++-dev libgtest-dev libprotobuf-dev
-       libspdlog-dev libsqlite3-dev libssl-dev libtorch-dev ninja-build pkg-config nlohmann-json3-dev prometheus-cpp-dev
-       protobuf-compiler
-       protobuf-compiler-grpc zlib1g-dev
+compile=(ccache cmake g++ libabsl-dev libcpp-httplib-dev libgrpc++-dev libprotobuf-dev libspdlog-dev libsqlite3-dev libssl-dev
+         libtorch-dev ninja-build pkg-config nlohmann-json3-dev prometheus-cpp-dev protobuf-compiler
+         protobuf-compiler-grpc zlib1g-dev)
+
+build=("${compile[@]}" git libgmock-dev libgtest-dev
        python3 python3-grpcio python3-numpy python3-protobuf python3-setuptools python3-sklearn
        python3-torch python3-venv python3-wheel)
 
 tests=(chromium clang-format-14 haproxy libbenchmark-dev mypy openssl prometheus
-       python3-h2 python3-pytest python3-pytest-xdist shellcheck)
+       python3-h2 python3-pytest python3-pytest-xdist python3-yaml shellcheck)
 
 case "${1:-}" in
   --runtime) wanted=("${runtime[@]}") ;;
+  --compile) wanted=("${runtime[@]}" "${compile[@]}") ;;
   --build) wanted=("${runtime[@]}" "${build[@]}") ;;
   "") wanted=("${runtime[@]}" "${build[@]}" "${tests[@]}") ;;
   --fuzz) wanted=("${runtime[@]}" "${build[@]}" "${tests[@]}" clang-14 libclang-rt-14-dev libomp-14-dev) ;;
-  -h | --help) sed -n '2,8s/^# \{0,1\}//p' "$0"; exit 0 ;;
-  *) echo "unknown option $1; it must be --build, --runtime or --fuzz" >&2; exit 2 ;;
+  --deployment) wanted=("${runtime[@]}" "${build[@]}" "${tests[@]}" buildah iproute2 mmdebstrap) ;;
+  -h | --help) sed -n '2,10s/^# \{0,1\}//p' "$0"; exit 0 ;;
+  *) echo "unknown option $1; it must be --build, --compile, --runtime, --fuzz or --deployment" >&2; exit 2 ;;
 esac
 
 missing=()

@@ -1,46 +1,61 @@
 #!/usr/bin/env bash
-# Builds the image of deploy/Dockerfile without a Docker engine, and runs it as another user than root. Needs root, buildah and mmdebstrap, and takes long; not part of tests/run.sh.
+# Builds the image of deploy/Dockerfile without a Docker engine, and lets the quickstart's trainer run against it
+# through HAProxy, with TLS and a token. Installs what is missing; needs root, and a quarter of an hour. Not part of
+# tests/run.sh. Ends by itself and leaves nothing but logs and the compiler's cache, in build/.
 #
 #   tests/deployment.sh              compiles in the image, as `docker build` does
 #   tests/deployment.sh --prebuilt   takes the programs of build/release instead, for a quick look at the rest
+#
+# $MMDEBSTRAP_OPTIONS and $BUILDAH_OPTIONS are passed on, for hosts that get packages in a way of their own.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 # shellcheck source=deploy/common.sh
 source deploy/common.sh
-export STORAGE_DRIVER=vfs BUILDAH_ISOLATION=chroot
 
-folder=$(mktemp -d)
-image=localhost/compression-server container='' server_pid=''
-cleanup() {
-  [[ -z $server_pid ]] || kill "$server_pid" 2>/dev/null || true
-  [[ -z $container ]] || buildah rm "$container" >/dev/null
-  rm -rf "$folder"
-}
-trap cleanup EXIT
+case ${1:-} in
+  "" | --prebuilt) ;;
+  -h | --help) sed -n '2,9s/^# \{0,1\}//p' "$0" && exit ;;
+  *) say "unknown option $1" >&2 && exit 2 ;;
+esac
+[[ $(id -u) == 0 ]] || { say "please run as root" >&2 && exit 1; }
+# What it starts and mounts ends with it, whatever happens.
+if [[ -z ${IN_NAMESPACES:-} ]]; then
+  deploy/install-dependencies.sh --deployment
+  IN_NAMESPACES=1 exec unshare --mount --pid --fork --kill-child --mount-proc "$0" "$@"
+fi
 
-options=()
+started=$SECONDS
+folder=$PWD/build/deployment
+mkdir -p "$folder/tmp"
+clean_up() { rm -rf "$folder/storage" "$folder/storage.conf" "$folder/run" "$folder/base.tar" "$folder/prebuilt"; }
+trap clean_up EXIT
+clean_up
+printf '[storage]\ndriver = "vfs"\ngraphroot = "%s/storage"\nrunroot = "%s/run"\n' "$folder" "$folder" >"$folder/storage.conf"
+# Where `RUN --mount=type=cache` keeps what the compiler made, too.
+export TMPDIR=$folder/tmp CONTAINERS_STORAGE_CONF=$folder/storage.conf BUILDAH_ISOLATION=chroot
+
+read -ra mmdebstrap_options <<<"${MMDEBSTRAP_OPTIONS:-}"
+read -ra buildah_options <<<"${BUILDAH_OPTIONS:-}"
 if [[ ${1:-} == --prebuilt ]]; then
+  build_release compression_server compressionctl
   install -s -D -t "$folder/prebuilt/out" "$COMPRESSION_SERVER_BINARY" "$COMPRESSIONCTL_BINARY"
-  options=(--build-context "build=$folder/prebuilt")
+  buildah_options+=(--build-context "build=$folder/prebuilt")
 fi
 
 say "a base by mmdebstrap"
+quietly mmdebstrap mmdebstrap --variant=minbase --include=ca-certificates "${mmdebstrap_options[@]}" \
+  bookworm "$folder/base.tar"
 base=$(buildah from scratch)
-quietly mmdebstrap mmdebstrap --variant=minbase --include=ca-certificates bookworm "$folder/base.tar"
 buildah add -q "$base" "$folder/base.tar" / >/dev/null
 buildah commit -q --rm "$base" localhost/debian-base >/dev/null
 
-say "the image"
-quietly image buildah bud -f deploy/Dockerfile --build-arg BASE=localhost/debian-base "${options[@]}" -t $image .
-container=$(buildah from $image)
-say "the image has $(du -sm "$(buildah mount "$container")" | cut -f1) MB"
-run() { buildah run --user 10001:10001 "$@"; }
-[[ $(run "$container" -- id -u) == 10001 ]] || { say "it runs as root" >&2; exit 1; }
-run "$container" -- compression_server --listen=127.0.0.1:50051 --data_dir=/var/lib/compression \
-  --metrics_listen=127.0.0.1:9464 --log_format=json 2>"$folder/server.log" &
-server_pid=$!
-until run "$container" -- compression_server --healthcheck=127.0.0.1:50051 2>/dev/null; do
-  kill -0 "$server_pid" 2>/dev/null || { cat "$folder/server.log" >&2; exit 1; }
-done
-run "$container" -- compressionctl --server=127.0.0.1:50051 algorithms >/dev/null
-say "the container serves"
+say "the image; log in $logs/image.log"
+quietly image timeout 3600 buildah bud --format docker --build-arg BASE=localhost/debian-base "${buildah_options[@]}" \
+  -f deploy/Dockerfile -t localhost/compression-server .
+container=$(buildah from localhost/compression-server)
+
+# In a network of their own, where the ports of the image are free.
+unshare --net bash -c 'ip link set lo up && exec "$@"' - \
+  env PYTHONPATH="$PWD/client/python/src" timeout --kill-after=10 900 \
+  $python tests/testing/python/deployment.py "$container"
+say "deployed and used in $((SECONDS - started)) s"
