@@ -6,7 +6,7 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 # shellcheck source=deploy/common.sh
 source deploy/common.sh
-export PYTHONPATH=$PWD/client/python/src
+export PYTHONPATH=$PWD/client/python/src:$PWD/tests/testing/python
 
 deploy/install-dependencies.sh
 quietly configure cmake --preset ci -DNNI_COMPRESSION_BUILD_BENCHMARKS=ON

@@ -26,6 +26,7 @@ MODULES = (
     "agp_epoch",
     "many",
     "huge",
+    "proxy",
     "beside_upload",
     "durability",
     "experiments",

@@ -5,8 +5,12 @@
 //   transport_benchmark small BARE SERVICE      LeNet's layers, and UpdateEpoch
 //   transport_benchmark load SERVICE            many sessions, many trainers
 //   transport_benchmark huge SERVICE            one tensor of 4 GB
+//   transport_benchmark ways CA SERVICE TLS...  the same again and again, and UpdateEpoch, at all
+//                                               addresses; all but the first are encrypted, and CA
+//                                               is a file: who signs their certificates
 //
-// BARE and SERVICE are addresses. Prints one JSON object: a list of seconds for each contender.
+// BARE, SERVICE and TLS are addresses. Prints one JSON object: a list of seconds for each
+// contender.
 #include <sys/mman.h>
 
 #include <algorithm>
@@ -223,23 +227,53 @@ nlohmann::json Load(const std::string& address) {
   return times;
 }
 
-nlohmann::json Huge(const std::string& address) {
-  constexpr int64_t kElements = int64_t{1} << 30;
-  // Two pages of numbers again and again would do for the transport, not for the algorithm.
-  std::vector<float> values(kElements);
+// 4 GB. Two pages of numbers again and again would do for the transport, not for the algorithm.
+std::vector<float> Enormous() {
+  std::vector<float> values(size_t{1} << 30);
   uint64_t state = 1;
   for (float& value : values) {
     state = state * 6364136223846793005u + 1442695040888963407u;
     value = static_cast<float>(static_cast<int32_t>(state >> 32)) * 0x1p-31f;
   }
+  return values;
+}
+
+nlohmann::json Huge(const std::string& address) {
+  const std::vector<float> values = Enormous();
   Model model;
-  Add(model, "w", {kElements}, values);
+  Add(model, "w", {static_cast<int64_t>(values.size())}, values);
   const Client client = Must(Client::Connect(address));
   const Session session = Bind(client, model);
   nlohmann::json times;
   times["service"].push_back(Seconds([&] { Masks(session, model); }));
   Check(session.Close());
   return times;
+}
+
+nlohmann::json Ways(const std::string& ca, const std::vector<std::string>& addresses) {
+  constexpr int kHugeRounds = 5;
+  constexpr int kSmallCalls = 200;
+  const std::vector<float> values = Enormous();
+  Model model;
+  Add(model, "w", {static_cast<int64_t>(values.size())}, values);
+  std::vector<std::pair<std::string, std::function<double()>>> uploads, epochs;
+  for (const std::string& address : addresses) {
+    ClientOptions options;
+    options.tls.emplace().ca = ca;
+    options.tls->enabled = address != addresses[0];
+    const Client client = Must(Client::Connect(address, options));
+    const Session session = Bind(client, model);
+    // The first weight decides the mask; those that follow are received and not looked at.
+    Masks(session, model);
+    uploads.emplace_back(address, [=] { return Seconds([&] { Masks(session, model); }); });
+    const Session agp = Bind(client, model, "agp",
+                             R"([{"final_sparsity": 0.8, "end_epoch": 1000000000,
+                                  "op_types": ["default"]}])");
+    epochs.emplace_back(address, [agp, epoch = int64_t{0}]() mutable {
+      return Seconds([&] { Must(agp.UpdateEpoch(++epoch)); });
+    });
+  }
+  return {{"upload", Alternate(uploads, kHugeRounds)}, {"epoch", Alternate(epochs, kSmallCalls)}};
 }
 
 int Main(const std::vector<std::string>& arguments) {
@@ -257,10 +291,12 @@ int Main(const std::vector<std::string>& arguments) {
     times = Load(arguments[1]);
   } else if (command == "huge" && arguments.size() == 2) {
     times = Huge(arguments[1]);
+  } else if (command == "ways" && arguments.size() > 2) {
+    times = Ways(arguments[1], {arguments.begin() + 2, arguments.end()});
   } else {
     std::fprintf(stderr,
-                 "usage: transport_benchmark serve | upload BARE SERVICE | "
-                 "small BARE SERVICE | load SERVICE | huge SERVICE\n");
+                 "usage: transport_benchmark serve | upload BARE SERVICE | small BARE SERVICE | "
+                 "load SERVICE | huge SERVICE | ways CA SERVICE TLS...\n");
     return 2;
   }
   std::printf("%s\n", times.dump().c_str());
