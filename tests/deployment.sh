@@ -18,18 +18,26 @@ case ${1:-} in
   *) say "unknown option $1" >&2 && exit 2 ;;
 esac
 [[ $(id -u) == 0 ]] || { say "please run as root" >&2 && exit 1; }
-# What it starts and mounts ends with it, whatever happens.
+
+folder=$PWD/build/deployment
+clean_up() {
+  rm -rf "$folder"/{storage,storage.conf,run,base.tar,prebuilt}
+  find "$folder/tmp" -mindepth 1 -maxdepth 1 ! -name 'buildah-cache*' -exec rm -rf {} +
+}
+
+# In namespaces, so that what it starts and mounts ends with it, whatever happens.
 if [[ -z ${IN_NAMESPACES:-} ]]; then
   deploy/install-dependencies.sh --deployment
-  IN_NAMESPACES=1 exec unshare --mount --pid --fork --kill-child --mount-proc "$0" "$@"
+  mkdir -p "$folder/tmp"
+  clean_up
+  trap clean_up EXIT
+  IN_NAMESPACES=1 unshare --mount --pid --fork --kill-child --mount-proc "$0" "$@" &
+  trap 'kill -KILL $!; wait; exit 130' INT TERM
+  wait $!
+  exit
 fi
 
 started=$SECONDS
-folder=$PWD/build/deployment
-mkdir -p "$folder/tmp"
-clean_up() { rm -rf "$folder/storage" "$folder/storage.conf" "$folder/run" "$folder/base.tar" "$folder/prebuilt"; }
-trap clean_up EXIT
-clean_up
 printf '[storage]\ndriver = "vfs"\ngraphroot = "%s/storage"\nrunroot = "%s/run"\n' "$folder" "$folder" >"$folder/storage.conf"
 # Where `RUN --mount=type=cache` keeps what the compiler made, too.
 export TMPDIR=$folder/tmp CONTAINERS_STORAGE_CONF=$folder/storage.conf BUILDAH_ISOLATION=chroot
