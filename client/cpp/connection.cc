@@ -164,6 +164,8 @@ Outcome Connection::OutcomeOf(const grpc::Status& status,
   const auto& trailers = context.GetServerTrailingMetadata();
   if (const auto i = trailers.find("grpc-retry-pushback-ms"); i != trailers.end()) {
     outcome.pushback = std::string(i->second.data(), i->second.size());
+  } else if (const auto delay = RetryDelay(status.error_details())) {
+    outcome.pushback = absl::StrCat(absl::ToInt64Milliseconds(*delay));
   }
   if (const auto i = trailers.find(kRequestIdKey); i != trailers.end()) {
     outcome.status.SetPayload(kRequestIdPayload, absl::Cord({i->second.data(), i->second.size()}));

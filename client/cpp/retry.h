@@ -15,10 +15,15 @@ namespace nni_compression::internal {
 // How an attempt ended.
 struct Outcome {
   absl::Status status;
-  // The trailer grpc-retry-pushback-ms. A negative or unreadable one forbids a retry.
+  // The trailer grpc-retry-pushback-ms, or what a google.rpc.RetryInfo says. A negative or
+  // unreadable one forbids a retry.
   std::optional<std::string> pushback = std::nullopt;
   bool progress = false;  // something was achieved that the next attempt need not do again
 };
+
+// How long the google.rpc.RetryInfo in a status's details says to wait; nothing where there is
+// none.
+std::optional<absl::Duration> RetryDelay(const std::string& details);
 
 // The attempts of one call. Everything that the service offers may be repeated, so only the status
 // decides: UNAVAILABLE, and RESOURCE_EXHAUSTED with a pushback. Thread-compatible.

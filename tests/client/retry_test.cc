@@ -5,6 +5,9 @@
 #include <optional>
 #include <string>
 
+#include "google/rpc/error_details.pb.h"
+#include "google/rpc/status.pb.h"
+
 namespace nni_compression::internal {
 namespace {
 
@@ -64,6 +67,24 @@ TEST(RetryTest, ExhaustionIsFinalWithoutAPushbackOrWithANegativeOne) {
   EXPECT_FALSE(retry.NextDelay(Exhausted(std::nullopt), kStart).has_value());
   EXPECT_FALSE(retry.NextDelay(Exhausted("-1"), kStart).has_value());
   EXPECT_FALSE(retry.NextDelay(Exhausted("soon"), kStart).has_value());
+}
+
+TEST(RetryTest, ReadsTheTimeToWaitOfARetryInfo) {
+  google::rpc::RetryInfo retry;
+  retry.mutable_retry_delay()->set_seconds(2);
+  retry.mutable_retry_delay()->set_nanos(500000000);
+  google::rpc::Status details;
+  details.set_code(8);
+  details.set_message("full");
+  EXPECT_FALSE(RetryDelay(details.SerializeAsString()));
+  details.add_details()->PackFrom(google::rpc::Status());  // of another kind
+  EXPECT_FALSE(RetryDelay(details.SerializeAsString()));
+  details.add_details()->PackFrom(retry);
+  EXPECT_EQ(RetryDelay(details.SerializeAsString()), absl::Milliseconds(2500));
+  const std::string bytes = details.SerializeAsString();
+  EXPECT_FALSE(RetryDelay(bytes.substr(0, bytes.size() - 1)));
+  EXPECT_FALSE(RetryDelay(""));
+  EXPECT_FALSE(RetryDelay("no message"));
 }
 
 TEST(RetryTest, OtherErrorsAreFinal) {

@@ -19,6 +19,7 @@ from typing import Any
 import grpc
 import numpy as np
 import pytest
+from google.protobuf import any_pb2
 from google.protobuf.duration_pb2 import Duration
 
 import nni_compression as nc
@@ -240,6 +241,26 @@ class TestRetries:
         session.calc_mask(WEIGHTS)
         assert time.monotonic() - start >= 0.14  # jitter takes a quarter at most
         assert session.stats.retries == 1
+
+    def test_a_retry_info_alone_is_waited_for_too(
+        self, scripted: ScriptedServer, session: nc.Session
+    ) -> None:
+        retry = any_pb2.Any(type_url="type.googleapis.com/google.rpc.RetryInfo")
+        retry.value = _frames.encode_field(1, Duration(nanos=200_000_000).SerializeToString())
+        other = any_pb2.Any(type_url="type.googleapis.com/google.rpc.Help", value=b"\x0a\x00")
+        details = b"\x08\x08" + _frames.encode_field(2, b"full")  # of a google.rpc.Status
+        for detail in (other, retry):
+            details += _frames.encode_field(3, detail.SerializeToString())
+        exhausted = grpc.StatusCode.RESOURCE_EXHAUSTED
+        full = fails(exhausted, "full", ("grpc-status-details-bin", details))
+        scripted.behaviours["CalcMask"] = in_turn(full, BOTH)
+        start = time.monotonic()
+        session.calc_mask(WEIGHTS)
+        assert time.monotonic() - start >= 0.14  # jitter takes a quarter at most
+        broken = fails(exhausted, "full", ("grpc-status-details-bin", details[:-1]))
+        scripted.behaviours["CalcMask"] = broken
+        with pytest.raises(nc.ResourceExhaustedError):
+            session.calc_mask(WEIGHTS)
 
     def test_exhausted_without_a_pushback_is_final(
         self, scripted: ScriptedServer, session: nc.Session

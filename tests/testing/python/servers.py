@@ -207,7 +207,7 @@ def replies(*messages: Any) -> Behaviour:
     return behave
 
 
-def fails(code: grpc.StatusCode, details: str, *trailers: tuple[str, str]) -> Behaviour:
+def fails(code: grpc.StatusCode, details: str, *trailers: tuple[str, str | bytes]) -> Behaviour:
     """A behaviour that ends the call with a status."""
 
     def behave(requests: Iterator[bytes], context: Any) -> Iterator[bytes]:

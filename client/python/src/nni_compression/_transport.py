@@ -13,13 +13,17 @@ from collections.abc import Iterator
 from typing import Any, Callable, Optional, Protocol, TypeVar
 
 import grpc
+from google.protobuf import any_pb2, duration_pb2
+from google.protobuf.message import DecodeError
 
 from ._credentials import NOBODY, Credentials
+from ._frames import fields
 from ._interrupts import interrupts_held
 from ._tls import Tls
 from .errors import (
     CancelledError,
     CompressionError,
+    DataLossError,
     FailedPreconditionError,
     StatusCode,
     UnavailableError,
@@ -37,6 +41,7 @@ HEALTH = "grpc.health.v1.Health"
 _ROUTE_KEY = "nni-route"
 _REQUEST_ID_KEY = "nni-request-id"
 _PUSHBACK_KEY = "grpc-retry-pushback-ms"
+_DETAILS_KEY = "grpc-status-details-bin"
 # A call's timeout grows with what it carries, by a second for every so many bytes.
 _SLOWEST_BYTES_PER_SECOND = 16 << 20
 _FIRST_DELAY = 0.1
@@ -444,11 +449,33 @@ def _trailer(status: Any, key: str) -> Optional[str]:
 
 
 def _pushback(status: Any) -> Optional[float]:
+    pushback = _trailer(status, _PUSHBACK_KEY)
+    if pushback is None:
+        return _retry_delay(status)
     try:
-        milliseconds = int(_trailer(status, _PUSHBACK_KEY) or "")
+        milliseconds = int(pushback)
     except ValueError:
         return None
     return max(milliseconds, 1) / 1000 if milliseconds >= 0 else None
+
+
+def _retry_delay(status: Any) -> Optional[float]:
+    """Seconds that a google.rpc.RetryInfo in the status's details says to wait.
+
+    Read by hand: the generated code of google.rpc.Status is in a package of its own.
+    """
+    details = next((v for k, v in status.trailing_metadata() or () if k == _DETAILS_KEY), b"")
+    try:
+        for number, content in fields(details):
+            detail = any_pb2.Any.FromString(bytes(content)) if number == 3 else any_pb2.Any()
+            if not detail.type_url.endswith("/google.rpc.RetryInfo"):
+                continue
+            for _, delay in fields(detail.value):
+                milliseconds: int = duration_pb2.Duration.FromString(bytes(delay)).ToMilliseconds()
+                return max(milliseconds, 1) / 1000
+    except (DataLossError, DecodeError):
+        return None
+    return None
 
 
 def _count(stats: tuple[Stats, ...], **counts: Any) -> None:
