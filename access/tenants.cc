@@ -3,6 +3,7 @@
 #include <openssl/sha.h>
 
 #include <algorithm>
+#include <iterator>
 #include <utility>
 
 #include "absl/strings/ascii.h"
@@ -94,41 +95,37 @@ std::string DigestOf(absl::string_view token) {
 absl::Status ReadLimit(absl::string_view text, Quota* quota) {
   const std::pair<absl::string_view, absl::string_view> parts =
       absl::StrSplit(text, absl::MaxSplits('=', 1));
-  std::optional<int64_t>* const limit = parts.first == "sessions" ? &quota->sessions
-                                        : parts.first == "memory" ? &quota->memory
-                                        : parts.first == "calls"  ? &quota->calls
-                                                                  : nullptr;
-  if (limit == nullptr) {
+  const auto* const limit =
+      std::find_if(std::begin(kLimits), std::end(kLimits),
+                   [&](const Limit& each) { return each.name == parts.first; });
+  if (limit == std::end(kLimits)) {
     return absl::InvalidArgumentError(
-        "a limit must be sessions=N, memory=BYTES or calls=N, with `none` for no limit");
+        "a limit must be sessions=N, memory=BYTES, disk=BYTES, calls=N or uploads=N, with `none` "
+        "for no limit");
   }
   if (parts.second == "none") {
-    limit->reset();
+    (quota->*limit->value).reset();
     return absl::OkStatus();
   }
   absl::StatusOr<int64_t> value = absl::InvalidArgumentError("");
-  if (limit == &quota->memory) value = ParseBytes(parts.second);
+  if (limit->in_bytes) value = ParseBytes(parts.second);
   int64_t number = 0;
-  if (limit != &quota->memory && absl::SimpleAtoi(parts.second, &number) && number >= 0) {
-    value = number;
-  }
+  if (!limit->in_bytes && absl::SimpleAtoi(parts.second, &number) && number >= 0) value = number;
   if (!value.ok()) {
     return absl::InvalidArgumentError(
         absl::StrCat(parts.first, " must be `none` or a number, at least 0",
-                     limit == &quota->memory ? ", of bytes, like 1000000, 512K, 64M or 4G" : ""));
+                     limit->in_bytes ? ", of bytes, like 1000000, 512K, 64M or 4G" : ""));
   }
-  *limit = *value;
+  quota->*limit->value = *value;
   return absl::OkStatus();
 }
 
 std::string ToText(const Quota& quota) {
   std::vector<std::string> limits;
-  const auto add = [&](absl::string_view name, const std::optional<int64_t>& limit) {
-    if (limit) limits.push_back(absl::StrCat(name, "=", *limit));
-  };
-  add("sessions", quota.sessions);
-  add("memory", quota.memory);
-  add("calls", quota.calls);
+  for (const Limit& limit : kLimits) {
+    const std::optional<int64_t>& value = quota.*limit.value;
+    if (value) limits.push_back(absl::StrCat(limit.name, "=", *value));
+  }
   return absl::StrJoin(limits, " ");
 }
 

@@ -18,8 +18,22 @@ namespace nni_compression::access {
 struct Quota {
   std::optional<int64_t> sessions;  // that live
   std::optional<int64_t> memory;    // bytes, of tensors under way and of sessions' states
+  std::optional<int64_t> disk;      // bytes that live sessions may come to take in storage
   std::optional<int64_t> calls;     // under way
+  std::optional<int64_t> uploads;   // tensors a second
 };
+
+// The limits by name, in the order in which they are shown.
+struct Limit {
+  absl::string_view name;
+  std::optional<int64_t> Quota::*value;
+  bool in_bytes;
+};
+inline constexpr Limit kLimits[] = {{"sessions", &Quota::sessions, false},
+                                    {"memory", &Quota::memory, true},
+                                    {"disk", &Quota::disk, true},
+                                    {"calls", &Quota::calls, false},
+                                    {"uploads", &Quota::uploads, false}};
 
 struct Tenant {
   bool admin = false;  // an operator, who sees and may close the sessions of all tenants
@@ -32,9 +46,9 @@ struct Token {
 };
 
 // A text of lines: `SHA256 TENANT` for each token, its SHA-256 in hexadecimal digits, and
-// `tenant TENANT [admin] [sessions=N] [memory=BYTES] [calls=N]` for a tenant that is more than a
-// name. Empty lines and those that begin with '#' are remarks. A tenant may have several tokens.
-// The tokens have to be random (256 bits): their hashes are not salted.
+// `tenant TENANT [admin] [LIMIT...]`, where limits are as ReadLimit takes them, for a tenant that
+// is more than a name. Empty lines and those that begin with '#' are remarks. A tenant may have
+// several tokens. The tokens have to be random (256 bits): their hashes are not salted.
 struct Tenants {
   std::vector<Token> tokens;
   std::map<std::string, Tenant> named;  // those with a line of their own
@@ -58,8 +72,8 @@ inline constexpr absl::string_view kTenantNameRule =
 // The SHA-256 of a token, 32 bytes.
 std::string DigestOf(absl::string_view token);
 
-// Reads `sessions=N`, `memory=BYTES` (with an optional suffix K, M or G) or `calls=N` into `quota`;
-// `none` in place of the number takes the limit away.
+// Reads NAME=N, for a number of bytes with an optional suffix K, M or G, into `quota`; `none` in
+// place of the number takes the limit away.
 absl::Status ReadLimit(absl::string_view text, Quota* quota);
 
 // As the file has it: "sessions=3 calls=10". Empty for none.

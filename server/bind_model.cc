@@ -34,6 +34,10 @@ constexpr size_t kMaxLabelValueBytes = 256;
 // A request takes about this many times its size once it is bound: layers, names, the plan.
 constexpr int64_t kBindingFactor = 4;
 
+// What the catalogue needs of a session, and a layer's record beside its mask and its numbers.
+constexpr int64_t kDiskBytesPerSession = 4 << 10;
+constexpr int64_t kDiskBytesPerLayer = 256;
+
 // A scale and a zero point.
 constexpr int64_t kNumberBytes = sizeof(float) + sizeof(int32_t);
 
@@ -98,6 +102,17 @@ int64_t BindingBytes(const v1::BindModelRequest& request) {
   return static_cast<int64_t>(request.ByteSizeLong()) * kBindingFactor;
 }
 
+// What the stored session takes in the end.
+int64_t DiskBytes(const Session& session, const v1::BindModelRequest& request) {
+  int64_t binding = static_cast<int64_t>(request.ByteSizeLong());
+  for (const v1::LayerMask& mask : request.masks()) {  // they are counted as the layers'
+    binding -= static_cast<int64_t>(mask.ByteSizeLong());
+  }
+  return kDiskBytesPerSession + kDiskBytesPerLayer * request.layers_size() +
+         2 * binding +  // layers' names are in their records, too
+         AnswerBytes(session);
+}
+
 absl::Status SetMasks(const v1::BindModelRequest& request, Session& session) {
   for (int i = 0; i < request.masks_size(); ++i) {
     const v1::LayerMask& given = request.masks(i);
@@ -148,13 +163,15 @@ absl::StatusOr<SessionUse> Bind(UnaryCall& call, const v1::BindModelRequest& req
   if (!memory.ok()) return memory.status();
   if (absl::Status status = SetMasks(request, **session); !status.ok()) return status;
   const SessionRecord::Summary summary = Summarize(**session);
+  const int64_t disk_bytes = call.core()->durable == nullptr ? 0 : DiskBytes(**session, request);
   auto record = std::make_shared<SessionRecord>(
       call.tenant(),
       std::map<std::string, std::string>(request.labels().begin(), request.labels().end()),
-      std::move(strand), *std::move(session), *std::move(memory), BindingBytes(request));
+      std::move(strand), *std::move(session), *std::move(memory), BindingBytes(request),
+      disk_bytes);
   record->SetSummary(summary);
   return call.core()->sessions->Insert(record, request.request_id(), fingerprint, Lease(request),
-                                       call.caller().quota.sessions);
+                                       call.caller().quota);
 }
 
 // On the new session's strand. The answer waits until the session is stored; should that fail, it

@@ -68,7 +68,12 @@ absl::StatusOr<std::unique_ptr<CallContext>> Gate::Admit(grpc::ServerContextBase
   }
   std::unique_ptr<CallContext> call(
       new CallContext(while_closed ? nullptr : this, context, method, metrics));
-  call->account_ = Account(caller->tenant);
+  {
+    MutexLock lock(&mutex_);
+    const Tenant& tenant = TenantOf(caller->tenant);
+    call->account_ = tenant.account;
+    call->uploads_ = tenant.uploads;
+  }
   call->caller_ = *std::move(caller);
   return call;
 }
@@ -80,7 +85,7 @@ absl::Status Gate::Enter(const Caller& caller) {
     return ExhaustedFor(kRetryWait,
                         absl::StrCat("the server has ", calls_, " calls, as many as it may"));
   }
-  int64_t& calls = tenants_[caller.tenant].calls;
+  int64_t& calls = TenantOf(caller.tenant).calls;
   if (const std::optional<int64_t> limit = caller.quota.calls; limit && calls >= *limit) {
     return QuotaExhausted("calls", calls, 1, *limit,
                           *limit > 0 ? std::optional(kRetryWait) : std::nullopt);
@@ -92,13 +97,15 @@ absl::Status Gate::Enter(const Caller& caller) {
 
 std::shared_ptr<MemoryAccount> Gate::Account(const std::string& tenant) {
   MutexLock lock(&mutex_);
-  return tenants_[tenant].account;
+  return TenantOf(tenant).account;
 }
 
 std::map<std::string, Gate::Use> Gate::Uses() const {
   MutexLock lock(&mutex_);
   std::map<std::string, Use> uses;
-  for (const auto& [name, tenant] : tenants_) uses[name] = {tenant.calls, tenant.account->bytes()};
+  for (const auto& [name, tenant] : tenants_) {
+    uses[name] = {tenant.calls, tenant.account->bytes(), tenant.uploads->rate()};
+  }
   return uses;
 }
 
@@ -126,7 +133,7 @@ bool Gate::WaitUntilEmpty(absl::Duration timeout) {
 
 void Gate::Leave(const std::string& tenant) {
   MutexLock lock(&mutex_);
-  --tenants_[tenant].calls;
+  --TenantOf(tenant).calls;
   if (--calls_ == 0) changed_.NotifyAll();
 }
 

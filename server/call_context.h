@@ -18,8 +18,10 @@
 #include "absl/time/time.h"
 #include "server/authenticator.h"
 #include "server/call_metrics.h"
+#include "server/clock.h"
 #include "server/memory_account.h"
 #include "server/mutex.h"
+#include "server/upload_meter.h"
 
 namespace nni_compression::server {
 
@@ -37,6 +39,9 @@ class CallContext {
 
   // What the call's memory is put on.
   MemoryShare memory_share() const { return {account_, caller_.quota.memory}; }
+
+  // What its tensors are counted by.
+  UploadShare upload_share() const { return {uploads_, caller_.quota.uploads}; }
 
   // For the log.
   void set_session(absl::string_view id) { session_.assign(id.data(), id.size()); }
@@ -62,6 +67,7 @@ class CallContext {
   const std::string method_;
   Caller caller_;
   std::shared_ptr<MemoryAccount> account_;
+  std::shared_ptr<UploadMeter> uploads_;
   MethodMetrics* const metrics_;
   // Not the clock of leases, which may be set.
   const std::chrono::steady_clock::time_point start_ = std::chrono::steady_clock::now();
@@ -71,9 +77,13 @@ class CallContext {
 // Lets calls in. Thread-safe; outlives its calls.
 class Gate {
  public:
-  // `metrics` outlives the gate.
-  Gate(std::shared_ptr<Authenticator> authenticator, int max_calls, CallMetrics* metrics)
-      : authenticator_(std::move(authenticator)), max_calls_(max_calls), metrics_(metrics) {}
+  // `metrics` and `clock` outlive the gate.
+  Gate(std::shared_ptr<Authenticator> authenticator, int max_calls, CallMetrics* metrics,
+       const Clock* clock)
+      : authenticator_(std::move(authenticator)),
+        max_calls_(max_calls),
+        metrics_(metrics),
+        clock_(clock) {}
 
   // Asks the authenticator. UNAVAILABLE after Close, RESOURCE_EXHAUSTED above max_calls and above
   // the tenant's quota; a refusal is counted. `method` is one of the server's. `while_closed`
@@ -87,7 +97,8 @@ class Gate {
 
   struct Use {
     int64_t calls = 0;
-    int64_t memory = 0;  // bytes
+    int64_t memory = 0;   // bytes
+    int64_t uploads = 0;  // in the last second
   };
   // Of every tenant that has called, or has an account.
   std::map<std::string, Use> Uses() const;
@@ -104,9 +115,16 @@ class Gate {
  private:
   friend class CallContext;
   struct Tenant {
+    explicit Tenant(const Clock* clock) : uploads(std::make_shared<UploadMeter>(clock)) {}
+
     int64_t calls = 0;
     std::shared_ptr<MemoryAccount> account = std::make_shared<MemoryAccount>();
+    std::shared_ptr<UploadMeter> uploads;
   };
+
+  Tenant& TenantOf(const std::string& name) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_) {
+    return tenants_.try_emplace(name, clock_).first->second;
+  }
 
   absl::Status Enter(const Caller& caller);
   void Leave(const std::string& tenant);
@@ -114,6 +132,7 @@ class Gate {
   const std::shared_ptr<Authenticator> authenticator_;
   const int max_calls_;
   CallMetrics* const metrics_;
+  const Clock* const clock_;
   mutable Mutex mutex_;
   CondVar changed_;
   // They stay: there are no more than credentials.

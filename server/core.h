@@ -45,7 +45,7 @@ struct Core {
   }
 
   StreamCall::Environment environment(const CallContext& context) const {
-    return {budget.get(), timers, stall_timeout, context.memory_share()};
+    return {budget.get(), timers, stall_timeout, context.memory_share(), context.upload_share()};
   }
 };
 

@@ -10,6 +10,7 @@
 #include <iostream>
 #include <memory>
 #include <string>
+#include <type_traits>
 #include <vector>
 
 #include "absl/flags/flag.h"
@@ -83,6 +84,9 @@ ABSL_FLAG(int, compute_threads, 0,
           "Threads that compute; 0: as many as there are cores, or its cgroup may use.");
 ABSL_FLAG(int, max_calls, 4096, "Calls that may run at a time.");
 ABSL_FLAG(int64_t, max_sessions, 10000, "Sessions that may live at a time.");
+ABSL_FLAG(std::string, disk_budget, "",
+          "Bytes that all live sessions may come to take in data_dir, with an optional suffix K, M "
+          "or G. Empty: as many as the disk has.");
 ABSL_FLAG(absl::Duration, default_lease, absl::Minutes(30),
           "How long a session lives without a call, when BindModel does not say.");
 ABSL_FLAG(absl::Duration, max_lease, absl::Hours(24),
@@ -170,26 +174,33 @@ absl::StatusOr<std::shared_ptr<Authenticator>> AuthenticatorFromFlags() {
   return std::make_shared<Access>(std::move(options));
 }
 
+// `Number` may be optional; an empty text leaves it as it is then.
+template <typename Number>
+absl::Status ReadBytes(absl::string_view flag, const std::string& text, Number* bytes) {
+  if (text.empty() && !std::is_same_v<Number, int64_t>) return absl::OkStatus();
+  const absl::StatusOr<int64_t> read = ParseBytes(text);
+  if (!read.ok()) {
+    return absl::InvalidArgumentError(absl::StrCat(flag, ": ", read.status().message()));
+  }
+  *bytes = *read;
+  return absl::OkStatus();
+}
+
 absl::StatusOr<ServerOptions> OptionsFromFlags() {
   if (!(absl::GetFlag(FLAGS_drain_seconds) >= 0)) {
     return absl::InvalidArgumentError(absl::StrCat(
         "drain_seconds is ", absl::GetFlag(FLAGS_drain_seconds), "; it must be at least 0"));
   }
-  const absl::StatusOr<int64_t> budget = ParseBytes(absl::GetFlag(FLAGS_memory_budget));
-  if (!budget.ok()) {
-    return absl::InvalidArgumentError(absl::StrCat("memory_budget: ", budget.status().message()));
-  }
   ServerOptions options;
+  for (const absl::Status& status :
+       {ReadBytes("memory_budget", absl::GetFlag(FLAGS_memory_budget), &options.memory_budget),
+        ReadBytes("cache_budget", absl::GetFlag(FLAGS_cache_budget), &options.cache_budget),
+        ReadBytes("disk_budget", absl::GetFlag(FLAGS_disk_budget),
+                  &options.sessions.disk_budget)}) {
+    if (!status.ok()) return status;
+  }
   options.listen = absl::GetFlag(FLAGS_listen);
   options.allow_insecure_listen = absl::GetFlag(FLAGS_allow_insecure_listen);
-  options.memory_budget = *budget;
-  if (const std::string text = absl::GetFlag(FLAGS_cache_budget); !text.empty()) {
-    const absl::StatusOr<int64_t> cache = ParseBytes(text);
-    if (!cache.ok()) {
-      return absl::InvalidArgumentError(absl::StrCat("cache_budget: ", cache.status().message()));
-    }
-    options.cache_budget = *cache;
-  }
   options.compute_threads = absl::GetFlag(FLAGS_compute_threads);
   options.max_calls = absl::GetFlag(FLAGS_max_calls);
   options.stall_timeout = absl::GetFlag(FLAGS_stall_timeout);

@@ -32,7 +32,10 @@ void DescribeSession(const SessionRecord& record, const SessionTimes& times, v1:
   out->set_state(static_cast<v1::SessionState>(record.state()));
   ToProto(times.created, out->mutable_create_time());
   ToProto(times.last_call, out->mutable_last_call_time());
-  if (record.state() == SessionState::kActive) ToProto(times.lease_left, out->mutable_lease());
+  if (record.state() == SessionState::kActive) {
+    ToProto(times.lease_left, out->mutable_lease());
+    out->set_disk_bytes(static_cast<uint64_t>(record.disk_bytes()));
+  }
   out->set_epoch(summary.epoch);
   out->set_step(summary.step);
   out->set_layer_count(static_cast<uint32_t>(record.layer_count()));

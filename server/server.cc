@@ -76,6 +76,7 @@ absl::Status CheckOptions(const ServerOptions& options) {
         at_least("compute_threads", options.compute_threads, 0),
         at_least("max_calls", options.max_calls, 1),
         at_least("max_sessions", sessions.max_sessions, int64_t{1}),
+        at_least("disk_budget", sessions.disk_budget.value_or(0), int64_t{0}),
         at_least("stall_timeout", options.stall_timeout, absl::Milliseconds(1)),
         at_least("algorithm_timeout", options.algorithm_timeout, absl::Milliseconds(1)),
         at_least("default_lease", sessions.default_lease, sessions.min_lease),
@@ -131,7 +132,7 @@ class Server::Impl {
                                                         : Authenticator::AllowAll()),
         metrics_(options.registry != nullptr ? *options.registry
                                              : compression::Registry::Builtin()),
-        gate_(authenticator_, options.max_calls, &metrics_),
+        gate_(authenticator_, options.max_calls, &metrics_, timers_.clock()),
         regions_(options.side_socket.max_bytes > 0 ? options.side_socket.max_bytes
                                                    : static_cast<int64_t>(MemoryLimit())),
         sessions_(

@@ -45,6 +45,7 @@ v1::Session LastReport(SessionStore* sessions, SessionRecord& record, SessionSta
   DescribeSession(record, sessions->Times(record), &report);
   report.set_state(static_cast<v1::SessionState>(state));
   report.clear_lease();
+  report.clear_disk_bytes();
   if (record.session() != nullptr) DescribeLayers(*record.session(), &report);
   return report;
 }
@@ -206,9 +207,11 @@ void ListTenants(const std::shared_ptr<UnaryCall>& call, v1::ListTenantsResponse
   for (const auto& [name, use] : call->core()->gate->Uses()) {
     tenants[name].set_calls(static_cast<uint64_t>(use.calls));
     tenants[name].set_memory_bytes(static_cast<uint64_t>(use.memory));
+    tenants[name].set_uploads(static_cast<uint64_t>(use.uploads));
   }
-  for (const auto& [name, sessions] : call->core()->sessions->LiveByTenant()) {
-    tenants[name].set_sessions(static_cast<uint64_t>(sessions));
+  for (const auto& [name, live] : call->core()->sessions->LiveByTenant()) {
+    tenants[name].set_sessions(static_cast<uint64_t>(live.sessions));
+    tenants[name].set_disk_bytes(static_cast<uint64_t>(live.disk_bytes));
   }
   for (auto& [name, use] : tenants) {
     use.set_tenant(name);

@@ -9,13 +9,14 @@ namespace nni_compression::server {
 SessionRecord::SessionRecord(std::string tenant, std::map<std::string, std::string> labels,
                              std::shared_ptr<Strand> strand,
                              std::unique_ptr<compression::Session> session,
-                             Reservation state_memory, int64_t binding_bytes)
+                             Reservation state_memory, int64_t binding_bytes, int64_t disk_bytes)
     : tenant_(std::move(tenant)),
       labels_(std::move(labels)),
       strand_(std::move(strand)),
       session_(std::move(session)),
       state_memory_(std::move(state_memory)),
-      binding_bytes_(binding_bytes) {
+      binding_bytes_(binding_bytes),
+      disk_bytes_(disk_bytes) {
   if (session_ == nullptr) return;
   algorithm_ = session_->algorithm().name;
   framework_ = session_->binding().framework;
@@ -33,6 +34,7 @@ SessionRecord::SessionRecord(std::string tenant, const nni::compression::v1::Ses
       labels_(entry.labels().begin(), entry.labels().end()),
       strand_(std::move(strand)),
       binding_bytes_(static_cast<int64_t>(entry.ByteSizeLong())),
+      disk_bytes_(static_cast<int64_t>(entry.disk_bytes())),
       algorithm_(entry.algorithm()),
       framework_(entry.framework()),
       compressed_layers_(static_cast<int>(entry.compressed_layer_count())),

@@ -45,7 +45,7 @@ class SessionRecord {
 
   SessionRecord(std::string tenant, std::map<std::string, std::string> labels,
                 std::shared_ptr<Strand> strand, std::unique_ptr<compression::Session> session,
-                Reservation state_memory, int64_t binding_bytes);
+                Reservation state_memory, int64_t binding_bytes, int64_t disk_bytes = 0);
 
   // Of a session that was stored, as its catalogue entry has it: nothing of its state is in memory.
   SessionRecord(std::string tenant, const nni::compression::v1::Session& entry,
@@ -101,6 +101,10 @@ class SessionRecord {
   // About what the record itself takes, its layers above all.
   int64_t binding_bytes() const { return binding_bytes_; }
 
+  // About what the session takes in storage once all of its layers have been answered; 0: it is not
+  // stored.
+  int64_t disk_bytes() const { return disk_bytes_; }
+
   void SetSummary(const Summary& summary);
   Summary summary() const;
 
@@ -128,6 +132,7 @@ class SessionRecord {
   Reservation state_memory_;
   absl::Status unloaded_;  // why, the last time; on the strand only
   const int64_t binding_bytes_;
+  const int64_t disk_bytes_;
 
   struct Traits {
     bool compressed = false;

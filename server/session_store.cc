@@ -74,7 +74,7 @@ absl::StatusOr<SessionUse> SessionStore::Insert(std::shared_ptr<SessionRecord> r
                                                 absl::string_view request_id,
                                                 absl::string_view fingerprint,
                                                 std::optional<absl::Duration> lease,
-                                                std::optional<int64_t> quota) {
+                                                const access::Quota& quota) {
   absl::StatusOr<std::string> id = NewId();
   if (!id.ok()) return id.status();
   Ended ended;
@@ -84,16 +84,7 @@ absl::StatusOr<SessionUse> SessionStore::Insert(std::shared_ptr<SessionRecord> r
     const Key request_key(record->tenant(), std::string(request_id));
     absl::StatusOr<SessionUse> earlier = TakeRequest(request_key, fingerprint);
     if (!earlier.ok() || *earlier) return earlier;
-    if (static_cast<int64_t>(live_.size()) >= options_.max_sessions) {
-      return ExhaustedFor(UntilNextLease(), absl::StrCat("the server has ", live_.size(),
-                                                         " sessions, as many as it may have"));
-    }
-    const auto own = live_by_tenant_.find(record->tenant());
-    const int64_t used = own == live_by_tenant_.end() ? 0 : own->second;
-    if (quota && used >= *quota) {
-      return QuotaExhausted("sessions", used, 1, *quota,
-                            *quota > 0 ? std::optional(UntilNextLease()) : std::nullopt);
-    }
+    if (absl::Status status = Admit(*record, quota); !status.ok()) return status;
     record->id_ = *std::move(id);
     record->sequence_ = next_sequence_++;
     record->lease_ =
@@ -229,7 +220,7 @@ std::map<std::pair<std::string, SessionState>, int64_t> SessionStore::Count() co
   return counts;
 }
 
-std::map<std::string, int64_t> SessionStore::LiveByTenant() const {
+std::map<std::string, SessionStore::Live> SessionStore::LiveByTenant() const {
   MutexLock lock(&mutex_);
   return live_by_tenant_;
 }
@@ -248,9 +239,40 @@ absl::Duration SessionStore::UntilNextLease() const {
   return std::clamp(next, absl::Seconds(1), absl::Seconds(30));
 }
 
+absl::Status SessionStore::Admit(const SessionRecord& record, const access::Quota& quota) const {
+  if (static_cast<int64_t>(live_.size()) >= options_.max_sessions) {
+    return ExhaustedFor(UntilNextLease(), absl::StrCat("the server has ", live_.size(),
+                                                       " sessions, as many as it may have"));
+  }
+  const auto it = live_by_tenant_.find(record.tenant());
+  const Live own = it == live_by_tenant_.end() ? Live() : it->second;
+  // Where waiting helps: until a session ends.
+  const auto wait = [until = UntilNextLease()](int64_t more, int64_t limit) {
+    return more <= limit ? std::optional(until) : std::nullopt;
+  };
+  if (quota.sessions && own.sessions >= *quota.sessions) {
+    return QuotaExhausted("sessions", own.sessions, 1, *quota.sessions, wait(1, *quota.sessions));
+  }
+  const int64_t more = record.disk_bytes();
+  if (quota.disk && more > *quota.disk - own.disk_bytes) {
+    return QuotaExhausted("disk", own.disk_bytes, more, *quota.disk, wait(more, *quota.disk));
+  }
+  if (options_.disk_budget && more > *options_.disk_budget - disk_bytes_) {
+    const std::string message =
+        absl::StrCat("the server's disk_budget is ", *options_.disk_budget, ", of which ",
+                     disk_bytes_, " are in use; the session needs ", more, " more");
+    const auto until = wait(more, *options_.disk_budget);
+    return until ? ExhaustedFor(*until, message) : absl::ResourceExhaustedError(message);
+  }
+  return absl::OkStatus();
+}
+
 void SessionStore::AddLive(const std::shared_ptr<SessionRecord>& record) {
   live_[record->sequence_] = record;
-  ++live_by_tenant_[record->tenant()];
+  disk_bytes_ += record->disk_bytes();
+  Live& own = live_by_tenant_[record->tenant()];
+  ++own.sessions;
+  own.disk_bytes += record->disk_bytes();
 }
 
 SessionUse SessionStore::TakeUse(const std::shared_ptr<SessionRecord>& record) {
@@ -297,8 +319,10 @@ void SessionStore::Remove(const std::shared_ptr<SessionRecord>& record, SessionS
   record->state_.store(state, std::memory_order_release);
   leases_.erase({record->deadline_, record.get()});
   live_.erase(record->sequence_);
+  disk_bytes_ -= record->disk_bytes();
   const auto own = live_by_tenant_.find(record->tenant());
-  if (--own->second == 0) live_by_tenant_.erase(own);
+  own->second.disk_bytes -= record->disk_bytes();
+  if (--own->second.sessions == 0) live_by_tenant_.erase(own);
   if (!record->request_key_.empty()) requests_.erase(Key(record->tenant(), record->request_key_));
 }
 

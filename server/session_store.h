@@ -18,6 +18,7 @@
 #include "absl/status/statusor.h"
 #include "absl/strings/string_view.h"
 #include "absl/time/time.h"
+#include "access/tenants.h"
 #include "server/mutex.h"
 #include "server/session_record.h"
 #include "server/timer_thread.h"
@@ -64,6 +65,7 @@ class SessionStore {
  public:
   struct Options {
     int64_t max_sessions = 10000;
+    std::optional<int64_t> disk_budget;  // bytes of all live sessions in storage
     absl::Duration default_lease = absl::Minutes(30);
     absl::Duration min_lease = absl::Seconds(1);
     absl::Duration max_lease = absl::Hours(24);
@@ -88,11 +90,12 @@ class SessionStore {
                                          absl::string_view fingerprint);
 
   // Adds a session and gives it an id; what FindRequest finds is returned instead.
-  // RESOURCE_EXHAUSTED when there are max_sessions, or the tenant has `quota` of them.
+  // RESOURCE_EXHAUSTED when there are max_sessions, the disk budget is used up, or the tenant has
+  // as much of either as its `quota` says.
   absl::StatusOr<SessionUse> Insert(std::shared_ptr<SessionRecord> record,
                                     absl::string_view request_id, absl::string_view fingerprint,
                                     std::optional<absl::Duration> lease,
-                                    std::optional<int64_t> quota = std::nullopt);
+                                    const access::Quota& quota = {});
 
   // Puts back a session that was stored. Its lease, or the time that its report is kept, counts
   // from now.
@@ -142,8 +145,13 @@ class SessionStore {
   // How many sessions of each algorithm are in each state, reports of ended ones included.
   std::map<std::pair<std::string, SessionState>, int64_t> Count() const;
 
-  // Live sessions by tenant, where there are any.
-  std::map<std::string, int64_t> LiveByTenant() const;
+  // What a tenant's live sessions are.
+  struct Live {
+    int64_t sessions = 0;
+    int64_t disk_bytes = 0;
+  };
+  // Of tenants that have any.
+  std::map<std::string, Live> LiveByTenant() const;
 
   // Whose session has this id, live or ended. For operators: it looks at all of them.
   std::optional<std::string> TenantOf(absl::string_view id) const;
@@ -166,6 +174,9 @@ class SessionStore {
       ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   absl::StatusOr<SessionUse> TakeRequest(const Key& key, absl::string_view fingerprint)
       ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
+  // RESOURCE_EXHAUSTED where one more session is too much.
+  absl::Status Admit(const SessionRecord& record, const access::Quota& quota) const
+      ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   void AddLive(const std::shared_ptr<SessionRecord>& record) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   void Remove(const std::shared_ptr<SessionRecord>& record, SessionState state)
       ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
@@ -187,7 +198,8 @@ class SessionStore {
   absl::flat_hash_map<Key, std::shared_ptr<SessionRecord>> sessions_ ABSL_GUARDED_BY(mutex_);
   absl::flat_hash_map<Key, Request> requests_ ABSL_GUARDED_BY(mutex_);
   std::map<uint64_t, std::shared_ptr<SessionRecord>> live_ ABSL_GUARDED_BY(mutex_);
-  std::map<std::string, int64_t> live_by_tenant_ ABSL_GUARDED_BY(mutex_);  // above 0
+  std::map<std::string, Live> live_by_tenant_ ABSL_GUARDED_BY(mutex_);  // that have sessions
+  int64_t disk_bytes_ ABSL_GUARDED_BY(mutex_) = 0;                      // of live_
   // What the clock will end: unused live sessions, and reports. The oldest reports make room for
   // new ones.
   std::set<std::pair<absl::Time, SessionRecord*>> leases_ ABSL_GUARDED_BY(mutex_);

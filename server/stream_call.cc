@@ -14,7 +14,8 @@ constexpr int64_t kHeldBytes = 64 << 10;
 }  // namespace
 
 StreamCall::StreamCall(const Environment& environment)
-    : environment_(environment), receiver_(this, environment.budget, environment.share) {}
+    : environment_(environment),
+      receiver_(this, environment.budget, environment.share, environment.uploads) {}
 
 void StreamCall::Start(StreamTransport* transport) {
   MutexLock lock(&mutex_);

@@ -50,7 +50,8 @@ class StreamCall : public std::enable_shared_from_this<StreamCall>, protected Te
     MemoryBudget* budget = nullptr;
     TimerThread* timers = nullptr;
     absl::Duration stall_timeout = absl::Seconds(60);
-    MemoryShare share = {};  // what its tensors are put on
+    MemoryShare share = {};    // what its tensors are put on
+    UploadShare uploads = {};  // what they are counted by
   };
 
   explicit StreamCall(const Environment& environment);

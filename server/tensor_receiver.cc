@@ -44,8 +44,9 @@ absl::Status VerifyChecksum(const ReceivedTensor& tensor) {
                                           ", its commit says ", *tensor.crc32));
 }
 
-TensorReceiver::TensorReceiver(TensorSink* sink, MemoryBudget* budget, MemoryShare share)
-    : sink_(sink), budget_(budget), share_(std::move(share)) {}
+TensorReceiver::TensorReceiver(TensorSink* sink, MemoryBudget* budget, MemoryShare share,
+                               UploadShare uploads)
+    : sink_(sink), budget_(budget), share_(std::move(share)), uploads_(std::move(uploads)) {}
 
 absl::StatusOr<TensorReceiver::Progress> TensorReceiver::Receive(const grpc::ByteBuffer& message) {
   // A message means the same in whatever order its fields come: open, headers, chunks, commits.
@@ -186,6 +187,9 @@ absl::StatusOr<TensorReceiver::Progress> TensorReceiver::ReadChunks() {
     const absl::StatusOr<Incoming*> tensor = CheckChunk(chunk_);
     if (!tensor.ok()) return tensor.status();
     chunk_tensor_ = *tensor;
+    if (chunk_.offset == 0) {
+      if (absl::Status status = CountUpload(); !status.ok()) return status;
+    }
     if (chunk_.offset == 0 && chunk_tensor_->admission.accepted) {
       const absl::StatusOr<Progress> progress = Admit(*chunk_tensor_);
       if (!progress.ok() || *progress == Progress::kNeedsMemory) return progress;
@@ -219,6 +223,11 @@ absl::StatusOr<TensorReceiver::Progress> TensorReceiver::FinishCommits() {
     if (absl::Status status = Deliver(tensor); !status.ok()) return status;
   }
   return Progress::kDone;
+}
+
+absl::Status TensorReceiver::CountUpload() {
+  if (uploads_.meter == nullptr) return absl::OkStatus();
+  return uploads_.meter->Add(!std::exchange(uploading_, true), uploads_.limit);
 }
 
 absl::StatusOr<TensorReceiver::Incoming*> TensorReceiver::CheckChunk(

@@ -18,6 +18,7 @@
 #include "nni/compression/v1/compression.pb.h"
 #include "proto/wire/frames.h"
 #include "server/memory_budget.h"
+#include "server/upload_meter.h"
 
 namespace nni_compression::server {
 
@@ -74,9 +75,10 @@ class TensorReceiver {
     kNeedsMemory,  // Resume once `bytes_needed` are reserved
   };
 
-  // Both outlive the receiver.
-  // What it reserves is put on `share`.
-  TensorReceiver(TensorSink* sink, MemoryBudget* budget, MemoryShare share = {});
+  // Both outlive the receiver. What it reserves is put on `share`, what comes is counted by
+  // `uploads`.
+  TensorReceiver(TensorSink* sink, MemoryBudget* budget, MemoryShare share = {},
+                 UploadShare uploads = {});
 
   absl::StatusOr<Progress> Receive(const grpc::ByteBuffer& message);
   absl::StatusOr<Progress> Resume(Reservation memory);
@@ -108,6 +110,7 @@ class TensorReceiver {
   absl::Status TakeCommit(const nni::compression::v1::Commit& commit);
   absl::StatusOr<Progress> ReadChunks();
   absl::StatusOr<Progress> FinishCommits();
+  absl::Status CountUpload();
   absl::StatusOr<Incoming*> CheckChunk(const wire::ChunkPrefix& chunk);
   absl::StatusOr<Progress> Admit(Incoming& tensor);
   absl::Status Allocate(Incoming& tensor, Reservation memory);
@@ -117,11 +120,13 @@ class TensorReceiver {
   TensorSink* const sink_;
   MemoryBudget* const budget_;
   const MemoryShare share_;
+  const UploadShare uploads_;
   bool opened_ = false;
   std::vector<bool> used_;  // indices of this call
   absl::flat_hash_map<uint32_t, std::unique_ptr<Incoming>> tensors_;
   int64_t header_bytes_ = 0;  // of tensors_
   int incomplete_ = 0;        // tensors that hold memory
+  bool uploading_ = false;    // a tensor was counted
   int64_t bytes_needed_ = 0;
 
   // The message that is being read, and the chunk in it that was begun.

@@ -140,6 +140,7 @@ std::string SessionText(const v1::GetSessionResponse& response) {
       {"step", absl::StrCat(session.step())},
       {"sparsity", Share(session.has_achieved_sparsity(), session.achieved_sparsity())},
       {"memory", FormatBytes(static_cast<int64_t>(session.state_bytes()))},
+      {"disk", FormatBytes(static_cast<int64_t>(session.disk_bytes()))},
       {"received", FormatBytes(static_cast<int64_t>(session.received_bytes()))},
       {"sent", FormatBytes(static_cast<int64_t>(session.sent_bytes()))},
       {"computed", FormatSeconds(compute)},

@@ -12,10 +12,6 @@ namespace {
 
 constexpr size_t kIdDigits = 12;
 
-void AddLimit(const char* name, const std::optional<int64_t>& limit, nlohmann::json* out) {
-  if (limit) (*out)[name] = *limit;
-}
-
 }  // namespace
 
 std::vector<TenantRow> TenantRows(const access::Tenants& tenants,
@@ -42,7 +38,7 @@ std::string ToText(const std::vector<TenantRow>& rows) {
   if (rows.empty()) return "there are no tenants\n";
   const bool used = rows[0].use.has_value();
   std::vector<std::string> headings = {"TENANT", "ROLE", "TOKENS", "LIMITS"};
-  if (used) headings.insert(headings.end(), {"SESSIONS", "MEMORY", "CALLS"});
+  if (used) headings.insert(headings.end(), {"SESSIONS", "MEMORY", "DISK", "CALLS", "UPLOADS/S"});
   Table table(headings);
   for (const TenantRow& row : rows) {
     const std::string limits = access::ToText(row.tenant.quota);
@@ -53,7 +49,9 @@ std::string ToText(const std::vector<TenantRow>& rows) {
     if (used) {
       cells.push_back(absl::StrCat(row.use->sessions()));
       cells.push_back(FormatBytes(static_cast<int64_t>(row.use->memory_bytes())));
+      cells.push_back(FormatBytes(static_cast<int64_t>(row.use->disk_bytes())));
       cells.push_back(absl::StrCat(row.use->calls()));
+      cells.push_back(absl::StrCat(row.use->uploads()));
     }
     table.Add(std::move(cells));
   }
@@ -64,9 +62,10 @@ nlohmann::json ToJson(const std::vector<TenantRow>& rows) {
   nlohmann::json tenants = nlohmann::json::array();
   for (const TenantRow& row : rows) {
     nlohmann::json limits = nlohmann::json::object();
-    AddLimit("sessions", row.tenant.quota.sessions, &limits);
-    AddLimit("memory", row.tenant.quota.memory, &limits);
-    AddLimit("calls", row.tenant.quota.calls, &limits);
+    for (const access::Limit& limit : access::kLimits) {
+      const std::optional<int64_t>& value = row.tenant.quota.*limit.value;
+      if (value) limits[std::string(limit.name)] = *value;
+    }
     nlohmann::json one = {{"tenant", row.name},
                           {"admin", row.tenant.admin},
                           {"token_ids", row.token_ids},
@@ -74,7 +73,9 @@ nlohmann::json ToJson(const std::vector<TenantRow>& rows) {
     if (row.use) {
       one["use"] = {{"sessions", row.use->sessions()},
                     {"memory_bytes", row.use->memory_bytes()},
-                    {"calls", row.use->calls()}};
+                    {"disk_bytes", row.use->disk_bytes()},
+                    {"calls", row.use->calls()},
+                    {"uploads", row.use->uploads()}};
     }
     tenants.push_back(std::move(one));
   }

@@ -38,8 +38,9 @@ usage: compressionctl [--server=HOST:PORT] [--json] COMMAND
   tenant revoke NAME --tokens=FILE [--token_id=ID]
                              takes all tokens away, or one
   tenant quota NAME LIMIT... --tokens=FILE
-                             sets limits: sessions=N, memory=BYTES, calls=N; `none`
-                             instead of a number takes one away
+                             sets limits: sessions=N, memory=BYTES, disk=BYTES,
+                             calls=N, uploads=N (tensors a second); `none` instead
+                             of a number takes one away
 
 prune and quantize read a config_list such as
   [{"sparsity": 0.8, "op_types": ["default"]},

@@ -19,16 +19,16 @@ std::string Line(const std::string& token, const std::string& tenant) {
 }
 
 TEST(TenantsTest, ATextHasTokensAndWhatTenantsMay) {
-  const Tenants tenants =
-      *Tenants::Parse("# a remark\n\n" + Line("t", "a") + "tenant ops admin\r\n" +
-                      "\ttenant a sessions=3 memory=2G calls=7\n" + Line("u", "ops"));
+  const Tenants tenants = *Tenants::Parse(
+      "# a remark\n\n" + Line("t", "a") + "tenant ops admin\r\n" +
+      "\ttenant a uploads=5 sessions=3 memory=2G disk=1G calls=7\n" + Line("u", "ops"));
   ASSERT_EQ(tenants.tokens.size(), 2u);
   EXPECT_EQ(tenants.tokens[0].tenant, "a");
   EXPECT_EQ(tenants.tokens[0].digest, DigestOf("t"));
   EXPECT_TRUE(tenants.named.at("ops").admin);
   const Tenant& a = tenants.named.at("a");
   EXPECT_FALSE(a.admin);
-  EXPECT_EQ(ToText(a.quota), "sessions=3 memory=2147483648 calls=7");
+  EXPECT_EQ(ToText(a.quota), "sessions=3 memory=2147483648 disk=1073741824 calls=7 uploads=5");
 }
 
 TEST(TenantsTest, ATextThatIsNoneIsRefusedByLine) {
@@ -39,6 +39,7 @@ TEST(TenantsTest, ATextThatIsNoneIsRefusedByLine) {
         std::string("tenant"), std::string("tenant a b"), std::string("tenant a calls=x"),
         std::string("tenant a calls=-1"), std::string("tenant a calls"),
         std::string("tenant a rows=1"), std::string("tenant a memory=2X"),
+        std::string("tenant a disk=much"), std::string("tenant a uploads=1K"),
         std::string("tenant a\ntenant a")}) {
     const absl::Status status = Tenants::Parse("# first\n" + bad + "\n").status();
     EXPECT_EQ(status.code(), absl::StatusCode::kInvalidArgument) << bad;

@@ -5,11 +5,13 @@
 #include <gtest/gtest.h>
 
 #include <atomic>
+#include <map>
 #include <memory>
 #include <string>
 #include <thread>
 #include <vector>
 
+#include "absl/strings/str_cat.h"
 #include "server/storage/memory_storage.h"
 #include "tests/testing/test_server.h"
 
@@ -80,6 +82,18 @@ class DurableSessionsTest : public ::testing::Test {
     return response;
   }
 
+  // Bytes of a live session's records.
+  int64_t Stored(const std::string& id) {
+    const auto session = storage_->Load({"default", id});
+    EXPECT_TRUE(session.ok()) << session.status();
+    size_t bytes = session->binding.size() + session->global.size();
+    for (const auto& [layer, record] : session->layers) bytes += record.size();
+    for (const auto& row : *storage_->List()) {
+      if (row.key.second == id) bytes += row.entry.size() + row.fingerprint.size();
+    }
+    return static_cast<int64_t>(bytes);
+  }
+
   const std::shared_ptr<FaultyStorage> storage_ = std::make_shared<FaultyStorage>();
   std::unique_ptr<TestServer> server_;
 };
@@ -101,6 +115,38 @@ TEST_F(DurableSessionsTest, ASessionGoesOnAfterARestartAsIfThereHadBeenNone) {
   EXPECT_EQ(session.labels().at("run"), "7");
   EXPECT_EQ(session.layers(0).stale(), false);
   EXPECT_EQ(session.layers(1).stale(), true) << "it was never answered";
+}
+
+TEST_F(DurableSessionsTest, WhatASessionCountsForCoversWhatIsStoredOfIt) {
+  std::map<std::string, std::vector<int64_t>> layers;
+  for (int i = 0; i < 100; ++i) layers[absl::StrCat("a.layer.with.some.name.", i)] = {100 + i};
+  for (const std::string& algorithm :
+       {std::string("level"), std::string("dorefa"), std::string("naive"), std::string("qat")}) {
+    const bool prunes = algorithm == "level";
+    std::map<std::string, double> options;
+    if (prunes) options["sparsity"] = 0.5;
+    const std::string id = Bind(stub(), BindRequest(algorithm, options, layers));
+    const int64_t before = Stored(id);
+    MaskMessage masks;
+    QuantizeMessage weights;
+    masks.Open(id);
+    weights.Open(id);
+    uint32_t index = 0;
+    for (const auto& [name, shape] : layers) {
+      const std::string weight = Bytes(std::vector<float>(static_cast<size_t>(shape[0]), 1.5f));
+      masks.Tensor(Header(index, name, shape), weight);
+      weights.Tensor(Header(index++, name, shape), weight);
+    }
+    v1::CalcMaskResponse mask;
+    v1::QuantizeWeightResponse quantized;
+    const grpc::Status status = prunes ? CalcMask(stub(), masks, &mask)
+                                       : RunCall<QuantizeStream>(stub(), weights, &quantized);
+    ASSERT_TRUE(status.ok()) << status.error_message();
+    EXPECT_GT(Stored(id), before) << algorithm;
+    EXPECT_LE(Stored(id), static_cast<int64_t>(Get(id).session().disk_bytes())) << algorithm;
+    EXPECT_TRUE(CloseSession(stub(), id).ok());
+    EXPECT_EQ(Get(id).session().disk_bytes(), 0u);
+  }
 }
 
 TEST_F(DurableSessionsTest, ListingReadsNoState) {

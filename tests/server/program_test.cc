@@ -180,6 +180,8 @@ TEST_F(ProgramTest, HelpDocumentsEveryFlagAndNoPathOfTheBuild) {
                            "compute_threads",
                            "max_calls",
                            "max_sessions",
+                           "disk_budget",
+                           "cache_budget",
                            "default_lease",
                            "max_lease",
                            "report_retention",
@@ -216,6 +218,8 @@ TEST_F(ProgramTest, RefusesWhatItCannotDo) {
   EXPECT_THAT(Refusal({"--listen=127.0.0.1:0", "--log_format=xml"}), HasSubstr("xml"));
   EXPECT_THAT(Refusal({"--listen=127.0.0.1:0", "--memory_budget=lots"}),
               HasSubstr("'lots' is no number of bytes"));
+  EXPECT_THAT(Refusal({"--listen=127.0.0.1:0", "--disk_budget=1.5G"}),
+              HasSubstr("disk_budget: '1.5G' is no number of bytes"));
   EXPECT_THAT(Refusal({"--listen=127.0.0.1:0", "--log_level=loud"}), HasSubstr("loud"));
   EXPECT_THAT(Refusal({"--listen=127.0.0.1:0", "--drain_seconds=-1"}), HasSubstr("drain_seconds"));
   EXPECT_THAT(Refusal({"--listen=127.0.0.1:0", "--shm_uids=root"}), HasSubstr("'root'"));

@@ -28,18 +28,22 @@ class SessionStoreTest : public ::testing::Test {
     options_.max_lease = absl::Seconds(100);
     options_.report_retention = absl::Seconds(50);
     options_.max_reports = 2;
+    MakeStore();
+  }
+  ~SessionStoreTest() override { timers_.Stop(); }
+
+  void MakeStore() {
     store_ = std::make_unique<SessionStore>(options_, &timers_,
                                             [this](std::shared_ptr<SessionRecord> record) {
                                               MutexLock lock(&mutex_);
                                               retired_.push_back(record->id());
                                             });
   }
-  ~SessionStoreTest() override { timers_.Stop(); }
 
   std::shared_ptr<SessionRecord> Record(const std::string& tenant = "t",
                                         std::map<std::string, std::string> labels = {}) {
     return std::make_shared<SessionRecord>(tenant, std::move(labels), Strand::Create(&executor_),
-                                           nullptr, Reservation(), 100);
+                                           nullptr, Reservation(), 100, disk_bytes_);
   }
 
   SessionUse Bind(const std::string& tenant = "t", std::map<std::string, std::string> labels = {}) {
@@ -71,6 +75,14 @@ class SessionStoreTest : public ::testing::Test {
     return retired_;
   }
 
+  // How many live sessions each tenant has.
+  std::map<std::string, int64_t> LiveByTenant() {
+    std::map<std::string, int64_t> sessions;
+    for (const auto& [tenant, live] : store_->LiveByTenant()) sessions[tenant] = live.sessions;
+    return sessions;
+  }
+
+  int64_t disk_bytes_ = 0;  // of new records
   FakeClock clock_;
   Executor executor_{1};
   TimerThread timers_{&clock_};
@@ -203,7 +215,9 @@ TEST_F(SessionStoreTest, TooManySessionsAreRefusedWithATimeToWait) {
 }
 
 TEST_F(SessionStoreTest, ATenantsQuotaCountsItsOwnLiveSessions) {
-  const auto insert = [&](const std::string& tenant, int64_t quota) {
+  const auto insert = [&](const std::string& tenant, int64_t sessions) {
+    access::Quota quota;
+    quota.sessions = sessions;
     return store_->Insert(Record(tenant), "", "", std::nullopt, quota).status();
   };
   const std::string first = BindAndLeave("a");
@@ -211,10 +225,50 @@ TEST_F(SessionStoreTest, ATenantsQuotaCountsItsOwnLiveSessions) {
   EXPECT_EQ(insert("a", 1).code(), absl::StatusCode::kResourceExhausted);
   EXPECT_EQ(RetryAfter(insert("a", 1)), absl::Seconds(10));
   EXPECT_FALSE(RetryAfter(insert("c", 0))) << "no waiting helps";
-  EXPECT_EQ(store_->LiveByTenant(), (std::map<std::string, int64_t>{{"a", 1}, {"b", 1}}));
+  EXPECT_EQ(LiveByTenant(), (std::map<std::string, int64_t>{{"a", 1}, {"b", 1}}));
   ASSERT_TRUE(store_->Close("a", first).ok());
-  EXPECT_EQ(store_->LiveByTenant(), (std::map<std::string, int64_t>{{"b", 1}}));
+  EXPECT_EQ(LiveByTenant(), (std::map<std::string, int64_t>{{"b", 1}}));
   EXPECT_TRUE(insert("a", 1).ok());
+}
+
+TEST_F(SessionStoreTest, ATenantsQuotaOfDiskCountsWhatItsLiveSessionsTake) {
+  disk_bytes_ = 60;
+  const auto insert = [&](const std::string& tenant, int64_t disk) {
+    access::Quota quota;
+    quota.disk = disk;
+    return store_->Insert(Record(tenant), "", "", std::nullopt, quota).status();
+  };
+  EXPECT_TRUE(insert("a", 119).ok());
+  EXPECT_TRUE(insert("b", 60).ok());
+  EXPECT_EQ(store_->LiveByTenant().at("a").disk_bytes, 60);
+  const absl::Status refused = insert("a", 119);
+  EXPECT_EQ(refused.code(), absl::StatusCode::kResourceExhausted);
+  EXPECT_EQ(refused.message(),
+            "the tenant's quota of disk is 119, of which 60 are in use; the call needs 60 more");
+  EXPECT_EQ(RetryAfter(refused), absl::Seconds(10)) << "when the next lease ends";
+  EXPECT_FALSE(RetryAfter(insert("c", 59))) << "no waiting helps";
+  EXPECT_TRUE(insert("a", 120).ok());
+  Advance(absl::Seconds(10));
+  EXPECT_TRUE(store_->LiveByTenant().empty());
+  EXPECT_TRUE(insert("a", 60).ok());
+}
+
+TEST_F(SessionStoreTest, TheDiskBudgetCountsTheLiveSessionsOfAll) {
+  options_.disk_budget = 100;
+  MakeStore();
+  disk_bytes_ = 40;
+  const std::string first = BindAndLeave("a");
+  BindAndLeave("b");
+  const auto third = store_->Insert(Record("c"), "", "", std::nullopt);
+  EXPECT_EQ(third.status().message(),
+            "the server's disk_budget is 100, of which 80 are in use; the session needs 40 more");
+  EXPECT_EQ(RetryAfter(third.status()), absl::Seconds(10));
+  ASSERT_TRUE(store_->Close("a", first).ok());
+  EXPECT_TRUE(store_->Insert(Record("c"), "", "", std::nullopt).ok());
+  disk_bytes_ = 101;
+  const auto never = store_->Insert(Record("c"), "", "", std::nullopt);
+  EXPECT_EQ(never.status().code(), absl::StatusCode::kResourceExhausted);
+  EXPECT_FALSE(RetryAfter(never.status())) << "no waiting helps";
 }
 
 TEST_F(SessionStoreTest, WhoseASessionIsAndThoseOfAllCanBeAsked) {

@@ -13,6 +13,7 @@
 #include <vector>
 
 #include "server/status.h"
+#include "tests/testing/fake_clock.h"
 #include "tests/testing/wire_messages.h"
 
 namespace nni_compression::server {
@@ -20,6 +21,7 @@ namespace {
 
 namespace v1 = ::nni::compression::v1;
 
+using ::nni_compression::testing::FakeClock;
 using ::nni_compression::testing::Header;
 using ::nni_compression::testing::MaskMessage;
 using ::testing::HasSubstr;
@@ -292,6 +294,31 @@ TEST_F(TensorReceiverTest, ResetGivesAllMemoryBack) {
   EXPECT_EQ(budget_->reserved(), 16);
   receiver_.Reset();
   EXPECT_EQ(budget_->reserved(), 0);
+}
+
+TEST_F(TensorReceiverTest, ATensorIsCountedAsAnUploadWhenItBegins) {
+  const FakeClock clock;
+  const auto meter = std::make_shared<UploadMeter>(&clock);
+  const auto receive = [&](TensorReceiver& receiver, const MaskMessage& message) {
+    return receiver.Receive(message.bytes()).status();
+  };
+  TensorReceiver first(&sink_, budget_.get(), {}, {meter, 2});
+  EXPECT_TRUE(
+      receive(first, MaskMessage().Open("s").Add(Header(0, "present", {4})).Commit(0, 16)).ok())
+      << "one that does not come is no upload";
+  for (uint32_t i = 1; i < 4; ++i) {
+    EXPECT_TRUE(
+        receive(first, MaskMessage().Add(Header(i, "a", {4})).Chunk(i, 0, kSixteen.substr(0, 8)))
+            .ok());
+  }
+  for (uint32_t i = 1; i < 4; ++i) {
+    EXPECT_TRUE(receive(first, MaskMessage().Chunk(i, 8, kSixteen.substr(8)).Commit(i, 16)).ok());
+  }
+  TensorReceiver second(&sink_, budget_.get(), {}, {meter, 2});
+  EXPECT_TRUE(receive(second, MaskMessage().Open("s").Add(Header(0, "a", {4}))).ok());
+  const absl::Status refused = receive(second, MaskMessage().Chunk(0, 0, kSixteen));
+  EXPECT_EQ(refused.code(), absl::StatusCode::kResourceExhausted);
+  EXPECT_EQ(RetryAfter(refused), absl::Seconds(1)) << "three have come, and two are allowed";
 }
 
 TEST_F(TensorReceiverTest, AMillionEmptyChunksAreRefusedAtTheFirst) {

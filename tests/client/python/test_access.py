@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import socket
 import time
 from collections.abc import Iterator
@@ -245,6 +246,44 @@ def test_a_quota_of_memory_counts_tensors_under_way_and_states(tmp_path: Path) -
                 break
             except nc.ResourceExhaustedError:
                 assert time.monotonic() < deadline
+
+
+def test_quotas_of_disk_and_uploads_are_set_while_the_server_runs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / "tenants"
+    token = limited(file, "disk=1")
+    monkeypatch.setenv("NNI_COMPRESSION_TOKEN", add_tenant(file, "ops", "--admin"))
+
+    def limit(*limits: str) -> None:
+        compressionctl(f"--tokens={file}", "tenant", "quota", "us", *limits)
+
+    with (
+        ServerProcess(f"--token_file={file}", f"--data_dir={tmp_path}/data") as server,
+        nc.Client(server.address, token=token) as client,
+    ):
+        with pytest.raises(nc.ResourceExhaustedError, match="quota of disk is 1, of which 0 are"):
+            client.bind_model("level", CONFIG, [LAYER])
+        limit("disk=1M")
+        deadline = time.monotonic() + 60
+        while True:  # the server looks at its file once a second
+            try:
+                session = client.bind_model("level", CONFIG, [LAYER])
+                break
+            except nc.ResourceExhaustedError:
+                assert time.monotonic() < deadline
+        assert WEIGHT.size / 8 < client.session_info(session.id).disk_bytes < 1 << 20
+        session.calc_mask({"fc": WEIGHT})
+        limit("uploads=0")
+        with pytest.raises(nc.ResourceExhaustedError, match="quota of uploads is 0"):
+            while time.monotonic() < deadline:
+                session.calc_mask({"fc": WEIGHT})
+        text = compressionctl(
+            "--json", f"--tokens={file}", f"--server={server.address}", "tenant", "list"
+        )
+        (us,) = (row for row in json.loads(text)["tenants"] if row["tenant"] == "us")
+        assert us["limits"] == {"disk": 1 << 20, "uploads": 0}
+        assert us["use"]["disk_bytes"] == client.session_info(session.id).disk_bytes
 
 
 def test_a_quota_of_calls_says_when_to_come_again(tmp_path: Path) -> None:

@@ -58,6 +58,7 @@ class SessionInfo:
         lease: seconds left; None for an ended session.
         achieved_sparsity: over all compressed layers, by weights; pruners only.
         state_bytes: memory that the session holds between calls.
+        disk_bytes: what the server counts for a live session in its storage; 0 without one.
         received_bytes, sent_bytes: tensor payload, seen from the server.
         compute_time: seconds that its calls computed.
         layers: in the order bound; empty in a listing.
@@ -83,6 +84,7 @@ class SessionInfo:
     compute_time: float
     layers: tuple[LayerReport, ...] = ()
     tenant: str = ""
+    disk_bytes: int = 0
 
     @classmethod
     def from_wire(cls, message: pb.Session) -> SessionInfo:
@@ -107,6 +109,7 @@ class SessionInfo:
             compute_time=seconds(message.compute_time),
             layers=tuple(map(_layer_report, message.layers)),
             tenant=message.tenant,
+            disk_bytes=message.disk_bytes,
         )
 
 

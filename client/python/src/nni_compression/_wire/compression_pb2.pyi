@@ -537,7 +537,7 @@ class QuantizeWeightResponse(_message.Message):
     def __init__(self, results: _Optional[_Iterable[_Union[QuantizeResult, _Mapping]]] = ..., headers: _Optional[_Iterable[_Union[TensorHeader, _Mapping]]] = ..., chunks: _Optional[_Iterable[_Union[Chunk, _Mapping]]] = ..., commits: _Optional[_Iterable[_Union[Commit, _Mapping]]] = ..., answers: _Optional[_Iterable[_Union[TensorAnswer, _Mapping]]] = ...) -> None: ...
 
 class Session(_message.Message):
-    __slots__ = ["achieved_sparsity", "algorithm", "compressed_layer_count", "compute_time", "create_time", "epoch", "framework", "id", "labels", "last_call_time", "layer_count", "layers", "lease", "received_bytes", "sent_bytes", "state", "state_bytes", "step", "tenant"]
+    __slots__ = ["achieved_sparsity", "algorithm", "compressed_layer_count", "compute_time", "create_time", "disk_bytes", "epoch", "framework", "id", "labels", "last_call_time", "layer_count", "layers", "lease", "received_bytes", "sent_bytes", "state", "state_bytes", "step", "tenant"]
     class LabelsEntry(_message.Message):
         __slots__ = ["key", "value"]
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -550,6 +550,7 @@ class Session(_message.Message):
     COMPRESSED_LAYER_COUNT_FIELD_NUMBER: _ClassVar[int]
     COMPUTE_TIME_FIELD_NUMBER: _ClassVar[int]
     CREATE_TIME_FIELD_NUMBER: _ClassVar[int]
+    DISK_BYTES_FIELD_NUMBER: _ClassVar[int]
     EPOCH_FIELD_NUMBER: _ClassVar[int]
     FRAMEWORK_FIELD_NUMBER: _ClassVar[int]
     ID_FIELD_NUMBER: _ClassVar[int]
@@ -569,6 +570,7 @@ class Session(_message.Message):
     compressed_layer_count: int
     compute_time: _duration_pb2.Duration
     create_time: _timestamp_pb2.Timestamp
+    disk_bytes: int
     epoch: int
     framework: str
     id: str
@@ -583,7 +585,7 @@ class Session(_message.Message):
     state_bytes: int
     step: int
     tenant: str
-    def __init__(self, id: _Optional[str] = ..., algorithm: _Optional[str] = ..., framework: _Optional[str] = ..., labels: _Optional[_Mapping[str, str]] = ..., state: _Optional[_Union[SessionState, str]] = ..., create_time: _Optional[_Union[_timestamp_pb2.Timestamp, _Mapping]] = ..., last_call_time: _Optional[_Union[_timestamp_pb2.Timestamp, _Mapping]] = ..., lease: _Optional[_Union[_duration_pb2.Duration, _Mapping]] = ..., epoch: _Optional[int] = ..., step: _Optional[int] = ..., layer_count: _Optional[int] = ..., compressed_layer_count: _Optional[int] = ..., achieved_sparsity: _Optional[float] = ..., state_bytes: _Optional[int] = ..., received_bytes: _Optional[int] = ..., sent_bytes: _Optional[int] = ..., compute_time: _Optional[_Union[_duration_pb2.Duration, _Mapping]] = ..., layers: _Optional[_Iterable[_Union[LayerReport, _Mapping]]] = ..., tenant: _Optional[str] = ...) -> None: ...
+    def __init__(self, id: _Optional[str] = ..., algorithm: _Optional[str] = ..., framework: _Optional[str] = ..., labels: _Optional[_Mapping[str, str]] = ..., state: _Optional[_Union[SessionState, str]] = ..., create_time: _Optional[_Union[_timestamp_pb2.Timestamp, _Mapping]] = ..., last_call_time: _Optional[_Union[_timestamp_pb2.Timestamp, _Mapping]] = ..., lease: _Optional[_Union[_duration_pb2.Duration, _Mapping]] = ..., epoch: _Optional[int] = ..., step: _Optional[int] = ..., layer_count: _Optional[int] = ..., compressed_layer_count: _Optional[int] = ..., achieved_sparsity: _Optional[float] = ..., state_bytes: _Optional[int] = ..., received_bytes: _Optional[int] = ..., sent_bytes: _Optional[int] = ..., compute_time: _Optional[_Union[_duration_pb2.Duration, _Mapping]] = ..., layers: _Optional[_Iterable[_Union[LayerReport, _Mapping]]] = ..., tenant: _Optional[str] = ..., disk_bytes: _Optional[int] = ...) -> None: ...
 
 class SharedPlace(_message.Message):
     __slots__ = ["capacity", "offset", "region"]
@@ -675,16 +677,20 @@ class StepResponse(_message.Message):
     def __init__(self, step: _Optional[int] = ..., stale_layers: _Optional[_Iterable[str]] = ..., parameters: _Optional[_Iterable[_Union[LayerParameters, _Mapping]]] = ...) -> None: ...
 
 class TenantUse(_message.Message):
-    __slots__ = ["calls", "memory_bytes", "sessions", "tenant"]
+    __slots__ = ["calls", "disk_bytes", "memory_bytes", "sessions", "tenant", "uploads"]
     CALLS_FIELD_NUMBER: _ClassVar[int]
+    DISK_BYTES_FIELD_NUMBER: _ClassVar[int]
     MEMORY_BYTES_FIELD_NUMBER: _ClassVar[int]
     SESSIONS_FIELD_NUMBER: _ClassVar[int]
     TENANT_FIELD_NUMBER: _ClassVar[int]
+    UPLOADS_FIELD_NUMBER: _ClassVar[int]
     calls: int
+    disk_bytes: int
     memory_bytes: int
     sessions: int
     tenant: str
-    def __init__(self, tenant: _Optional[str] = ..., sessions: _Optional[int] = ..., memory_bytes: _Optional[int] = ..., calls: _Optional[int] = ...) -> None: ...
+    uploads: int
+    def __init__(self, tenant: _Optional[str] = ..., sessions: _Optional[int] = ..., memory_bytes: _Optional[int] = ..., calls: _Optional[int] = ..., disk_bytes: _Optional[int] = ..., uploads: _Optional[int] = ...) -> None: ...
 
 class TensorAnswer(_message.Message):
     __slots__ = ["answer", "index"]

@@ -1,0 +1,184 @@
+// Limits, of tenants and of the server: what is above one, what that says, and when it is over.
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include <memory>
+#include <string>
+#include <utility>
+
+#include "absl/strings/str_cat.h"
+#include "google/rpc/error_details.pb.h"
+#include "google/rpc/status.pb.h"
+#include "proto/wire/frames.h"
+#include "server/storage/memory_storage.h"
+#include "tests/testing/test_server.h"
+
+namespace nni_compression::testing {
+namespace {
+
+using ::testing::HasSubstr;
+
+// Everybody is an operator with this quota.
+class EqualTenants : public server::Authenticator {
+ public:
+  explicit EqualTenants(const access::Quota& quota) : quota_(quota) {}
+
+  absl::StatusOr<server::Caller> Authenticate(const grpc::ServerContextBase&,
+                                              absl::string_view) override {
+    return server::Caller{"us", true, quota_};
+  }
+
+ private:
+  const access::Quota quota_;
+};
+
+server::ServerOptions WithQuota(const access::Quota& quota) {
+  server::ServerOptions options;
+  options.authenticator = std::make_shared<EqualTenants>(quota);
+  return options;
+}
+
+const std::string kSixteen = Bytes({1, 2, 3, 4});
+
+// A call that uploads so many tensors of the layer a.
+grpc::Status Upload(TestServer& server, const std::string& id, uint32_t tensors,
+                    grpc::ClientContext* context) {
+  MaskMessage message;
+  message.Open(id);
+  for (uint32_t i = 0; i < tensors; ++i) message.Tensor(Header(i, "a", {4}), kSixteen);
+  const auto stream = server.stub().CalcMask(context);
+  stream->Write(message.proto());
+  stream->WritesDone();
+  v1::CalcMaskResponse response;
+  while (stream->Read(&response)) {
+  }
+  return stream->Finish();
+}
+
+v1::TenantUse Use(TestServer& server) {
+  grpc::ClientContext context;
+  v1::ListTenantsResponse response;
+  EXPECT_TRUE(server.stub().ListTenants(&context, {}, &response).ok());
+  EXPECT_EQ(response.tenants_size(), 1);
+  return response.tenants(0);
+}
+
+absl::Duration RetryDelay(const grpc::Status& status) {
+  google::rpc::Status details;
+  google::rpc::RetryInfo retry;
+  if (!details.ParseFromString(status.error_details()) || details.details_size() != 1 ||
+      !details.details(0).UnpackTo(&retry)) {
+    return absl::ZeroDuration();
+  }
+  return absl::Seconds(retry.retry_delay().seconds()) +
+         absl::Nanoseconds(retry.retry_delay().nanos());
+}
+
+TEST(LimitsTest, AQuotaOfUploadsLetsSoManyPassASecond) {
+  access::Quota quota;
+  quota.uploads = 2;
+  TestServer server(WithQuota(quota));
+  const std::string id =
+      Bind(server.stub(), BindRequest("level", {{"sparsity", 0.5}}, {{"a", {4}}}));
+  grpc::ClientContext first, second, third;
+  EXPECT_TRUE(Upload(server, id, 5, &first).ok()) << "the tensors of a call belong together";
+  const grpc::Status refused = Upload(server, id, 1, &second);
+  EXPECT_EQ(refused.error_code(), grpc::StatusCode::RESOURCE_EXHAUSTED);
+  EXPECT_THAT(refused.error_message(), HasSubstr("quota of uploads is 2 tensors a second"));
+  EXPECT_EQ(RetryDelay(refused), absl::Seconds(2));
+  EXPECT_TRUE(second.GetServerTrailingMetadata().find("grpc-retry-pushback-ms")->second == "2000");
+  server.Advance(absl::Seconds(1));
+  EXPECT_EQ(Use(server).uploads(), 5u);
+  server.Advance(absl::Seconds(1));
+  EXPECT_TRUE(Upload(server, id, 1, &third).ok());
+}
+
+TEST(LimitsTest, AQuotaOfDiskCountsWhatSessionsMayComeToTake) {
+  const v1::BindModelRequest request =
+      BindRequest("level", {{"sparsity", 0.5}}, {{"a", {8 << 20}}});  // a mask of 1 MiB
+  access::Quota quota;
+  quota.disk = 3 << 20;
+  server::ServerOptions options = WithQuota(quota);
+  options.storage = std::make_shared<server::MemoryStorage>();
+  auto server = std::make_unique<TestServer>(options);
+  const auto bind = [&] {
+    grpc::ClientContext context;
+    v1::BindModelResponse response;
+    return server->stub().BindModel(&context, request, &response);
+  };
+  const std::string id = Bind(server->stub(), request);
+  EXPECT_TRUE(bind().ok());
+  const uint64_t used = Use(*server).disk_bytes();
+  EXPECT_GT(used, 2u << 20);
+  EXPECT_LT(used, 3u << 20);
+  server = nullptr;
+  server = std::make_unique<TestServer>(options);
+  EXPECT_EQ(Use(*server).disk_bytes(), used) << "after a restart, too";
+  const grpc::Status refused = bind();
+  EXPECT_EQ(refused.error_code(), grpc::StatusCode::RESOURCE_EXHAUSTED);
+  EXPECT_THAT(refused.error_message(),
+              HasSubstr(absl::StrCat("quota of disk is 3145728, of which ", used, " are in use")));
+  EXPECT_GT(RetryDelay(refused), absl::ZeroDuration());
+  EXPECT_TRUE(CloseSession(server->stub(), id).ok());
+  EXPECT_EQ(Use(*server).disk_bytes(), used / 2);
+  EXPECT_TRUE(bind().ok());
+}
+
+TEST(LimitsTest, SessionsThatLiveInMemoryTakeNoDisk) {
+  access::Quota quota;
+  quota.disk = 0;
+  TestServer server(WithQuota(quota));
+  Bind(server.stub(), BindRequest("level", {{"sparsity", 0.5}}, {{"a", {4}}}));
+  EXPECT_EQ(Use(server).disk_bytes(), 0u);
+}
+
+TEST(LimitsTest, TheDiskBudgetOfTheServerHoldsForAllTenants) {
+  server::ServerOptions options;
+  options.storage = std::make_shared<server::MemoryStorage>();
+  options.sessions.disk_budget = 1 << 20;
+  options.authenticator = TenantFromMetadata();
+  TestServer server(options);
+  const auto bind = [&](const std::string& tenant, int64_t elements) {
+    grpc::ClientContext context;
+    context.AddMetadata("tenant", tenant);
+    v1::BindModelResponse response;
+    return server.stub().BindModel(
+        &context, BindRequest("level", {{"sparsity", 0.5}}, {{"a", {elements}}}), &response);
+  };
+  EXPECT_TRUE(bind("a", 4 << 20).ok());
+  const grpc::Status refused = bind("b", 4 << 20);
+  EXPECT_EQ(refused.error_code(), grpc::StatusCode::RESOURCE_EXHAUSTED);
+  EXPECT_THAT(refused.error_message(), HasSubstr("disk_budget is 1048576"));
+  EXPECT_GT(RetryDelay(refused), absl::ZeroDuration());
+  EXPECT_EQ(RetryDelay(bind("b", 16 << 20)), absl::ZeroDuration()) << "no waiting helps";
+  EXPECT_TRUE(bind("b", 1 << 20).ok());
+}
+
+TEST(LimitsTest, MoreHeadersThan8KibAreRefused) {
+  TestServer server;
+  for (const auto& [bytes, code] : {std::pair(7 << 10, grpc::StatusCode::OK),
+                                    {9 << 10, grpc::StatusCode::RESOURCE_EXHAUSTED}}) {
+    grpc::ClientContext context;
+    context.AddMetadata("x", std::string(static_cast<size_t>(bytes), 'x'));
+    v1::ListAlgorithmsResponse response;
+    EXPECT_EQ(server.stub().ListAlgorithms(&context, {}, &response).error_code(), code) << bytes;
+  }
+}
+
+TEST(LimitsTest, AMessageHas4MibAtMost) {
+  TestServer server;
+  constexpr size_t kTagAndLength = 5;
+  const auto code = [&](size_t bytes) {
+    grpc::ClientContext context;
+    v1::GetSessionRequest request;
+    v1::GetSessionResponse response;
+    request.set_session_id(std::string(bytes - kTagAndLength, 'x'));
+    EXPECT_EQ(request.ByteSizeLong(), bytes);
+    return server.stub().GetSession(&context, request, &response).error_code();
+  };
+  EXPECT_EQ(code(wire::kMaxMessageBytes), grpc::StatusCode::NOT_FOUND);
+  EXPECT_EQ(code(wire::kMaxMessageBytes + 1), grpc::StatusCode::RESOURCE_EXHAUSTED);
+}
+
+}  // namespace
+}  // namespace nni_compression::testing
