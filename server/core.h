@@ -36,6 +36,7 @@ struct Core {
   RegionTable* regions = nullptr;
   WeightCache* weights = nullptr;
   absl::Duration stall_timeout = absl::Seconds(60);
+  int64_t min_upload_rate = 0;  // bytes a second
   std::string version;
 
   // Where a session of the algorithm runs.
@@ -45,7 +46,8 @@ struct Core {
   }
 
   StreamCall::Environment environment(const CallContext& context) const {
-    return {budget.get(), timers, stall_timeout, context.memory_share(), context.upload_share()};
+    return {budget.get(),           timers,         stall_timeout, context.memory_share(),
+            context.upload_share(), min_upload_rate};
   }
 };
 

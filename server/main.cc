@@ -95,6 +95,9 @@ ABSL_FLAG(absl::Duration, report_retention, absl::Hours(1),
           "How long the report of a session is kept after its end.");
 ABSL_FLAG(absl::Duration, stall_timeout, absl::Seconds(60),
           "After this long without sending or reading a peer loses its streaming call.");
+ABSL_FLAG(std::string, min_upload_rate, "16K",
+          "Bytes a second, with an optional suffix K, M or G, that a peer has to send of a tensor "
+          "that it has begun; who is slower over stall_timeout loses the call. 0: none.");
 ABSL_FLAG(
     std::string, plugin_dir, "",
     "Folder of plugins, *.so, whose algorithms are offered too; they are the operator's trusted "
@@ -195,8 +198,9 @@ absl::StatusOr<ServerOptions> OptionsFromFlags() {
   for (const absl::Status& status :
        {ReadBytes("memory_budget", absl::GetFlag(FLAGS_memory_budget), &options.memory_budget),
         ReadBytes("cache_budget", absl::GetFlag(FLAGS_cache_budget), &options.cache_budget),
-        ReadBytes("disk_budget", absl::GetFlag(FLAGS_disk_budget),
-                  &options.sessions.disk_budget)}) {
+        ReadBytes("disk_budget", absl::GetFlag(FLAGS_disk_budget), &options.sessions.disk_budget),
+        ReadBytes("min_upload_rate", absl::GetFlag(FLAGS_min_upload_rate),
+                  &options.min_upload_rate)}) {
     if (!status.ok()) return status;
   }
   options.listen = absl::GetFlag(FLAGS_listen);

@@ -78,6 +78,7 @@ absl::Status CheckOptions(const ServerOptions& options) {
         at_least("max_sessions", sessions.max_sessions, int64_t{1}),
         at_least("disk_budget", sessions.disk_budget.value_or(0), int64_t{0}),
         at_least("stall_timeout", options.stall_timeout, absl::Milliseconds(1)),
+        at_least("min_upload_rate", options.min_upload_rate, int64_t{0}),
         at_least("algorithm_timeout", options.algorithm_timeout, absl::Milliseconds(1)),
         at_least("default_lease", sessions.default_lease, sessions.min_lease),
         at_least("max_lease", sessions.max_lease, sessions.default_lease),
@@ -165,6 +166,7 @@ class Server::Impl {
     core_.weights = weights_.get();
     core_.regions = &regions_;
     core_.stall_timeout = options.stall_timeout;
+    core_.min_upload_rate = options.min_upload_rate;
     core_.version = std::string(ServerVersion());
     if (storage_ == nullptr) return;
     durable_ = std::make_unique<DurableSessions>(DurableSessions::Environment{

@@ -33,6 +33,7 @@ struct ServerOptions {
   int compute_threads = 0;  // 0: as many as CpuLimit()
   int max_calls = 4096;     // at a time
   absl::Duration stall_timeout = absl::Seconds(60);
+  int64_t min_upload_rate = 16 << 10;  // bytes a second over the stall timeout; 0: none
   absl::Duration algorithm_timeout = absl::Seconds(60);  // of plugins and scripts, for a layer
   bool reflection = false;
   // HOST:PORT for metrics and probes, which ask nobody who calls; the rule of `listen` holds.

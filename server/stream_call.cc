@@ -1,5 +1,6 @@
 #include "server/stream_call.h"
 
+#include <algorithm>
 #include <utility>
 
 #include "absl/strings/str_cat.h"
@@ -22,14 +23,14 @@ void StreamCall::Start(StreamTransport* transport) {
   transport_ = transport;
   Progressed();
   ArmTimer();
-  reading_ = Reading::kStarted;
-  transport_->StartRead(&incoming_);
+  StartRead();
 }
 
 void StreamCall::OnReadDone(bool ok) {
   {
     MutexLock lock(&mutex_);
     Progressed();
+    if (const absl::Status status = CheckRate(); !status.ok()) FailLocked(status);
     if (failed()) {
       reading_ = Reading::kDone;
       incoming_.Clear();
@@ -79,8 +80,7 @@ void StreamCall::Process(absl::StatusOr<TensorReceiver::Progress> progress) {
         [self = shared_from_this()](Reservation memory) { self->OnMemory(std::move(memory)); });
     return;
   }
-  reading_ = Reading::kStarted;
-  transport_->StartRead(&incoming_);
+  StartRead();
 }
 
 void StreamCall::OnMemory(Reservation memory) {
@@ -224,6 +224,30 @@ bool StreamCall::AdvanceLocked() {
   finished_ = true;
   transport_->Finish(*outcome_);
   return false;
+}
+
+void StreamCall::StartRead() {
+  reading_ = Reading::kStarted;
+  read_started_ = environment_.timers->clock()->Now();
+  transport_->StartRead(&incoming_);
+}
+
+absl::Status StreamCall::CheckRate() {
+  if (!receiver_.holds_memory()) {  // a pause between tensors costs nobody anything
+    awaited_ = absl::ZeroDuration();
+    came_ = 0;
+    return absl::OkStatus();
+  }
+  awaited_ += std::max(environment_.timers->clock()->Now() - read_started_, absl::ZeroDuration());
+  came_ += static_cast<int64_t>(incoming_.Length());
+  if (awaited_ < environment_.stall_timeout) return absl::OkStatus();
+  const absl::Duration awaited = std::exchange(awaited_, absl::ZeroDuration());
+  const int64_t came = std::exchange(came_, 0);
+  const double least = static_cast<double>(environment_.min_upload_rate);
+  if (static_cast<double>(came) >= least * absl::ToDoubleSeconds(awaited)) return absl::OkStatus();
+  return absl::DeadlineExceededError(
+      absl::StrCat("the peer sent ", came, " bytes in ", absl::FormatDuration(awaited),
+                   "; it must be at least ", environment_.min_upload_rate, " a second"));
 }
 
 void StreamCall::Progressed() { last_progress_ = environment_.timers->clock()->Now(); }

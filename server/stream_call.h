@@ -39,7 +39,9 @@ class StreamTransport {
 
 // A streaming call. Reads only when there is memory for what comes, runs what a tensor asks for on
 // strands, and writes replies as the peer takes them. A peer that neither sends nor reads for the
-// stall timeout, while it is its turn, loses the call. However a call ends, its memory goes back.
+// stall timeout, while it is its turn, loses the call; so does one that has begun a tensor, whose
+// memory is held for it, and then sends slower than the minimum rate for as long. However a call
+// ends, its memory goes back.
 //
 // The transport calls the On... methods of the first block on its threads; none of them computes or
 // waits. The hooks of derived classes and of TensorSink are called by one thread at a time, except
@@ -50,8 +52,9 @@ class StreamCall : public std::enable_shared_from_this<StreamCall>, protected Te
     MemoryBudget* budget = nullptr;
     TimerThread* timers = nullptr;
     absl::Duration stall_timeout = absl::Seconds(60);
-    MemoryShare share = {};    // what its tensors are put on
-    UploadShare uploads = {};  // what they are counted by
+    MemoryShare share = {};       // what its tensors are put on
+    UploadShare uploads = {};     // what they are counted by
+    int64_t min_upload_rate = 0;  // bytes a second; 0: none
   };
 
   explicit StreamCall(const Environment& environment);
@@ -117,6 +120,10 @@ class StreamCall : public std::enable_shared_from_this<StreamCall>, protected Te
   bool AdvanceLocked() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   void ArmTimer() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   void Progressed() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
+  void StartRead() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
+
+  // Of what was just read. DEADLINE_EXCEEDED where it came too slowly.
+  absl::Status CheckRate() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
 
   const Environment environment_;
   std::atomic<bool> failed_{false};
@@ -139,6 +146,12 @@ class StreamCall : public std::enable_shared_from_this<StreamCall>, protected Te
   bool finished_ ABSL_GUARDED_BY(mutex_) = false;
   absl::Time last_progress_ ABSL_GUARDED_BY(mutex_);
   std::optional<TimerThread::Id> timer_ ABSL_GUARDED_BY(mutex_);
+
+  // Of the tensors that are on their way: the time that was spent waiting for the peer to send, and
+  // what came.
+  absl::Time read_started_ ABSL_GUARDED_BY(mutex_);
+  absl::Duration awaited_ ABSL_GUARDED_BY(mutex_);
+  int64_t came_ ABSL_GUARDED_BY(mutex_) = 0;
 };
 
 }  // namespace nni_compression::server

@@ -84,6 +84,9 @@ class TensorReceiver {
   absl::StatusOr<Progress> Resume(Reservation memory);
   int64_t bytes_needed() const { return bytes_needed_; }
 
+  // Whether there is memory reserved for bytes that are still to come.
+  bool holds_memory() const { return incomplete_ > 0; }
+
   // The peer half-closed: INVALID_ARGUMENT when a tensor lacks its commit.
   absl::Status Finish() const;
 

@@ -154,6 +154,30 @@ TEST(LimitsTest, TheDiskBudgetOfTheServerHoldsForAllTenants) {
   EXPECT_TRUE(bind("b", 1 << 20).ok());
 }
 
+TEST(LimitsTest, ASlowUploadLosesItsCallAndItsMemory) {
+  server::ServerOptions options;
+  options.min_upload_rate = 10;
+  TestServer server(options);
+  const std::string id =
+      Bind(server.stub(), BindRequest("level", {{"sparsity", 0.5}}, {{"a", {4}}}));
+  const int64_t before = server.server().memory_reserved();
+  MaskStream stream(server.stub());
+  stream.Send(MaskMessage().Open(id).Add(Header(0, "a", {4})).Chunk(0, 0, "x"));
+  v1::CalcMaskResponse response;
+  for (uint32_t i = 1; i < 3; ++i) {
+    // The answer shows that the message has arrived.
+    stream.Send(MaskMessage().Add(Header(i, "none", {4})).Chunk(0, i, "x"));
+    ASSERT_TRUE(stream.Read(&response));
+    EXPECT_GT(server.server().memory_reserved(), before);
+    server.Advance(absl::Seconds(31));
+  }
+  stream.Send(MaskMessage().Chunk(0, 3, "x"));
+  const grpc::Status status = stream.Finish();
+  EXPECT_EQ(status.error_code(), grpc::StatusCode::DEADLINE_EXCEEDED);
+  EXPECT_THAT(status.error_message(), HasSubstr("it must be at least 10 a second"));
+  EXPECT_TRUE(server.MemoryReturnsTo(before));
+}
+
 TEST(LimitsTest, MoreHeadersThan8KibAreRefused) {
   TestServer server;
   for (const auto& [bytes, code] : {std::pair(7 << 10, grpc::StatusCode::OK),

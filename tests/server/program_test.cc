@@ -186,6 +186,7 @@ TEST_F(ProgramTest, HelpDocumentsEveryFlagAndNoPathOfTheBuild) {
                            "max_lease",
                            "report_retention",
                            "stall_timeout",
+                           "min_upload_rate",
                            "drain_seconds",
                            "reflection",
                            "log_level",
@@ -220,6 +221,8 @@ TEST_F(ProgramTest, RefusesWhatItCannotDo) {
               HasSubstr("'lots' is no number of bytes"));
   EXPECT_THAT(Refusal({"--listen=127.0.0.1:0", "--disk_budget=1.5G"}),
               HasSubstr("disk_budget: '1.5G' is no number of bytes"));
+  EXPECT_THAT(Refusal({"--listen=127.0.0.1:0", "--min_upload_rate="}),
+              HasSubstr("min_upload_rate: '' is no number of bytes"));
   EXPECT_THAT(Refusal({"--listen=127.0.0.1:0", "--log_level=loud"}), HasSubstr("loud"));
   EXPECT_THAT(Refusal({"--listen=127.0.0.1:0", "--drain_seconds=-1"}), HasSubstr("drain_seconds"));
   EXPECT_THAT(Refusal({"--listen=127.0.0.1:0", "--shm_uids=root"}), HasSubstr("'root'"));

@@ -26,6 +26,8 @@ using ::nni_compression::testing::Latch;
 using ::nni_compression::testing::MaskMessage;
 using ::testing::HasSubstr;
 
+constexpr int64_t kMinUploadRate = 10;  // bytes a second
+
 // Operations stay pending until the test completes them. Thread-safe.
 class ManualTransport : public StreamTransport {
  public:
@@ -192,7 +194,8 @@ class StreamCallTest : public ::testing::Test {
   ManualTransport transport_;
   Executor executor_{1};
   std::shared_ptr<EchoCall> call_ = std::make_shared<EchoCall>(
-      StreamCall::Environment{budget_.get(), &timers_, absl::Seconds(60)}, &executor_);
+      StreamCall::Environment{budget_.get(), &timers_, absl::Seconds(60), {}, {}, kMinUploadRate},
+      &executor_);
   bool done_ = false;
 };
 
@@ -307,6 +310,45 @@ TEST_F(StreamCallTest, APeerThatSendsNothingLosesTheCallAndItsMemory) {
   ASSERT_TRUE(transport_.status());
   EXPECT_EQ(transport_.status()->code(), absl::StatusCode::kDeadlineExceeded);
   EXPECT_EQ(budget_->reserved(), 0);
+}
+
+TEST_F(StreamCallTest, APeerThatSendsTooSlowlyLosesTheCallAndItsMemory) {
+  transport_.Send(*call_, MaskMessage().Open("s").Add(Header(0, "a", {1024})).Chunk(0, 0, "x"));
+  for (uint64_t at = 1; at < 3; ++at) {
+    EXPECT_FALSE(transport_.status());
+    clock_.Advance(absl::Seconds(30));
+    FlushTimers();
+    transport_.Send(*call_, MaskMessage().Chunk(0, at, "x"));
+  }
+  ASSERT_TRUE(transport_.status());
+  EXPECT_EQ(transport_.status()->code(), absl::StatusCode::kDeadlineExceeded);
+  EXPECT_THAT(std::string(transport_.status()->message()),
+              HasSubstr("in 1m; it must be at least 10 a second"));
+  EXPECT_EQ(budget_->reserved(), 0);
+}
+
+TEST_F(StreamCallTest, APeerThatSendsAtTheMinimumRateGoesOn) {
+  transport_.Send(*call_, MaskMessage().Open("s").Add(Header(0, "a", {1024})).Chunk(0, 0, "x"));
+  const std::string piece(30 * kMinUploadRate, 'x');
+  for (uint64_t at = 1; at + piece.size() < 4096; at += piece.size()) {
+    clock_.Advance(absl::Seconds(30));
+    FlushTimers();
+    transport_.Send(*call_, MaskMessage().Chunk(0, at, piece));
+  }
+  EXPECT_FALSE(transport_.status());
+}
+
+TEST_F(StreamCallTest, PausesBetweenTensorsAreNoSlowUpload) {
+  call_->allow.Set();
+  for (uint32_t i = 0; i < 5; ++i) {
+    SendTensor(i);
+    ASSERT_TRUE(Eventually([&] { return transport_.writing(); }));
+    transport_.TakeWrite(*call_);
+    ASSERT_TRUE(Eventually([&] { return budget_->reserved() == 0; }));
+    clock_.Advance(absl::Seconds(59));
+    FlushTimers();
+  }
+  EXPECT_FALSE(transport_.status());
 }
 
 TEST_F(StreamCallTest, APeerThatDoesNotReadIsTornDown) {
