@@ -10,6 +10,7 @@
 #include "compression/registry.h"
 #include "server/call_context.h"
 #include "server/call_metrics.h"
+#include "server/connection_listener.h"
 #include "server/durable_sessions.h"
 #include "server/executor.h"
 #include "server/foreign_algorithm.h"
@@ -34,6 +35,7 @@ struct Core {
   SessionStore* sessions = nullptr;
   DurableSessions* durable = nullptr;  // null: sessions live in memory only
   RegionTable* regions = nullptr;
+  ConnectionListener* connections = nullptr;
   WeightCache* weights = nullptr;
   absl::Duration stall_timeout = absl::Seconds(60);
   int64_t min_upload_rate = 0;  // bytes a second

@@ -1,5 +1,6 @@
 #include "server/machine.h"
 
+#include <sys/resource.h>
 #include <time.h>
 #include <unistd.h>
 
@@ -110,6 +111,13 @@ int64_t MemoryLimit(const std::string& root) {
 int CpuLimit(const std::string& root) {
   const int64_t machine = std::max<int64_t>(1, std::thread::hardware_concurrency());
   return static_cast<int>(std::min(machine, CgroupLimit(root, "cpu", CpuLimitV2, CpuLimitV1)));
+}
+
+void RaiseDescriptorLimit() {
+  rlimit limit = {};
+  if (getrlimit(RLIMIT_NOFILE, &limit) != 0 || limit.rlim_cur == limit.rlim_max) return;
+  limit.rlim_cur = limit.rlim_max;
+  setrlimit(RLIMIT_NOFILE, &limit);
 }
 
 ProcessUse ReadProcessUse() {

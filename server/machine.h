@@ -15,6 +15,10 @@ int64_t MemoryLimit(const std::string& root = "/");
 // rounded up, whichever is smaller. `root` as above.
 int CpuLimit(const std::string& root = "/");
 
+// Lets the process have as many file descriptors as it may allow itself, which is more than
+// programs begin with.
+void RaiseDescriptorLimit();
+
 // What this process has used so far, and holds now.
 struct ProcessUse {
   double cpu_seconds = 0;

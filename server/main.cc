@@ -82,6 +82,9 @@ ABSL_FLAG(std::string, cache_budget, "",
           "they go when their place is needed. Empty: half, at most 2G. 0: none are kept.");
 ABSL_FLAG(int, compute_threads, 0,
           "Threads that compute; 0: as many as there are cores, or its cgroup may use.");
+ABSL_FLAG(int, max_connections, 4096,
+          "Connections that may live at a time; further ones are closed at once. Fewer where the "
+          "process may not have as many file descriptors and 512, or half, for the rest.");
 ABSL_FLAG(int, max_calls, 4096, "Calls that may run at a time.");
 ABSL_FLAG(int64_t, max_sessions, 10000, "Sessions that may live at a time.");
 ABSL_FLAG(std::string, disk_budget, "",
@@ -98,6 +101,11 @@ ABSL_FLAG(absl::Duration, stall_timeout, absl::Seconds(60),
 ABSL_FLAG(std::string, min_upload_rate, "16K",
           "Bytes a second, with an optional suffix K, M or G, that a peer has to send of a tensor "
           "that it has begun; who is slower over stall_timeout loses the call. 0: none.");
+ABSL_FLAG(absl::Duration, handshake_timeout, absl::Seconds(10),
+          "How long a new connection may take for TLS and to begin with HTTP/2.");
+ABSL_FLAG(absl::Duration, idle_timeout, absl::Minutes(10),
+          "After this long without a call a connection is closed; clients make another by "
+          "themselves. inf: never.");
 ABSL_FLAG(
     std::string, plugin_dir, "",
     "Folder of plugins, *.so, whose algorithms are offered too; they are the operator's trusted "
@@ -206,8 +214,11 @@ absl::StatusOr<ServerOptions> OptionsFromFlags() {
   options.listen = absl::GetFlag(FLAGS_listen);
   options.allow_insecure_listen = absl::GetFlag(FLAGS_allow_insecure_listen);
   options.compute_threads = absl::GetFlag(FLAGS_compute_threads);
+  options.max_connections = absl::GetFlag(FLAGS_max_connections);
   options.max_calls = absl::GetFlag(FLAGS_max_calls);
   options.stall_timeout = absl::GetFlag(FLAGS_stall_timeout);
+  options.handshake_timeout = absl::GetFlag(FLAGS_handshake_timeout);
+  options.idle_timeout = absl::GetFlag(FLAGS_idle_timeout);
   options.algorithm_timeout = absl::GetFlag(FLAGS_algorithm_timeout);
   options.reflection = absl::GetFlag(FLAGS_reflection);
   options.metrics_listen = absl::GetFlag(FLAGS_metrics_listen);
@@ -306,6 +317,7 @@ absl::Status Run() {
   absl::Status log = SetUpLog(absl::GetFlag(FLAGS_log_level), absl::GetFlag(FLAGS_log_format));
   if (!log.ok()) return log;
   CaptureLibraryLogs();
+  RaiseDescriptorLimit();
   absl::StatusOr<ServerOptions> options = OptionsFromFlags();
   if (!options.ok()) return options.status();
   absl::StatusOr<std::shared_ptr<Storage>> storage = StorageFromFlags();

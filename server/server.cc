@@ -10,6 +10,7 @@
 
 #include <algorithm>
 #include <functional>
+#include <limits>
 #include <memory>
 #include <string>
 #include <utility>
@@ -47,6 +48,12 @@ constexpr int kKeepaliveMs = 60000;
 constexpr int kKeepaliveTimeoutMs = 20000;
 constexpr absl::Duration kLastWords = absl::Milliseconds(100);
 
+// As gRPC takes it, for which the largest number means never.
+int Milliseconds(absl::Duration duration) {
+  return static_cast<int>(
+      std::min<int64_t>(absl::ToInt64Milliseconds(duration), std::numeric_limits<int>::max()));
+}
+
 std::string Text(int64_t number) { return absl::StrCat(number); }
 std::string Text(absl::Duration duration) { return absl::FormatDuration(duration); }
 
@@ -74,11 +81,14 @@ absl::Status CheckOptions(const ServerOptions& options) {
   for (const absl::Status& status :
        {at_least("memory_budget", options.memory_budget, int64_t{0}),
         at_least("compute_threads", options.compute_threads, 0),
+        at_least("max_connections", options.max_connections, 1),
         at_least("max_calls", options.max_calls, 1),
         at_least("max_sessions", sessions.max_sessions, int64_t{1}),
         at_least("disk_budget", sessions.disk_budget.value_or(0), int64_t{0}),
         at_least("stall_timeout", options.stall_timeout, absl::Milliseconds(1)),
         at_least("min_upload_rate", options.min_upload_rate, int64_t{0}),
+        at_least("handshake_timeout", options.handshake_timeout, absl::Milliseconds(1)),
+        at_least("idle_timeout", options.idle_timeout, absl::Milliseconds(1)),
         at_least("algorithm_timeout", options.algorithm_timeout, absl::Milliseconds(1)),
         at_least("default_lease", sessions.default_lease, sessions.min_lease),
         at_least("max_lease", sessions.max_lease, sessions.default_lease),
@@ -182,27 +192,40 @@ class Server::Impl {
   absl::Status Listen(const ServerOptions& options) {
     const auto credentials = MakeServerCredentials(options.tls);
     if (!credentials.ok()) return credentials.status();
+    auto listener = ConnectionListener::Listen(options.listen, options.max_connections,
+                                               absl::Milliseconds(kKeepaliveTimeoutMs));
+    if (!listener.ok()) return listener.status();
+    listener_ = *std::move(listener);
+    core_.connections = listener_.get();
     grpc::ServerBuilder builder;
     if (options.reflection) {
       grpc::reflection::InitProtoReflectionServerBuilderPlugin();
     } else {
       builder.SetOption(std::make_unique<NoReflection>());
     }
-    builder.AddListeningPort(options.listen, *credentials, &port_);
+    using Acceptor = grpc::experimental::ExternalConnectionAcceptor;
+    const std::shared_ptr<Acceptor> acceptor = builder.experimental().AddExternalConnectionAcceptor(
+        grpc::ServerBuilder::experimental_type::ExternalConnectionType::FROM_FD, *credentials);
     builder.RegisterService(&service_);
     builder.RegisterService(&health_);
     builder.SetMaxReceiveMessageSize(static_cast<int>(wire::kMaxMessageBytes));
     builder.AddChannelArgument(GRPC_ARG_MAX_METADATA_SIZE, kMaxMetadataBytes);
     builder.AddChannelArgument(GRPC_ARG_MAX_CONCURRENT_STREAMS, kMaxStreamsPerConnection);
+    // From the connection to HTTP/2's first settings, with TLS in between.
+    builder.AddChannelArgument(GRPC_ARG_SERVER_HANDSHAKE_TIMEOUT_MS,
+                               Milliseconds(options.handshake_timeout));
+    builder.AddChannelArgument(GRPC_ARG_MAX_CONNECTION_IDLE_MS, Milliseconds(options.idle_timeout));
     // Finds peers whose machine is gone.
     builder.AddChannelArgument(GRPC_ARG_KEEPALIVE_TIME_MS, kKeepaliveMs);
     builder.AddChannelArgument(GRPC_ARG_KEEPALIVE_TIMEOUT_MS, kKeepaliveTimeoutMs);
-    // Two servers on one port would each get some of the calls.
-    builder.AddChannelArgument(GRPC_ARG_ALLOW_REUSEPORT, 0);
     grpc_ = builder.BuildAndStart();
-    if (grpc_ == nullptr || port_ == 0) {
-      return absl::UnavailableError(absl::StrCat("cannot listen on ", options.listen));
-    }
+    if (grpc_ == nullptr) return absl::InternalError("gRPC does not start its server");
+    listener_->Start([acceptor](int listener, int socket) {
+      Acceptor::NewConnectionParameters connection;
+      connection.listener_fd = listener;
+      connection.fd = socket;
+      acceptor->HandleNewConnection(&connection);
+    });
     return absl::OkStatus();
   }
 
@@ -240,6 +263,7 @@ class Server::Impl {
       foreign_.Stop();  // calls that wait for foreign code could not end
       // What still runs is cancelled after that; the grace lets last statuses reach their peers.
       const absl::Duration grace = finished ? kLastWords : end - absl::Now();
+      listener_->Stop();
       grpc_->Shutdown(absl::ToChronoTime(absl::Now() + std::max(grace, absl::ZeroDuration())));
       grpc_ = nullptr;
       Log(LogLevel::kInfo, "stopped", {{"cancelled_calls", finished ? "no" : "yes"}});
@@ -252,7 +276,8 @@ class Server::Impl {
     executor_.reset();
   }
 
-  int port() const { return port_; }
+  int port() const { return listener_->port(); }
+  int connections() const { return listener_->connections(); }
   int metrics_port() const { return metrics_port_; }
   const Core& core() const { return core_; }
   int side_connections() const { return side_ == nullptr ? 0 : side_->connections(); }
@@ -272,7 +297,7 @@ class Server::Impl {
   std::unique_ptr<DurableSessions> durable_;
   HealthService health_;
   Service service_;
-  int port_ = 0;
+  std::unique_ptr<ConnectionListener> listener_;
   Mutex drain_mutex_;
   std::unique_ptr<grpc::Server> grpc_;
   std::unique_ptr<SideListener> side_;
@@ -297,6 +322,7 @@ absl::StatusOr<std::unique_ptr<Server>> Server::Start(const ServerOptions& optio
        {"tls", options.tls.enabled() ? "yes" : "no"},
        {"asks_who_calls", options.authenticator != nullptr ? "yes" : "no"},
        {"memory_budget", impl->core().budget->limit()},
+       {"max_connections", impl->core().connections->max_connections()},
        {"compute_threads", impl->core().executor->threads()},
        {"version", ServerVersion()}});
   return std::unique_ptr<Server>(new Server(std::move(impl)));
@@ -308,6 +334,7 @@ void Server::Drain(absl::Duration timeout) { impl_->Drain(timeout); }
 int64_t Server::memory_reserved() const { return impl_->core().budget->reserved(); }
 int64_t Server::live_sessions() const { return impl_->core().sessions->live(); }
 int64_t Server::shared_bytes() const { return impl_->core().regions->mapped_bytes(); }
+int Server::connections() const { return impl_->connections(); }
 int Server::side_connections() const { return impl_->side_connections(); }
 
 }  // namespace nni_compression::server

@@ -30,10 +30,13 @@ struct ServerOptions {
   // Of these, for weights that came before and may be asked for again; nothing: half, at most 2
   // GiB. They go when their place is needed.
   std::optional<int64_t> cache_budget;
-  int compute_threads = 0;  // 0: as many as CpuLimit()
-  int max_calls = 4096;     // at a time
+  int compute_threads = 0;     // 0: as many as CpuLimit()
+  int max_connections = 4096;  // at a time
+  int max_calls = 4096;        // at a time
   absl::Duration stall_timeout = absl::Seconds(60);
   int64_t min_upload_rate = 16 << 10;  // bytes a second over the stall timeout; 0: none
+  absl::Duration handshake_timeout = absl::Seconds(10);
+  absl::Duration idle_timeout = absl::Minutes(10);       // of a connection without calls
   absl::Duration algorithm_timeout = absl::Seconds(60);  // of plugins and scripts, for a layer
   bool reflection = false;
   // HOST:PORT for metrics and probes, which ask nobody who calls; the rule of `listen` holds.
@@ -71,6 +74,7 @@ class Server {
   int64_t memory_reserved() const;
   int64_t live_sessions() const;
   int64_t shared_bytes() const;  // mapped for trainers on this host
+  int connections() const;
   int side_connections() const;
 
  private:

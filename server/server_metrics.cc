@@ -144,6 +144,8 @@ std::vector<prometheus::MetricFamily> CollectMetrics(const Core& core) {
             {{"version", core.version}});
   out.Gauge("nni_compression_serving", "1 while new calls are let in, 0 while the server drains.",
             core.gate->open() ? 1 : 0);
+  out.Gauge("nni_compression_connections", "Connections that live.",
+            core.connections->connections());
   out.Gauge("nni_compression_calls_running", "Calls that run.", core.gate->calls());
   AddSessions(core, out);
   AddMemory(core, out);

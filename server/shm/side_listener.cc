@@ -58,7 +58,8 @@ SideSocketOptions WithDefaults(SideSocketOptions options) {
 absl::StatusOr<std::unique_ptr<SideListener>> SideListener::Start(
     const SideSocketOptions& options, std::shared_ptr<Authenticator> authenticator,
     RegionTable* table) {
-  absl::StatusOr<SocketFile> socket = SocketFile::Listen(options.path, ModeFor(options.uids));
+  absl::StatusOr<SocketFile> socket =
+      SocketFile::Listen("shm_socket", SOCK_SEQPACKET, options.path, ModeFor(options.uids));
   if (!socket.ok()) return socket.status();
   FileDescriptor wake_up(eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK));
   if (!wake_up.valid()) return absl::UnavailableError("the system has no eventfd");

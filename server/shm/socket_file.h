@@ -4,9 +4,11 @@
 
 #include <sys/types.h>
 
+#include <optional>
 #include <string>
 
 #include "absl/status/statusor.h"
+#include "absl/strings/string_view.h"
 #include "server/shm/file_descriptor.h"
 
 namespace nni_compression::server {
@@ -15,12 +17,15 @@ namespace nni_compression::server {
 // Thread-compatible.
 class SocketFile {
  public:
-  // A SOCK_SEQPACKET socket whose file has `mode`. A file that is left over from a server that died
-  // is replaced. INVALID_ARGUMENT for a path that is too long for a socket, or where something else
+  // A socket of this type (SOCK_STREAM, SOCK_SEQPACKET) whose file has `mode`, or what the
+  // process's umask leaves. A file that is left over from a server that died is replaced. Errors
+  // name `flag`: INVALID_ARGUMENT for a path that is too long for a socket, or where something else
   // is; UNAVAILABLE when somebody listens there, or the file cannot be created.
-  static absl::StatusOr<SocketFile> Listen(const std::string& path, mode_t mode);
+  static absl::StatusOr<SocketFile> Listen(absl::string_view flag, int type,
+                                           const std::string& path, std::optional<mode_t> mode);
 
   SocketFile(SocketFile&&) = default;
+  SocketFile& operator=(SocketFile&&) = delete;
   ~SocketFile();
 
   int fd() const { return socket_.get(); }

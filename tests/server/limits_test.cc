@@ -1,7 +1,15 @@
 // Limits, of tenants and of the server: what is above one, what that says, and when it is over.
+#include <arpa/inet.h>
 #include <gmock/gmock.h>
+#include <grpcpp/create_channel.h>
 #include <gtest/gtest.h>
+#include <netinet/in.h>
+#include <sys/resource.h>
+#include <sys/socket.h>
+#include <sys/time.h>
 
+#include <cerrno>
+#include <chrono>
 #include <memory>
 #include <string>
 #include <utility>
@@ -10,6 +18,7 @@
 #include "google/rpc/error_details.pb.h"
 #include "google/rpc/status.pb.h"
 #include "proto/wire/frames.h"
+#include "server/shm/file_descriptor.h"
 #include "server/storage/memory_storage.h"
 #include "tests/testing/test_server.h"
 
@@ -202,6 +211,98 @@ TEST(LimitsTest, AMessageHas4MibAtMost) {
   };
   EXPECT_EQ(code(wire::kMaxMessageBytes), grpc::StatusCode::NOT_FOUND);
   EXPECT_EQ(code(wire::kMaxMessageBytes + 1), grpc::StatusCode::RESOURCE_EXHAUSTED);
+}
+
+// A connection whose peer says nothing.
+class SilentPeer {
+ public:
+  void Connect(const TestServer& server) {
+    sockaddr_in address = {};
+    address.sin_family = AF_INET;
+    address.sin_port = htons(static_cast<uint16_t>(server.server().port()));
+    address.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
+    ASSERT_EQ(connect(socket_.get(), reinterpret_cast<sockaddr*>(&address), sizeof(address)), 0);
+  }
+
+  // What comes within that time: the server's settings, the end, or nothing.
+  enum class Heard { kSettings, kEnd, kNothing };
+  Heard Hear(absl::Duration patience = absl::Seconds(60)) {
+    const timeval time = absl::ToTimeval(patience);
+    setsockopt(socket_.get(), SOL_SOCKET, SO_RCVTIMEO, &time, sizeof(time));
+    char bytes[1024];
+    const ssize_t got = recv(socket_.get(), bytes, sizeof(bytes), 0);
+    if (got > 0) return Heard::kSettings;
+    return got == 0 || errno == ECONNRESET ? Heard::kEnd : Heard::kNothing;
+  }
+
+ private:
+  const server::FileDescriptor socket_{socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0)};
+};
+using Heard = SilentPeer::Heard;
+
+TEST(LimitsTest, AConnectionThatSaysNothingIsClosedAfterTheHandshakeTimeout) {
+  server::ServerOptions options;
+  options.handshake_timeout = absl::Milliseconds(200);
+  TestServer server(options);
+  SilentPeer peer;
+  peer.Connect(server);
+  Heard heard;
+  while ((heard = peer.Hear()) == Heard::kSettings) {
+  }
+  EXPECT_EQ(heard, Heard::kEnd);
+}
+
+TEST(LimitsTest, MoreConnectionsThanThereMayBeAreClosedAtOnce) {
+  server::ServerOptions options;
+  options.max_connections = 3;
+  TestServer server(options);
+  auto first = std::make_unique<SilentPeer>();
+  SilentPeer second, third, fourth;
+  for (SilentPeer* peer : {first.get(), &second, &third}) {
+    peer->Connect(server);
+    EXPECT_EQ(peer->Hear(), Heard::kSettings);
+  }
+  EXPECT_EQ(server.server().connections(), 3);
+  fourth.Connect(server);
+  EXPECT_EQ(fourth.Hear(), Heard::kEnd);
+  EXPECT_EQ(server.server().connections(), 3);
+  first = nullptr;
+  EXPECT_TRUE(Eventually([&] { return server.server().connections() == 2; }));
+  EXPECT_TRUE(Eventually([&] {
+    first = std::make_unique<SilentPeer>();
+    first->Connect(server);
+    return first->Hear() == Heard::kSettings;
+  })) << "there is room again";
+}
+
+TEST(LimitsTest, ConnectionsWaitWhileThereAreNoDescriptorsLeft) {
+  TestServer server;
+  SilentPeer peer;
+  rlimit limit = {};
+  ASSERT_EQ(getrlimit(RLIMIT_NOFILE, &limit), 0);
+  const rlimit none = {0, limit.rlim_max};
+  ASSERT_EQ(setrlimit(RLIMIT_NOFILE, &none), 0);
+  peer.Connect(server);
+  EXPECT_EQ(peer.Hear(absl::Milliseconds(300)), Heard::kNothing);
+  ASSERT_EQ(setrlimit(RLIMIT_NOFILE, &limit), 0);
+  EXPECT_EQ(peer.Hear(), Heard::kSettings);
+}
+
+TEST(LimitsTest, AConnectionWithoutCallsIsClosedAfterTheIdleTimeoutAndMadeAgain) {
+  server::ServerOptions options;
+  options.idle_timeout = absl::Milliseconds(200);
+  TestServer server(options);
+  const auto channel = grpc::CreateChannel(absl::StrCat("127.0.0.1:", server.server().port()),
+                                           grpc::InsecureChannelCredentials());
+  const auto stub = v1::CompressionService::NewStub(channel);
+  for (int i = 0; i < 2; ++i) {
+    grpc::ClientContext context;
+    context.set_wait_for_ready(true);
+    v1::ListAlgorithmsResponse response;
+    EXPECT_TRUE(stub->ListAlgorithms(&context, {}, &response).ok());
+    EXPECT_TRUE(channel->WaitForStateChange(
+        GRPC_CHANNEL_READY, std::chrono::system_clock::now() + std::chrono::seconds(60)));
+  }
 }
 
 }  // namespace

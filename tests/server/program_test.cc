@@ -178,6 +178,7 @@ TEST_F(ProgramTest, HelpDocumentsEveryFlagAndNoPathOfTheBuild) {
                            "data_dir_lock_wait",
                            "memory_budget",
                            "compute_threads",
+                           "max_connections",
                            "max_calls",
                            "max_sessions",
                            "disk_budget",
@@ -187,6 +188,8 @@ TEST_F(ProgramTest, HelpDocumentsEveryFlagAndNoPathOfTheBuild) {
                            "report_retention",
                            "stall_timeout",
                            "min_upload_rate",
+                           "handshake_timeout",
+                           "idle_timeout",
                            "drain_seconds",
                            "reflection",
                            "log_level",
@@ -223,6 +226,10 @@ TEST_F(ProgramTest, RefusesWhatItCannotDo) {
               HasSubstr("disk_budget: '1.5G' is no number of bytes"));
   EXPECT_THAT(Refusal({"--listen=127.0.0.1:0", "--min_upload_rate="}),
               HasSubstr("min_upload_rate: '' is no number of bytes"));
+  EXPECT_THAT(Refusal({"--listen=127.0.0.1:0", "--handshake_timeout=0"}),
+              HasSubstr("handshake_timeout is 0; it must be at least 1ms"));
+  EXPECT_THAT(Refusal({"--listen=127.0.0.1:0", "--idle_timeout=-1s"}),
+              HasSubstr("idle_timeout is -1s; it must be at least 1ms"));
   EXPECT_THAT(Refusal({"--listen=127.0.0.1:0", "--log_level=loud"}), HasSubstr("loud"));
   EXPECT_THAT(Refusal({"--listen=127.0.0.1:0", "--drain_seconds=-1"}), HasSubstr("drain_seconds"));
   EXPECT_THAT(Refusal({"--listen=127.0.0.1:0", "--shm_uids=root"}), HasSubstr("'root'"));

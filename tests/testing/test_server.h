@@ -39,6 +39,7 @@ class TestServer {
   ~TestServer();
 
   server::Server& server() { return *server_; }
+  const server::Server& server() const { return *server_; }
   FakeClock& clock() { return clock_; }
   SlowPruner& slow() { return *slow_; }
   v1::CompressionService::Stub& stub() { return *stub_; }

@@ -372,7 +372,8 @@ class Transport:
         if "Socket closed" in details or "reset" in details or "GOAWAY" in details:
             return (
                 f"{self.address} closes connections ({details}); if it is a server with TLS, say "
-                "Client(tls=...), or set $NNI_COMPRESSION_TLS or $NNI_COMPRESSION_TLS_CA"
+                "Client(tls=...), or set $NNI_COMPRESSION_TLS or $NNI_COMPRESSION_TLS_CA; or it "
+                "has as many connections as it takes (--max_connections)"
             )
         return (
             f"no compression server answers at {self.address} ({details}); start one with "
