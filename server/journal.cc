@@ -98,7 +98,6 @@ void Journal::Process(std::vector<Item> items) {
       }
       // Even where it was written: the session is taken back to what is stored in any case.
       if (outcomes[i].ok()) outcomes[i] = record->save_error_;
-      --record->unsaved_;
     }
     std::vector<Item> kept;
     for (Item& item : queue_) {
@@ -106,7 +105,6 @@ void Journal::Process(std::vector<Item> items) {
         kept.push_back(std::move(item));
         continue;
       }
-      --item.record->unsaved_;
       const absl::Status error = item.record->save_error_;
       failed.emplace_back(std::move(item), error);
     }
@@ -116,6 +114,12 @@ void Journal::Process(std::vector<Item> items) {
   for (const auto& [record, error] : lost) take_back_(record, error);
   for (size_t i = 0; i < items.size(); ++i) items[i].done(outcomes[i]);
   for (auto& [item, error] : failed) item.done(error);
+  // Not before: what has nothing to wait for is answered at once, and would overtake these.
+  MutexLock lock(&mutex_);
+  for (const Item& item : items) {
+    if (item.record != nullptr) --item.record->unsaved_;
+  }
+  for (const auto& [item, error] : failed) --item.record->unsaved_;
 }
 
 }  // namespace nni_compression::server

@@ -36,7 +36,7 @@ class Journal {
   // Queues a change. `record` is its session; null: of one that nobody uses any more.
   void Write(std::shared_ptr<SessionRecord> record, SessionChange change, Done done);
 
-  // Calls `done` when all that the session has queued by now is written.
+  // Calls `done` when all that the session has queued by now is written and answered.
   void WaitForWrites(const std::shared_ptr<SessionRecord>& record, Done done);
 
   void Forgive(SessionRecord* record);

@@ -164,7 +164,7 @@ class SessionRecord {
   absl::Time deadline_;  // of the lease while nobody uses it; of the report once it has ended
 
   // Under the journal's mutex.
-  int unsaved_ = 0;          // what of it is queued
+  int unsaved_ = 0;          // what of it is queued, or not answered
   absl::Status save_error_;  // why what it did last is lost
 };
 

@@ -89,6 +89,19 @@ TEST_F(JournalTest, AnswersWaitForTheWritesBeforeThem) {
   EXPECT_THAT(answers(), ElementsAre("other's read", "write", "read"));
 }
 
+TEST_F(JournalTest, AnAnswerIsNotOvertakenWhileItIsGiven) {
+  const auto record = Record();
+  SessionChange change;
+  change.key = {"t", "a"};
+  journal_.Write(record, std::move(change), [&](const absl::Status& status) {
+    // As another thread may do: the write is over, its answer is not.
+    journal_.WaitForWrites(record, Note("read"));
+    Note("write")(status);
+  });
+  storage_.proceed.Set();
+  EXPECT_THAT(answers(), ElementsAre("write", "read"));
+}
+
 TEST_F(JournalTest, WhatWaitsIsWrittenTogether) {
   const auto record = Record();
   Write(record, "a", "1");
