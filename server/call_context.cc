@@ -1,8 +1,8 @@
 #include "server/call_context.h"
 
 #include "absl/strings/str_cat.h"
-#include "absl/time/clock.h"
 #include "server/call_trace.h"
+#include "server/clock.h"
 #include "server/log.h"
 #include "server/status.h"
 
@@ -125,9 +125,11 @@ int Gate::calls() const {
 }
 
 bool Gate::WaitUntilEmpty(absl::Duration timeout) {
-  const absl::Time end = absl::Now() + timeout;
+  const absl::Time end = Clock::System()->Now() + timeout;
   MutexLock lock(&mutex_);
-  while (calls_ > 0 && absl::Now() < end) changed_.WaitFor(&mutex_, end - absl::Now());
+  while (calls_ > 0 && Clock::System()->Now() < end) {
+    changed_.WaitFor(&mutex_, end - Clock::System()->Now());
+  }
   return calls_ == 0;
 }
 

@@ -1,6 +1,7 @@
 #include "server/clock.h"
 
 #include <algorithm>
+#include <chrono>
 #include <functional>
 
 #include "absl/time/clock.h"
@@ -10,12 +11,18 @@ namespace {
 
 class SystemClock : public Clock {
  public:
-  absl::Time Now() const override { return absl::Now(); }
+  absl::Time Now() const override {
+    return start_ + absl::FromChrono(std::chrono::steady_clock::now() - steady_start_);
+  }
   absl::Duration SleepUntil(absl::Time time) const override {
-    // An hour at most: the wall clock may be set while a thread sleeps.
-    return std::clamp(time - absl::Now(), absl::ZeroDuration(), absl::Hours(1));
+    // An hour at most: whoever waits adds this to a time of its own, which must not overflow.
+    return std::clamp(time - Now(), absl::ZeroDuration(), absl::Hours(1));
   }
   void SetListener(std::function<void()>) override {}  // it does not jump
+
+ private:
+  const absl::Time start_ = absl::Now();
+  const std::chrono::steady_clock::time_point steady_start_ = std::chrono::steady_clock::now();
 };
 
 }  // namespace

@@ -13,7 +13,8 @@ class Clock {
  public:
   virtual ~Clock() = default;
 
-  // The machine's time. Lives for ever.
+  // The machine's time when this was first asked for, and on from there evenly: somebody who sets
+  // the machine's clock, by an hour or a year, ends no lease and stalls nothing. Lives for ever.
   static Clock* System();
 
   virtual absl::Time Now() const = 0;

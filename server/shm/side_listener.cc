@@ -12,7 +12,7 @@
 #include <utility>
 
 #include "absl/strings/str_cat.h"
-#include "absl/time/clock.h"
+#include "server/clock.h"
 #include "server/log.h"
 
 namespace nni_compression::server {
@@ -88,7 +88,7 @@ SideListener::~SideListener() {
 void SideListener::Loop() {
   std::vector<pollfd> polled;
   while (true) {
-    const absl::Time now = absl::Now();
+    const absl::Time now = Clock::System()->Now();
     polled.clear();
     polled.push_back({wake_up_.get(), POLLIN, 0});
     polled.push_back({now < accept_after_ ? -1 : socket_.fd(), POLLIN, 0});
@@ -101,7 +101,7 @@ void SideListener::Loop() {
     if (poll(polled.data(), polled.size(), milliseconds) < 0) continue;  // a signal
     if (polled[0].revents != 0) break;
     size_t i = 2;
-    const absl::Time then = absl::Now();
+    const absl::Time then = Clock::System()->Now();
     for (auto peer = peers_.begin(); peer != peers_.end(); ++i) {
       const bool late = !peer->connection.admitted() && then >= peer->hello_deadline;
       const bool keep = polled[i].revents != 0 ? Serve(*peer) : !late;
@@ -129,16 +129,16 @@ void SideListener::Accept() {
     FileDescriptor socket(accept4(socket_.fd(), nullptr, nullptr, SOCK_CLOEXEC | SOCK_NONBLOCK));
     if (!socket.valid()) {
       if (errno == EMFILE || errno == ENFILE || errno == ENOMEM || errno == ENOBUFS) {
-        accept_after_ = absl::Now() + kAcceptPause;
+        accept_after_ = Clock::System()->Now() + kAcceptPause;
       }
       return;
     }
     if (static_cast<int>(peers_.size()) >= options_.max_connections || !Admits(socket.get())) {
       continue;
     }
-    peers_.emplace_back(std::move(socket),
-                        SideConnection::Limits{options_.max_regions, table_->max_bytes() / 2},
-                        authenticator_.get(), table_, absl::Now() + options_.hello_timeout);
+    peers_.emplace_back(
+        std::move(socket), SideConnection::Limits{options_.max_regions, table_->max_bytes() / 2},
+        authenticator_.get(), table_, Clock::System()->Now() + options_.hello_timeout);
   }
 }
 

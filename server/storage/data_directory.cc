@@ -10,6 +10,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "absl/time/clock.h"
+#include "server/clock.h"
 #include "server/log.h"
 
 namespace nni_compression::server {
@@ -81,11 +82,11 @@ absl::StatusOr<DataDirectory> DataDirectory::Open(const std::string& path,
   const std::string lock_path = path + "/lock";
   FileDescriptor lock(open(lock_path.c_str(), O_RDWR | O_CREAT | O_CLOEXEC, 0600));
   if (!lock.valid()) return FileError("open", lock_path);
-  const absl::Time end = absl::Now() + lock_wait;
+  const absl::Time end = Clock::System()->Now() + lock_wait;
   bool said = false;
   while (flock(lock.get(), LOCK_EX | LOCK_NB) != 0) {
     if (errno != EWOULDBLOCK && errno != EINTR) return FileError("lock", lock_path);
-    if (absl::Now() >= end) {
+    if (Clock::System()->Now() >= end) {
       return absl::FailedPreconditionError(
           absl::StrCat("data_dir '", path,
                        "' is in use by another server; two must not share one (see "

@@ -8,61 +8,22 @@ import re
 import shutil
 import subprocess
 import threading
-import time
-import urllib.error
 import urllib.parse
-import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Callable
+from typing import Any
 
 import grpc
 import numpy as np
 import pytest
 
 import nni_compression as nc
-from servers import ROOT, ServerProcess, server_binary
+from metered import Metered, eventually, get
+from servers import ROOT, server_binary
 
 LAYER = nc.Layer("fc", "Linear", (300, 1000))
 CONFIG = [{"sparsity": 0.5}]
 WEIGHT = np.random.default_rng(3).normal(size=LAYER.shape).astype(np.float32)
-PATIENCE = 60.0  # seconds
-
-
-class Metered(ServerProcess):
-    """A server with metrics, on a port of their own."""
-
-    def __init__(self, folder: Path, *flags: str, port: int = 0, metrics_port: int = 0) -> None:
-        port_file = folder / "metrics-port"
-        port_file.unlink(missing_ok=True)
-        metrics = f"--metrics_listen=127.0.0.1:{metrics_port}"
-        super().__init__(metrics, f"--metrics_port_file={port_file}", *flags, port=port)
-        self.metrics_port = int(port_file.read_text())
-        self.metrics_address = f"127.0.0.1:{self.metrics_port}"
-
-    def get(self, path: str) -> tuple[int, str]:
-        return get(f"http://{self.metrics_address}{path}")
-
-    def samples(self) -> dict[str, float]:
-        """Every sample of /metrics, by its name with labels."""
-        lines = [line for line in self.get("/metrics")[1].splitlines() if line[:1] not in ("#", "")]
-        return {name: float(value) for name, _, value in (line.rpartition(" ") for line in lines)}
-
-
-def get(url: str) -> tuple[int, str]:
-    try:
-        with urllib.request.urlopen(url, timeout=10) as reply:
-            return reply.status, reply.read().decode()
-    except urllib.error.HTTPError as error:
-        return error.code, error.read().decode()
-
-
-def eventually(condition: Callable[[], Any]) -> Any:
-    """The first truth that the condition gives; the last untruth after too long."""
-    deadline = time.monotonic() + PATIENCE
-    while not (value := condition()) and time.monotonic() < deadline:
-        time.sleep(0.02)
-    return value
 
 
 @pytest.fixture
