@@ -46,7 +46,7 @@ constexpr int kMaxMetadataBytes = 8 << 10;
 constexpr int kMaxStreamsPerConnection = 1000;
 constexpr int kKeepaliveMs = 60000;
 constexpr int kKeepaliveTimeoutMs = 20000;
-constexpr absl::Duration kLastWords = absl::Milliseconds(100);
+constexpr absl::Duration kLastWords = absl::Seconds(2);
 
 // As gRPC takes it, for which the largest number means never.
 int Milliseconds(absl::Duration duration) {
