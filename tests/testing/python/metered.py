@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 import urllib.error
 import urllib.request
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Callable
 
@@ -16,11 +17,19 @@ PATIENCE = 60.0  # seconds
 class Metered(ServerProcess):
     """A server with metrics, on a port of their own."""
 
-    def __init__(self, folder: Path, *flags: str, port: int = 0, metrics_port: int = 0) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        *flags: str,
+        port: int = 0,
+        metrics_port: int = 0,
+        environment: Mapping[str, str] | None = None,
+    ) -> None:
         port_file = folder / "metrics-port"
         port_file.unlink(missing_ok=True)
         metrics = f"--metrics_listen=127.0.0.1:{metrics_port}"
-        super().__init__(metrics, f"--metrics_port_file={port_file}", *flags, port=port)
+        flags = (metrics, f"--metrics_port_file={port_file}", *flags)
+        super().__init__(*flags, port=port, environment=environment)
         self.metrics_port = int(port_file.read_text())
         self.metrics_address = f"127.0.0.1:{self.metrics_port}"
 

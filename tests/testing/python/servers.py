@@ -8,7 +8,7 @@ import signal
 import subprocess
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Callable
@@ -50,9 +50,16 @@ class ServerProcess:
         flags: of the server.
         port: 0 picks one.
         wrapper: a command that becomes the server's, which is appended to it.
+        environment: what is added to that of the tests.
     """
 
-    def __init__(self, *flags: str, port: int = 0, wrapper: Sequence[str] = ()) -> None:
+    def __init__(
+        self,
+        *flags: str,
+        port: int = 0,
+        wrapper: Sequence[str] = (),
+        environment: Mapping[str, str] | None = None,
+    ) -> None:
         binary = server_binary()
         if not binary.is_file():
             raise RuntimeError(
@@ -73,6 +80,7 @@ class ServerProcess:
                 stderr=log,
                 stdout=log,
                 stdin=subprocess.DEVNULL,
+                env={**os.environ, **(environment or {})},
             )
         try:
             self.port = self._wait_for_port(port_file)
