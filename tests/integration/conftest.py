@@ -12,6 +12,7 @@ sys.path[:0] = [
     for folder in ("client/python/src", "tests/testing/python", "tests/integration")
 ]
 
+import attacked  # noqa: E402
 import servers  # noqa: E402
 
 
@@ -22,3 +23,17 @@ def server_address():
         os.environ["NNI_COMPRESSION_SERVER"] = server.address
         yield server.address
         assert server.stop() == 0, "the server did not drain"
+
+
+@pytest.fixture(scope="module")
+def target():
+    """A server to be attacked."""
+    with attacked.Attacked() as server:
+        yield server
+
+
+@pytest.fixture
+def hasty():
+    """One that has soon enough of a peer that stands still."""
+    with attacked.Attacked("--stall_timeout=5s") as server:
+        yield server

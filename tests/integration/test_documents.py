@@ -115,3 +115,21 @@ def test_links_between_documents_lead_somewhere(page):
     targets = re.findall(r"\]\(([^)#]+?)(?:#[^)]*)?\)", text)
     missing = [t for t in targets if "://" not in t and not (page.parent / t).exists()]
     assert not missing
+
+
+def test_the_page_of_attacks_names_tests_that_exist():
+    tests = documents.ROOT / "tests"
+    known = {
+        f"{suite}.{name}"
+        for source in tests.rglob("*.cc")
+        for suite, name in re.findall(r"^TEST\w*\((\w+),\s*(\w+)\)", source.read_text(), re.M)
+    }
+    known |= {
+        f"{source.name}::{name}"
+        for source in tests.rglob("*.py")
+        for name in re.findall(r"^ *def (test_\w+)\(", source.read_text(), re.M)
+    }
+    rows = documents.table((documents.ROOT / "docs/reliability.md").read_text(), "attack")
+    named = {name for row in rows for name in re.findall(r"`([\w.:]+)`", row[-1])}
+    assert len(named) > 50
+    assert named - known == set()

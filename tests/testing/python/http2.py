@@ -1,0 +1,143 @@
+"""One end of an HTTP/2 connection that keeps to no rule, for attacks on a server on this host."""
+
+from __future__ import annotations
+
+import contextlib
+import socket
+import struct
+from collections.abc import Iterator
+from types import TracebackType
+
+import hpack
+from hyperframe.frame import (
+    DataFrame,
+    Frame,
+    GoAwayFrame,
+    HeadersFrame,
+    RstStreamFrame,
+    SettingsFrame,
+)
+
+PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
+TIMEOUT = 20.0  # seconds
+BATCH = 1 << 16  # bytes that are sent at a time
+TRAILERS = ("te", "trailers")
+
+
+def message(content: bytes, *, flag: int = 0, length: int | None = None) -> bytes:
+    """A message of gRPC, with a flag and a length of one's own."""
+    return struct.pack(">BI", flag, len(content) if length is None else length) + content
+
+
+class Peer:
+    """A client's end. Nothing is read unless it is asked for."""
+
+    def __init__(self, port: int, settings: dict[int, int] | None = None) -> None:
+        self._socket = socket.create_connection(("127.0.0.1", port), timeout=TIMEOUT)
+        self._encoder = hpack.Encoder()
+        self._decoder = hpack.Decoder()
+        self._streams = 0
+        self._received = b""
+        self.send_bytes(PREFACE)
+        self.send(SettingsFrame(0, settings=settings or {}))
+
+    def __enter__(self) -> Peer:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self._socket.close()
+
+    def send(self, *frames: Frame) -> bool:
+        """Sends frames; False when the server takes no more, or has closed the connection."""
+        return self.send_bytes(b"".join(frame.serialize() for frame in frames))
+
+    def send_bytes(self, content: bytes) -> bool:
+        """The same for whatever one likes."""
+        try:
+            self._socket.sendall(content)
+        except OSError:  # a timeout is one
+            return False
+        return True
+
+    def flood(self, frame: bytes, count: int) -> bool:
+        """Sends the same bytes again and again."""
+        batch = max(1, BATCH // len(frame))
+        for first in range(0, count, batch):
+            if not self.send_bytes(frame * min(batch, count - first)):
+                return False
+        return True
+
+    def headers(self, path: str, *extra: tuple[str, str], end: bool = False) -> HeadersFrame:
+        """The headers that open the next stream."""
+        self._streams += 1
+        fields = [
+            (":method", "POST"),
+            (":scheme", "http"),
+            (":path", f"/{path}"),
+            (":authority", "localhost"),
+            ("content-type", "application/grpc"),
+            *(extra or (TRAILERS,)),
+        ]
+        frame = HeadersFrame(2 * self._streams - 1, data=self._encoder.encode(fields))
+        frame.flags.add("END_HEADERS")
+        if end:
+            frame.flags.add("END_STREAM")
+        return frame
+
+    def data(self, stream: int, content: bytes, *, end: bool = True) -> DataFrame:
+        """A part of a request's body."""
+        frame = DataFrame(stream, data=content)
+        if end:
+            frame.flags.add("END_STREAM")
+        return frame
+
+    def frames(self) -> Iterator[Frame]:
+        """What the server sends, until it closes the connection or says nothing for too long."""
+        while True:
+            while len(self._received) >= 9:
+                frame, length = Frame.parse_frame_header(memoryview(self._received[:9]))
+                if len(self._received) < 9 + length:
+                    break
+                frame.parse_body(memoryview(self._received[9 : 9 + length]))
+                self._received = self._received[9 + length :]
+                yield frame
+            try:
+                more = self._socket.recv(1 << 16)
+            except OSError:
+                return
+            if not more:
+                return
+            self._received += more
+
+    def outcome(self, stream: int) -> str:
+        """How the server ends a stream: gRPC's status as a number, HTTP's, "reset" or "closed"."""
+        block = b""
+        for frame in self.frames():
+            if isinstance(frame, GoAwayFrame):
+                return "closed"
+            if frame.stream_id != stream:
+                continue
+            if isinstance(frame, RstStreamFrame):
+                return "reset"
+            if isinstance(frame, HeadersFrame):
+                block = frame.data
+                fields = dict(self._decoder.decode(block))
+                if "grpc-status" in fields:
+                    return str(fields["grpc-status"])
+                if fields.get(":status", "200") != "200":
+                    return str(fields[":status"])
+        return "closed"
+
+    def closed(self) -> bool:
+        """Whether the server ends the connection."""
+        for frame in self.frames():
+            if isinstance(frame, GoAwayFrame):
+                return True
+        with contextlib.suppress(OSError):
+            return self._socket.recv(1) == b""
+        return False
