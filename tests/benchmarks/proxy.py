@@ -48,7 +48,7 @@ def run(client: nc.Client) -> list[Benchmark]:
     )
     sent = len(uploads[TLS]) + 2  # one decides the mask, and the first round does not count
     goal = Goal(
-        "D1",
+        "T1",
         "4 GB through HAProxy, of the rate of TLS without it",
         0.70,
         quotients(uploads[TLS], uploads[PROXY]),
