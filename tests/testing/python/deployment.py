@@ -129,7 +129,10 @@ def main() -> None:
         assert image.config["User"] == f"{USER}:{USER}", image.config["User"]
         assert image.writable() == [], image.writable()
         add = image.command("compressionctl", "tenant", "add", "trainer", TOKENS)
-        added = subprocess.run(add, check=True, stdout=subprocess.PIPE, text=True)
+        added = subprocess.run(
+            add, check=True, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, text=True
+        )
+        assert added.stdout.strip(), "compressionctl printed no token"
         with serving(image, folder / "server.log"):
             use(image, folder, added.stdout.strip())
         print("the trainer ran in a container's server, through the proxy, with TLS and a token")
