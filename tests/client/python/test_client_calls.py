@@ -173,15 +173,6 @@ class TestRetries:
             assert client.bind_model("level", [], LAYERS).id == "s1"
             assert client.stats.retries == 2
 
-    def test_a_call_that_a_stopping_server_cancels_is_tried_again(
-        self, scripted: ScriptedServer
-    ) -> None:
-        cancelled = fails(grpc.StatusCode.CANCELLED, "Cancelled on the server side")
-        scripted.behaviours["BindModel"] = in_turn(cancelled, replies(BOUND))
-        with nc.Client(scripted.address) as client:
-            assert client.bind_model("level", [], LAYERS).id == "s1"
-            assert client.stats.retries == 1
-
     def test_a_wait_is_told_once_and_so_is_its_end(
         self, scripted: ScriptedServer, caplog: pytest.LogCaptureFixture
     ) -> None:

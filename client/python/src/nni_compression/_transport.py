@@ -345,8 +345,6 @@ class Transport:
         name = method.rpartition("/")[2]
         if code == grpc.StatusCode.UNKNOWN and details == "Stream removed":
             code = grpc.StatusCode.UNAVAILABLE  # gRPC's word for a connection that broke
-        if code == grpc.StatusCode.CANCELLED and not self._closed:
-            code = grpc.StatusCode.UNAVAILABLE  # not by us: the server ends, or a proxy does
         if code != grpc.StatusCode.UNAVAILABLE:
             self._reached = self._reached or code != grpc.StatusCode.DEADLINE_EXCEEDED
         if code == grpc.StatusCode.UNAVAILABLE:
@@ -356,7 +354,7 @@ class Transport:
         if code == grpc.StatusCode.DEADLINE_EXCEEDED:
             taken = "its timeout" if limit is None else f"{limit:.3g} s"
             details = f"{name} at {self.address} took longer than {taken}"
-        if code == grpc.StatusCode.CANCELLED:
+        if code == grpc.StatusCode.CANCELLED and self._closed:
             return CancelledError(f"{name} was cancelled: the client was closed"), None
         error = make_error(StatusCode[code.name], details or f"{name} failed with {code.name}")
         error.request_id = _trailer(status, _REQUEST_ID_KEY)
