@@ -29,15 +29,15 @@ record() {
   printf '%-16s %5d passed %3d failed %3d skipped %5d s\n' "$name" "$p" "$f" "$s" $((SECONDS - started))
 }
 
-# begin NAME COMMAND...: runs it beside what follows, at the lowest priority. Tests wait for servers and
-# processes half of the time; what later parts need is made meanwhile.
+# begin NICENESS NAME COMMAND...: runs it beside what follows. Tests wait for servers and processes some
+# of the time; what later parts need is made meanwhile.
 declare -A begun
 begin() {
-  local name=$1
-  shift
+  local niceness=$1 name=$2
+  shift 2
   # A process group of its own, so that all of it can be ended.
   set -m
-  (renice -n 19 "$BASHPID" >/dev/null && "$@") &
+  (renice -n "$niceness" "$BASHPID" >/dev/null && "$@") &
   begun[$name]=$!
   set +m
 }
@@ -183,15 +183,16 @@ begin_all() {
   local part
   for part in "${@:2}"; do
     case $part in
-      python-newest) begin python-newest newest_venv ;;
-      tensorflow) begin tensorflow tensorflow_venvs ;;
-      nni) begin nni nni_venv ;;
+      python-newest) begin 10 python-newest newest_venv ;;
+      tensorflow) begin 10 tensorflow tensorflow_venvs ;;
+      nni) begin 10 nni nni_venv ;;
     esac
   done
   build_all
+  # Takes the longest, and is needed last.
   for part in "${@:2}"; do
     case $part in
-      asan | tsan) begin "$part" "build_$part" ;;
+      asan | tsan) begin 19 "$part" "build_$part" ;;
     esac
   done
 }
