@@ -265,8 +265,11 @@ absl::Status DurableSessions::ReviveReport(SessionRecord& record, const std::str
 
 void DurableSessions::TakeBack(const std::shared_ptr<SessionRecord>& record,
                                const absl::Status& error) {
-  Log(LogLevel::kError, "session_not_saved",
-      {{"session", record->id()}, {"tenant", record->tenant()}, {"error", error.message()}});
+  // A session that is not stored any more was closed beside its call, which is nobody's loss.
+  if (!absl::IsNotFound(error)) {
+    Log(LogLevel::kError, "session_not_saved",
+        {{"session", record->id()}, {"tenant", record->tenant()}, {"error", error.message()}});
+  }
   MutexLock lock(&mutex_);
   if (stopped_) return;  // the executor is gone
   if (record->state() == SessionState::kActive) record->Distrust();

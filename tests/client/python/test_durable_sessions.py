@@ -70,6 +70,23 @@ def restarting(data_dir: Path, request: pytest.FixtureRequest) -> Iterator[Resta
         assert server.server.stop() == 0
 
 
+def test_a_session_closed_beside_a_call_of_it_is_no_error_in_the_log(data_dir: Path) -> None:
+    layers, given = [*LAYERS, BIG], weights(0)
+    with (
+        ServerProcess(f"--data_dir={data_dir}") as server,
+        nc.Client(server.address) as client,
+        ThreadPoolExecutor(1) as beside,
+    ):
+        for number in range(150):
+            session = client.bind_model("level", [{"sparsity": 0.5}], layers)
+            call = beside.submit(session.calc_mask, given)
+            for _ in range(number % 15):  # later and later in the call
+                client.session_info(session.id)
+            session.close()
+            wait([call])
+        assert "session_not_saved" not in server.log()
+
+
 def test_trainers_go_on_while_their_server_is_killed_again_and_again(
     restarting: Restarting,
 ) -> None:
