@@ -88,7 +88,9 @@ class DurableSessionsTest : public ::testing::Test {
     EXPECT_TRUE(session.ok()) << session.status();
     size_t bytes = session->binding.size() + session->global.size();
     for (const auto& [layer, record] : session->layers) bytes += record.size();
-    for (const auto& row : *storage_->List()) {
+    const auto catalogue = storage_->List();
+    EXPECT_TRUE(catalogue.ok()) << catalogue.status();
+    for (const auto& row : *catalogue) {
       if (row.key.second == id) bytes += row.entry.size() + row.fingerprint.size();
     }
     return static_cast<int64_t>(bytes);
