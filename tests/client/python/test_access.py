@@ -292,6 +292,7 @@ def test_quotas_of_disk_and_uploads_are_set_while_the_server_runs(
 
 def test_a_quota_of_calls_says_when_to_come_again(tmp_path: Path) -> None:
     token = limited(tmp_path / "tenants", "calls=1")
+    operator = (("authorization", f"Bearer {add_tenant(tmp_path / 'tenants', 'ops', '--admin')}"),)
     with ServerProcess(f"--token_file={tmp_path}/tenants") as server:
         bearer = (("authorization", f"Bearer {token}"),)
         with (
@@ -305,18 +306,23 @@ def test_a_quota_of_calls_says_when_to_come_again(tmp_path: Path) -> None:
                 yield pb.ExportRequest(open={"session_id": session.id}).SerializeToString()
                 release[0].recv(1)
 
+            def wait_for_calls(number: int) -> None:
+                deadline = time.monotonic() + 30
+                running = None
+                while running != number:
+                    assert time.monotonic() < deadline
+                    reply = channel.unary_unary(f"/{SERVICE}/ListTenants")(b"", metadata=operator)
+                    tenants = pb.ListTenantsResponse.FromString(reply).tenants
+                    (running,) = [use.calls for use in tenants if use.tenant == "us"]
+
+            wait_for_calls(0)  # a call counts until the server is done with it
             held = channel.stream_stream(f"/{SERVICE}/CalcMask")(
                 requests(), metadata=bearer, timeout=60
             )
-            listing = channel.unary_unary(f"/{SERVICE}/ListSessions")
-            deadline = time.monotonic() + 30
-            while True:  # until the held call is there
-                try:
-                    listing(b"", metadata=bearer, timeout=30)
-                    assert time.monotonic() < deadline
-                except grpc.RpcError as error:
-                    refusal = error
-                    break
+            wait_for_calls(1)
+            with pytest.raises(grpc.RpcError) as refused:
+                channel.unary_unary(f"/{SERVICE}/ListSessions")(b"", metadata=bearer, timeout=30)
+            refusal = refused.value
             assert refusal.code() == grpc.StatusCode.RESOURCE_EXHAUSTED
             assert "quota of calls is 1, of which 1 are in use" in refusal.details()
             trailers = dict(refusal.trailing_metadata())
