@@ -37,7 +37,7 @@ begin() {
   shift 2
   # A process group of its own, so that all of it can be ended.
   set -m
-  (renice -n "$niceness" "$BASHPID" >/dev/null && "$@") &
+  (trap - EXIT && renice -n "$niceness" "$BASHPID" >/dev/null && "$@") &
   begun[$name]=$!
   set +m
 }
