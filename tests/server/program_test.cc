@@ -82,6 +82,20 @@ class ProgramTest : public ::testing::Test {
     return program.output();
   }
 
+  // What a server writes into its file, once it is there; empty when it does not come.
+  std::string WaitForPort(const std::string& file) {
+    std::string port;
+    if (Eventually([&] { return std::filesystem::exists(file); })) std::ifstream(file) >> port;
+    return port;
+  }
+
+  // The exit status of the program beside the one that runs.
+  int Check(std::vector<std::string> arguments) {
+    const std::string other = folder_ + "/check";
+    std::filesystem::create_directory(other);
+    return Program(other, std::move(arguments)).Wait();
+  }
+
   std::string folder_;
 };
 
@@ -129,41 +143,29 @@ TEST_F(ProgramTest, TellsAContainerWhetherAServerServes) {
   const std::string port_file = folder_ + "/port";
   Program program(folder_,
                   {"--listen=0.0.0.0:0", "--allow_insecure_listen", "--port_file=" + port_file});
-  ASSERT_TRUE(Eventually([&] { return std::filesystem::exists(port_file); })) << program.output();
-  std::string port;
-  std::ifstream(port_file) >> port;
-  const std::string other = folder_ + "/check";
-  std::filesystem::create_directory(other);
-  const auto check = [&](std::vector<std::string> arguments) {
-    return Program(other, std::move(arguments)).Wait();
-  };
-  EXPECT_EQ(check({"--healthcheck=127.0.0.1:" + port}), 0);
-  EXPECT_EQ(check({"--healthcheck", "--listen=0.0.0.0:" + port}), 0);
+  const std::string port = WaitForPort(port_file);
+  ASSERT_NE(port, "") << program.output();
+  EXPECT_EQ(Check({"--healthcheck=127.0.0.1:" + port}), 0);
+  EXPECT_EQ(Check({"--healthcheck", "--listen=0.0.0.0:" + port}), 0);
   program.Signal(SIGTERM);
   EXPECT_EQ(program.Wait(), 0);
-  EXPECT_EQ(check({"--healthcheck=127.0.0.1:" + port}), 1);
+  EXPECT_EQ(Check({"--healthcheck=127.0.0.1:" + port}), 1);
 }
 
 TEST_F(ProgramTest, TellsAContainerByAProbeWhetherAServerServes) {
   const std::string port_file = folder_ + "/port";
   Program program(folder_, {"--listen=127.0.0.1:0", "--metrics_listen=0.0.0.0:0",
                             "--allow_insecure_listen", "--metrics_port_file=" + port_file});
-  ASSERT_TRUE(Eventually([&] { return std::filesystem::exists(port_file); })) << program.output();
-  std::string port;
-  std::ifstream(port_file) >> port;
-  const std::string other = folder_ + "/check";
-  std::filesystem::create_directory(other);
-  const auto check = [&](std::vector<std::string> arguments) {
-    return Program(other, std::move(arguments)).Wait();
-  };
-  EXPECT_EQ(check({"--healthcheck=http://127.0.0.1:" + port + "/readyz"}), 0);
-  EXPECT_EQ(check({"--healthcheck", "--metrics_listen=0.0.0.0:" + port}), 0);
-  EXPECT_EQ(check({"--healthcheck=http://127.0.0.1:" + port + "/none"}), 1);
-  EXPECT_EQ(check({"--healthcheck=https://127.0.0.1:" + port + "/readyz"}), 1);
-  EXPECT_EQ(check({"--healthcheck=http://127.0.0.1:" + port}), 1);
+  const std::string port = WaitForPort(port_file);
+  ASSERT_NE(port, "") << program.output();
+  EXPECT_EQ(Check({"--healthcheck=http://127.0.0.1:" + port + "/readyz"}), 0);
+  EXPECT_EQ(Check({"--healthcheck", "--metrics_listen=0.0.0.0:" + port}), 0);
+  EXPECT_EQ(Check({"--healthcheck=http://127.0.0.1:" + port + "/none"}), 1);
+  EXPECT_EQ(Check({"--healthcheck=https://127.0.0.1:" + port + "/readyz"}), 1);
+  EXPECT_EQ(Check({"--healthcheck=http://127.0.0.1:" + port}), 1);
   program.Signal(SIGTERM);
   EXPECT_EQ(program.Wait(), 0);
-  EXPECT_EQ(check({"--healthcheck=http://127.0.0.1:" + port + "/readyz"}), 1);
+  EXPECT_EQ(Check({"--healthcheck=http://127.0.0.1:" + port + "/readyz"}), 1);
 }
 
 TEST_F(ProgramTest, HelpDocumentsEveryFlagAndNoPathOfTheBuild) {

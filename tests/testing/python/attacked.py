@@ -6,7 +6,6 @@ import itertools
 import resource
 import threading
 from pathlib import Path
-from types import TracebackType
 from typing import Callable
 
 import numpy as np
@@ -43,12 +42,7 @@ class Attacked:
     def __enter__(self) -> Attacked:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *unused: object) -> None:
         if self.server.process.poll() is None:
             assert self.server.stop() == 0
 
@@ -112,12 +106,7 @@ class _Bystander:
         self._began.wait()
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *unused: object) -> None:
         self._stop.set()
         self._thread.join()
         if self._error is not None:

@@ -6,7 +6,6 @@ import contextlib
 import socket
 import struct
 from collections.abc import Iterator
-from types import TracebackType
 
 import hpack
 from hyperframe.frame import (
@@ -44,12 +43,7 @@ class Peer:
     def __enter__(self) -> Peer:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *unused: object) -> None:
         self._socket.close()
 
     def send(self, *frames: Frame) -> bool:
