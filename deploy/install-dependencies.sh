@@ -22,7 +22,7 @@ build=("${compile[@]}" git libgmock-dev libgtest-dev
        python3-torch python3-venv python3-wheel)
 
 tests=(chromium clang-format-14 haproxy libbenchmark-dev libfaketime mypy openssl prometheus
-       python3-h2 python3-pytest python3-pytest-xdist python3-yaml shellcheck)
+       python3-h2 python3-pytest python3-pytest-timeout python3-pytest-xdist python3-yaml shellcheck)
 
 case "${1:-}" in
   --runtime) wanted=("${runtime[@]}") ;;

@@ -82,9 +82,9 @@ pytest_part() {
   local name=$1 interpreter=$2 started=$SECONDS
   shift 2
   rm -f "$results/$name.xml"
-  # The tests wait for servers and processes half of the time.
-  TAIL=80 quietly "$name" "$interpreter" -m pytest -q -ra -p no:cacheprovider \
-    -n $(($(nproc) + 1)) --junitxml="$results/$name.xml" "$@" || true
+  # The tests wait for servers and processes half of the time. One that hangs fails, and says where.
+  TAIL=80 quietly "$name" timeout --kill-after=10 1500 "$interpreter" -m pytest -q -ra \
+    -p no:cacheprovider --timeout=300 -n $(($(nproc) + 1)) --junitxml="$results/$name.xml" "$@" || true
   record "$name" "$started" "$results/$name.xml"
 }
 
@@ -146,7 +146,7 @@ scripts() {
   for script in tests/integration/*_test.sh; do
     name=$(basename "$script" .sh)
     local status=0
-    quietly "$name" bash "$script" || status=$?
+    quietly "$name" timeout --kill-after=10 900 bash "$script" || status=$?
     $python tests/testing/totals.py --write "$results/scripts-$name.xml" "$status"
   done
   record scripts "$started" "$results"/scripts-*.xml
