@@ -134,7 +134,7 @@ def test_probes_need_no_credentials_and_readiness_ends_with_the_drain(tmp_path: 
         release = threading.Event()
 
         def requests() -> Iterator[bytes]:
-            release.wait()
+            release.wait(60)
             yield from ()
 
         stream = call(requests())

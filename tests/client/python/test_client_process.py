@@ -14,42 +14,18 @@ import threading
 import time
 from pathlib import Path
 from types import ModuleType
-from typing import Any, Callable
+from typing import Any
 
 import numpy as np
 import pytest
 
 import nni_compression as nc
+from forks import CHILD_TIMEOUT, in_fork
 from servers import ServerProcess
 
 SOURCES = Path(nc.__file__).parents[1]
 WEIGHT = np.random.default_rng(6).normal(size=(10, 20)).astype(np.float32)
 LAYER = nc.Layer("fc", "Linear", (10, 20))
-CHILD_TIMEOUT = 60
-
-
-def in_fork(work: Callable[[], str]) -> str:
-    """What `work` returns in a forked child that then ends as a DataLoader worker does."""
-    context = multiprocessing.get_context("fork")
-    receive, send = context.Pipe(duplex=False)
-
-    def child() -> None:
-        try:
-            send.send(work())
-        except BaseException as error:
-            send.send(f"{type(error).__name__}: {error}")
-
-    process = context.Process(target=child)
-    process.start()
-    try:
-        assert receive.poll(CHILD_TIMEOUT), "the child hangs"
-        answer: str = receive.recv()
-        process.join(CHILD_TIMEOUT)
-        assert process.exitcode == 0, "the child did not end"
-    finally:
-        process.kill()
-        process.join()
-    return answer
 
 
 class TestForks:

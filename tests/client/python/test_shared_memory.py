@@ -21,6 +21,7 @@ import numpy as np
 import pytest
 
 import nni_compression as nc
+from forks import in_fork
 from nni_compression import _shared_memory
 from servers import ROOT, ServerProcess
 
@@ -235,11 +236,12 @@ sys.stdin.read()
     def test_a_forked_child_leaves_the_parents_memory_alone(self, shared: nc.Client) -> None:
         weights = weights_of(1)
         before = mask_bits(shared, weights)
-        child = os.fork()
-        if child == 0:
+
+        def close() -> str:
             shared.close()
-            os._exit(0)
-        assert os.waitpid(child, 0)[1] == 0
+            return "closed"
+
+        assert in_fork(close) == "closed"
         assert mask_bits(shared, weights) == before
         assert not uses_network(shared, weights)
 
