@@ -37,7 +37,11 @@ begin() {
   shift 2
   # A process group of its own, so that all of it can be ended.
   set -m
-  (trap - EXIT && renice -n "$niceness" "$BASHPID" >/dev/null && "$@") &
+  (
+    trap - EXIT
+    renice -n "$niceness" "$BASHPID" >/dev/null 2>&1 || true # it may be lower already
+    "$@"
+  ) &
   begun[$name]=$!
   set +m
 }
