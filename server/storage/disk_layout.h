@@ -11,6 +11,7 @@ constexpr int kVersion = 1;
 constexpr char kCatalogue[] = "/catalogue.db";
 constexpr char kRecords[] = "/records";
 constexpr char kKeepFiles[] = "/keep-files";
+constexpr char kReserve[] = "/reserve";
 
 // Parts of a session that are no layers.
 constexpr int kBinding = -1;

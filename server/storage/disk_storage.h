@@ -10,6 +10,7 @@
 //   DIR/records/ab/cdef...      files, see record_files.h; for records above 32 KiB
 //   DIR/keep-files              whoever makes a backup holds a shared lock on it; while there is
 //                               one, no file is removed
+//   DIR/reserve                 room on a disk that is full, for ending sessions
 //
 // A file is whole before a record refers to it, and is removed after no record does: a crash at any
 // moment leaves at most garbage. A change that fails while SQLite commits it may be there once the

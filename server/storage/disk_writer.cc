@@ -69,6 +69,7 @@ DiskStorage::Writer::Writer(Database database, RecordFiles files, const std::str
     : database_(std::move(database)),
       files_(std::move(files)),
       keep_files_path_(directory + layout::kKeepFiles),
+      reserve_(directory + layout::kReserve),
       begin_(database_, "BEGIN IMMEDIATE"),
       commit_(database_, "COMMIT"),
       insert_session_(database_,
@@ -85,19 +86,26 @@ DiskStorage::Writer::Writer(Database database, RecordFiles files, const std::str
       erase_records_(database_, "DELETE FROM records WHERE session = ?"),
       next_garbage_(database_, "SELECT digest FROM garbage LIMIT ?"),
       drop_garbage_(database_, "DELETE FROM garbage WHERE digest = ?"),
-      is_used_(database_, "SELECT 1 FROM records WHERE digest = ?") {}
+      is_used_(database_, "SELECT 1 FROM records WHERE digest = ?") {
+  reserve_.Fill();
+}
 
 std::vector<absl::Status> DiskStorage::Writer::Apply(absl::Span<const SessionChange> changes) {
   std::vector<Prepared> prepared;
   prepared.reserve(changes.size());
-  for (const SessionChange& change : changes) prepared.push_back(Prepare(change));
+  for (const SessionChange& change : changes) {
+    prepared.emplace_back();
+    WithReserve(change, [&] { return (prepared.back() = Prepare(change)).status; });
+  }
   std::vector<Prepared*> group;
   for (Prepared& one : prepared) {
     if (one.status.ok()) group.push_back(&one);
   }
   // All at once is what costs least; when that fails, each stands for itself.
   if (!group.empty() && !Transact(group).ok()) {
-    for (Prepared*& one : group) one->status = Transact({&one, 1});
+    for (Prepared*& one : group) {
+      WithReserve(*one->change, [&] { return one->status = Transact({&one, 1}); });
+    }
   }
   std::vector<absl::Status> statuses;
   statuses.reserve(prepared.size());
@@ -106,6 +114,14 @@ std::vector<absl::Status> DiskStorage::Writer::Apply(absl::Span<const SessionCha
     statuses.push_back(one.status);
   }
   return statuses;
+}
+
+void DiskStorage::Writer::WithReserve(const SessionChange& change,
+                                      absl::FunctionRef<absl::Status()> attempt) {
+  const bool makes_room = change.report || change.erase;
+  if (!absl::IsResourceExhausted(attempt()) || !makes_room || !reserve_.Release()) return;
+  attempt().IgnoreError();
+  reserve_.Fill();  // before anybody else takes what is left
 }
 
 DiskStorage::Writer::Prepared DiskStorage::Writer::Prepare(const SessionChange& change) {
@@ -229,7 +245,9 @@ bool DiskStorage::Writer::CollectGarbage() {
   if (digests.empty() && discarded_.empty()) return Sweep();
   const FileDescriptor keep(open(keep_files_path_.c_str(), O_RDWR | O_CREAT | O_CLOEXEC, 0600));
   if (!keep.valid() || flock(keep.get(), LOCK_EX | LOCK_NB) != 0) return false;  // a backup runs
-  return OverwriteFailedCommit().ok() && RemoveDiscarded() && RemoveGarbage(digests);
+  const bool ok = OverwriteFailedCommit().ok() && RemoveDiscarded() && RemoveGarbage(digests);
+  reserve_.Fill();
+  return ok;
 }
 
 absl::Status DiskStorage::Writer::OverwriteFailedCommit() {

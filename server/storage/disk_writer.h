@@ -8,12 +8,14 @@
 #include <string>
 #include <vector>
 
+#include "absl/functional/function_ref.h"
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include "absl/types/span.h"
 #include "server/shm/file_descriptor.h"
 #include "server/storage/disk_storage.h"
 #include "server/storage/record_files.h"
+#include "server/storage/reserve.h"
 #include "server/storage/sqlite.h"
 
 namespace nni_compression::server {
@@ -45,6 +47,9 @@ class DiskStorage::Writer {
 
   Writer(Database database, RecordFiles files, const std::string& directory);
 
+  // Does it once more with the reserve's room, should there be none for a change that makes room.
+  void WithReserve(const SessionChange& change, absl::FunctionRef<absl::Status()> attempt);
+
   Prepared Prepare(const SessionChange& change);
   absl::StatusOr<Record> Keep(std::string bytes);
   absl::Status Transact(absl::Span<Prepared* const> group);
@@ -61,6 +66,7 @@ class DiskStorage::Writer {
   Database database_;
   RecordFiles files_;
   const std::string keep_files_path_;
+  Reserve reserve_;
   Statement begin_, commit_;
   Statement insert_session_, find_session_, set_entry_, end_session_, erase_session_;
   Statement replace_record_, insert_record_, erase_records_;

@@ -5,6 +5,7 @@ tests/server/faulty_disk_test.cc lets every operation of a disk fail; here the k
 
 from __future__ import annotations
 
+import contextlib
 import os
 import subprocess
 import time
@@ -14,6 +15,7 @@ import numpy as np
 import pytest
 
 import nni_compression as nc
+from metered import eventually
 from servers import ServerProcess
 
 # A file system that no other process sees.
@@ -54,6 +56,37 @@ def test_a_disk_that_may_only_be_read_is_refused_at_the_start(disk: Path) -> Non
     with pytest.raises(RuntimeError, match=r"(?s)status 1:.*Read-only file system") as caught:
         ServerProcess(f"--data_dir={disk}/data", wrapper=disk_at(disk, "size=1m,ro"))
     assert f"{disk}/data" in str(caught.value)
+
+
+def fill_up(file: Path) -> None:
+    """Takes all that is left of a disk."""
+    with file.open("wb", buffering=0) as filler:
+        for size in (1 << 16, 1):
+            with contextlib.suppress(OSError):
+                while filler.write(b"\0" * size) == size:
+                    pass
+
+
+def test_a_session_ends_though_nothing_at_all_is_left(disk: Path) -> None:
+    with (
+        ServerProcess(f"--data_dir={disk}/data", wrapper=disk_at(disk, "size=8m")) as server,
+        nc.Client(server.address, timeout=60) as client,
+    ):
+        sessions = [bind(client) for _ in range(20)]
+        for seed, session in enumerate(sessions):
+            session.calc_mask({"big": weight(seed)})
+        mounted = Path(f"/proc/{server.process.pid}/root{disk}")
+        fill_up(mounted / "filler")
+        with pytest.raises(nc.ResourceExhaustedError):
+            bind(client).calc_mask({"big": weight(1000)})
+        for session in sessions:
+            session.close()
+        assert all(client.session_info(session.id).state == "closed" for session in sessions)
+        # Their masks' room is there for others, and the server has its reserve again.
+        last = bind(client)
+        assert eventually(lambda: len(list(mounted.glob("data/records/*/*"))) == 0)
+        last.calc_mask({"big": weight(1000)})
+        assert eventually(lambda: (mounted / "data/reserve").stat().st_size == 1 << 20)
 
 
 def test_sessions_that_end_make_room_on_a_full_disk(disk: Path) -> None:
