@@ -110,6 +110,30 @@ def test_headers_that_say_one_large_field_a_hundred_thousand_times(target: Attac
     target.survives(attack)
 
 
+@pytest.mark.parametrize(
+    "field",
+    [
+        pytest.param(b"\x00\x03x-a\x7f\x81\xff\xff\xff\x03", id="a value of a gigabyte"),
+        pytest.param(b"\x00\x7f\x81\xff\xff\xff\x03", id="a name of a gigabyte"),
+        pytest.param(b"\x00\x03x-a\x7f" + b"\xff" * 40, id="a length that overflows"),
+        pytest.param(b"\xff" + b"\xff" * 40, id="an index that overflows"),
+        pytest.param(b"\x3f\xe1\xff\xff\xff\x03", id="a table of a gigabyte"),
+    ],
+)
+def test_headers_that_announce_more_than_there_is(target: Attacked, field: bytes) -> None:
+    def attack() -> None:
+        target.forget_peak()
+        for _ in range(20):
+            with Peer(target.port) as peer:
+                headers = peer.headers(LIST)
+                headers.data += field + b"a" * 1000
+                peer.send(headers, peer.data(headers.stream_id, message(b"")))
+                assert peer.outcome(headers.stream_id) != OK
+        assert target.peak() < 16 << 20
+
+    target.survives(attack)
+
+
 def test_answers_that_have_no_window(target: Attacked) -> None:
     def attack() -> None:
         with Peer(target.port, {INITIAL_WINDOW_SIZE: 0}) as peer:
