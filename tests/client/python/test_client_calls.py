@@ -384,6 +384,14 @@ class TestEndings:
         with pytest.raises(nc.DeadlineExceededError, match=r"UpdateEpoch at .* longer than 0.3 s"):
             session.update_epoch(1, timeout=0.3)
 
+    def test_what_a_server_waited_too_long_for_is_its_own_message(
+        self, scripted: ScriptedServer, session: nc.Session
+    ) -> None:
+        words = "the peer neither sent nor read for 2s"
+        scripted.behaviours["UpdateEpoch"] = fails(grpc.StatusCode.DEADLINE_EXCEEDED, words)
+        with pytest.raises(nc.DeadlineExceededError, match=words):
+            session.update_epoch(1)
+
     def test_a_server_that_fails_early_stops_the_upload_and_frees_the_tensors(
         self, scripted: ScriptedServer, session: nc.Session
     ) -> None:

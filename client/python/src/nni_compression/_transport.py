@@ -42,6 +42,8 @@ _ROUTE_KEY = "nni-route"
 _REQUEST_ID_KEY = "nni-request-id"
 _PUSHBACK_KEY = "grpc-retry-pushback-ms"
 _DETAILS_KEY = "grpc-status-details-bin"
+# What gRPC says of a deadline that passed here; a server says what it waited for.
+_OWN_DEADLINE = ("", "Deadline Exceeded")
 # A call's timeout grows with what it carries, by a second for every so many bytes.
 _SLOWEST_BYTES_PER_SECOND = 16 << 20
 _FIRST_DELAY = 0.1
@@ -351,7 +353,7 @@ class Transport:
             unavailable = UnavailableError(self._unavailable(details))
             unavailable.request_id = _trailer(status, _REQUEST_ID_KEY)
             return unavailable, None
-        if code == grpc.StatusCode.DEADLINE_EXCEEDED:
+        if code == grpc.StatusCode.DEADLINE_EXCEEDED and details in _OWN_DEADLINE:
             taken = "its timeout" if limit is None else f"{limit:.3g} s"
             details = f"{name} at {self.address} took longer than {taken}"
         if code == grpc.StatusCode.CANCELLED and self._closed:
