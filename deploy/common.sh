@@ -32,8 +32,14 @@ build_release() {
   if [[ ! -f $build/build.ninja ]] || ! grep -q '^NNI_COMPRESSION_WERROR:BOOL=ON$' $build/CMakeCache.txt; then
     quietly configure cmake --preset ci
   fi
-  # Said only when it takes long.
-  (sleep 5 && say "compiling; log in $logs/build.log") &
+  # Said only when it takes long. What sleeps on after the end keeps no pipe open.
+  (
+    sleep 5 >/dev/null 2>&1
+    say "compiling; log in $logs/build.log"
+    while sleep 60 >/dev/null 2>&1; do
+      tail -n 1 "$logs/build.log" | sed -n 's|^\[\([0-9]*\)/\([0-9]*\)\].*|  step \1 of \2|p'
+    done
+  ) &
   local note=$! status=0
   quietly build cmake --build $build --target "$@" || status=$?
   kill "$note" 2>/dev/null || true

@@ -41,7 +41,7 @@ begin() {
     trap - EXIT
     renice -n "$niceness" "$BASHPID" >/dev/null 2>&1 || true # it may be lower already
     "$@"
-  ) &
+  ) </dev/null &
   begun[$name]=$!
   set +m
 }
