@@ -155,7 +155,10 @@ Outcome Connection::OutcomeOf(const grpc::Status& status,
                               const grpc::ClientContext& context) const {
   Outcome outcome;
   if (status.ok()) return outcome;
-  const auto code = static_cast<absl::StatusCode>(status.error_code());
+  auto code = static_cast<absl::StatusCode>(status.error_code());
+  // A server that ends cancels the calls that come too late. What is cancelled here has an error
+  // of its own.
+  if (code == absl::StatusCode::kCancelled) code = absl::StatusCode::kUnavailable;
   const bool about_connection =
       code == absl::StatusCode::kUnavailable || code == absl::StatusCode::kDeadlineExceeded;
   outcome.status = absl::Status(

@@ -2,8 +2,12 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include <atomic>
+#include <memory>
 #include <thread>
+#include <utility>
 
+#include "absl/strings/match.h"
 #include "tests/client/client_test_base.h"
 
 namespace nni_compression {
@@ -25,6 +29,34 @@ TEST_F(RestartTest, ACallIsRetriedUntilTheServerIsBack) {
   server_ = StartServer(port_);
   caller.join();
   EXPECT_TRUE(status.ok()) << status;
+}
+
+// As gRPC does with calls that reach a server when it has begun to end.
+class CancelsTheFirst : public server::Authenticator {
+ public:
+  absl::StatusOr<server::Caller> Authenticate(const grpc::ServerContextBase&,
+                                              absl::string_view method) override {
+    if (absl::EndsWith(method, "ListAlgorithms") && calls_++ == 0) {
+      return absl::CancelledError("CANCELLED");
+    }
+    return server::Caller{};
+  }
+
+  int calls() const { return calls_; }
+
+ private:
+  std::atomic<int> calls_{0};
+};
+
+TEST_F(RestartTest, ACallThatAnEndingServerCancelsIsRetried) {
+  server::ServerOptions options;
+  const auto cancels = std::make_shared<CancelsTheFirst>();
+  options.authenticator = cancels;
+  const auto ending = StartServer(0, std::move(options));
+  const Client client = Connect(AddressOf(*ending));
+  const absl::Status status = client.ListAlgorithms().status();
+  EXPECT_TRUE(status.ok()) << status;
+  EXPECT_EQ(cancels->calls(), 2);
 }
 
 TEST_F(RestartTest, ACallGivesUpAtItsTimeout) {

@@ -173,6 +173,15 @@ class TestRetries:
             assert client.bind_model("level", [], LAYERS).id == "s1"
             assert client.stats.retries == 2
 
+    def test_a_call_that_a_stopping_server_cancels_is_tried_again(
+        self, scripted: ScriptedServer
+    ) -> None:
+        cancelled = fails(grpc.StatusCode.CANCELLED, "Cancelled on the server side")
+        scripted.behaviours["BindModel"] = in_turn(cancelled, replies(BOUND))
+        with nc.Client(scripted.address) as client:
+            assert client.bind_model("level", [], LAYERS).id == "s1"
+            assert client.stats.retries == 1
+
     def test_a_wait_is_told_once_and_so_is_its_end(
         self, scripted: ScriptedServer, caplog: pytest.LogCaptureFixture
     ) -> None:
@@ -682,9 +691,14 @@ class TestKeepAlive:
             assert time.monotonic() < deadline
             time.sleep(0.005)
 
-    @staticmethod
-    def threads() -> list[threading.Thread]:
-        return [t for t in threading.enumerate() if t.name == "nni-compression-keep-alive"]
+    @pytest.fixture(autouse=True)
+    def other_threads(self) -> None:
+        """What clients of other tests may have left."""
+        self.others = set(threading.enumerate())
+
+    def threads(self) -> list[threading.Thread]:
+        name = "nni-compression-keep-alive"
+        return [t for t in threading.enumerate() if t.name == name and t not in self.others]
 
     def renewals(self, scripted: ScriptedServer) -> int:
         return sum(method.endswith("KeepAlive") for method in scripted.methods())

@@ -347,6 +347,8 @@ class Transport:
         name = method.rpartition("/")[2]
         if code == grpc.StatusCode.UNKNOWN and details == "Stream removed":
             code = grpc.StatusCode.UNAVAILABLE  # gRPC's word for a connection that broke
+        if code == grpc.StatusCode.CANCELLED and not self._closed:
+            code = grpc.StatusCode.UNAVAILABLE  # not by us: the server ends, or a proxy does
         if code != grpc.StatusCode.UNAVAILABLE:
             self._reached = self._reached or code != grpc.StatusCode.DEADLINE_EXCEEDED
         if code == grpc.StatusCode.UNAVAILABLE:
@@ -356,7 +358,7 @@ class Transport:
         if code == grpc.StatusCode.DEADLINE_EXCEEDED and details in _OWN_DEADLINE:
             taken = "its timeout" if limit is None else f"{limit:.3g} s"
             details = f"{name} at {self.address} took longer than {taken}"
-        if code == grpc.StatusCode.CANCELLED and self._closed:
+        if code == grpc.StatusCode.CANCELLED:
             return CancelledError(f"{name} was cancelled: the client was closed"), None
         error = make_error(StatusCode[code.name], details or f"{name} failed with {code.name}")
         error.request_id = _trailer(status, _REQUEST_ID_KEY)
