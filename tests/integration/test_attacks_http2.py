@@ -5,10 +5,12 @@ After each the server serves, holds what it held, and a trainer beside has notic
 
 from __future__ import annotations
 
+import contextlib
 import random
 import socket
+import threading
+from collections.abc import Iterator
 
-import grpc
 import pytest
 from hyperframe.frame import (
     ContinuationFrame,
@@ -27,9 +29,30 @@ from servers import SERVICE
 LIST = f"{SERVICE}/ListSessions"
 CALC_MASK = f"{SERVICE}/CalcMask"
 OK = "0"
+CANCELLED = "1"
+TOO_LATE = "4"  # DEADLINE_EXCEEDED
 CANCEL = 8
 FRAME = 16384  # bytes, the largest that HTTP/2 allows without asking
 INITIAL_WINDOW_SIZE = SettingsFrame.INITIAL_WINDOW_SIZE
+
+
+@contextlib.contextmanager
+def dripping(peer: Peer, content: bytes) -> Iterator[None]:
+    """The peer sends this 20 times a second, for 20 s at most, in a thread of its own."""
+    stop = threading.Event()
+
+    def send() -> None:
+        for _ in range(400):
+            if stop.wait(0.05) or not peer.send_bytes(content):
+                return
+
+    thread = threading.Thread(target=send)
+    thread.start()
+    try:
+        yield
+    finally:
+        stop.set()
+        thread.join()
 
 
 def test_such_a_peer_is_answered_when_it_keeps_to_the_rules(target: Attacked) -> None:
@@ -146,21 +169,55 @@ def test_answers_that_have_no_window(target: Attacked) -> None:
     target.survives(attack)
 
 
-def test_a_mask_that_nobody_reads(hasty: Attacked) -> None:
-    codes = (grpc.StatusCode.CANCELLED, grpc.StatusCode.DEADLINE_EXCEEDED)
-    ends = {"reset", *(str(code.value[0]) for code in codes)}
+def ask_for_a_mask(peer: Peer, session: nc.Session) -> int:
+    """Sends all of a call; its stream."""
+    peer.agree()
+    headers = peer.headers(CALC_MASK)
+    peer.send(headers)
+    body = b"".join(map(message, upload("CalcMask", session.id)))
+    for first in range(0, len(body), FRAME):
+        part = body[first : first + FRAME]
+        assert peer.send(peer.data(headers.stream_id, part, end=False))
+    return headers.stream_id
 
+
+def test_a_mask_that_nobody_reads(hasty: Attacked) -> None:
     def attack() -> None:
         with nc.Client(hasty.address) as client:
             session = client.bind_model("level", [{"sparsity": 0.5}], [LAYER])
             with Peer(hasty.port, {INITIAL_WINDOW_SIZE: 0}) as peer:
+                stream = ask_for_a_mask(peer, session)
+                assert peer.outcome(stream) in (CANCELLED, TOO_LATE)
+            session.close()
+
+    hasty.survives(attack)
+
+
+def test_a_mask_that_is_read_a_byte_at_a_time(hasty: Attacked) -> None:
+    def attack() -> None:
+        with nc.Client(hasty.address) as client:
+            session = client.bind_model("level", [{"sparsity": 0.5}], [LAYER])
+            with Peer(hasty.port, {INITIAL_WINDOW_SIZE: 0}) as peer:
+                stream = ask_for_a_mask(peer, session)
+                with dripping(peer, WindowUpdateFrame(stream, window_increment=1).serialize()):
+                    assert peer.outcome(stream) in (CANCELLED, TOO_LATE)
+            session.close()
+
+    hasty.survives(attack)
+
+
+def test_a_message_that_comes_a_byte_at_a_time(hasty: Attacked) -> None:
+    def attack() -> None:
+        with nc.Client(hasty.address) as client:
+            session = client.bind_model("level", [{"sparsity": 0.5}], [LAYER])
+            with Peer(hasty.port) as peer:
                 headers = peer.headers(CALC_MASK)
-                peer.send(headers)
-                body = b"".join(map(message, upload("CalcMask", session.id)))
-                for first in range(0, len(body), FRAME):
-                    part = body[first : first + FRAME]
-                    assert peer.send(peer.data(headers.stream_id, part, end=False))
-                assert peer.outcome(headers.stream_id) in ends
+                opening, part, *_ = map(message, upload("CalcMask", session.id))
+                begun = peer.data(headers.stream_id, opening + part[:1000], end=False)
+                assert peer.send(headers, begun)
+                byte = peer.data(headers.stream_id, b"\0", end=False).serialize()
+                with dripping(peer, byte):
+                    assert peer.outcome(headers.stream_id) == TOO_LATE
             session.close()
 
     hasty.survives(attack)
