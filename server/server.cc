@@ -4,6 +4,7 @@
 #include <grpcpp/ext/proto_server_reflection_plugin.h>
 #include <grpcpp/impl/server_builder_option.h>
 #include <grpcpp/impl/server_builder_plugin.h>
+#include <grpcpp/resource_quota.h>
 #include <grpcpp/server.h>
 #include <grpcpp/server_builder.h>
 #include <prometheus/text_serializer.h>
@@ -44,6 +45,7 @@ constexpr int64_t kMaxDefaultCache = int64_t{2} << 30;
 
 constexpr int kMaxMetadataBytes = 8 << 10;
 constexpr int kMaxStreamsPerConnection = 1000;
+constexpr size_t kLeastTransportBytes = 256 << 20;
 constexpr int kKeepaliveMs = 60000;
 constexpr int kKeepaliveTimeoutMs = 20000;
 constexpr absl::Duration kLastWords = absl::Seconds(2);
@@ -213,6 +215,8 @@ class Server::Impl {
     for (const auto algorithm : {GRPC_COMPRESS_DEFLATE, GRPC_COMPRESS_GZIP}) {
       builder.SetCompressionAlgorithmSupportStatus(algorithm, false);
     }
+    // Messages that have not come to their end yet, from whomever, are counted nowhere else.
+    builder.SetResourceQuota(grpc::ResourceQuota("transport").Resize(TransportBytes()));
     builder.AddChannelArgument(GRPC_ARG_MAX_METADATA_SIZE, kMaxMetadataBytes);
     builder.AddChannelArgument(GRPC_ARG_MAX_CONCURRENT_STREAMS, kMaxStreamsPerConnection);
     // From the connection to HTTP/2's first settings, with TLS in between.
@@ -231,6 +235,11 @@ class Server::Impl {
       acceptor->HandleNewConnection(&connection);
     });
     return absl::OkStatus();
+  }
+
+  // Of the memory that the budget leaves by default.
+  size_t TransportBytes() const {
+    return std::max(kLeastTransportBytes, static_cast<size_t>(core_.budget->limit() / 3));
   }
 
   absl::Status ListenAside(const ServerOptions& options) {

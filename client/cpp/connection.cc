@@ -159,6 +159,11 @@ Outcome Connection::OutcomeOf(const grpc::Status& status,
   // A server that ends cancels the calls that come too late. What is cancelled here has an error
   // of its own.
   if (code == absl::StatusCode::kCancelled) code = absl::StatusCode::kUnavailable;
+  // ENHANCE_YOUR_CALM: the server's gRPC holds too much at the moment.
+  if (code == absl::StatusCode::kResourceExhausted &&
+      absl::StrContains(status.error_message(), "RST_STREAM with error code 11")) {
+    code = absl::StatusCode::kUnavailable;
+  }
   const bool about_connection =
       code == absl::StatusCode::kUnavailable || code == absl::StatusCode::kDeadlineExceeded;
   outcome.status = absl::Status(

@@ -23,7 +23,7 @@ from hyperframe.frame import (
 
 import nni_compression as nc
 from attacked import LAYER, Attacked, upload
-from http2 import PREFACE, TRAILERS, Peer, message
+from http2 import FRAME, PREFACE, TRAILERS, Peer, message
 from servers import SERVICE
 
 LIST = f"{SERVICE}/ListSessions"
@@ -32,7 +32,6 @@ OK = "0"
 CANCELLED = "1"
 TOO_LATE = "4"  # DEADLINE_EXCEEDED
 CANCEL = 8
-FRAME = 16384  # bytes, the largest that HTTP/2 allows without asking
 INITIAL_WINDOW_SIZE = SettingsFrame.INITIAL_WINDOW_SIZE
 
 
@@ -257,6 +256,28 @@ def test_a_message_whose_length_or_flag_is_wrong(target: Attacked, body: bytes) 
                 assert peer.outcome(headers.stream_id) != OK
 
     target.survives(attack)
+
+
+def test_messages_that_are_never_finished() -> None:
+    message_size = 4 << 20
+    begun = memoryview(message(b"a" * (message_size - 10), length=message_size))
+    limit = 256 << 20  # of what gRPC holds, where the budget is small
+
+    with Attacked("--memory_budget=64M") as target:
+
+        def attack() -> None:
+            target.forget_peak()
+            with Peer(target.port) as peer:
+                peer.agree()
+                streams = []
+                for _ in range(200):
+                    headers = peer.headers(f"{SERVICE}/BindModel")
+                    peer.send(headers)
+                    streams.append(headers.stream_id)
+                assert peer.send_bodies(streams, begun) > 2 * limit
+            assert target.peak() < 2 * limit  # it lets go of streams one by one
+
+        target.survives(attack)
 
 
 def test_noise(target: Attacked) -> None:

@@ -14,10 +14,12 @@ import h2.connection
 import h2.events
 import numpy as np
 import pytest
+from hyperframe.frame import ContinuationFrame
 
 import nni_compression as nc
 from certificates import Authority
 from haproxy import HAPROXY, Behind, Proxy
+from http2 import Peer
 from nni_compression._wire import compression_pb2 as pb
 from servers import ROOT, ServerProcess
 from test_metrics import Metered, eventually
@@ -208,6 +210,23 @@ def test_header_attacks_do_not_get_through(proxy: Proxy, pair: list[Metered], na
         assert server.samples()[calls] == 0, "a server was reached"
     good, headers = http2(proxy.port, [("te", "trailers")], proxy.ca)
     assert (good, headers[":status"]) == ("headers", "200")
+
+
+def test_a_header_without_end_does_not_get_through(proxy: Proxy, pair: list[Metered]) -> None:
+    """gRPC 1.51 would read all of it again with every frame."""
+    with Peer(proxy.port, ca=proxy.ca) as peer:
+        headers = peer.headers("nni.compression.v1.CompressionService/ListSessions")
+        headers.flags.discard("END_HEADERS")
+        headers.data += b"\x00\x03x-a\x7f\x81\xff\xff\xff\x03"  # a value of a gigabyte
+        more = ContinuationFrame(headers.stream_id, data=b"a" * 16000)
+        assert peer.send(headers)
+        peer.flood(more.serialize(), 1000)
+        assert peer.outcome(headers.stream_id) == "closed"
+    assert proxy.process.poll() is None
+    for server in pair:
+        assert server.samples()['nni_compression_calls_total{code="OK",method="ListSessions"}'] == 0
+    with channel_to(proxy) as channel:
+        Caller(channel, "mine").bind()
 
 
 def test_what_is_no_grpc_is_refused(proxy: Proxy) -> None:

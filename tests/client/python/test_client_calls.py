@@ -182,6 +182,16 @@ class TestRetries:
             assert client.bind_model("level", [], LAYERS).id == "s1"
             assert client.stats.retries == 1
 
+    def test_a_call_that_a_full_transport_resets_is_tried_again(
+        self, scripted: ScriptedServer
+    ) -> None:
+        calm = "Received RST_STREAM with error code 11"
+        reset = fails(grpc.StatusCode.RESOURCE_EXHAUSTED, calm)
+        scripted.behaviours["BindModel"] = in_turn(reset, replies(BOUND))
+        with nc.Client(scripted.address) as client:
+            assert client.bind_model("level", [], LAYERS).id == "s1"
+            assert client.stats.retries == 1
+
     def test_a_wait_is_told_once_and_so_is_its_end(
         self, scripted: ScriptedServer, caplog: pytest.LogCaptureFixture
     ) -> None:

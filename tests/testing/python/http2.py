@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import socket
+import ssl
 import struct
 from collections.abc import Iterator
+from pathlib import Path
 
 import hpack
 from hyperframe.frame import (
@@ -13,13 +15,17 @@ from hyperframe.frame import (
     Frame,
     GoAwayFrame,
     HeadersFrame,
+    PingFrame,
     RstStreamFrame,
     SettingsFrame,
+    WindowUpdateFrame,
 )
 
 PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
 TIMEOUT = 20.0  # seconds
 BATCH = 1 << 16  # bytes that are sent at a time
+FRAME = 16384  # bytes, the largest that HTTP/2 allows without asking
+WINDOW = 65535  # bytes that may be sent before anything is granted
 TRAILERS = ("te", "trailers")
 
 
@@ -29,10 +35,18 @@ def message(content: bytes, *, flag: int = 0, length: int | None = None) -> byte
 
 
 class Peer:
-    """A client's end. Nothing is read unless it is asked for."""
+    """A client's end, over TLS where an authority's certificate is given. Nothing is read unless it
+    is asked for.
+    """
 
-    def __init__(self, port: int, settings: dict[int, int] | None = None) -> None:
+    def __init__(
+        self, port: int, settings: dict[int, int] | None = None, ca: Path | None = None
+    ) -> None:
         self._socket = socket.create_connection(("127.0.0.1", port), timeout=TIMEOUT)
+        if ca is not None:
+            context = ssl.create_default_context(cafile=ca)
+            context.set_alpn_protocols(["h2"])
+            self._socket = context.wrap_socket(self._socket, server_hostname="localhost")
         self._encoder = hpack.Encoder()
         self._decoder = hpack.Decoder()
         self._streams = 0
@@ -89,6 +103,39 @@ class Peer:
         if end:
             frame.flags.add("END_STREAM")
         return frame
+
+    def send_bodies(self, streams: list[int], body: memoryview) -> int:
+        """Sends the same to all these streams, as fast as the server lets it, and ends none of
+        them; the bytes sent. It is over for a stream that the server resets, and for all when
+        nothing is heard for a second.
+        """
+        windows = {0: WINDOW, **dict.fromkeys(streams, WINDOW)}  # 0: the connection's
+        left = dict.fromkeys(streams, body)
+        sent = 0
+        self._socket.settimeout(1.0)
+        frames = self.frames()
+        while left:
+            for stream in list(left):
+                while part := left[stream][: min(FRAME, windows[0], windows[stream])]:
+                    if not self.send(self.data(stream, bytes(part), end=False)):
+                        return sent
+                    left[stream] = left[stream][len(part) :]
+                    for window in (0, stream):
+                        windows[window] -= len(part)
+                    sent += len(part)
+                if not left[stream]:
+                    del left[stream]
+            frame = next(frames, None)
+            if frame is None:
+                break
+            if isinstance(frame, RstStreamFrame):
+                left.pop(frame.stream_id, None)
+            elif isinstance(frame, WindowUpdateFrame) and frame.stream_id in windows:
+                windows[frame.stream_id] += frame.window_increment
+            elif isinstance(frame, PingFrame) and "ACK" not in frame.flags:
+                self.send(PingFrame(0, opaque_data=frame.opaque_data, flags=["ACK"]))
+        self._socket.settimeout(TIMEOUT)
+        return sent
 
     def frames(self) -> Iterator[Frame]:
         """What the server sends, until it closes the connection or says nothing for too long."""

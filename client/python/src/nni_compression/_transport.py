@@ -44,6 +44,8 @@ _PUSHBACK_KEY = "grpc-retry-pushback-ms"
 _DETAILS_KEY = "grpc-status-details-bin"
 # What gRPC says of a deadline that passed here; a server says what it waited for.
 _OWN_DEADLINE = ("", "Deadline Exceeded")
+# What gRPC says when the other side's gRPC holds too much at the moment (ENHANCE_YOUR_CALM).
+_CALM = "RST_STREAM with error code 11"
 # A call's timeout grows with what it carries, by a second for every so many bytes.
 _SLOWEST_BYTES_PER_SECOND = 16 << 20
 _FIRST_DELAY = 0.1
@@ -349,6 +351,8 @@ class Transport:
             code = grpc.StatusCode.UNAVAILABLE  # gRPC's word for a connection that broke
         if code == grpc.StatusCode.CANCELLED and not self._closed:
             code = grpc.StatusCode.UNAVAILABLE  # not by us: the server ends, or a proxy does
+        if code == grpc.StatusCode.RESOURCE_EXHAUSTED and _CALM in details:
+            code = grpc.StatusCode.UNAVAILABLE
         if code != grpc.StatusCode.UNAVAILABLE:
             self._reached = self._reached or code != grpc.StatusCode.DEADLINE_EXCEEDED
         if code == grpc.StatusCode.UNAVAILABLE:
