@@ -12,7 +12,7 @@ namespace {
 using Json = nlohmann::json;
 
 // "[json.exception.parse_error.101] parse error at line 1, column 2: ..." without the brackets.
-std::string Explain(const Json::parse_error& error) {
+std::string Explain(const Json::exception& error) {
   const std::string what = error.what();
   const size_t end = what.find("] ");
   return end == std::string::npos ? what : what.substr(end + 2);
@@ -44,7 +44,7 @@ absl::StatusOr<Json> ParseStrictJson(absl::string_view text, int max_depth) {
     Json json = Json::parse(text.begin(), text.end(), check);
     if (!status.ok()) return status;
     return json;
-  } catch (const Json::parse_error& error) {
+  } catch (const Json::exception& error) {  // numbers that overflow, too
     return status.ok() ? absl::InvalidArgumentError(Explain(error)) : status;
   }
 }

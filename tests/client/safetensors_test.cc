@@ -90,6 +90,7 @@ TEST(SafetensorsTest, RefusesAHeaderThatIsNoJsonObject) {
   ExpectRefused(File("[]", 0), "does not begin with {");
   ExpectRefused(File("{\"a\":", 0), "parse error at line 1");
   ExpectRefused(File("{\"a\":{\"dtype\":{\"b\":{\"c\":{\"d\":{}}}}}}", 0), "nested deeper");
+  ExpectRefused(File("{\"a\":4E444}", 0), "number overflow parsing '4E444'");
 }
 
 TEST(SafetensorsTest, RefusesANameThatIsThereTwice) {
