@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import doctest
 import importlib
 import multiprocessing
@@ -21,6 +22,7 @@ import pytest
 
 import nni_compression as nc
 from forks import CHILD_TIMEOUT, in_fork
+from nni_compression import _transport
 from servers import ServerProcess
 
 SOURCES = Path(nc.__file__).parents[1]
@@ -79,6 +81,22 @@ class TestForks:
             stop.set()
             for thread in threads:
                 thread.join()
+
+    @pytest.mark.skipif(not _transport._FORKS_MAY_HANG, reason="this gRPC may be forked")
+    def test_a_fork_does_not_wait_for_threads_of_grpc(self, client: nc.Client) -> None:
+        def executors() -> set[Path]:
+            found = set()
+            for task in Path("/proc/self/task").iterdir():
+                with contextlib.suppress(OSError):  # it has ended
+                    if "executo" in (task / "comm").read_text():
+                        found.add(task)
+            return found
+
+        assert client.health() == "SERVING"
+        before = executors()
+        assert before
+        assert in_fork(lambda: "done") == "done"
+        assert before <= executors(), "the fork has ended them, and begun others"
 
     def test_a_full_exit_of_a_child_does_not_hang(self, client: nc.Client) -> None:
         with client.bind_model("level", [{"sparsity": 0.5}], [LAYER]) as session:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import itertools
 import logging
 import os
@@ -9,6 +10,7 @@ import random
 import secrets
 import threading
 import time
+import weakref
 from collections.abc import Iterator
 from typing import Any, Callable, Optional, Protocol, TypeVar
 
@@ -42,6 +44,10 @@ _ROUTE_KEY = "nni-route"
 _REQUEST_ID_KEY = "nni-request-id"
 _PUSHBACK_KEY = "grpc-retry-pushback-ms"
 _DETAILS_KEY = "grpc-status-details-bin"
+_FORK_SUPPORT = "GRPC_ENABLE_FORK_SUPPORT"
+# In older versions the handlers of fork() wait for gRPC's threads, which may wait for the end of
+# the fork: 1.51 hangs now and then. Without them a child must not touch what it inherited.
+_FORKS_MAY_HANG = tuple(map(int, grpc.__version__.split(".")[:2])) < (1, 60)
 # What gRPC says of a deadline that passed here; a server says what it waited for.
 _OWN_DEADLINE = ("", "Deadline Exceeded")
 # What gRPC says when the other side's gRPC holds too much at the moment (ENHANCE_YOUR_CALM).
@@ -59,6 +65,7 @@ _random = random.SystemRandom()
 _opened_by: Optional[int] = None
 # Channels of a parent process. Destroying one here would touch the parent's connection.
 _abandoned: list[Any] = []
+_transports: weakref.WeakSet[Transport] = weakref.WeakSet()
 
 
 class Exchange(Protocol):
@@ -110,6 +117,7 @@ class Transport:
         # Kept until the next one is made, so that its memory is not returned to the system and
         # fetched again, page by page, for every call: that would take longer than filling it.
         self._last_lone: Optional[bytes] = None
+        _transports.add(self)
 
     def unary(
         self,
@@ -241,6 +249,8 @@ class Transport:
             return self._channel
 
     def _make_channel(self) -> Any:
+        if _FORKS_MAY_HANG:  # gRPC reads it when the process makes its first channel
+            os.environ.setdefault(_FORK_SUPPORT, "0")
         if self._tls is None:
             return grpc.insecure_channel(self.address, options=self._options())
         return grpc.secure_channel(self.address, self._tls.credentials(), options=self._options())
@@ -436,6 +446,18 @@ class _Requests:
         self._messages = None
 
 
+def _leave_channels() -> None:
+    """In a forked child: nobody takes down what only the parent's threads could, not even exit."""
+    if not _FORKS_MAY_HANG or _fork_support():
+        return
+    for transport in list(_transports):
+        if transport._channel is not None:
+            ctypes.pythonapi.Py_IncRef(ctypes.py_object(transport._channel))
+
+
+os.register_at_fork(after_in_child=_leave_channels)
+
+
 def _check_fork() -> None:
     """Raises in a child of a process that has used gRPC, where a new channel might hang."""
     if _opened_by is None or _opened_by == os.getpid() or _fork_support():
@@ -448,7 +470,7 @@ def _check_fork() -> None:
 
 
 def _fork_support() -> bool:
-    return os.environ.get("GRPC_ENABLE_FORK_SUPPORT", "").lower() in ("1", "true", "yes", "y", "t")
+    return os.environ.get(_FORK_SUPPORT, "").lower() in ("1", "true", "yes", "y", "t")
 
 
 def _trailer(status: Any, key: str) -> Optional[str]:
