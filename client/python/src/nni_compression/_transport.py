@@ -48,6 +48,8 @@ _FORK_SUPPORT = "GRPC_ENABLE_FORK_SUPPORT"
 # In older versions the handlers of fork() wait for gRPC's threads, which may wait for the end of
 # the fork: 1.51 hangs now and then. Without them a child must not touch what it inherited.
 _FORKS_MAY_HANG = tuple(map(int, grpc.__version__.split(".")[:2])) < (1, 60)
+if _FORKS_MAY_HANG:
+    os.environ.setdefault(_FORK_SUPPORT, "0")  # read when the process makes its first channel
 # What gRPC says of a deadline that passed here; a server says what it waited for.
 _OWN_DEADLINE = ("", "Deadline Exceeded")
 # What gRPC says when the other side's gRPC holds too much at the moment (ENHANCE_YOUR_CALM).
@@ -249,8 +251,6 @@ class Transport:
             return self._channel
 
     def _make_channel(self) -> Any:
-        if _FORKS_MAY_HANG:  # gRPC reads it when the process makes its first channel
-            os.environ.setdefault(_FORK_SUPPORT, "0")
         if self._tls is None:
             return grpc.insecure_channel(self.address, options=self._options())
         return grpc.secure_channel(self.address, self._tls.credentials(), options=self._options())
