@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shutil
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,7 +10,7 @@ import pytest
 import nni_compression as nc
 from metered import eventually
 from servers import ServerProcess
-from usage import FRUGAL_HEAP
+from usage import FRUGAL_HEAP, status
 
 pytestmark = pytest.mark.skipif(shutil.which("prlimit") is None, reason="there is no prlimit")
 
@@ -25,17 +24,16 @@ WEIGHTS = {
 }
 
 
-def status(server: ServerProcess, name: str) -> int:
-    """A line of /proc/PID/status in bytes."""
-    lines = Path(f"/proc/{server.process.pid}/status").read_text().splitlines()
-    return next(int(line.split()[1]) << 10 for line in lines if line.startswith(name))
+def memory(server: ServerProcess, name: str) -> int:
+    """Bytes."""
+    return status(server.process.pid, name) << 10
 
 
 @pytest.fixture(scope="module")
 def limit() -> list[str]:
     """The command that lets what follows it map ROOM more than an idle server."""
     with ServerProcess(environment=FRUGAL_HEAP) as idle:
-        return ["prlimit", f"--as={status(idle, 'VmSize') + ROOM}", "--"]
+        return ["prlimit", f"--as={memory(idle, 'VmSize') + ROOM}", "--"]
 
 
 @pytest.mark.parametrize(
@@ -57,12 +55,12 @@ def test_a_tensor_that_is_too_large_costs_only_its_call(
         beside = client.bind_model("level", [{"sparsity": 0.5}], [SMALL])
         session = client.bind_model("level", [{"sparsity": 0.5}], [SMALL, LARGE])
         expected = beside.calc_mask({"small": WEIGHTS["small"]})["small"]
-        before = status(server, "RssAnon")
+        before = memory(server, "RssAnon")
         with pytest.raises(nc.ResourceExhaustedError, match=message):  # until it stops trying
             session.calc_mask({"large": WEIGHTS["large"]})
         for each in (session, beside):
             mask = each.calc_mask({"small": WEIGHTS["small"]})["small"]
             assert mask.bits.tobytes() == expected.bits.tobytes()
-        assert eventually(lambda: status(server, "RssAnon") < before + 16 * MEGABYTE)
+        assert eventually(lambda: memory(server, "RssAnon") < before + 16 * MEGABYTE)
         assert session.stale == {"large"}
         assert server.stop() == 0

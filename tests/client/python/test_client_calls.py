@@ -173,21 +173,25 @@ class TestRetries:
             assert client.bind_model("level", [], LAYERS).id == "s1"
             assert client.stats.retries == 2
 
-    def test_a_call_that_a_stopping_server_cancels_is_tried_again(
-        self, scripted: ScriptedServer
+    @pytest.mark.parametrize(
+        ("code", "details"),
+        [
+            pytest.param(
+                grpc.StatusCode.CANCELLED,
+                "Cancelled on the server side",
+                id="by a server that stops",
+            ),
+            pytest.param(
+                grpc.StatusCode.RESOURCE_EXHAUSTED,
+                "Received RST_STREAM with error code 11",
+                id="by a transport that is full",
+            ),
+        ],
+    )
+    def test_a_call_that_is_cut_off_is_tried_again(
+        self, scripted: ScriptedServer, code: grpc.StatusCode, details: str
     ) -> None:
-        cancelled = fails(grpc.StatusCode.CANCELLED, "Cancelled on the server side")
-        scripted.behaviours["BindModel"] = in_turn(cancelled, replies(BOUND))
-        with nc.Client(scripted.address) as client:
-            assert client.bind_model("level", [], LAYERS).id == "s1"
-            assert client.stats.retries == 1
-
-    def test_a_call_that_a_full_transport_resets_is_tried_again(
-        self, scripted: ScriptedServer
-    ) -> None:
-        calm = "Received RST_STREAM with error code 11"
-        reset = fails(grpc.StatusCode.RESOURCE_EXHAUSTED, calm)
-        scripted.behaviours["BindModel"] = in_turn(reset, replies(BOUND))
+        scripted.behaviours["BindModel"] = in_turn(fails(code, details), replies(BOUND))
         with nc.Client(scripted.address) as client:
             assert client.bind_model("level", [], LAYERS).id == "s1"
             assert client.stats.retries == 1

@@ -15,7 +15,7 @@ import nni_compression as nc
 from metered import eventually
 from nni_compression._wire import compression_pb2 as pb
 from servers import ServerProcess
-from usage import FRUGAL_HEAP, Usage, connections
+from usage import FRUGAL_HEAP, Usage, connections, status
 
 MEMORY = 1.05  # of what there was before may be there after an attack
 ATTEMPTS = 6
@@ -80,14 +80,20 @@ class Attacked:
         return self._memory("VmHWM") - self._resident
 
     def _memory(self, name: str) -> int:
-        status = Path(f"/proc/{self.server.process.pid}/status").read_text()
-        return next(int(line.split()[1]) << 10 for line in status.splitlines() if name in line)
+        return status(self.server.process.pid, name) << 10
 
     def _rest(self) -> Usage:
-        """What it holds once all connections are gone."""
+        """What it holds once all connections are gone, and what they asked for is done with."""
         process_id = self.server.process.pid
         assert eventually(lambda: connections(process_id) == 0)
-        return Usage.of(process_id)
+        samples = [Usage.of(process_id)]
+
+        def stands_still() -> bool:
+            samples.append(Usage.of(process_id))
+            return len(samples) > 5 and len(set(samples[-5:])) == 1
+
+        eventually(stands_still)
+        return samples[-1]
 
 
 class _Bystander:

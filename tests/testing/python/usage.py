@@ -19,6 +19,12 @@ SHARED_FILE = "memfd:"
 LISTENING = "0A"  # in /proc/net/tcp
 
 
+def status(process_id: int, name: str) -> int:
+    """A number of /proc/PID/status; sizes are in KiB there."""
+    lines = Path(f"/proc/{process_id}/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith(f"{name}:"))
+
+
 @dataclass(frozen=True)
 class Usage:
     """What a server holds at one moment, of which a server that rests needs no more than before.
@@ -42,13 +48,12 @@ class Usage:
     def of(cls, process_id: int, data_dir: Path | None = None) -> Usage:
         """Reads it; the process has to live."""
         process = Path(f"/proc/{process_id}")
-        status = dict(line.split(":", 1) for line in (process / "status").read_text().splitlines())
         files = [] if data_dir is None else [f for f in data_dir.rglob("*") if f.is_file()]
         descriptors = _targets(process / "fd")
         return cls(
-            memory=int(status["RssAnon"].split()[0]) << 10,
+            memory=status(process_id, "RssAnon") << 10,
             descriptors=len(descriptors),
-            threads=int(status["Threads"]),
+            threads=status(process_id, "Threads"),
             shared=(process / "maps").read_text().count(SHARED_FILE)
             + sum(SHARED_FILE in target for target in descriptors),
             files=len(files),
