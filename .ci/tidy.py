@@ -33,14 +33,20 @@ EXTRA = [
 ]
 
 
-def without_gcc(command):
-    """The compile command without the compiler's launcher and without precompiled headers."""
-    words = command.split(" ")
-    del words[: next(i for i, word in enumerate(words) if word.endswith("c++"))]
-    for i in range(len(words) - 2, -1, -1):
-        if words[i] == "-include" and words[i + 1].endswith("cmake_pch.hxx"):
-            del words[i : i + 2]
-    return " ".join(words)
+def per_file(entry):
+    """The entries of the files that the build compiles together by this one.
+
+    So each has to include what it uses. The compiler's launcher is left out.
+    """
+    unit = entry["file"]
+    words = entry["command"].split(" ")
+    words = words[next(i for i, word in enumerate(words) if word.endswith("c++")) :]
+    files = [unit]
+    if "/Unity/" in unit:
+        files = re.findall(r'^#include "(.+)"$', pathlib.Path(unit).read_text(), re.MULTILINE)
+    for file in files:
+        command = " ".join(file if word == unit else word for word in words)
+        yield {**entry, "file": file, "command": command}
 
 
 def own_files(commands):
@@ -91,10 +97,7 @@ def check(tidy, database, path, stamp):
 def main():
     tidy, build = sys.argv[1], pathlib.Path(sys.argv[2]).resolve()
     commands = json.loads((build / "compile_commands.json").read_text())
-    # Precompiled headers come with a translation unit of their own.
-    commands = [entry for entry in commands if "cmake_pch" not in entry["file"]]
-    for entry in commands:
-        entry["command"] = without_gcc(entry["command"])
+    commands = [single for entry in commands for single in per_file(entry)]
     database = build / "clang-tidy"
     database.mkdir(exist_ok=True)
     (database / "compile_commands.json").write_text(json.dumps(commands))

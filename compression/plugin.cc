@@ -24,7 +24,7 @@ namespace {
 constexpr char kStamp[] = NNI_COMPRESSION_PLUGIN_STAMP;
 constexpr size_t kMaxStampBytes = 4096;
 
-using Describe = void (*)(std::vector<AlgorithmInfo>* algorithms);
+using DescribeFunction = void (*)(std::vector<AlgorithmInfo>* algorithms);
 
 template <typename... Parts>
 absl::Status Bad(const std::string& file, const Parts&... parts) {
@@ -59,7 +59,7 @@ absl::StatusOr<std::vector<AlgorithmInfo>> LoadPlugin(const std::string& file) {
   const auto* const stamp =
       static_cast<const char*>(dlsym(library, "nni_compression_plugin_stamp"));
   const auto describe =
-      reinterpret_cast<Describe>(dlsym(library, "nni_compression_plugin_algorithms"));
+      reinterpret_cast<DescribeFunction>(dlsym(library, "nni_compression_plugin_algorithms"));
   if (stamp == nullptr || describe == nullptr) {
     return Bad(file, " is no plugin: it does not use NNI_COMPRESSION_PLUGIN");
   }

@@ -231,14 +231,17 @@ struct HalfEven {
 
 struct Truncate {
   static constexpr bool kOfTanh = false;
-  float scale, code_min, code_max;
+  float scale, zero_point, code_min, code_max;
   Truncate(const QuantizationParameters& p, int64_t c, float)
       : scale(p.scale[c]),
+        zero_point(static_cast<float>(p.zero_point[c])),
         code_min(static_cast<float>(p.code_min)),
         code_max(static_cast<float>(p.code_max)) {}
   float operator()(float w) const {
-    // A whole bound: truncating after clamping is the same, and fits an int.
-    return static_cast<float>(static_cast<int32_t>(Clamp(w / scale, code_min, code_max)));
+    // A whole bound: truncating after clamping is the same, and fits an int. The zero point is 0:
+    // g++ 12 makes one instruction of the casts, which gives -0 for -0.5, and the sum makes it 0.
+    return static_cast<float>(static_cast<int32_t>(Clamp(w / scale, code_min, code_max))) +
+           zero_point;
   }
 };
 

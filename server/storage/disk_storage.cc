@@ -2,20 +2,12 @@
 
 #include <utility>
 
-#include "absl/strings/str_cat.h"
 #include "server/mutex.h"
 #include "server/storage/data_directory.h"
 #include "server/storage/disk_layout.h"
 #include "server/storage/disk_writer.h"
 
 namespace nni_compression::server {
-namespace {
-
-absl::Status NotStored(const SessionKey& key) {
-  return absl::NotFoundError(absl::StrCat("session '", key.second, "' is not stored"));
-}
-
-}  // namespace
 
 // A connection of its own, which sees what was committed and waits for no writer. Thread-safe.
 class DiskStorage::Reader {

@@ -16,10 +16,6 @@ namespace {
 // Files that are removed at a time.
 constexpr int kGarbagePerRound = 64;
 
-absl::Status NotStored(const SessionKey& key) {
-  return absl::NotFoundError(absl::StrCat("session '", key.second, "' is not stored"));
-}
-
 std::string SetVersion() { return absl::StrCat("PRAGMA user_version = ", layout::kVersion); }
 
 absl::Status SetUp(Database& database, DurabilityLevel durability) {
@@ -185,10 +181,7 @@ absl::Status DiskStorage::Writer::Write(const Prepared& prepared) {
   int64_t number = *found ? find_session_.Integer(0) : 0;
   const bool ended = *found && find_session_.Integer(1) != 0;
   find_session_.Reset();
-  if (change.create && *found) {
-    return absl::AlreadyExistsError(
-        absl::StrCat("session '", change.key.second, "' is stored already"));
-  }
+  if (change.create && *found) return AlreadyStored(change.key);
   if (change.create) {
     const absl::StatusOr<int64_t> created = Create(change);
     if (!created.ok()) return created.status();

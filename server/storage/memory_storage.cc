@@ -3,16 +3,7 @@
 #include <algorithm>
 #include <utility>
 
-#include "absl/strings/str_cat.h"
-
 namespace nni_compression::server {
-namespace {
-
-absl::Status NotStored(const SessionKey& key) {
-  return absl::NotFoundError(absl::StrCat("session '", key.second, "' is not stored"));
-}
-
-}  // namespace
 
 std::vector<absl::Status> MemoryStorage::Apply(absl::Span<const SessionChange> changes) {
   MutexLock lock(&mutex_);
@@ -29,10 +20,7 @@ absl::Status MemoryStorage::ApplyOne(const SessionChange& change) {
   }
   auto it = sessions_.find(change.key);
   if (change.create) {
-    if (it != sessions_.end()) {
-      return absl::AlreadyExistsError(
-          absl::StrCat("session '", change.key.second, "' is stored already"));
-    }
+    if (it != sessions_.end()) return AlreadyStored(change.key);
     it = sessions_.emplace(change.key, Session{change.create->row, {}, ""}).first;
     it->second.row.key = change.key;
     it->second.state.binding = change.create->binding;

@@ -12,6 +12,7 @@
 
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
+#include "absl/strings/str_cat.h"
 #include "absl/time/time.h"
 #include "absl/types/span.h"
 
@@ -19,6 +20,16 @@ namespace nni_compression::server {
 
 // Tenant and id.
 using SessionKey = std::pair<std::string, std::string>;
+
+// NOT_FOUND, as every implementation says it.
+inline absl::Status NotStored(const SessionKey& key) {
+  return absl::NotFoundError(absl::StrCat("session '", key.second, "' is not stored"));
+}
+
+// ALREADY_EXISTS, likewise.
+inline absl::Status AlreadyStored(const SessionKey& key) {
+  return absl::AlreadyExistsError(absl::StrCat("session '", key.second, "' is stored already"));
+}
 
 // What listing and expiry need of a session without reading any of its state.
 struct CatalogueRow {

@@ -21,8 +21,6 @@ using ::testing::HasSubstr;
 using ::testing::Not;
 using ::testing::UnorderedElementsAre;
 
-constexpr char kLevel[] = R"([{"sparsity": 0.8, "op_types": ["default"]}])";
-
 class ClientTest : public ClientTestBase {};
 
 TEST_F(ClientTest, ConnectsToTheAddressOfTheEnvironmentByDefault) {

@@ -18,6 +18,9 @@
 
 namespace nni_compression {
 
+// A config_list for "level".
+inline constexpr char kLevel[] = R"([{"sparsity": 0.8, "op_types": ["default"]}])";
+
 // Lets everybody in and remembers what route keys came with which method. Thread-safe.
 class RecordingAuthenticator : public server::Authenticator {
  public:

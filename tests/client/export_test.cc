@@ -18,8 +18,6 @@ using ::testing::HasSubstr;
 using ::testing::IsEmpty;
 using ::testing::UnorderedElementsAre;
 
-constexpr char kLevel[] = R"([{"sparsity": 0.8, "op_types": ["default"]}])";
-
 // A directory of the test's own, empty.
 class TestDirectory {
  public:

@@ -13,8 +13,6 @@
 namespace nni_compression {
 namespace {
 
-constexpr char kLevel[] = R"([{"sparsity": 0.8, "op_types": ["default"]}])";
-
 class RestartTest : public ClientTestBase {
  protected:
   std::unique_ptr<server::Server> server_ = StartServer();

@@ -21,8 +21,6 @@ using ::testing::HasSubstr;
 using ::testing::IsEmpty;
 using ::testing::UnorderedElementsAre;
 
-constexpr char kLevel[] = R"([{"sparsity": 0.8, "op_types": ["default"]}])";
-
 class SessionTest : public ClientTestBase {
  protected:
   Session Bind(const BindRequest& request, const ClientOptions& options = {}) {

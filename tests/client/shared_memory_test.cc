@@ -19,7 +19,6 @@ namespace {
 
 using ::nni_compression::testing::Eventually;
 
-constexpr char kLevel[] = R"([{"sparsity": 0.8, "op_types": ["default"]}])";
 constexpr char kBits[] = R"([{"quant_bits": 8, "op_types": ["default"]}])";
 constexpr int64_t kColumns = 100001;  // times 3 times 4 bytes: more than kMinSharedBytes
 

@@ -12,10 +12,10 @@ using testing::AllOf;
 using testing::HasSubstr;
 namespace fs = std::filesystem;
 
-std::string Folder(const std::string& name) { return absl::StrCat(TEST_PLUGINS, "/", name); }
+std::string PluginFolder(const std::string& name) { return absl::StrCat(TEST_PLUGINS, "/", name); }
 
 // What loading the folder beside the built-in algorithms says.
-absl::Status Load(const std::string& folder) {
+absl::Status TryPlugins(const std::string& folder) {
   Registry registry = Registry::Builtin();
   return LoadPlugins(folder, &registry);
 }
@@ -33,7 +33,7 @@ class PluginTest : public testing::Test {
 
 TEST_F(PluginTest, AnAlgorithmOfAPluginIsListedWithItsOptionsAndItsFile) {
   Registry registry = Registry::Builtin();
-  ASSERT_THAT(LoadPlugins(Folder("good"), &registry), IsOk());
+  ASSERT_THAT(LoadPlugins(PluginFolder("good"), &registry), IsOk());
   const AlgorithmInfo& info = **registry.Find("threshold");
   EXPECT_EQ(info.source, "threshold.so");
   EXPECT_EQ(info.options.at(0).name, "threshold");
@@ -48,32 +48,35 @@ TEST_F(PluginTest, AThresholdKeepsWhatReachesIt) {
 }
 
 TEST_F(PluginTest, RefusesAPluginOfAnotherBuildWithoutCallingIt) {
-  EXPECT_THAT(Load(Folder("wrong_stamp")),
+  EXPECT_THAT(TryPlugins(PluginFolder("wrong_stamp")),
               IsInvalid(AllOf(HasSubstr("misfit_wrong_stamp.so"), HasSubstr("of long ago"),
                               HasSubstr("this server is [NniCompression "), HasSubstr("LibTorch "),
                               HasSubstr("libstdc++ "))));
 }
 
 TEST_F(PluginTest, RefusesWhatIsNoPlugin) {
-  EXPECT_THAT(Load(Folder("missing_symbol")),
+  EXPECT_THAT(TryPlugins(PluginFolder("missing_symbol")),
               IsInvalid(AllOf(HasSubstr("cannot be loaded"), HasSubstr("nobody_has_this"))));
-  EXPECT_THAT(Load(Folder("no_plugin")), IsInvalid(HasSubstr("is no plugin")));
-  EXPECT_THAT(Load(Folder("throws")), IsInvalid(HasSubstr("failed: no licence")));
-  EXPECT_THAT(Load(Folder("no_example")),
+  EXPECT_THAT(TryPlugins(PluginFolder("no_plugin")), IsInvalid(HasSubstr("is no plugin")));
+  EXPECT_THAT(TryPlugins(PluginFolder("throws")), IsInvalid(HasSubstr("failed: no licence")));
+  EXPECT_THAT(TryPlugins(PluginFolder("no_example")),
               IsInvalid(AllOf(HasSubstr("misfit_no_example.so"), HasSubstr("example"))));
   std::ofstream(folder_ + "/text.so") << "not a library";
-  EXPECT_THAT(Load(folder_), IsInvalid(AllOf(HasSubstr("text.so"), HasSubstr("cannot be loaded"))));
-  EXPECT_THAT(Load(folder_ + "/none"), Fails(absl::StatusCode::kNotFound, HasSubstr("/none")));
+  EXPECT_THAT(TryPlugins(folder_),
+              IsInvalid(AllOf(HasSubstr("text.so"), HasSubstr("cannot be loaded"))));
+  EXPECT_THAT(TryPlugins(folder_ + "/none"),
+              Fails(absl::StatusCode::kNotFound, HasSubstr("/none")));
 }
 
 TEST_F(PluginTest, RefusesATruncatedPlugin) {
   const std::string file = folder_ + "/threshold.so";
-  const auto size = fs::file_size(Folder("good") + "/threshold.so");
+  const auto size = fs::file_size(PluginFolder("good") + "/threshold.so");
   // The end of a file may have nothing but symbols for debuggers.
   for (const auto part : {uintmax_t{10}, uintmax_t{100}, uintmax_t{4096}, size / 8}) {
-    fs::copy(Folder("good") + "/threshold.so", file, fs::copy_options::overwrite_existing);
+    fs::copy(PluginFolder("good") + "/threshold.so", file, fs::copy_options::overwrite_existing);
     fs::resize_file(file, part);
-    EXPECT_THAT(Load(folder_), IsInvalid(HasSubstr("threshold.so\" cannot be loaded"))) << part;
+    EXPECT_THAT(TryPlugins(folder_), IsInvalid(HasSubstr("threshold.so\" cannot be loaded")))
+        << part;
   }
 }
 
@@ -81,21 +84,25 @@ TEST_F(PluginTest, ANameBelongsToOneAlgorithm) {
   const auto taken = [](const std::string& by) {
     return Fails(absl::StatusCode::kAlreadyExists, HasSubstr(by));
   };
-  EXPECT_THAT(Load(Folder("built_in_name")), taken("\"level\" already, a built-in one"));
-  fs::copy(Folder("good") + "/threshold.so", folder_ + "/a.so");
-  fs::copy(Folder("good") + "/threshold.so", folder_ + "/b.so");
-  EXPECT_THAT(Load(folder_), taken("b.so: there is an algorithm \"threshold\" already, of a.so"));
+  EXPECT_THAT(TryPlugins(PluginFolder("built_in_name")),
+              taken("\"level\" already, a built-in one"));
+  fs::copy(PluginFolder("good") + "/threshold.so", folder_ + "/a.so");
+  fs::copy(PluginFolder("good") + "/threshold.so", folder_ + "/b.so");
+  EXPECT_THAT(TryPlugins(folder_),
+              taken("b.so: there is an algorithm \"threshold\" already, of a.so"));
 }
 
 TEST_F(PluginTest, IgnoresFilesOfOtherKinds) {
   std::ofstream(folder_ + "/README") << "plugins go here";
-  EXPECT_THAT(Load(folder_), IsOk());
+  EXPECT_THAT(TryPlugins(folder_), IsOk());
 }
 
 // Algorithms that misbehave, without the server's guard around them.
 class MisbehavingPluginTest : public testing::Test {
  protected:
-  MisbehavingPluginTest() { EXPECT_THAT(LoadPlugins(Folder("misbehaving"), &registry_), IsOk()); }
+  MisbehavingPluginTest() {
+    EXPECT_THAT(LoadPlugins(PluginFolder("misbehaving"), &registry_), IsOk());
+  }
 
   absl::StatusOr<std::unique_ptr<Session>> TryBind(const std::string& algorithm) {
     return Session::Bind(registry_,

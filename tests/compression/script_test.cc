@@ -13,9 +13,9 @@ using testing::AllOf;
 using testing::HasSubstr;
 namespace fs = std::filesystem;
 
-std::string Folder(const std::string& name) { return absl::StrCat(TEST_SCRIPTS, "/", name); }
+std::string ScriptFolder(const std::string& name) { return absl::StrCat(TEST_SCRIPTS, "/", name); }
 
-absl::Status Load(const std::string& folder) {
+absl::Status TryScripts(const std::string& folder) {
   Registry registry = Registry::Builtin();
   return LoadScripts(folder, &registry);
 }
@@ -25,7 +25,7 @@ class ScriptTest : public testing::Test {
   ScriptTest() {
     std::string pattern = testing::TempDir() + "/scriptsXXXXXX";
     folder_ = mkdtemp(pattern.data());
-    EXPECT_THAT(LoadScripts(Folder("misbehaving"), &registry_), IsOk());
+    EXPECT_THAT(LoadScripts(ScriptFolder("misbehaving"), &registry_), IsOk());
   }
   ~ScriptTest() override { fs::remove_all(folder_); }
 
@@ -116,22 +116,25 @@ TEST_F(ScriptTest, AMaskWithNanAndAScaleOfZeroAreErrors) {
 }
 
 TEST_F(ScriptTest, RefusesWhatIsNoScriptWithItsFile) {
-  EXPECT_THAT(Load(Folder("signature")),
+  EXPECT_THAT(TryScripts(ScriptFolder("signature")),
               IsInvalid(AllOf(HasSubstr("signature.pt"), HasSubstr("it must be (self, Tensor"))));
-  EXPECT_THAT(Load(Folder("no_method")), IsInvalid(HasSubstr("calc_mask and quantize_weight")));
-  EXPECT_THAT(Load(Folder("built_in_name")), Fails(absl::StatusCode::kAlreadyExists,
-                                                   HasSubstr("level.pt: there is an algorithm")));
+  EXPECT_THAT(TryScripts(ScriptFolder("no_method")),
+              IsInvalid(HasSubstr("calc_mask and quantize_weight")));
+  EXPECT_THAT(
+      TryScripts(ScriptFolder("built_in_name")),
+      Fails(absl::StatusCode::kAlreadyExists, HasSubstr("level.pt: there is an algorithm")));
   std::ofstream(folder_ + "/text.pt") << "not an archive";
-  EXPECT_THAT(Load(folder_), IsInvalid(AllOf(HasSubstr("text.pt"), HasSubstr("cannot load"))));
+  EXPECT_THAT(TryScripts(folder_),
+              IsInvalid(AllOf(HasSubstr("text.pt"), HasSubstr("cannot load"))));
 }
 
 TEST_F(ScriptTest, RefusesATruncatedScript) {
   const std::string file = folder_ + "/movement.pt";
-  const auto size = fs::file_size(Folder("good") + "/movement.pt");
+  const auto size = fs::file_size(ScriptFolder("good") + "/movement.pt");
   for (const auto part : {size - 1, size / 2, size / 4}) {
-    fs::copy(Folder("good") + "/movement.pt", file, fs::copy_options::overwrite_existing);
+    fs::copy(ScriptFolder("good") + "/movement.pt", file, fs::copy_options::overwrite_existing);
     fs::resize_file(file, part);
-    EXPECT_THAT(Load(folder_), IsInvalid(HasSubstr("movement.pt"))) << part;
+    EXPECT_THAT(TryScripts(folder_), IsInvalid(HasSubstr("movement.pt"))) << part;
   }
 }
 

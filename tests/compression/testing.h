@@ -35,7 +35,7 @@ MATCHER_P2(Fails, code, message, "fails with that code and message") {
   const absl::Status& status = StatusOf(arg);
   *result_listener << status.ToString();
   return status.code() == code &&
-         testing::ExplainMatchResult(message, std::string(status.message()), result_listener);
+         ::testing::ExplainMatchResult(message, std::string(status.message()), result_listener);
 }
 
 template <class Message>

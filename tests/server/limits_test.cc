@@ -47,14 +47,14 @@ server::ServerOptions WithQuota(const access::Quota& quota) {
   return options;
 }
 
-const std::string kSixteen = Bytes({1, 2, 3, 4});
+const std::string kFourWeights = Bytes({1, 2, 3, 4});
 
 // A call that uploads so many tensors of the layer a.
 grpc::Status Upload(TestServer& server, const std::string& id, uint32_t tensors,
                     grpc::ClientContext* context) {
   MaskMessage message;
   message.Open(id);
-  for (uint32_t i = 0; i < tensors; ++i) message.Tensor(Header(i, "a", {4}), kSixteen);
+  for (uint32_t i = 0; i < tensors; ++i) message.Tensor(Header(i, "a", {4}), kFourWeights);
   const auto stream = server.stub().CalcMask(context);
   stream->Write(message.proto());
   stream->WritesDone();

@@ -24,7 +24,7 @@ using ::testing::HasSubstr;
 using ::testing::IsEmpty;
 
 constexpr int64_t kFile = 1 << 20;
-constexpr int64_t kBudget = 1 << 20;
+constexpr int64_t kSmallBudget = 1 << 20;
 constexpr uint64_t kHuge = std::numeric_limits<uint64_t>::max();
 const std::vector<float> kWeight = {1, -2, 3, -4, 5, -6, 7, -8, 9, -10, 11, -12, 13, -14, 15, -16};
 
@@ -87,7 +87,7 @@ class SharedMemoryTest : public ::testing::Test {
 
   static server::ServerOptions Options(const std::string& path) {
     server::ServerOptions options;
-    options.memory_budget = kBudget;
+    options.memory_budget = kSmallBudget;
     options.authenticator = TenantFromMetadata();
     options.side_socket.path = path;
     return options;
@@ -185,8 +185,8 @@ TEST_F(SharedMemoryTest, AResultThatDoesNotFitIsStreamed) {
 }
 
 TEST_F(SharedMemoryTest, AWeightDoesNotCountAgainstTheMemoryBudget) {
-  constexpr int64_t kElements = 2 * kBudget / 4;
-  const Trainer large(path_, "", 2 * kBudget);
+  constexpr int64_t kElements = 2 * kSmallBudget / 4;
+  const Trainer large(path_, "", 2 * kSmallBudget);
   const std::string id =
       Bind(stub(), BindRequest("level", {{"sparsity", 0.5}}, {{"w", {kElements}}}));
   before_ = server_.server().memory_reserved();  // with the mask that the session keeps

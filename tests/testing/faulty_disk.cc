@@ -127,7 +127,7 @@ class FaultyDisk::State {
   }
 
   int Open(const char* path, int flags, mode_t mode) {
-    const bool there = access(path, F_OK) == 0;
+    const bool there = ::access(path, F_OK) == 0;
     const bool writes = (flags & O_ACCMODE) != O_RDONLY;
     const bool creates = (flags & O_CREAT) != 0 && !there;
     const Operation operation = creates  ? Operation::kGrow
@@ -417,7 +417,7 @@ int FaultyUnlink(const char* path) {
 }
 
 int FaultyMkdir(const char* path, mode_t mode) {
-  const bool makes = access(path, F_OK) != 0;
+  const bool makes = ::access(path, F_OK) != 0;
   return makes && Fails<const char*>(path, Operation::kGrow) ? -1 : libc().mkdir(path, mode);
 }
 

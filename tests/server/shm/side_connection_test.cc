@@ -19,7 +19,7 @@ using testing::AddRegionRequest;
 using testing::HelloRequest;
 using testing::SealedFile;
 
-constexpr int64_t kSize = 4096;
+constexpr int64_t kRegionSize = 4096;
 
 int CodeOf(absl::StatusCode code) { return static_cast<int>(code); }
 
@@ -29,7 +29,7 @@ class SideConnectionTest : public ::testing::Test {
                              std::vector<FileDescriptor> files = {}) {
     return connection_->Handle(request.SerializeAsString(), std::move(files));
   }
-  SideConnection::Answer Add(FileDescriptor file, uint64_t size = kSize) {
+  SideConnection::Answer Add(FileDescriptor file, uint64_t size = kRegionSize) {
     std::vector<FileDescriptor> files;
     files.push_back(std::move(file));
     return Ask(AddRegionRequest(size, false), std::move(files));
@@ -38,7 +38,7 @@ class SideConnectionTest : public ::testing::Test {
   RegionTable table_{1 << 20};
   std::shared_ptr<Authenticator> authenticator_ = Authenticator::AllowAll();
   std::unique_ptr<SideConnection> connection_ = std::make_unique<SideConnection>(
-      SideConnection::Limits{2, 2 * kSize}, authenticator_.get(), &table_);
+      SideConnection::Limits{2, 2 * kRegionSize}, authenticator_.get(), &table_);
 };
 
 TEST_F(SideConnectionTest, HelloAnswersTheLimits) {
@@ -47,12 +47,12 @@ TEST_F(SideConnectionTest, HelloAnswersTheLimits) {
   EXPECT_TRUE(answer.reply.has_code());
   EXPECT_FALSE(answer.close);
   EXPECT_EQ(answer.reply.max_regions(), 2u);
-  EXPECT_EQ(answer.reply.max_bytes(), static_cast<uint64_t>(2 * kSize));
+  EXPECT_EQ(answer.reply.max_bytes(), static_cast<uint64_t>(2 * kRegionSize));
   EXPECT_TRUE(connection_->admitted());
 }
 
 TEST_F(SideConnectionTest, NothingGoesBeforeHello) {
-  const auto answer = Add(SealedFile(kSize));
+  const auto answer = Add(SealedFile(kRegionSize));
   EXPECT_EQ(answer.reply.code(), CodeOf(absl::StatusCode::kUnauthenticated));
   EXPECT_TRUE(answer.close);
   EXPECT_EQ(table_.mapped_bytes(), 0);
@@ -72,7 +72,7 @@ TEST_F(SideConnectionTest, APacketThatIsNoRequestEndsTheConnection) {
 TEST_F(SideConnectionTest, EveryPrefixOfARequestIsHandled) {
   const std::string whole = HelloRequest("somebody").SerializeAsString();
   for (size_t size = 0; size < whole.size(); ++size) {
-    SideConnection connection({2, kSize}, authenticator_.get(), &table_);
+    SideConnection connection({2, kRegionSize}, authenticator_.get(), &table_);
     connection.Handle(whole.substr(0, size), {});
     EXPECT_FALSE(connection.admitted()) << size;
   }
@@ -93,7 +93,7 @@ TEST_F(SideConnectionTest, AnAuthenticatorThatKnowsNoSideSocketLetsNobodyIn) {
       return Caller{"default"};
     }
   } stranger;
-  SideConnection connection({2, kSize}, &stranger, &table_);
+  SideConnection connection({2, kRegionSize}, &stranger, &table_);
   const auto answer = connection.Handle(HelloRequest().SerializeAsString(), {});
   EXPECT_EQ(answer.reply.code(), CodeOf(absl::StatusCode::kUnauthenticated));
   EXPECT_TRUE(answer.close);
@@ -101,13 +101,13 @@ TEST_F(SideConnectionTest, AnAuthenticatorThatKnowsNoSideSocketLetsNobodyIn) {
 
 TEST_F(SideConnectionTest, ARegionTakesExactlyOneFile) {
   Ask(HelloRequest());
-  EXPECT_EQ(Ask(AddRegionRequest(kSize, false)).reply.code(),
+  EXPECT_EQ(Ask(AddRegionRequest(kRegionSize, false)).reply.code(),
             CodeOf(absl::StatusCode::kInvalidArgument));
   std::vector<FileDescriptor> files;
-  files.push_back(SealedFile(kSize));
-  files.push_back(SealedFile(kSize));
+  files.push_back(SealedFile(kRegionSize));
+  files.push_back(SealedFile(kRegionSize));
   const int second = files[1].get();
-  EXPECT_EQ(Ask(AddRegionRequest(kSize, false), std::move(files)).reply.code(),
+  EXPECT_EQ(Ask(AddRegionRequest(kRegionSize, false), std::move(files)).reply.code(),
             CodeOf(absl::StatusCode::kInvalidArgument));
   EXPECT_EQ(fcntl(second, F_GETFD), -1);  // closed
   EXPECT_EQ(table_.mapped_bytes(), 0);
@@ -115,41 +115,42 @@ TEST_F(SideConnectionTest, ARegionTakesExactlyOneFile) {
 
 TEST_F(SideConnectionTest, ARefusedFileLeavesTheConnectionAsItWas) {
   Ask(HelloRequest());
-  const auto refused = Add(SealedFile(kSize, 0));
+  const auto refused = Add(SealedFile(kRegionSize, 0));
   EXPECT_EQ(refused.reply.code(), CodeOf(absl::StatusCode::kInvalidArgument));
   EXPECT_FALSE(refused.close);
-  EXPECT_EQ(Add(SealedFile(kSize)).reply.code(), 0);
+  EXPECT_EQ(Add(SealedFile(kRegionSize)).reply.code(), 0);
 }
 
 TEST_F(SideConnectionTest, RegionsAndBytesAreLimited) {
   Ask(HelloRequest());
-  EXPECT_EQ(Add(SealedFile(3 * kSize), 3 * kSize).reply.code(),
+  EXPECT_EQ(Add(SealedFile(3 * kRegionSize), 3 * kRegionSize).reply.code(),
             CodeOf(absl::StatusCode::kResourceExhausted));
-  const std::string first = Add(SealedFile(kSize)).reply.region();
-  EXPECT_EQ(Add(SealedFile(kSize)).reply.code(), 0);
-  EXPECT_EQ(Add(SealedFile(kSize)).reply.code(), CodeOf(absl::StatusCode::kResourceExhausted));
+  const std::string first = Add(SealedFile(kRegionSize)).reply.region();
+  EXPECT_EQ(Add(SealedFile(kRegionSize)).reply.code(), 0);
+  EXPECT_EQ(Add(SealedFile(kRegionSize)).reply.code(),
+            CodeOf(absl::StatusCode::kResourceExhausted));
   v1::SideRequest drop;
   drop.mutable_drop_region()->set_region(first);
   EXPECT_EQ(Ask(drop).reply.code(), 0);
   EXPECT_EQ(Ask(drop).reply.code(), CodeOf(absl::StatusCode::kNotFound));
-  EXPECT_EQ(Add(SealedFile(kSize)).reply.code(), 0);
+  EXPECT_EQ(Add(SealedFile(kRegionSize)).reply.code(), 0);
 }
 
 TEST_F(SideConnectionTest, OnlyOnesOwnRegionsCanBeDropped) {
   Ask(HelloRequest());
   v1::SideRequest drop;
-  drop.mutable_drop_region()->set_region(Add(SealedFile(kSize)).reply.region());
-  SideConnection other({2, kSize}, authenticator_.get(), &table_);
+  drop.mutable_drop_region()->set_region(Add(SealedFile(kRegionSize)).reply.region());
+  SideConnection other({2, kRegionSize}, authenticator_.get(), &table_);
   other.Handle(HelloRequest().SerializeAsString(), {});
   const auto answer = other.Handle(drop.SerializeAsString(), {});
   EXPECT_EQ(answer.reply.code(), CodeOf(absl::StatusCode::kNotFound));
-  EXPECT_EQ(table_.mapped_bytes(), kSize);
+  EXPECT_EQ(table_.mapped_bytes(), kRegionSize);
 }
 
 TEST_F(SideConnectionTest, RegionsGoWithTheConnection) {
   Ask(HelloRequest());
-  Add(SealedFile(kSize));
-  EXPECT_EQ(table_.mapped_bytes(), kSize);
+  Add(SealedFile(kRegionSize));
+  EXPECT_EQ(table_.mapped_bytes(), kRegionSize);
   connection_.reset();
   EXPECT_EQ(table_.mapped_bytes(), 0);
 }

@@ -28,7 +28,7 @@ using ::nni_compression::testing::SideClient;
 using ::nni_compression::testing::SidePath;
 using ::testing::HasSubstr;
 
-constexpr int64_t kSize = 4096;
+constexpr int64_t kOfferedSize = 4096;
 constexpr uid_t kNobody = 65534;
 
 int64_t OpenDescriptors() {
@@ -57,9 +57,9 @@ TEST_F(SideListenerTest, ATrainerAddsAndDropsRegions) {
   Start();
   SideClient trainer(options_.path);
   EXPECT_EQ(trainer.Hello().code(), 0);
-  const auto added = trainer.AddRegion(SealedFile(kSize).get(), kSize, true);
+  const auto added = trainer.AddRegion(SealedFile(kOfferedSize).get(), kOfferedSize, true);
   EXPECT_EQ(added.code(), 0) << added.message();
-  EXPECT_EQ(table_.mapped_bytes(), kSize);
+  EXPECT_EQ(table_.mapped_bytes(), kOfferedSize);
   EXPECT_EQ(trainer.DropRegion(added.region()).code(), 0);
   EXPECT_EQ(table_.mapped_bytes(), 0);
 }
@@ -155,7 +155,7 @@ TEST_F(SideListenerTest, ConnectionsAboveTheLimitAreClosedAndOthersGoOn) {
   EXPECT_EQ(first.Hello().code(), 0);
   EXPECT_EQ(second.Hello().code(), 0);
   EXPECT_TRUE(SideClient(options_.path).IsClosed());
-  EXPECT_EQ(first.AddRegion(SealedFile(kSize).get(), kSize, false).code(), 0);
+  EXPECT_EQ(first.AddRegion(SealedFile(kOfferedSize).get(), kOfferedSize, false).code(), 0);
   second.Close();
   EXPECT_TRUE(Eventually([&] { return SideClient(options_.path).Hello().code() == 0; }));
 }
@@ -172,7 +172,7 @@ TEST_F(SideListenerTest, TenThousandConnectionsLeaveNothingBehind) {
     EXPECT_LE(listener_->connections(), 16);
     if (i % 100 == 0) held.push_back(std::move(flood));
   }
-  EXPECT_EQ(trainer.AddRegion(SealedFile(kSize).get(), kSize, false).code(), 0);
+  EXPECT_EQ(trainer.AddRegion(SealedFile(kOfferedSize).get(), kOfferedSize, false).code(), 0);
   held.clear();
   EXPECT_TRUE(Eventually([&] { return listener_->connections() == 1; }));
   EXPECT_TRUE(Eventually([&] { return OpenDescriptors() == before; }));
@@ -182,10 +182,10 @@ TEST_F(SideListenerTest, DescriptorsThatNobodyAskedForAreClosed) {
   Start();
   SideClient trainer(options_.path);
   ASSERT_EQ(trainer.Hello().code(), 0);
-  const FileDescriptor file = SealedFile(kSize);
+  const FileDescriptor file = SealedFile(kOfferedSize);
   const int64_t before = OpenDescriptors();
   const std::vector<int> many(50, file.get());  // more than the server has room for
-  const std::string add = testing::AddRegionRequest(kSize, false).SerializeAsString();
+  const std::string add = testing::AddRegionRequest(kOfferedSize, false).SerializeAsString();
   ASSERT_TRUE(trainer.Send(add, many));
   EXPECT_EQ(trainer.Receive().code(), static_cast<int>(absl::StatusCode::kInvalidArgument));
   nni::compression::v1::SideRequest drop;
@@ -197,7 +197,7 @@ TEST_F(SideListenerTest, DescriptorsThatNobodyAskedForAreClosed) {
 
 TEST_F(SideListenerTest, ADescriptorBesideAHelloIsClosedWhenTheHelloIsRefused) {
   Start();
-  const FileDescriptor file = SealedFile(kSize);
+  const FileDescriptor file = SealedFile(kOfferedSize);
   SideClient trainer(options_.path);
   const int64_t before = OpenDescriptors();
   trainer.Send("nonsense", {file.get()});
@@ -239,16 +239,16 @@ TEST_F(SideListenerTest, TheRegionsOfATrainerThatWasKilledAreUnmapped) {
   if (child == 0) {
     SideClient trainer(options_.path);
     trainer.Hello();
-    const FileDescriptor file = SealedFile(kSize);
-    const testing::Mapping mapping(file.get(), kSize);
-    const char done = trainer.AddRegion(file.get(), kSize, true).code() == 0 ? 'y' : 'n';
+    const FileDescriptor file = SealedFile(kOfferedSize);
+    const testing::Mapping mapping(file.get(), kOfferedSize);
+    const char done = trainer.AddRegion(file.get(), kOfferedSize, true).code() == 0 ? 'y' : 'n';
     if (write(ready[1], &done, 1) == 1) pause();
     _exit(1);
   }
   char done = 'n';
   ASSERT_EQ(read(ready[0], &done, 1), 1);
   EXPECT_EQ(done, 'y');
-  EXPECT_EQ(table_.mapped_bytes(), kSize);
+  EXPECT_EQ(table_.mapped_bytes(), kOfferedSize);
   kill(child, SIGKILL);
   waitpid(child, nullptr, 0);
   EXPECT_TRUE(Eventually([&] { return table_.mapped_bytes() == 0; }));

@@ -26,7 +26,7 @@ using ::testing::HasSubstr;
 
 const SessionKey kA = {"tenant", "a"};
 const SessionKey kB = {"tenant", "b"};
-constexpr size_t kManyBytes = 1 << 20;
+constexpr size_t kBigLayer = 1 << 20;
 
 // Lets no file grow above `bytes` while it lives, as a full disk would not.
 class FullDisk {
@@ -104,7 +104,7 @@ class DiskStorageTest : public ::testing::Test {
 TEST_F(DiskStorageTest, ADamagedFileCostsOnlyTheSessionThatNeedsIt) {
   for (const SessionKey& key : {kA, kB}) {
     ASSERT_TRUE(Create(key).ok());
-    ASSERT_TRUE(PutLayer(key, 0, key.second + std::string(kManyBytes, 'x')).ok());
+    ASSERT_TRUE(PutLayer(key, 0, key.second + std::string(kBigLayer, 'x')).ok());
   }
   for (const std::string& path : RecordFiles()) {
     std::fstream file(path, std::ios::in | std::ios::out | std::ios::binary);
@@ -116,13 +116,13 @@ TEST_F(DiskStorageTest, ADamagedFileCostsOnlyTheSessionThatNeedsIt) {
   EXPECT_EQ(damaged.status().code(), absl::StatusCode::kDataLoss);
   EXPECT_THAT(damaged.status().message(), HasSubstr(directory_ + "/records/"));
   EXPECT_TRUE(storage_->Load(kB).ok());
-  ASSERT_TRUE(PutLayer(kA, 0, "a" + std::string(kManyBytes, 'x')).ok());
+  ASSERT_TRUE(PutLayer(kA, 0, "a" + std::string(kBigLayer, 'x')).ok());
   EXPECT_TRUE(storage_->Load(kA).ok()) << "written again, it is whole again";
 }
 
 TEST_F(DiskStorageTest, AMissingFileIsLostData) {
   ASSERT_TRUE(Create(kA).ok());
-  ASSERT_TRUE(PutLayer(kA, 0, std::string(kManyBytes, 'x')).ok());
+  ASSERT_TRUE(PutLayer(kA, 0, std::string(kBigLayer, 'x')).ok());
   ASSERT_EQ(RecordFiles().size(), 1u);
   std::filesystem::remove(RecordFiles()[0]);
   EXPECT_EQ(storage_->Load(kA).status().code(), absl::StatusCode::kDataLoss);
@@ -138,8 +138,8 @@ TEST_F(DiskStorageTest, OnAFullDiskAChangeFailsAndLeavesNoTrace) {
   ASSERT_TRUE(Create(kA).ok());
   ASSERT_TRUE(PutLayer(kA, 0, "before").ok());
   {
-    const FullDisk full(kManyBytes / 2);
-    EXPECT_EQ(PutLayer(kA, 0, std::string(kManyBytes, 'x')).code(),
+    const FullDisk full(kBigLayer / 2);
+    EXPECT_EQ(PutLayer(kA, 0, std::string(kBigLayer, 'x')).code(),
               absl::StatusCode::kResourceExhausted);
     EXPECT_TRUE(PutLayer(kA, 1, "small").ok()) << "there is room for this";
   }
@@ -161,11 +161,11 @@ TEST_F(DiskStorageTest, OneLargeChangeThatFindsNoRoomDoesNotFailItsGroup) {
   ASSERT_TRUE(Create(kA).ok());
   SessionChange large;
   large.key = kA;
-  large.layers[0] = [] { return std::string(kManyBytes, 'x'); };
+  large.layers[0] = [] { return std::string(kBigLayer, 'x'); };
   SessionChange small;
   small.key = kA;
   small.layers[1] = [] { return std::string("small"); };
-  const FullDisk full(kManyBytes / 2);
+  const FullDisk full(kBigLayer / 2);
   const std::vector<SessionChange> group = {large, small};
   const std::vector<absl::Status> statuses = storage_->Apply(group);
   EXPECT_EQ(statuses[0].code(), absl::StatusCode::kResourceExhausted);
@@ -174,8 +174,8 @@ TEST_F(DiskStorageTest, OneLargeChangeThatFindsNoRoomDoesNotFailItsGroup) {
 
 TEST_F(DiskStorageTest, FilesThatNoSessionNeedsAreRemoved) {
   ASSERT_TRUE(Create(kA).ok());
-  ASSERT_TRUE(PutLayer(kA, 0, std::string(kManyBytes, 'x')).ok());
-  ASSERT_TRUE(PutLayer(kA, 0, std::string(kManyBytes, 'y')).ok());
+  ASSERT_TRUE(PutLayer(kA, 0, std::string(kBigLayer, 'x')).ok());
+  ASSERT_TRUE(PutLayer(kA, 0, std::string(kBigLayer, 'y')).ok());
   EXPECT_EQ(RecordFiles().size(), 2u);
   CollectAllGarbage();
   EXPECT_EQ(RecordFiles().size(), 1u);
@@ -201,7 +201,7 @@ TEST_F(DiskStorageTest, FilesOfAProcessThatDiedTooEarlyAreRemoved) {
 
 TEST_F(DiskStorageTest, NoFileIsRemovedWhileABackupHoldsThem) {
   ASSERT_TRUE(Create(kA).ok());
-  ASSERT_TRUE(PutLayer(kA, 0, std::string(kManyBytes, 'x')).ok());
+  ASSERT_TRUE(PutLayer(kA, 0, std::string(kBigLayer, 'x')).ok());
   ASSERT_TRUE(PutLayer(kA, 0, "small").ok());
   {
     const FileDescriptor keep(
