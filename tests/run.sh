@@ -11,6 +11,8 @@ cd "$(dirname "$0")/.."
 # shellcheck source=deploy/common.sh
 source deploy/common.sh
 export PYTHONPATH=$PWD/client/python/src
+# Tests run side by side, and OpenBLAS's threads keep a processor busy while they wait.
+export OPENBLAS_NUM_THREADS=1
 results=build/test-results
 
 # The test programs that ThreadSanitizer can follow: it does not understand Debian's gRPC and Abseil
