@@ -27,8 +27,8 @@ class Layer:
             self.mask = formulas.nni_mask(weight * self.mask, sparsity).to(weight.dtype)
 
     def apply(self) -> None:
-        """Writes the zeros into the weight, as NNI does before each forward pass."""
-        self.module.weight.data.mul_(self.mask)
+        """Makes the product the weight's data, as NNI 1.x does before each forward pass."""
+        self.module.weight.data = self.module.weight.data.mul(self.mask)
 
 
 class LevelPruner:

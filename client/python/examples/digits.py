@@ -28,6 +28,7 @@ import numpy as np
 import torch
 from sklearn.datasets import load_digits
 from sklearn.model_selection import train_test_split
+from threadpoolctl import threadpool_limits
 from torch import nn
 from torch.nn import functional as F  # noqa: N812
 
@@ -71,6 +72,16 @@ class Row:
     calls: int = 0
     waiting: float = 0.0  # seconds
     sparsity: list[tuple[str, float, float]] = dataclasses.field(default_factory=list)
+
+
+def use_one_thread() -> None:
+    """Keeps PyTorch, and the BLAS that multiplies for it, to one thread.
+
+    The network is small, and others share the machine: a thread that waits for the next product
+    keeps a processor busy.
+    """
+    torch.set_num_threads(1)
+    threadpool_limits(1)
 
 
 def load_data() -> tuple[Data, Data]:
@@ -232,7 +243,7 @@ def main() -> int:
     random.seed(SEED)
     np.random.seed(SEED)
     torch.manual_seed(SEED)
-    torch.set_num_threads(1)  # the network is small, and the server may share the machine
+    use_one_thread()
     data, test = load_data()
     failures = []
     with nc.Client(arguments.server) as client:

@@ -195,6 +195,24 @@ def test_the_example_trains_prunes_and_quantizes(server):
         assert name in result.stdout
 
 
+def test_the_examples_keep_to_one_thread():
+    pytest.importorskip("sklearn")
+    program = (
+        "import digits, threadpoolctl; digits.use_one_thread(); "
+        "print({pool['num_threads'] for pool in threadpoolctl.threadpool_info()})"
+    )
+    folders = [servers.ROOT / "client/python/examples", Path(nc.__file__).resolve().parents[1]]
+    environment = {
+        **os.environ,
+        "PYTHONPATH": os.pathsep.join(map(str, folders)),
+        "OPENBLAS_NUM_THREADS": "2",
+    }
+    result = subprocess.run(
+        [sys.executable, "-c", program], env=environment, capture_output=True, text=True, check=True
+    )
+    assert result.stdout == "{1}\n"
+
+
 def test_the_example_says_when_there_is_no_server():
     pytest.importorskip("sklearn")
     example = servers.ROOT / "client/python/examples/digits.py"

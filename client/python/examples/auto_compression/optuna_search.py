@@ -8,7 +8,6 @@ from pathlib import Path
 
 import optuna
 import outcome
-import torch
 import trial
 
 from nni_compression.torch import layers
@@ -24,7 +23,7 @@ def draw(tuner: optuna.Trial, names: list[str]) -> dict[str, dict[str, object]]:
 
 
 def main() -> None:
-    torch.set_num_threads(1)
+    trial.digits.use_one_thread()
     network = trial.baseline(None)
     names = [layer.name for layer in layers(network) if len(layer.shape) > 1]
     trials = []

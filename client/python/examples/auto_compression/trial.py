@@ -95,7 +95,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n", maxsplit=1)[0])
     parser.add_argument("--baseline", type=Path, help="the trained network; made when missing")
     arguments = parser.parse_args()
-    torch.set_num_threads(1)  # several trials share the machine
+    digits.use_one_thread()
     parameters = nni.get_next_parameter()
     result = run_trial(
         parameters, baseline(arguments.baseline), report=nni.report_intermediate_result
