@@ -8,7 +8,6 @@ namespace {
 
 constexpr size_t kMaxLayers = 32768;
 constexpr size_t kMaxNames = 4 * kMaxLayers;
-constexpr size_t kMaxNameBytes = 1024;
 constexpr size_t kMaxTypeBytes = 256;
 
 // Length of the UTF-8 sequence that `text` begins with; 0: it begins with none.
@@ -38,10 +37,11 @@ bool IsControl(absl::string_view sequence) {
 }
 
 absl::Status CheckLayer(Layer& layer, const std::string& path) {
-  if (auto s = CheckName(layer.name, kMaxNameBytes, path + ".name"); !s.ok()) return s;
+  if (auto s = CheckName(layer.name, kMaxLayerNameBytes, path + ".name"); !s.ok()) return s;
   if (auto s = CheckName(layer.op_type, kMaxTypeBytes, path + ".op_type"); !s.ok()) return s;
   for (size_t j = 0; j < layer.aliases.size(); ++j) {
-    auto s = CheckName(layer.aliases[j], kMaxNameBytes, absl::StrCat(path, ".aliases[", j, "]"));
+    auto s =
+        CheckName(layer.aliases[j], kMaxLayerNameBytes, absl::StrCat(path, ".aliases[", j, "]"));
     if (!s.ok()) return s;
   }
   if (!IsWeightType(layer.dtype)) {

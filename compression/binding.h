@@ -13,6 +13,9 @@
 
 namespace nni_compression::compression {
 
+// Of the name of a layer or a tensor.
+constexpr size_t kMaxLayerNameBytes = 1024;
+
 // 1 to `max_bytes` bytes of UTF-8 without control characters. INVALID_ARGUMENT begins with `path`.
 absl::Status CheckName(absl::string_view name, size_t max_bytes, absl::string_view path);
 

@@ -13,16 +13,14 @@
 namespace nni_compression::compression {
 namespace {
 
-constexpr size_t kMaxAlgorithmNameBytes = 64;
-constexpr int kMaxBits = 16;
+constexpr size_t kMaxNameBytes = 64;
 
 // Twice two moments of the weight's size, and whatever small things there are beside.
 constexpr int64_t kStatePerWeight = 4;
 constexpr int64_t kSmallState = 1 << 20;
 
 bool IsName(absl::string_view name) {
-  if (name.empty() || name.size() > kMaxAlgorithmNameBytes || !absl::ascii_islower(name[0]))
-    return false;
+  if (name.empty() || name.size() > kMaxNameBytes || !absl::ascii_islower(name[0])) return false;
   for (const char c : name) {
     if (!absl::ascii_islower(c) && !absl::ascii_isdigit(c) && c != '_') return false;
   }
@@ -31,7 +29,7 @@ bool IsName(absl::string_view name) {
 
 absl::Status BadName(absl::string_view what, absl::string_view name) {
   return absl::InvalidArgumentError(
-      absl::StrCat(what, " is ", Quoted(name), "; it must be 1 to ", kMaxAlgorithmNameBytes,
+      absl::StrCat(what, " is ", Quoted(name), "; it must be 1 to ", kMaxNameBytes,
                    " lower-case letters, digits and underscores, beginning with a letter"));
 }
 

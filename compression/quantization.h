@@ -20,9 +20,11 @@ enum class Formula {
 // How a float became a code: float32 arithmetic.
 enum class Rounding {
   kHalfEven = 1,  // clamp(round_half_even(w * (1 / scale)) + zero_point, code_min, code_max)
-  kTruncate = 2,  // clamp(trunc(w / scale), code_min, code_max)
+  kTruncate = 2,  // clamp(trunc(w / scale), code_min, code_max); the zero point is 0
   kDoReFa = 3,    // round_half_even((tanh(w) / (2 max|tanh|) + 0.5) * code_max)
 };
+
+constexpr int kMaxBits = 16;  // of a code
 
 struct QuantizationParameters {
   Formula formula = Formula::kAffine;

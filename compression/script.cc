@@ -49,7 +49,6 @@ constexpr char kDetails[] = "nni_compression.json";
 constexpr char kCalcMask[] = "calc_mask";
 constexpr char kQuantizeWeight[] = "quantize_weight";
 constexpr char kOnGradient[] = "on_gradient";
-constexpr int kMaxBits = 16;
 
 // A file, read. Immutable, shared by all that it made; modules are only copied from it.
 struct Script {

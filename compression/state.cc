@@ -15,7 +15,7 @@ namespace {
 
 using nlohmann::json;
 
-constexpr int kVersion = 1;
+constexpr int kRecordVersion = 1;
 constexpr size_t kLengthBytes = 8;
 constexpr size_t kCrcBytes = 4;
 
@@ -79,10 +79,10 @@ absl::StatusOr<Unsealed> Unseal(absl::string_view record) {
                                        /*allow_exceptions=*/false);
   unsealed.tail = record.substr(length);
   if (!unsealed.fields.is_object()) return absl::DataLossError("state record has no fields");
-  if (unsealed.fields.value("version", json()) != kVersion) {
+  if (unsealed.fields.value("version", json()) != kRecordVersion) {
     return absl::DataLossError(absl::StrCat("state record has version ",
                                             Shown(unsealed.fields.value("version", json())),
-                                            "; this server reads ", kVersion));
+                                            "; this server reads ", kRecordVersion));
   }
   return unsealed;
 }
@@ -146,7 +146,7 @@ absl::StatusOr<LayerState> ReadLayer(const Layer& layer, const Unsealed& record)
 }  // namespace
 
 std::string EncodeGlobal(const GlobalState& state) {
-  return Seal({{"version", kVersion},
+  return Seal({{"version", kRecordVersion},
                {"algorithm", state.algorithm},
                {"layers", state.layers},
                {"epoch", state.clock.epoch},
@@ -155,12 +155,9 @@ std::string EncodeGlobal(const GlobalState& state) {
 }
 
 std::string EncodeLayer(const Layer& layer, const LayerState& state) {
-  json fields = {{"version", kVersion},
-                 {"name", layer.name},
-                 {"elements", layer.elements},
-                 {"answered", state.answered},
-                 {"mask", state.mask.has_value()},
-                 {"memory", json::object()}};
+  json fields = {{"version", kRecordVersion},      {"name", layer.name},
+                 {"elements", layer.elements},     {"answered", state.answered},
+                 {"mask", state.mask.has_value()}, {"memory", json::object()}};
   if (state.parameters) fields["parameters"] = EncodeParameters(*state.parameters);
   for (const auto& [name, values] : state.memory) fields["memory"][name] = ToBytes(values);
   if (!state.opaque.empty()) {

@@ -21,8 +21,8 @@ build=("${compile[@]}" git libgmock-dev libgtest-dev
        python3 python3-grpcio python3-numpy python3-protobuf python3-setuptools python3-sklearn
        python3-torch python3-venv python3-wheel)
 
-tests=(chromium clang-format-14 haproxy libbenchmark-dev libfaketime mypy openssl prometheus
-       python3-h2 python3-pytest python3-pytest-timeout python3-pytest-xdist python3-yaml shellcheck)
+tests=(chromium clang-format-14 haproxy libbenchmark-dev libfaketime libjemalloc2 mypy openssl
+       prometheus python3-h2 python3-pytest python3-pytest-timeout python3-pytest-xdist python3-yaml shellcheck)
 
 case "${1:-}" in
   --runtime) wanted=("${runtime[@]}") ;;

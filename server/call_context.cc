@@ -9,8 +9,6 @@
 namespace nni_compression::server {
 namespace {
 
-constexpr absl::Duration kRetryWait = absl::Seconds(1);
-
 // Failures that are the server's own get attention, the others are the caller's.
 LogLevel LevelOf(absl::StatusCode code) {
   switch (code) {

@@ -36,7 +36,7 @@ constexpr std::chrono::milliseconds kLookEvery(100);
 constexpr std::chrono::minutes kSayEvery(1);
 
 // Connections taken in a row, before another socket gets its turn.
-constexpr int kTurns = 16;
+constexpr int kConnectionsInARow = 16;
 
 // Descriptors for everything else, where there are twice as many: files, the side socket, what
 // libraries need.
@@ -203,7 +203,7 @@ void ConnectionListener::Loop() {
     pauses_ = false;
     for (const pollfd& one : polled) {
       if (one.revents == 0) continue;
-      for (int turn = 0; turn < kTurns && Accept(one.fd); ++turn) {
+      for (int turn = 0; turn < kConnectionsInARow && Accept(one.fd); ++turn) {
       }
     }
   }

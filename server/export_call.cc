@@ -19,7 +19,6 @@ using compression::Segment;
 
 namespace {
 
-constexpr size_t kMaxNameBytes = 1024;
 constexpr int64_t kPieceBytes = wire::kChunkBytes;
 
 }  // namespace
@@ -60,7 +59,8 @@ absl::StatusOr<TensorSink::Admission> ExportCall::OnHeader(const v1::TensorHeade
 
 absl::Status ExportCall::CheckTensorHeader(const v1::TensorHeader& header) {
   const std::string path = absl::StrCat("headers: layer of tensor ", header.index());
-  if (absl::Status status = compression::CheckName(header.layer(), kMaxNameBytes, path);
+  if (absl::Status status =
+          compression::CheckName(header.layer(), compression::kMaxLayerNameBytes, path);
       !status.ok()) {
     return status;
   }

@@ -1,14 +1,8 @@
 #include "server/memory_account.h"
 
-#include "absl/time/time.h"
 #include "server/status.h"
 
 namespace nni_compression::server {
-namespace {
-
-constexpr absl::Duration kRetryWait = absl::Seconds(1);
-
-}  // namespace
 
 absl::Status MemoryAccount::Add(int64_t bytes, std::optional<int64_t> limit) {
   MutexLock lock(&mutex_);

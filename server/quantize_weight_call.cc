@@ -18,7 +18,6 @@ using compression::QuantizeReply;
 
 namespace {
 
-constexpr uint32_t kMaxTensors = 1 << 20;
 constexpr uint32_t kTensorsPerReply = 3;
 constexpr int64_t kMaxCodeBytes = 2;
 constexpr int64_t kChannelBytes = sizeof(float) + sizeof(int32_t);

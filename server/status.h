@@ -14,6 +14,9 @@
 
 namespace nni_compression::server {
 
+// When to ask again for what others hold.
+constexpr absl::Duration kRetryWait = absl::Seconds(1);
+
 // RESOURCE_EXHAUSTED that is over in about `wait`; clients get the time in the trailer
 // `grpc-retry-pushback-ms` and as a google.rpc.RetryInfo. A plain absl::ResourceExhaustedError
 // means that waiting does not help.

@@ -14,7 +14,7 @@ namespace v1 = ::nni::compression::v1;
 namespace {
 
 // Most that the fields of a channel, and of an entry beside its channels and names, take.
-constexpr uint64_t kChannelBytes = sizeof(float) + 5;
+constexpr uint64_t kStateChannelBytes = sizeof(float) + 5;
 constexpr uint64_t kEntryBytes = 128;
 
 grpc::ByteBuffer Serialize(const v1::StepResponse& response) {
@@ -83,7 +83,7 @@ absl::Status StepCall::CheckSize(const compression::Session& session) const {
   for (const Input& input : inputs_) {
     bytes += kEntryBytes + input.header.layer().size() + input.error.message().size();
     if (input.tensor && input.header.role() == v1::TENSOR_ROLE_RANGE) {
-      bytes += input.header.byte_length() / (2 * sizeof(float)) * kChannelBytes;
+      bytes += input.header.byte_length() / (2 * sizeof(float)) * kStateChannelBytes;
     }
   }
   // Any layer may become stale.

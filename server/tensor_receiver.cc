@@ -6,6 +6,7 @@
 #include <utility>
 
 #include "absl/strings/str_cat.h"
+#include "compression/binding.h"
 #include "server/log.h"
 #include "server/status.h"
 
@@ -15,11 +16,8 @@ namespace {
 using ::nni::compression::v1::Commit;
 using ::nni::compression::v1::TensorHeader;
 
-constexpr uint32_t kMaxTensors = 1 << 20;
-constexpr size_t kMaxNameBytes = 1024;
 constexpr size_t kMaxOpenTensors = 65536;
 constexpr int64_t kMaxOpenHeaderBytes = 8 << 20;
-constexpr absl::Duration kRetryWait = absl::Seconds(1);
 
 template <typename... Args>
 absl::Status Invalid(const Args&... args) {
@@ -102,9 +100,9 @@ absl::Status TensorReceiver::TakeHeader(TensorHeader header) {
   }
   if (index >= used_.size()) used_.resize(std::max<size_t>(index + 1, used_.size() * 2));
   if (used_[index]) return Invalid("headers: index ", index, " was used before in this call");
-  if (header.layer().empty() || header.layer().size() > kMaxNameBytes) {
+  if (header.layer().empty() || header.layer().size() > compression::kMaxLayerNameBytes) {
     return Invalid("headers: layer of tensor ", index, " has ", header.layer().size(),
-                   " bytes; it must have 1 to ", kMaxNameBytes);
+                   " bytes; it must have 1 to ", compression::kMaxLayerNameBytes);
   }
   if (!header.digest().empty() && header.digest().size() != 32) {
     return Invalid("headers: digest of tensor ", index, " has ", header.digest().size(),

@@ -22,6 +22,9 @@
 
 namespace nni_compression::server {
 
+// Of a call, each way.
+constexpr uint32_t kMaxTensors = 1 << 20;
+
 // A tensor that arrived completely. Its memory is admitted, result included.
 struct ReceivedTensor {
   nni::compression::v1::TensorHeader header;

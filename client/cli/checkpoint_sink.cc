@@ -9,7 +9,6 @@
 namespace nni_compression::cli {
 namespace {
 
-constexpr size_t kLengthBytes = 8;
 constexpr char kOwnMetadata[] = "nni_compression.";
 
 }  // namespace

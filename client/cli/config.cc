@@ -10,13 +10,13 @@ namespace nni_compression::cli {
 namespace {
 
 constexpr std::streamsize kMaxBytes = 4 << 20;
-constexpr int kMaxDepth = 16;
+constexpr int kMaxConfigDepth = 16;
 constexpr char kExample[] = R"([{"sparsity": 0.8, "op_types": ["default"]}])";
 
 }  // namespace
 
 absl::StatusOr<std::string> CheckConfigList(absl::string_view text) {
-  const auto parsed = ParseStrictJson(text, kMaxDepth);
+  const auto parsed = ParseStrictJson(text, kMaxConfigDepth);
   if (!parsed.ok()) return parsed.status();
   const nlohmann::json& json = *parsed;
   if (!json.is_array()) {

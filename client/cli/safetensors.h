@@ -40,6 +40,8 @@ std::optional<DataType> ToDataType(absl::string_view dtype);
 // Bytes of an element; 0 for a dtype that the format does not have.
 int64_t ElementBytes(absl::string_view dtype);
 
+constexpr int64_t kLengthBytes = 8;  // of the header's length, with which a file begins
+
 // Bytes that the header occupies with its length, from the file's first eight bytes.
 // INVALID_ARGUMENT unless the header has 2 bytes to 100 MB and fits into `file_bytes`.
 absl::StatusOr<int64_t> DataBegin(absl::Span<const uint8_t> first_bytes, int64_t file_bytes);

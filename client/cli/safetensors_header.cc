@@ -12,9 +12,8 @@ namespace {
 
 using Json = nlohmann::json;
 
-constexpr int64_t kLengthBytes = 8;
 constexpr uint64_t kMaxHeaderBytes = 100'000'000;  // the format's own limit
-constexpr int kMaxDepth = 4;
+constexpr int kMaxHeaderDepth = 4;
 constexpr char kMetadata[] = "__metadata__";
 
 struct KnownType {
@@ -139,7 +138,7 @@ absl::StatusOr<SafetensorsHeader> ParseHeader(absl::Span<const uint8_t> bytes, i
   const absl::string_view text(reinterpret_cast<const char*>(bytes.data()) + kLengthBytes,
                                *data_begin - kLengthBytes);
   if (text[0] != '{') return Bad("the header does not begin with {; is this a safetensors file?");
-  const auto json = ParseStrictJson(text, kMaxDepth);
+  const auto json = ParseStrictJson(text, kMaxHeaderDepth);
   if (!json.ok()) return Bad("the header: ", json.status().message());
   SafetensorsHeader header;
   header.data_begin = *data_begin;

@@ -1,11 +1,11 @@
 #include "nni_compression/client.h"
 
-#include <cstdlib>
 #include <utility>
 
 #include "absl/strings/str_cat.h"
 #include "client/cpp/connection.h"
 #include "client/cpp/convert.h"
+#include "client/cpp/environment.h"
 #include "client/cpp/health.h"
 
 namespace nni_compression {
@@ -53,8 +53,8 @@ absl::Status CheckMaskNames(const BindRequest& request) {
 }  // namespace
 
 std::string Client::DefaultAddress() {
-  const char* address = std::getenv("NNI_COMPRESSION_SERVER");
-  return address != nullptr && *address != '\0' ? address : "127.0.0.1:50051";
+  const std::string address = internal::Variable("NNI_COMPRESSION_SERVER");
+  return address.empty() ? "127.0.0.1:50051" : address;
 }
 
 absl::StatusOr<Client> Client::Connect(absl::string_view address, const ClientOptions& options) {

@@ -5,7 +5,6 @@
 #include <grpcpp/support/channel_arguments.h>
 
 #include <algorithm>
-#include <cstdlib>
 #include <fstream>
 #include <iterator>
 #include <utility>
@@ -16,6 +15,7 @@
 #include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
+#include "client/cpp/environment.h"
 #include "client/cpp/tls.h"
 #include "proto/wire/frames.h"
 
@@ -31,11 +31,6 @@ constexpr char kRequestIdKey[] = "nni-request-id";
 bool IsLoopback(absl::string_view address) {
   return absl::StartsWith(address, "localhost:") || absl::StartsWith(address, "127.") ||
          absl::StartsWith(address, "[::1]:");
-}
-
-std::string Variable(const char* name) {
-  const char* const value = std::getenv(name);
-  return value == nullptr ? "" : value;
 }
 
 std::string SidePath(const ClientOptions& options) {

@@ -1,18 +1,13 @@
 #include "client/cpp/tls.h"
 
-#include <cstdlib>
 #include <fstream>
 #include <string>
 
 #include "absl/strings/str_cat.h"
+#include "client/cpp/environment.h"
 
 namespace nni_compression::internal {
 namespace {
-
-std::string Variable(const char* name) {
-  const char* const value = std::getenv(name);
-  return value == nullptr ? "" : value;
-}
 
 absl::StatusOr<TlsOptions> FromEnvironment() {
   TlsOptions options;

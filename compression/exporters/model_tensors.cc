@@ -15,8 +15,6 @@
 namespace nni_compression::compression {
 namespace {
 
-constexpr size_t kMaxNameBytes = 1024;
-
 absl::Status CheckTensor(const Layer& layer, const ExportTensor& tensor, size_t t) {
   if (tensor.dtype == layer.dtype && tensor.shape == layer.shape) return absl::OkStatus();
   return absl::InvalidArgumentError(absl::StrCat(
@@ -96,7 +94,7 @@ absl::StatusOr<std::vector<ModelTensor>> ModelTensors(const Session& session,
   for (size_t t = 0; t < result.size(); ++t) {
     const std::string path = absl::StrCat("tensors[", t, "].name");
     const std::string& name = result[t].tensor.name;
-    if (auto status = CheckName(name, kMaxNameBytes, path); !status.ok()) return status;
+    if (auto status = CheckName(name, kMaxLayerNameBytes, path); !status.ok()) return status;
     if (!names.insert(name).second) {
       return absl::InvalidArgumentError(
           absl::StrCat(path, " is ", Quoted(name), "; names must be unique"));

@@ -13,7 +13,6 @@ namespace nni_compression::compression {
 namespace {
 
 constexpr char kMetadata[] = "__metadata__";
-constexpr size_t kMaxNameBytes = 1024;
 
 // Null: the format has no such type.
 const char* FormatName(DataType dtype) {
@@ -58,7 +57,7 @@ absl::StatusOr<std::string> SafetensorsHeader(absl::Span<const ExportTensor> ten
   for (size_t i = 0; i < tensors.size(); ++i) {
     const ExportTensor& tensor = tensors[i];
     const std::string path = absl::StrCat("tensors[", i, "]");
-    if (auto s = CheckName(tensor.name, kMaxNameBytes, path + ".name"); !s.ok()) return s;
+    if (auto s = CheckName(tensor.name, kMaxLayerNameBytes, path + ".name"); !s.ok()) return s;
     const char* dtype = FormatName(tensor.dtype);
     if (dtype == nullptr) {
       return absl::InvalidArgumentError(absl::StrCat(path, ".dtype is ", DataTypeName(tensor.dtype),

@@ -11,11 +11,11 @@
 namespace nni_compression::compression {
 namespace {
 
-constexpr int64_t kAlignment = 64;
+constexpr int64_t kContentAlignment = 64;
 constexpr int64_t kLocalHeaderBytes = 30;
 constexpr uint32_t kMax32 = std::numeric_limits<uint32_t>::max();
 constexpr uint16_t kMax16 = std::numeric_limits<uint16_t>::max();
-constexpr uint16_t kVersion = 45;              // what reads zip64
+constexpr uint16_t kZipVersion = 45;           // what reads zip64
 constexpr uint16_t kFlags = 1 << 3 | 1 << 11;  // checksum behind the content; name is UTF-8
 constexpr uint16_t kDate = 1 << 5 | 1;         // 1 January 1980: archives depend on contents alone
 constexpr uint16_t kZip64 = 0x0001;
@@ -78,11 +78,11 @@ void ZipArchive::Add(const std::string& name, Segment content) {
   if (entry->large()) extra.U16(kZip64).U16(16).U64(0).U64(0);
   const int64_t before = offset_ + kLocalHeaderBytes + static_cast<int64_t>(name.size()) +
                          static_cast<int64_t>(extra.bytes().size()) + 4;
-  const int64_t padding = (kAlignment - before % kAlignment) % kAlignment;
+  const int64_t padding = (kContentAlignment - before % kContentAlignment) % kContentAlignment;
   extra.U16(kPadding).U16(padding).Text(std::string(padding, '\0'));
   const uint32_t unknown = entry->large() ? kMax32 : 0;
   Fields header;
-  header.U32(0x04034b50).U16(kVersion).U16(kFlags).U16(0).U16(0).U16(kDate);
+  header.U32(0x04034b50).U16(kZipVersion).U16(kFlags).U16(0).U16(0).U16(kDate);
   header.U32(0).U32(unknown).U32(unknown).U16(name.size()).U16(extra.bytes().size());
   header.Text(name).Text(extra.bytes());
   Append(BytesSegment(header.bytes()));
@@ -124,7 +124,7 @@ std::string ZipArchive::Directory(const std::vector<std::shared_ptr<const Entry>
     if (entry->offset >= kMax32) large.U64(entry->offset);
     Fields extra;
     if (!large.bytes().empty()) extra.U16(kZip64).U16(large.bytes().size()).Text(large.bytes());
-    fields.U32(0x02014b50).U16(kVersion).U16(kVersion).U16(kFlags).U16(0).U16(0).U16(kDate);
+    fields.U32(0x02014b50).U16(kZipVersion).U16(kZipVersion).U16(kFlags).U16(0).U16(0).U16(kDate);
     fields.U32(entry->crc).U32(Or32(entry->size)).U32(Or32(entry->size));
     fields.U16(entry->name.size()).U16(extra.bytes().size()).U16(0).U16(0).U16(0).U32(0);
     fields.U32(Or32(entry->offset)).Text(entry->name).Text(extra.bytes());
@@ -132,7 +132,7 @@ std::string ZipArchive::Directory(const std::vector<std::shared_ptr<const Entry>
   const size_t size = fields.bytes().size();
   const int64_t end = offset + static_cast<int64_t>(size);
   // Always there: whoever does not need it passes over it.
-  fields.U32(0x06064b50).U64(44).U16(kVersion).U16(kVersion).U32(0).U32(0);
+  fields.U32(0x06064b50).U64(44).U16(kZipVersion).U16(kZipVersion).U32(0).U32(0);
   fields.U64(entries.size()).U64(entries.size()).U64(size).U64(offset);
   fields.U32(0x07064b50).U32(0).U64(end).U32(1);
   const size_t count = std::min<size_t>(entries.size(), kMax16);

@@ -27,10 +27,11 @@ endif()
 set(NNI_COMPRESSION_TEST_OPTIONS -O0)
 
 # Reading headers takes longer than compiling the code that uses them, so the files of a target are
-# compiled eight at a time: what is at namespace scope in a file has a name of its own in the target.
+# compiled sixteen at a time: what is at namespace scope in a file has a name of its own in the target.
 # For an editor that wants each file's command, -DCMAKE_UNITY_BUILD=OFF.
 if(NOT DEFINED CMAKE_UNITY_BUILD)
   set(CMAKE_UNITY_BUILD ON)
+  set(CMAKE_UNITY_BUILD_BATCH_SIZE 16)
 endif()
 set(CMAKE_POSITION_INDEPENDENT_CODE ON)
 set(CMAKE_EXPORT_COMPILE_COMMANDS ON)

@@ -40,7 +40,7 @@ class StreamsTest : public ::testing::Test {
   TestServer server_;
 };
 
-const char kWeight[] = "fc";
+const char kLayer[] = "fc";
 
 // TensorHeader.digest.
 std::string DigestOf(const v1::TensorHeader& header, const std::string& bytes) {
@@ -52,14 +52,14 @@ std::string DigestOf(const v1::TensorHeader& header, const std::string& bytes) {
 std::string FourFloats() { return Bytes({1, 4, 3, 2}); }
 
 TEST_F(StreamsTest, CalcMaskAnswersASmallCallInOneMessage) {
-  const std::string id = BindLevel({{kWeight, {4}}});
+  const std::string id = BindLevel({{kLayer, {4}}});
   MaskStream stream(stub());
-  stream.Send(MaskMessage().Open(id).Tensor(Header(9, kWeight, {4}), FourFloats()));
+  stream.Send(MaskMessage().Open(id).Tensor(Header(9, kLayer, {4}), FourFloats()));
   v1::CalcMaskResponse reply;
   ASSERT_TRUE(stream.Read(&reply)) << "before the half-close";
   ASSERT_EQ(reply.results_size(), 1);
   EXPECT_EQ(reply.results(0).answers(), 9u);
-  EXPECT_EQ(reply.results(0).layer(), kWeight);
+  EXPECT_EQ(reply.results(0).layer(), kLayer);
   EXPECT_EQ(reply.results(0).target_sparsity(), 0.5);
   EXPECT_EQ(reply.results(0).achieved_sparsity(), 0.5);
   ASSERT_EQ(reply.headers_size(), 1);
@@ -76,12 +76,12 @@ TEST_F(StreamsTest, CalcMaskAnswersASmallCallInOneMessage) {
 
 TEST_F(StreamsTest, CalcMaskTakesATensorOfManyMessages) {
   const int64_t n = 3 << 20;
-  const std::string id = BindLevel({{kWeight, {n}}});
+  const std::string id = BindLevel({{kLayer, {n}}});
   std::vector<float> weight(n);
   for (int64_t i = 0; i < n; ++i) weight[i] = static_cast<float>((i * 2654435761u) % n);
   const std::string bytes = Bytes(weight);
   MaskStream stream(stub());
-  stream.Send(MaskMessage().Open(id).Add(Header(0, kWeight, {n})));
+  stream.Send(MaskMessage().Open(id).Add(Header(0, kLayer, {n})));
   for (size_t at = 0; at < bytes.size(); at += 3000000) {
     stream.Send(MaskMessage().Chunk(0, at, bytes.substr(at, 3000000)));
   }
@@ -98,9 +98,9 @@ TEST_F(StreamsTest, CalcMaskTakesATensorOfManyMessages) {
 
 TEST_F(StreamsTest, AMessageOfExactlyFourMebibytesPasses) {
   const int64_t n = 1 << 20;
-  const std::string id = BindLevel({{kWeight, {n}}});
+  const std::string id = BindLevel({{kLayer, {n}}});
   MaskMessage message;
-  message.Open(id).Add(Header(0, kWeight, {n})).Chunk(0, 0, "");
+  message.Open(id).Add(Header(0, kLayer, {n})).Chunk(0, 0, "");
   const size_t frame = message.proto().ByteSizeLong();
   size_t payload = (4 << 20) - frame;
   const auto fill = [&] {
@@ -118,8 +118,8 @@ TEST_F(StreamsTest, AMessageOfExactlyFourMebibytesPasses) {
 }
 
 TEST_F(StreamsTest, AMaskOfTheTrainerIsTakenAndAnswered) {
-  const std::string id = BindLevel({{kWeight, {4}}});
-  v1::TensorHeader header = Header(0, kWeight, {4}, v1::TENSOR_ROLE_MASK);
+  const std::string id = BindLevel({{kLayer, {4}}});
+  v1::TensorHeader header = Header(0, kLayer, {4}, v1::TENSOR_ROLE_MASK);
   header.set_dtype(v1::DATA_TYPE_BIT);
   header.set_byte_length(1);
   v1::CalcMaskResponse reply;
@@ -129,9 +129,9 @@ TEST_F(StreamsTest, AMaskOfTheTrainerIsTakenAndAnswered) {
 }
 
 TEST_F(StreamsTest, AnotherEpochThanTheSessionsIsAFailedPrecondition) {
-  const std::string id = BindLevel({{kWeight, {4}}});
+  const std::string id = BindLevel({{kLayer, {4}}});
   MaskMessage message;
-  message.Open(id).Tensor(Header(0, kWeight, {4}), FourFloats());
+  message.Open(id).Tensor(Header(0, kLayer, {4}), FourFloats());
   message.proto().mutable_open()->set_epoch(3);
   v1::CalcMaskResponse reply;
   EXPECT_EQ(CalcMask(stub(), message, &reply).error_code(), grpc::StatusCode::FAILED_PRECONDITION);
@@ -139,8 +139,8 @@ TEST_F(StreamsTest, AnotherEpochThanTheSessionsIsAFailedPrecondition) {
 }
 
 TEST_F(StreamsTest, AHeaderWithANewDigestIsAnsweredWithSend) {
-  const std::string id = BindLevel({{kWeight, {4}}});
-  v1::TensorHeader header = Header(0, kWeight, {4});
+  const std::string id = BindLevel({{kLayer, {4}}});
+  v1::TensorHeader header = Header(0, kLayer, {4});
   header.set_digest(DigestOf(header, FourFloats()));
   MaskStream stream(stub());
   stream.Send(MaskMessage().Open(id).Add(header));
@@ -170,8 +170,8 @@ class KnownWeightsTest : public StreamsTest {
 
   // Sends FourFloats with a fingerprint, and waits until they are kept.
   void Keep() {
-    const std::string id = BindLevel({{kWeight, {4}}});
-    v1::TensorHeader header = Header(0, kWeight, {4});
+    const std::string id = BindLevel({{kLayer, {4}}});
+    v1::TensorHeader header = Header(0, kLayer, {4});
     header.set_fingerprint("a fingerprint");
     v1::CalcMaskResponse reply;
     ASSERT_TRUE(CalcMask(stub(), MaskMessage().Open(id).Tensor(header, FourFloats()), &reply).ok());
@@ -179,14 +179,14 @@ class KnownWeightsTest : public StreamsTest {
   }
 
   v1::TensorHeader Named(const std::string& digest) {
-    v1::TensorHeader header = Header(0, kWeight, {4});
+    v1::TensorHeader header = Header(0, kLayer, {4});
     header.set_digest(digest);
     return header;
   }
 
   // The reply to a header and a commit, without a payload.
   v1::CalcMaskResponse Refer(const v1::TensorHeader& header) {
-    const std::string id = BindLevel({{kWeight, {4}}});
+    const std::string id = BindLevel({{kLayer, {4}}});
     v1::CalcMaskResponse reply;
     EXPECT_TRUE(CalcMask(stub(), MaskMessage().Open(id).Add(header).Commit(0, 16), &reply).ok());
     return reply;
@@ -195,7 +195,7 @@ class KnownWeightsTest : public StreamsTest {
 
 TEST_F(KnownWeightsTest, AWeightThatCameBeforeNeedsNoPayload) {
   Keep();
-  const auto reply = Refer(Named(DigestOf(Header(0, kWeight, {4}), FourFloats())));
+  const auto reply = Refer(Named(DigestOf(Header(0, kLayer, {4}), FourFloats())));
   ASSERT_EQ(reply.answers_size(), 1);
   EXPECT_EQ(reply.answers(0).answer(), v1::TensorAnswer::ANSWER_HAVE);
   ASSERT_EQ(reply.results_size(), 1);
@@ -210,7 +210,7 @@ TEST_F(KnownWeightsTest, ADigestOfBytesThatNeverCameIsAnsweredWithSendAndNothing
 }
 
 TEST_F(KnownWeightsTest, ADigestThatBytesDoNotHaveIsDataLossAndKeepsNothing) {
-  const std::string id = BindLevel({{kWeight, {4}}});
+  const std::string id = BindLevel({{kLayer, {4}}});
   v1::TensorHeader header = Named(std::string(32, 'd'));
   header.set_fingerprint("a fingerprint");
   v1::CalcMaskResponse reply;
@@ -224,8 +224,8 @@ TEST_F(KnownWeightsTest, ADigestThatBytesDoNotHaveIsDataLossAndKeepsNothing) {
 
 TEST_F(KnownWeightsTest, OneFingerprintForTwoWeightsLeadsToNoMixUp) {
   Keep();
-  const std::string id = BindLevel({{kWeight, {4}}});
-  v1::TensorHeader header = Header(0, kWeight, {4});
+  const std::string id = BindLevel({{kLayer, {4}}});
+  v1::TensorHeader header = Header(0, kLayer, {4});
   header.set_fingerprint("a fingerprint");
   v1::CalcMaskResponse reply;
   ASSERT_TRUE(
@@ -236,7 +236,7 @@ TEST_F(KnownWeightsTest, OneFingerprintForTwoWeightsLeadsToNoMixUp) {
 TEST_F(KnownWeightsTest, AWeightOutlivesTheSessionThatBroughtIt) {
   Keep();
   server_.Advance(absl::Hours(10));  // all leases end
-  const auto reply = Refer(Named(DigestOf(Header(0, kWeight, {4}), FourFloats())));
+  const auto reply = Refer(Named(DigestOf(Header(0, kLayer, {4}), FourFloats())));
   EXPECT_EQ(reply.answers(0).answer(), v1::TensorAnswer::ANSWER_HAVE);
 }
 
@@ -256,11 +256,11 @@ class KnownWeightsOfTenantsTest : public StreamsTest {
     grpc::ClientContext context;
     context.AddMetadata("tenant", tenant);
     v1::BindModelResponse bound;
-    EXPECT_TRUE(stub()
-                    .BindModel(&context,
-                               BindRequest("level", {{"sparsity", 0.5}}, {{kWeight, {4}}}), &bound)
-                    .ok());
-    v1::TensorHeader header = Header(0, kWeight, {4});
+    EXPECT_TRUE(
+        stub()
+            .BindModel(&context, BindRequest("level", {{"sparsity", 0.5}}, {{kLayer, {4}}}), &bound)
+            .ok());
+    v1::TensorHeader header = Header(0, kLayer, {4});
     header.set_digest(DigestOf(header, FourFloats()));
 
     Stream<v1::CalcMaskRequest, v1::CalcMaskResponse> stream([&](grpc::ClientContext* call) {
@@ -289,8 +289,8 @@ TEST_F(KnownWeightsOfTenantsTest, ATenantCannotTellWhatAnotherOneHasSent) {
 
 TEST_F(KnownWeightsTest, TheKeptWeightsShapeHasToFitTheLayer) {
   Keep();
-  const std::string id = BindLevel({{kWeight, {2, 2}}});
-  v1::TensorHeader header = Header(0, kWeight, {4});
+  const std::string id = BindLevel({{kLayer, {2, 2}}});
+  v1::TensorHeader header = Header(0, kLayer, {4});
   header.set_digest(DigestOf(header, FourFloats()));
   v1::CalcMaskResponse reply;
   ASSERT_TRUE(CalcMask(stub(), MaskMessage().Open(id).Add(header).Commit(0, 16), &reply).ok());
@@ -315,8 +315,8 @@ TEST_F(KnownWeightsTest, FindWeightsNeedsASessionAndAReasonableQuestion) {
 }
 
 TEST_F(KnownWeightsTest, AFingerprintOfAnotherLengthIsRefused) {
-  const std::string id = BindLevel({{kWeight, {4}}});
-  v1::TensorHeader header = Header(0, kWeight, {4});
+  const std::string id = BindLevel({{kLayer, {4}}});
+  v1::TensorHeader header = Header(0, kLayer, {4});
   header.set_fingerprint("short");
   v1::CalcMaskResponse reply;
   const grpc::Status status =
@@ -375,13 +375,13 @@ TEST_F(StreamsTest, ABadLayerIsAnsweredAndTheOthersGoOn) {
 }
 
 TEST_F(StreamsTest, AWrongKindOfSessionIsAFailedPrecondition) {
-  const std::string pruner = BindLevel({{kWeight, {4}}});
-  const std::string quantizer = BindQat({{kWeight, {4}}});
+  const std::string pruner = BindLevel({{kLayer, {4}}});
+  const std::string quantizer = BindQat({{kLayer, {4}}});
   v1::CalcMaskResponse masks;
   v1::QuantizeWeightResponse codes;
   EXPECT_EQ(
       CalcMask(stub(),
-               MaskMessage().Open(quantizer).Tensor(Header(0, kWeight, {4}), Bytes({-1, 2, 3, 5})),
+               MaskMessage().Open(quantizer).Tensor(Header(0, kLayer, {4}), Bytes({-1, 2, 3, 5})),
                &masks)
           .error_code(),
       grpc::StatusCode::FAILED_PRECONDITION);
@@ -390,11 +390,11 @@ TEST_F(StreamsTest, AWrongKindOfSessionIsAFailedPrecondition) {
 }
 
 TEST_F(StreamsTest, QuantizeWeightAnswersCodesAndParameters) {
-  const std::string id = BindQat({{kWeight, {4}}});
+  const std::string id = BindQat({{kLayer, {4}}});
   v1::QuantizeWeightResponse reply;
   ASSERT_TRUE(RunCall<QuantizeStream>(
                   stub(),
-                  QuantizeMessage().Open(id).Tensor(Header(3, kWeight, {4}), Bytes({-1, 2, 3, 5})),
+                  QuantizeMessage().Open(id).Tensor(Header(3, kLayer, {4}), Bytes({-1, 2, 3, 5})),
                   &reply)
                   .ok());
   ASSERT_EQ(reply.results_size(), 1);
@@ -412,9 +412,9 @@ TEST_F(StreamsTest, QuantizeWeightAnswersCodesAndParameters) {
 }
 
 TEST_F(StreamsTest, QuantizeWeightAnswersValuesOrParametersOnly) {
-  const std::string id = BindQat({{kWeight, {4}}});
+  const std::string id = BindQat({{kLayer, {4}}});
   QuantizeMessage message;
-  message.Open(id).Tensor(Header(0, kWeight, {4}), Bytes({1, 2, 3, 5}));
+  message.Open(id).Tensor(Header(0, kLayer, {4}), Bytes({1, 2, 3, 5}));
   message.proto().mutable_open()->set_reply(v1::QuantizeWeightRequest::REPLY_VALUES);
   v1::QuantizeWeightResponse values;
   ASSERT_TRUE(RunCall<QuantizeStream>(stub(), message, &values).ok());
@@ -431,12 +431,12 @@ TEST_F(StreamsTest, QuantizeWeightAnswersValuesOrParametersOnly) {
 }
 
 TEST_F(StreamsTest, PerChannelParametersComeAsTensors) {
-  const std::string id = BindQat({{kWeight, {2, 2}}}, {}, "per_channel_affine");
+  const std::string id = BindQat({{kLayer, {2, 2}}}, {}, "per_channel_affine");
   v1::QuantizeWeightResponse reply;
-  ASSERT_TRUE(RunCall<QuantizeStream>(stub(),
-                                      QuantizeMessage().Open(id).Tensor(Header(0, kWeight, {2, 2}),
-                                                                        Bytes({0, 1, 0, 2})),
-                                      &reply)
+  ASSERT_TRUE(RunCall<QuantizeStream>(
+                  stub(),
+                  QuantizeMessage().Open(id).Tensor(Header(0, kLayer, {2, 2}), Bytes({0, 1, 0, 2})),
+                  &reply)
                   .ok());
   EXPECT_EQ(reply.results(0).tensors(), 3u);
   EXPECT_EQ(reply.results(0).parameters().channel_axis(), 0u);
@@ -449,17 +449,17 @@ TEST_F(StreamsTest, PerChannelParametersComeAsTensors) {
 }
 
 TEST_F(StreamsTest, ARangeGetsTheParametersOfItsWeight) {
-  const std::string id = BindQat({{kWeight, {4}}});
+  const std::string id = BindQat({{kLayer, {4}}});
   v1::QuantizeWeightResponse weight, range;
   ASSERT_TRUE(RunCall<QuantizeStream>(
                   stub(),
-                  QuantizeMessage().Open(id).Tensor(Header(0, kWeight, {4}), Bytes({-1, 2, 3, 5})),
+                  QuantizeMessage().Open(id).Tensor(Header(0, kLayer, {4}), Bytes({-1, 2, 3, 5})),
                   &weight)
                   .ok());
   ASSERT_TRUE(
       RunCall<QuantizeStream>(stub(),
                               QuantizeMessage().Open(id).Tensor(
-                                  Header(0, kWeight, {2}, v1::TENSOR_ROLE_RANGE), Bytes({-1, 5})),
+                                  Header(0, kLayer, {2}, v1::TENSOR_ROLE_RANGE), Bytes({-1, 5})),
                               &range)
           .ok());
   EXPECT_EQ(range.results(0).parameters().SerializeAsString(),
@@ -468,9 +468,9 @@ TEST_F(StreamsTest, ARangeGetsTheParametersOfItsWeight) {
 }
 
 TEST_F(StreamsTest, BeforeItsStartStepAWeightStaysUnquantized) {
-  const std::string id = BindQat({{kWeight, {4}}}, {{"quant_start_step", 2}});
+  const std::string id = BindQat({{kLayer, {4}}}, {{"quant_start_step", 2}});
   const QuantizeMessage message =
-      QuantizeMessage().Open(id).Tensor(Header(0, kWeight, {4}), FourFloats());
+      QuantizeMessage().Open(id).Tensor(Header(0, kLayer, {4}), FourFloats());
   v1::QuantizeWeightResponse early, late;
   ASSERT_TRUE(RunCall<QuantizeStream>(stub(), message, &early).ok());
   EXPECT_TRUE(early.results(0).unquantized());
@@ -479,7 +479,7 @@ TEST_F(StreamsTest, BeforeItsStartStepAWeightStaysUnquantized) {
   StepMessage two;
   two.Open(id).proto().mutable_open()->set_step(2);
   ASSERT_TRUE(Step(stub(), two, &step).ok());
-  EXPECT_THAT(step.stale_layers(), ElementsAre(kWeight));
+  EXPECT_THAT(step.stale_layers(), ElementsAre(kLayer));
   ASSERT_TRUE(RunCall<QuantizeStream>(stub(), message, &late).ok());
   EXPECT_FALSE(late.results(0).unquantized());
   EXPECT_EQ(late.headers_size(), 1);
@@ -487,13 +487,13 @@ TEST_F(StreamsTest, BeforeItsStartStepAWeightStaysUnquantized) {
 
 StepMessage StepWithRange(const std::string& id, int64_t step, const std::vector<float>& range) {
   StepMessage message;
-  message.Open(id).Tensor(Header(0, kWeight, {2}, v1::TENSOR_ROLE_RANGE), Bytes(range));
+  message.Open(id).Tensor(Header(0, kLayer, {2}, v1::TENSOR_ROLE_RANGE), Bytes(range));
   message.proto().mutable_open()->set_step(step);
   return message;
 }
 
 TEST_F(StreamsTest, StepAppliesRangesOncePerStep) {
-  const std::string id = Bind(stub(), BindRequest("naive", {}, {{kWeight, {4}}}));
+  const std::string id = Bind(stub(), BindRequest("naive", {}, {{kLayer, {4}}}));
   v1::StepResponse first, repeated, next;
   ASSERT_TRUE(Step(stub(), StepWithRange(id, 1, {-127, 1}), &first).ok());
   ASSERT_EQ(first.parameters_size(), 1);
@@ -521,7 +521,7 @@ TEST_F(StreamsTest, StepAnswersABadRangeAndTakesTheOthers) {
 }
 
 TEST_F(StreamsTest, ALayerWithABadRangeTakesPartAgainInTheNextStep) {
-  const std::string id = Bind(stub(), BindRequest("naive", {}, {{kWeight, {4}}}));
+  const std::string id = Bind(stub(), BindRequest("naive", {}, {{kLayer, {4}}}));
   v1::StepResponse response;
   ASSERT_TRUE(Step(stub(), StepWithRange(id, 1, {1, -1}), &response).ok());
   EXPECT_EQ(response.parameters(0).error().code(), grpc::StatusCode::INVALID_ARGUMENT);
@@ -532,7 +532,7 @@ TEST_F(StreamsTest, ALayerWithABadRangeTakesPartAgainInTheNextStep) {
 }
 
 TEST_F(StreamsTest, StepKeepsTheRunningRangeOfOutputsAndARetryChangesNothing) {
-  v1::BindModelRequest request = BindRequest("qat", {}, {{kWeight, {4}}});
+  v1::BindModelRequest request = BindRequest("qat", {}, {{kLayer, {4}}});
   auto* types =
       (*request.mutable_config_list(0)->mutable_fields())["quant_types"].mutable_list_value();
   for (const char* type : {"weight", "output"}) types->add_values()->set_string_value(type);
@@ -546,7 +546,7 @@ TEST_F(StreamsTest, StepKeepsTheRunningRangeOfOutputsAndARetryChangesNothing) {
               ElementsAre(v1::TENSOR_ROLE_RANGE, v1::TENSOR_ROLE_OUTPUT_RANGE));
   const auto step_with = [&](int64_t step, const std::vector<float>& range, v1::TensorRole role) {
     StepMessage message;
-    message.Open(bound.session_id()).Tensor(Header(0, kWeight, {2}, role), Bytes(range));
+    message.Open(bound.session_id()).Tensor(Header(0, kLayer, {2}, role), Bytes(range));
     message.proto().mutable_open()->set_step(step);
     v1::StepResponse response;
     EXPECT_TRUE(Step(stub(), message, &response).ok());
@@ -574,7 +574,7 @@ TEST_F(StreamsTest, StepKeepsTheRunningRangeOfOutputsAndARetryChangesNothing) {
 }
 
 TEST_F(StreamsTest, AStepThatFailsChangesNothing) {
-  const std::string id = Bind(stub(), BindRequest("naive", {}, {{kWeight, {4}}}));
+  const std::string id = Bind(stub(), BindRequest("naive", {}, {{kLayer, {4}}}));
   StepMessage broken = StepWithRange(id, 1, {0, 127});
   broken.proto().mutable_commits(0)->set_crc32(1);
   v1::StepResponse response;
@@ -609,10 +609,10 @@ std::string TensorIn(const std::string& file, const std::string& name) {
 }
 
 TEST_F(StreamsTest, ExportsMasks) {
-  const std::string id = BindLevel({{kWeight, {4}}});
+  const std::string id = BindLevel({{kLayer, {4}}});
   v1::CalcMaskResponse masks;
   ASSERT_TRUE(
-      CalcMask(stub(), MaskMessage().Open(id).Tensor(Header(0, kWeight, {4}), FourFloats()), &masks)
+      CalcMask(stub(), MaskMessage().Open(id).Tensor(Header(0, kLayer, {4}), FourFloats()), &masks)
           .ok());
   ExportMessage message;
   message.Open(id).proto().mutable_open()->set_format("masks");
@@ -627,17 +627,17 @@ TEST_F(StreamsTest, ExportsMasks) {
 }
 
 TEST_F(StreamsTest, ExportsCompressedWeightsBesideOtherTensors) {
-  const std::string id = BindLevel({{kWeight, {4}}});
+  const std::string id = BindLevel({{kLayer, {4}}});
   v1::CalcMaskResponse masks;
   ASSERT_TRUE(
-      CalcMask(stub(), MaskMessage().Open(id).Tensor(Header(0, kWeight, {4}), FourFloats()), &masks)
+      CalcMask(stub(), MaskMessage().Open(id).Tensor(Header(0, kLayer, {4}), FourFloats()), &masks)
           .ok());
   const int64_t before = server_.server().memory_reserved();
   const int64_t n = 5 << 18;
   const std::string large(n * 4, 'L');
   ExportStream stream(stub());
   ExportMessage open;
-  open.Open(id).Add(Header(0, kWeight, {4})).Add(Header(1, "bias", {n}));
+  open.Open(id).Add(Header(0, kLayer, {4})).Add(Header(1, "bias", {n}));
   open.proto().mutable_open()->set_format("safetensors");
   stream.Send(open);
   stream.Send(ExportMessage().Chunk(0, 0, FourFloats()).Commit(0, 16));
@@ -650,13 +650,13 @@ TEST_F(StreamsTest, ExportsCompressedWeightsBesideOtherTensors) {
   const grpc::Status status = stream.Finish();
   ASSERT_TRUE(status.ok()) << status.error_message();
   const std::string file = Files(response).at("model.safetensors");
-  EXPECT_EQ(Floats(TensorIn(file, kWeight)), (std::vector<float>{0, 4, 3, 0}));
+  EXPECT_EQ(Floats(TensorIn(file, kLayer)), (std::vector<float>{0, 4, 3, 0}));
   EXPECT_EQ(TensorIn(file, "bias"), large);
   EXPECT_TRUE(server_.MemoryReturnsTo(before));
 }
 
 TEST_F(StreamsTest, AnExportThatCannotBeIsRefused) {
-  const std::string id = BindLevel({{kWeight, {4}}});
+  const std::string id = BindLevel({{kLayer, {4}}});
   const auto status = [&](const std::string& format,
                           const std::function<void(ExportMessage&)>& change) {
     ExportMessage message;
@@ -671,7 +671,7 @@ TEST_F(StreamsTest, AnExportThatCannotBeIsRefused) {
       << "there is no mask yet";
   EXPECT_THAT(status("safetensors",
                      [](ExportMessage& m) {
-                       m.Tensor(Header(0, kWeight, {2, 2}), FourFloats());
+                       m.Tensor(Header(0, kLayer, {2, 2}), FourFloats());
                      })
                   .error_message(),
               HasSubstr("is [2, 2]; it must be [4]"));

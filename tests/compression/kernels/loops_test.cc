@@ -22,7 +22,8 @@ namespace {
 constexpr DataType kTypes[] = {DataType::kFloat32, DataType::kFloat16, DataType::kBFloat16,
                                DataType::kFloat64};
 
-QuantizationParameters ParametersOf(Rounding rounding, int bits, bool is_signed, int64_t channels) {
+QuantizationParameters MakeParameters(Rounding rounding, int bits, bool is_signed,
+                                      int64_t channels) {
   QuantizationParameters parameters;
   parameters.rounding = rounding;
   parameters.formula = rounding == Rounding::kDoReFa ? Formula::kDoReFa : Formula::kAffine;
@@ -62,7 +63,7 @@ TEST_P(LoopsTest, CodesAndValuesAreTheSame) {
              {Rounding::kHalfEven, Rounding::kTruncate, Rounding::kDoReFa}) {
           for (const auto& [bits, is_signed] :
                {std::tuple(4, false), {8, true}, {8, false}, {16, true}, {16, false}}) {
-            const auto parameters = ParametersOf(rounding, bits, is_signed, channels.channels);
+            const auto parameters = MakeParameters(rounding, bits, is_signed, channels.channels);
             for (const QuantizeReply reply : {QuantizeReply::kCodes, QuantizeReply::kValues}) {
               ExpectSame(
                   [&] {
@@ -145,7 +146,7 @@ TEST_P(LoopsTest, DoReFaIsWithinOneCodeOfTheFormulaWhateverTheWeightsAre) {
     double max = 0;
     for (size_t i = 0; i < values.size(); ++i)
       max = std::max(max, std::tanh(std::fabs(double{w[i]})));
-    const auto parameters = ParametersOf(Rounding::kDoReFa, 16, false, 1);
+    const auto parameters = MakeParameters(Rounding::kDoReFa, 16, false, 1);
     std::vector<uint16_t> codes(values.size());
     QuantizeTo(DataType::kFloat32, w, Channels::Of({5000}, std::nullopt), parameters,
                QuantizeReply::kCodes, static_cast<float>(max), codes.data());

@@ -15,7 +15,7 @@ import nni_compression as nc
 from metered import eventually
 from nni_compression._wire import compression_pb2 as pb
 from servers import ServerProcess
-from usage import FRUGAL_HEAP, Usage, connections, status
+from usage import EXACT_HEAP, Usage, connections, status
 
 MEMORY = 1.05  # of what there was before may be there after an attack
 ATTEMPTS = 6
@@ -32,7 +32,9 @@ class Attacked:
         # Both need a descriptor for every connection, and the server inherits this.
         _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
         resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
-        self.server = ServerProcess(*flags, environment=FRUGAL_HEAP)
+        self.server = ServerProcess(*flags, environment=EXACT_HEAP)
+        maps = Path(f"/proc/{self.server.process.pid}/maps").read_text()
+        assert EXACT_HEAP["LD_PRELOAD"] in maps, "libjemalloc2 is not installed"
         self.port = self.server.port
         self._resident = 0
         self.address = self.server.address
@@ -50,7 +52,7 @@ class Attacked:
         """Attacks. The server then has to serve, to hold no more than it did before, and to have
         answered a trainer that worked all the while as if there had been nothing.
 
-        A heap keeps pages, and a pool threads, that were needed once. Where that is more than may
+        Caches and pools keep memory and threads that were needed once. Where that is more than may
         be left, the attack is made again, which has to do with them: a leak is there every time.
         """
         for _ in range(ATTEMPTS):
