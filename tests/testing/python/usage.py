@@ -15,8 +15,8 @@ FRUGAL_HEAP = {
     "MALLOC_MMAP_THRESHOLD_": "131072",
     "MALLOC_TRIM_THRESHOLD_": "131072",
 }
-# Likewise, with a heap that gives back every page that is free. glibc's keeps those that lie below a
-# block that is in use, and with them most of what an attack needed for a moment.
+# Likewise, with a heap that gives back every page that is free. glibc's keeps those that lie below
+# a block that is in use, and with them most of what an attack needed for a moment.
 EXACT_HEAP = {
     "LD_PRELOAD": "libjemalloc.so.2",
     "MALLOC_CONF": "narenas:1,tcache:false,dirty_decay_ms:0,muzzy_decay_ms:0",
