@@ -25,6 +25,7 @@ import nni_compression as nc
 from attacked import LAYER, Attacked, upload
 from http2 import FRAME, PREFACE, TRAILERS, Peer, message
 from servers import SERVICE
+from usage import FRUGAL_HEAP
 
 LIST = f"{SERVICE}/ListSessions"
 CALC_MASK = f"{SERVICE}/CalcMask"
@@ -263,7 +264,7 @@ def test_messages_that_are_never_finished() -> None:
     begun = memoryview(message(b"a" * (message_size - 10), length=message_size))
     limit = 256 << 20  # of what gRPC holds, where the budget is small
 
-    with Attacked("--memory_budget=64M") as target:
+    with Attacked("--memory_budget=64M", heap=FRUGAL_HEAP) as target:
 
         def attack() -> None:
             target.forget_peak()

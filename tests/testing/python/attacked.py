@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import resource
 import threading
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Callable
 
@@ -26,15 +27,20 @@ WEIGHT = np.random.default_rng(5).normal(size=LAYER.shape).astype(np.float32)
 
 
 class Attacked:
-    """The server, and what has to hold after an attack. A context manager that stops it."""
+    """The server, and what has to hold after an attack. A context manager that stops it.
 
-    def __init__(self, *flags: str) -> None:
+    Args:
+        heap: environment of the server. EXACT_HEAP tells best what is left afterwards; how much is
+            needed at a time is a question for the heap that servers have.
+    """
+
+    def __init__(self, *flags: str, heap: Mapping[str, str] = EXACT_HEAP) -> None:
         # Both need a descriptor for every connection, and the server inherits this.
         _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
         resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
-        self.server = ServerProcess(*flags, environment=EXACT_HEAP)
+        self.server = ServerProcess(*flags, environment=heap)
         maps = Path(f"/proc/{self.server.process.pid}/maps").read_text()
-        assert EXACT_HEAP["LD_PRELOAD"] in maps, "libjemalloc2 is not installed"
+        assert heap.get("LD_PRELOAD", "") in maps, "libjemalloc2 is not installed"
         self.port = self.server.port
         self._resident = 0
         self.address = self.server.address
