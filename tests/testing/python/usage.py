@@ -8,15 +8,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-# For a server's environment: glibc's heap gives back what is free, so that what is resident is in
-# use. By itself it keeps much of what was needed once, in as many arenas as there are threads.
+# For a server's environment: glibc's heap gives back what is free at its end. By itself it keeps
+# much of what was needed once, in as many arenas as there are threads.
 FRUGAL_HEAP = {
     "MALLOC_ARENA_MAX": "1",
     "MALLOC_MMAP_THRESHOLD_": "131072",
     "MALLOC_TRIM_THRESHOLD_": "131072",
 }
-# Likewise, with a heap that gives back every page that is free. glibc's keeps those that lie below
-# a block that is in use, and with them most of what an attack needed for a moment.
+# Another heap, which gives back every page that is free, so that what is resident is in use.
+# glibc's keeps those below a block that lives on: most of what an attack needed for a moment.
 EXACT_HEAP = {
     "LD_PRELOAD": "libjemalloc.so.2",
     "MALLOC_CONF": "narenas:1,tcache:false,dirty_decay_ms:0,muzzy_decay_ms:0",
