@@ -26,7 +26,7 @@ SMALL = Plan(
     kill_trainers=False,
     lease=5,
     forget=False,
-    rests=2,
+    rests=3,  # of which one may fall into a moment of work
     # In so short a time the heap still finds its size; who keeps what calls brought is far above.
     memory=0.1,
 )

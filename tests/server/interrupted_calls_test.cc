@@ -2,6 +2,7 @@
 #include <fcntl.h>
 #include <gtest/gtest.h>
 #include <signal.h>
+#include <sys/prctl.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
@@ -31,6 +32,7 @@ class Peer {
     const std::string address = absl::StrCat("127.0.0.1:", server.server().port());
     process_ = fork();
     if (process_ == 0) {
+      prctl(PR_SET_PDEATHSIG, SIGKILL);  // where the test is ended, so is this
       dup2(output[1], STDOUT_FILENO);
       execl(TEST_PEER, TEST_PEER, address.c_str(), method.c_str(), session.c_str(), "a",
             absl::StrCat(elements).c_str(), absl::StrCat(sent).c_str(),

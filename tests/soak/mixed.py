@@ -20,7 +20,7 @@ import jobs
 import nni_compression as nc
 from metered import Metered, eventually
 from servers import ROOT, ServerProcess
-from usage import FRUGAL_HEAP, Usage, growth
+from usage import FRUGAL_HEAP, Usage, connections, growth
 
 HERE = Path(__file__).resolve().parent
 PATHS = [HERE, ROOT / "client/python/src", ROOT / "tests/testing/python"]
@@ -242,12 +242,13 @@ class _Soak:
         )
 
     def _stands_still(self, samples: list[Usage]) -> bool:
-        """Whether it holds what it held a moment ago, and no record without a session."""
+        """Whether it holds what it held a moment ago, and nothing of trainers or ended sessions."""
         samples.append(Usage.of(self._server.process.pid, self._data_dir))
         last, before = samples[-1], samples[-2]
         records = self._data_dir / "records"
         return (
             last.descriptors == before.descriptors
+            and connections(self._server.process.pid) == 0
             and last.shared == 0
             and not any(file.is_file() for file in records.rglob("*"))
         )

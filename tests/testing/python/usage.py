@@ -22,7 +22,8 @@ EXACT_HEAP = {
     "MALLOC_CONF": "narenas:1,tcache:false,dirty_decay_ms:0,muzzy_decay_ms:0",
 }
 SHARED_FILE = "memfd:"
-LISTENING = "0A"  # in /proc/net/tcp
+TCP_LISTEN = "0A"  # the state in /proc/net/tcp
+UNIX_LISTEN = "00010000"  # the flags in /proc/net/unix
 
 
 def status(process_id: int, name: str) -> int:
@@ -94,15 +95,20 @@ def median(usages: Sequence[Usage], name: str) -> float:
 
 
 def connections(process_id: int) -> int:
-    """How many sockets it has that are connected over TCP."""
+    """How many sockets it has that do not listen, those that are about to be closed among them."""
     process = Path(f"/proc/{process_id}")
-    own = {target for target in _targets(process / "fd") if target.startswith("socket:")}
-    established = 0
-    for table in ("net/tcp", "net/tcp6"):
+    listening = set()
+    for table, inode, listens in (
+        ("net/tcp", 9, TCP_LISTEN),
+        ("net/tcp6", 9, TCP_LISTEN),
+        ("net/unix", 6, UNIX_LISTEN),
+    ):
         for line in (process / table).read_text().splitlines()[1:]:
             fields = line.split()
-            established += fields[3] != LISTENING and f"socket:[{fields[9]}]" in own
-    return established
+            if fields[3] == listens:
+                listening.add(f"socket:[{fields[inode]}]")
+    sockets = (target for target in _targets(process / "fd") if target.startswith("socket:"))
+    return sum(socket not in listening for socket in sockets)
 
 
 def _targets(folder: Path) -> list[str]:
