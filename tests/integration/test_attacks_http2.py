@@ -271,7 +271,7 @@ def test_messages_that_are_never_finished() -> None:
             with Peer(target.port) as peer:
                 peer.agree()
                 streams = []
-                for _ in range(200):
+                for _ in range(400):
                     headers = peer.headers(f"{SERVICE}/BindModel")
                     peer.send(headers)
                     streams.append(headers.stream_id)
