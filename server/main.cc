@@ -353,10 +353,6 @@ int main(int argc, char** argv) {
   usage.contains_help_flags = [](absl::string_view file) {
     return absl::EndsWith(file, "server/main.cc");
   };
-  usage.normalize_filename = [](absl::string_view file) {
-    const size_t at = file.rfind("server/main.cc");
-    return std::string(at == absl::string_view::npos ? file : file.substr(at));
-  };
   usage.contains_helpshort_flags = usage.contains_help_flags;
   usage.version_string = [] {
     return absl::StrCat("compression_server ", nni_compression::server::ServerVersion(), "\n");
