@@ -7,7 +7,8 @@ target_compile_options(nni_compression_settings INTERFACE
   -Wall -Wextra -Wno-unused-parameter
   # Bit-equality with PyTorch is promised, and a fused multiply-add rounds once less.
   -ffp-contract=off
-  # Programs name their source files as the repository does, and the compiler cache serves every clone.
+  # Programs name their source files as the repository does, wherever it lies; so the compiler cache
+  # serves every clone.
   "-fmacro-prefix-map=${PROJECT_SOURCE_DIR}/="
   $<$<CXX_COMPILER_ID:Clang>:-Wthread-safety>
   # It takes files that are compiled together for headers.

@@ -40,7 +40,7 @@ class BadStreamsTest : public ::testing::Test {
   static server::ServerOptions Options() {
     server::ServerOptions options;
     options.memory_budget = kBudget;
-    options.sessions.default_lease = options.sessions.max_lease;
+    options.sessions.default_lease = options.sessions.max_lease;  // longer than any test waits
     options.authenticator = TenantFromMetadata();
     return options;
   }

@@ -168,18 +168,21 @@ TEST(LimitsTest, ASlowUploadLosesItsCallAndItsMemory) {
   options.min_upload_rate = 10;
   TestServer server(options);
   const std::string id =
-      Bind(server.stub(), BindRequest("level", {{"sparsity", 0.5}}, {{"a", {4}}}));
+      Bind(server.stub(), BindRequest("level", {{"sparsity", 0.5}}, {{"a", {1024}}}));
   const int64_t before = server.server().memory_reserved();
   MaskStream stream(server.stub());
-  stream.Send(MaskMessage().Open(id).Add(Header(0, "a", {4})).Chunk(0, 0, "x"));
+  stream.Send(MaskMessage().Open(id).Add(Header(0, "a", {1024})).Chunk(0, 0, "x"));
   // A little every half minute. The answer shows that it has arrived, but the server may begin to
   // wait for more only after the clock was moved: that half minute does not count.
   v1::CalcMaskResponse response;
-  for (uint32_t i = 1; stream.Send(MaskMessage().Add(Header(i, "none", {4}))); ++i) {
-    if (!stream.Read(&response)) break;
+  uint32_t i = 1;
+  while (stream.Send(MaskMessage().Add(Header(i, "none", {4})).Chunk(0, i, "x")) &&
+         stream.Read(&response)) {
     EXPECT_GT(server.server().memory_reserved(), before);
     server.Advance(absl::Seconds(31));
+    ++i;
   }
+  EXPECT_GE(i, 3u) << "half a minute is not too long";
   const grpc::Status status = stream.Finish();
   EXPECT_EQ(status.error_code(), grpc::StatusCode::DEADLINE_EXCEEDED);
   EXPECT_THAT(status.error_message(), HasSubstr("it must be at least 10 a second"));
