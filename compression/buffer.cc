@@ -5,6 +5,10 @@
 
 #include <cstdlib>
 #include <new>
+#include <stdexcept>
+
+#include "absl/strings/str_cat.h"
+#include "absl/strings/str_join.h"
 
 namespace nni_compression::compression {
 namespace {
@@ -41,6 +45,12 @@ Buffer Buffer::Alias(uint8_t* data, int64_t size, const std::shared_ptr<const vo
 }
 
 at::Tensor Buffer::AsTensor(DataType dtype, absl::Span<const int64_t> shape) const {
+  const absl::StatusOr<int64_t> elements = CountElements(shape);
+  if (!elements.ok() || ByteLength(dtype, *elements) != size_) {
+    throw std::length_error(absl::StrCat("a buffer of ", size_, " bytes is not a tensor of ",
+                                         DataTypeName(dtype), " and shape [",
+                                         absl::StrJoin(shape, ", "), "]"));
+  }
   return at::from_blob(
       data_.get(), at::IntArrayRef(shape.data(), shape.size()), [owner = data_](void*) {},
       at::TensorOptions().dtype(ToScalarType(dtype).value()));

@@ -31,8 +31,9 @@ class Buffer {
   int64_t size() const { return size_; }
   absl::Span<const uint8_t> span() const { return {data_.get(), static_cast<size_t>(size_)}; }
 
-  // A LibTorch view of the bytes, which keeps them alive. `dtype` must be one that LibTorch has,
-  // and the shape must fit the size.
+  // A LibTorch view of the bytes, which keeps them alive. `dtype` must be one that LibTorch has.
+  // Throws std::length_error unless the shape has exactly these bytes: whatever a caller missed, a
+  // view never reaches beyond its buffer.
   at::Tensor AsTensor(DataType dtype, absl::Span<const int64_t> shape) const;
 
  private:

@@ -55,7 +55,7 @@ void LayerCall::AdmitKnown(const v1::TensorHeader& header, Admission* admission)
   if (header.digest().empty()) return;
   std::shared_ptr<CachedWeight> known;
   if (header.role() == v1::TENSOR_ROLE_WEIGHT) {
-    known = core()->weights->Find(tenant(), header.digest());
+    known = core()->weights->Find(tenant(), header);
   }
   AnswerDigest(header, known != nullptr);
   if (known == nullptr) return;

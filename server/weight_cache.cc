@@ -7,6 +7,9 @@
 #include "server/convert.h"
 
 namespace nni_compression::server {
+
+using nni::compression::v1::TensorHeader;
+
 namespace {
 
 // Hashed without a pause: a few milliseconds.
@@ -28,8 +31,7 @@ EVP_MD_CTX* Context(void* context) { return static_cast<EVP_MD_CTX*>(context); }
 
 }  // namespace
 
-TensorDigest::TensorDigest(const nni::compression::v1::TensorHeader& header)
-    : context_(EVP_MD_CTX_new()) {
+TensorDigest::TensorDigest(const TensorHeader& header) : context_(EVP_MD_CTX_new()) {
   EVP_DigestInit_ex(Context(context_), EVP_sha256(), nullptr);
   AddNumber(*this, static_cast<uint8_t>(header.dtype()));
   AddNumber(*this, static_cast<uint32_t>(header.shape_size()));
@@ -48,8 +50,7 @@ std::string TensorDigest::Finish() {
   return digest;
 }
 
-std::string TensorDigest::Of(const nni::compression::v1::TensorHeader& header,
-                             const compression::Buffer& bytes) {
+std::string TensorDigest::Of(const TensorHeader& header, const compression::Buffer& bytes) {
   TensorDigest digest(header);
   digest.Add(bytes.data(), bytes.size());
   return digest.Finish();
@@ -65,8 +66,8 @@ struct WeightCache::Question {
 // A weight that is asked for. Those who ask for it hold the question; the last one to drop it
 // answers it.
 struct WeightCache::Hashing {
-  Hashing(Key name, const nni::compression::v1::TensorHeader& header,
-          std::shared_ptr<CachedWeight> weight, bool for_pruner)
+  Hashing(Key name, const TensorHeader& header, std::shared_ptr<CachedWeight> weight,
+          bool for_pruner)
       : name(std::move(name)),
         header(header),
         weight(std::move(weight)),
@@ -74,7 +75,7 @@ struct WeightCache::Hashing {
         digest(header) {}
 
   const Key name;
-  const nni::compression::v1::TensorHeader header;
+  const TensorHeader header;
   const std::shared_ptr<CachedWeight> weight;
   const bool for_pruner;
   TensorDigest digest;
@@ -89,7 +90,7 @@ WeightCache::WeightCache(int64_t limit, Executor* executor, MemoryBudget* budget
 
 WeightCache::~WeightCache() { budget_->SetReclaimer(nullptr); }
 
-void WeightCache::Keep(const std::string& tenant, const nni::compression::v1::TensorHeader& header,
+void WeightCache::Keep(const std::string& tenant, const TensorHeader& header,
                        compression::Buffer bytes, Reservation memory) {
   const int64_t size = bytes.size();
   if (size > limit_) return;
@@ -187,13 +188,21 @@ void WeightCache::Prepare(const Hashing& job) {
 }
 
 std::shared_ptr<CachedWeight> WeightCache::Find(absl::string_view tenant,
-                                                absl::string_view digest) {
+                                                const TensorHeader& header) {
   MutexLock lock(&mutex_);
-  const auto found = by_digest_.find(Key(tenant, digest));
-  ++(found == by_digest_.end() ? misses_ : hits_);
-  if (found == by_digest_.end()) return nullptr;
+  const auto found = by_digest_.find(Key(tenant, header.digest()));
+  const bool hit = found != by_digest_.end() && IsOf(*found->second, header);
+  ++(hit ? hits_ : misses_);
+  if (!hit) return nullptr;
   entries_.splice(entries_.begin(), entries_, found->second);
   return found->second->weight;
+}
+
+bool WeightCache::IsOf(const Entry& entry, const TensorHeader& header) {
+  return entry.header.dtype() == header.dtype() &&
+         std::equal(entry.header.shape().begin(), entry.header.shape().end(),
+                    header.shape().begin(), header.shape().end()) &&
+         entry.weight->bytes.size() == static_cast<int64_t>(header.byte_length());
 }
 
 void WeightCache::Reclaim(int64_t bytes) {

@@ -73,8 +73,11 @@ class WeightCache {
   void Ask(const std::string& tenant, std::vector<std::string> fingerprints, bool for_pruner,
            std::function<void(const std::vector<bool>& kept)> done);
 
-  // Null when no weight is kept that has the digest, as far as digests are computed.
-  std::shared_ptr<CachedWeight> Find(absl::string_view tenant, absl::string_view digest);
+  // The weight that has the header's digest. Null when none is kept, as far as digests are
+  // computed, or when its dtype, shape or length is not the header's: what the digest says of them
+  // is the sender's claim.
+  std::shared_ptr<CachedWeight> Find(absl::string_view tenant,
+                                     const nni::compression::v1::TensorHeader& header);
 
   // Lets go of at least so many bytes, or of all there are.
   void Reclaim(int64_t bytes);
@@ -104,6 +107,9 @@ class WeightCache {
   void HasDigest(const std::shared_ptr<Hashing>& job, std::string digest);
   void Prepare(const Hashing& job);
   void Answer(const Question& question);
+
+  // Whether the entry has what the header says of its tensor.
+  static bool IsOf(const Entry& entry, const nni::compression::v1::TensorHeader& header);
 
   void Remove(Entries::iterator entry, Entries* out) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   // Moves the oldest entries out until no more than `limit` bytes are left.

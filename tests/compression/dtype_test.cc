@@ -50,6 +50,16 @@ TEST(ToScalarTypeTest, KnowsAllButTheTypesThatLibTorchLacks) {
   }
 }
 
+TEST(BufferTest, AViewReachesNeitherBeyondTheBufferNorShortOfItsEnd) {
+  const Buffer buffer = Buffer::Allocate(24);
+  EXPECT_NO_THROW(buffer.AsTensor(DataType::kFloat32, {6}));
+  EXPECT_THROW(buffer.AsTensor(DataType::kFloat32, {7}), std::length_error);
+  EXPECT_THROW(buffer.AsTensor(DataType::kFloat32, {5}), std::length_error);
+  EXPECT_THROW(buffer.AsTensor(DataType::kFloat64, {6}), std::length_error);
+  EXPECT_THROW(buffer.AsTensor(DataType::kFloat32, {}), std::length_error);
+  EXPECT_THROW(buffer.AsTensor(DataType::kFloat32, {INT64_MAX, INT64_MAX}), std::length_error);
+}
+
 TEST(BufferTest, IsAlignedAndShownAsATensorThatKeepsItAlive) {
   at::Tensor tensor;
   {

@@ -209,6 +209,39 @@ TEST_F(KnownWeightsTest, ADigestOfBytesThatNeverCameIsAnsweredWithSendAndNothing
   EXPECT_EQ(reply.results_size(), 0);
 }
 
+// The bytes that are kept belong to one dtype and one shape, whatever a header says.
+TEST_F(KnownWeightsTest, ADigestOfATensorOfAnotherKindIsAnsweredWithSend) {
+  Keep();
+  const std::string digest = DigestOf(Header(0, kLayer, {4}), FourFloats());
+  for (const std::vector<int64_t>& shape :
+       std::vector<std::vector<int64_t>>{{2}, {3}, {5}, {256}, {100000}, {2, 2}, {4, 1}}) {
+    const std::string id = BindLevel({{kLayer, shape}});
+    v1::TensorHeader header = Header(0, kLayer, shape);
+    header.set_digest(digest);
+    v1::CalcMaskResponse reply;
+    ASSERT_TRUE(
+        CalcMask(stub(), MaskMessage().Open(id).Add(header).Commit(0, header.byte_length()), &reply)
+            .ok());
+    ASSERT_EQ(reply.answers_size(), 1);
+    EXPECT_EQ(reply.answers(0).answer(), v1::TensorAnswer::ANSWER_SEND) << header.shape(0);
+    EXPECT_EQ(reply.results_size(), 0);
+  }
+  v1::BindModelRequest request = BindRequest("level", {{"sparsity", 0.5}}, {{kLayer, {4}}});
+  for (const v1::DataType dtype : {v1::DATA_TYPE_FLOAT16, v1::DATA_TYPE_FLOAT64}) {
+    request.mutable_layers(0)->set_dtype(dtype);
+    const uint64_t bytes = dtype == v1::DATA_TYPE_FLOAT16 ? 8 : 32;
+    const std::string id = Bind(stub(), request);
+    v1::TensorHeader header = Header(0, kLayer, {4});
+    header.set_dtype(dtype);
+    header.set_byte_length(bytes);
+    header.set_digest(digest);
+    v1::CalcMaskResponse reply;
+    ASSERT_TRUE(CalcMask(stub(), MaskMessage().Open(id).Add(header).Commit(0, bytes), &reply).ok());
+    ASSERT_EQ(reply.answers_size(), 1);
+    EXPECT_EQ(reply.answers(0).answer(), v1::TensorAnswer::ANSWER_SEND);
+  }
+}
+
 TEST_F(KnownWeightsTest, ADigestThatBytesDoNotHaveIsDataLossAndKeepsNothing) {
   const std::string id = BindLevel({{kLayer, {4}}});
   v1::TensorHeader header = Named(std::string(32, 'd'));

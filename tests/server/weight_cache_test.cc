@@ -31,6 +31,13 @@ v1::TensorHeader HeaderOf(const std::string& fingerprint, int64_t bytes = kWeigh
   return header;
 }
 
+// What a trainer sends that expects the bytes to be known.
+v1::TensorHeader Named(const std::string& digest, int64_t bytes = kWeightBytes) {
+  v1::TensorHeader header = HeaderOf("", bytes);
+  header.set_digest(digest);
+  return header;
+}
+
 compression::Buffer Filled(char value, int64_t bytes = kWeightBytes) {
   compression::Buffer buffer = compression::Buffer::Allocate(bytes);
   std::memset(buffer.data(), value, static_cast<size_t>(bytes));
@@ -89,19 +96,41 @@ TEST_F(WeightCacheTest, TheDigestIsSha256OfTypeShapeAndBytes) {
 TEST_F(WeightCacheTest, FindsAWeightByItsDigestOnceSomebodyAskedForItsFingerprint) {
   EXPECT_FALSE(MayHave("t", "print"));
   Keep("t", "print", 'a');
-  EXPECT_EQ(cache_->Find("t", DigestOf('a')), nullptr);
+  EXPECT_EQ(cache_->Find("t", Named(DigestOf('a'))), nullptr);
   EXPECT_TRUE(MayHave("t", "print"));
-  const auto found = cache_->Find("t", DigestOf('a'));
+  const auto found = cache_->Find("t", Named(DigestOf('a')));
   ASSERT_NE(found, nullptr);
   EXPECT_EQ(found->bytes.data()[7], 'a');
-  EXPECT_EQ(cache_->Find("t", DigestOf('b')), nullptr);
+  EXPECT_EQ(cache_->Find("t", Named(DigestOf('b'))), nullptr);
 }
 
 TEST_F(WeightCacheTest, AWeightThatCameWithItsDigestIsFoundAtOnce) {
   v1::TensorHeader header = HeaderOf("");
   header.set_digest(DigestOf('a'));
   cache_->Keep("t", header, Filled('a'), *budget_->TryReserve(kWeightBytes));
-  EXPECT_NE(cache_->Find("t", DigestOf('a')), nullptr);
+  EXPECT_NE(cache_->Find("t", Named(DigestOf('a'))), nullptr);
+}
+
+TEST_F(WeightCacheTest, ADigestInAHeaderOfAnotherTensorFindsNothing) {
+  KeepAsked("t", "print", 'a');
+  const v1::TensorHeader right = Named(DigestOf('a'));
+  ASSERT_NE(cache_->Find("t", right), nullptr);
+
+  v1::TensorHeader header = right;
+  header.set_dtype(v1::DATA_TYPE_FLOAT64);
+  EXPECT_EQ(cache_->Find("t", header), nullptr);
+  for (const std::vector<int64_t>& shape : std::vector<std::vector<int64_t>>{
+           {}, {kWeightBytes}, {kWeightBytes / 4, 1}, {1}, {25, 10}}) {
+    header = right;
+    header.clear_shape();
+    for (const int64_t dimension : shape) header.add_shape(dimension);
+    EXPECT_EQ(cache_->Find("t", header), nullptr) << header.ShortDebugString();
+  }
+  for (const int64_t bytes : {int64_t{0}, kWeightBytes - 1, kWeightBytes + 1, 4 * kWeightBytes}) {
+    header = right;
+    header.set_byte_length(static_cast<uint64_t>(bytes));
+    EXPECT_EQ(cache_->Find("t", header), nullptr) << bytes;
+  }
 }
 
 TEST_F(WeightCacheTest, AnswersAboutManyAtOnce) {
@@ -137,7 +166,7 @@ TEST_F(WeightCacheTest, WhoAsksWaitsForADigestThatIsBeingComputed) {
   release.Set();
   first.Wait();
   second.Wait();
-  EXPECT_NE(cache_->Find("t", DigestOf('a')), nullptr);
+  EXPECT_NE(cache_->Find("t", Named(DigestOf('a'))), nullptr);
 }
 
 TEST_F(WeightCacheTest, AWeightThatGoesWhileItIsHashedIsNotKept) {
@@ -158,13 +187,13 @@ TEST_F(WeightCacheTest, AWeightThatGoesWhileItIsHashedIsNotKept) {
   cache_->Reclaim(kWeightBytes);
   release.Set();
   done.Wait();
-  EXPECT_EQ(cache_->Find("t", DigestOf('a')), nullptr);
+  EXPECT_EQ(cache_->Find("t", Named(DigestOf('a'))), nullptr);
 }
 
 TEST_F(WeightCacheTest, AnotherTenantSeesNothing) {
   KeepAsked("t", "print", 'a');
   EXPECT_FALSE(MayHave("other", "print"));
-  EXPECT_EQ(cache_->Find("other", DigestOf('a')), nullptr);
+  EXPECT_EQ(cache_->Find("other", Named(DigestOf('a'))), nullptr);
   KeepAsked("other", "print", 'a');
   EXPECT_EQ(cache_->weights(), 2) << "each tenant has its own";
 }
@@ -175,8 +204,8 @@ TEST_F(WeightCacheTest, AWeightTakesThePlaceOfTheOneWithItsFingerprint) {
   EXPECT_EQ(cache_->weights(), 1);
   EXPECT_EQ(cache_->bytes(), kWeightBytes);
   EXPECT_EQ(budget_->reserved(), kWeightBytes);
-  EXPECT_EQ(cache_->Find("t", DigestOf('a')), nullptr);
-  EXPECT_NE(cache_->Find("t", DigestOf('b')), nullptr);
+  EXPECT_EQ(cache_->Find("t", Named(DigestOf('a'))), nullptr);
+  EXPECT_NE(cache_->Find("t", Named(DigestOf('b'))), nullptr);
 }
 
 TEST_F(WeightCacheTest, TheSameBytesUnderTwoFingerprintsAreFoundAsLongAsTheLaterOneIsKept) {
@@ -184,18 +213,19 @@ TEST_F(WeightCacheTest, TheSameBytesUnderTwoFingerprintsAreFoundAsLongAsTheLater
   KeepAsked("t", "two", 'a');
   cache_->Reclaim(1);
   EXPECT_EQ(cache_->weights(), 1);
-  EXPECT_NE(cache_->Find("t", DigestOf('a')), nullptr);
+  EXPECT_NE(cache_->Find("t", Named(DigestOf('a'))), nullptr);
   cache_->Reclaim(1);
-  EXPECT_EQ(cache_->Find("t", DigestOf('a')), nullptr);
+  EXPECT_EQ(cache_->Find("t", Named(DigestOf('a'))), nullptr);
 }
 
 TEST_F(WeightCacheTest, TheLeastRecentlyUsedGoesFirst) {
   for (const char value : {'a', 'b', 'c'}) KeepAsked("t", std::string("print ") + value, value);
-  EXPECT_NE(cache_->Find("t", DigestOf('a')), nullptr);
+  EXPECT_NE(cache_->Find("t", Named(DigestOf('a'))), nullptr);
   KeepAsked("t", "print d", 'd');
-  EXPECT_EQ(cache_->Find("t", DigestOf('b')), nullptr);
+  EXPECT_EQ(cache_->Find("t", Named(DigestOf('b'))), nullptr);
   EXPECT_FALSE(MayHave("t", "print b"));
-  for (const char value : {'a', 'c', 'd'}) EXPECT_NE(cache_->Find("t", DigestOf(value)), nullptr);
+  for (const char value : {'a', 'c', 'd'})
+    EXPECT_NE(cache_->Find("t", Named(DigestOf(value))), nullptr);
   EXPECT_EQ(budget_->reserved(), 3 * kWeightBytes);
 }
 
@@ -205,7 +235,7 @@ TEST_F(WeightCacheTest, GivesWayToUploads) {
   const auto upload = budget_->TryReserve(4000);
   ASSERT_TRUE(upload.has_value());
   EXPECT_EQ(cache_->bytes(), kWeightBytes);
-  EXPECT_NE(cache_->Find("t", DigestOf('c')), nullptr) << "the newest one is left";
+  EXPECT_NE(cache_->Find("t", Named(DigestOf('c'))), nullptr) << "the newest one is left";
 }
 
 TEST_F(WeightCacheTest, GivesWayToUploadsThatWait) {
@@ -221,7 +251,7 @@ TEST_F(WeightCacheTest, GivesWayToUploadsThatWait) {
 
 TEST_F(WeightCacheTest, WhoHoldsAWeightKeepsItAndItsMemory) {
   KeepAsked("t", "print", 'a');
-  auto held = cache_->Find("t", DigestOf('a'));
+  auto held = cache_->Find("t", Named(DigestOf('a')));
   cache_->Reclaim(kWeightBytes);
   EXPECT_EQ(cache_->weights(), 0);
   EXPECT_EQ(held->bytes.data()[0], 'a');
@@ -251,7 +281,8 @@ TEST(WeightCacheStatisticsTest, ArePreparedForPrunersWithinTheBudget) {
   cache.Keep("t", HeaderOf("print", kBytes), Filled(0, kBytes), *budget->TryReserve(kBytes));
   cache.Ask("t", {"print"}, /*for_pruner=*/true, [](const std::vector<bool>&) {});
   EXPECT_TRUE(Eventually([&] { return budget->reserved() > kBytes; }));
-  const auto found = cache.Find("t", TensorDigest::Of(HeaderOf("", kBytes), Filled(0, kBytes)));
+  const auto found =
+      cache.Find("t", Named(TensorDigest::Of(HeaderOf("", kBytes), Filled(0, kBytes)), kBytes));
   ASSERT_NE(found, nullptr);
   EXPECT_NE(found->statistics.magnitudes(), nullptr);
   EXPECT_EQ(budget->reserved(), kBytes + found->statistics.bytes());
@@ -268,7 +299,7 @@ TEST_F(WeightCacheTest, SeveralThreadsMayUseItAtOnce) {
           cache_->Keep("t", HeaderOf(fingerprint), Filled(value), *std::move(memory));
         }
         if (i % 3 == 0) MayHave("t", fingerprint);
-        const auto found = cache_->Find("t", DigestOf(value));
+        const auto found = cache_->Find("t", Named(DigestOf(value)));
         if (found != nullptr) {
           EXPECT_EQ(found->bytes.data()[0], value);
         }
