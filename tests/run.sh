@@ -2,10 +2,15 @@
 # Installs what is missing, builds, and runs the tests. The last line has the totals.
 #
 #   tests/run.sh                 everything but the sanitizers
-#   tests/run.sh PART...         cpp, python, python-newest, tensorflow, nni, integration, scripts,
-#                                asan, tsan
+#   tests/run.sh PART...         cpp, python, python-newest, torch, tensorflow, nni, integration,
+#                                scripts, asan, tsan; fuzz, soak, deployment
 #   tests/run.sh NAME...         the tests whose name contains NAME, in C++ and Python
 #   tests/run.sh --sanitizers    the C++ tests under ASan+UBSan, and under TSan what is not gRPC
+#   tests/run.sh --long          what takes hours: the last three parts, and before them cpp, python,
+#                                torch and integration with many more random cases. With PARTs or
+#                                NAMEs: these, with the many cases.
+#
+# Tests find $NNI_COMPRESSION_LONG set to 1 under --long, and may take 24 times as long.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 # shellcheck source=deploy/common.sh
@@ -20,6 +25,9 @@ results=build/test-results
 tsan_programs=(wire_unit_test client_units_test cli_units_test compression_test server_unit_test)
 
 passed=0 failed=0 skipped=0
+
+# How much longer than in the gate a test, and a program of tests, may take.
+patience=1
 
 # record NAME STARTED JUNIT...: adds up result files. A missing or empty one is a failure: what was to
 # write it died.
@@ -74,7 +82,7 @@ cpp_part() {
     for program in "${programs[@]}"; do
       if [[ $running -ge $(nproc) ]]; then wait -n || true; fi
       test=$(basename "$program")
-      TAIL=80 quietly "$name-$test" timeout --kill-after=10 900 "$program" --gtest_brief=1 \
+      TAIL=80 quietly "$name-$test" timeout --kill-after=10 $((900 * patience)) "$program" --gtest_brief=1 \
         --gtest_filter="$filter" --gtest_output="xml:$PWD/$results/$name-$test.xml" &
       running=$((running + 1))
     done
@@ -89,8 +97,8 @@ pytest_part() {
   shift 2
   rm -f "$results/$name.xml"
   # The tests wait for servers and processes half of the time. One that hangs fails, and says where.
-  TAIL=80 quietly "$name" timeout --kill-after=10 1500 "$interpreter" -m pytest -q -ra \
-    -p no:cacheprovider --timeout=300 -n $(($(nproc) + 1)) --junitxml="$results/$name.xml" "$@" || true
+  TAIL=80 quietly "$name" timeout --kill-after=10 $((1500 * patience)) \
+    "$interpreter" -m pytest -q -ra -p no:cacheprovider --timeout=$((300 * patience)) -n $(($(nproc) + 1)) --junitxml="$results/$name.xml" "$@" || true
   record "$name" "$started" "$results/$name.xml"
 }
 
@@ -119,6 +127,28 @@ python-newest() {
       "protobuf", google.protobuf.__version__, "safetensors", safetensors.__version__,
       "onnx", onnx.__version__, "onnxruntime", onnxruntime.__version__)')"
   pytest_part python-newest build/venv-newest/bin/python tests/client/python "$@"
+}
+
+# The newest PyTorch, and what its users bring along: the libraries that load exports, and those that
+# hold weights in ways of their own. Debian's PyTorch is 1.13. SciPy is named because Debian's is
+# built for an older numpy.
+torch_venv() {
+  local packages=(torch numpy scipy scikit-learn grpcio protobuf onnx onnxscript onnxruntime
+    safetensors transformers compressed-tensors peft)
+  make_venv build/venv-torch "$(date +%Y-%m) ${packages[*]}" quietly pip-torch \
+    pip install --upgrade "${packages[@]}"
+}
+
+# Every test of the Python client that knows of PyTorch, and the documents, whose examples use it.
+torch() {
+  build_all
+  finish torch torch_venv
+  say "torch: $(build/venv-torch/bin/python -c \
+    'import importlib.metadata as m; print(*(f"{n} {m.version(n)}" for n in ("torch", "transformers",
+      "compressed-tensors", "peft", "onnx", "onnxscript", "onnxruntime")))')"
+  local files
+  mapfile -t files < <(grep -lw torch tests/client/python/test_*.py)
+  pytest_part torch build/venv-torch/bin/python "${files[@]}" tests/integration/test_documents.py "$@"
 }
 
 # The newest TensorFlow, which has Keras 3, and the last with Keras 2, whose ml_dtypes is too old for
@@ -158,6 +188,19 @@ scripts() {
   record scripts "$started" "$results"/scripts-*.xml
 }
 
+# script_part NAME COMMAND...: one that takes up to a day is one test.
+script_part() {
+  local name=$1 started=$SECONDS status=0
+  shift
+  TAIL=80 quietly "$name" timeout --kill-after=60 86400 "$@" || status=$?
+  $python tests/testing/totals.py --write "$results/$name.xml" "$status"
+  record "$name" "$started" "$results/$name.xml"
+}
+
+fuzz() { script_part fuzz tests/fuzz.sh 1800; }
+soak() { script_part soak tests/soak.sh; }
+deployment() { script_part deployment tests/deployment.sh; }
+
 # build_sanitized PRESET TARGET...
 build_sanitized() {
   local name=$1 started=$SECONDS
@@ -190,6 +233,7 @@ begin_all() {
   for part in "${@:2}"; do
     case $part in
       python-newest) begin 10 python-newest newest_venv ;;
+      torch) begin 10 torch torch_venv ;;
       tensorflow) begin 10 tensorflow tensorflow_venvs ;;
       nni) begin 10 nni nni_venv ;;
     esac
@@ -204,13 +248,17 @@ begin_all() {
 }
 
 main() {
-  local all=(cpp python python-newest tensorflow nni integration scripts) parts=() names=() argument
+  local all=(cpp python python-newest torch tensorflow nni integration scripts)
+  local long=(cpp python torch integration fuzz soak deployment)
+  local parts=() names=() argument
   for argument in "$@"; do
     case $argument in
       --sanitizers) parts+=(asan tsan) ;;
-      -h | --help) sed -n '2,8s/^# \{0,1\}//p' "$0"; exit 0 ;;
+      --long) export NNI_COMPRESSION_LONG=1 patience=24 all=("${long[@]}") ;;
+      -h | --help) sed -n '2,13s/^# \{0,1\}//p' "$0"; trap - EXIT; exit 0 ;;
       -*) say "unknown option $argument" >&2; exit 2 ;;
-      cpp | python | python-newest | tensorflow | nni | integration | scripts | asan | tsan) parts+=("$argument") ;;
+      cpp | python | python-newest | torch | tensorflow | nni | integration | scripts | asan | tsan | \
+        fuzz | soak | deployment) parts+=("$argument") ;;
       *) names+=("$argument") ;;
     esac
   done
@@ -226,7 +274,7 @@ main() {
     for part in "${parts[@]}"; do
       case $part in
         cpp | asan | tsan) "$part" "$cpp_filter" ;;
-        scripts) scripts ;;
+        scripts | fuzz | soak | deployment) "$part" ;;
         *) "$part" -k "${python_filter# or }" ;;
       esac
     done
