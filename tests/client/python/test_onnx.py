@@ -1,8 +1,10 @@
-"""Compressed models in ONNX, run by ONNX Runtime; tests/run.sh has both in python-newest."""
+"""Compressed models in ONNX, run by ONNX Runtime, which Debian lacks and tests/run.sh installs."""
 
 from __future__ import annotations
 
-import io
+import shutil
+import tempfile
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +14,7 @@ import torch
 from torch import nn
 
 import nni_compression as nc
+from nni_compression import _files
 from nni_compression.torch import (
     DoReFaQuantizer,
     LevelPruner,
@@ -33,21 +36,39 @@ def net() -> nn.Sequential:
     return nn.Sequential(*layers)
 
 
-def graph_of(model: nn.Module, opset: int = 13) -> Any:
+def graph_of(model: nn.Module, opset: int = 13 if torch.__version__ < "2" else 20) -> Any:
     """The dense model as an ONNX graph."""
-    written = io.BytesIO()
-    torch.onnx.export(model, INPUTS, written, opset_version=opset, input_names=["x"])
-    return onnx.load_from_string(written.getvalue())
+    with tempfile.TemporaryDirectory() as folder:
+        path = f"{folder}/model.onnx"
+        torch.onnx.export(model.eval(), (INPUTS,), path, opset_version=opset, input_names=["x"])
+        return onnx.load(path)
+
+
+def exported(compressor: Any, folder: Path, **inputs: Any) -> Any:
+    """What `export_model` writes, which is a file that needs no other."""
+    names = sorted(path.name for path in folder.iterdir())
+    compressor.export_model(
+        str(folder / "model.pth"), onnx_path=str(folder / "model.onnx"), **inputs
+    )
+    now = sorted(path.name for path in folder.iterdir())
+    assert now == sorted({*names, "model.onnx", "model.pth"})
+    with tempfile.TemporaryDirectory() as elsewhere:
+        return onnx.load(shutil.copy(folder / "model.onnx", elsewhere))
 
 
 def run(model: Any, *outputs: str) -> list[np.ndarray[Any, Any]]:
     """What ONNX Runtime computes, as the graph says it."""
+    return run_with({"x": INPUTS}, model, *outputs)
+
+
+def run_with(inputs: Any, model: Any, *outputs: str) -> list[np.ndarray[Any, Any]]:
     options = onnxruntime.SessionOptions()
     options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
     session = onnxruntime.InferenceSession(
         model.SerializeToString(), options, providers=["CPUExecutionProvider"]
     )
-    found: list[np.ndarray[Any, Any]] = session.run(list(outputs) or None, {"x": INPUTS.numpy()})
+    values = {name: tensor.numpy() for name, tensor in inputs.items()}
+    found: list[np.ndarray[Any, Any]] = session.run(list(outputs) or None, values)
     return found
 
 
@@ -70,6 +91,14 @@ def assert_same_bits(found: dict[str, Any], expected: dict[str, torch.Tensor]) -
         want = expected[name].detach().numpy()
         assert array.dtype == want.dtype
         np.testing.assert_array_equal(array.view(np.uint32), want.view(np.uint32), err_msg=name)
+
+
+def with_input_x(graph: Any) -> Any:
+    """The graph, whose one input is called "x", whatever the exporter called it."""
+    graph.graph.input[0].name, old = "x", graph.graph.input[0].name
+    for node in graph.graph.node:
+        node.input[:] = ["x" if name == old else name for name in node.input]
+    return graph
 
 
 WEIGHTS = ["0.weight", "3.weight", "4.weight"]
@@ -148,13 +177,7 @@ def test_export_model_writes_codes_and_quantized_outputs(
     model(INPUTS)
     quantizer.step()
     model.eval()
-    path = tmp_path / "model.onnx"
-    quantizer.export_model(str(tmp_path / "m.pth"), onnx_path=str(path), input_shape=(8, 1, 6, 6))
-    assert sorted(file.name for file in tmp_path.iterdir()) == ["m.pth", "model.onnx"]
-    graph = onnx.load(str(path))
-    graph.graph.input[0].name, old = "x", graph.graph.input[0].name
-    for node in graph.graph.node:
-        node.input[:] = ["x" if name == old else name for name in node.input]
+    graph = with_input_x(exported(quantizer, tmp_path, input_shape=(8, 1, 6, 6)))
     assert_same_bits(weights_in(graph, WEIGHTS), quantizer.compressed_state_dict())
     operators = [node.op_type for node in graph.graph.node]
     assert operators.count("QuantizeLinear") == 6
@@ -201,15 +224,16 @@ def test_other_quantizers_give_their_values_too(
     quantizer.close()
 
 
+@pytest.mark.parametrize("scheme", ["per_tensor_affine", "per_channel_symmetric"])
 @pytest.mark.parametrize("bits", [4, 8])
 def test_outputs_and_inputs_are_quantized_where_the_layers_are(
-    client: nc.Client, tmp_path: Path, bits: int
+    client: nc.Client, tmp_path: Path, bits: int, scheme: str
 ) -> None:
     model = net()
     graph = graph_of(model)
     kinds = ["weight", "output", "input"]
     rule = {"op_types": ["default"], "quant_types": kinds, "quant_bits": dict.fromkeys(kinds, bits)}
-    quantizer = QATQuantizer([rule], client=client)
+    quantizer = QATQuantizer([{**rule, "quant_scheme": scheme}], client=client)
     quantizer(model)
     model.train()
     for _ in range(3):
@@ -221,7 +245,7 @@ def test_outputs_and_inputs_are_quantized_where_the_layers_are(
     operators = [node.op_type for node in graph.graph.node]
     assert operators.count("QuantizeLinear") == 6
     assert operators.count("DequantizeLinear") == 9
-    assert operators.count("Clip") == (0 if bits == 8 else 6)
+    assert operators.count("Clip") == (0 if (bits, scheme) == (8, "per_tensor_affine") else 6)
     # A number between two codes may be rounded the other way: x / scale for x * (1 / scale).
     expected = model(INPUTS).detach().numpy()
     far = np.abs(run(graph)[0] - expected) > 1e-4
@@ -278,7 +302,8 @@ def test_names_say_which_initializer_is_meant(client: nc.Client, tmp_path: Path)
 
 def test_an_opset_that_lacks_an_axis_is_refused(client: nc.Client, tmp_path: Path) -> None:
     model = net()
-    graph = graph_of(model, opset=11)
+    graph = graph_of(model)
+    graph.opset_import[0].version = 11
     rule = {"op_types": ["default"], "quant_scheme": "per_channel_affine"}
     quantizer = QATQuantizer([rule], client=client)
     quantizer(model)
@@ -289,4 +314,163 @@ def test_an_opset_that_lacks_an_axis_is_refused(client: nc.Client, tmp_path: Pat
         apply(graph, bundle)
     with pytest.raises(nc.DataLossError, match="not an export of format onnx"):
         apply(graph, quantizer.export(tmp_path, "safetensors")[0])
+    quantizer.close()
+
+
+@pytest.mark.parametrize("algorithm", [LevelPruner, QATQuantizer])
+def test_export_model_folds_nothing_into_the_weights(
+    client: nc.Client, tmp_path: Path, algorithm: Any
+) -> None:
+    torch.manual_seed(0)
+    norm = nn.BatchNorm2d(4)
+    norm.running_mean.copy_(torch.linspace(-1, 1, 4))  # type: ignore[union-attr, operator]
+    norm.running_var.copy_(torch.linspace(0.1, 9, 4))  # type: ignore[union-attr, operator]
+    model = nn.Sequential(nn.Conv2d(1, 4, 3), norm, nn.ReLU(), nn.Conv2d(4, 2, 2)).eval()
+    options = {"sparsity": 0.5} if algorithm is LevelPruner else {"quant_bits": 8}
+    compressor = algorithm([{"op_types": ["default"], **options}], client=client)
+    compressor(model)
+    for _ in range(2):  # the second time in place of the first files
+        graph = with_input_x(exported(compressor, tmp_path, input_shape=(8, 1, 6, 6)))
+        names = ["0.weight", "3.weight"]
+        assert_same_bits(weights_in(graph, names), compressor.compressed_state_dict())
+        np.testing.assert_allclose(run(graph)[0], model(INPUTS).detach().numpy(), atol=1e-4)
+    compressor.close()
+
+
+class Words(nn.Module):
+    """What a language model has: whole numbers and a mask as inputs, and three dimensions."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.embedding = nn.Embedding(20, 8)
+        self.fc = nn.Linear(8, 8)
+        self.head = nn.Linear(8, 20)
+
+    def forward(self, ids: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+        hidden: torch.Tensor = self.fc(self.embedding(ids)) * mask[..., None]
+        result: torch.Tensor = self.head(hidden)
+        return result
+
+
+@pytest.mark.parametrize("named", [False, True])
+def test_export_model_takes_any_inputs(client: nc.Client, tmp_path: Path, named: bool) -> None:
+    model = Words().eval()
+    scheme = {"quant_bits": 8, "quant_scheme": "per_channel_symmetric"}
+    quantizer = QATQuantizer([{"op_types": ["Linear"], **scheme}], client=client)
+    quantizer(model)
+    inputs = {"ids": torch.arange(6).reshape(2, 3), "mask": torch.tensor([[1.0, 1, 0], [1, 1, 1]])}
+    given = dict(reversed(inputs.items())) if named else tuple(inputs.values())
+    graph = exported(quantizer, tmp_path, example_inputs=given)
+    operators = Counter(node.op_type for node in graph.graph.node)
+    if torch.__version__ >= "2":  # before, it renamed the weights of MatMul
+        assert operators["DequantizeLinear"] == 2
+    names = [value.name for value in graph.graph.input]  # in the order of `forward`, or their own
+    fed = inputs if set(names) == set(inputs) else dict(zip(names, inputs.values()))
+    (found,) = run_with(fed, graph)
+    np.testing.assert_allclose(found, model(**inputs).detach().numpy(), atol=1e-5)
+    quantizer.close()
+
+
+def test_inputs_that_a_model_does_not_take_are_said(client: nc.Client, tmp_path: Path) -> None:
+    model = Words()
+    pruner = LevelPruner([{"sparsity": 0.5, "op_types": ["Linear"]}], client=client)
+    pruner(model)
+    files = {"model_path": str(tmp_path / "m.pth"), "onnx_path": str(tmp_path / "m.onnx")}
+    for inputs, message in (
+        ({}, "neither is given"),
+        ({"input_shape": (2, 3), "example_inputs": ()}, "both is given"),
+        ({"input_shape": (2, 3)}, r"does not run with \(float32 \[2, 3\]\).*example_inputs"),
+        ({"example_inputs": {"ids": 3}}, r"does not run with \(ids=int\)"),
+        ({"example_inputs": {1: 3}}, r"example_inputs has the keys \[1\]"),
+        ({"example_inputs": 7}, "example_inputs is of type int"),
+    ):
+        with pytest.raises(nc.InvalidArgumentError, match=message):
+            pruner.export_model(**files, **inputs)
+    assert list(tmp_path.iterdir()) == []
+    pruner.close()
+
+
+def test_weights_of_more_than_one_file_lie_beside_it(
+    client: nc.Client, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = nn.Sequential(nn.Flatten(), nn.Linear(36, 64), nn.Linear(64, 8))
+    path, beside = tmp_path / "model.onnx", tmp_path / "model.onnx.data"
+    graph = graph_of(model)
+    rule = {"op_types": ["Linear"], "quant_bits": 8, "quant_scheme": "per_channel_symmetric"}
+    quantizer = QATQuantizer([rule], client=client)
+    quantizer(model)
+    (bundle,) = quantizer.export(tmp_path / "bundle", "onnx")
+    monkeypatch.setattr(_files, "LARGEST_ONNX", 1000)
+    dense = graph.SerializeToString()
+    for _ in range(2):
+        changed = apply(onnx.load_from_string(dense), bundle, path)
+        assert 64 * 36 <= beside.stat().st_size < 64 * 36 * 2
+        np.testing.assert_allclose(run(changed)[0], model(INPUTS).detach().numpy(), atol=1e-4)
+        loaded = run(onnx.load(str(path)))
+        np.testing.assert_array_equal(loaded[0], run(changed)[0])
+    quantizer.close()
+
+
+@pytest.mark.skipif(torch.__version__ < "2", reason="PyTorch 1 cannot be told where weights go")
+@pytest.mark.parametrize("largest", [1000, 5000])
+def test_export_model_puts_weights_beside_the_file_when_it_must(
+    client: nc.Client, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, largest: int
+) -> None:
+    model = nn.Sequential(nn.Flatten(), nn.Linear(36, 64), nn.Linear(64, 8))
+    quantizer = QATQuantizer([{"op_types": ["Linear"], "quant_bits": 8}], client=client)
+    quantizer(model)
+    monkeypatch.setattr(_files, "LARGEST_ONNX", largest)
+    path = tmp_path / "model.onnx"
+    for _ in range(2):
+        quantizer.export_model(
+            str(tmp_path / "model.pth"), onnx_path=str(path), input_shape=(8, 1, 6, 6)
+        )
+        names = {"model.pth", "model.onnx"} | ({"model.onnx.data"} if largest == 1000 else set())
+        assert {file.name for file in tmp_path.iterdir()} == names  # 5000: the codes fit
+        graph = with_input_x(onnx.load(str(path)))
+        assert_same_bits(weights_in(graph, ["1.weight"]), quantizer.compressed_state_dict())
+    quantizer.close()
+
+
+def test_a_graph_with_something_folded_into_its_weights_gets_a_warning(
+    client: nc.Client, tmp_path: Path
+) -> None:
+    model = net()
+    graph = graph_of(model)
+    quantizer = QATQuantizer([{"op_types": ["default"], "quant_bits": 8}], client=client)
+    quantizer(model)
+    (bundle,) = quantizer.export(tmp_path, "onnx")
+    (folded,) = (i for i in graph.graph.initializer if i.name == "0.weight")
+    factors = np.array([1.0, 0.2, 3.0, 4.0], np.float32).reshape(4, 1, 1, 1)
+    numbers = onnx.numpy_helper.to_array(folded) * factors
+    folded.CopyFrom(onnx.numpy_helper.from_array(numbers, "0.weight"))
+    with pytest.warns(UserWarning, match="'0.weight' is far from the session's weight") as told:
+        apply(graph, bundle)
+    assert len(told) == 1
+    quantizer.close()
+
+
+@pytest.mark.parametrize("scheme", ["per_tensor_affine", "per_channel_symmetric"])
+def test_onnx_runtime_computes_quantized_layers_with_integers(
+    client: nc.Client, tmp_path: Path, scheme: str
+) -> None:
+    torch.manual_seed(0)
+    padded = nn.Conv2d(4, 4, 2, padding=1)  # PyTorch 2 asks for the shape of its weight
+    model = nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), padded, nn.Conv2d(4, 2, 2))
+    rule = {"op_types": ["default"], "quant_types": ["weight", "output", "input"]}
+    quantizer = QATQuantizer([{**rule, "quant_scheme": scheme}], client=client)
+    quantizer(model)
+    model(INPUTS)
+    quantizer.step()
+    exported(quantizer, tmp_path, input_shape=(8, 1, 6, 6))
+    options = onnxruntime.SessionOptions()
+    options.optimized_model_filepath = str(tmp_path / "optimized.onnx")
+    onnxruntime.InferenceSession(
+        str(tmp_path / "model.onnx"), options, providers=["CPUExecutionProvider"]
+    )
+    optimized = onnx.load(str(tmp_path / "optimized.onnx"))
+    operators = Counter(node.op_type for node in optimized.graph.node)
+    assert operators["QLinearConv"] == 3, operators
+    assert operators["Conv"] == 0
     quantizer.close()

@@ -662,7 +662,9 @@ class QuantizerPart(Compressor):
                 raise InvalidArgumentError("unwrap() has ended the session")
             with tempfile.TemporaryDirectory() as folder:
                 (bundle,) = self.export(folder, "onnx")
-                onnx.apply(path, bundle, path)
+                model = onnx.apply(path, bundle)
+            path.with_name(f"{path.name}.data").unlink(missing_ok=True)  # the weights of before
+            onnx.save(model, path)
         except (ImportError, InvalidArgumentError) as error:
             warnings.warn(
                 f"onnx_path gets the quantized weights as plain numbers: {error}",

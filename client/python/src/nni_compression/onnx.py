@@ -11,6 +11,7 @@ from __future__ import annotations
 import difflib
 import json
 import os
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -20,6 +21,7 @@ import numpy as np
 import onnx
 from onnx import helper, numpy_helper
 
+from . import _files
 from ._safetensors import SafetensorsFile
 from .errors import InvalidArgumentError
 
@@ -29,6 +31,8 @@ PathLike = Union[str, "os.PathLike[str]"]
 _OPSET = 10
 _OPSET_PER_CHANNEL = 13
 _ACTIVATIONS = ("output", "input")
+# Operators that look at a weight without computing with it: exporters leave them behind.
+_NO_NUMBERS = ("Shape", "Size")
 
 
 def apply(
@@ -43,14 +47,20 @@ def apply(
     Masked weights, and those without affine codes, take the places of their initializers. A
     quantized weight becomes its codes and a DequantizeLinear (and a Reshape, where it has groups),
     which give the values of the session bit for bit; quantized outputs and inputs get a
-    QuantizeLinear and a DequantizeLinear, after a Clip where the codes do not fill their type. An
-    initializer of two dimensions that is there transposed, as exporters do to it for MatMul, is
-    recognized.
+    QuantizeLinear and a DequantizeLinear, with a Clip between them where the codes do not fill
+    their type. An initializer of two dimensions that is there transposed, as exporters do to it for
+    MatMul, is recognized.
+
+    A weight that is far from what the graph has under its name gets a warning: the graph is of
+    another moment of the training, or its exporter has folded something into the weight, as those
+    do that optimize (`torch.onnx.export` needs ``optimize=False``, before PyTorch 2.9
+    ``do_constant_folding=False, training=torch.onnx.TrainingMode.PRESERVE``).
 
     Args:
         model: path of a model, or a `ModelProto`.
         bundle: what `export(..., "onnx")` wrote.
-        output: where the model is saved as well.
+        output: where the model is saved as well; weights of more than 2 GiB, which no such file
+            can hold, under the same name with ".data" at its end.
         names: names of the bundle's weights -> names of the graph's initializers, where they
             differ.
 
@@ -63,11 +73,27 @@ def apply(
     graph = _Graph(changed)
     for weight in _Bundle(Path(bundle), "onnx").weights(names or {}):
         graph.put(weight)
-    onnx.checker.check_model(changed)
+    if _tensor_bytes(changed) <= _files.LARGEST_ONNX:  # the checker takes no more
+        onnx.checker.check_model(changed)
     proto.CopyFrom(changed)  # all of it, or nothing
     if output is not None:
-        onnx.save(proto, os.fspath(output))
+        save(proto, Path(output))
     return proto
+
+
+def save(model: Any, path: Path) -> None:
+    """Writes a `ModelProto` in place of the file that is there, and of what that kept beside it."""
+    beside = path.with_name(f"{path.name}.data")
+    if _tensor_bytes(model) <= _files.LARGEST_ONNX:
+        onnx.save(model, str(path))
+        return
+    beside.unlink(missing_ok=True)  # or its bytes stay, and the new ones come behind them
+    onnx.save(model, str(path), save_as_external_data=True, location=beside.name)
+    onnx.load_external_data_for_model(model, str(path.parent))  # which `save` has moved there
+
+
+def _tensor_bytes(model: Any) -> int:
+    return sum(len(tensor.raw_data) for tensor in model.graph.initializer)
 
 
 def mark(weight: str, kind: str) -> str:
@@ -167,6 +193,7 @@ class _Graph:
                 f"initializer {weight.name!r} is {before.dtype}; it must be {weight.values.dtype}"
             )
         weight = _turned(weight, before)
+        _warn_if_far(weight, before)
         users = self._users(weight.name)
         for kind, encoding in weight.activations.items():
             self._need_opset(_OPSET_PER_CHANNEL, f"the {kind} of {weight.name!r}")
@@ -222,7 +249,7 @@ class _Graph:
         """The nodes that compute with a weight, maybe transposed, and what each calls it."""
         found = []
         for node in self._graph.node:
-            if name in node.input:
+            if name in node.input and node.op_type not in _NO_NUMBERS:
                 turns = node.op_type == "Transpose"
                 found += self._users(node.output[0]) if turns else [(node, name)]
         return found
@@ -269,30 +296,31 @@ class _Graph:
     def _round_trip(
         self, source: str, target: str, encoding: Mapping[str, Any], name: str
     ) -> list[Any]:
-        smallest, largest = encoding["code_min"], encoding["code_max"]
-        dtype: Any = np.int8 if smallest < 0 else np.uint8
-        limits = np.iinfo(dtype)
-        if smallest < limits.min or largest > limits.max:
+        # Signed codes are moved up: ONNX Runtime's kernels for Intel's processors take activations
+        # of no other type.
+        shift = 128 if encoding["code_min"] < 0 else 0
+        smallest, largest = encoding["code_min"] + shift, encoding["code_max"] + shift
+        if smallest < 0 or largest > 255:
             raise InvalidArgumentError(
-                f"{name} has codes from {smallest} to {largest}; QuantizeLinear takes 8 bits"
+                f"{name} has codes from {encoding['code_min']} to {encoding['code_max']}; "
+                "QuantizeLinear takes 8 bits"
             )
-        scale, zero = np.float32(encoding["scale"]), encoding["zero_point"]
-        nodes = []
-        if (smallest, largest) != (limits.min, limits.max):
-            bounds = [np.float32(code - zero) * scale for code in (smallest, largest)]
-            inputs = [
-                self._constant(f"{name}_{which}", np.float32(bound))
-                for which, bound in zip(("smallest", "largest"), bounds)
-            ]
-            clipped = self._new(f"{name}_clipped")
-            nodes.append(helper.make_node("Clip", [source, *inputs], [clipped]))
-            source = clipped
         numbers = [
-            self._constant(f"{name}_scale", scale),
-            self._constant(f"{name}_zero_point", np.array(zero, dtype)),
+            self._constant(f"{name}_scale", np.float32(encoding["scale"])),
+            self._constant(f"{name}_zero_point", np.uint8(encoding["zero_point"] + shift)),
         ]
         codes = self._new(f"{name}_codes")
-        nodes.append(helper.make_node("QuantizeLinear", [source, *numbers], [codes]))
+        nodes = [helper.make_node("QuantizeLinear", [source, *numbers], [codes])]
+        if (smallest, largest) != (0, 255):
+            # Of codes and not of numbers, because ONNX Runtime finds its integer kernels between a
+            # DequantizeLinear and a QuantizeLinear that have nothing but the operator between them.
+            bounds = [
+                self._constant(f"{name}_{which}", np.uint8(code))
+                for which, code in (("smallest", smallest), ("largest", largest))
+            ]
+            clipped = self._new(f"{name}_clipped")
+            nodes.append(helper.make_node("Clip", [codes, *bounds], [clipped]))
+            codes = clipped
         nodes.append(helper.make_node("DequantizeLinear", [codes, *numbers], [target]))
         return nodes
 
@@ -329,6 +357,22 @@ def _turned(weight: _Weight, before: np.ndarray[Any, Any]) -> _Weight:
     raise InvalidArgumentError(
         f"initializer {weight.name!r} has shape {before.shape}; it must be {shape}"
     )
+
+
+def _warn_if_far(weight: _Weight, before: np.ndarray[Any, Any]) -> None:
+    """Says so when rounding does not explain what is in the graph."""
+    if weight.codes is None or not weight.values.size:
+        return
+    kept = weight.values != 0
+    far = np.abs(before - weight.values) > np.max(weight.scale)
+    if (far & kept).sum() > kept.sum() / 2:
+        warnings.warn(
+            f"initializer {weight.name!r} is far from the session's weight: the graph is of "
+            "another moment of the training, or something was folded into the weight when it was "
+            "exported (torch.onnx.export needs optimize=False)",
+            UserWarning,
+            stacklevel=4,
+        )
 
 
 def _levels(codes: Any, zero_point: Any, axis: Optional[int]) -> np.ndarray[Any, Any]:

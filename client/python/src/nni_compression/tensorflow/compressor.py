@@ -367,7 +367,7 @@ class Quantizer(compressor.QuantizerPart, Compressor):
         with self._using(sess), ModelFiles.written() as files:
             self._export_model(files, model_path, onnx_path, input_shape, outputs)
             if onnx_path is not None and not self._is_custom:
-                self._put_codes(files.written_as(onnx_path))
+                self._put_codes(files.temporary(onnx_path))
             if calibration_path is not None:
                 files.save_calibration(self.calibration, calibration_path)
 

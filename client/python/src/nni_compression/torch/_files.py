@@ -2,38 +2,120 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any, Optional
+import importlib
+import inspect
+from collections.abc import Collection, Mapping, Sequence
+from typing import Any, Optional, Union
 
 import torch
 from torch import nn
 
-from .._files import NewFiles
+from .. import _files
 from ..errors import InvalidArgumentError
 
+# What a model is called with: positional arguments, or keyword arguments by their names.
+ExampleInputs = Union[tuple[Any, ...], Mapping[str, Any]]
 
-class ModelFiles(NewFiles):
+
+class ModelFiles(_files.NewFiles):
     """Files of PyTorch and of ONNX."""
 
     def save(self, value: Any, path: str) -> None:
         """As `torch.save`."""
         torch.save(value, self.temporary(path))
 
-    def save_onnx(self, model: nn.Module, path: str, input_shape: Optional[Sequence[int]]) -> None:
-        """As `torch.onnx.export`, for an input of this shape (with the batch).
+    def save_onnx(self, model: nn.Module, path: str, inputs: ExampleInputs) -> None:
+        """As `torch.onnx.export`, for a call with these inputs, in evaluation mode.
 
-        Weights keep their names and numbers: nothing is folded into them.
+        Weights keep their names and numbers: nothing is folded into them. They are in the file
+        itself; those of more than 2 GiB, which no such file can hold, in `path` with the ending
+        ".data".
         """
-        if input_shape is None:
-            raise InvalidArgumentError(
-                "onnx_path needs input_shape, the shape of the model's input"
+        positional, named = _arguments(model.eval(), inputs)
+        parameters = inspect.signature(torch.onnx.export).parameters
+        target = str(self.temporary(path))
+        if "dynamo" in parameters and parameters["dynamo"].default:  # PyTorch 2.9 and later
+            program = torch.onnx.export(
+                model, positional, kwargs=named, optimize=False, verbose=False
             )
-        parameter = next(model.parameters(), torch.empty(0))
-        image = torch.zeros(tuple(input_shape), dtype=parameter.dtype, device=parameter.device)
-        torch.onnx.export(
-            model.eval(),
-            (image,),
-            str(self.temporary(path)),
-            training=torch.onnx.TrainingMode.PRESERVE,
-            do_constant_folding=False,
+            _fold_constants(program.model, set(model.state_dict()))
+            program.save(target, external_data=_tensor_bytes(model) > _files.LARGEST_ONNX)
+        else:
+            # The last of the arguments, when it is a dict, has those that are named.
+            torch.onnx.export(
+                model,
+                (*positional, named),
+                target,
+                training=torch.onnx.TrainingMode.PRESERVE,
+                do_constant_folding=False,
+            )
+
+
+def _fold_constants(graph: Any, kept: Collection[str]) -> None:
+    """Computes what depends on no input, but for what is computed of tensors with these names."""
+    optimizer = importlib.import_module("onnxscript.optimizer")
+
+    def should_fold(node: Any) -> Optional[bool]:
+        return False if any(v is not None and v.name in kept for v in node.inputs) else None
+
+    optimizer.fold_constants(graph, should_fold=should_fold)
+    optimizer.remove_unused_nodes(graph)
+
+
+def example_inputs(
+    model: nn.Module,
+    input_shape: Optional[Sequence[int]],
+    given: Union[torch.Tensor, ExampleInputs, None],
+) -> ExampleInputs:
+    """What `onnx_path` needs of these two arguments of `export_model`, of which one is given."""
+    if (input_shape is None) == (given is None):
+        raise InvalidArgumentError(
+            "onnx_path needs either example_inputs, which the model is called with, or, where that "
+            "is one tensor of the weights' type, its shape as input_shape; "
+            f"{'neither' if given is None else 'both'} is given"
         )
+    if given is None:
+        parameter = next(model.parameters(), torch.empty(0))
+        shape = tuple(input_shape or ())
+        return (torch.zeros(shape, dtype=parameter.dtype, device=parameter.device),)
+    if isinstance(given, torch.Tensor):
+        return (given,)
+    if isinstance(given, Mapping):
+        if not all(isinstance(name, str) for name in given):
+            raise InvalidArgumentError(
+                f"example_inputs has the keys {list(given)}; they must be names of arguments"
+            )
+        return dict(given)
+    if isinstance(given, (tuple, list)):
+        return tuple(given)
+    raise InvalidArgumentError(
+        f"example_inputs is of type {type(given).__name__}; it must be a tensor, a tuple of "
+        "positional arguments, or a dict of keyword arguments"
+    )
+
+
+def _arguments(model: nn.Module, inputs: ExampleInputs) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Positional and keyword arguments, with which the model has been seen to run."""
+    positional, named = ((), dict(inputs)) if isinstance(inputs, Mapping) else (inputs, {})
+    try:
+        with torch.no_grad():
+            model(*positional, **named)
+    except Exception as error:
+        told = [_described(value) for value in positional]
+        told += [f"{name}={_described(value)}" for name, value in named.items()]
+        raise InvalidArgumentError(
+            f"onnx_path: the model does not run with ({', '.join(told)}): {error}; "
+            "example_inputs says what it is called with"
+        ) from error
+    return positional, named
+
+
+def _described(value: Any) -> str:
+    if not isinstance(value, torch.Tensor):
+        return type(value).__name__
+    return f"{str(value.dtype).replace('torch.', '')} {list(value.shape)}"
+
+
+def _tensor_bytes(model: nn.Module) -> int:
+    tensors = {tensor.data_ptr(): tensor for tensor in model.state_dict().values()}
+    return sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())

@@ -7,14 +7,14 @@ import importlib
 import types
 import weakref
 from collections.abc import Mapping, Sequence
-from typing import Any, Callable, ClassVar, Optional
+from typing import Any, Callable, ClassVar, Optional, Union
 
 import torch
 from torch import nn
 
 from .. import binding, compressor
 from . import modules
-from ._files import ModelFiles
+from ._files import ExampleInputs, ModelFiles, example_inputs
 from .binding import TrackedWeight, find_weights, weak_method
 from .transfer import to_host
 
@@ -64,10 +64,12 @@ class Compressor(compressor.Compressor):
         model_path: str,
         onnx_path: Optional[str],
         input_shape: Optional[Sequence[int]],
+        inputs: Union[torch.Tensor, ExampleInputs, None],
     ) -> None:
         files.save(self.compressed_state_dict(), model_path)
         if onnx_path is not None:
-            files.save_onnx(modules.unwrap(copy.deepcopy(self._model)), onnx_path, input_shape)
+            given = example_inputs(self._model, input_shape, inputs)
+            files.save_onnx(modules.unwrap(copy.deepcopy(self._model)), onnx_path, given)
 
     def _exported(self) -> tuple[Mapping[str, Any], Mapping[str, str]]:
         layers = {

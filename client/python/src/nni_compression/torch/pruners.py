@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Optional
+from typing import Any, Optional, Union
 
 import torch
 
 from ..adapter import Tracker
 from ..compressor import PrunerPart
 from ..masks import Mask
-from ._files import ModelFiles
+from ._files import ExampleInputs, ModelFiles
 from .binding import PrunerBinding, TrackedWeight
 from .compressor import Compressor
 from .custom import CustomPrunerBinding
@@ -40,6 +40,7 @@ class Pruner(Compressor, PrunerPart):
         mask_path: Optional[str] = None,
         onnx_path: Optional[str] = None,
         input_shape: Optional[Sequence[int]] = None,
+        example_inputs: Union[torch.Tensor, ExampleInputs, None] = None,
     ) -> None:
         """Writes the pruned model, and its masks, with `torch.save`. All files appear, or none.
 
@@ -49,10 +50,13 @@ class Pruner(Compressor, PrunerPart):
                 has the weight's shape and dtype, 1 = kept.
             onnx_path: for the plain model as `torch.onnx.export` writes it, in evaluation mode,
                 with the same weights, zeros included.
-            input_shape: of the model's input, with the batch, for `onnx_path`.
+            input_shape: for `onnx_path`, where the model takes one tensor of its weights' type: the
+                shape, with the batch.
+            example_inputs: for `onnx_path`, what else the model is called with: a tuple of
+                positional arguments, or a dict of keyword arguments.
         """
         with ModelFiles.written() as files:
-            self._export_model(files, model_path, onnx_path, input_shape)
+            self._export_model(files, model_path, onnx_path, input_shape, example_inputs)
             if mask_path is not None:
                 weights = self._masks().weights
                 masks = {

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Optional
+from typing import Any, Optional, Union
 
 import numpy as np
 import torch
 
 from ..adapter import Tracker
 from ..compressor import QuantizerPart
-from ._files import ModelFiles
+from ._files import ExampleInputs, ModelFiles
 from .binding import QuantizerBinding, TrackedWeight
 from .compressor import Compressor
 from .custom import CustomQuantizerBinding, OutputFunction, tensor_of
@@ -37,6 +37,7 @@ class Quantizer(QuantizerPart, Compressor):
         calibration_path: Optional[str] = None,
         onnx_path: Optional[str] = None,
         input_shape: Optional[Sequence[int]] = None,
+        example_inputs: Union[torch.Tensor, ExampleInputs, None] = None,
     ) -> None:
         """Writes the quantized model, and how it was quantized, with `torch.save`. All files
         appear, or none.
@@ -49,12 +50,15 @@ class Quantizer(QuantizerPart, Compressor):
                 quantized outputs and inputs. Where that cannot be done, because the package `onnx`
                 is missing or the exporter has renamed the weights, a warning says so, and the file
                 has the same weights as plain numbers.
-            input_shape: of the model's input, with the batch, for `onnx_path`.
+            input_shape: for `onnx_path`, where the model takes one tensor of its weights' type: the
+                shape, with the batch.
+            example_inputs: for `onnx_path`, what else the model is called with: a tuple of
+                positional arguments, or a dict of keyword arguments.
         """
         with ModelFiles.written() as files:
-            self._export_model(files, model_path, onnx_path, input_shape)
+            self._export_model(files, model_path, onnx_path, input_shape, example_inputs)
             if onnx_path is not None and not self._is_custom:
-                self._put_codes(files.written_as(onnx_path))
+                self._put_codes(files.temporary(onnx_path))
             if calibration_path is not None:
                 files.save(self.calibration, calibration_path)
 
