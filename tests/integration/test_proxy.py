@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 import socket
 import ssl
-from collections.abc import Iterator
+import threading
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import grpc
@@ -21,7 +23,7 @@ from certificates import Authority
 from haproxy import HAPROXY, Behind, Proxy
 from http2 import Peer
 from nni_compression._wire import compression_pb2 as pb
-from servers import ROOT, ServerProcess
+from servers import ROOT, ServerProcess, add_tenant
 from test_metrics import Metered, eventually
 
 pytestmark = pytest.mark.skipif(HAPROXY is None, reason="haproxy is not installed")
@@ -40,9 +42,11 @@ def channel_to(proxy: Proxy) -> grpc.Channel:
 class Caller:
     """Calls with a route of its own, as a session's client makes them."""
 
-    def __init__(self, channel: grpc.Channel, route: str) -> None:
+    def __init__(
+        self, channel: grpc.Channel, route: str, credentials: Sequence[tuple[str, str]] = ()
+    ) -> None:
         self._channel = channel
-        self._metadata = [("nni-route", route)]
+        self._metadata = [("nni-route", route), *credentials]
 
     def __call__(self, method: str, request: bytes) -> bytes:
         call = self._channel.unary_unary(f"/nni.compression.v1.CompressionService/{method}")
@@ -145,10 +149,12 @@ def test_sessions_of_a_server_that_is_away_wait_for_it(
         assert set(codes) <= {UNAVAILABLE, OK}
 
 
-def http2(port: int, headers: list[tuple[str, str]], ca: Path | None) -> tuple[str, dict[str, str]]:
-    """Sends a request with these headers as they are; what came of it: "headers", "reset" or
-    "closed", and the reply's headers."""
-    raw = socket.create_connection(("127.0.0.1", port), timeout=20)
+def http2(
+    port: int, headers: list[tuple[str, str]], ca: Path | None, host: str = "127.0.0.1"
+) -> tuple[str, dict[str, str]]:
+    """Sends a request with these headers as they are, from this address; what came of it:
+    "headers", "reset" or "closed", and the reply's headers."""
+    raw = socket.create_connection(("127.0.0.1", port), timeout=20, source_address=(host, 0))
     if ca is not None:
         context = ssl.create_default_context(cafile=ca)
         context.set_alpn_protocols(["h2"])
@@ -235,6 +241,148 @@ def test_what_is_no_grpc_is_refused(proxy: Proxy) -> None:
     with context.wrap_socket(raw, server_hostname="localhost") as connection:
         connection.sendall(b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n")
         assert connection.recv(100).startswith(b"HTTP/1.1 400")
+
+
+def knock(proxy: Proxy, data: bytes = b"", host: str = "127.0.0.1") -> socket.socket:
+    """A connection from this address of the host, on which nothing but `data` is sent."""
+    connection = socket.socket()
+    connection.settimeout(30)
+    connection.bind((host, 0))
+    with contextlib.suppress(ConnectionError):  # it is closed at once
+        connection.connect(("127.0.0.1", proxy.port))
+        connection.sendall(data)
+    return connection
+
+
+def is_closed(connection: socket.socket) -> bool:
+    """Whether the proxy has closed it by now."""
+    connection.setblocking(False)
+    try:
+        return connection.recv(1) == b""
+    except BlockingIOError:
+        return False
+    except OSError:
+        return True
+
+
+def table(stats: Path, name: str) -> str:
+    """What is in one of HAProxy's tables."""
+    with socket.socket(socket.AF_UNIX) as connection:
+        connection.connect(str(stats))
+        connection.sendall(f"show table {name}\n".encode())
+        with connection.makefile() as answer:
+            return answer.read()
+
+
+class TestStrangers:
+    """What those who have no credentials can take from others."""
+
+    @pytest.fixture
+    def changes(self) -> dict[str, str]:
+        """Of the limits, so that few connections reach them."""
+        return {}
+
+    @pytest.fixture
+    def proxy(self, tmp_path: Path, changes: dict[str, str]) -> Iterator[Proxy]:
+        add_tenant(tmp_path / "tenants", "anna")
+        changes = {
+            **changes,
+            r"(?m)^global\n": f"global\n  stats socket {tmp_path}/stats mode 600 level admin\n",
+        }
+        with (
+            Metered(tmp_path, f"--token_file={tmp_path}/tenants") as server,
+            Proxy(
+                tmp_path, [Behind(server.address, server.metrics_port)], changes=changes
+            ) as proxy,
+        ):
+            yield proxy
+
+    @staticmethod
+    def answered(proxy: Proxy, host: str) -> bool:
+        """Whether a call from this address gets as far as the server, which refuses it."""
+        try:
+            outcome, headers = http2(proxy.port, [("te", "trailers")], proxy.ca, host)
+        except OSError:
+            return False
+        return outcome == "headers" and headers["grpc-status"] == "16"
+
+    @pytest.mark.parametrize("changes", [{"sc0_conn_cur gt 200": "sc0_conn_cur gt 4"}])
+    def test_have_a_share_of_the_connections(self, proxy: Proxy) -> None:
+        knocked = [knock(proxy) for _ in range(12)]
+        assert eventually(lambda: sum(not is_closed(each) for each in knocked) == 4)
+        assert self.answered(proxy, "127.0.0.2")
+        assert not self.answered(proxy, "127.0.0.1")
+        for each in knocked:
+            each.close()
+        assert eventually(lambda: self.answered(proxy, "127.0.0.1"))
+
+    @pytest.mark.parametrize("changes", [{"sc0_conn_rate gt 400": "sc0_conn_rate gt 20"}])
+    def test_connect_so_many_times_in_a_while(self, proxy: Proxy) -> None:
+        assert self.answered(proxy, "127.0.0.3")
+
+        def is_refused() -> bool:
+            knock(proxy, host="127.0.0.3").close()
+            return not self.answered(proxy, "127.0.0.3")
+
+        assert eventually(is_refused)
+        assert self.answered(proxy, "127.0.0.2")
+
+    @pytest.mark.parametrize(
+        "changes", [{"timeout client 65s": "timeout client 1s", "client-hs 10s": "client-hs 1s"}]
+    )
+    def test_are_dropped_when_they_never_begin_tls(self, proxy: Proxy) -> None:
+        silent = [knock(proxy), knock(proxy, b"\x16\x03\x01\x02\x00\x01")]
+        for each in silent:
+            with each:
+                assert each.recv(1) == b""
+
+    def test_do_not_fill_the_table_of_routes(self, proxy: Proxy, tmp_path: Path) -> None:
+        with channel_to(proxy) as channel:
+            for i in range(3):
+                with pytest.raises(grpc.RpcError, match="UNAUTHENTICATED"):
+                    Caller(channel, f"stranger-{i}").bind()
+                stream = channel.stream_stream("/nni.compression.v1.CompressionService/CalcMask")
+                with pytest.raises(grpc.RpcError):
+                    list(stream(iter([b""]), timeout=30, metadata=[("nni-route", f"s-{i}")]))
+            assert "used:0" in table(tmp_path / "stats", "servers")
+            token = add_tenant(tmp_path / "tenants", "bert")
+            credentials = [("authorization", f"Bearer {token}")]
+            caller = Caller(channel, "route-of-bert", credentials)
+
+            def is_bound() -> bool:
+                try:
+                    return bool(caller.bind())
+                except grpc.RpcError:
+                    return False  # the server has not read the file again yet
+
+            assert eventually(is_bound)
+            assert "key=route-of-bert " in table(tmp_path / "stats", "servers")
+
+
+def test_a_call_that_waits_outlives_the_limit_for_tls(pair: list[Metered], tmp_path: Path) -> None:
+    """What `timeout client` is for other proxies, silence, is not a limit here."""
+    changes = {"timeout client 65s": "timeout client 1s", "client-hs 10s": "client-hs 1s"}
+    behind = [Behind(pair[0].address, pair[0].metrics_port)]
+    with Proxy(tmp_path, behind, changes=changes) as proxy, channel_to(proxy) as channel:
+        session = Caller(channel, "mine").bind()
+        stream = channel.stream_stream("/nni.compression.v1.CompressionService/CalcMask")
+        over = threading.Event()
+
+        def messages() -> Iterator[bytes]:
+            message = pb.CalcMaskRequest()
+            message.open.session_id = session
+            yield message.SerializeToString()
+            over.wait(30)
+
+        replies = stream(messages(), timeout=60, metadata=[("nni-route", "mine")])
+        with knock(proxy) as silent:  # three limits in a row
+            assert silent.recv(1) == b""
+        for _ in range(2):
+            with knock(proxy) as silent:
+                assert silent.recv(1) == b""
+        over.set()
+        assert list(replies) == []
+        assert replies.code() == OK
 
 
 def test_large_tensors_come_through_unharmed(proxy: Proxy, pair: list[Metered]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
 import socket
@@ -14,7 +15,12 @@ from pathlib import Path
 from certificates import Authority
 from servers import ROOT, START_TIMEOUT
 
-HAPROXY = shutil.which("haproxy") or shutil.which("haproxy", path="/usr/sbin")
+# $HAPROXY is that of another version.
+HAPROXY = (
+    os.environ.get("HAPROXY")
+    or shutil.which("haproxy")
+    or shutil.which("haproxy", path="/usr/sbin")
+)
 
 
 @dataclass(frozen=True)
