@@ -47,6 +47,7 @@ struct ExportFile {
   std::string name;  // plain, no directories
   std::string media_type;
   std::vector<Segment> segments;
+  std::vector<std::string> warnings = {};  // for whoever is going to read it
 
   int64_t byte_length() const;
 };

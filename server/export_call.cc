@@ -187,6 +187,7 @@ void ExportCall::BeginFile(const ExportFile& file, Reply* reply) {
   header->set_name(file.name);
   header->set_media_type(file.media_type);
   header->set_byte_length(static_cast<uint64_t>(file.byte_length()));
+  for (const std::string& warning : file.warnings) header->add_warnings(warning);
   if (file.byte_length() == 0) {
     v1::Commit* commit = fields.add_commits();
     commit->set_index(header->index());

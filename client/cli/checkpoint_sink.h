@@ -39,6 +39,7 @@ class CheckpointSink : public FileSink {
       : input_(input), sent_(std::move(sent)), output_(output), order_(input.header()) {}
 
   absl::Status Begin(const std::string& name, int64_t byte_length) override;
+  void Warn(const std::string& warning) override { output_.Warn(warning); }
   absl::Status Write(absl::Span<const uint8_t> bytes) override;
   absl::Status End() override;
   absl::Status Restart() override;

@@ -172,10 +172,12 @@ absl::StatusOr<CompressResult> Compress(const Client& client, const CompressJob&
   const bool all_ok = std::all_of(result.layers.begin(), result.layers.end(),
                                   [](const LayerOutcome& layer) { return layer.status.ok(); });
   if (all_ok) {
-    auto exported =
-        ExportCheckpoint(*session, *file, {"", "", job.output_directory, job.format, job.progress});
+    auto exported = ExportCheckpoint(
+        *session, *file, {"", "", job.output_directory, job.format, job.overwrite, job.progress});
     if (!exported.ok()) return exported.status();
     result.files = std::move(exported->files);
+    result.warnings.insert(result.warnings.end(), exported->warnings.begin(),
+                           exported->warnings.end());
     result.sent_bytes += exported->sent_bytes;
   }
   result.seconds = absl::ToDoubleSeconds(absl::Now() - start);

@@ -27,6 +27,7 @@ struct CompressJob {
   std::string input_path;
   std::string output_directory;
   std::string format = "safetensors";
+  bool overwrite = false;        // files of the output directory may be replaced
   std::optional<int64_t> epoch;  // not set: where the rules end
   std::optional<int64_t> step;   // not set: where quantization begins
   std::map<std::string, std::string> labels;

@@ -66,20 +66,34 @@ absl::StatusOr<std::vector<Tensor>> AllTensors(const SafetensorsFile& file,
   return tensors;
 }
 
-absl::StatusOr<ExportResult> Commit(DirectorySink& directory, absl::Span<const Tensor> sent) {
+absl::StatusOr<DirectorySink> OutputOf(const ExportJob& job) {
+  return DirectorySink::Create(job.output_directory,
+                               job.overwrite ? ExistingFiles::kReplace : ExistingFiles::kKeep);
+}
+
+// An error of the export, with what can be done about files that were there before.
+absl::Status Failed(const absl::Status& status, const ExportJob& job) {
+  if (status.code() != absl::StatusCode::kAlreadyExists || job.overwrite) return status;
+  return absl::AlreadyExistsError(absl::StrCat(
+      status.message(),
+      "; choose another directory, each shard of a model its own, or replace it by --overwrite"));
+}
+
+absl::StatusOr<ExportResult> Commit(DirectorySink& directory, const ExportJob& job,
+                                    absl::Span<const Tensor> sent) {
   auto files = directory.Commit();
-  if (!files.ok()) return files.status();
-  ExportResult result{*std::move(files), 0};
+  if (!files.ok()) return Failed(files.status(), job);
+  ExportResult result{*std::move(files), directory.warnings(), 0};
   for (const Tensor& tensor : sent) result.sent_bytes += tensor.bytes.size();
   return result;
 }
 
 absl::StatusOr<ExportResult> ExportMasks(const Session& session, const ExportJob& job) {
-  auto directory = DirectorySink::Create(job.output_directory);
+  auto directory = OutputOf(job);
   if (!directory.ok()) return directory.status();
   absl::Status exported = session.Export(job.format, {}, *directory);
-  if (!exported.ok()) return exported;
-  return Commit(*directory, {});
+  if (!exported.ok()) return Failed(exported, job);
+  return Commit(*directory, job, {});
 }
 
 }  // namespace
@@ -113,7 +127,7 @@ absl::StatusOr<ExportResult> ExportCheckpoint(const Session& session, const Safe
   // The client adds tensors of its own to the file.
   if (job.format == "safetensors") options["max_shard_bytes"] = kOneFile;
 
-  auto directory = DirectorySink::Create(job.output_directory);
+  auto directory = OutputOf(job);
   if (!directory.ok()) return directory.status();
   CheckpointSink checkpoint(file, std::move(sent), *directory);
   const bool completed =
@@ -121,8 +135,8 @@ absl::StatusOr<ExportResult> ExportCheckpoint(const Session& session, const Safe
   FileSink& sink = completed ? static_cast<FileSink&>(checkpoint) : *directory;
   ProgressBar bar(job.progress, "export");
   absl::Status exported = session.Export(job.format, tensors, sink, options.dump(), Drawing(bar));
-  if (!exported.ok()) return exported;
-  return Commit(*directory, tensors);
+  if (!exported.ok()) return Failed(exported, job);
+  return Commit(*directory, job, tensors);
 }
 
 absl::StatusOr<ExportResult> Export(const Client& client, const ExportJob& job) {
@@ -137,11 +151,15 @@ absl::StatusOr<ExportResult> Export(const Client& client, const ExportJob& job) 
 }
 
 nlohmann::json ToJson(const ExportResult& result) {
-  return {{"files", result.files}, {"sent_bytes", result.sent_bytes}};
+  return {
+      {"files", result.files}, {"warnings", result.warnings}, {"sent_bytes", result.sent_bytes}};
 }
 
 std::string ToText(const ExportResult& result) {
   std::string text;
+  for (const std::string& warning : result.warnings) {
+    absl::StrAppend(&text, "warning: ", Printable(warning), "\n");
+  }
   for (const std::string& file : result.files) {
     absl::StrAppend(&text, "wrote ", Printable(file), "\n");
   }

@@ -19,11 +19,13 @@ struct ExportJob {
   std::string input_path;  // empty for the format "masks"
   std::string output_directory;
   std::string format = "safetensors";
+  bool overwrite = false;         // files of the output directory may be replaced
   std::FILE* progress = nullptr;  // where a progress bar may be drawn
 };
 
 struct ExportResult {
   std::vector<std::string> files;
+  std::vector<std::string> warnings;
   int64_t sent_bytes = 0;  // tensor payload
 };
 

@@ -49,6 +49,7 @@ ABSL_FLAG(std::string, config, "", "file with the config_list");
 ABSL_FLAG(std::string, session, "", "session of export");
 ABSL_FLAG(std::string, o, "", "output directory");
 ABSL_FLAG(std::string, format, "safetensors", "format of the result");
+ABSL_FLAG(bool, overwrite, false, "whether files of the output directory may be replaced");
 ABSL_FLAG(std::optional<int64_t>, epoch, std::nullopt, "epoch of a gradual pruner");
 ABSL_FLAG(std::optional<int64_t>, step, std::nullopt, "step of a quantizer");
 
@@ -318,6 +319,7 @@ absl::StatusOr<CompressJob> JobFromFlags(const std::string& command, const std::
   job.input_path = input;
   job.output_directory = absl::GetFlag(FLAGS_o);
   job.format = absl::GetFlag(FLAGS_format);
+  job.overwrite = absl::GetFlag(FLAGS_overwrite);
   job.epoch = absl::GetFlag(FLAGS_epoch);
   job.step = absl::GetFlag(FLAGS_step);
   job.labels = std::move(labels);
@@ -331,6 +333,7 @@ absl::StatusOr<ExportJob> ExportFromFlags(const std::string& input) {
   job.input_path = input;
   job.output_directory = absl::GetFlag(FLAGS_o);
   job.format = absl::GetFlag(FLAGS_format);
+  job.overwrite = absl::GetFlag(FLAGS_overwrite);
   job.progress = Json() ? nullptr : stderr;
   if (job.session_id.empty()) return absl::InvalidArgumentError("export needs --session");
   if (job.output_directory.empty()) return absl::InvalidArgumentError("export needs -o");

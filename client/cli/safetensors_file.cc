@@ -4,7 +4,9 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <cerrno>
+#include <optional>
 #include <utility>
 
 #include "absl/cleanup/cleanup.h"
@@ -27,6 +29,18 @@ void OnShrunk(int) {
     // Then the exit status has to do.
   }
   _exit(shrunk_exit_status);
+}
+
+// What a file is that is easily taken for one of tensors; nullopt when it may be one.
+std::optional<std::string> OtherKind(absl::Span<const uint8_t> bytes) {
+  if (bytes.empty() || bytes[0] != '{') return std::nullopt;
+  constexpr char kMap[] = "\"weight_map\"";
+  if (std::search(bytes.begin(), bytes.end(), std::begin(kMap), std::end(kMap) - 1) ==
+      bytes.end()) {
+    return "is JSON, not a .safetensors file";
+  }
+  return "is the index of a model in several files; give each of the files that it names, with "
+         "an output directory of its own";
 }
 
 }  // namespace
@@ -57,6 +71,9 @@ absl::StatusOr<SafetensorsFile> SafetensorsFile::Open(const std::string& path) {
   }
   auto header = ParseHeader({file.data_, file.size_}, static_cast<int64_t>(file.size_));
   if (!header.ok()) {
+    if (const auto kind = OtherKind({file.data_, file.size_})) {
+      return absl::InvalidArgumentError(absl::StrCat(path, " ", *kind));
+    }
     return absl::Status(header.status().code(),
                         absl::StrCat(path, ": ", header.status().message()));
   }

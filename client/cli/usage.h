@@ -50,6 +50,7 @@ op_names are the names of tensors in the file. The last rule that matches a
 tensor wins. DIR gets model.safetensors, with all other tensors as they were.
 
   -o DIR              where the result goes; made when it does not exist
+  --overwrite         replaces files of earlier results in DIR
   --format=FORMAT     safetensors (default): the compressed checkpoint
                       sparse: model.sparse.safetensors, with kept weights only
                       compressed-tensors: config.json and model.safetensors with

@@ -6,6 +6,7 @@
 
 #include "absl/strings/ascii.h"
 #include "absl/strings/str_cat.h"
+#include "client/cpp/convert.h"
 #include "client/cpp/stream.h"
 #include "client/cpp/transfer.h"
 #include "client/cpp/upload.h"
@@ -66,7 +67,9 @@ absl::Status FileReader::OnFile(const v1::FileHeader& header) {
   }
   const auto byte_length = static_cast<int64_t>(header.byte_length());
   if (!names_.insert(header.name()).second ||
-      !files_.emplace(header.index(), File{header.name(), byte_length, Arrival(byte_length)})
+      !files_
+           .emplace(header.index(), File{header.name(), byte_length, ToVector(header.warnings()),
+                                         Arrival(byte_length)})
            .second) {
     return BadReply(absl::StrCat("file ", header.name(), " is announced twice"));
   }
@@ -78,6 +81,7 @@ absl::StatusOr<FileReader::File*> FileReader::Begun(uint32_t index) {
   if (found == files_.end()) return BadReply(absl::StrCat("a chunk of file ", index));
   if (!open_) {
     open_ = index;
+    for (const std::string& warning : found->second.warnings) sink_.Warn(warning);
     absl::Status begun = sink_.Begin(found->second.name, found->second.byte_length);
     if (!begun.ok()) return begun;
   }

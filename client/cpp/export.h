@@ -3,6 +3,7 @@
 #define NNI_COMPRESSION_CLIENT_CPP_EXPORT_H_
 
 #include <string>
+#include <vector>
 
 #include "absl/container/flat_hash_map.h"
 #include "absl/container/flat_hash_set.h"
@@ -33,6 +34,7 @@ class FileReader {
   struct File {
     std::string name;
     int64_t byte_length;
+    std::vector<std::string> warnings;
     Arrival arrival;
   };
 

@@ -64,7 +64,37 @@ absl::Status CheckFits(const Coded& coded) {
   return absl::OkStatus();
 }
 
-// config.json: a group for each kind of quantization that there is.
+// What is known of runtimes: transformers 5 with compressed-tensors 0.20 reads the files that these
+// warnings are of only when it is told to make floats of them, and vLLM has no kernels for some.
+std::vector<std::string> Warnings(const std::vector<std::shared_ptr<Coded>>& weights, bool packed) {
+  std::vector<const Coded*> unloaded, slow;
+  for (const auto& coded : weights) {
+    const bool packed_zero_points = !coded->symmetric() && coded->per_channel();
+    if (packed && (packed_zero_points || coded->layer.op_type == "Embedding")) {
+      unloaded.push_back(coded.get());
+    }
+    if (!packed || !coded->per_channel() || coded->parameters.bits == 2) {
+      slow.push_back(coded.get());
+    }
+  }
+  std::vector<std::string> warnings;
+  const auto warn = [&](const std::vector<const Coded*>& layers, absl::string_view text) {
+    if (layers.empty()) return;
+    warnings.push_back(absl::StrCat(
+        "layer ", Quoted(layers[0]->layer.name),
+        layers.size() > 1 ? absl::StrCat(" and ", layers.size() - 1, " more") : "", ": ", text));
+  };
+  warn(unloaded,
+       "transformers loads packed zero points of channels or groups, and packed embeddings, only "
+       "with CompressedTensorsConfig(dequantize=True); take a symmetric scheme, or 8 bits");
+  warn(slow,
+       "vLLM has kernels for weights alone in the layout pack-quantized, per channel or in groups, "
+       "with 4 or 8 bits, and loads no others; transformers makes floats of these");
+  return warnings;
+}
+
+// config.json: a group for each kind of quantization that there is. Readers before version 0.13 of
+// compressed-tensors take the layout from `format` beside the groups, later ones from that in each.
 json Config(const std::vector<std::shared_ptr<Coded>>& weights,
             const std::vector<std::string>& ignored, bool packed) {
   json groups = json::object();
@@ -77,6 +107,7 @@ json Config(const std::vector<std::shared_ptr<Coded>>& weights,
     if (group == nullptr) {
       group = &groups[absl::StrCat("group_", groups.size())];
       *group = {{"targets", json::array()},
+                {"format", packed ? kPack : kInt},
                 {"weights", scheme},
                 {"input_activations", nullptr},
                 {"output_activations", nullptr}};
@@ -161,6 +192,7 @@ class CompressedTensors : public Exporter {
     ExportFile config{"config.json", "application/json", {}};
     config.segments.push_back(
         BytesSegment(absl::StrCat(Config(weights, ignored, packed).dump(2), "\n")));
+    config.warnings = Warnings(weights, packed);
     ExportFile file{"model.safetensors", "application/octet-stream", {}};
     file.segments.push_back(BytesSegment(*std::move(header)));
     for (Segment& segment : model.segments) file.segments.push_back(std::move(segment));

@@ -84,7 +84,7 @@ def prune(folder: Path, server: str) -> tuple[float, int]:
     command = [
         os.environ["COMPRESSIONCTL_BINARY"], f"--server={server}", "prune", "--algorithm=level",
         f"--config={folder / 'config.json'}", folder / "model.safetensors", "-o", folder / "out",
-        "--format=sparse",
+        "--format=sparse", "--overwrite",
     ]  # fmt: skip
     peak = 0
     start = time.perf_counter()

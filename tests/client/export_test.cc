@@ -143,6 +143,67 @@ TEST_F(ExportTest, RefusesWhatCannotBeExportedAndLeavesNothingBehind) {
   EXPECT_THAT(directory.files(), IsEmpty());
 }
 
+void WriteFile(const std::string& path, const std::string& content) {
+  std::ofstream(path, std::ios::binary) << content;
+}
+
+// Writes one file of five bytes.
+absl::Status Write(DirectorySink& sink, const std::string& name) {
+  if (absl::Status begun = sink.Begin(name, 5); !begun.ok()) return begun;
+  if (absl::Status written = sink.Write(AsBytes("files")); !written.ok()) return written;
+  if (absl::Status ended = sink.End(); !ended.ok()) return ended;
+  return sink.Commit().status();
+}
+
+TEST(DirectorySinkTest, ReplacesFilesUnlessTheyAreToBeKept) {
+  const TestDirectory directory;
+  const std::string path = directory.path() + "/model.pth";
+  WriteFile(path, "old");
+  auto keeping = DirectorySink::Create(directory.path(), ExistingFiles::kKeep);
+  ASSERT_TRUE(keeping.ok()) << keeping.status();
+  const absl::Status kept = Write(*keeping, "model.pth");
+  EXPECT_EQ(kept.code(), absl::StatusCode::kAlreadyExists);
+  EXPECT_THAT(std::string(kept.message()), HasSubstr(path + " is there already"));
+  EXPECT_EQ(ReadFile(path), "old");
+  EXPECT_TRUE(Write(*keeping, "masks.pth").ok());
+  auto replacing = DirectorySink::Create(directory.path());
+  ASSERT_TRUE(replacing.ok()) << replacing.status();
+  EXPECT_TRUE(Write(*replacing, "model.pth").ok());
+  EXPECT_EQ(ReadFile(path), "files");
+  EXPECT_THAT(directory.files(), UnorderedElementsAre("model.pth", "masks.pth"));
+}
+
+TEST(DirectorySinkTest, KeepsAFileThatAppearsWhileTheNewOneIsWritten) {
+  const TestDirectory directory;
+  auto sink = DirectorySink::Create(directory.path(), ExistingFiles::kKeep);
+  ASSERT_TRUE(sink.ok()) << sink.status();
+  ASSERT_TRUE(sink->Begin("model.pth", 0).ok());
+  ASSERT_TRUE(sink->End().ok());
+  WriteFile(directory.path() + "/model.pth", "of another process");
+  EXPECT_EQ(sink->Commit().status().code(), absl::StatusCode::kAlreadyExists);
+  EXPECT_EQ(ReadFile(directory.path() + "/model.pth"), "of another process");
+}
+
+TEST(DirectorySinkTest, LeavesAModelsOwnConfigAlone) {
+  const TestDirectory directory;
+  const std::string path = directory.path() + "/config.json";
+  for (const std::string own :
+       {R"({"model_type": "bert"})", R"({"quantization_config": {"quant_method": "mine"}})",
+        R"({"quantization_config": {"quant_method": "compressed-tensors"}, "model_type": "bert"})",
+        R"({"quantization_config": 3})", "[", ""}) {
+    WriteFile(path, own);
+    auto sink = DirectorySink::Create(directory.path());
+    ASSERT_TRUE(sink.ok()) << sink.status();
+    EXPECT_EQ(Write(*sink, "config.json").code(), absl::StatusCode::kAlreadyExists) << own;
+    EXPECT_EQ(ReadFile(path), own);
+  }
+  WriteFile(path, R"({"quantization_config": {"quant_method": "compressed-tensors"}})");
+  auto sink = DirectorySink::Create(directory.path());
+  ASSERT_TRUE(sink.ok()) << sink.status();
+  EXPECT_TRUE(Write(*sink, "config.json").ok());
+  EXPECT_EQ(ReadFile(path), "files");
+}
+
 // Fails at the n-th byte, as a full disk does.
 class FullDisk : public FileSink {
  public:

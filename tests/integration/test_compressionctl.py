@@ -335,14 +335,83 @@ def test_a_full_disk_leaves_the_old_file_and_nothing_else(tmp_path):
         signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
         resource.setrlimit(resource.RLIMIT_FSIZE, (1_000_000, 1_000_000))
 
+    flags = ["--algorithm=level", f"--config={config}", "-o", out, "--overwrite"]
     done = subprocess.run(
-        [BINARY, "prune", path, "--algorithm=level", f"--config={config}", "-o", out],
+        [BINARY, "prune", path, *flags],
         capture_output=True, text=True, timeout=120, check=False, preexec_fn=no_room,
     )  # fmt: skip
     assert done.returncode == 1
     assert "cannot write" in done.stderr
     assert os.listdir(out) == ["model.safetensors"]
     assert (out / "model.safetensors").read_text() == "old"
+
+
+def test_files_of_an_earlier_result_are_replaced_only_on_demand(tmp_path):
+    """So that shards of a model, one after the other, do not take each other's place."""
+    config = write_config(tmp_path, LEVEL)
+    out = tmp_path / "out"
+    for shard, overwrite, status in ((1, [], 0), (2, [], 1), (2, ["--overwrite"], 0)):
+        path = tmp_path / f"model-{shard}-of-2.safetensors"
+        weight = np.random.default_rng(shard).standard_normal((30, 40), dtype=np.float32)
+        write_safetensors(path, {f"{shard}.weight": ("F32", weight)})
+        before = {file.name: file.read_bytes() for file in out.iterdir()} if out.exists() else {}
+        done = ctl("prune", path, "--algorithm=level", f"--config={config}", "-o", out, *overwrite)
+        assert done.returncode == status, done.stderr
+        if status == 1:
+            assert f"{out}/model.safetensors is there already; choose another" in done.stderr
+            assert "--overwrite" in done.stderr
+            assert {file.name: file.read_bytes() for file in out.iterdir()} == before
+        else:
+            tensors, _ = read_safetensors(out / "model.safetensors")
+            assert list(tensors) == [f"{shard}.weight"]
+        assert os.listdir(out) == ["model.safetensors"]
+
+
+@pytest.mark.parametrize("overwrite", [[], ["--overwrite"]])
+def test_a_models_own_config_stays(tmp_path, overwrite):
+    path = tmp_path / "dense.safetensors"
+    weight = np.random.default_rng(0).standard_normal((30, 64), dtype=np.float32)
+    write_safetensors(path, {"fc.weight": ("F32", weight)})
+    rules = write_config(tmp_path, [{"quant_bits": 8, "op_types": ["default"]}])
+    out = tmp_path / "model"
+    out.mkdir()
+    own = json.dumps({"model_type": "bert", "quantization_config": {"quant_method": "mine"}})
+    (out / "config.json").write_text(own)
+    flags = ["--algorithm=qat", f"--config={rules}", "-o", out, "--format=compressed-tensors"]
+    done = ctl("quantize", path, *flags, *overwrite)
+    assert done.returncode == 1
+    assert f"{out}/config.json is there already" in done.stderr
+    assert (out / "config.json").read_text() == own
+    assert os.listdir(out) == ["config.json"]
+
+
+def test_what_a_runtime_does_not_load_is_a_warning(tmp_path):
+    path = tmp_path / "dense.safetensors"
+    weight = np.random.default_rng(0).standard_normal((30, 64), dtype=np.float32)
+    write_safetensors(path, {"fc.weight": ("F32", weight)})
+    for bits, scheme, warned in (
+        (8, "per_tensor_affine", ["vLLM"]),
+        (4, "per_channel_affine", ["transformers"]),
+        (4, "per_channel_symmetric", []),
+    ):
+        rule = {"quant_bits": bits, "quant_scheme": scheme, "op_types": ["default"]}
+        config = write_config(tmp_path, [rule])
+        flags = ["--algorithm=qat", f"--config={config}", "-o", tmp_path / "o", "--overwrite"]
+        report = run_json("quantize", path, *flags, "--format=compressed-tensors")
+        assert [w.split(": ")[1].split()[0] for w in report["warnings"]] == warned
+
+
+def test_the_index_of_shards_is_told_from_a_damaged_file(tmp_path):
+    config = write_config(tmp_path, LEVEL)
+    index = tmp_path / "model.safetensors.index.json"
+    for content, message in (
+        ('{"metadata": {}, "weight_map": {"a": "b"}}', "is the index of a model in several files"),
+        ("{}", "is JSON, not a .safetensors file"),
+    ):
+        index.write_text(content)
+        done = ctl("prune", index, "--algorithm=level", f"--config={config}", "-o", tmp_path / "o")
+        assert done.returncode == 1
+        assert f"{index} {message}" in done.stderr
 
 
 @pytest.mark.parametrize("name", ["../../escaped", "/tmp/escaped", "a/b", "..", "."])
@@ -487,7 +556,8 @@ def test_an_older_result_is_replaced_in_one_piece(model, tmp_path):
     config = write_config(tmp_path, LEVEL)
     (tmp_path / "o").mkdir()
     (tmp_path / "o/model.safetensors").write_text("old")
-    run_json("prune", "--algorithm=level", "--config", config, path, "-o", tmp_path / "o")
+    flags = ["--algorithm=level", f"--config={config}", "-o", tmp_path / "o", "--overwrite"]
+    run_json("prune", path, *flags)
     read_safetensors(tmp_path / "o/model.safetensors")
     assert os.listdir(tmp_path / "o") == ["model.safetensors"]
 

@@ -341,6 +341,7 @@ def read_compressed_tensors(folder: Path) -> dict[str, np.ndarray[Any, Any]]:
 
     weights = {}
     for group in config["config_groups"].values():
+        assert group["format"] == config["format"]
         scheme = group["weights"]
         bits = scheme["num_bits"]
         for prefix in group["targets"]:
@@ -482,6 +483,36 @@ class TestCompressedTensors:
             with pytest.raises(nc.InvalidArgumentError, match=message):
                 session.export(tmp_path, {"fc.weight": weight}, "compressed-tensors")
         assert list(tmp_path.iterdir()) == []
+
+
+class TestOwnFiles:
+    RULES = ({"op_types": ["default"], "quant_bits": 8},)
+
+    @pytest.mark.parametrize(
+        "own", ['{"model_type": "bert"}', '{"quantization_config": {"quant_method": "x"}}', "[", ""]
+    )
+    def test_a_models_config_stays(self, client: nc.Client, tmp_path: Path, own: str) -> None:
+        quantizer = QATQuantizer(list(self.RULES), client=client)
+        quantizer(nn.Sequential(nn.Linear(4, 8)))
+        (tmp_path / "config.json").write_text(own)
+        (tmp_path / "model.safetensors").write_text("old")
+        for _ in range(2):
+            with pytest.raises(nc.AlreadyExistsError, match="config.json is there already"):
+                quantizer.export(tmp_path, "compressed-tensors")
+        assert (tmp_path / "config.json").read_text() == own
+        assert (tmp_path / "model.safetensors").read_text() == "old"
+        assert len(list(tmp_path.iterdir())) == 2
+        quantizer.close()
+
+    def test_an_exports_config_is_replaced(self, client: nc.Client, tmp_path: Path) -> None:
+        for scheme in ("per_tensor_affine", "per_channel_symmetric"):
+            quantizer = QATQuantizer([{**self.RULES[0], "quant_scheme": scheme}], client=client)
+            quantizer(nn.Sequential(nn.Linear(4, 8)))
+            with pytest.warns(UserWarning, match="vLLM"):
+                path, _ = quantizer.export(tmp_path, "compressed-tensors")
+            groups = json.loads(path.read_text())["quantization_config"]["config_groups"]
+            assert groups["group_0"]["weights"]["symmetric"] == ("symmetric" in scheme)
+            quantizer.close()
 
 
 def read_onnx_bundle(path: Path) -> tuple[dict[str, Any], dict[str, np.ndarray[Any, Any]]]:

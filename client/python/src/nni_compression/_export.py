@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import secrets
 import zlib
@@ -14,7 +15,7 @@ from typing import Any, BinaryIO, Optional
 from . import _frames
 from ._exchange import decode
 from ._wire import compression_pb2 as pb
-from .errors import DataLossError
+from .errors import AlreadyExistsError, DataLossError
 
 _LONGEST_NAME = 255
 
@@ -27,11 +28,31 @@ def check_file_name(name: str) -> str:
     return name
 
 
+def _is_exported_config(path: Path) -> bool:
+    """Whether an export has written it: it says nothing of the model but how it is quantized."""
+    try:
+        config = json.loads(path.read_bytes())
+        method = config["quantization_config"]["quant_method"]
+    except (OSError, ValueError, TypeError, KeyError, RecursionError):
+        return False
+    return len(config) == 1 and method == "compressed-tensors"
+
+
+def _check_free(path: Path) -> None:
+    """AlreadyExistsError for a file that is not an export's: models have a config.json, too."""
+    if path.name == "config.json" and os.path.lexists(path) and not _is_exported_config(path):
+        raise AlreadyExistsError(
+            f"{path} is there already, and no export has written it; choose another directory"
+        )
+
+
 class _File:
     """A file that is being received, under a name of its own beside where it will be."""
 
     def __init__(self, directory: Path, header: Any) -> None:
         self.target = directory / check_file_name(header.name)
+        _check_free(self.target)
+        self.warnings = list(header.warnings)
         self._length: int = header.byte_length
         self._temporary = directory / f".{secrets.token_hex(8)}.part"
         self._out: BinaryIO = self._temporary.open("xb")
@@ -88,6 +109,7 @@ class ExportExchange:
     ) -> None:
         self.payload_bytes = sum(len(request.data) for request in requests)
         self.paths: list[Path] = []
+        self.warnings: list[str] = []
         self._directory = directory
         self._open = open_content
         self._requests = requests
@@ -126,7 +148,10 @@ class ExportExchange:
         for file in self._files.values():
             if not file.complete:
                 raise DataLossError(f"the server ended the call within file {file.target.name!r}")
+        for file in self._files.values():
+            _check_free(file.target)
         self.paths = [file.publish() for file in self._files.values()]
+        self.warnings = [warning for file in self._files.values() for warning in file.warnings]
         self._files = {}
 
     def _begin(self, header: Any) -> None:

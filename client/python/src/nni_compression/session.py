@@ -6,6 +6,7 @@ import contextlib
 import operator
 import os
 import time
+import warnings
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import TracebackType
@@ -375,7 +376,8 @@ class Session:
         """Writes an artifact's files into a directory, which is made if need be.
 
         The files appear, under the names that the server gives them, when all of them are
-        complete; files of these names are replaced.
+        complete; files of these names are replaced, but for a config.json that is not an earlier
+        export's. What readers of the files have to know is a UserWarning.
 
         Args:
             weights: every compressed layer's weight, and any other tensors that belong into the
@@ -387,8 +389,8 @@ class Session:
 
         Returns: the files written.
 
-        Raises FailedPreconditionError when a layer has no result yet, OSError when the files
-        cannot be written.
+        Raises FailedPreconditionError when a layer has no result yet, AlreadyExistsError for the
+        config.json of somebody else, OSError when the files cannot be written.
         """
         requests = []
         for i, (name, value) in enumerate((weights or {}).items()):
@@ -402,6 +404,8 @@ class Session:
         content = opening.SerializeToString()
         with ExportExchange(target, content, requests, self._checksum) as exchange:
             self._call(lambda: self._stream("Export", exchange, timeout))
+        for warning in exchange.warnings:
+            warnings.warn(warning, UserWarning, stacklevel=2)
         return exchange.paths
 
     def info(self, *, timeout: Optional[float] = None) -> SessionInfo:

@@ -229,16 +229,18 @@ class ExportResponse(_message.Message):
     def __init__(self, files: _Optional[_Iterable[_Union[FileHeader, _Mapping]]] = ..., chunks: _Optional[_Iterable[_Union[Chunk, _Mapping]]] = ..., commits: _Optional[_Iterable[_Union[Commit, _Mapping]]] = ..., answers: _Optional[_Iterable[_Union[TensorAnswer, _Mapping]]] = ...) -> None: ...
 
 class FileHeader(_message.Message):
-    __slots__ = ["byte_length", "index", "media_type", "name"]
+    __slots__ = ["byte_length", "index", "media_type", "name", "warnings"]
     BYTE_LENGTH_FIELD_NUMBER: _ClassVar[int]
     INDEX_FIELD_NUMBER: _ClassVar[int]
     MEDIA_TYPE_FIELD_NUMBER: _ClassVar[int]
     NAME_FIELD_NUMBER: _ClassVar[int]
+    WARNINGS_FIELD_NUMBER: _ClassVar[int]
     byte_length: int
     index: int
     media_type: str
     name: str
-    def __init__(self, index: _Optional[int] = ..., name: _Optional[str] = ..., byte_length: _Optional[int] = ..., media_type: _Optional[str] = ...) -> None: ...
+    warnings: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, index: _Optional[int] = ..., name: _Optional[str] = ..., byte_length: _Optional[int] = ..., media_type: _Optional[str] = ..., warnings: _Optional[_Iterable[str]] = ...) -> None: ...
 
 class FindWeightsRequest(_message.Message):
     __slots__ = ["fingerprints", "session_id"]
