@@ -3,11 +3,11 @@
 #
 #   tests/run.sh                 everything but the sanitizers
 #   tests/run.sh PART...         cpp, python, python-newest, torch, tensorflow, nni, integration,
-#                                scripts, asan, tsan; fuzz, soak, deployment
+#                                scripts, fuzz, asan, tsan; soak, deployment
 #   tests/run.sh NAME...         the tests whose name contains NAME, in C++ and Python
 #   tests/run.sh --sanitizers    the C++ tests under ASan+UBSan, and under TSan what is not gRPC
 #   tests/run.sh --long          what takes hours: the last three parts, and before them cpp, python,
-#                                torch and integration with many more random cases. With PARTs or
+#                                torch, integration and fuzz with many more random cases. With PARTs or
 #                                NAMEs: these, with the many cases.
 #
 # Tests find $NNI_COMPRESSION_LONG set to 1 under --long, and may take 24 times as long.
@@ -197,7 +197,12 @@ script_part() {
   record "$name" "$started" "$results/$name.xml"
 }
 
-fuzz() { script_part fuzz tests/fuzz.sh 1800; }
+# The seeds; half an hour for each fuzzer with --long.
+fuzz() {
+  local argument=--seeds
+  [[ -z ${NNI_COMPRESSION_LONG:-} ]] || argument=1800
+  script_part fuzz tests/fuzz.sh "$argument"
+}
 soak() { script_part soak tests/soak.sh; }
 deployment() { script_part deployment tests/deployment.sh; }
 
@@ -216,7 +221,8 @@ build_tsan() { build_sanitized tsan "${tsan_programs[@]}"; }
 # A build that fails is a failed test.
 asan() {
   if ! finish asan build_asan; then record asan $SECONDS "$results/no-such-file.xml"; return; fi
-  ASAN_OPTIONS=strict_string_checks=1:check_initialization_order=1 \
+  # The conversations with a whole server take a minute here, and a second without sanitizers.
+  NNI_COMPRESSION_FUZZ_SECONDS=60 ASAN_OPTIONS=strict_string_checks=1:check_initialization_order=1 \
     LSAN_OPTIONS=suppressions=$PWD/tests/testing/lsan.supp:print_suppressions=0 \
     UBSAN_OPTIONS=print_stacktrace=1 cpp_part asan build/asan "${1:-*}"
 }
@@ -248,8 +254,8 @@ begin_all() {
 }
 
 main() {
-  local all=(cpp python python-newest torch tensorflow nni integration scripts)
-  local long=(cpp python torch integration fuzz soak deployment)
+  local all=(cpp python python-newest torch tensorflow nni integration scripts fuzz)
+  local long=(cpp python torch integration fuzz tsan soak deployment)
   local parts=() names=() argument
   for argument in "$@"; do
     case $argument in
