@@ -24,20 +24,24 @@ std::string RulePath(int rule) { return absl::StrCat("config_list[", rule, "]");
 // A rule before it is known which layers it wins.
 struct Rule {
   std::optional<absl::flat_hash_set<std::string>> op_types;
+  std::vector<std::string> named_types;  // those of op_types that `default` does not stand for
   std::optional<std::vector<std::string>> op_names;
   bool exclude = false;
   std::optional<Options> options;  // unless exclude
   std::shared_ptr<const Compressor> compressor;
   bool matches = false;
   bool wins = false;
+  int left_out = 0;  // layers that have too few dimensions for a rule without filters
+  std::string first_left_out;
+
+  bool filters() const { return op_types.has_value() || op_names.has_value(); }
 };
 
-absl::StatusOr<absl::flat_hash_set<std::string>> ReadOpTypes(
-    const json& value, absl::string_view path, absl::string_view framework,
-    const std::vector<std::string>& defaults) {
+absl::Status ReadOpTypes(const json& value, absl::string_view path, absl::string_view framework,
+                         const std::vector<std::string>& defaults, Rule& rule) {
   auto given = ReadStrings(value, path);
   if (!given.ok()) return given.status();
-  absl::flat_hash_set<std::string> types;
+  absl::flat_hash_set<std::string>& types = rule.op_types.emplace();
   for (size_t i = 0; i < given->size(); ++i) {
     if ((*given)[i] == kDefault) {
       types.insert(defaults.begin(), defaults.end());
@@ -46,11 +50,11 @@ absl::StatusOr<absl::flat_hash_set<std::string>> ReadOpTypes(
           absl::StrCat(path, "[", i, "] is ", Quoted((*given)[i]),
                        "; it must be \"default\": a checkpoint alone (framework generic) does not "
                        "tell what types its layers have"));
-    } else {
-      types.insert((*given)[i]);
+    } else if (types.insert((*given)[i]).second) {
+      rule.named_types.push_back((*given)[i]);
     }
   }
-  return types;
+  return absl::OkStatus();
 }
 
 absl::StatusOr<Rule> ReadRule(const AlgorithmInfo& algorithm, const json& config,
@@ -68,9 +72,8 @@ absl::StatusOr<Rule> ReadRule(const AlgorithmInfo& algorithm, const json& config
     rule.exclude = it->get<bool>();
   }
   if (const auto it = config.find("op_types"); it != config.end()) {
-    auto types = ReadOpTypes(*it, path + ".op_types", framework, default_types);
-    if (!types.ok()) return types.status();
-    rule.op_types = *std::move(types);
+    auto status = ReadOpTypes(*it, path + ".op_types", framework, default_types, rule);
+    if (!status.ok()) return status;
   }
   if (const auto it = config.find("op_names"); it != config.end()) {
     auto names = ReadStrings(*it, path + ".op_names");
@@ -92,7 +95,8 @@ absl::StatusOr<Rule> ReadRule(const AlgorithmInfo& algorithm, const json& config
 // Finds the last rule that matches, without trying every rule on every layer.
 class Matcher {
  public:
-  explicit Matcher(std::vector<Rule>& rules) : rules_(rules) {
+  Matcher(std::vector<Rule>& rules, Unfiltered unfiltered)
+      : rules_(rules), unfiltered_(unfiltered) {
     for (int i = 0; i < static_cast<int>(rules.size()); ++i) {
       if (rules[i].op_names) {
         for (const std::string& name : *rules[i].op_names) by_name_[name].push_back(i);
@@ -104,24 +108,39 @@ class Matcher {
     }
   }
 
-  // The index of the winner; -1: none.
-  int Match(const std::string& name, const std::string& op_type) {
+  // The index of the winner for a layer by one of its names; -1: none.
+  int Match(const std::string& name, const Layer& layer) {
     int winner = -1;
     const auto match = [&](const std::vector<int>& candidates) {
       for (int i : candidates) {
-        if (rules_[i].op_types && !rules_[i].op_types->contains(op_type)) continue;
+        if (rules_[i].op_types && !rules_[i].op_types->contains(layer.op_type)) continue;
+        if (LeavesOut(rules_[i], layer)) continue;
         rules_[i].matches = true;
         winner = std::max(winner, i);
       }
     };
     if (const auto it = by_name_.find(name); it != by_name_.end()) match(it->second);
-    if (const auto it = by_type_.find(op_type); it != by_type_.end()) match(it->second);
+    if (const auto it = by_type_.find(layer.op_type); it != by_type_.end()) match(it->second);
     match(everywhere_);
     return winner;
   }
 
+  // Notes for the warnings that no rule has won the layer.
+  void Unmatched(const Layer& layer) {
+    for (int i : everywhere_) {
+      if (!LeavesOut(rules_[i], layer)) continue;
+      if (rules_[i].left_out++ == 0) rules_[i].first_left_out = layer.name;
+    }
+  }
+
  private:
+  bool LeavesOut(const Rule& rule, const Layer& layer) const {
+    return unfiltered_ == Unfiltered::kMatrices && !rule.filters() && !rule.exclude &&
+           layer.shape.size() < 2;
+  }
+
   std::vector<Rule>& rules_;
+  const Unfiltered unfiltered_;
   absl::flat_hash_map<std::string, std::vector<int>> by_name_;
   absl::flat_hash_map<std::string, std::vector<int>> by_type_;
   std::vector<int> everywhere_;
@@ -135,10 +154,10 @@ bool SameEffect(const Rule& a, const Rule& b) {
 // The winner among the names of one weight; -1: none.
 absl::StatusOr<int> MatchLayer(const std::vector<Rule>& rules, const Layer& layer,
                                Matcher& matcher) {
-  int winner = matcher.Match(layer.name, layer.op_type);
+  int winner = matcher.Match(layer.name, layer);
   const std::string* winner_name = &layer.name;
   for (const std::string& alias : layer.aliases) {
-    const int other = matcher.Match(alias, layer.op_type);
+    const int other = matcher.Match(alias, layer);
     if (other < 0 || other == winner) continue;
     if (winner >= 0 && !SameEffect(rules[winner], rules[other])) {
       return absl::InvalidArgumentError(
@@ -162,7 +181,23 @@ std::vector<std::string> Warnings(const std::vector<Rule>& rules, absl::Span<con
     names.insert(names.end(), layer.aliases.begin(), layer.aliases.end());
   }
   const absl::flat_hash_set<absl::string_view> known(names.begin(), names.end());
+  std::vector<std::string> types;
+  absl::flat_hash_set<absl::string_view> known_types;
+  for (const Layer& layer : layers) {
+    if (known_types.insert(layer.op_type).second) types.push_back(layer.op_type);
+  }
   std::vector<std::string> warnings;
+  const auto warn_of_unknown = [&](const std::string& path, const std::vector<std::string>& given,
+                                   const absl::flat_hash_set<absl::string_view>& all,
+                                   absl::string_view lack,
+                                   const std::vector<std::string>& similar) {
+    for (const std::string& name : given) {
+      if (warnings.size() >= kMaxWarnings) return;
+      if (all.contains(name)) continue;
+      warnings.push_back(
+          absl::StrCat(path, " names ", Quoted(name), lack, Suggestion(name, similar)));
+    }
+  };
   for (int i = 0; i < static_cast<int>(rules.size()) && warnings.size() < kMaxWarnings; ++i) {
     if (!rules[i].matches) {
       warnings.push_back(absl::StrCat(RulePath(i), " matches no layer"));
@@ -170,13 +205,19 @@ std::vector<std::string> Warnings(const std::vector<Rule>& rules, absl::Span<con
       warnings.push_back(absl::StrCat(
           RulePath(i), " has no effect: later rules win for every layer that it matches"));
     }
-    if (!rules[i].op_names) continue;
-    for (const std::string& name : *rules[i].op_names) {
-      if (warnings.size() >= kMaxWarnings) break;
-      if (known.contains(name)) continue;
-      warnings.push_back(absl::StrCat(RulePath(i), ".op_names names ", Quoted(name),
-                                      ", which the model does not have", Suggestion(name, names)));
+    if (rules[i].left_out > 0 && warnings.size() < kMaxWarnings) {
+      warnings.push_back(absl::StrCat(
+          RulePath(i), " has neither op_types nor op_names and leaves ", rules[i].left_out,
+          rules[i].left_out == 1 ? " weight" : " weights", " of one dimension out, ",
+          rules[i].left_out == 1 ? "" : "such as ", Quoted(rules[i].first_left_out),
+          ": such weights, like the scales of norms, are compressed only when a rule names their "
+          "type or name"));
     }
+    warn_of_unknown(RulePath(i) + ".op_types", rules[i].named_types, known_types,
+                    ", which is the type of no layer", types);
+    if (!rules[i].op_names) continue;
+    warn_of_unknown(RulePath(i) + ".op_names", *rules[i].op_names, known,
+                    ", which the model does not have", names);
   }
   return warnings;
 }
@@ -210,7 +251,8 @@ absl::StatusOr<std::vector<std::string>> DefaultOpTypes(absl::string_view framew
 }
 
 absl::StatusOr<Plan> MakePlan(const AlgorithmInfo& algorithm, absl::Span<const json> config_list,
-                              absl::string_view framework, absl::Span<const Layer> layers) {
+                              absl::string_view framework, absl::Span<const Layer> layers,
+                              Unfiltered unfiltered) {
   if (config_list.empty() || config_list.size() > kMaxRules) {
     return absl::InvalidArgumentError(absl::StrCat("config_list has ", config_list.size(),
                                                    " rules; it must have 1 to ", kMaxRules));
@@ -226,11 +268,14 @@ absl::StatusOr<Plan> MakePlan(const AlgorithmInfo& algorithm, absl::Span<const j
 
   Plan plan;
   plan.layers.resize(layers.size());
-  Matcher matcher(rules);
+  Matcher matcher(rules, unfiltered);
   for (size_t i = 0; i < layers.size(); ++i) {
     auto winner = MatchLayer(rules, layers[i], matcher);
     if (!winner.ok()) return winner.status();
-    if (*winner < 0) continue;
+    if (*winner < 0) {
+      matcher.Unmatched(layers[i]);
+      continue;
+    }
     Rule& rule = rules[*winner];
     rule.wins = true;
     plan.layers[i].rule = *winner;

@@ -43,18 +43,26 @@ struct Plan {
   bool needs_step = false;
 };
 
+// What a rule that has neither `op_types` nor `op_names`, and does not exclude, matches.
+enum class Unfiltered {
+  kEveryLayer,
+  kMatrices,  // layers of two or more dimensions: the scales of norms have one
+};
+
 // Applies the rules to the layers. A rule is an object with the optional keys `op_types` (a list,
 // or one string; "default" anywhere in it means DefaultOpTypes), `op_names` (likewise, without
 // default) and `exclude`, and the algorithm's options. A rule matches a layer when both filters
 // that it has do (any alias counts for op_names). The last rule that matches wins and stands alone:
 // earlier ones add nothing to it.
 //
-// Warnings: a rule that matches nothing, a rule that never wins, an op_name that no layer has.
-// INVALID_ARGUMENT names the field, the value and the allowed range; an unknown key gets a
-// suggestion. Every rule is validated, the losing ones too.
+// Warnings: a rule that matches nothing, a rule that never wins, an op_name or op_type that no
+// layer has, layers that a rule without filters leaves out. INVALID_ARGUMENT names the field, the
+// value and the allowed range; an unknown key gets a suggestion. Every rule is validated, the
+// losing ones too.
 absl::StatusOr<Plan> MakePlan(const AlgorithmInfo& algorithm,
                               absl::Span<const nlohmann::json> config_list,
-                              absl::string_view framework, absl::Span<const Layer> layers);
+                              absl::string_view framework, absl::Span<const Layer> layers,
+                              Unfiltered unfiltered = Unfiltered::kEveryLayer);
 
 }  // namespace nni_compression::compression
 

@@ -93,7 +93,8 @@ absl::StatusOr<std::unique_ptr<Session>> Session::Bind(const Registry& registry,
   if (auto status = CheckCounter("step", binding.clock.step); !status.ok()) return status;
   auto index = IndexLayers(binding.layers);
   if (!index.ok()) return index.status();
-  auto plan = MakePlan(**algorithm, binding.config_list, binding.framework, binding.layers);
+  auto plan = MakePlan(**algorithm, binding.config_list, binding.framework, binding.layers,
+                       binding.unfiltered);
   if (!plan.ok()) return plan.status();
   for (size_t i = 0; i < plan->layers.size(); ++i) {
     const PlannedRule* planned = plan->layers[i].planned;

@@ -30,6 +30,7 @@ struct Binding {
   std::vector<Layer> layers;
   std::string framework;  // "pytorch", "tensorflow", "keras", "generic"
   Clock clock;            // where training resumes
+  Unfiltered unfiltered = Unfiltered::kEveryLayer;
 };
 
 struct MaskAnswer {

@@ -67,6 +67,8 @@ absl::StatusOr<compression::Binding> ToBinding(const v1::BindModelRequest& reque
   binding.algorithm = request.algorithm();
   binding.framework = request.framework();
   binding.clock = {request.epoch(), request.step()};
+  binding.unfiltered = request.vectors_need_filter() ? compression::Unfiltered::kMatrices
+                                                     : compression::Unfiltered::kEveryLayer;
   for (int i = 0; i < request.config_list_size(); ++i) {
     absl::StatusOr<nlohmann::json> rule =
         ToJson(request.config_list(i), absl::StrCat("config_list[", i, "]"));

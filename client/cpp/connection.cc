@@ -15,6 +15,7 @@
 #include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
+#include "client/cpp/address.h"
 #include "client/cpp/environment.h"
 #include "client/cpp/tls.h"
 #include "proto/wire/frames.h"
@@ -100,6 +101,7 @@ std::string RandomId() {
 
 absl::StatusOr<std::shared_ptr<const Connection>> Connection::Open(std::string address,
                                                                    const ClientOptions& options) {
+  if (absl::Status status = CheckAddress(address); !status.ok()) return status;
   const absl::StatusOr<std::string> token = Token(options);
   if (!token.ok()) return token.status();
   const auto tls = TlsCredentials(options.tls);

@@ -47,6 +47,7 @@ absl::StatusOr<v1::BindModelRequest> ToProto(const BindRequest& request) {
     for (const std::string& alias : layer.aliases) to->add_aliases(alias);
   }
   out.set_framework(request.framework);
+  out.set_vectors_need_filter(request.vectors_need_filter);
   for (const auto& [key, value] : request.labels) (*out.mutable_labels())[key] = value;
   if (request.lease) {
     absl::Duration rest = *request.lease;

@@ -171,9 +171,65 @@ TEST(ConfigListTest, WarnsAboutRulesThatDoNothingAndNamesThatNobodyHas) {
       plan->warnings,
       ElementsAre(
           "config_list[0] has no effect: later rules win for every layer that it matches",
-          "config_list[1] matches no layer", "config_list[2] matches no layer",
+          "config_list[1] matches no layer",
+          "config_list[1].op_types names \"LSTM\", which is the type of no layer",
+          "config_list[2] matches no layer",
           AllOf(HasSubstr("config_list[2].op_names names \"conv\""), HasSubstr("did you mean")),
           AllOf(HasSubstr("config_list[2].op_names names \"conv9\""), HasSubstr("did you mean"))));
+}
+
+TEST(ConfigListTest, WarnsAboutATypeThatNoLayerHasBesideOthersThatMatch) {
+  auto plan = TryPlan({{{"sparsity", 0.1}, {"op_types", {"default", "LSTM", "lstm", "Conv2D"}}}},
+                      Layers({"a"}));
+  ASSERT_THAT(plan, IsOk());
+  EXPECT_THAT(
+      plan->warnings,
+      ElementsAre("config_list[0].op_types names \"LSTM\", which is the type of no layer",
+                  "config_list[0].op_types names \"lstm\", which is the type of no layer",
+                  "config_list[0].op_types names \"Conv2D\", which is the type of no layer; "
+                  "did you mean `Conv2d`?"));
+  // What `default` stands for need not be there.
+  EXPECT_THAT(TryPlan({{{"sparsity", 0.1}, {"op_types", "default"}}}, Layers({"a"}))->warnings,
+              IsEmpty());
+}
+
+// A convolution, a linear layer, and the norms between them.
+std::vector<Layer> WithNorms() {
+  return {MakeLayer("conv", {4, 2, 3, 3}, DataType::kFloat32, "Conv2d"),
+          Typed("bn1", "BatchNorm2d"), MakeLayer("fc", {6, 4}, DataType::kFloat32, "Linear"),
+          Typed("bn2", "BatchNorm1d")};
+}
+
+Plan PlanOfMatrices(json config_list) {
+  const std::vector<json> rules(config_list.begin(), config_list.end());
+  auto plan = MakePlan(*Registry::Builtin().Find("level").value(), rules, "pytorch", WithNorms(),
+                       Unfiltered::kMatrices);
+  EXPECT_THAT(plan, IsOk());
+  return *std::move(plan);
+}
+
+TEST(ConfigListTest, ARuleWithoutFiltersCanLeaveVectorsOutAndSaysSo) {
+  const Plan plan = PlanOfMatrices({{{"sparsity", 0.5}}});
+  EXPECT_THAT(Sparsities(plan), ElementsAre(0.5, -1, 0.5, -1));
+  EXPECT_EQ(plan.layers[1].rule, std::nullopt);
+  EXPECT_THAT(plan.warnings,
+              ElementsAre(HasSubstr("config_list[0] has neither op_types nor op_names and leaves 2 "
+                                    "weights of one dimension out, such as \"bn1\"")));
+}
+
+TEST(ConfigListTest, VectorsAreCompressedWhereTheirTypeOrNameIsNamed) {
+  const Plan plan = PlanOfMatrices({{{"sparsity", 0.5}},
+                                    {{"sparsity", 0.2}, {"op_types", {"BatchNorm2d"}}},
+                                    {{"sparsity", 0.1}, {"op_names", {"bn2"}}}});
+  EXPECT_THAT(Sparsities(plan), ElementsAre(0.5, 0.2, 0.5, 0.1));
+  EXPECT_THAT(plan.warnings, IsEmpty());
+}
+
+TEST(ConfigListTest, ARuleWithoutFiltersExcludesVectorsToo) {
+  const Plan plan = PlanOfMatrices({{{"sparsity", 0.2}, {"op_names", {"bn1"}}},
+                                    {{"exclude", true}},
+                                    {{"sparsity", 0.1}, {"op_names", {"fc"}}}});
+  EXPECT_THAT(Sparsities(plan), ElementsAre(-1, -1, 0.1, -1));
 }
 
 TEST(ConfigListTest, GivesAtMostAHundredWarnings) {

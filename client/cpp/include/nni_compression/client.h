@@ -89,6 +89,9 @@ struct BindRequest {
   std::vector<InitialMask> masks;
   int64_t epoch = 0;  // where training resumes
   int64_t step = 0;
+  // A rule without op_types and op_names leaves layers of one dimension out: set it where `layers`
+  // are all weights of a model, the scales of norms among them.
+  bool vectors_need_filter = false;
 };
 
 // Calls a compression server. A handle; copies share the connection. Thread-safe.
@@ -98,8 +101,9 @@ class Client {
   // $NNI_COMPRESSION_SERVER, else 127.0.0.1:50051.
   static std::string DefaultAddress();
 
-  // Connects to `address` ("HOST:PORT"; empty: the default one). UNAVAILABLE, naming the address
-  // and what can be done, when no server answers within connect_timeout.
+  // Connects to `address` ("HOST:PORT"; empty: the default one). INVALID_ARGUMENT, at once, when
+  // that is not an address; UNAVAILABLE, naming the address and what can be done, when no server
+  // answers within connect_timeout.
   static absl::StatusOr<Client> Connect(absl::string_view address = "",
                                         const ClientOptions& options = {});
 

@@ -90,7 +90,7 @@ class AlgorithmOption(_message.Message):
     def __init__(self, name: _Optional[str] = ..., type: _Optional[str] = ..., required: bool = ..., default_value: _Optional[_Union[_struct_pb2.Value, _Mapping]] = ..., range: _Optional[str] = ..., description: _Optional[str] = ..., aliases: _Optional[_Iterable[str]] = ...) -> None: ...
 
 class BindModelRequest(_message.Message):
-    __slots__ = ["algorithm", "config_list", "epoch", "framework", "labels", "layers", "lease", "masks", "request_id", "step"]
+    __slots__ = ["algorithm", "config_list", "epoch", "framework", "labels", "layers", "lease", "masks", "request_id", "step", "vectors_need_filter"]
     class LabelsEntry(_message.Message):
         __slots__ = ["key", "value"]
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -108,6 +108,7 @@ class BindModelRequest(_message.Message):
     MASKS_FIELD_NUMBER: _ClassVar[int]
     REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
     STEP_FIELD_NUMBER: _ClassVar[int]
+    VECTORS_NEED_FILTER_FIELD_NUMBER: _ClassVar[int]
     algorithm: str
     config_list: _containers.RepeatedCompositeFieldContainer[_struct_pb2.Struct]
     epoch: int
@@ -118,7 +119,8 @@ class BindModelRequest(_message.Message):
     masks: _containers.RepeatedCompositeFieldContainer[LayerMask]
     request_id: str
     step: int
-    def __init__(self, request_id: _Optional[str] = ..., algorithm: _Optional[str] = ..., config_list: _Optional[_Iterable[_Union[_struct_pb2.Struct, _Mapping]]] = ..., layers: _Optional[_Iterable[_Union[Layer, _Mapping]]] = ..., framework: _Optional[str] = ..., labels: _Optional[_Mapping[str, str]] = ..., lease: _Optional[_Union[_duration_pb2.Duration, _Mapping]] = ..., masks: _Optional[_Iterable[_Union[LayerMask, _Mapping]]] = ..., epoch: _Optional[int] = ..., step: _Optional[int] = ...) -> None: ...
+    vectors_need_filter: bool
+    def __init__(self, request_id: _Optional[str] = ..., algorithm: _Optional[str] = ..., config_list: _Optional[_Iterable[_Union[_struct_pb2.Struct, _Mapping]]] = ..., layers: _Optional[_Iterable[_Union[Layer, _Mapping]]] = ..., framework: _Optional[str] = ..., labels: _Optional[_Mapping[str, str]] = ..., lease: _Optional[_Union[_duration_pb2.Duration, _Mapping]] = ..., masks: _Optional[_Iterable[_Union[LayerMask, _Mapping]]] = ..., epoch: _Optional[int] = ..., step: _Optional[int] = ..., vectors_need_filter: bool = ...) -> None: ...
 
 class BindModelResponse(_message.Message):
     __slots__ = ["lease", "plan", "session_id", "stale_layers"]
