@@ -6,13 +6,18 @@ the real one never should.
 
 from __future__ import annotations
 
+import contextlib
 import gc
+import itertools
 import pickle
+import re
 import socket
+import sys
 import threading
 import time
 import weakref
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +30,7 @@ from google.protobuf.duration_pb2 import Duration
 import nni_compression as nc
 from nni_compression import _frames
 from nni_compression._wire import compression_pb2 as pb
-from servers import ScriptedServer, fails, in_turn, replies
+from servers import ROOT, ScriptedServer, fails, in_turn, replies
 
 LAYERS = [nc.Layer("a", "Linear", (4,)), nc.Layer("b", "Linear", (9,))]
 BOUND = pb.BindModelResponse(
@@ -131,6 +136,17 @@ class TestRoute:
             assert client.join("s1", route="theirs").route == "theirs"
             assert client.bind_model("level", [], LAYERS, route="theirs").route == "theirs"
         assert {metadata["nni-route"] for _, metadata in scripted.calls} == {"theirs"}
+
+
+def documented_repeats() -> list[tuple[str, str]]:
+    """(code, whether clients repeat the call) of each row of the table of error codes."""
+    lines = (ROOT / "docs/operations.md").read_text().splitlines()
+    begin = lines.index("| code | | clients repeat the call |")
+    rows = itertools.takewhile(lambda line: line.startswith("|"), lines[begin + 2 :])
+    cells = [[cell.strip() for cell in row.split("|")[1:-1]] for row in rows]
+    return [
+        (code, repeated) for codes, _, repeated in cells for code in re.findall("[A-Z_]+", codes)
+    ]
 
 
 class TestRequestIds:
@@ -334,6 +350,23 @@ class TestRetries:
         assert raised.value.__cause__ is None
         assert session.stats.retries == 0
 
+    @pytest.mark.parametrize(("code", "repeated"), documented_repeats())
+    def test_calls_are_repeated_as_the_documentation_says(
+        self, scripted: ScriptedServer, session: nc.Session, code: str, repeated: str
+    ) -> None:
+        status = grpc.StatusCode[code]
+        answer = replies(pb.UpdateEpochResponse(stale_layers=["a"]))
+        delay = ("grpc-retry-pushback-ms", "1")
+        expected = {"no": (0, 0), "yes": (1, 1), "after the delay that the server gives": (0, 1)}
+        retries = []
+        for trailers in ([], [delay]):
+            scripted.behaviours["UpdateEpoch"] = in_turn(fails(status, "", *trailers), answer)
+            before = session.stats.retries
+            with contextlib.suppress(nc.CompressionError):
+                session.update_epoch(1)
+            retries.append(session.stats.retries - before)
+        assert tuple(retries) == expected[repeated]
+
     def test_jitter_leaves_the_trainers_generators_alone(self, scripted: ScriptedServer) -> None:
         import random
 
@@ -357,6 +390,100 @@ class TestRetries:
             finally:
                 back.join()
             assert session.stats.retries > 0
+
+
+class TestStaleLayers:
+    def test_they_stay_a_frozenset_and_lose_those_that_were_answered(
+        self, scripted: ScriptedServer, session: nc.Session
+    ) -> None:
+        assert session.stale == {"a", "b"}
+        scripted.behaviours["CalcMask"] = replies(mask_reply(0, "a", 4))
+        session.calc_mask({"a": WEIGHTS["a"]})
+        assert session.stale == {"b"}
+        assert type(session.stale) is frozenset
+
+    def test_threads_that_answer_other_layers_lose_no_answer(
+        self, scripted: ScriptedServer
+    ) -> None:
+        names = [f"layer{i}" for i in range(200)]
+        layers = [nc.Layer(name, "Linear", (4,)) for name in names]
+        scripted.behaviours["BindModel"] = replies(
+            pb.BindModelResponse(session_id="s1", stale_layers=names)
+        )
+
+        def answer(requests: Iterator[bytes], context: Any) -> Iterator[bytes]:
+            (asked,) = [
+                pb.CalcMaskRequest.FromString(message).headers[0].layer for message in requests
+            ]
+            yield mask_reply(0, asked, 4).SerializeToString()
+
+        scripted.behaviours["CalcMask"] = answer
+        interval = sys.getswitchinterval()
+        sys.setswitchinterval(1e-6)
+        try:
+            with (
+                nc.Client(scripted.address, timeout=60) as client,
+                ThreadPoolExecutor(8) as threads,
+            ):
+                session = client.bind_model("level", [], layers)
+                list(threads.map(lambda name: session.calc_mask({name: WEIGHTS["a"]}), names))
+                assert session.stale == frozenset()
+        finally:
+            sys.setswitchinterval(interval)
+
+
+class TestLeavingASession:
+    def test_after_an_error_it_does_not_wait_for_a_server_that_is_gone(
+        self, scripted: ScriptedServer, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        limits = []
+        monkeypatch.setattr(
+            nc.Session, "close", lambda self, *, timeout=None: limits.append(timeout)
+        )
+        for timeout in (300.0, 2.0, None):
+            with nc.Client(scripted.address, timeout=timeout) as client:
+                with client.bind_model("level", [], LAYERS):
+                    pass
+                with contextlib.suppress(KeyError), client.bind_model("level", [], LAYERS):
+                    raise KeyError
+        assert limits == [300.0, 10.0, 2.0, 2.0, None, 10.0]
+
+
+class TestAddresses:
+    @pytest.mark.parametrize(
+        "address",
+        [
+            *("127.0.0.1:50051", "localhost:1", "host.example:65535", "[::1]:50051"),
+            *("dns:host:50051", "dns:///host:50051", "dns://10.0.0.1/host:50051"),
+            *("ipv4:10.0.0.1:1,10.0.0.2:2", "ipv6:[::1]:50051", "unix:/run/compression"),
+            *("unix:relative", "unix-abstract:compression", "xds:///service"),
+        ],
+    )
+    def test_what_grpc_connects_to_is_taken(self, address: str) -> None:
+        with nc.Client(address) as client:
+            assert client.server == address
+
+    @pytest.mark.parametrize(
+        "address",
+        [
+            *("127.0.0.1", "localhost", "localhost:", ":50051", "localhost:50051x", "localhost:0"),
+            *("localhost:-1", "localhost:+5", "localhost:65536", "localhost:0x50", "localhost:5 1"),
+            *("::1:50051", "[::1]", "http://localhost:50051", "localhost:50051/", "dns:///host"),
+            *("dns://host:50051", "ipv4:10.0.0.1:1,10.0.0.2", "unix:", " localhost:50051", "a\n:1"),
+            *("localhost:\u0665", "h\u00f6st:1"),
+        ],
+    )
+    def test_what_cannot_be_meant_is_refused_at_once(
+        self, address: str, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        expected = re.escape(
+            f"server is {address!r}; it must be HOST:PORT with a port in [1, 65535]"
+        )
+        with pytest.raises(nc.InvalidArgumentError, match=expected):
+            nc.Client(address)
+        monkeypatch.setenv("NNI_COMPRESSION_SERVER", address)
+        with pytest.raises(nc.InvalidArgumentError, match=re.escape(f"SERVER is {address!r}")):
+            nc.Client()
 
 
 class TestNobodyThere:

@@ -145,8 +145,6 @@ class TestLabels:
     def test_a_session_of_a_trial_is_found_by_its_experiment(
         self, client: nc.Client, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        # The watch would stay with this process; that it starts is tested below.
-        monkeypatch.setattr("nni_compression.client.end_with_parent", lambda session: None)
         for name, value in TRIAL.items():
             monkeypatch.setenv(name, value)
         with client.bind_model(
@@ -166,6 +164,9 @@ TRAINER = """
 import sys, threading
 import nni_compression as nc
 client = nc.Client(sys.argv[1])
+if "opt in" in sys.argv:
+    from nni_compression.nni import end_with_parent
+    end_with_parent()
 layer = nc.Layer("fc", "Linear", (10, 8))
 session = client.bind_model("level", [{"sparsity": 0.5}], [layer])
 print(session.id, [thread.name for thread in threading.enumerate()], flush=True)
@@ -174,12 +175,15 @@ threading.Event().wait(600)
 
 
 def start_trainer(
-    server: ServerProcess, environment: dict[str, str]
+    server: ServerProcess, environment: dict[str, str], *arguments: str
 ) -> tuple[subprocess.Popen[str], str, str]:
     """A shell, as NNI starts one, with a trainer in it; its session's id, its threads' names."""
     shell = subprocess.Popen(
         # Two commands, or the shell would become the trainer.
-        ["/bin/bash", "-c", '"$0" -c "$1" "$2"; true', sys.executable, TRAINER, server.address],
+        [
+            *("/bin/bash", "-c", '"$0" "$@"; true', sys.executable, "-c", TRAINER, server.address),
+            *arguments,
+        ],
         env={**os.environ, **environment, "PYTHONPATH": str(SOURCES)},
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
@@ -194,7 +198,7 @@ class TestTheParentsEnd:
     def test_a_trainer_whose_shell_is_killed_closes_its_session_and_ends(
         self, server: ServerProcess, client: nc.Client
     ) -> None:
-        shell, session_id, _ = start_trainer(server, TRIAL)
+        shell, session_id, _ = start_trainer(server, TRIAL, "opt in")
         assert client.session_info(session_id).state == "active"
         shell.kill()
         # Both streams end when the trainer, which has inherited them, does.
@@ -202,8 +206,11 @@ class TestTheParentsEnd:
         assert client.session_info(session_id).state == "closed"
         assert f"process {shell.pid}, which started this trial, is gone" in errors
 
-    def test_nobody_watches_the_parent_outside_a_trial(self, server: ServerProcess) -> None:
-        shell, _, threads = start_trainer(server, {})
+    @pytest.mark.parametrize(("environment", "arguments"), [(TRIAL, []), ({}, ["opt in"])])
+    def test_nobody_watches_the_parent_unasked_or_outside_a_trial(
+        self, server: ServerProcess, environment: dict[str, str], arguments: list[str]
+    ) -> None:
+        shell, _, threads = start_trainer(server, environment, *arguments)
         trainer = Path(f"/proc/{shell.pid}/task/{shell.pid}/children").read_text()
         os.kill(int(trainer), signal.SIGKILL)
         shell.communicate(timeout=TIMEOUT)

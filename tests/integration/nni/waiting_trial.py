@@ -7,9 +7,10 @@ from killed_trial import LAYER
 
 import nni
 import nni_compression as nc
-from nni_compression.nni import pruning_choice
+from nni_compression.nni import end_with_parent, pruning_choice
 
 if __name__ == "__main__":
+    end_with_parent()
     options = {"agp": {"end_epoch": 10}}
     choice = pruning_choice(nni.get_next_parameter(), options=options)
     client = nc.Client()

@@ -11,7 +11,7 @@ from typing import Any, Callable, Optional
 
 import torch
 
-from nni_compression.nni import pruning_choice, quantization_choice
+from nni_compression.nni import end_with_parent, pruning_choice, quantization_choice
 from nni_compression.torch import AGPPruner, DoReFaQuantizer, LevelPruner, QATQuantizer
 
 HERE = Path(__file__).resolve().parent
@@ -63,12 +63,18 @@ def run_trial(
         parameters: of a `pruning_space` or a `quantization_space`.
         model: trained; it is compressed in place.
         report: gets the intermediate result of each epoch.
+        epochs: 3 or more.
 
     Returns "accuracy" in percent, "saved" (share of the weights' size) and "default", the score
     that the tuner maximizes.
     """
+    if epochs < 3:
+        raise ValueError(
+            f"epochs is {epochs}; it must be at least 3, or AGP would not get to its end"
+        )
     if "prune_method" in parameters:
-        agp = {"start_epoch": 0, "end_epoch": epochs - 2}
+        # The last epochs train with all that is pruned in the end; pruning takes two at least.
+        agp = {"start_epoch": 0, "end_epoch": max(2, epochs - 2)}
         algorithm, config_list = pruning_choice(parameters, options={"agp": agp})
     else:
         algorithm, config_list = quantization_choice(parameters)
@@ -95,6 +101,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n", maxsplit=1)[0])
     parser.add_argument("--baseline", type=Path, help="the trained network; made when missing")
     arguments = parser.parse_args()
+    end_with_parent()
     digits.use_one_thread()
     parameters = nni.get_next_parameter()
     result = run_trial(

@@ -1,4 +1,6 @@
-"""What a process that NNI runs as a trial owes its sessions: labels, and an end with its shell."""
+"""What a process that NNI runs as a trial owes its sessions: labels and, if it asks for that, an
+end with its shell.
+"""
 
 from __future__ import annotations
 
@@ -53,34 +55,46 @@ class ParentWatch:
     When another one has taken its place, the sessions are closed and SIGTERM is raised, so that
     handlers run; ten seconds later the process ends whatever they do.
 
-    Sessions are referred to weakly. A forked child has its own parent, and no watch before it binds
-    a session itself. Any thread may call.
+    Nothing happens before `start`. Sessions are referred to weakly. A forked child has its own
+    parent, and no watch before it starts one itself. Any thread may call.
     """
 
+    _lock: threading.Lock
+    _pid: int
+    _started: bool
+    _sessions: weakref.WeakSet[Session]
+
     def __init__(self) -> None:
-        self._lock: threading.Lock
-        self._pid: Optional[int]
-        self._sessions: weakref.WeakSet[Session]
         self._reset()
 
     def add(self, session: Session) -> None:
         """Closes this session too when the parent is gone."""
-        if self._pid not in (None, os.getpid()):  # forked, perhaps with the lock held
-            self._reset()
+        self._notice_fork()
         with self._lock:
             self._sessions.add(session)
-            if self._pid is None:
-                self._pid = os.getpid()
-                threading.Thread(
-                    target=self._run,
-                    args=(os.getppid(),),
-                    name="nni-compression-parent-watch",
-                    daemon=True,
-                ).start()
+
+    def start(self) -> None:
+        """Begins to watch the parent that there is now; again does nothing."""
+        self._notice_fork()
+        with self._lock:
+            if self._started:
+                return
+            self._started = True
+            threading.Thread(
+                target=self._run,
+                args=(os.getppid(),),
+                name="nni-compression-parent-watch",
+                daemon=True,
+            ).start()
+
+    def _notice_fork(self) -> None:
+        if self._pid != os.getpid():  # another thread of the parent may have held the lock
+            self._reset()
 
     def _reset(self) -> None:
         self._lock = threading.Lock()
-        self._pid = None  # of the process whose parent is watched
+        self._pid = os.getpid()
+        self._started = False
         self._sessions = weakref.WeakSet()
 
     def _run(self, parent: int) -> None:
@@ -103,10 +117,15 @@ class ParentWatch:
         os._exit(1)
 
 
-_watch = ParentWatch()
+watch = ParentWatch()
 
 
-def end_with_parent(session: Session) -> None:
-    """Inside an NNI trial: closes the session and ends the process once NNI's shell is gone."""
+def end_with_parent() -> None:
+    """Makes this process end when the shell that NNI started it in is gone.
+
+    Call it at the beginning of a trial's program. Its sessions, those of all clients, are closed
+    first, and handlers of SIGTERM run; ten seconds later the process ends whatever they do. Outside
+    a trial it does nothing, so the program can be started by hand.
+    """
     if trial_labels():
-        _watch.add(session)
+        watch.start()

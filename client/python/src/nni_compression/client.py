@@ -14,13 +14,14 @@ import numpy as np
 import numpy.typing as npt
 
 from . import _exchange, _frames
+from ._address import check_address
 from ._config import text, to_struct
 from ._credentials import make_credentials
 from ._keep_alive import KeepAlive
 from ._shared_memory import SharedMemory, socket_path
 from ._tls import Tls, make_tls
 from ._transport import HEALTH, SERVICE, Transport, mint_route
-from ._trial import end_with_parent, trial_labels
+from ._trial import trial_labels, watch
 from ._wire import compression_pb2 as pb
 from .errors import CompressionError, InvalidArgumentError, NotFoundError
 from .masks import Mask
@@ -105,6 +106,7 @@ class Client:
         tls: Union[bool, str, os.PathLike[str], Tls, None] = None,
     ) -> None:
         self.server = server_address(server)
+        check_address(self.server, "server" if server else f"${SERVER_VARIABLE}")
         self.stats = Stats()
         self._timeout = timeout
         self._connect_timeout = connect_timeout
@@ -131,6 +133,7 @@ class Client:
         lease: Optional[float] = None,
         epoch: int = 0,
         step: int = 0,
+        vectors_need_filter: bool = False,
         route: Optional[str] = None,
         timeout: Optional[float] = None,
     ) -> Session:
@@ -149,6 +152,9 @@ class Client:
             lease: seconds without a call after which the server may end the session; the server
                 decides, and `Session.lease` says what it gave.
             epoch, step: where training resumes.
+            vectors_need_filter: whether a rule without op_types and op_names leaves layers of one
+                dimension out, as it does in the adapters: for `layers` that are all weights of a
+                model, the scales of norms among them.
             route: the session's `nni-route`; minted by default.
 
         Raises InvalidArgumentError that names what is wrong in the configuration.
@@ -165,6 +171,7 @@ class Client:
         request = _bind_request(algorithm, config_list, layers, framework, labels, lease, inline)
         try:
             request.epoch, request.step = epoch, step
+            request.vectors_need_filter = vectors_need_filter
         except ValueError as error:
             raise InvalidArgumentError(f"epoch is {epoch}, step is {step}: {error}") from error
         route = _check_route(route) or mint_route()
@@ -172,7 +179,7 @@ class Client:
         session = self._session(
             reply.session_id, route, reply.plan, seconds(reply.lease), reply.stale_layers
         )
-        end_with_parent(session)
+        watch.add(session)
         if uploaded:
             try:
                 session.set_mask(uploaded, timeout=timeout)

@@ -5,8 +5,8 @@
 set into an algorithm and its config_list. They work on plain dictionaries and need no NNI, so any
 tuner can be used.
 
-Inside a trial, sessions carry the labels of `trial_labels`, and a trainer whose shell NNI has
-killed closes its sessions and ends.
+Inside a trial, sessions carry the labels of `trial_labels`. A trial that calls `end_with_parent`
+closes its sessions and ends when NNI has killed its shell.
 """
 
 from __future__ import annotations
@@ -15,12 +15,13 @@ import numbers
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple, Optional
 
-from ._trial import trial_labels
+from ._trial import end_with_parent, trial_labels
 from .errors import InvalidArgumentError
 from .plan import Layer
 
 __all__ = [
     "Choice",
+    "end_with_parent",
     "pruning_choice",
     "pruning_space",
     "quantization_choice",

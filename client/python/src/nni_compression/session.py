@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import operator
 import os
+import threading
 import time
 import warnings
 from collections.abc import Iterator, Mapping
@@ -34,6 +35,8 @@ from .quantization import QuantizedTensor
 from .reports import SessionInfo, seconds
 from .statistics import Stats
 from .tensors import DTYPES, Tensor, TensorLike
+
+_CLOSE_TIMEOUT = 10.0  # seconds, where something has failed before
 
 _R = TypeVar("_R")
 _M = TypeVar("_M")
@@ -147,6 +150,7 @@ class Session:
         self.stats = Stats()
         self._transport = transport
         self._all_stats = (self.stats, client_stats)
+        self._lock = threading.Lock()  # of the two sets, never held in a call
         self._stale = stale
         self._checksum = checksum
         self._shared_memory = shared_memory
@@ -295,8 +299,10 @@ class Session:
         """
         request = pb.UpdateEpochRequest(session_id=self.id, epoch=_counter(epoch, "epoch"))
         reply = self._unary("UpdateEpoch", request, pb.UpdateEpochResponse, timeout)
-        self._stale = frozenset(reply.stale_layers)
-        return self._stale
+        stale = frozenset(reply.stale_layers)
+        with self._lock:
+            self._stale = stale
+        return stale
 
     def step(
         self,
@@ -361,7 +367,8 @@ class Session:
             return _step_result(_exchange.decode(pb.StepResponse, memoryview(raw)), len(requests))
 
         result = self._call(call)
-        self._stale = frozenset(result)
+        with self._lock:
+            self._stale = frozenset(result)
         return result
 
     def export(
@@ -445,8 +452,11 @@ class Session:
         error: Optional[BaseException],
         traceback: Optional[TracebackType],
     ) -> None:
+        # After a failure the server may be gone, and the session ends with its lease anyway.
+        limits = [self._transport.timeout, None if error is None else _CLOSE_TIMEOUT]
+        timeout = min((limit for limit in limits if limit is not None), default=None)
         try:
-            self.close()
+            self.close(timeout=timeout)
         except CompressionError:
             if error is None:  # else that one says more
                 raise
@@ -496,9 +506,10 @@ class Session:
     ) -> dict[str, _R]:
         if exchange.empty:
             return {}
-        # A layer that is asked for again has trained since.
-        exchange.changing = set(self._sent)
-        self._sent |= exchange.layers
+        with self._lock:
+            # A layer that is asked for again has trained since.
+            exchange.changing = set(self._sent)
+            self._sent |= exchange.layers
         try:
             self._find_weights(exchange, timeout)
             self._call(lambda: self._stream(method, exchange, timeout))
@@ -509,7 +520,8 @@ class Session:
             raise
         finally:
             exchange.close()
-            self._stale -= exchange.results.keys()
+            with self._lock:
+                self._stale = self._stale.difference(exchange.results)
         _raise_layer_errors(exchange.errors, exchange.results)
         return exchange.results
 

@@ -1,0 +1,48 @@
+"""Addresses of servers: one that cannot be meant is refused before anybody waits for it."""
+
+from __future__ import annotations
+
+from .errors import InvalidArgumentError
+
+# Schemes of gRPC that are followed by one HOST:PORT, or by several.
+_WITH_PORTS = ("dns:", "ipv4:", "ipv6:")
+# Those that are followed by something else.
+_OTHERS = ("unix:", "unix-abstract:", "vsock:", "xds:")
+
+
+def check_address(address: str, where: str = "server") -> None:
+    """Raises InvalidArgumentError for what is no address that gRPC could connect to.
+
+    Args:
+        where: it came from, for the message.
+
+    Without a port gRPC tries another one, and of "50051x" it reads the digits.
+    """
+    if not _is_address(address):
+        raise InvalidArgumentError(
+            f"{where} is {address!r}; it must be HOST:PORT with a port in [1, 65535], such as "
+            "127.0.0.1:50051 or [::1]:50051, or unix:PATH"
+        )
+
+
+def _is_address(address: str) -> bool:
+    if not address.isascii() or not address.isprintable() or " " in address:
+        return False
+    for scheme in _OTHERS:
+        if address.startswith(scheme):
+            return len(address) > len(scheme)
+    for scheme in _WITH_PORTS:
+        if address.startswith(scheme):
+            rest = address[len(scheme) :]
+            if rest.startswith("//"):  # an authority, which may be empty
+                rest = rest[2:].partition("/")[2]
+            return all(map(_has_host_and_port, rest.split(",")))
+    return _has_host_and_port(address)
+
+
+def _has_host_and_port(endpoint: str) -> bool:
+    host, _, port = endpoint.rpartition(":")
+    bracketed = host.startswith("[") and host.endswith("]")
+    if not host or "/" in host or (":" in host and not bracketed):
+        return False
+    return port.isdigit() and len(port) <= 5 and 0 < int(port) < 65536
