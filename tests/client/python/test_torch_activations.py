@@ -72,6 +72,21 @@ def test_inputs_are_quantized_before_the_layer_and_outputs_after_it(client):
     assert float(found["output_scale"]) == scale
 
 
+def test_an_input_that_is_given_by_its_name_is_quantized_too(client):
+    plain, model = linear(), linear()
+    quantizer = QATQuantizer([{"quant_types": ["input"], "quant_bits": 4}], client=client)
+    quantizer(model)
+    x = inputs(1)
+    model(input=x)
+    quantizer.step()
+    assert quantizer.calibration["."]["input_range"] == (x.min().item(), x.max().item())
+    scale, zero_point = parameters(x.min().item(), x.max().item(), bits=4)
+    inner = torch.fake_quantize_per_tensor_affine(x, scale, zero_point, 0, 15)
+    model.eval()
+    assert torch.equal(model(input=x), plain(inner))
+    assert torch.equal(model(input=x), model(x))
+
+
 def test_gradients_pass_straight_through_and_are_zero_where_an_output_was_clamped(client):
     model = nn.Linear(1, 1, bias=False)
     nn.init.constant_(model.weight, 1.0)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+
 import numpy as np
 import pytest
 
@@ -313,3 +315,60 @@ def test_the_optimizer_moves_float_weights_by_less_than_a_code(client):
         assert not torch.equal(dense(getattr(model, name)), before[name])
         assert getattr(model, name).weight.unique().numel() <= 4
     model(images())
+
+
+class Conv1D(nn.Module):
+    """A linear layer whose weight is [inputs, outputs], as transformers has it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(12, 6))
+
+    def forward(self, value: torch.Tensor) -> torch.Tensor:
+        return value @ self.weight
+
+
+Conv1D.__module__ = "transformers.pytorch_utils"
+
+
+class SubclassedConv1D(Conv1D):
+    """As somebody may have one."""
+
+
+@pytest.mark.parametrize("transfer", ["weights", "ranges"])
+@pytest.mark.parametrize(
+    ("module", "axis"),
+    [
+        (nn.ConvTranspose1d(4, 6, 3), 1),
+        (nn.ConvTranspose2d(4, 6, 3), 1),
+        (nn.ConvTranspose3d(4, 6, 2), 1),
+        (Conv1D(), 1),
+        (SubclassedConv1D(), 1),
+        (nn.Conv2d(4, 6, 3), 0),
+        (nn.Linear(4, 6), 0),
+        (nn.Bilinear(2, 3, 6), 0),
+    ],
+    ids=lambda value: type(value).__name__ if isinstance(value, nn.Module) else None,
+)
+def test_channels_are_those_of_the_outputs(client, module, axis, transfer):
+    model = copy.deepcopy(module)
+    rule = [{"quant_scheme": "per_channel_affine"}]
+    quantizer = QATQuantizer(rule, client=client, transfer=transfer)
+    quantizer(model)
+    found = quantizer.calibration["."]
+    assert found["channel_axis"] == axis
+    assert found["weight_scale"].shape == (6,)
+    wanted = torch.fake_quantize_per_channel_affine(
+        module.weight, found["weight_scale"], found["weight_zero_point"], axis, 0, 255
+    )
+    assert torch.equal(model.weight, wanted)
+    quantizer.close()
+
+
+def test_transformers_own_conv1d_has_its_outputs_last(client):
+    utilities = pytest.importorskip("transformers.pytorch_utils")
+    model = utilities.Conv1D(6, 12)
+    quantizer = QATQuantizer([{"quant_scheme": "per_channel_symmetric"}], client=client)
+    quantizer(model)
+    assert quantizer.calibration["."]["channel_axis"] == 1
+    assert quantizer.calibration["."]["weight_scale"].shape == (6,)

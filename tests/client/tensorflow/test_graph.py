@@ -271,3 +271,37 @@ def test_a_session_that_a_restarted_server_lost_is_replaced_with_the_masks(graph
             pruner.update_epoch(9, session)
             assert 1 - pruner.masks["fc"].mean() > 1 - masks["fc"].mean()
             pruner.close()
+
+
+@pytest.mark.parametrize("transfer", ["weights", "ranges"])
+def test_channels_of_a_transposed_matrix_are_its_rows(
+    client: nc.Client, graph: Any, transfer: str
+) -> None:
+    weight = v1.get_variable("w", [5, 8])
+    tf.matmul(v1.placeholder(tf.float32, [None, 8]), weight, transpose_b=True, name="fc")
+    config = [{**QAT[0], "quant_scheme": "per_channel_symmetric"}]
+    quantizer = QATQuantizer(config, client=client, transfer=transfer)
+    quantizer(graph)
+    with started() as session:
+        dense = session.run(weight)
+        quantizer.refresh()
+        found = quantizer.calibration["fc"]
+        assert found["channel_axis"] == 0
+        assert np.allclose(found["weight_scale"], np.abs(dense).max(axis=1) / 7, rtol=1e-6)
+        quantizer.unwrap()
+        scale = found["weight_scale"].reshape(5, 1)
+        wanted = np.clip(np.rint(dense * (np.float32(1) / scale)), -7, 7) * scale
+        assert np.array_equal(session.run(weight), wanted)
+
+
+def test_the_plan_says_what_is_not_covered(client: nc.Client, graph: Any) -> None:
+    Network()
+    v1.get_variable("table", [100, 3])
+    v1.get_variable("gamma", [7])
+    pruner = LevelPruner(LEVEL, client=client)
+    pruner(graph)
+    coverage = pruner.plan.coverage
+    assert coverage is not None
+    assert (coverage.compressed, coverage.weights) == (2, 3)
+    assert (coverage.compressed_parameters, coverage.parameters) == (36 + 1440, 1476 + 307)
+    assert [(p.name, p.op_type) for p in coverage.left_out] == [("table", "Variable")]

@@ -398,7 +398,61 @@ def test_a_pruner_and_a_quantizer_share_a_model(client: nc.Client) -> None:
     assert len(np.unique(weight)) <= 17
 
 
-def test_every_layer_that_default_means_is_found_with_its_channels_last(client: nc.Client) -> None:
+@pytest.mark.parametrize("transfer", ["weights", "ranges"])
+def test_channels_of_a_transposed_convolution_are_those_of_its_outputs(
+    client: nc.Client, transfer: str
+) -> None:
+    model = keras.Sequential(
+        [keras.layers.Input((4, 4, 3)), keras.layers.Conv2DTranspose(5, 2, name="transposed")]
+    )
+    weight = kernel(model, "transposed")  # [2, 2, outputs, inputs]
+    config = [{**QAT[0], "quant_scheme": "per_channel_symmetric"}]
+    quantizer = QATQuantizer(config, client=client, transfer=transfer)
+    quantizer(model)
+    found = quantizer.calibration["transposed"]
+    assert found["channel_axis"] == 2
+    largest = np.abs(weight).max(axis=(0, 1, 3))
+    assert np.allclose(found["weight_scale"], largest / 7, rtol=1e-6)
+    scale = found["weight_scale"].reshape(1, 1, 5, 1)
+    quantizer.unwrap()
+    wanted = np.clip(np.rint(weight * (np.float32(1) / scale)), -7, 7) * scale
+    assert np.array_equal(kernel(model, "transposed"), wanted)
+
+
+def test_the_plan_says_what_is_not_covered(
+    client: nc.Client, caplog: pytest.LogCaptureFixture
+) -> None:
+    model = keras.Sequential(
+        [
+            keras.layers.Input((6, 3)),
+            keras.layers.LSTM(4, name="lstm", use_bias=False),
+            keras.layers.BatchNormalization(name="norm"),
+            keras.layers.Dense(3, name="fc", use_bias=False),
+        ]
+    )
+    pruner = LevelPruner(LEVEL, client=client)
+    pruner(model)
+    coverage = pruner.plan.coverage
+    assert coverage is not None
+    assert (coverage.compressed, coverage.weights) == (1, 3)
+    assert (coverage.compressed_parameters, coverage.parameters) == (12, 12 + 48 + 64 + 16)
+    # Keras 3 counts the cell as a layer of its own.
+    assert {p.op_type for p in coverage.left_out} <= {"LSTM", "LSTMCell"}
+    assert len(coverage.left_out) == 2
+    assert str(coverage) in caplog.messages
+
+
+def test_a_rule_without_filters_leaves_vectors_out(client: nc.Client) -> None:
+    model = keras.Sequential(
+        [keras.layers.Input((4,)), keras.layers.Embedding(9, 2), keras.layers.Flatten()]
+    )
+    model.add(keras.layers.Dense(3, name="fc"))
+    pruner = LevelPruner([{"sparsity": 0.5}], client=client)
+    pruner(model)
+    assert len(pruner.masks) == 2
+
+
+def test_every_layer_that_default_means_is_found_with_its_channels(client: nc.Client) -> None:
     image = keras.layers.Input((8, 8, 2))
     x = keras.layers.DepthwiseConv2D(3, name="depthwise")(image)
     x = keras.layers.SeparableConv2D(3, 3, name="separable")(x)
@@ -418,7 +472,15 @@ def test_every_layer_that_default_means_is_found_with_its_channels_last(client: 
         "conv1d",
         "fc",
     }
-    assert found["conv1d"].channel_axis == 2
+    assert {name: layer.channel_axis for name, layer in found.items()} == {
+        "depthwise": 3,
+        "separable/depthwise_kernel": 3,
+        "separable/pointwise_kernel": 3,
+        "transposed": 2,
+        "words": 1,
+        "conv1d": 2,
+        "fc": 1,
+    }
     pruner = LevelPruner(LEVEL, client=client)
     pruner(model)
     assert set(pruner.masks) == set(found)

@@ -51,6 +51,13 @@ class LayerStatus:
             return False
         return bool(self.token != token())
 
+    @property
+    def stands(self) -> bool:
+        """Whether there is an answer, and nothing but the weight itself could outdate it."""
+        if not self.answered or self.stale:
+            return False
+        return self.refresh != ON_WEIGHT_CHANGE or self.lasting or self.token is not None
+
 
 class Tracker:
     """The calls of one adapter on one session, and which layers need another one.

@@ -12,7 +12,8 @@ import logging
 import os
 import tempfile
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Callable, ClassVar, Optional, Union
 
@@ -24,7 +25,7 @@ from .binding import Binding, PrunerBinding, QuantizerBinding, Weight
 from .client import Client
 from .errors import InvalidArgumentError, NotFoundError
 from .masks import Mask
-from .plan import Plan
+from .plan import Coverage, Parameter, Plan
 from .session import Session
 from .statistics import Stats
 
@@ -131,6 +132,7 @@ class Compressor:
         self._binding: Optional[Binding[Any]] = None
         self._closer: Optional[Closer] = None
         self._unwatch: list[Callable[[], None]] = []
+        self._vectors_need_filter = True
         self._told = 0  # how often the base was told of an epoch or a step
 
     def __call__(self, model: Any) -> Any:
@@ -228,6 +230,7 @@ class Compressor:
             "route": tracker.session.route,
             "epoch": tracker.epoch,
             "step": tracker.step,
+            "vectors_need_filter": self._vectors_need_filter,
             "masks": {
                 name: {"bits": self._from_numpy(mask.bits.copy()), "shape": list(mask.shape)}
                 for name, mask in self._packed_masks().items()
@@ -412,8 +415,11 @@ class Compressor:
         if resume:
             self._install_state(resume)
         self._watch()
+        plan = tracker.plan
+        plan = replace(plan, coverage=Coverage.of(self._parameters(), plan.layers))
+        tracker.session.plan = plan
         if join:
-            _warn(tracker.plan)
+            _warn(plan)
 
     def _open(
         self,
@@ -429,6 +435,8 @@ class Compressor:
             _check_layers(session, layers)
             info = session.info()
             return Tracker(session, epoch=info.epoch, step=info.step)
+        if resume is not None:  # a state of the first version compressed vectors without a filter
+            self._vectors_need_filter = resume.get("vectors_need_filter", False)
         epoch, step = (resume["epoch"], resume["step"]) if resume else (0, 0)
         if resume and join:
             try:
@@ -451,6 +459,7 @@ class Compressor:
             masks=masks or None,
             epoch=epoch,
             step=step,
+            vectors_need_filter=self._vectors_need_filter,
         )
         return Tracker(session, epoch=epoch, step=step)
 
@@ -518,6 +527,10 @@ class Compressor:
 
     def _find_weights(self) -> Sequence[Any]:
         """The weights of the model that can be compressed, tied ones once."""
+        raise NotImplementedError
+
+    def _parameters(self) -> Iterable[Parameter]:
+        """All parameters of the model, those that cannot be compressed too, each once."""
         raise NotImplementedError
 
     def _make_binding(self, tracker: Tracker, weights: Sequence[Any]) -> Binding[Any]:
@@ -726,6 +739,9 @@ def _check_layers(session: Session, layers: Sequence[Any]) -> None:
 
 
 def _warn(plan: Plan) -> None:
+    coverage = plan.coverage
+    if coverage is not None:
+        _log.log(logging.WARNING if coverage.left_out else logging.INFO, "%s", coverage)
     for warning in plan.warnings:
         warnings.warn(warning, UserWarning, stacklevel=5)
     if not plan.compressed:

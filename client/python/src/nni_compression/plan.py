@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Optional
 
@@ -29,8 +30,8 @@ class Layer:
         shape: of the weight; 1 to 64 dimensions, each at least 1.
         dtype: of the weight: "float32", "float16", "bfloat16" or "float64"; numpy's and the
             frameworks' dtypes are taken too.
-        channel_axis: the dimension that per-channel quantization keeps apart: 0 in PyTorch, the
-            last one in Keras.
+        channel_axis: the dimension that per-channel quantization keeps apart, that of the outputs:
+            0 in most of PyTorch's modules, the last one in most of Keras's layers.
         aliases: further names of the same (tied) weight; a rule that names any of them matches.
 
     >>> Layer(name="conv1", op_type="Conv2d", shape=[20, 1, 5, 5]).shape
@@ -95,20 +96,108 @@ class LayerPlan:
 
 
 @dataclass(frozen=True)
+class Parameter:
+    """A parameter of a model, whether the server could compress it or not.
+
+    Attributes:
+        name: as the framework names it: "conv1.weight".
+        op_type: of the module or layer that has it.
+        elements: how many numbers it has.
+        dimensions: of its shape.
+        layer: the layer that BindModel was told of for it; None: it can not be compressed.
+    """
+
+    name: str
+    op_type: str
+    elements: int
+    dimensions: int
+    layer: Optional[str] = None
+
+
+@dataclass(frozen=True)
+class Coverage:
+    """Which part of a model is compressed; `str()` is a line about it.
+
+    A weight is a parameter that is compressed, or that has two or more dimensions: biases and the
+    scales of norms are none, unless a rule compresses them.
+
+    Attributes:
+        compressed: how many weights are.
+        weights: how many there are.
+        compressed_parameters: numbers in the weights that are compressed.
+        parameters: numbers in all of the model's parameters.
+        left_out: the weights that no rule compresses, or that none could, the largest first.
+        excluded: those that a rule excludes.
+    """
+
+    compressed: int
+    weights: int
+    compressed_parameters: int
+    parameters: int
+    left_out: tuple[Parameter, ...] = ()
+    excluded: tuple[Parameter, ...] = ()
+
+    @classmethod
+    def of(cls, parameters: Iterable[Parameter], layers: Mapping[str, LayerPlan]) -> Coverage:
+        """Of a model with these parameters, under the plan of its layers."""
+        plans = [(p, layers.get(p.layer) if p.layer is not None else None) for p in parameters]
+        compressed = [p for p, plan in plans if plan is not None and plan.compressed]
+        others = [
+            (p, plan is not None and plan.rule is not None)
+            for p, plan in plans
+            if p.dimensions > 1 and not (plan is not None and plan.compressed)
+        ]
+        others.sort(key=lambda other: -other[0].elements)
+        return cls(
+            compressed=len(compressed),
+            weights=len(compressed) + len(others),
+            compressed_parameters=sum(p.elements for p in compressed),
+            parameters=sum(p.elements for p, _ in plans),
+            left_out=tuple(p for p, excluded in others if not excluded),
+            excluded=tuple(p for p, excluded in others if excluded),
+        )
+
+    @property
+    def share(self) -> float:
+        """Of the parameters in compressed weights: 0 to 1."""
+        return self.compressed_parameters / self.parameters if self.parameters else 0.0
+
+    def __str__(self) -> str:
+        percent = math.floor(1000 * self.share) / 10  # never 100 of what is not all
+        line = (
+            f"{self.compressed} of {self.weights} weights, {percent:g} % of the parameters, are "
+            "compressed"
+        )
+        if self.left_out:
+            named = [f"{p.name} ({p.op_type})" for p in self.left_out[:_NAMED]]
+            more = len(self.left_out) - len(named)
+            line += "; not covered: " + ", ".join(named) + (f" and {more} more" if more else "")
+        if self.excluded:
+            line += f"; excluded: {len(self.excluded)}"
+        return line
+
+
+_NAMED = 5  # weights that a line about coverage names
+
+
+@dataclass(frozen=True)
 class Plan:
     """What the session does, layer by layer.
 
     Attributes:
         layers: layer name -> LayerPlan, for every layer bound, in that order.
-        warnings: for people: rules that match no layer, op_names that the model lacks.
+        warnings: for people: rules that match no layer, op_names and op_types that the model lacks,
+            weights of one dimension that a rule without filters leaves out.
         needs_update_epoch: whether `Session.update_epoch` can change an answer.
         needs_step: whether `Session.step` can.
+        coverage: of a model that an adapter has bound: which part of it is compressed.
     """
 
     layers: Mapping[str, LayerPlan]
     warnings: tuple[str, ...] = ()
     needs_update_epoch: bool = False
     needs_step: bool = False
+    coverage: Optional[Coverage] = None
 
     @property
     def compressed(self) -> tuple[str, ...]:

@@ -6,7 +6,7 @@ import contextlib
 import inspect
 import numbers
 import os
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Callable, ClassVar, Optional, Union
 
@@ -17,6 +17,7 @@ from ..adapter import Tracker
 from ..binding import Binding
 from ..errors import UnimplementedError
 from ..masks import Mask
+from ..plan import Parameter
 from . import custom, graph, keras, rounding
 from ._files import ModelFiles
 from .counted import CountedBinding
@@ -216,6 +217,11 @@ class Compressor(compressor.Compressor):
 
     def _find_weights(self) -> Sequence[Any]:
         return find_weights(self._model)
+
+    def _parameters(self) -> Iterable[Parameter]:
+        if graph.is_graph(self._model):
+            return graph.parameters(self._model)
+        return keras.parameters(self._model)
 
     def _is_installed(self, binding: Binding[Any]) -> bool:
         assert isinstance(binding, CountedBinding)

@@ -20,7 +20,7 @@ import tensorflow as tf
 from .. import binding
 from ..adapter import Tracker
 from ..masks import Mask
-from ..plan import Layer
+from ..plan import Layer, Parameter
 from ..quantization import QuantizedTensor
 from . import counted, kernels, rounding
 
@@ -303,6 +303,11 @@ class GraphWeight:
         self._variable = variable
 
     @property
+    def variable(self) -> str:
+        """The name of the variable's operation."""
+        return str(self._variable.name)
+
+    @property
     def op(self) -> Any:
         """The operation that reads it; the first of several."""
         return self.operation
@@ -335,14 +340,20 @@ class GraphWeight:
         """Writes the dense weight."""
         self.graph.run(self._assign, {self._placeholder: value})
 
+    @property
+    def channel_axis(self) -> int:
+        """The dimension of the outputs: the last, or the first where a matrix is transposed."""
+        transposed = self.operation.type == "MatMul" and self.operation.get_attr("transpose_b")
+        return 0 if transposed else len(self.shape) - 1
+
     def layer(self) -> Layer:
-        """What BindModel is told: the channels are the last dimension, as TensorFlow has it."""
+        """What BindModel is told."""
         return Layer(
             name=self.name,
             op_type=self.operation.type,
             shape=self.shape,
             dtype=self.dtype,
-            channel_axis=len(self.shape) - 1,
+            channel_axis=self.channel_axis,
             aliases=self.aliases,
         )
 
@@ -396,6 +407,21 @@ def find_weights(graph: Any) -> list[GraphWeight]:
         if operation not in read.operations:
             read.operations.append(operation)
     return list(found.values())
+
+
+def parameters(graph: Any) -> Iterator[Parameter]:
+    """All trainable variables of a graph, and which of them layers read as their weight."""
+    layers = {weight.variable: weight for weight in find_weights(graph)}
+    for variable in graph.get_collection(_v1.GraphKeys.TRAINABLE_VARIABLES):
+        shape = tf.TensorShape(variable.shape)
+        weight = layers.get(variable.op.name)
+        yield Parameter(
+            name=variable.op.name,
+            op_type="Variable" if weight is None else weight.operation.type,
+            elements=shape.num_elements() or 0,
+            dimensions=shape.rank or 0,
+            layer=None if weight is None else weight.name,
+        )
 
 
 def _variable_of(tensor: Any) -> Any:
@@ -552,10 +578,8 @@ class QuantizerBinding(GraphBinding, binding.QuantizerBinding[GraphWeight]):
     def _ranges(self, weights: Sequence[GraphWeight]) -> Mapping[str, Any]:
         plan = self.tracker.plan.layers
         dense = self._dense(weights)
-        return {
-            w.name: rounding.weight_range(dense[w.name], plan[w.name].range_per_channel)
-            for w in weights
-        }
+        axes = {w.name: w.channel_axis if plan[w.name].range_per_channel else None for w in weights}
+        return {w.name: rounding.weight_range(dense[w.name], axes[w.name]) for w in weights}
 
     def _take(self, answers: Mapping[str, QuantizedTensor], tokens: Mapping[str, Any]) -> None:
         super()._take(answers, tokens)

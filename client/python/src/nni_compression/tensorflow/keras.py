@@ -14,7 +14,7 @@ import tensorflow as tf
 from .. import binding
 from ..adapter import Tracker
 from ..masks import Mask
-from ..plan import Layer
+from ..plan import Layer, Parameter
 from ..quantization import QuantizedTensor
 from . import counted, kernels, rounding
 from .activations import NOTHING, Activation
@@ -84,15 +84,22 @@ class TrackedWeight:
         """The dense weight; bfloat16 as numpy has it from TensorFlow."""
         return to_numpy(self.dense)
 
+    @property
+    def channel_axis(self) -> int:
+        """The dimension of the outputs: the last, or, where the layer is a transposed one, that
+        before it.
+        """
+        return len(self.dense.shape) - (2 if isinstance(self.owner, _transposed()) else 1)
+
     def layer(self) -> Layer:
-        """What BindModel is told: the channels are the last dimension, as Keras has it."""
+        """What BindModel is told."""
         shape = tuple(int(size) for size in self.dense.shape)
         return Layer(
             name=self.name,
             op_type=kernels.plain_class(self.owner).__name__,
             shape=shape,
             dtype=self.dtype,
-            channel_axis=len(shape) - 1,
+            channel_axis=self.channel_axis,
         )
 
     def token(self) -> Any:
@@ -142,13 +149,21 @@ def find_weights(model: Any) -> list[TrackedWeight]:
     return list(found.values())
 
 
+def _transposed() -> tuple[type, ...]:
+    return _layer_classes([name for name in _CLASSES if name.endswith("Transpose")])
+
+
+def _layer_classes(names: Sequence[str]) -> tuple[type, ...]:
+    """Those that this Keras has."""
+    layers = tf.keras.layers
+    return tuple(getattr(layers, name) for name in names if hasattr(layers, name))
+
+
 def _walk(layer: Any, path: str) -> Iterator[tuple[str, Any]]:
     """The compressible layers in a model, each once, with their paths."""
     seen: set[int] = set()
     waiting = [(path, layer)]
-    classes = tuple(
-        getattr(tf.keras.layers, name) for name in _CLASSES if hasattr(tf.keras.layers, name)
-    )
+    classes = _layer_classes(_CLASSES)
     while waiting:
         path, each = waiting.pop(0)
         if id(each) in seen:
@@ -169,6 +184,22 @@ def _is_weight(value: Any) -> bool:
         and len(value.shape) > 0
         and 0 not in value.shape
     )
+
+
+def parameters(model: Any) -> Iterator[Parameter]:
+    """All weights of a model, and which of them are kernels that can be compressed."""
+    owners: dict[int, Any] = {}
+    for layer in (model, *model._flatten_layers(include_self=False)):  # the innermost comes last
+        owners.update((id(variable), layer) for variable in layer.weights)
+    layers = {id(weight.dense): weight.name for weight in find_weights(model)}
+    for name, variable in variables(model).items():
+        yield Parameter(
+            name=name,
+            op_type=kernels.plain_class(owners[id(variable)]).__name__,
+            elements=int(np.prod(variable.shape, dtype=np.int64)),
+            dimensions=len(variable.shape),
+            layer=layers.get(id(variable)),
+        )
 
 
 def variables(model: Any) -> dict[str, Any]:
@@ -357,10 +388,8 @@ class QuantizerBinding(KerasBinding, binding.QuantizerBinding[TrackedWeight]):
 
     def _ranges(self, weights: Sequence[TrackedWeight]) -> Mapping[str, Any]:
         plan = self.tracker.plan.layers
-        return {
-            w.name: rounding.weight_range(w.numpy(), plan[w.name].range_per_channel)
-            for w in weights
-        }
+        axes = {w.name: w.channel_axis if plan[w.name].range_per_channel else None for w in weights}
+        return {w.name: rounding.weight_range(w.numpy(), axes[w.name]) for w in weights}
 
     def _set_answer(self, weight: TrackedWeight, answer: QuantizedTensor) -> None:
         self.answers[weight.name] = answer

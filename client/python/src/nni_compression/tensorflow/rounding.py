@@ -1,12 +1,12 @@
 """Quantized weights computed where the weight is, with the parameters that the service decided.
 
 The arithmetic is float32 in the service's order of operations, so both give the same bits (DoReFa
-to one code: the last bit of tanh differs between mathematical libraries). Channels are last.
+to one code: the last bit of tanh differs between mathematical libraries).
 """
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Optional
 
 import numpy as np
 
@@ -21,10 +21,12 @@ def host(array: Any, dtype: str) -> Any:
     return array
 
 
-def weight_range(weight: Any, per_channel: bool) -> Any:
-    """Smallest and largest element: float32 [2], or [2, C] for the last dimension."""
+def weight_range(weight: Any, channel_axis: Optional[int]) -> Any:
+    """Smallest and largest element: float32 [2], or [2, C] for the slices along a dimension."""
     wide = weight.astype(np.float32)
-    axes = tuple(range(wide.ndim - 1)) if per_channel else None
+    axes = None
+    if channel_axis is not None:
+        axes = tuple(axis for axis in range(wide.ndim) if axis != channel_axis)
     return np.stack([wide.min(axis=axes), wide.max(axis=axes)])
 
 
@@ -49,19 +51,27 @@ def _rounded(weight: Any, answer: QuantizedTensor) -> Any:
         levels = np.float32(answer.code_max)
         codes = np.rint((squashed / (largest * 2) + np.float32(0.5)) * levels)
         return codes * np.float32(2) / levels - np.float32(1)
-    scale = np.asarray(answer.scale, np.float32)
-    zero_point = np.asarray(answer.zero_point, np.float32)
+    scale, zero_point = _scale_and_zero_point(weight, answer)
     codes = np.clip(_codes(weight, answer), answer.code_min, answer.code_max)
     return (codes - zero_point) * scale
 
 
 def _codes(weight: Any, answer: QuantizedTensor) -> Any:
     """The codes of an affine formula, not clamped."""
-    scale = np.asarray(answer.scale, np.float32)
-    zero_point = np.asarray(answer.zero_point, np.float32)
+    scale, zero_point = _scale_and_zero_point(weight, answer)
     if answer.rounding == "truncate":
         return np.trunc(weight / scale) + zero_point
     return np.rint(weight * (np.float32(1) / scale)) + zero_point
+
+
+def _scale_and_zero_point(weight: Any, answer: QuantizedTensor) -> tuple[Any, Any]:
+    """Both as float32, in a shape that broadcasts over the weight."""
+    shape = [1] * weight.ndim
+    if answer.channel_axis is not None:
+        shape[answer.channel_axis] = -1
+    found = (np.asarray(numbers, np.float32) for numbers in (answer.scale, answer.zero_point))
+    scale, zero_point = (numbers.reshape(shape) if numbers.ndim else numbers for numbers in found)
+    return scale, zero_point
 
 
 def _inside(weight: Any, answer: QuantizedTensor) -> Any:

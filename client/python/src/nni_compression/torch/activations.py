@@ -12,6 +12,7 @@ from typing import Any, Optional
 
 import torch
 
+from .masking import is_exporting
 from .rounding import Parameters
 
 
@@ -49,7 +50,7 @@ class Activation:
         """
         if not isinstance(value, torch.Tensor) or not value.is_floating_point():
             return value
-        if training and self.observes and value.numel():
+        if training and self.observes and value.numel() and not is_exporting():
             _observe(self, value)
         if self._parameters is None:
             return value

@@ -13,7 +13,7 @@ from torch import nn
 
 from .. import binding
 from ..masks import Mask
-from ..plan import Layer
+from ..plan import Layer, Parameter
 from ..quantization import QuantizedTensor
 from . import modules
 from .activations import Activation, ranges
@@ -63,6 +63,11 @@ class TrackedWeight:
         assert state is not None
         return state
 
+    @property
+    def channel_axis(self) -> int:
+        """The dimension of the outputs."""
+        return 1 if _has_inputs_first(self.modules[0]) else 0
+
     def layer(self) -> Layer:
         """What BindModel is told."""
         return Layer(
@@ -70,7 +75,7 @@ class TrackedWeight:
             op_type=modules.plain_class(self.modules[0]).__name__,
             shape=tuple(self.dense.shape),
             dtype=DTYPES[self.bound_dtype],
-            channel_axis=0,
+            channel_axis=self.channel_axis,
             aliases=self.aliases,
         )
 
@@ -90,6 +95,28 @@ class TrackedWeight:
         """Asks the service when this weight, or the session, has moved on."""
         if self.binding is not None:
             self.binding.ensure_fresh(self)
+
+    @property
+    def has_answer(self) -> bool:
+        """Whether there is one, and nothing is known that outdates it; asks nobody."""
+        return self.binding is None or self.binding.tracker.status[self.name].stands
+
+    def forget(self) -> None:
+        """Treats the weight as changed."""
+        if self.binding is not None:
+            self.binding.tracker.forget([self.name])
+
+
+def _has_inputs_first(module: nn.Module) -> bool:
+    """Whether the weight is [inputs, outputs, ...]: of transposed convolutions, and of the linear
+    layers that transformers calls Conv1D.
+    """
+    if isinstance(module, nn.modules.conv._ConvTransposeNd):
+        return True
+    return any(
+        cls.__name__ == "Conv1D" and cls.__module__.startswith("transformers.")
+        for cls in type(module).__mro__
+    )
 
 
 def _sample(weight: torch.Tensor) -> Any:
@@ -112,8 +139,7 @@ def find_weights(model: nn.Module) -> list[TrackedWeight]:
     found: dict[int, TrackedWeight] = {}
     computed = []
     for name, module in model.named_modules(remove_duplicate=False):
-        scripted = isinstance(module, torch.jit._script.ScriptModule)
-        weight = None if scripted else module._parameters.get("weight")
+        weight = None if _is_scripted(module) else module._parameters.get("weight")
         if isinstance(weight, nn.parameter.UninitializedParameter):
             raise ValueError(
                 f"the weight of layer {name or ROOT!r} is not initialised; run one forward "
@@ -144,6 +170,27 @@ def layers(model: nn.Module) -> list[Layer]:
     'Linear'
     """
     return [weight.layer() for weight in find_weights(model)]
+
+
+def parameters(model: nn.Module) -> Iterator[Parameter]:
+    """All parameters of a model, tied ones once, and which of them are weights of layers."""
+    layers = {
+        id(module._parameters["weight"]): name or ROOT
+        for name, module in reversed(list(model.named_modules()))
+        if not _is_scripted(module) and module._parameters.get("weight") is not None
+    }
+    owners = dict(model.named_modules())
+    for name, parameter in model.named_parameters():
+        if isinstance(parameter, nn.parameter.UninitializedParameter):
+            continue
+        owner = modules.plain_class(owners[name.rpartition(".")[0]])
+        yield Parameter(
+            name, owner.__name__, parameter.numel(), parameter.dim(), layers.get(id(parameter))
+        )
+
+
+def _is_scripted(module: nn.Module) -> bool:
+    return isinstance(module, torch.jit._script.ScriptModule)
 
 
 def _add_name(weight: TrackedWeight, name: str, module: nn.Module) -> None:
@@ -268,7 +315,7 @@ class QuantizerBinding(_TorchBinding, binding.QuantizerBinding[TrackedWeight]):
         found = {}
         for weight in weights:
             plan = self.tracker.plan.layers[weight.name]
-            axis = 0 if plan.range_per_channel else None
+            axis = weight.channel_axis if plan.range_per_channel else None
             found[weight.name] = weight_range(weight.dense, axis, plan.range_group_size)
         return to_host(found)
 

@@ -6,16 +6,17 @@ import copy
 import importlib
 import types
 import weakref
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Callable, ClassVar, Optional, Union
 
 import torch
 from torch import nn
 
 from .. import binding, compressor
+from ..plan import Parameter
 from . import modules
 from ._files import ExampleInputs, ModelFiles, example_inputs
-from .binding import TrackedWeight, find_weights, weak_method
+from .binding import TrackedWeight, find_weights, parameters, weak_method
 from .transfer import to_host
 
 
@@ -106,6 +107,9 @@ class Compressor(compressor.Compressor):
 
     def _find_weights(self) -> Sequence[TrackedWeight]:
         return find_weights(self._model)
+
+    def _parameters(self) -> Iterable[Parameter]:
+        return parameters(self._model)
 
     def _is_installed(self, binding: binding.Binding[Any]) -> bool:
         weights = binding.weights.values()

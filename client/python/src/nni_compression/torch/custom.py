@@ -58,7 +58,7 @@ class FixedValues(Parameters):
         super().__init__("custom", "custom", 0, 0, 0, None, None, None)
         self.values = values
 
-    def quantize(self, weight: torch.Tensor) -> torch.Tensor:
+    def rounded(self, weight: torch.Tensor) -> torch.Tensor:
         """The values as they were computed last."""
         return self.values.to(weight.device, weight.dtype)
 

@@ -17,7 +17,7 @@ def masked(weight: torch.Tensor, mask: torch.Tensor, *, sparse: bool = False) ->
         mask: bool, of the weight's shape and device; it must not be written to later.
         sparse: whether the weight's gradient may be sparse, as an embedding's; it stays so.
     """
-    if not sparse and (weight.device.type != "cpu" or _traced()):
+    if not sparse and (weight.device.type != "cpu" or is_traced()):
         return torch.where(mask, weight, weight.new_zeros(()))
     return _Masked.apply(weight, mask)
 
@@ -68,7 +68,11 @@ _is_compiling: Callable[[], bool] = getattr(
 )
 _is_transforming: Callable[[], bool] = getattr(torch._C, "_are_functorch_transforms_active", _never)
 
+#: Whether the model runs only to be written down, with tensors that may have no numbers.
+is_exporting: Callable[[], bool] = getattr(getattr(torch, "compiler", None), "is_exporting", _never)
 
-def _traced() -> bool:
+
+def is_traced() -> bool:
+    """Whether operations are recorded or transformed instead of only computed."""
     tracing: bool = torch.jit.is_tracing()  # type: ignore[attr-defined]
     return tracing or _is_compiling() or _is_transforming()

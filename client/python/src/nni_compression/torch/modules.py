@@ -3,8 +3,8 @@
 A module is compressed by giving it a subclass of its class in which `weight` is a property over the
 untouched parameter: `module._parameters["weight"]` stays the Parameter that optimizers, checkpoints
 and `named_parameters()` know, and whoever reads `module.weight` (its own forward, a fused kernel of
-its parent, a layer that shares it) gets the compressed one. The mask is no buffer: distributed
-training would send every buffer to all ranks before every forward pass.
+its parent, a layer that shares it) gets the compressed one, as a `CompressedWeight`. The mask is no
+buffer: distributed training would send every buffer to all ranks before every forward pass.
 """
 
 from __future__ import annotations
@@ -18,7 +18,8 @@ from torch import nn
 
 from ..masks import Mask
 from .activations import Activation
-from .masking import keep, masked
+from .masking import is_exporting, is_traced, keep, masked
+from .passing import CompressedWeight
 from .rounding import Parameters
 
 _STATE = "_weight_state"
@@ -27,8 +28,17 @@ _STATE = "_weight_state"
 class Source(Protocol):
     """Where a module's mask or quantization comes from while a session is open."""
 
+    name: str
+
     def ensure_fresh(self) -> None:
         """Asks the service when this weight, or the session, has moved on."""
+
+    @property
+    def has_answer(self) -> bool:
+        """Whether there is one, and nothing is known that outdates it; asks nobody."""
+
+    def forget(self) -> None:
+        """Treats the weight as changed."""
 
     @property
     def dense(self) -> torch.Tensor:
@@ -52,6 +62,30 @@ class WeightState:
         self.values: Optional[torch.Tensor] = None  # quantized by the service; None: rounded here
         self.output: Optional[Activation] = None  # None: outputs are not quantized
         self.input: Optional[Activation] = None
+        self.lost_write = False  # something was written that did not reach the dense weight
+
+    @property
+    def name(self) -> str:
+        """For messages; empty in a copy, which is bound to no session."""
+        source = self.pruner or self.quantizer
+        return "" if source is None else source.name
+
+    def written(self) -> None:
+        """The dense weight was written to, in a way that may leave no trace in it."""
+        self.values = None
+        for source in (self.quantizer, self.pruner):
+            if source is not None:
+                source.forget()
+
+    def check_exportable(self) -> None:
+        """Raises RuntimeError where an exported model would compute something else."""
+        for source in (self.quantizer, self.pruner):
+            if source is not None and not source.has_answer:
+                raise RuntimeError(
+                    f"layer {source.name!r} has no answer of the server for its present weight; "
+                    "run one forward pass of the model, or call refresh() of its pruner or "
+                    "quantizer, before it is exported"
+                )
 
     def refresh(self) -> None:
         """Makes mask and quantization those of the present weight."""
@@ -89,11 +123,21 @@ class WeightState:
             return self.parameters.quantize(dense)
         return self.values.to(dense.device, dense.dtype)
 
+    def read(self, module: nn.Module, dense: torch.Tensor) -> Any:
+        """`effective` of what the service says now."""
+        if is_exporting():
+            self.check_exportable()
+        else:
+            _refresh(self)
+        return self.effective(module, dense)
+
     def effective(self, module: nn.Module, dense: torch.Tensor) -> Any:
         """Quantized first, then masked: zeros stay zero. Differentiable in `dense`."""
         replica = bool(module.__dict__.get("_is_replica"))
         weight = dense
-        if self.parameters is not None:
+        if self.parameters is not None and is_exporting():
+            weight = self.parameters.rounded(dense)
+        elif self.parameters is not None:
             values = self.quantized(dense, replica)
             weight = _StraightThrough.apply(dense, values, self.parameters)
         if self.mask is None:
@@ -140,6 +184,7 @@ class CompressedModule(nn.Module):
         state = self._weight_state
         if state.input is not None:
             args = tuple(state.input(value, self.training) for value in args)
+            kwargs = {name: state.input(value, self.training) for name, value in kwargs.items()}
         result = super().forward(*args, **kwargs)
         return result if state.output is None else state.output(result, self.training)
 
@@ -159,12 +204,22 @@ class CompressedModule(nn.Module):
 def _read_weight(module: CompressedModule) -> Any:
     dense = module._parameters.get("weight")
     if dense is None:
-        dense = module.__dict__.get("weight")
-        if dense is None:
-            return None
+        dense = module.__dict__.get("weight")  # of a replica, which lasts for one forward pass
+        return None if dense is None else module._weight_state.read(module, dense)
     state = module._weight_state
-    _refresh(state)
-    return state.effective(module, dense)
+    if state.lost_write:
+        state.lost_write = False
+        raise RuntimeError(
+            f"the weight of layer {state.name!r} was written to, through a view or by `out=`, as "
+            "`module.weight` gives it; that is computed at each read, so the write is lost. Write "
+            "to the parameter that named_parameters() has"
+        )
+    weight = state.read(module, dense)
+    if weight is dense or type(weight) is not torch.Tensor or is_traced():
+        return weight
+    # What `max_norm` scales in place is what was read, each time that it is read.
+    watched = module.__dict__.get("max_norm") is None
+    return CompressedWeight.of(weight, module, state, watched=watched)
 
 
 def _refresh(state: WeightState) -> None:

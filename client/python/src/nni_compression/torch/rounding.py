@@ -68,9 +68,13 @@ class Parameters:
     def quantize(self, weight: torch.Tensor) -> torch.Tensor:
         """The dequantized values: the weight's shape, dtype and device, without gradient."""
         with torch.no_grad():
-            wide = weight.detach().to(torch.float32)
-            values = self._dorefa(wide) if self.formula == DOREFA else self._affine(wide)
-            return values.to(weight.dtype)
+            return self.rounded(weight.detach())
+
+    def rounded(self, weight: torch.Tensor) -> torch.Tensor:
+        """The same as plain operations, which a graph can have."""
+        wide = weight.to(torch.float32)
+        values = self._dorefa(wide) if self.formula == DOREFA else self._affine(wide)
+        return values.to(weight.dtype)
 
     def _affine(self, weight: torch.Tensor) -> torch.Tensor:
         scale, zero_point = self._scale_and_zero_point(weight)

@@ -1,0 +1,168 @@
+"""What reading `weight` of a compressed module gives: a result whose writes reach the parameter.
+
+The compressed weight is computed at each read, so a write to it would be gone with it. Adapters are
+merged, weights initialised and gradients cleared through `module.weight`, so such writes go to the
+parameter that is behind it, as they would in the plain module.
+"""
+
+from __future__ import annotations
+
+import functools
+from typing import Any, Optional, Protocol, cast
+
+import torch
+from torch import nn
+
+_OPERATORS = "iadd isub imul itruediv ifloordiv imod ipow iand ior ixor ilshift irshift setitem"
+
+
+class State(Protocol):
+    """What the module that was read has between its dense weight and the compressed one."""
+
+    lost_write: bool
+
+    def effective(self, module: nn.Module, dense: torch.Tensor) -> Any:
+        """The compressed weight with the answers that are in force: nobody is asked."""
+
+    def written(self) -> None:
+        """The dense weight was written to, in a way that may leave no trace in it."""
+
+
+class CompressedWeight(torch.Tensor):
+    """A plain tensor for whoever computes with it: as with `torch.nn.Parameter` no operation is
+    intercepted, so that reading costs nothing more.
+
+    In-place methods and operators, `data`, `grad` and `requires_grad` are those of the parameter.
+    What gets past them, as a write through a view or by ``out=``, shows in the version counter; it
+    is noticed when this tensor is freed, and the next read of the weight raises. Arrays of numpy,
+    which leave no such trace, are read-only.
+    """
+
+    __torch_function__ = torch._C._disabled_torch_function_impl
+
+    _module: nn.Module
+    _state: State
+    _version_read: Optional[int]
+    _is_data: bool
+
+    @staticmethod
+    def of(
+        weight: torch.Tensor, module: nn.Module, state: State, *, watched: bool = True
+    ) -> CompressedWeight:
+        """The same tensor object, read from `module`.
+
+        Args:
+            weight: nobody else's: its class is changed.
+            watched: whether writes that are not forwarded are reported.
+        """
+        weight.__class__ = CompressedWeight
+        read = cast(CompressedWeight, weight)
+        read._module = module
+        read._state = state
+        read._is_data = False
+        read._version_read = weight._version if watched and not weight.is_inference() else None
+        return read
+
+    @property
+    def _parameter(self) -> torch.Tensor:
+        parameter = self._module._parameters["weight"]
+        assert parameter is not None
+        return parameter
+
+    @property
+    def _target(self) -> torch.Tensor:
+        return self._parameter.data if self._is_data else self._parameter
+
+    def _wrote(self) -> None:
+        """Tells the state, and makes this what a read gives now."""
+        self._report()
+        self._state.written()
+        with torch.no_grad():
+            now = self._state.effective(self._module, self._parameter)
+            if now.shape == self.shape and now.dtype == self.dtype:
+                torch.Tensor.set_(self, now.detach())
+        if self._version_read is not None:
+            self._version_read = self._version
+
+    @property
+    def data(self) -> Any:
+        """The same without history; what is written to it is written to the parameter's."""
+        # With a version counter of its own, so that each is watched by itself.
+        plain = torch.Tensor.data.__get__(self)  # type: ignore[attr-defined]
+        watched = self._version_read is not None
+        found = CompressedWeight.of(plain, self._module, self._state, watched=watched)
+        found._is_data = True
+        return found
+
+    @data.setter
+    def data(self, value: Any) -> None:
+        self._parameter.data = value
+        self._wrote()
+
+    def detach(self) -> Any:  # type: ignore[override]
+        """As `data`."""
+        return self.data
+
+    def numpy(self, *args: Any, **kwargs: Any) -> Any:
+        """A read-only array: nothing would tell of a write to it."""
+        array = super().numpy(*args, **kwargs)
+        array.flags.writeable = False
+        return array
+
+    @property
+    def grad(self) -> Any:
+        """The parameter's."""
+        return self._target.grad
+
+    @grad.setter
+    def grad(self, value: Any) -> None:
+        self._target.grad = value
+
+    @grad.deleter
+    def grad(self) -> None:
+        self._target.grad = None
+
+    @property
+    def requires_grad(self) -> Any:
+        """The parameter's."""
+        return self._target.requires_grad
+
+    @requires_grad.setter
+    def requires_grad(self, value: bool) -> None:
+        self._target.requires_grad = value
+
+    def register_hook(self, hook: Any) -> Any:
+        """The parameter's: a hook on the result of one read would be gone with it."""
+        return self._target.register_hook(hook)  # type: ignore[no-untyped-call]
+
+    def __deepcopy__(self, memo: Any) -> Any:
+        return self.as_subclass(torch.Tensor).__deepcopy__(memo)  # type: ignore
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        return self.as_subclass(torch.Tensor).__reduce_ex__(protocol)  # type: ignore
+
+    def _report(self) -> None:
+        if self._version_read is not None and self._version != self._version_read:
+            self._state.lost_write = True
+
+    def __del__(self) -> None:
+        self._report()
+
+
+def _forwarded(name: str) -> Any:
+    method = getattr(torch.Tensor, name)
+
+    @functools.wraps(method)
+    def call(self: CompressedWeight, *args: Any, **kwargs: Any) -> Any:
+        result = getattr(self._target, name)(*args, **kwargs)
+        self._wrote()
+        return result
+
+    return call
+
+
+for _name in dir(torch.Tensor):
+    if _name.endswith("_") and not _name.startswith("_"):
+        setattr(CompressedWeight, _name, _forwarded(_name))
+for _name in _OPERATORS.split():
+    setattr(CompressedWeight, f"__{_name}__", _forwarded(f"__{_name}__"))
