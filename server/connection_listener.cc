@@ -1,8 +1,5 @@
 #include "server/connection_listener.h"
 
-#include <netdb.h>
-#include <netinet/in.h>
-#include <netinet/tcp.h>
 #include <poll.h>
 #include <sys/eventfd.h>
 #include <sys/resource.h>
@@ -17,18 +14,14 @@
 #include <cstring>
 #include <utility>
 
-#include "absl/cleanup/cleanup.h"
-#include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/strip.h"
 #include "server/listen_address.h"
+#include "server/listening_sockets.h"
 #include "server/log.h"
 
 namespace nni_compression::server {
 namespace {
-
-// Where the process has no descriptor left, connections wait in the kernel for this long.
-constexpr int kPauseMilliseconds = 100;
 
 // So often it is found out whether connections have ended where there are as many as there may be.
 constexpr std::chrono::milliseconds kLookEvery(100);
@@ -52,49 +45,23 @@ int Affordable(int max_connections) {
   return static_cast<int>(std::min<rlim_t>(static_cast<rlim_t>(max_connections), spare));
 }
 
-bool SetOption(int socket, int level, int name, int value) {
-  return setsockopt(socket, level, name, &value, sizeof(value)) == 0;
-}
-
-int PortOf(const sockaddr_storage& address) {
-  return ntohs(address.ss_family == AF_INET6
-                   ? reinterpret_cast<const sockaddr_in6&>(address).sin6_port
-                   : reinterpret_cast<const sockaddr_in&>(address).sin_port);
-}
-
-// Options of a listening socket are those of its connections, too. Invalid, with errno, where that
-// address cannot be listened on.
-FileDescriptor ListenOn(const addrinfo& info, int port, absl::Duration user_timeout) {
-  sockaddr_storage address = {};
-  std::memcpy(&address, info.ai_addr, info.ai_addrlen);
-  auto& port_field = info.ai_family == AF_INET6 ? reinterpret_cast<sockaddr_in6&>(address).sin6_port
-                                                : reinterpret_cast<sockaddr_in&>(address).sin_port;
-  port_field = htons(static_cast<uint16_t>(port));
-  FileDescriptor socket(
-      ::socket(info.ai_family, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, IPPROTO_TCP));
-  const int milliseconds = static_cast<int>(absl::ToInt64Milliseconds(user_timeout));
-  const bool listens =
-      socket.valid() && SetOption(socket.get(), SOL_SOCKET, SO_REUSEADDR, 1) &&
-      // [::] is every address of the machine.
-      (info.ai_family != AF_INET6 || SetOption(socket.get(), IPPROTO_IPV6, IPV6_V6ONLY, 0)) &&
-      SetOption(socket.get(), IPPROTO_TCP, TCP_NODELAY, 1) &&
-      SetOption(socket.get(), IPPROTO_TCP, TCP_USER_TIMEOUT, milliseconds) &&
-      bind(socket.get(), reinterpret_cast<sockaddr*>(&address), info.ai_addrlen) == 0 &&
-      listen(socket.get(), SOMAXCONN) == 0;
-  if (!listens) socket = FileDescriptor();
-  return socket;
-}
-
 }  // namespace
 
 absl::StatusOr<std::unique_ptr<ConnectionListener>> ConnectionListener::Listen(
     const std::string& address, int max_connections, absl::Duration user_timeout) {
   std::unique_ptr<ConnectionListener> listener(new ConnectionListener(Affordable(max_connections)));
   if (!listener->wake_up_.valid()) return absl::UnavailableError("the system has no eventfd");
-  const absl::Status status = IsUnixAddress(address)
-                                  ? listener->ListenOnUnix(address)
-                                  : listener->ListenOnHost(address, user_timeout);
-  if (!status.ok()) return status;
+  if (IsUnixAddress(address)) {
+    if (absl::Status status = listener->ListenOnUnix(address); !status.ok()) return status;
+    return listener;
+  }
+  absl::StatusOr<ListeningSockets> sockets = ListenOnHost(address, user_timeout);
+  if (!sockets.ok()) return sockets.status();
+  listener->port_ = sockets->port;
+  listener->sockets_ = std::move(sockets->sockets);
+  for (const FileDescriptor& socket : listener->sockets_) {
+    listener->listeners_.push_back(socket.get());
+  }
   return listener;
 }
 
@@ -102,44 +69,6 @@ ConnectionListener::ConnectionListener(int max_connections)
     : max_connections_(max_connections), wake_up_(eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK)) {}
 
 ConnectionListener::~ConnectionListener() { Stop(); }
-
-absl::Status ConnectionListener::ListenOnHost(const std::string& address,
-                                              absl::Duration user_timeout) {
-  const auto cannot = [&](const char* why) {
-    return absl::UnavailableError(absl::StrCat("cannot listen on ", address, ": ", why));
-  };
-  const size_t colon = address.rfind(':');
-  absl::string_view host = absl::string_view(address).substr(0, colon);
-  if (absl::ConsumePrefix(&host, "[")) absl::ConsumeSuffix(&host, "]");
-  addrinfo hints = {};
-  hints.ai_flags = AI_PASSIVE | AI_NUMERICSERV;
-  hints.ai_socktype = SOCK_STREAM;
-  addrinfo* found = nullptr;
-  const int error =
-      getaddrinfo(std::string(host).c_str(), address.substr(colon + 1).c_str(), &hints, &found);
-  if (error != 0) return cannot(gai_strerror(error));
-  const auto freer = absl::MakeCleanup([found] { freeaddrinfo(found); });
-  int missing = EADDRNOTAVAIL;
-  for (const addrinfo* info = found; info != nullptr; info = info->ai_next) {
-    sockaddr_storage wanted = {};
-    std::memcpy(&wanted, info->ai_addr, info->ai_addrlen);
-    // One port on all of them.
-    FileDescriptor socket = ListenOn(*info, port_ != 0 ? port_ : PortOf(wanted), user_timeout);
-    if (!socket.valid()) {
-      missing = errno;
-      // A name may stand for a kind of address that this machine does not have.
-      if (missing == EADDRNOTAVAIL || missing == EAFNOSUPPORT) continue;
-      return cannot(std::strerror(missing));
-    }
-    sockaddr_storage bound = {};
-    socklen_t size = sizeof(bound);
-    getsockname(socket.get(), reinterpret_cast<sockaddr*>(&bound), &size);
-    port_ = PortOf(bound);
-    listeners_.push_back(socket.get());
-    sockets_.push_back(std::move(socket));
-  }
-  return listeners_.empty() ? cannot(std::strerror(missing)) : absl::OkStatus();
-}
 
 absl::Status ConnectionListener::ListenOnUnix(const std::string& address) {
   absl::string_view name = address;
@@ -197,7 +126,9 @@ void ConnectionListener::Loop() {
   while (true) {
     polled.assign(1, {wake_up_.get(), POLLIN, 0});
     for (const int listener : listeners_) polled.push_back({pauses_ ? -1 : listener, POLLIN, 0});
-    const int events = poll(polled.data(), polled.size(), pauses_ ? kPauseMilliseconds : -1);
+    const int events =
+        poll(polled.data(), polled.size(),
+             pauses_ ? static_cast<int>(absl::ToInt64Milliseconds(kAcceptPause)) : -1);
     if (events < 0) continue;  // a signal
     if (polled[0].revents != 0) return;
     pauses_ = false;
@@ -212,7 +143,7 @@ void ConnectionListener::Loop() {
 bool ConnectionListener::Accept(int listener) {
   const int socket = accept4(listener, nullptr, nullptr, SOCK_CLOEXEC | SOCK_NONBLOCK);
   if (socket < 0) {
-    pauses_ = errno == EMFILE || errno == ENFILE || errno == ENOMEM || errno == ENOBUFS;
+    pauses_ = IsOutOfDescriptors(errno);
     return errno == EINTR || errno == ECONNABORTED;
   }
   if (Admit(socket)) {

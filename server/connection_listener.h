@@ -61,7 +61,6 @@ class ConnectionListener {
 
   explicit ConnectionListener(int max_connections);
 
-  absl::Status ListenOnHost(const std::string& address, absl::Duration user_timeout);
   absl::Status ListenOnUnix(const std::string& address);
   void Loop();
   bool Accept(int listener);  // whether there may be another

@@ -13,13 +13,11 @@
 
 #include "absl/strings/str_cat.h"
 #include "server/clock.h"
+#include "server/listening_sockets.h"
 #include "server/log.h"
 
 namespace nni_compression::server {
 namespace {
-
-// Where the process has no descriptor left, connections wait in the kernel for this long.
-constexpr absl::Duration kAcceptPause = absl::Milliseconds(100);
 
 // Connections taken in a row, and packets of one peer, before the others get their turn.
 constexpr int kTurns = 16;
@@ -128,7 +126,7 @@ void SideListener::Accept() {
   for (int i = 0; i < kTurns; ++i) {
     FileDescriptor socket(accept4(socket_.fd(), nullptr, nullptr, SOCK_CLOEXEC | SOCK_NONBLOCK));
     if (!socket.valid()) {
-      if (errno == EMFILE || errno == ENFILE || errno == ENOMEM || errno == ENOBUFS) {
+      if (IsOutOfDescriptors(errno)) {
         accept_after_ = Clock::System()->Now() + kAcceptPause;
       }
       return;

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Callable
 
@@ -23,13 +23,14 @@ class Metered(ServerProcess):
         *flags: str,
         port: int = 0,
         metrics_port: int = 0,
+        wrapper: Sequence[str] = (),
         environment: Mapping[str, str] | None = None,
     ) -> None:
         port_file = folder / "metrics-port"
         port_file.unlink(missing_ok=True)
         metrics = f"--metrics_listen=127.0.0.1:{metrics_port}"
         flags = (metrics, f"--metrics_port_file={port_file}", *flags)
-        super().__init__(*flags, port=port, environment=environment)
+        super().__init__(*flags, port=port, wrapper=wrapper, environment=environment)
         self.metrics_port = int(port_file.read_text())
         self.metrics_address = f"127.0.0.1:{self.metrics_port}"
 
