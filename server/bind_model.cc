@@ -227,12 +227,12 @@ void BindModel(const std::shared_ptr<UnaryCall>& call, const v1::BindModelReques
                                   return absl::OkStatus();
                                 });
     }
-    Log(LogLevel::kInfo, "session_bound",
-        {{"session", (*use)->id()},
-         {"tenant", call->tenant()},
-         {"algorithm", request.algorithm()},
-         {"layers", request.layers_size()},
-         {"compressed", (*use)->compressed_layers()}});
+    LogLimited(LogLevel::kInfo, "session_bound", call->tenant(),
+               {{"session", (*use)->id()},
+                {"tenant", call->tenant()},
+                {"algorithm", request.algorithm()},
+                {"layers", request.layers_size()},
+                {"compressed", (*use)->compressed_layers()}});
     FinishNew(call, *std::move(use), request, response);
   });
 }

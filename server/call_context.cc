@@ -1,5 +1,8 @@
 #include "server/call_context.h"
 
+#include <algorithm>
+#include <initializer_list>
+
 #include "absl/strings/str_cat.h"
 #include "server/call_trace.h"
 #include "server/clock.h"
@@ -23,6 +26,22 @@ LogLevel LevelOf(absl::StatusCode code) {
   }
 }
 
+// Who has no valid credentials is known by the address only.
+void LogRefusal(const grpc::ServerContextBase& context, absl::string_view method,
+                const std::string& tenant, const absl::Status& status) {
+  const LogLevel level = tenant.empty() ? LogLevel::kWarning : LogLevel::kInfo;
+  if (!IsLogged(level)) return;
+  const std::string peer = context.peer();
+  // "ipv4:10.0.0.1:50000": every connection has a port of its own.
+  const std::string address = peer.substr(0, std::max(peer.find(':'), peer.rfind(':')));
+  LogLimited(level, "call_refused", tenant.empty() ? address : tenant,
+             {{"method", method},
+              {"peer", peer},
+              {"tenant", tenant},
+              {"code", absl::StatusCodeToString(status.code())},
+              {"message", status.message()}});
+}
+
 }  // namespace
 
 CallContext::~CallContext() {
@@ -40,8 +59,11 @@ grpc::Status CallContext::Finish(const absl::Status& status) {
   const LogLevel level = LevelOf(status.code());
   if (IsLogged(level)) {
     const CallTrace trace = ReadCallTrace(*context_);
-    Log(level, status.ok() ? "call" : "call_failed",
-        {{"method", method_},
+    const auto log = [&](std::initializer_list<LogField> fields) {
+      if (status.ok()) return Log(level, "call", fields);
+      LogLimited(level, "call_failed", caller_.tenant, fields);
+    };
+    log({{"method", method_},
          {"tenant", caller_.tenant},
          {"session", session_},
          {"duration", absl::FormatDuration(duration)},
@@ -62,6 +84,7 @@ absl::StatusOr<std::unique_ptr<CallContext>> Gate::Admit(grpc::ServerContextBase
   const absl::Status status = caller.ok() && !while_closed ? Enter(*caller) : caller.status();
   if (!status.ok()) {
     metrics->Ended(status.code(), absl::ZeroDuration());
+    LogRefusal(*context, method, caller.ok() ? caller->tenant : "", status);
     return status;
   }
   std::unique_ptr<CallContext> call(

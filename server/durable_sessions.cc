@@ -209,7 +209,8 @@ void DurableSessions::Read(const std::shared_ptr<SessionRecord>& record) {
 void DurableSessions::FinishLoad(const std::shared_ptr<SessionRecord>& record,
                                  const absl::Status& status) {
   if (absl::IsDataLoss(status)) {
-    Log(LogLevel::kError, "session_damaged",
+    LogLimited(
+        LogLevel::kError, "session_damaged", record->tenant(),
         {{"session", record->id()}, {"tenant", record->tenant()}, {"error", status.message()}});
   }
   std::vector<Done> waiting;
@@ -267,7 +268,8 @@ void DurableSessions::TakeBack(const std::shared_ptr<SessionRecord>& record,
                                const absl::Status& error) {
   // A session that is not stored any more was closed beside its call, which is nobody's loss.
   if (!absl::IsNotFound(error)) {
-    Log(LogLevel::kError, "session_not_saved",
+    LogLimited(
+        LogLevel::kError, "session_not_saved", record->tenant(),
         {{"session", record->id()}, {"tenant", record->tenant()}, {"error", error.message()}});
   }
   MutexLock lock(&mutex_);

@@ -75,8 +75,8 @@ T AskOn(ForeignHost& host, const std::string& what, T otherwise, Function functi
   });
   if (status.ok()) return *answer;
   if (absl::IsInternal(status)) {
-    Log(LogLevel::kWarning, "algorithm_failed",
-        {{"algorithm", host.name()}, {"error", status.message()}});
+    LogLimited(LogLevel::kWarning, "algorithm_failed", host.name(),
+               {{"algorithm", host.name()}, {"error", status.message()}});
   }
   return otherwise;
 }

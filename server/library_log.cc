@@ -18,14 +18,15 @@ namespace {
 // Anybody can cause these, with a name that is no UTF-8 for example, and the call's failure is
 // logged anyway.
 void OnProtobuf(google::protobuf::LogLevel, const char*, int, const std::string& message) {
-  Log(LogLevel::kDebug, "protobuf", {{"message", message}});
+  LogLimited(LogLevel::kDebug, "protobuf", "", {{"message", message}});
 }
 #endif
 
 #if GRPC_CPP_VERSION_MAJOR == 1 && GRPC_CPP_VERSION_MINOR < 65
 void OnGrpc(gpr_log_func_args* args) {
-  Log(args->severity == GPR_LOG_SEVERITY_ERROR ? LogLevel::kWarning : LogLevel::kDebug, "grpc",
-      {{"message", args->message}});
+  // Strangers cause some of these, by connections that fail.
+  LogLimited(args->severity == GPR_LOG_SEVERITY_ERROR ? LogLevel::kWarning : LogLevel::kDebug,
+             "grpc", args->file, {{"message", args->message}});
 }
 #endif
 

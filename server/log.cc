@@ -5,9 +5,11 @@
 
 #include <algorithm>
 #include <atomic>
+#include <chrono>
 #include <memory>
 
 #include "absl/strings/escaping.h"
+#include "server/log_limiter.h"
 
 namespace nni_compression::server {
 namespace {
@@ -34,6 +36,12 @@ spdlog::logger& Logger() {
     return created;
   }();
   return *logger;
+}
+
+// Of the process, as its log is.
+LogLimiter& Limiter() {
+  static auto* const limiter = new LogLimiter;
+  return *limiter;
 }
 
 // Bytes of the UTF-8 sequence that `text` begins with; 0 when it is none.
@@ -113,6 +121,22 @@ void Log(LogLevel level, absl::string_view event, std::initializer_list<LogField
   if (!IsLogged(level)) return;
   Logger().log(ToSpdlog(level), spdlog::string_view_t("{}"),
                FormatEvent(event, fields, log_format));
+}
+
+void LogLimited(LogLevel level, absl::string_view event, absl::string_view subject,
+                std::initializer_list<LogField> fields) {
+  if (!IsLogged(level)) return;
+  // Errors, which are the server's, are not left out for what callers do wrong.
+  const std::string name =
+      level == LogLevel::kError ? absl::StrCat(event, "/error") : std::string(event);
+  if (Limiter().Admit(name, subject, std::chrono::steady_clock::now())) Log(level, event, fields);
+}
+
+void LogSuppressed() {
+  for (const auto& each : Limiter().TakeSuppressed(std::chrono::steady_clock::now())) {
+    Log(LogLevel::kWarning, "log_suppressed",
+        {{"of", each.event}, {"subject", each.subject}, {"lines", each.lines}});
+  }
 }
 
 bool IsLogged(LogLevel level) { return Logger().should_log(ToSpdlog(level)); }

@@ -30,6 +30,15 @@ bool IsLogged(LogLevel level);
 // Values come from anywhere: they are escaped, and cut after 512 bytes. Thread-safe.
 void Log(LogLevel level, absl::string_view event, std::initializer_list<LogField> fields = {});
 
+// The same for what callers can cause as often as they like: of an event about one `subject` (a
+// tenant, an address) the log takes as many lines as LogLimiter says. Thread-safe.
+void LogLimited(LogLevel level, absl::string_view event, absl::string_view subject,
+                std::initializer_list<LogField> fields);
+
+// Logs `log_suppressed` for every event and subject of which lines were left out since the last
+// time. To be called now and then, and at the end. Thread-safe.
+void LogSuppressed();
+
 // The line without time and level; of kJson, the object without its braces.
 std::string FormatEvent(absl::string_view event, std::initializer_list<LogField> fields,
                         LogFormat format = LogFormat::kText);

@@ -221,9 +221,9 @@ void ListTenants(const std::shared_ptr<UnaryCall>& call, v1::ListTenantsResponse
 }
 
 void RetireSession(const Core& core, const std::shared_ptr<SessionRecord>& record) {
-  Log(LogLevel::kInfo,
-      record->state() == SessionState::kClosed ? "session_closed" : "session_expired",
-      {{"session", record->id()}, {"tenant", record->tenant()}});
+  LogLimited(LogLevel::kInfo,
+             record->state() == SessionState::kClosed ? "session_closed" : "session_expired",
+             record->tenant(), {{"session", record->id()}, {"tenant", record->tenant()}});
   if (core.durable != nullptr && record->state() == SessionState::kExpired) {
     StoreEnd(core, record, SessionState::kExpired, [](const absl::Status&) {});
   }

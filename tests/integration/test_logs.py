@@ -136,3 +136,40 @@ def test_no_token_is_written(tmp_path: Path) -> None:
         (failed,) = events(server, "call_failed")
         assert failed["tenant"] == "team"
         assert "secret" not in server.log()
+
+
+def test_failing_calls_do_not_fill_the_log() -> None:
+    calls = 1000
+    request = pb.GetSessionRequest(session_id="none").SerializeToString()
+    with ServerProcess("--log_format=json") as server:
+        with grpc.insecure_channel(server.address) as channel:
+            get = channel.unary_unary(f"/{SERVICE}/GetSession")
+            for future in [get.future(request) for _ in range(calls)]:
+                assert future.code() == grpc.StatusCode.NOT_FOUND
+        server.process.terminate()
+        assert server.process.wait(60) == 0
+        failed = events(server, "call_failed")
+        suppressed = events(server, "log_suppressed")
+    assert 100 <= len(failed) < calls // 2
+    assert {(line["of"], line["subject"]) for line in suppressed} == {("call_failed", "default")}
+    assert len(failed) + sum(int(line["lines"]) for line in suppressed) == calls
+
+
+def test_refused_credentials_are_logged_with_the_address(tmp_path: Path) -> None:
+    calls = 1000
+    tokens = tmp_path / "tokens"
+    tokens.write_text("# nobody\n")
+    with ServerProcess(f"--token_file={tokens}", "--log_format=json") as server:
+        with grpc.insecure_channel(server.address) as channel:
+            listing = channel.unary_unary(f"/{SERVICE}/ListSessions")
+            metadata = [("authorization", "Bearer wrong-secret")]
+            for future in [listing.future(b"", metadata=metadata) for _ in range(calls)]:
+                assert future.code() == grpc.StatusCode.UNAUTHENTICATED
+        refused = events(server, "call_refused")
+        assert 100 <= len(refused) < calls // 2
+        for line in refused:
+            assert line["level"] == "warning"
+            assert line["method"] == f"{SERVICE}/ListSessions"
+            assert line["peer"].startswith("ipv4:127.0.0.1:")
+            assert line["code"] == "UNAUTHENTICATED"
+        assert "secret" not in server.log()
