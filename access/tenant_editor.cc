@@ -104,7 +104,9 @@ absl::Status Edit(const std::string& path, bool make,
   Lines lines = absl::StrSplit(absl::StripTrailingAsciiWhitespace(text->value_or("")), '\n');
   if (lines.size() == 1 && lines[0].empty()) lines.clear();
   if (absl::Status status = change(lines, *now); !status.ok()) return status;
-  return Replace(target, lines.empty() ? "" : absl::StrJoin(lines, "\n") + "\n");
+  // A server takes an empty file for a damaged one.
+  if (lines.empty()) lines.emplace_back("# nobody");
+  return Replace(target, absl::StrJoin(lines, "\n") + "\n");
 }
 
 bool IsLineOf(absl::string_view line, absl::string_view tenant) {

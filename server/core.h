@@ -19,6 +19,7 @@
 #include "server/shm/region_table.h"
 #include "server/stream_call.h"
 #include "server/timer_thread.h"
+#include "server/tls.h"
 #include "server/weight_cache.h"
 
 namespace nni_compression::server {
@@ -36,6 +37,7 @@ struct Core {
   DurableSessions* durable = nullptr;  // null: sessions live in memory only
   RegionTable* regions = nullptr;
   ConnectionListener* connections = nullptr;
+  const TlsCertificates* certificates = nullptr;  // null: connections are not encrypted
   WeightCache* weights = nullptr;
   absl::Duration stall_timeout = absl::Seconds(60);
   int64_t min_upload_rate = 0;  // bytes a second

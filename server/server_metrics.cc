@@ -146,6 +146,11 @@ std::vector<prometheus::MetricFamily> CollectMetrics(const Core& core) {
             core.gate->open() ? 1 : 0);
   out.Gauge("nni_compression_connections", "Connections that live.",
             core.connections->connections());
+  out.Gauge("nni_compression_certificate_expiry_seconds",
+            "When the server's certificate expires, since the epoch; 0 without TLS.",
+            core.certificates == nullptr
+                ? 0
+                : absl::ToDoubleSeconds(core.certificates->expiry() - absl::UnixEpoch()));
   out.Gauge("nni_compression_calls_running", "Calls that run.", core.gate->calls());
   AddSessions(core, out);
   AddMemory(core, out);

@@ -1,97 +1,94 @@
 #include "server/tenant_file.h"
 
-#include <openssl/crypto.h>
-
-#include <cerrno>
-#include <cstring>
-#include <fstream>
+#include <map>
 #include <utility>
+#include <vector>
 
+#include "absl/base/thread_annotations.h"
+#include "absl/container/flat_hash_map.h"
+#include "absl/status/status.h"
+#include "absl/strings/ascii.h"
 #include "absl/strings/str_cat.h"
+#include "access/tenants.h"
 #include "server/log.h"
+#include "server/mutex.h"
 
 namespace nni_compression::server {
 namespace {
 
-constexpr absl::Duration kLookEvery = absl::Seconds(1);
+constexpr size_t kMaxTokenFileBytes = 64 << 20;  // some 800,000 tokens
+constexpr char kTokenFileFlag[] = "token_file";
 
-Caller CallerOf(const access::Tenants& tenants, const std::string& name) {
-  const auto it = tenants.named.find(name);
-  if (it == tenants.named.end()) return {name};
+Caller CallerOf(const std::map<std::string, access::Tenant>& named, const std::string& name) {
+  const auto it = named.find(name);
+  if (it == named.end()) return {name};
   return {name, it->second.admin, it->second.quota};
 }
 
 }  // namespace
 
-bool TenantFile::Version::operator==(const Version& other) const {
-  return device == other.device && inode == other.inode && size == other.size &&
-         modified.tv_sec == other.modified.tv_sec && modified.tv_nsec == other.modified.tv_nsec;
-}
+// What one version of the file says.
+struct TenantFile::Table {
+  // By the digest of their token. How long a lookup takes may tell something of digests, which
+  // helps nobody to find a token: its digest is not what a caller sends.
+  absl::flat_hash_map<std::string, Caller> callers;
+  std::map<std::string, access::Tenant> named;
+};
 
-absl::StatusOr<std::shared_ptr<TenantFile>> TenantFile::Open(const std::string& path,
-                                                             const Clock* clock) {
-  std::shared_ptr<TenantFile> file(new TenantFile(path, clock));
-  const absl::StatusOr<Version> version = file->Look();
-  if (!version.ok()) return version.status();
-  absl::StatusOr<access::Tenants> tenants = file->Read();
-  if (!tenants.ok()) return tenants.status();
-  MutexLock lock(&file->mutex_);
-  file->tenants_ = std::make_shared<const access::Tenants>(*std::move(tenants));
-  file->version_ = *version;
-  file->looked_ = clock->Now();
-  return file;
-}
-
-absl::StatusOr<TenantFile::Version> TenantFile::Look() const {
-  struct stat status;
-  if (stat(path_.c_str(), &status) != 0) {
-    return absl::InvalidArgumentError(absl::StrCat("'", path_, "': ", std::strerror(errno)));
+// Where calls find the newest table.
+class TenantFile::Current {
+ public:
+  std::shared_ptr<const Table> Get() const {
+    MutexLock lock(&mutex_);
+    return table_;
   }
-  return Version{status.st_dev, status.st_ino, status.st_size, status.st_mtim};
-}
-
-absl::StatusOr<access::Tenants> TenantFile::Read() const {
-  std::ifstream file(path_, std::ios::binary);
-  std::string text;
-  std::getline(file, text, '\0');  // a directory is an error here, and not an exception
-  if (file.bad() || !file.eof())
-    return absl::InvalidArgumentError(absl::StrCat("'", path_, "' cannot be read"));
-  absl::StatusOr<access::Tenants> tenants = access::Tenants::Parse(text);
-  if (tenants.ok()) return tenants;
-  return absl::InvalidArgumentError(absl::StrCat("'", path_, "', ", tenants.status().message()));
-}
-
-std::shared_ptr<const access::Tenants> TenantFile::Current() {
-  MutexLock lock(&mutex_);
-  const absl::Time now = clock_->Now();
-  // A clock that was set back does not keep a revoked token alive.
-  if (now < looked_ + kLookEvery && now >= looked_) return tenants_;
-  looked_ = now;
-  const absl::StatusOr<Version> version = Look();
-  if (version.ok() && *version == version_) return tenants_;
-  absl::StatusOr<access::Tenants> tenants = version.ok() ? Read() : version.status();
-  if (tenants.ok()) {
-    version_ = *version;
-    tenants_ = std::make_shared<const access::Tenants>(*std::move(tenants));
-    Log(LogLevel::kInfo, "tokens_read", {{"tokens", tenants_->tokens.size()}});
-  } else {
-    Log(LogLevel::kError, "tokens_not_read", {{"error", tenants.status().message()}});
+  void Set(std::shared_ptr<const Table> table) {
+    MutexLock lock(&mutex_);
+    table_.swap(table);
   }
-  return tenants_;
+
+ private:
+  mutable Mutex mutex_;  // held while a pointer is copied
+  std::shared_ptr<const Table> table_ ABSL_GUARDED_BY(mutex_) = std::make_shared<const Table>();
+};
+
+absl::StatusOr<std::shared_ptr<TenantFile>> TenantFile::Open(const std::string& path) {
+  auto current = std::make_shared<Current>();
+  const auto load = [current, path](const std::vector<FileContents>& contents) {
+    const absl::string_view text = contents[0].bytes;
+    const auto wrong = [&](absl::string_view why) {
+      return absl::InvalidArgumentError(absl::StrCat(kTokenFileFlag, " '", path, "', ", why));
+    };
+    // What a full disk, or a copy that has just begun, leaves.
+    if (absl::StripAsciiWhitespace(text).empty() && !current->Get()->callers.empty()) {
+      return wrong("which had tokens, is empty; a comment line, '# nobody', takes them away");
+    }
+    absl::StatusOr<access::Tenants> tenants = access::Tenants::Parse(text);
+    if (!tenants.ok()) return wrong(tenants.status().message());
+    auto table = std::make_shared<Table>();
+    table->named = std::move(tenants->named);
+    for (access::Token& token : tenants->tokens) {
+      table->callers.insert_or_assign(std::move(token.digest),
+                                      CallerOf(table->named, token.tenant));
+    }
+    Log(LogLevel::kInfo, "tokens_read", {{"tokens", tenants->tokens.size()}});
+    current->Set(std::move(table));
+    return absl::OkStatus();
+  };
+  auto watcher = FileWatcher::Open({"tokens", {{kTokenFileFlag, path}}, kMaxTokenFileBytes}, load);
+  if (!watcher.ok()) return watcher.status();
+  return std::shared_ptr<TenantFile>(new TenantFile(std::move(current), *std::move(watcher)));
 }
 
-std::optional<Caller> TenantFile::Find(absl::string_view token) {
-  const std::string digest = access::DigestOf(token);
-  const std::shared_ptr<const access::Tenants> tenants = Current();
-  // All are compared, and each to its end, so that the time tells nothing.
-  const access::Token* found = nullptr;
-  for (const access::Token& each : tenants->tokens) {
-    if (CRYPTO_memcmp(each.digest.data(), digest.data(), digest.size()) == 0) found = &each;
-  }
-  if (found == nullptr) return std::nullopt;
-  return CallerOf(*tenants, found->tenant);
+std::optional<Caller> TenantFile::Find(absl::string_view token) const {
+  const std::shared_ptr<const Table> table = current_->Get();
+  const auto it = table->callers.find(access::DigestOf(token));
+  if (it == table->callers.end()) return std::nullopt;
+  return it->second;
 }
 
-Caller TenantFile::Named(const std::string& tenant) { return CallerOf(*Current(), tenant); }
+Caller TenantFile::Named(const std::string& tenant) const {
+  return CallerOf(current_->Get()->named, tenant);
+}
 
 }  // namespace nni_compression::server

@@ -2,8 +2,6 @@
 #ifndef NNI_COMPRESSION_SERVER_TENANT_FILE_H_
 #define NNI_COMPRESSION_SERVER_TENANT_FILE_H_
 
-#include <sys/stat.h>
-
 #include <memory>
 #include <optional>
 #include <string>
@@ -11,51 +9,40 @@
 
 #include "absl/status/statusor.h"
 #include "absl/strings/string_view.h"
-#include "absl/time/time.h"
-#include "access/tenants.h"
 #include "server/authenticator.h"
-#include "server/clock.h"
-#include "server/mutex.h"
+#include "server/file_watcher.h"
 
 namespace nni_compression::server {
 
-// Knows whose a token is, and what a tenant may, from a file as access/tenants.h has it. The file
-// is read anew when it has changed, which is looked for once a second; one that is gone or cannot
-// be read changes nothing, which is logged. Thread-safe.
+// Knows whose a token is, and what a tenant may, from a file as access/tenants.h has it. A file
+// that changed is read again; one that is gone, cannot be read or is empty where there were tokens
+// changes nothing, which is logged. Calls look things up in memory: none waits for the file.
+// Thread-safe.
 class TenantFile {
  public:
-  // INVALID_ARGUMENT that names the line. The clock outlives it.
-  static absl::StatusOr<std::shared_ptr<TenantFile>> Open(const std::string& path,
-                                                          const Clock* clock = Clock::System());
+  // INVALID_ARGUMENT that names the line.
+  static absl::StatusOr<std::shared_ptr<TenantFile>> Open(const std::string& path);
 
-  // Nothing for a token that the file does not have. How long that takes tells nothing of tokens.
-  std::optional<Caller> Find(absl::string_view token);
+  // Changes of the file count within a second from now on. Once.
+  void Watch() { watcher_->Start(); }
+
+  // As FileWatcher::Look.
+  void Look() { watcher_->Look(); }
+
+  // Nullopt for a token that the file does not have.
+  std::optional<Caller> Find(absl::string_view token) const;
 
   // The tenant of this name, which may have no line in the file.
-  Caller Named(const std::string& tenant);
+  Caller Named(const std::string& tenant) const;
 
  private:
-  // What tells one version of the file from another.
-  struct Version {
-    dev_t device = 0;
-    ino_t inode = 0;
-    off_t size = 0;
-    timespec modified = {};
-    bool operator==(const Version& other) const;
-  };
+  struct Table;
+  class Current;
+  TenantFile(std::shared_ptr<Current> current, std::unique_ptr<FileWatcher> watcher)
+      : current_(std::move(current)), watcher_(std::move(watcher)) {}
 
-  TenantFile(std::string path, const Clock* clock) : path_(std::move(path)), clock_(clock) {}
-
-  absl::StatusOr<access::Tenants> Read() const;
-  absl::StatusOr<Version> Look() const;
-  std::shared_ptr<const access::Tenants> Current();
-
-  const std::string path_;
-  const Clock* const clock_;
-  Mutex mutex_;
-  std::shared_ptr<const access::Tenants> tenants_ ABSL_GUARDED_BY(mutex_);
-  Version version_ ABSL_GUARDED_BY(mutex_);
-  absl::Time looked_ ABSL_GUARDED_BY(mutex_);
+  const std::shared_ptr<Current> current_;
+  const std::unique_ptr<FileWatcher> watcher_;
 };
 
 }  // namespace nni_compression::server

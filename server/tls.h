@@ -1,4 +1,4 @@
-// Encryption, and certificates of clients.
+// Encryption, and client certificates.
 #ifndef NNI_COMPRESSION_SERVER_TLS_H_
 #define NNI_COMPRESSION_SERVER_TLS_H_
 
@@ -6,26 +6,55 @@
 
 #include <memory>
 #include <string>
+#include <utility>
 
 #include "absl/status/statusor.h"
+#include "absl/time/time.h"
+#include "server/file_watcher.h"
 
 namespace nni_compression::server {
 
-// Files in PEM. They are looked at once a second: connections that are made after a change have the
-// new ones, and those that live go on. A certificate and its key have to change as one, by a link
-// to a folder of both, say; as long as they do not match, no new connection is made.
+// Files in PEM.
 struct TlsOptions {
   std::string certificate;  // with its chain; empty: connections are not encrypted
   std::string key;
   std::string client_ca;  // who signs clients' certificates; empty: they need none
 
   bool enabled() const { return !certificate.empty(); }
+  bool configured() const { return !certificate.empty() || !key.empty() || !client_ca.empty(); }
 };
 
-// INVALID_ARGUMENT when a file cannot be read, the key is another certificate's, or one of the two
-// is missing.
-absl::StatusOr<std::shared_ptr<grpc::ServerCredentials>> MakeServerCredentials(
-    const TlsOptions& options);
+// The certificate, its key and the clients' authorities, as they are in their files now. New
+// connections get what was there last that TLS can use, live ones go on. Files that are missing,
+// half written, or do not belong together change nothing, which is logged; so are a certificate
+// that is not valid now and a key that everybody can read, which are used. gRPC is handed what was
+// checked here: its own watcher of files ends the process when a file is empty. Thread-safe.
+class TlsCertificates {
+ public:
+  // INVALID_ARGUMENT when a file cannot be read or used, the key is another certificate's, or one
+  // of the two is missing.
+  static absl::StatusOr<std::unique_ptr<TlsCertificates>> Open(const TlsOptions& options);
+
+  // Changes of the files count within a second from now on. Once.
+  void Watch() { watcher_->Start(); }
+
+  // As FileWatcher::Look.
+  void Look() { watcher_->Look(); }
+
+  // For one port of one server, which must not outlive this.
+  std::shared_ptr<grpc::ServerCredentials> Credentials() const;
+
+  // When the certificate that new connections get expires.
+  absl::Time expiry() const;
+
+ private:
+  class Current;
+  TlsCertificates(std::shared_ptr<Current> current, std::unique_ptr<FileWatcher> watcher)
+      : current_(std::move(current)), watcher_(std::move(watcher)) {}
+
+  const std::shared_ptr<Current> current_;
+  const std::unique_ptr<FileWatcher> watcher_;
+};
 
 }  // namespace nni_compression::server
 

@@ -5,14 +5,14 @@ find_package(gRPC CONFIG REQUIRED)
 find_package(absl CONFIG REQUIRED)
 find_package(nlohmann_json 3 CONFIG REQUIRED)
 find_package(ZLIB REQUIRED)  # its crc32
-find_package(OpenSSL REQUIRED COMPONENTS Crypto)  # its SHA-256
+find_package(OpenSSL REQUIRED COMPONENTS Crypto SSL)  # its SHA-256, and checks of certificates
 find_package(SQLite3 REQUIRED)
 
 if(NNI_COMPRESSION_BUILD_SERVER)
   find_package(spdlog CONFIG REQUIRED)
   find_package(prometheus-cpp CONFIG REQUIRED)
-  # The HTTP server of metrics and probes: that of prometheus-cpp starts threads with less stack than
-  # LibTorch's thread-local data needs.
+  # The HTTP client of --healthcheck. The server of metrics and probes is our own: this one's, and
+  # that of prometheus-cpp, limit neither connections nor the time and size of a request.
   find_package(PkgConfig REQUIRED)
   pkg_check_modules(httplib REQUIRED IMPORTED_TARGET cpp-httplib)
   include(Torch)

@@ -80,6 +80,8 @@ TEST_F(TenantEditorTest, TokensAreRevokedOneByOneOrAll) {
   EXPECT_EQ(editor.Read()->tokens.size(), 1u);
   EXPECT_EQ(editor.Revoke("a", "").status().code(), absl::StatusCode::kNotFound);
   EXPECT_EQ(editor.Revoke("b", "zz").status().code(), absl::StatusCode::kNotFound);
+  EXPECT_EQ(*editor.Revoke("b", ""), 1);
+  EXPECT_EQ(Text(), "# nobody\n") << "a server takes an empty file for a damaged one";
 }
 
 TEST_F(TenantEditorTest, LimitsAreSetAndTakenAway) {

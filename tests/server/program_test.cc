@@ -238,7 +238,7 @@ TEST_F(ProgramTest, RefusesWhatItCannotDo) {
   EXPECT_THAT(Refusal({"--listen=127.0.0.1:0", "--shm_socket=" + folder_}),
               HasSubstr("is no socket"));
   EXPECT_THAT(Refusal({"--listen=127.0.0.1:0", "--token_file=" + folder_ + "/none"}),
-              HasSubstr("token_file: '" + folder_ + "/none'"));
+              HasSubstr("token_file '" + folder_ + "/none' cannot be read: No such file"));
   EXPECT_THAT(Refusal({"--listen=127.0.0.1:0", "--tls_key=" + folder_ + "/none"}),
               HasSubstr("tls_certificate and tls_key have to be given both"));
   EXPECT_THAT(Refusal({"--listen=127.0.0.1:0", "--trusted_proxy=localhost"}),

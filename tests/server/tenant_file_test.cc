@@ -2,6 +2,7 @@
 
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
 #include <filesystem>
@@ -9,7 +10,7 @@
 #include <string>
 
 #include "absl/strings/str_cat.h"
-#include "tests/testing/fake_clock.h"
+#include "access/tenant_editor.h"
 #include "tests/testing/token_line.h"
 
 namespace nni_compression::server {
@@ -31,7 +32,17 @@ class TenantFileTest : public ::testing::Test {
 
   void Open(const std::string& text) {
     Write(text);
-    file_ = *TenantFile::Open(path_, &clock_);
+    file_ = *TenantFile::Open(path_);
+  }
+
+  // As often as a change takes to count.
+  void Look() {
+    for (int look = 0; look < 2; ++look) file_->Look();
+  }
+
+  void Change(const std::string& text) {
+    Write(text);
+    Look();
   }
 
   std::string Refusal(const std::string& text) {
@@ -40,7 +51,6 @@ class TenantFileTest : public ::testing::Test {
   }
 
   const std::string path_ = absl::StrCat(::testing::TempDir(), "/tenants", getpid());
-  testing::FakeClock clock_;
   std::shared_ptr<TenantFile> file_;
 };
 
@@ -66,25 +76,52 @@ TEST_F(TenantFileTest, NamesThatComeOtherwiseMayHaveLimitsToo) {
 
 TEST_F(TenantFileTest, ChangesOfTheFileCount) {
   Open(TokenLine("sesame", "a"));
-  Write(TokenLine("two", "a"));
-  EXPECT_TRUE(file_->Find("sesame")) << "it is looked at once a second";
-  clock_.Advance(absl::Seconds(1));
+  Change(TokenLine("two", "a"));
   EXPECT_TRUE(file_->Find("two"));
   EXPECT_FALSE(file_->Find("sesame"));
 }
 
 TEST_F(TenantFileTest, AFileThatCannotBeReadChangesNothing) {
-  Open(TokenLine("sesame", "a"));
-  Write(TokenLine("two", "a") + "damaged\n");
-  clock_.Advance(absl::Seconds(1));
+  Open(TokenLine("sesame", "a") + TokenLine("two", "b"));
+  Change(TokenLine("three", "a") + "damaged\n");
   EXPECT_TRUE(file_->Find("sesame"));
-  EXPECT_FALSE(file_->Find("two"));
+  EXPECT_FALSE(file_->Find("three"));
+  Change((TokenLine("sesame", "a") + TokenLine("two", "b")).substr(0, 90));
+  EXPECT_TRUE(file_->Find("two")) << "it was written half";
   std::filesystem::remove(path_);
-  clock_.Advance(absl::Seconds(1));
+  Look();
   EXPECT_TRUE(file_->Find("sesame"));
-  Write(TokenLine("two", "a"));
-  clock_.Advance(absl::Seconds(-1));
-  EXPECT_TRUE(file_->Find("two")) << "whatever the clock does";
+  ASSERT_EQ(mkfifo(path_.c_str(), 0600), 0);
+  Look();
+  EXPECT_TRUE(file_->Find("sesame"));
+  std::filesystem::remove(path_);
+  Change(TokenLine("three", "a"));
+  EXPECT_TRUE(file_->Find("three"));
+}
+
+TEST_F(TenantFileTest, AnEmptyFileTakesNoTokensAway) {
+  Open(TokenLine("sesame", "a"));
+  for (const char* const text : {"", "\n", " \n\n"}) {
+    Change(text);
+    EXPECT_TRUE(file_->Find("sesame")) << '"' << text << '"';
+  }
+  Change("# nobody\n");
+  EXPECT_FALSE(file_->Find("sesame"));
+  Change("");
+  Change(TokenLine("sesame", "a"));
+  EXPECT_TRUE(file_->Find("sesame"));
+}
+
+TEST_F(TenantFileTest, TheLastTokenCanBeRevoked) {
+  const access::TenantEditor editor(path_);
+  std::filesystem::remove(path_);
+  const std::string token = *editor.Add("a", false);
+  file_ = *TenantFile::Open(path_);
+  EXPECT_TRUE(file_->Find(token));
+  EXPECT_EQ(*editor.Revoke("a", ""), 1);
+  Look();
+  EXPECT_FALSE(file_->Find(token));
+  std::filesystem::remove(path_ + ".lock");
 }
 
 TEST_F(TenantFileTest, AFileThatIsNoneIsRefusedWithoutWhatIsInIt) {

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
 import pickle
 import shutil
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Callable
 
 import numpy as np
 import pytest
 
 import nni_compression as nc
 from certificates import Authority, Certificate
+from metered import eventually
 from servers import ServerProcess, add_tenant, compressionctl
 
 LAYER = nc.Layer("fc", "Linear", (512, 256))  # large enough for shared memory
@@ -232,6 +236,121 @@ def test_certificates_are_replaced_while_sessions_live(
                 assert time.monotonic() < deadline, server.log()
         assert session.calc_mask({"fc": WEIGHT})["fc"].pruned == WEIGHT.size // 2
         assert before.stats.retries == 0
+
+
+def copied(certificate: Certificate, folder: Path) -> Certificate:
+    """Copies of the files, which a test can damage."""
+    places = Certificate(folder / "certificate", folder / "key")
+    shutil.copy(certificate.certificate, places.certificate)
+    shutil.copy(certificate.key, places.key)
+    return places
+
+
+def errors(server: ServerProcess) -> list[str]:
+    """What the log says about certificates that were not read."""
+    return [line for line in server.log().splitlines() if "certificates_not_read" in line]
+
+
+def remove(path: Path) -> None:
+    if path.is_dir():
+        path.rmdir()
+    else:
+        path.unlink()
+
+
+def half(path: Path) -> None:
+    text = path.read_bytes()
+    path.write_bytes(text[: len(text) // 2])
+
+
+def huge(path: Path) -> None:
+    with path.open("ab") as file:
+        file.truncate(1 << 40)
+
+
+def folder_instead(path: Path) -> None:
+    path.unlink()
+    path.mkdir()
+
+
+def pipe(path: Path) -> None:
+    path.unlink()
+    os.mkfifo(path)
+
+
+def empty(path: Path) -> None:
+    path.write_bytes(b"")
+
+
+@pytest.mark.parametrize("damage", [remove, empty, half, huge, folder_instead, pipe])
+def test_files_that_are_damaged_change_nothing(
+    authority: Authority, tmp_path: Path, damage: Callable[[Path], None]
+) -> None:
+    places = copied(authority.issue("server", names=HERE), tmp_path)
+    clients = tmp_path / "clients"
+    shutil.copy(authority.certificate, clients)
+    ours = with_certificate(authority, authority.issue("us"))
+    with (
+        ServerProcess(*flags(places), f"--tls_client_ca={clients}") as server,
+        client_of(server, ours) as before,
+    ):
+        assert before.health() == "SERVING"
+        for path in (places.certificate, places.key, clients):
+            whole = path.read_bytes()
+            seen = len(errors(server))
+            damage(path)
+            assert eventually(lambda seen=seen: len(errors(server)) > seen)  # type: ignore[misc]
+            assert str(path) in errors(server)[-1]
+            with client_of(server, ours) as during:
+                assert during.health() == "SERVING"
+            assert before.health() == "SERVING"
+            if path.exists():
+                remove(path)
+            path.write_bytes(whole)
+        # What is whole again counts.
+        successor = Authority(tmp_path, "successor")
+        copied(successor.issue("server", names=HERE), tmp_path)
+        theirs = nc.Tls(successor.certificate, ours.certificate, ours.key)
+
+        def replaced() -> bool:
+            with client_of(server, theirs) as after, contextlib.suppress(nc.UnavailableError):
+                return after.health() == "SERVING"
+            return False
+
+        assert eventually(replaced), server.log()
+        assert before.stats.retries == 0
+        assert server.stop() == 0
+
+
+def test_a_certificate_waits_for_its_key(authority: Authority, tmp_path: Path) -> None:
+    successor = Authority(tmp_path, "successor")
+    places = copied(authority.issue("server", names=HERE), tmp_path)
+    new = successor.issue("server", names=HERE)
+    with ServerProcess(*flags(places)) as server:
+        shutil.copy(new.certificate, places.certificate)
+        assert eventually(lambda: errors(server))
+        assert "is not the key of tls_certificate" in errors(server)[-1]
+        with client_of(server, authority.certificate) as client:
+            assert client.health() == "SERVING"
+        shutil.copy(new.key, places.key)
+        assert eventually(lambda: server.log().count("certificates_read") == 2)
+        with client_of(server, successor.certificate) as client:
+            assert client.health() == "SERVING"
+
+
+def test_a_certificate_that_has_expired_and_an_open_key_are_logged(
+    authority: Authority, tmp_path: Path
+) -> None:
+    places = copied(authority.issue("server", names=HERE, days=-1), tmp_path)
+    places.key.chmod(0o644)
+    with ServerProcess(*flags(places)) as server:
+        assert f"level=error event=certificate_not_valid path={places.certificate}" in server.log()
+        assert f"event=key_readable_for_everybody path={places.key}" in server.log()
+    places = copied(authority.issue("server", names=HERE), tmp_path)
+    places.key.chmod(0o640)
+    with ServerProcess(*flags(places)) as server:
+        assert "certificate_not_valid" not in server.log()
+        assert "key_readable" not in server.log()
 
 
 def test_tokens_and_shared_memory_work_over_tls(authority: Authority, tmp_path: Path) -> None:

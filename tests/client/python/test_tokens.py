@@ -9,11 +9,13 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Callable
 
 import numpy as np
 import pytest
 
 import nni_compression as nc
+from metered import eventually
 from servers import ROOT, ServerProcess, add_tenant, compressionctl
 
 LAYER = nc.Layer("fc", "Linear", (512, 256))  # large enough for shared memory
@@ -139,6 +141,59 @@ def test_a_revoked_token_ends(tmp_path: Path) -> None:
             compressionctl(f"--tokens={file}", "tenant", "revoke", "us")
             assert refused_in_the_end(client)
         assert token not in server.log()
+
+
+def remove(path: Path) -> None:
+    path.unlink()
+
+
+def empty(path: Path) -> None:
+    path.write_text("")
+
+
+def half(path: Path) -> None:
+    path.write_text(path.read_text()[:90])
+
+
+def folder_instead(path: Path) -> None:
+    path.unlink()
+    path.mkdir()
+
+
+def pipe(path: Path) -> None:
+    path.unlink()
+    os.mkfifo(path)
+
+
+def huge(path: Path) -> None:
+    with path.open("ab") as file:
+        file.truncate(1 << 40)
+
+
+@pytest.mark.parametrize("damage", [remove, empty, half, folder_instead, pipe, huge])
+def test_a_file_that_is_damaged_changes_nothing(
+    tmp_path: Path, damage: Callable[[Path], None]
+) -> None:
+    file = tmp_path / "tokens"
+    token, other = add_tenant(file, "us"), add_tenant(file, "them")
+    whole = file.read_text()
+    with ServerProcess(f"--token_file={file}") as server:
+        with (
+            nc.Client(server.address, token=token) as ours,
+            nc.Client(server.address, token=other) as theirs,
+        ):
+            assert ours.health() == theirs.health() == "SERVING"
+            damage(file)
+            assert eventually(lambda: "event=tokens_not_read" in server.log())
+            assert ours.health() == theirs.health() == "SERVING"
+            if file.is_dir():
+                file.rmdir()
+            elif file.exists():
+                file.unlink()
+            file.write_text(whole.splitlines(keepends=True)[0])
+            assert refused_in_the_end(theirs)
+            assert ours.health() == "SERVING"
+        assert server.stop() == 0
 
 
 def test_shared_memory_asks_for_the_token_too(
