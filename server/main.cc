@@ -40,7 +40,7 @@ ABSL_FLAG(bool, allow_insecure_listen, false,
           "they are. Whoever reaches the port can read along, or use and exhaust the server.");
 ABSL_FLAG(std::string, tls_certificate, "",
           "PEM file with the server's certificate and its chain. Connections are encrypted then. "
-          "Changes of this and the next two count within seconds, for new connections.");
+          "Changes of this and the next two count within a second, for new connections.");
 ABSL_FLAG(std::string, tls_key, "", "PEM file with the key of tls_certificate.");
 ABSL_FLAG(std::string, tls_client_ca, "",
           "PEM file with the authorities that sign clients' certificates. Connections need one "
@@ -106,6 +106,11 @@ ABSL_FLAG(absl::Duration, handshake_timeout, absl::Seconds(10),
 ABSL_FLAG(absl::Duration, idle_timeout, absl::Minutes(10),
           "After this long without a call a connection is closed; clients make another by "
           "themselves. inf: never.");
+ABSL_FLAG(absl::Duration, max_connection_age, absl::Hours(1),
+          "After this long a connection takes no more calls; clients make another by themselves, "
+          "with the certificates that they have then. inf: never.");
+ABSL_FLAG(absl::Duration, max_connection_grace, absl::Hours(24),
+          "How long calls that run at max_connection_age may take to finish. inf: as they like.");
 ABSL_FLAG(
     std::string, plugin_dir, "",
     "Folder of plugins, *.so, whose algorithms are offered too; they are the operator's trusted "
@@ -165,10 +170,9 @@ absl::StatusOr<std::shared_ptr<Authenticator>> AuthenticatorFromFlags() {
   AccessOptions options;
   if (const std::string path = absl::GetFlag(FLAGS_token_file); !path.empty()) {
     absl::StatusOr<std::shared_ptr<TenantFile>> tenants = TenantFile::Open(path);
-    if (!tenants.ok()) {
-      return absl::InvalidArgumentError(absl::StrCat("token_file: ", tenants.status().message()));
-    }
+    if (!tenants.ok()) return tenants.status();
     options.tenants = *std::move(tenants);
+    options.tenants->Watch();
   }
   options.certificates = !absl::GetFlag(FLAGS_tls_client_ca).empty();
   for (const std::string& text : absl::GetFlag(FLAGS_trusted_proxy)) {
@@ -219,6 +223,8 @@ absl::StatusOr<ServerOptions> OptionsFromFlags() {
   options.stall_timeout = absl::GetFlag(FLAGS_stall_timeout);
   options.handshake_timeout = absl::GetFlag(FLAGS_handshake_timeout);
   options.idle_timeout = absl::GetFlag(FLAGS_idle_timeout);
+  options.max_connection_age = absl::GetFlag(FLAGS_max_connection_age);
+  options.max_connection_grace = absl::GetFlag(FLAGS_max_connection_grace);
   options.algorithm_timeout = absl::GetFlag(FLAGS_algorithm_timeout);
   options.reflection = absl::GetFlag(FLAGS_reflection);
   options.metrics_listen = absl::GetFlag(FLAGS_metrics_listen);

@@ -1,6 +1,7 @@
 #include "server/server.h"
 
 #include <ATen/Parallel.h>
+#include <grpc/support/time.h>
 #include <grpcpp/ext/proto_server_reflection_plugin.h>
 #include <grpcpp/impl/server_builder_option.h>
 #include <grpcpp/impl/server_builder_plugin.h>
@@ -18,7 +19,6 @@
 #include <vector>
 
 #include "absl/strings/str_cat.h"
-#include "absl/time/clock.h"
 #include "proto/wire/frames.h"
 #include "server/core.h"
 #include "server/foreign_algorithm.h"
@@ -46,6 +46,11 @@ constexpr int64_t kMaxDefaultCache = int64_t{2} << 30;
 constexpr int kMaxMetadataBytes = 8 << 10;
 constexpr int kMaxStreamsPerConnection = 1000;
 constexpr size_t kLeastTransportBytes = 256 << 20;
+
+// What an idle connection holds, in gRPC and in OpenSSL: 24 and 100 KiB were measured.
+constexpr size_t kConnectionBytes = 32 << 10;
+constexpr size_t kTlsConnectionBytes = 112 << 10;
+
 constexpr int kKeepaliveMs = 60000;
 constexpr int kKeepaliveTimeoutMs = 20000;
 constexpr absl::Duration kLastWords = absl::Seconds(2);
@@ -54,6 +59,12 @@ constexpr absl::Duration kLastWords = absl::Seconds(2);
 int Milliseconds(absl::Duration duration) {
   return static_cast<int>(
       std::min<int64_t>(absl::ToInt64Milliseconds(duration), std::numeric_limits<int>::max()));
+}
+
+// As gRPC takes it, which does not count on the machine's clock then.
+gpr_timespec Timespan(absl::Duration duration) {
+  const int64_t seconds = absl::IDivDuration(duration, absl::Seconds(1), &duration);
+  return {seconds, static_cast<int32_t>(absl::ToInt64Nanoseconds(duration)), GPR_TIMESPAN};
 }
 
 std::string Text(int64_t number) { return absl::StrCat(number); }
@@ -91,6 +102,8 @@ absl::Status CheckOptions(const ServerOptions& options) {
         at_least("min_upload_rate", options.min_upload_rate, int64_t{0}),
         at_least("handshake_timeout", options.handshake_timeout, absl::Milliseconds(1)),
         at_least("idle_timeout", options.idle_timeout, absl::Milliseconds(1)),
+        at_least("max_connection_age", options.max_connection_age, absl::Milliseconds(1)),
+        at_least("max_connection_grace", options.max_connection_grace, absl::Milliseconds(1)),
         at_least("algorithm_timeout", options.algorithm_timeout, absl::Milliseconds(1)),
         at_least("default_lease", sessions.default_lease, sessions.min_lease),
         at_least("max_lease", sessions.max_lease, sessions.default_lease),
@@ -189,12 +202,27 @@ class Server::Impl {
     core_.durable = durable_.get();
   }
 
+  // From now on: lines of the log that were left out are said every minute.
+  void CountSuppressedLines() {
+    timers_.RunAt(timers_.clock()->Now() + absl::Minutes(1), [this] {
+      LogSuppressed();
+      CountSuppressedLines();
+    });
+  }
+
   absl::Status Recover() { return durable_ == nullptr ? absl::OkStatus() : durable_->Recover(); }
 
   absl::Status Listen(const ServerOptions& options) {
-    const auto credentials = MakeServerCredentials(options.tls);
-    if (!credentials.ok()) return credentials.status();
-    auto listener = ConnectionListener::Listen(options.listen, options.max_connections,
+    std::shared_ptr<grpc::ServerCredentials> credentials = grpc::InsecureServerCredentials();
+    if (options.tls.configured()) {
+      auto certificates = TlsCertificates::Open(options.tls);
+      if (!certificates.ok()) return certificates.status();
+      certificates_ = *std::move(certificates);
+      certificates_->Watch();
+      core_.certificates = certificates_.get();
+      credentials = certificates_->Credentials();
+    }
+    auto listener = ConnectionListener::Listen(options.listen, MaxConnections(options),
                                                absl::Milliseconds(kKeepaliveTimeoutMs));
     if (!listener.ok()) return listener.status();
     listener_ = *std::move(listener);
@@ -207,7 +235,7 @@ class Server::Impl {
     }
     using Acceptor = grpc::experimental::ExternalConnectionAcceptor;
     const std::shared_ptr<Acceptor> acceptor = builder.experimental().AddExternalConnectionAcceptor(
-        grpc::ServerBuilder::experimental_type::ExternalConnectionType::FROM_FD, *credentials);
+        grpc::ServerBuilder::experimental_type::ExternalConnectionType::FROM_FD, credentials);
     builder.RegisterService(&service_);
     builder.RegisterService(&health_);
     builder.SetMaxReceiveMessageSize(static_cast<int>(wire::kMaxMessageBytes));
@@ -223,6 +251,11 @@ class Server::Impl {
     builder.AddChannelArgument(GRPC_ARG_SERVER_HANDSHAKE_TIMEOUT_MS,
                                Milliseconds(options.handshake_timeout));
     builder.AddChannelArgument(GRPC_ARG_MAX_CONNECTION_IDLE_MS, Milliseconds(options.idle_timeout));
+    // So that credentials of connections, certificates, are looked at again. Calls that run finish.
+    builder.AddChannelArgument(GRPC_ARG_MAX_CONNECTION_AGE_MS,
+                               Milliseconds(options.max_connection_age));
+    builder.AddChannelArgument(GRPC_ARG_MAX_CONNECTION_AGE_GRACE_MS,
+                               Milliseconds(options.max_connection_grace));
     // Finds peers whose machine is gone.
     builder.AddChannelArgument(GRPC_ARG_KEEPALIVE_TIME_MS, kKeepaliveMs);
     builder.AddChannelArgument(GRPC_ARG_KEEPALIVE_TIMEOUT_MS, kKeepaliveTimeoutMs);
@@ -235,6 +268,13 @@ class Server::Impl {
       acceptor->HandleNewConnection(&connection);
     });
     return absl::OkStatus();
+  }
+
+  // Idle ones take half of the transport's memory at most.
+  int MaxConnections(const ServerOptions& options) const {
+    const size_t each = options.tls.enabled() ? kTlsConnectionBytes : kConnectionBytes;
+    return static_cast<int>(
+        std::min(static_cast<size_t>(options.max_connections), TransportBytes() / 2 / each));
   }
 
   // Of the memory that the budget leaves by default.
@@ -267,7 +307,8 @@ class Server::Impl {
   void Drain(absl::Duration timeout) {
     MutexLock lock(&drain_mutex_);
     if (grpc_ != nullptr) {
-      const absl::Time end = absl::Now() + timeout;
+      // Not by the clock of the machine, which somebody may set meanwhile.
+      const absl::Time end = Clock::System()->Now() + timeout;
       Log(LogLevel::kInfo, "drain", {{"timeout", absl::FormatDuration(timeout)}});
       health_.StopServing();
       gate_.Close();
@@ -275,10 +316,12 @@ class Server::Impl {
       health_.EndWatches();
       foreign_.Stop();  // calls that wait for foreign code could not end
       // What still runs is cancelled after that; the grace lets last statuses reach their peers.
-      const absl::Duration grace = finished ? kLastWords : end - absl::Now();
+      const absl::Duration grace = finished ? kLastWords : end - Clock::System()->Now();
       listener_->Stop();
-      grpc_->Shutdown(absl::ToChronoTime(absl::Now() + std::max(grace, absl::ZeroDuration())));
+      grpc_->Shutdown(gpr_time_add(gpr_now(GPR_CLOCK_MONOTONIC),
+                                   Timespan(std::max(grace, absl::ZeroDuration()))));
       grpc_ = nullptr;
+      LogSuppressed();
       Log(LogLevel::kInfo, "stopped", {{"cancelled_calls", finished ? "no" : "yes"}});
     }
     metrics_listener_ = nullptr;  // looks at what stops now
@@ -310,6 +353,7 @@ class Server::Impl {
   std::unique_ptr<DurableSessions> durable_;
   HealthService health_;
   Service service_;
+  std::unique_ptr<TlsCertificates> certificates_;  // null: connections are not encrypted
   std::unique_ptr<ConnectionListener> listener_;
   Mutex drain_mutex_;
   std::unique_ptr<grpc::Server> grpc_;
@@ -328,6 +372,7 @@ absl::StatusOr<std::unique_ptr<Server>> Server::Start(const ServerOptions& optio
   if (absl::Status status = impl->Listen(options); !status.ok()) return status;
   if (absl::Status status = impl->ListenAside(options); !status.ok()) return status;
   if (absl::Status status = impl->ListenForMetrics(options); !status.ok()) return status;
+  impl->CountSuppressedLines();
   Log(LogLevel::kInfo, "listening",
       {{"address", options.listen},
        {"port", impl->port()},

@@ -36,7 +36,10 @@ struct ServerOptions {
   absl::Duration stall_timeout = absl::Seconds(60);
   int64_t min_upload_rate = 16 << 10;  // bytes a second over the stall timeout; 0: none
   absl::Duration handshake_timeout = absl::Seconds(10);
-  absl::Duration idle_timeout = absl::Minutes(10);       // of a connection without calls
+  absl::Duration idle_timeout = absl::Minutes(10);  // of a connection without calls
+  // After this a connection takes no more calls, and those that run have the grace to finish.
+  absl::Duration max_connection_age = absl::Hours(1);
+  absl::Duration max_connection_grace = absl::Hours(24);
   absl::Duration algorithm_timeout = absl::Seconds(60);  // of plugins and scripts, for a layer
   bool reflection = false;
   // HOST:PORT for metrics and probes, which ask nobody who calls; the rule of `listen` holds.

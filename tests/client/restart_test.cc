@@ -57,6 +57,41 @@ TEST_F(RestartTest, ACallThatAnEndingServerCancelsIsRetried) {
   EXPECT_EQ(cancels->calls(), 2);
 }
 
+// Whom calls came from: every connection has a port of its own.
+class RemembersPeers : public server::Authenticator {
+ public:
+  absl::StatusOr<server::Caller> Authenticate(const grpc::ServerContextBase& context,
+                                              absl::string_view) override {
+    server::MutexLock lock(&mutex_);
+    peers_.insert(context.peer());
+    return server::Caller{"us"};
+  }
+
+  size_t peers() const {
+    server::MutexLock lock(&mutex_);
+    return peers_.size();
+  }
+
+ private:
+  mutable server::Mutex mutex_;
+  std::set<std::string> peers_ ABSL_GUARDED_BY(mutex_);
+};
+
+TEST_F(RestartTest, ConnectionsThatAreReplacedForTheirAgeAreNotNoticed) {
+  const auto remembers = std::make_shared<RemembersPeers>();
+  server::ServerOptions options;
+  options.authenticator = remembers;
+  options.max_connection_age = absl::Milliseconds(200);
+  const auto server = StartServer(0, std::move(options));
+  ClientOptions client_options;
+  client_options.retry.time_limit = absl::ZeroDuration();
+  const Client client = Connect(AddressOf(*server), client_options);
+  while (remembers->peers() < 6) {
+    const absl::Status status = client.ListAlgorithms().status();
+    ASSERT_TRUE(status.ok()) << status;
+  }
+}
+
 TEST_F(RestartTest, ACallGivesUpAtItsTimeout) {
   const Client client = Connect(AddressOf(*server_));
   server_.reset();

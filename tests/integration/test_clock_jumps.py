@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 import nni_compression as nc
-from metered import eventually
+from metered import Metered, eventually
 from nni_compression._wire import compression_pb2 as pb
 from servers import SERVICE, ServerProcess
 
@@ -92,3 +92,56 @@ def test_leases_and_uploads_go_on_though_the_clock_jumps(
         again = called.calc_mask({"fc": -WEIGHT})["fc"]
         assert again.bits.tobytes() == mask.bits.tobytes()
         assert server.stop() == 0
+
+
+@pytest.mark.parametrize("offset", ["+1d", "-1d"])
+def test_a_drain_takes_no_longer_though_the_clock_jumps(clock: Clock, offset: str) -> None:
+    over = threading.Event()
+    reached = threading.Event()
+
+    def requests(session: nc.Session) -> Iterator[bytes]:
+        yield pb.CalcMaskRequest(open={"session_id": session.id}).SerializeToString()
+        reached.set()
+        over.wait(120)
+
+    with (
+        ServerProcess("--drain_seconds=3", "--stall_timeout=10m") as server,
+        nc.Client(server.address, keep_alive=False) as client,
+        grpc.insecure_channel(server.address) as channel,
+    ):
+        session = client.bind_model("level", LEVEL, [LAYER])
+        upload = channel.stream_stream(f"/{SERVICE}/CalcMask")(requests(session))
+        assert reached.wait(60)
+        server.process.terminate()
+        assert eventually(lambda: "event=drain" in server.log())
+        clock.set(offset)
+        # The call that runs ends with the drain, after which it is cancelled.
+        assert server.process.wait(60) == 0
+        with pytest.raises(grpc.RpcError):
+            list(upload)
+        over.set()
+
+
+def test_what_is_measured_does_not_jump_with_the_clock(clock: Clock, tmp_path: Path) -> None:
+    with Metered(tmp_path) as server, nc.Client(server.address) as client:
+        session = client.bind_model("level", LEVEL, [LAYER])
+        stop = threading.Event()
+
+        def jump() -> None:
+            while not stop.is_set():
+                for offset in ("+1d", "-1d"):
+                    clock.set(offset)
+
+        jumper = threading.Thread(target=jump)
+        jumper.start()
+        try:
+            for seed in range(200):
+                session.calc_mask({"fc": WEIGHT * (seed + 1)})
+        finally:
+            stop.set()
+            jumper.join()
+        samples = server.samples()
+        computed = samples['nni_compression_compute_seconds_total{algorithm="level"}']
+        assert 0 < computed < 3600
+        assert 0 <= client.session_info(session.id).compute_time < 3600
+        assert samples['nni_compression_call_seconds_sum{method="CalcMask"}'] < 3600

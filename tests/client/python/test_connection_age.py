@@ -1,0 +1,92 @@
+"""Connections that are replaced while trainers work."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import grpc
+import numpy as np
+
+import nni_compression as nc
+from metered import eventually
+from nni_compression._wire import compression_pb2 as pb
+from servers import SERVICE, ServerProcess
+
+LAYER = nc.Layer("fc", "Linear", (64, 64))
+CONFIG = [{"sparsity": 0.5}]
+WEIGHT = np.random.default_rng(9).normal(size=LAYER.shape).astype(np.float32)
+ESTABLISHED = "01"
+
+
+class Peers:
+    """The ports from which clients have been connected to a server so far."""
+
+    def __init__(self, server: ServerProcess) -> None:
+        self._server = f":{server.port:04X}"
+        self.seen: set[str] = set()
+
+    def look(self) -> int:
+        for line in Path("/proc/net/tcp").read_text().splitlines()[1:]:
+            _, local, remote, state = line.split()[:4]
+            if local.endswith(self._server) and state == ESTABLISHED:
+                self.seen.add(remote)
+        return len(self.seen)
+
+
+def test_clients_do_not_notice_that_connections_have_an_age() -> None:
+    with (
+        ServerProcess("--max_connection_age=300ms") as server,
+        nc.Client(server.address) as client,
+        client.bind_model("level", CONFIG, [LAYER]) as session,
+    ):
+        mask = session.calc_mask({"fc": WEIGHT})["fc"].bits.tobytes()
+        peers = Peers(server)
+        epoch = 0
+        while peers.look() < 6:
+            epoch += 1
+            session.update_epoch(epoch)
+            assert session.calc_mask({"fc": WEIGHT})["fc"].bits.tobytes() == mask
+        assert client.stats.retries == 0
+
+
+def upload(session: nc.Session, over: threading.Event) -> Iterator[bytes]:
+    yield pb.CalcMaskRequest(open={"session_id": session.id}).SerializeToString()
+    over.wait(60)
+
+
+def test_a_call_that_runs_when_its_connection_is_old_may_finish() -> None:
+    over = threading.Event()
+    with (
+        ServerProcess("--max_connection_age=300ms") as server,
+        nc.Client(server.address) as client,
+        grpc.insecure_channel(server.address) as channel,
+        client.bind_model("level", CONFIG, [LAYER]) as session,
+    ):
+        call = channel.stream_stream(f"/{SERVICE}/CalcMask")(upload(session, over))
+        peers = Peers(server)
+
+        def replaced() -> bool:
+            client.health()
+            return peers.look() >= 6
+
+        assert eventually(replaced)
+        over.set()
+        assert list(call) == []
+        assert call.code() == grpc.StatusCode.OK
+
+
+def test_a_call_that_does_not_finish_in_the_grace_is_cut_off() -> None:
+    over = threading.Event()
+    flags = ("--max_connection_age=300ms", "--max_connection_grace=300ms")
+    with (
+        ServerProcess(*flags) as server,
+        nc.Client(server.address) as client,
+        grpc.insecure_channel(server.address) as channel,
+        client.bind_model("level", CONFIG, [LAYER]) as session,
+    ):
+        call = channel.stream_stream(f"/{SERVICE}/CalcMask")(upload(session, over))
+        assert call.code() == grpc.StatusCode.UNAVAILABLE
+        over.set()
+        assert session.calc_mask({"fc": WEIGHT})["fc"].pruned == WEIGHT.size // 2
