@@ -27,8 +27,8 @@ LogLevel LevelOf(absl::StatusCode code) {
 }
 
 // Who has no valid credentials is known by the address only.
-void LogRefusal(const grpc::ServerContextBase& context, absl::string_view method,
-                const std::string& tenant, const absl::Status& status) {
+void LogRefusedCall(const grpc::ServerContextBase& context, absl::string_view method,
+                    const std::string& tenant, const absl::Status& status) {
   const LogLevel level = tenant.empty() ? LogLevel::kWarning : LogLevel::kInfo;
   if (!IsLogged(level)) return;
   const std::string peer = context.peer();
@@ -84,7 +84,7 @@ absl::StatusOr<std::unique_ptr<CallContext>> Gate::Admit(grpc::ServerContextBase
   const absl::Status status = caller.ok() && !while_closed ? Enter(*caller) : caller.status();
   if (!status.ok()) {
     metrics->Ended(status.code(), absl::ZeroDuration());
-    LogRefusal(*context, method, caller.ok() ? caller->tenant : "", status);
+    LogRefusedCall(*context, method, caller.ok() ? caller->tenant : "", status);
     return status;
   }
   std::unique_ptr<CallContext> call(

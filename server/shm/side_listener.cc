@@ -9,6 +9,7 @@
 #include <cerrno>
 #include <cstring>
 #include <limits>
+#include <optional>
 #include <utility>
 
 #include "absl/strings/str_cat.h"
@@ -49,6 +50,20 @@ mode_t ModeFor(const std::vector<uid_t>& uids) {
 SideSocketOptions WithDefaults(SideSocketOptions options) {
   if (options.uids.empty()) options.uids = {geteuid()};
   return options;
+}
+
+// Who connected, as the kernel knows it.
+std::optional<ucred> PeerOf(int socket) {
+  ucred peer = {};
+  socklen_t size = sizeof(peer);
+  if (getsockopt(socket, SOL_SOCKET, SO_PEERCRED, &peer, &size) != 0) return std::nullopt;
+  return peer;
+}
+
+void LogRefusedPeer(int socket, absl::string_view why) {
+  const ucred peer = PeerOf(socket).value_or(ucred());
+  LogLimited(LogLevel::kWarning, "side_socket_refused", absl::StrCat(peer.uid),
+             {{"uid", peer.uid}, {"pid", peer.pid}, {"message", why}});
 }
 
 }  // namespace
@@ -141,12 +156,11 @@ void SideListener::Accept() {
 }
 
 bool SideListener::Admits(int socket) const {
-  ucred peer = {};
-  socklen_t size = sizeof(peer);
-  if (getsockopt(socket, SOL_SOCKET, SO_PEERCRED, &peer, &size) != 0) return false;
+  const std::optional<ucred> peer = PeerOf(socket);
+  if (!peer) return false;
   const auto& uids = options_.uids;
-  if (std::find(uids.begin(), uids.end(), peer.uid) != uids.end()) return true;
-  Log(LogLevel::kDebug, "side_socket_refused", {{"uid", peer.uid}, {"pid", peer.pid}});
+  if (std::find(uids.begin(), uids.end(), peer->uid) != uids.end()) return true;
+  LogRefusedPeer(socket, "the user is not one of shm_uids");
   return false;
 }
 
@@ -173,7 +187,10 @@ bool SideListener::Serve(Peer& peer) {
     if (send(peer.socket.get(), reply.data(), reply.size(), MSG_NOSIGNAL | MSG_DONTWAIT) < 0) {
       return false;
     }
-    if (answer.close) return false;
+    if (answer.close) {
+      if (!peer.connection.admitted()) LogRefusedPeer(peer.socket.get(), answer.reply.message());
+      return false;
+    }
   }
   return true;
 }
