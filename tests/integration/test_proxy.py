@@ -25,6 +25,7 @@ from http2 import Peer
 from nni_compression._wire import compression_pb2 as pb
 from servers import ROOT, ServerProcess, add_tenant
 from test_metrics import Metered, eventually
+from usage import Peers
 
 pytestmark = pytest.mark.skipif(HAPROXY is None, reason="haproxy is not installed")
 
@@ -147,6 +148,21 @@ def test_sessions_of_a_server_that_is_away_wait_for_it(
         codes = []
         assert eventually(lambda: codes.append(goes_on()) or codes[-1] == OK)
         assert set(codes) <= {UNAVAILABLE, OK}
+
+
+def test_nobody_notices_that_connections_to_servers_have_an_age(tmp_path: Path) -> None:
+    with (
+        Metered(tmp_path, "--max_connection_age=300ms") as server,
+        Proxy(tmp_path, [Behind(server.address, server.metrics_port)]) as proxy,
+        channel_to(proxy) as channel,
+    ):
+        caller = Caller(channel, "route")
+        session = caller.bind()
+        peers = Peers(server.port)
+        epoch = 0
+        while peers.look() < 6:
+            epoch += 1
+            caller.epoch(session, epoch)
 
 
 def http2(

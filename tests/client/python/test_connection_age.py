@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterator
-from pathlib import Path
 
 import grpc
 import numpy as np
@@ -13,26 +12,11 @@ import nni_compression as nc
 from metered import eventually
 from nni_compression._wire import compression_pb2 as pb
 from servers import SERVICE, ServerProcess
+from usage import Peers
 
 LAYER = nc.Layer("fc", "Linear", (64, 64))
 CONFIG = [{"sparsity": 0.5}]
 WEIGHT = np.random.default_rng(9).normal(size=LAYER.shape).astype(np.float32)
-ESTABLISHED = "01"
-
-
-class Peers:
-    """The ports from which clients have been connected to a server so far."""
-
-    def __init__(self, server: ServerProcess) -> None:
-        self._server = f":{server.port:04X}"
-        self.seen: set[str] = set()
-
-    def look(self) -> int:
-        for line in Path("/proc/net/tcp").read_text().splitlines()[1:]:
-            _, local, remote, state = line.split()[:4]
-            if local.endswith(self._server) and state == ESTABLISHED:
-                self.seen.add(remote)
-        return len(self.seen)
 
 
 def test_clients_do_not_notice_that_connections_have_an_age() -> None:
@@ -42,7 +26,7 @@ def test_clients_do_not_notice_that_connections_have_an_age() -> None:
         client.bind_model("level", CONFIG, [LAYER]) as session,
     ):
         mask = session.calc_mask({"fc": WEIGHT})["fc"].bits.tobytes()
-        peers = Peers(server)
+        peers = Peers(server.port)
         epoch = 0
         while peers.look() < 6:
             epoch += 1
@@ -65,7 +49,7 @@ def test_a_call_that_runs_when_its_connection_is_old_may_finish() -> None:
         client.bind_model("level", CONFIG, [LAYER]) as session,
     ):
         call = channel.stream_stream(f"/{SERVICE}/CalcMask")(upload(session, over))
-        peers = Peers(server)
+        peers = Peers(server.port)
 
         def replaced() -> bool:
             client.health()

@@ -23,6 +23,7 @@ EXACT_HEAP = {
 }
 SHARED_FILE = "memfd:"
 TCP_LISTEN = "0A"  # the state in /proc/net/tcp
+TCP_ESTABLISHED = "01"
 UNIX_LISTEN = "00010000"  # the flags in /proc/net/unix
 
 
@@ -109,6 +110,24 @@ def connections(process_id: int) -> int:
                 listening.add(f"socket:[{fields[inode]}]")
     sockets = (target for target in _targets(process / "fd") if target.startswith("socket:"))
     return sum(socket not in listening for socket in sockets)
+
+
+class Peers:
+    """The ports from which others have been connected to a port of this host, as far as seen: every
+    connection has one of its own.
+    """
+
+    def __init__(self, port: int) -> None:
+        self._local = f":{port:04X}"
+        self._seen: set[str] = set()
+
+    def look(self) -> int:
+        """How many have been seen so far, now included."""
+        for line in Path("/proc/net/tcp").read_text().splitlines()[1:]:
+            _, local, remote, state = line.split()[:4]
+            if local.endswith(self._local) and state == TCP_ESTABLISHED:
+                self._seen.add(remote)
+        return len(self._seen)
 
 
 def _targets(folder: Path) -> list[str]:
