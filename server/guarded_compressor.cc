@@ -19,7 +19,6 @@ using compression::Activation;
 using compression::ActivationAnswer;
 using compression::AlgorithmInfo;
 using compression::AlgorithmKind;
-using compression::Clock;
 using compression::Compressor;
 using compression::Layer;
 using compression::LayerState;
@@ -144,7 +143,8 @@ class Guard : public Base {
   bool needs_step() const override { return traits_.needs_step; }
   bool wants_gradient() const override { return traits_.wants_gradient; }
 
-  bool IsStale(const Layer& layer, const LayerState& state, Clock clock) const override {
+  bool IsStale(const Layer& layer, const LayerState& state,
+               compression::Clock clock) const override {
     // Nothing else makes an answer old.
     if (!traits_.needs_epoch && !traits_.needs_step) return false;
     return AskOn(*host_, OnLayer(layer), true, [inner = inner_, layer, state, clock] {
@@ -152,7 +152,7 @@ class Guard : public Base {
     });
   }
 
-  absl::Status AddGradient(const Layer& layer, const at::Tensor& gradient, Clock clock,
+  absl::Status AddGradient(const Layer& layer, const at::Tensor& gradient, compression::Clock clock,
                            LayerState& state) const override {
     return CallOn<bool>(*host_, OnLayer(layer), state,
                         [inner = inner_, layer, gradient, clock](LayerState& state) {
@@ -173,14 +173,14 @@ class GuardedPruner : public Guard<Pruner> {
   using Guard::Guard;
 
   absl::StatusOr<Mask> CalcMask(const Layer& layer, const Weight& weight, LayerState& state,
-                                Clock clock) const override {
+                                compression::Clock clock) const override {
     return CallOn<Mask>(*host_, OnLayer(layer), state,
                         [inner = inner_, layer, values = weight.values, clock](LayerState& state) {
                           return inner->CalcMask(layer, Weight(values), state, clock);
                         });
   }
 
-  std::optional<double> TargetSparsity(Clock clock) const override {
+  std::optional<double> TargetSparsity(compression::Clock clock) const override {
     return AskOn(*host_, "the target sparsity", std::optional<double>(),
                  [inner = inner_, clock] { return inner->TargetSparsity(clock); });
   }
@@ -196,7 +196,7 @@ class GuardedQuantizer : public Guard<Quantizer> {
   int64_t group_size() const override { return traits_.group_size; }
 
   absl::StatusOr<QuantizedWeight> QuantizeWeight(const Layer& layer, const Weight& weight,
-                                                 QuantizeReply reply, Clock clock,
+                                                 QuantizeReply reply, compression::Clock clock,
                                                  LayerState& state) const override {
     return CallOn<QuantizedWeight>(
         *host_, OnLayer(layer), state,
@@ -205,7 +205,8 @@ class GuardedQuantizer : public Guard<Quantizer> {
         });
   }
 
-  absl::StatusOr<QuantizedWeight> QuantizeRange(const Layer& layer, const Range& range, Clock clock,
+  absl::StatusOr<QuantizedWeight> QuantizeRange(const Layer& layer, const Range& range,
+                                                compression::Clock clock,
                                                 LayerState& state) const override {
     return CallOn<QuantizedWeight>(*host_, OnLayer(layer), state,
                                    [inner = inner_, layer, range, clock](LayerState& state) {
@@ -235,7 +236,8 @@ class GuardedQuantizer : public Guard<Quantizer> {
         .status();
   }
 
-  absl::StatusOr<ActivationAnswer> QuantizeActivation(Activation activation, Clock clock,
+  absl::StatusOr<ActivationAnswer> QuantizeActivation(Activation activation,
+                                                      compression::Clock clock,
                                                       const LayerState& state) const override {
     LayerState copy = state;
     return CallOn<ActivationAnswer>(*host_, kActivations, copy,
