@@ -156,8 +156,11 @@ class TlsCertificates::Current {
     if (self->fetched_) return GRPC_SSL_CERTIFICATE_CONFIG_RELOAD_UNCHANGED;
     const grpc_ssl_pem_key_cert_pair pair = {self->pem_.key.c_str(),
                                              self->pem_.certificate.c_str()};
-    *config = grpc_ssl_server_certificate_config_create(
-        self->pem_.client_ca.empty() ? nullptr : self->pem_.client_ca.c_str(), &pair, 1);
+    // gRPC insists on authorities here, although nobody is asked for a certificate where there are
+    // none: any certificates do then.
+    const std::string& authorities =
+        self->pem_.client_ca.empty() ? self->pem_.certificate : self->pem_.client_ca;
+    *config = grpc_ssl_server_certificate_config_create(authorities.c_str(), &pair, 1);
     self->fetched_ = true;
     return GRPC_SSL_CERTIFICATE_CONFIG_RELOAD_NEW;
   }

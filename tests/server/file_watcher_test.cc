@@ -108,7 +108,7 @@ TEST_F(FileWatcherTest, AFileThatCannotBeReadChangesNothing) {
          Write("a", "");
          std::filesystem::resize_file(file, std::uintmax_t{1} << 40);
        }},
-      {"wrong", [&] { Write("a", "wrong"); }},
+      {"of the wrong content", [&] { Write("a", "wrong"); }},
   };
   for (const auto& [name, damage] : damages) {
     std::filesystem::remove(file);
