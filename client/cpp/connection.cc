@@ -91,6 +91,19 @@ grpc::ChannelArguments Arguments(absl::string_view address) {
   return arguments;
 }
 
+// What gRPC says of a connection that is not made: a name that is unknown, a port that is closed.
+// Empty when it says nothing.
+std::string WhyNotConnected(const std::shared_ptr<grpc::Channel>& channel) {
+  grpc::ClientContext context;
+  // It is there at once when connecting has failed before.
+  context.set_deadline(absl::ToChronoTime(absl::Now() + absl::Milliseconds(200)));
+  v1::ListAlgorithmsResponse response;
+  const grpc::Status status =
+      v1::CompressionService::NewStub(channel)->ListAlgorithms(&context, {}, &response);
+  if (status.error_code() != grpc::StatusCode::UNAVAILABLE) return "";
+  return absl::StrCat("; ", status.error_message());
+}
+
 }  // namespace
 
 std::string RandomId() {
@@ -110,16 +123,16 @@ absl::StatusOr<std::shared_ptr<const Connection>> Connection::Open(std::string a
   auto channel = grpc::CreateCustomChannel(
       address, encrypted ? *tls : grpc::InsecureChannelCredentials(), Arguments(address));
   if (!channel->WaitForConnected(absl::ToChronoTime(absl::Now() + options.connect_timeout))) {
+    const std::string waited = absl::StrCat(
+        "waited ", absl::FormatDuration(options.connect_timeout), WhyNotConnected(channel));
     if (encrypted) {
       return absl::UnavailableError(absl::StrCat(
-          "no encrypted connection to ", address, " comes about (waited ",
-          absl::FormatDuration(options.connect_timeout),
+          "no encrypted connection to ", address, " comes about (", waited,
           "); the server may not be there, not use TLS, have a certificate for another name or of "
           "another authority than tls says, or refuse this client's certificate"));
     }
     return absl::UnavailableError(
-        absl::StrCat("no compression server answers at ", address, " (waited ",
-                     absl::FormatDuration(options.connect_timeout),
+        absl::StrCat("no compression server answers at ", address, " (", waited,
                      "); start one with `compression_server --listen=", address,
                      "`, or give another address, in $NNI_COMPRESSION_SERVER for example. one with "
                      "TLS is reached with $NNI_COMPRESSION_TLS_CA or $NNI_COMPRESSION_TLS"));

@@ -47,6 +47,7 @@ TEST_F(ClientTest, SaysWhatToDoWhenNobodyAnswers) {
   EXPECT_THAT(message, HasSubstr(address));
   EXPECT_THAT(message, HasSubstr("compression_server --listen=" + address));
   EXPECT_THAT(message, HasSubstr("$NNI_COMPRESSION_SERVER"));
+  EXPECT_THAT(message, HasSubstr("refused")) << "the reason";
 }
 
 TEST_F(ClientTest, GivesUpOnAPortThatAcceptsAndStaysSilent) {

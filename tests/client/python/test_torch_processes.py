@@ -213,6 +213,35 @@ def test_the_examples_keep_to_one_thread():
     assert result.stdout == "{1}\n"
 
 
+@pytest.mark.parametrize("epochs", [3, 4])
+def test_a_trial_of_the_example_may_be_short(server, epochs):
+    pytest.importorskip("sklearn")
+    program = (
+        "import sys, trial; trial.digits.use_one_thread(); "
+        "drawn = {'prune_method': {'_name': 'agp', 'fc1': 0.8}}; "
+        f"print(trial.run_trial(drawn, trial.digits.Net(), lambda result: None, {epochs})['saved'])"
+    )
+    folders = [
+        servers.ROOT / "client/python/examples/auto_compression",
+        Path(nc.__file__).resolve().parents[1],
+    ]
+    environment = {
+        **os.environ,
+        "PYTHONPATH": os.pathsep.join(map(str, folders)),
+        "NNI_COMPRESSION_SERVER": server.address,
+    }
+    result = subprocess.run(
+        [sys.executable, "-c", program],
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=5 * TIMEOUT,
+        check=False,
+    )
+    assert result.returncode == 0, result.stderr
+    assert 0.79 < float(result.stdout) <= 0.8  # all of it: pruning has come to its end
+
+
 def test_the_example_says_when_there_is_no_server():
     pytest.importorskip("sklearn")
     example = servers.ROOT / "client/python/examples/digits.py"
