@@ -12,12 +12,10 @@ import itertools
 import pickle
 import re
 import socket
-import sys
 import threading
 import time
 import weakref
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -401,35 +399,6 @@ class TestStaleLayers:
         session.calc_mask({"a": WEIGHTS["a"]})
         assert session.stale == {"b"}
         assert type(session.stale) is frozenset
-
-    def test_threads_that_answer_other_layers_lose_no_answer(
-        self, scripted: ScriptedServer
-    ) -> None:
-        names = [f"layer{i}" for i in range(200)]
-        layers = [nc.Layer(name, "Linear", (4,)) for name in names]
-        scripted.behaviours["BindModel"] = replies(
-            pb.BindModelResponse(session_id="s1", stale_layers=names)
-        )
-
-        def answer(requests: Iterator[bytes], context: Any) -> Iterator[bytes]:
-            (asked,) = [
-                pb.CalcMaskRequest.FromString(message).headers[0].layer for message in requests
-            ]
-            yield mask_reply(0, asked, 4).SerializeToString()
-
-        scripted.behaviours["CalcMask"] = answer
-        interval = sys.getswitchinterval()
-        sys.setswitchinterval(1e-6)
-        try:
-            with (
-                nc.Client(scripted.address, timeout=60) as client,
-                ThreadPoolExecutor(8) as threads,
-            ):
-                session = client.bind_model("level", [], layers)
-                list(threads.map(lambda name: session.calc_mask({name: WEIGHTS["a"]}), names))
-                assert session.stale == frozenset()
-        finally:
-            sys.setswitchinterval(interval)
 
 
 class TestLeavingASession:
