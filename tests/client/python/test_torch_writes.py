@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import gc
 import pickle
+import weakref
 from typing import Any, Callable
 
 import pytest
@@ -258,6 +259,28 @@ def test_an_adapter_that_is_merged_is_in_the_parameter(model: Net, safe: bool) -
         assert torch.allclose(model(images()), tuned, atol=0.1)
     state = model.state_dict()["fc1.weight"]
     assert torch.equal(state, merged)
+
+
+def test_a_model_that_keeps_what_it_computed_is_freed(client: nc.Client) -> None:
+    class Remembering(Net):
+        def forward(self, value: torch.Tensor) -> torch.Tensor:
+            self.last = super().forward(value)  # with the graph of it, which has the weights
+            return self.last
+
+    model = Remembering()
+    pruner = LevelPruner(LEVEL, client=client)
+    pruner(model)
+    weight = model.fc1.weight
+    model(images()).sum().backward(retain_graph=True)
+    alive = weakref.ref(model.fc1)
+    del model, pruner
+    gc.collect()
+    assert alive() is None
+    with torch.no_grad():
+        weight.zero_()  # nobody's any more, and its own
+        weight.data.add_(1)
+    assert bool((weight == 1).all())
+    assert weight.grad is None
 
 
 def test_training_reads_and_frees_weights_without_a_report(model: Net) -> None:

@@ -10,6 +10,7 @@ buffer: distributed training would send every buffer to all ranks before every f
 from __future__ import annotations
 
 import copyreg
+import weakref
 from typing import Any, Optional, Protocol
 
 import numpy as np
@@ -19,10 +20,8 @@ from torch import nn
 from ..masks import Mask
 from .activations import Activation
 from .masking import is_exporting, is_traced, keep, masked
-from .passing import CompressedWeight
+from .passing import STATE, CompressedWeight
 from .rounding import Parameters
-
-_STATE = "_weight_state"
 
 
 class Source(Protocol):
@@ -219,7 +218,7 @@ def _read_weight(module: CompressedModule) -> Any:
         return weight
     # What `max_norm` scales in place is what was read, each time that it is read.
     watched = module.__dict__.get("max_norm") is None
-    return CompressedWeight.of(weight, module, state, watched=watched)
+    return CompressedWeight.of(weight, weakref.ref(module), watched=watched)
 
 
 def _refresh(state: WeightState) -> None:
@@ -258,15 +257,15 @@ def plain_class(module: nn.Module) -> type:
 
 def state_of(module: nn.Module) -> Optional[WeightState]:
     """The state of a compressed module; None for any other."""
-    return module.__dict__.get(_STATE) if isinstance(module, CompressedModule) else None
+    return module.__dict__.get(STATE) if isinstance(module, CompressedModule) else None
 
 
 def install(module: nn.Module, state: WeightState) -> None:
     """Makes the module read its weight through `state`, all kept and nothing quantized so far."""
     if isinstance(module, CompressedModule):
-        module.__dict__[_STATE] = state
+        module.__dict__[STATE] = state
         return
-    module.__dict__[_STATE] = state
+    module.__dict__[STATE] = state
     module.__class__ = _compressed_class(type(module))
 
 
@@ -274,7 +273,7 @@ def uninstall(module: nn.Module) -> None:
     """Gives the module its own class back; the dense weight stays as it is."""
     if isinstance(module, CompressedModule):
         module.__class__ = plain_class(module)
-        del module.__dict__[_STATE]
+        del module.__dict__[STATE]
 
 
 def unwrap(model: nn.Module) -> nn.Module:

@@ -8,16 +8,19 @@ parameter that is behind it, as they would in the plain module.
 from __future__ import annotations
 
 import functools
+import weakref
 from typing import Any, Optional, Protocol, cast
 
 import torch
 from torch import nn
 
+#: The attribute of a compressed module that has its `State`.
+STATE = "_weight_state"
 _OPERATORS = "iadd isub imul itruediv ifloordiv imod ipow iand ior ixor ilshift irshift setitem"
 
 
 class State(Protocol):
-    """What the module that was read has between its dense weight and the compressed one."""
+    """What a module has between its dense weight and the compressed one."""
 
     lost_write: bool
 
@@ -40,14 +43,14 @@ class CompressedWeight(torch.Tensor):
 
     __torch_function__ = torch._C._disabled_torch_function_impl
 
-    _module: nn.Module
-    _state: State
+    # Weakly: the graph of a forward pass keeps weights, and a module may keep what it computed.
+    _module: weakref.ref[nn.Module]
     _version_read: Optional[int]
     _is_data: bool
 
     @staticmethod
     def of(
-        weight: torch.Tensor, module: nn.Module, state: State, *, watched: bool = True
+        weight: torch.Tensor, module: weakref.ref[nn.Module], *, watched: bool = True
     ) -> CompressedWeight:
         """The same tensor object, read from `module`.
 
@@ -58,29 +61,33 @@ class CompressedWeight(torch.Tensor):
         weight.__class__ = CompressedWeight
         read = cast(CompressedWeight, weight)
         read._module = module
-        read._state = state
         read._is_data = False
         read._version_read = weight._version if watched and not weight.is_inference() else None
         return read
 
     @property
-    def _parameter(self) -> torch.Tensor:
-        parameter = self._module._parameters["weight"]
-        assert parameter is not None
-        return parameter
+    def _parameter(self) -> Optional[torch.Tensor]:
+        module = self._module()
+        return None if module is None else module._parameters["weight"]
 
     @property
     def _target(self) -> torch.Tensor:
-        return self._parameter.data if self._is_data else self._parameter
+        parameter = self._parameter
+        if parameter is None:  # the module is gone: this is all that there is
+            return self.as_subclass(torch.Tensor)
+        return parameter.data if self._is_data else parameter
 
     def _wrote(self) -> None:
-        """Tells the state, and makes this what a read gives now."""
+        """Tells the module, and makes this what a read gives now."""
         self._report()
-        self._state.written()
-        with torch.no_grad():
-            now = self._state.effective(self._module, self._parameter)
-            if now.shape == self.shape and now.dtype == self.dtype:
-                torch.Tensor.set_(self, now.detach())
+        module, parameter = self._module(), self._parameter
+        state = _state_of(module)
+        if module is not None and parameter is not None and state is not None:
+            state.written()
+            with torch.no_grad():
+                now = state.effective(module, parameter)
+                if now.shape == self.shape and now.dtype == self.dtype:
+                    torch.Tensor.set_(self, now.detach())
         if self._version_read is not None:
             self._version_read = self._version
 
@@ -90,13 +97,14 @@ class CompressedWeight(torch.Tensor):
         # With a version counter of its own, so that each is watched by itself.
         plain = torch.Tensor.data.__get__(self)  # type: ignore[attr-defined]
         watched = self._version_read is not None
-        found = CompressedWeight.of(plain, self._module, self._state, watched=watched)
+        found = CompressedWeight.of(plain, self._module, watched=watched)
         found._is_data = True
         return found
 
     @data.setter
     def data(self, value: Any) -> None:
-        self._parameter.data = value
+        parameter = self._parameter
+        (self.as_subclass(torch.Tensor) if parameter is None else parameter).data = value
         self._wrote()
 
     def detach(self) -> Any:  # type: ignore[override]
@@ -143,10 +151,16 @@ class CompressedWeight(torch.Tensor):
 
     def _report(self) -> None:
         if self._version_read is not None and self._version != self._version_read:
-            self._state.lost_write = True
+            state = _state_of(self._module())
+            if state is not None:
+                state.lost_write = True
 
     def __del__(self) -> None:
         self._report()
+
+
+def _state_of(module: Optional[nn.Module]) -> Optional[State]:
+    return None if module is None else module.__dict__.get(STATE)
 
 
 def _forwarded(name: str) -> Any:
