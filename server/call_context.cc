@@ -65,7 +65,7 @@ grpc::Status CallContext::Finish(const absl::Status& status) {
     };
     log({{"method", method_},
          {"tenant", caller_.tenant},
-         {"session", session_},
+         {"session", session()},
          {"duration", absl::FormatDuration(duration)},
          {"request_id", trace.request_id},
          {"trace_id", trace.trace_id},

@@ -27,7 +27,8 @@ namespace nni_compression::server {
 
 class Gate;
 
-// A call that was let in. The gate counts it until it is destroyed. Thread-compatible.
+// A call that was let in. The gate counts it until it is destroyed. Thread-safe: a call may be
+// cancelled, and finish, on one thread while another finds out which session it is about.
 class CallContext {
  public:
   ~CallContext();
@@ -44,7 +45,10 @@ class CallContext {
   UploadShare upload_share() const { return {uploads_, caller_.quota.uploads}; }
 
   // For the log.
-  void set_session(absl::string_view id) { session_.assign(id.data(), id.size()); }
+  void set_session(absl::string_view id) {
+    MutexLock lock(&mutex_);
+    session_.assign(id.data(), id.size());
+  }
 
   // For the metrics: bytes of tensors. Any thread.
   void CountReceived(int64_t bytes) { metrics_->Received(bytes); }
@@ -61,6 +65,10 @@ class CallContext {
       : gate_(gate), context_(context), method_(method), metrics_(metrics) {}
 
   absl::Duration Count(absl::StatusCode code);  // how long it took
+  std::string session() const {
+    MutexLock lock(&mutex_);
+    return session_;
+  }
 
   Gate* const gate_;  // null: the call is not counted
   grpc::ServerContextBase* const context_;
@@ -71,7 +79,8 @@ class CallContext {
   MethodMetrics* const metrics_;
   // Not the clock of leases, which may be set.
   const std::chrono::steady_clock::time_point start_ = std::chrono::steady_clock::now();
-  std::string session_;
+  mutable Mutex mutex_;
+  std::string session_ ABSL_GUARDED_BY(mutex_);
 };
 
 // Lets calls in. Thread-safe; outlives its calls.

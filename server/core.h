@@ -50,7 +50,7 @@ struct Core {
   }
 
   StreamCall::Environment environment(const CallContext& context) const {
-    return {budget.get(),           timers,         stall_timeout, context.memory_share(),
+    return {budget.get(),           timers,         executor, stall_timeout, context.memory_share(),
             context.upload_share(), min_upload_rate};
   }
 };

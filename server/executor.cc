@@ -10,20 +10,24 @@ Executor::Executor(int threads, std::function<void(int)> prepare)
   for (int i = 0; i < std::max(1, threads); ++i) threads_.emplace_back([this] { Loop(); });
 }
 
-Executor::~Executor() {
+void Executor::Stop() {
   {
     MutexLock lock(&mutex_);
     stopped_ = true;
     changed_.NotifyAll();
   }
-  for (std::thread& thread : threads_) thread.join();
+  for (std::thread& thread : threads_) {
+    if (thread.joinable()) thread.join();
+  }
 }
 
-void Executor::Schedule(std::function<void()> function, Work work) {
+bool Executor::Schedule(std::function<void()> function, Work work) {
   MutexLock lock(&mutex_);
+  if (closed_) return false;
   auto& queue = work == Work::kShort ? short_ : work == Work::kLong ? long_ : idle_;
   queue.push_back({std::move(function), scheduled_++});
   changed_.NotifyOne();
+  return true;
 }
 
 int64_t Executor::waiting(Work work) const {
@@ -48,7 +52,10 @@ void Executor::Loop() {
       MutexLock lock(&mutex_);
       std::deque<Item>* queue = nullptr;
       while ((queue = NextQueue()) == nullptr) {
-        if (stopped_ && running_ == 0) return;  // work that still runs may schedule more
+        if (stopped_ && running_ == 0) {  // work that still runs may schedule more
+          closed_ = true;
+          return;
+        }
         changed_.Wait(&mutex_);
       }
       function = std::move(queue->front().function);

@@ -27,12 +27,15 @@ class Executor {
   // that are busy, this one included.
   explicit Executor(int threads, std::function<void(int busy)> prepare = nullptr);
 
+  ~Executor() { Stop(); }
+
   // Runs what is queued, including what that work schedules in turn, and joins the threads. Call it
   // on no thread of the executor.
-  ~Executor();
+  void Stop();
 
-  // Runs `function` on one of the threads; it must not throw.
-  void Schedule(std::function<void()> function, Work work = Work::kShort);
+  // Runs `function` on one of the threads; it must not throw. False, and it is dropped, once the
+  // executor has stopped: what comes in late from elsewhere finds nobody to wait for it.
+  bool Schedule(std::function<void()> function, Work work = Work::kShort);
 
   // Functions that wait for a thread.
   int64_t waiting(Work work) const;
@@ -60,7 +63,8 @@ class Executor {
   int running_ ABSL_GUARDED_BY(mutex_) = 0;
   int running_long_ ABSL_GUARDED_BY(mutex_) = 0;
   int running_idle_ ABSL_GUARDED_BY(mutex_) = 0;
-  bool stopped_ ABSL_GUARDED_BY(mutex_) = false;
+  bool stopped_ ABSL_GUARDED_BY(mutex_) = false;  // when there is no more work
+  bool closed_ ABSL_GUARDED_BY(mutex_) = false;   // there is none, and none is taken
   std::vector<std::thread> threads_;
 };
 

@@ -94,7 +94,7 @@ void ForeignAlgorithms::Stop() {
 }
 
 void ForeignAlgorithms::Join() {
-  for (auto& entry : entries_) entry.second.executor.reset();
+  for (auto& entry : entries_) entry.second.executor->Stop();
 }
 
 }  // namespace nni_compression::server

@@ -3,7 +3,17 @@
 #include <algorithm>
 #include <utility>
 
+#include "absl/strings/str_cat.h"
+#include "server/status.h"
+
 namespace nni_compression::server {
+namespace {
+
+// Of bookkeeping, what comes on top of the limit.
+constexpr int64_t kBookkeepingShare = 16;
+constexpr int64_t kLeastBookkeeping = 1 << 20;
+
+}  // namespace
 
 Reservation& Reservation::operator=(Reservation&& other) noexcept {
   if (this != &other) {
@@ -11,6 +21,7 @@ Reservation& Reservation::operator=(Reservation&& other) noexcept {
     budget_ = std::move(other.budget_);
     account_ = std::move(other.account_);
     bytes_ = std::exchange(other.bytes_, 0);
+    kind_ = other.kind_;
   }
   return *this;
 }
@@ -18,16 +29,22 @@ Reservation& Reservation::operator=(Reservation&& other) noexcept {
 void Reservation::ShrinkTo(int64_t bytes) {
   if (bytes >= bytes_) return;
   if (account_ != nullptr) account_->Subtract(bytes_ - bytes);
-  budget_->Release(bytes_ - bytes);
+  if (budget_ != nullptr) budget_->Release(bytes_ - bytes, kind_);
   bytes_ = bytes;
 }
 
 Reservation Reservation::Split(int64_t bytes) {
   const int64_t taken = std::clamp<int64_t>(bytes, 0, bytes_);
   bytes_ -= taken;
-  Reservation part(budget_, taken);
-  part.account_ = account_;
-  return part;
+  return Reservation(budget_, account_, taken, kind_);
+}
+
+void Reservation::Merge(Reservation other) {
+  if (bytes_ == 0) {
+    *this = std::move(other);
+  } else if (other.account_ == account_ && other.kind_ == kind_) {
+    bytes_ += std::exchange(other.bytes_, 0);
+  }
 }
 
 absl::Status Reservation::ChargeTo(const MemoryShare& share) {
@@ -57,33 +74,79 @@ void MemoryBudget::Reclaim(int64_t bytes) {
   if (reclaim_) reclaim_(bytes);
 }
 
-std::optional<Reservation> MemoryBudget::TryReserve(int64_t bytes) {
+int64_t& MemoryBudget::Count(Kind kind) {
+  return kind == Kind::kBookkeeping ? bookkeeping_ : kind == Kind::kPassed ? passed_ : payload_;
+}
+
+int64_t MemoryBudget::Excess(int64_t more) const {
+  const int64_t beyond = std::max(limit_ / kBookkeepingShare, kLeastBookkeeping);
+  return std::max<int64_t>(0, bookkeeping_ + more - beyond);
+}
+
+int64_t MemoryBudget::Room() const { return limit_ - payload_ - passed_ - Excess(); }
+
+int64_t MemoryBudget::LargestWaiting() const {
+  return waiting_bytes_.empty() ? 0 : *waiting_bytes_.rbegin();
+}
+
+bool MemoryBudget::Fits(int64_t bytes, Kind kind) const {
+  int64_t taken = bytes;
+  if (kind == Kind::kBookkeeping) taken = Excess(bytes) - Excess();
+  if (taken == 0) return true;
+  if (taken > Room()) return false;
+  return kind == Kind::kPayload || taken <= limit_ - LargestWaiting() - passed_ - Excess();
+}
+
+std::optional<Reservation> MemoryBudget::TryReserve(int64_t bytes, MemoryUse use) {
   for (int attempt = 0; attempt < 2; ++attempt) {
     int64_t missing = 0;
     {
       MutexLock lock(&mutex_);
-      if (!waiters_.empty() || bytes > limit_) return std::nullopt;
-      missing = bytes - (limit_ - reserved_);
-      if (missing <= 0) {
-        reserved_ += bytes;
-        return Reservation(shared_from_this(), bytes);
+      const Kind kind = use == MemoryUse::kBookkeeping ? Kind::kBookkeeping
+                        : waiters_.empty()             ? Kind::kPayload
+                                                       : Kind::kPassed;
+      if (Fits(bytes, kind)) {
+        Count(kind) += bytes;
+        return Reservation(shared_from_this(), nullptr, bytes, kind);
       }
+      missing = bytes - Room();
+      if (missing <= 0 || bytes > limit_) return std::nullopt;
     }
     if (attempt == 0) Reclaim(missing);
   }
   return std::nullopt;
 }
 
-MemoryBudget::Ticket MemoryBudget::Reserve(int64_t bytes, Granted granted) {
+absl::StatusOr<std::optional<Reservation>> MemoryBudget::TryReserve(int64_t bytes,
+                                                                    const MemoryShare& share,
+                                                                    MemoryUse use) {
+  Reservation charge(nullptr, nullptr, bytes, Kind::kPayload);
+  if (absl::Status status = charge.ChargeTo(share); !status.ok()) return status;
+  std::optional<Reservation> memory = TryReserve(bytes, use);
+  if (memory) std::swap(memory->account_, charge.account_);
+  return memory;
+}
+
+absl::StatusOr<MemoryBudget::Ticket> MemoryBudget::Reserve(int64_t bytes, const MemoryShare& share,
+                                                           Granted granted) {
+  Reservation charge(nullptr, nullptr, bytes, Kind::kPayload);
+  if (absl::Status status = charge.ChargeTo(share); !status.ok()) return status;
   Ticket ticket;
   int64_t missing = 0;
   {
     MutexLock lock(&mutex_);
+    const int64_t stays = passed_ + Excess();
+    if (bytes > limit_ - stays) {
+      const std::string message =
+          absl::StrCat("no memory now for ", bytes, " bytes: of ", limit_, " others have ", stays);
+      return bytes > limit_ ? absl::ResourceExhaustedError(message)
+                            : ExhaustedFor(kRetryWait, message);
+    }
     ticket = next_ticket_++;
-    if (bytes > limit_) return ticket;
-    waiters_.push_back({ticket, bytes, std::move(granted)});
-    for (const Waiter& waiter : waiters_) missing += waiter.bytes;
-    missing -= limit_ - reserved_;
+    waiting_bytes_.insert(bytes);
+    waiters_.push_back({ticket, std::move(charge), std::move(granted)});
+    for (const int64_t waiting : waiting_bytes_) missing += waiting;
+    missing -= Room();
   }
   if (missing > 0) Reclaim(missing);
   Serve();
@@ -91,45 +154,57 @@ MemoryBudget::Ticket MemoryBudget::Reserve(int64_t bytes, Granted granted) {
 }
 
 bool MemoryBudget::Cancel(Ticket ticket) {
-  std::list<Waiter> cancelled;  // destroyed without the lock
+  Waiters cancelled;  // destroyed without the lock
   {
     MutexLock lock(&mutex_);
     const auto it = std::find_if(waiters_.begin(), waiters_.end(),
                                  [ticket](const Waiter& w) { return w.ticket == ticket; });
     if (it == waiters_.end()) return false;
+    waiting_bytes_.erase(waiting_bytes_.find(it->memory.bytes()));
     cancelled.splice(cancelled.begin(), waiters_, it);
   }
   Serve();  // the next one may be smaller
   return true;
 }
 
-void MemoryBudget::Release(int64_t bytes) {
+void MemoryBudget::Release(int64_t bytes, Kind kind) {
   {
     MutexLock lock(&mutex_);
-    reserved_ -= bytes;
+    Count(kind) -= bytes;
     if (waiters_.empty()) return;
   }
   Serve();
 }
 
 void MemoryBudget::Serve() {
-  std::list<Waiter> served;
+  Waiters served;
   {
     MutexLock lock(&mutex_);
-    while (!waiters_.empty() && waiters_.front().bytes <= limit_ - reserved_) {
-      reserved_ += waiters_.front().bytes;
-      served.splice(served.end(), waiters_, waiters_.begin());
+    Kind kind = Kind::kPayload;
+    for (auto it = waiters_.begin(); it != waiters_.end() && *waiting_bytes_.begin() <= Room();) {
+      const auto waiter = it++;
+      Reservation& memory = waiter->memory;
+      waiting_bytes_.erase(waiting_bytes_.find(memory.bytes()));  // it is not one of the others
+      if (!Fits(memory.bytes(), kind)) {
+        waiting_bytes_.insert(memory.bytes());
+        kind = Kind::kPassed;
+        continue;
+      }
+      Count(kind) += memory.bytes();
+      memory.budget_ = shared_from_this();
+      memory.kind_ = kind;
+      served.splice(served.end(), waiters_, waiter);
     }
   }
   for (Waiter& waiter : served) {
-    auto reservation = std::make_shared<Reservation>(Reservation(shared_from_this(), waiter.bytes));
-    run_([granted = std::move(waiter.granted), reservation] { granted(std::move(*reservation)); });
+    auto memory = std::make_shared<Reservation>(std::move(waiter.memory));
+    run_([granted = std::move(waiter.granted), memory] { granted(std::move(*memory)); });
   }
 }
 
 int64_t MemoryBudget::reserved() const {
   MutexLock lock(&mutex_);
-  return reserved_;
+  return payload_ + passed_ + bookkeeping_;
 }
 
 int64_t MemoryBudget::waiting() const {

@@ -45,6 +45,7 @@ CalcMaskResponse CommitFrame(uint32_t index, uint64_t total, std::optional<uint3
 
 void ReplyQueue::Push(Reply reply) {
   for (const Payload& payload : reply.payloads) payload_bytes_ += payload.bytes.size();
+  bookkeeping_bytes_ += reply.bookkeeping.bytes();
   replies_.push_back(std::move(reply));
 }
 
@@ -53,12 +54,16 @@ void ReplyQueue::Clear() {
   payload_ = 0;
   sent_ = 0;
   payload_bytes_ = 0;
+  bookkeeping_bytes_ = 0;
 }
 
 grpc::ByteBuffer ReplyQueue::NextMessage() {
   wire::MessageWriter writer;
+  Reservation written;  // goes back at once
   while (!replies_.empty() && writer.byte_size() < kTargetBytes) {
     if (!AppendFirst(writer)) break;
+    bookkeeping_bytes_ -= replies_.front().bookkeeping.bytes();
+    written.Merge(std::move(replies_.front().bookkeeping));
     replies_.pop_front();
     payload_ = 0;
     sent_ = 0;

@@ -30,7 +30,12 @@ struct Payload {
 struct Reply {
   std::unique_ptr<google::protobuf::MessageLite> fields;  // results and headers; may be null
   std::vector<Payload> payloads;
-  std::shared_ptr<const Reservation> memory;
+  std::shared_ptr<const Reservation> memory;  // of the payloads
+  Reservation bookkeeping;                    // of the rest
+  bool last = false;                          // no reply follows
+
+  // Whether there is nothing to send.
+  bool empty() const { return fields == nullptr && payloads.empty(); }
 };
 
 // Replies in their order, cut into messages: small ones share a message, large ones take several.
@@ -39,7 +44,9 @@ class ReplyQueue {
  public:
   void Push(Reply reply);
   bool empty() const { return replies_.empty(); }
+  int64_t size() const { return static_cast<int64_t>(replies_.size()); }
   int64_t payload_bytes() const { return payload_bytes_; }  // that are left
+  int64_t bytes() const { return payload_bytes_ + bookkeeping_bytes_; }
   void Clear();
 
   // The next message, at most wire::kMaxMessageBytes; the queue must not be empty.
@@ -55,6 +62,7 @@ class ReplyQueue {
   size_t payload_ = 0;  // of the first reply
   int64_t sent_ = 0;    // bytes of that payload
   int64_t payload_bytes_ = 0;
+  int64_t bookkeeping_bytes_ = 0;
 };
 
 }  // namespace nni_compression::server

@@ -183,7 +183,7 @@ class Server::Impl {
     core_.executor = executor_.get();
     core_.timers = &timers_;
     core_.budget = MemoryBudget::Create(
-        budget, [this](const std::function<void()>& function) { timers_.Run(function); });
+        budget, [this](std::function<void()> granted) { executor_->Schedule(std::move(granted)); });
     core_.sessions = &sessions_;
     weights_ = std::make_unique<WeightCache>(
         options.cache_budget.value_or(std::min(budget / 2, kMaxDefaultCache)), executor_.get(),
@@ -328,8 +328,8 @@ class Server::Impl {
     foreign_.Stop();
     timers_.Stop();  // first: what they start needs the executors
     if (durable_ != nullptr) durable_->Stop();
-    foreign_.Join();  // before the other, which its work may use
-    executor_.reset();
+    foreign_.Join();    // before the other, which its work may use
+    executor_->Stop();  // not destroyed: a write that was under way may still be answered
   }
 
   int port() const { return listener_->port(); }
@@ -390,6 +390,7 @@ int Server::port() const { return impl_->port(); }
 int Server::metrics_port() const { return impl_->metrics_port(); }
 void Server::Drain(absl::Duration timeout) { impl_->Drain(timeout); }
 int64_t Server::memory_reserved() const { return impl_->core().budget->reserved(); }
+int64_t Server::memory_waiting() const { return impl_->core().budget->waiting(); }
 int64_t Server::live_sessions() const { return impl_->core().sessions->live(); }
 int64_t Server::shared_bytes() const { return impl_->core().regions->mapped_bytes(); }
 int Server::connections() const { return impl_->connections(); }

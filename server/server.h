@@ -75,6 +75,7 @@ class Server {
 
   // What tests and metrics look at.
   int64_t memory_reserved() const;
+  int64_t memory_waiting() const;  // calls
   int64_t live_sessions() const;
   int64_t shared_bytes() const;  // mapped for trainers on this host
   int connections() const;

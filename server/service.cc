@@ -4,12 +4,12 @@
 #include <utility>
 
 #include "server/bind_model.h"
-#include "server/calc_mask_call.h"
-#include "server/export_call.h"
-#include "server/quantize_weight_call.h"
+#include "server/calc_mask.h"
+#include "server/export_handler.h"
+#include "server/quantize_weight.h"
 #include "server/session_calls.h"
 #include "server/status.h"
-#include "server/step_call.h"
+#include "server/step_handler.h"
 #include "server/unary_call.h"
 
 namespace nni_compression::server {
@@ -19,6 +19,13 @@ namespace v1 = ::nni::compression::v1;
 namespace {
 
 using Call = std::shared_ptr<UnaryCall>;
+
+template <class Handler>
+std::shared_ptr<StreamCall> MakeCall(Core* core, const std::shared_ptr<CallContext>& context) {
+  return StreamCall::Create(core->environment(*context), [&](StreamCall* call) {
+    return std::make_unique<Handler>(core, context, call);
+  });
+}
 
 #define NNI_COMPRESSION_METHOD(name) "nni.compression.v1.CompressionService/" name
 
@@ -79,31 +86,31 @@ grpc::ServerUnaryReactor* Service::ListTenants(Grpc* grpc, const v1::ListTenants
                           [&](const Call& call) { server::ListTenants(call, response); });
 }
 
-template <class Call>
+template <class Handler>
 BidiReactor* Service::Stream(Grpc* grpc, const char* method) {
   auto context = core_->gate->Admit(grpc, method);
   if (!context.ok()) return RefuseBidi(FinishWith(context.status(), grpc));
   const std::shared_ptr<CallContext> shared = *std::move(context);
-  return StartBidi(grpc, shared, std::make_shared<Call>(core_, shared));
+  return StartBidi(grpc, shared, MakeCall<Handler>(core_, shared));
 }
 
 BidiReactor* Service::CalcMask(Grpc* grpc) {
-  return Stream<CalcMaskCall>(grpc, NNI_COMPRESSION_METHOD("CalcMask"));
+  return Stream<CalcMaskHandler>(grpc, NNI_COMPRESSION_METHOD("CalcMask"));
 }
 
 BidiReactor* Service::QuantizeWeight(Grpc* grpc) {
-  return Stream<QuantizeWeightCall>(grpc, NNI_COMPRESSION_METHOD("QuantizeWeight"));
+  return Stream<QuantizeWeightHandler>(grpc, NNI_COMPRESSION_METHOD("QuantizeWeight"));
 }
 
 BidiReactor* Service::Export(Grpc* grpc) {
-  return Stream<ExportCall>(grpc, NNI_COMPRESSION_METHOD("Export"));
+  return Stream<ExportHandler>(grpc, NNI_COMPRESSION_METHOD("Export"));
 }
 
 ReadReactor* Service::Step(Grpc* grpc, grpc::ByteBuffer* response) {
   auto context = core_->gate->Admit(grpc, NNI_COMPRESSION_METHOD("Step"));
   if (!context.ok()) return RefuseRead(FinishWith(context.status(), grpc));
   const std::shared_ptr<CallContext> shared = *std::move(context);
-  return StartRead(grpc, shared, std::make_shared<StepCall>(core_, shared), response);
+  return StartRead(grpc, shared, MakeCall<StepHandler>(core_, shared), response);
 }
 
 }  // namespace nni_compression::server

@@ -72,7 +72,7 @@ class Service final : public WithUnaryMethods<
   BidiReactor* Export(Grpc* grpc) override;
   ReadReactor* Step(Grpc* grpc, grpc::ByteBuffer* response) override;
 
-  template <class Call>
+  template <class Handler>
   BidiReactor* Stream(Grpc* grpc, const char* method);
 
   Core* const core_;

@@ -23,7 +23,10 @@ void Strand::RunOrPost(std::function<void()> function) {
 }
 
 void Strand::Schedule(Work work) {
-  executor_->Schedule([self = shared_from_this()] { self->RunOne(); }, work);
+  if (executor_->Schedule([self = shared_from_this()] { self->RunOne(); }, work)) return;
+  std::deque<Item> dropped;  // without the lock: they may own what posts
+  MutexLock lock(&mutex_);
+  dropped.swap(queue_);
 }
 
 void Strand::RunOne() {

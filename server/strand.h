@@ -20,7 +20,7 @@ class Strand : public std::enable_shared_from_this<Strand> {
   // `executor` outlives the strand's work.
   static std::shared_ptr<Strand> Create(Executor* executor);
 
-  // `function` must not throw.
+  // `function` must not throw. It is dropped when the executor has stopped.
   void Post(std::function<void()> function, Work work = Work::kShort);
 
   // The same for what takes microseconds: when nothing is under way it runs here and now, which

@@ -1,122 +1,188 @@
 #include "server/stream_call.h"
 
 #include <algorithm>
-#include <utility>
 
 #include "absl/strings/str_cat.h"
-#include "server/status.h"
 
 namespace nni_compression::server {
-namespace {
 
-// Replies of fewer bytes wait for one another.
-constexpr int64_t kHeldBytes = 64 << 10;
+void StreamCall::Follow(CallActions actions) {
+  if (actions.has(CallActions::kProcess)) Process();
+  if (actions.has(CallActions::kAskSession)) {
+    std::exchange(loader_, nullptr)(
+        [self = shared_from_this()](const absl::Status& status) { self->OnSession(status); });
+  }
+  if (actions.has(CallActions::kEnd)) handler_->OnEnd();
+}
 
-}  // namespace
+CallActions StreamCall::Perform(CallActions actions) {
+  if (actions.has(CallActions::kDropReplies)) {
+    replies_.Clear();
+    when_drained_ = nullptr;
+  }
+  if (actions.has(CallActions::kDropMemory)) environment_.budget->Cancel(ticket_);
+  if (actions.has(CallActions::kDropReceived)) {
+    receiver_->Reset();
+    granted_.reset();
+  }
+  while (actions.has(CallActions::kTakeReplies)) {
+    outgoing_ = replies_.NextMessage();
+    actions = CallActions(actions.bits() & ~CallActions::kTakeReplies) | machine_.Taken(queue());
+  }
+  if (actions.has(CallActions::kStartWrite) || actions.has(CallActions::kWriteAndFinish) ||
+      actions.has(CallActions::kFinish)) {
+    write_started_ = environment_.timers->clock()->Now();
+  }
+  if (actions.has(CallActions::kStartWrite)) transport_->StartWrite(&outgoing_);
+  if (actions.has(CallActions::kWriteAndFinish)) transport_->WriteAndFinish(&outgoing_, outcome_);
+  if (actions.has(CallActions::kFinish)) transport_->Finish(outcome_);
+  if (actions.has(CallActions::kTearDown)) transport_->Cancel();
+  if (actions.has(CallActions::kStartRead)) {
+    read_started_ = environment_.timers->clock()->Now();
+    transport_->StartRead(&incoming_);
+  }
+  if (actions.has(CallActions::kAskMemory)) actions |= AskMemory();
+  if (actions.has(CallActions::kDrained) && when_drained_ != nullptr) {
+    machine_.TaskBegun(/*is_long=*/false);
+    std::exchange(when_drained_, nullptr)();
+  }
+  return actions;
+}
 
-StreamCall::StreamCall(const Environment& environment)
-    : environment_(environment),
-      receiver_(this, environment.budget, environment.share, environment.uploads) {}
+CallActions StreamCall::AskMemory() {
+  const absl::StatusOr<MemoryBudget::Ticket> ticket = environment_.budget->Reserve(
+      receiver_->bytes_needed(), environment_.share,
+      [self = shared_from_this()](Reservation memory) { self->OnMemory(std::move(memory)); });
+  if (!ticket.ok()) return Perform(FailWith(ticket.status()));
+  ticket_ = *ticket;
+  return {};
+}
+
+CallActions StreamCall::FailWith(const absl::Status& status) {
+  if (!failed_.exchange(true, std::memory_order_acq_rel)) outcome_ = status;
+  return machine_.Fail();
+}
+
+CallMachine::Queue StreamCall::queue() const {
+  return {replies_.size(), replies_.payload_bytes(), replies_.bytes()};
+}
 
 void StreamCall::Start(StreamTransport* transport) {
   MutexLock lock(&mutex_);
   transport_ = transport;
   Progressed();
   ArmTimer();
-  StartRead();
+  Perform(machine_.Start());
 }
 
 void StreamCall::OnReadDone(bool ok) {
+  CallActions actions;
   {
     MutexLock lock(&mutex_);
     Progressed();
-    if (const absl::Status status = CheckRate(); !status.ok()) FailLocked(status);
-    if (failed()) {
-      reading_ = Reading::kDone;
-      incoming_.Clear();
-      return;
+    if (const absl::Status status = CheckRate(); !status.ok()) actions = FailWith(status);
+    actions |= machine_.ReadDone();
+    if (actions.has(CallActions::kProcess)) {
+      input_ = ok ? Input::kMessage : Input::kHalfClose;
+      message_.Swap(&incoming_);
     }
-    reading_ = Reading::kProcessing;
+    incoming_.Clear();
+    actions = Perform(actions);
   }
-  if (ok) {
-    grpc::ByteBuffer message;
-    message.Swap(&incoming_);
-    if (!std::exchange(prepared_, true)) {
-      const auto resume = [self = shared_from_this(), message](const absl::Status& status) {
-        if (!status.ok() || self->failed()) {
-          return self->Process(status.ok() ? absl::CancelledError("over") : status);
-        }
-        self->Process(self->receiver_.Receive(message));
-      };
-      if (Prepare(message, resume)) return;
-    }
-    Process(receiver_.Receive(message));
-    return;
-  }
-  // The end of the stream, whatever ended it; a cancellation is not always told apart.
-  absl::Status status = cancelled() ? absl::CancelledError("cancelled") : receiver_.Finish();
-  if (status.ok()) status = OnHalfClose();
-  {
-    MutexLock lock(&mutex_);
-    reading_ = Reading::kDone;
-    receiver_.Reset();
-  }
-  if (!status.ok()) Fail(status);
-}
-
-void StreamCall::Process(absl::StatusOr<TensorReceiver::Progress> progress) {
-  MutexLock lock(&mutex_);
-  Progressed();
-  if (!progress.ok()) FailLocked(progress.status());
-  if (failed()) {
-    reading_ = Reading::kDone;
-    receiver_.Reset();
-    return;
-  }
-  if (*progress == TensorReceiver::Progress::kNeedsMemory) {
-    reading_ = Reading::kNeedsMemory;
-    ticket_ = environment_.budget->Reserve(
-        receiver_.bytes_needed(),
-        [self = shared_from_this()](Reservation memory) { self->OnMemory(std::move(memory)); });
-    return;
-  }
-  StartRead();
+  Follow(actions);
 }
 
 void StreamCall::OnMemory(Reservation memory) {
+  CallActions actions;
   {
     MutexLock lock(&mutex_);
-    if (failed()) return;
-    reading_ = Reading::kProcessing;
+    actions = machine_.Granted();
+    if (!actions.has(CallActions::kProcess)) return;
+    input_ = Input::kMemory;
+    granted_ = std::move(memory);
   }
-  Process(receiver_.Resume(std::move(memory)));
+  Follow(actions);
 }
 
-void StreamCall::OnWriteDone(bool ok) {
+void StreamCall::OnSession(const absl::Status& status) {
+  CallActions actions;
+  {
+    MutexLock lock(&mutex_);
+    actions = machine_.Loaded();
+    if (!actions.has(CallActions::kProcess)) return;
+    input_ = Input::kSession;
+    session_status_ = status;
+  }
+  Follow(actions);
+}
+
+void StreamCall::Process() {
+  const auto result = CatchExceptions([this] { return ProcessInput(input_); });
+  CallActions actions;
   {
     MutexLock lock(&mutex_);
     Progressed();
-    writing_ = false;
-    outgoing_.Clear();
-    if (!ok) FailLocked(absl::CancelledError("the peer is gone"));
+    if (!result.ok()) actions = FailWith(result.status());
+    actions |= machine_.Processed(result.ok() ? *result : CallMachine::Processing::kFailed);
+    actions = Perform(actions);
   }
-  Advance();
+  Follow(actions);
+}
+
+absl::StatusOr<CallMachine::Processing> StreamCall::ProcessInput(Input input) {
+  absl::StatusOr<TensorReceiver::Progress> progress = TensorReceiver::Progress::kDone;
+  if (input == Input::kHalfClose) {
+    // The end of the stream, whatever ended it; a cancellation is not always told apart.
+    if (cancelled()) return absl::CancelledError("cancelled");
+    if (absl::Status status = receiver_->Finish(); !status.ok()) return status;
+    if (absl::Status status = handler_->OnHalfClose(); !status.ok()) return status;
+    return CallMachine::Processing::kHalfClosed;
+  }
+  if (input == Input::kMessage) {
+    grpc::ByteBuffer message;
+    message.Swap(&message_);
+    progress = receiver_->Receive(message);
+  } else if (input == Input::kMemory) {
+    progress = receiver_->Resume(*std::exchange(granted_, std::nullopt));
+  } else {
+    if (!session_status_.ok()) return session_status_;
+    progress = receiver_->Ready();
+  }
+  if (!progress.ok()) return progress.status();
+  if (*progress == TensorReceiver::Progress::kNeedsMemory) {
+    return CallMachine::Processing::kNeedsMemory;
+  }
+  if (*progress == TensorReceiver::Progress::kDone) return CallMachine::Processing::kMessageDone;
+  loader_ = handler_->MakeLoader();
+  return CallMachine::Processing::kNeedsSession;
+}
+
+void StreamCall::OnWriteDone(bool ok) {
+  MutexLock lock(&mutex_);
+  Progressed();
+  outgoing_.Clear();
+  CallActions actions;
+  if (!ok) actions = FailWith(absl::CancelledError("the peer is gone"));
+  Perform(actions | machine_.WriteDone());
 }
 
 void StreamCall::OnCancel() {
-  Fail(absl::CancelledError("cancelled by the peer, or its deadline passed"));
+  MutexLock lock(&mutex_);
+  Perform(FailWith(absl::CancelledError("cancelled by the peer, or its deadline passed")));
 }
 
 void StreamCall::OnDone() {
+  CallActions actions;
   {
     MutexLock lock(&mutex_);
-    FailLocked(absl::CancelledError("over"));  // for tasks that are left; too late for the peer
+    if (!failed_.exchange(true, std::memory_order_acq_rel)) outcome_ = absl::CancelledError("over");
     transport_ = nullptr;
     incoming_.Clear();
     outgoing_.Clear();
     if (timer_) environment_.timers->Cancel(*timer_);
+    actions = Perform(machine_.Done());
   }
-  OnEnd();
+  Follow(actions);
 }
 
 bool StreamCall::cancelled() const {
@@ -126,152 +192,82 @@ bool StreamCall::cancelled() const {
 
 void StreamCall::BeginTask(Work work) {
   MutexLock lock(&mutex_);
-  ++tasks_;
-  if (work == Work::kLong) ++long_tasks_;
+  machine_.TaskBegun(work == Work::kLong);
 }
 
-void StreamCall::Run(Strand& strand, std::function<absl::Status()> task, Work work) {
-  BeginTask(work);
-  strand.Post(
-      [self = shared_from_this(), task = std::move(task), work]() mutable {
-        absl::Status status;
-        if (!self->failed()) status = CatchExceptions(task);
-        task = nullptr;  // with the memory that it held, before the call can end
-        self->EndTask(work, status);
-      },
-      work);
-}
-
-void StreamCall::EndTask(Work work, const absl::Status& status) {
+void StreamCall::EndTask(Work work, absl::StatusOr<Reply> reply) {
+  CallActions actions;
   {
     MutexLock lock(&mutex_);
-    --tasks_;
-    if (work == Work::kLong) --long_tasks_;
     Progressed();
-    if (!status.ok()) FailLocked(status);
+    if (!reply.ok()) actions = FailWith(reply.status());
+    const bool last = reply.ok() && reply->last;
+    if (!failed() && !reply->empty()) replies_.Push(*std::move(reply));
+    actions = Perform(actions | machine_.TaskDone(work == Work::kLong, queue(), last));
   }
-  Advance();
+  Follow(actions);
 }
 
 void StreamCall::Push(Reply reply) {
-  {
-    MutexLock lock(&mutex_);
-    if (failed()) return;
-    replies_.Push(std::move(reply));
-  }
-  Advance();
+  if (reply.empty()) return;
+  MutexLock lock(&mutex_);
+  if (failed()) return;
+  replies_.Push(std::move(reply));
+  Perform(machine_.Pushed(queue()));
 }
 
-void StreamCall::Complete() {
-  {
-    MutexLock lock(&mutex_);
-    if (!outcome_) outcome_ = absl::OkStatus();
-  }
-  Advance();
-}
-
-void StreamCall::CompleteWith(const grpc::ByteBuffer& response) {
-  {
-    MutexLock lock(&mutex_);
-    if (!outcome_ && transport_ != nullptr) transport_->SetResponse(response);
-  }
-  Complete();
-}
-
-void StreamCall::Fail(const absl::Status& status) {
-  {
-    MutexLock lock(&mutex_);
-    FailLocked(status);
-  }
-  Advance();
-}
-
-void StreamCall::FailLocked(const absl::Status& status) {
-  if (failed_.exchange(true, std::memory_order_acq_rel)) return;
-  outcome_ = status;
-  replies_.Clear();
-  if (reading_ == Reading::kNeedsMemory) environment_.budget->Cancel(ticket_);
-  // Nobody uses the receiver but who is processing, and that thread will see the failure.
-  if (reading_ != Reading::kProcessing) receiver_.Reset();
-  AdvanceLocked();
-}
-
-void StreamCall::Advance() {
-  bool drained = false;
-  {
-    MutexLock lock(&mutex_);
-    drained = AdvanceLocked();
-  }
-  if (drained) OnDrained();
-}
-
-bool StreamCall::AdvanceLocked() {
-  if (transport_ == nullptr || finished_ || writing_) return false;
-  if (!replies_.empty()) {
-    const bool more_soon = tasks_ > 0 && long_tasks_ == 0 && !outcome_;
-    if (more_soon && replies_.payload_bytes() < kHeldBytes) return false;
-    outgoing_ = replies_.NextMessage();
-    if (outcome_ && replies_.empty()) {
-      finished_ = true;
-      transport_->WriteAndFinish(&outgoing_, *outcome_);
-      return false;
-    }
-    writing_ = true;
-    transport_->StartWrite(&outgoing_);
-    return false;
-  }
-  if (!outcome_) return true;
-  finished_ = true;
-  transport_->Finish(*outcome_);
-  return false;
-}
-
-void StreamCall::StartRead() {
-  reading_ = Reading::kStarted;
-  read_started_ = environment_.timers->clock()->Now();
-  transport_->StartRead(&incoming_);
+void StreamCall::WhenDrained(std::function<void()> post) {
+  MutexLock lock(&mutex_);
+  if (!failed()) when_drained_ = std::move(post);
 }
 
 absl::Status StreamCall::CheckRate() {
-  if (!receiver_.holds_memory()) {  // a pause between tensors costs nobody anything
+  if (!receiver_->holds_memory()) {  // a pause between tensors costs nobody anything
     awaited_ = absl::ZeroDuration();
-    came_ = 0;
+    received_ = 0;
     return absl::OkStatus();
   }
   awaited_ += std::max(environment_.timers->clock()->Now() - read_started_, absl::ZeroDuration());
-  came_ += static_cast<int64_t>(incoming_.Length());
+  received_ += static_cast<int64_t>(incoming_.Length());
   if (awaited_ < environment_.stall_timeout) return absl::OkStatus();
   const absl::Duration awaited = std::exchange(awaited_, absl::ZeroDuration());
-  const int64_t came = std::exchange(came_, 0);
+  const int64_t received = std::exchange(received_, 0);
   const double least = static_cast<double>(environment_.min_upload_rate);
-  if (static_cast<double>(came) >= least * absl::ToDoubleSeconds(awaited)) return absl::OkStatus();
+  if (static_cast<double>(received) >= least * absl::ToDoubleSeconds(awaited)) {
+    return absl::OkStatus();
+  }
   return absl::DeadlineExceededError(
-      absl::StrCat("the peer sent ", came, " bytes in ", absl::FormatDuration(awaited),
+      absl::StrCat("the peer sent ", received, " bytes in ", absl::FormatDuration(awaited),
                    "; it must be at least ", environment_.min_upload_rate, " a second"));
 }
 
 void StreamCall::Progressed() { last_progress_ = environment_.timers->clock()->Now(); }
 
 void StreamCall::ArmTimer() {
-  timer_ = environment_.timers->RunAt(last_progress_ + environment_.stall_timeout,
-                                      [weak = weak_from_this()] {
-                                        if (const auto self = weak.lock()) self->OnTimer();
-                                      });
+  const absl::Time since = machine_.peer_has_to_read() ? write_started_ : last_progress_;
+  timer_ = environment_.timers->RunAt(
+      since + environment_.stall_timeout,
+      [weak = weak_from_this(), executor = environment_.executor] {
+        if (auto self = weak.lock()) {
+          executor->Schedule([self = std::move(self)] { self->OnTimer(); });
+        }
+      });
 }
 
 void StreamCall::OnTimer() {
   MutexLock lock(&mutex_);
   if (transport_ == nullptr) return;
   const absl::Time now = environment_.timers->clock()->Now();
-  const bool peers_turn = writing_ || finished_ || (reading_ == Reading::kStarted && tasks_ == 0);
-  if (!peers_turn) {
-    last_progress_ = now;
-  } else if (now - last_progress_ >= environment_.stall_timeout) {
-    const bool stuck = writing_ || finished_;  // a status would not get through
-    FailLocked(absl::DeadlineExceededError(absl::StrCat(
-        "the peer neither sent nor read for ", absl::FormatDuration(environment_.stall_timeout))));
-    if (stuck) transport_->Cancel();
-    last_progress_ = now;
+  if (!machine_.peer_has_to_read() && !machine_.peer_has_to_send()) last_progress_ = now;
+  // Whoever sends and does not read makes no progress.
+  const absl::Time since = machine_.peer_has_to_read() ? write_started_ : last_progress_;
+  if (now - since >= environment_.stall_timeout) {
+    if (!failed_.exchange(true, std::memory_order_acq_rel)) {
+      outcome_ = absl::DeadlineExceededError(absl::StrCat(
+          "the peer neither sent nor read for ", absl::FormatDuration(environment_.stall_timeout)));
+    }
+    Perform(machine_.Stall());
+    last_progress_ = write_started_ = now;
   }
   ArmTimer();
 }

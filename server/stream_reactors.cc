@@ -45,7 +45,6 @@ class BidiStream final : public StreamReactor<BidiReactor> {
   void WriteAndFinish(const grpc::ByteBuffer* message, const absl::Status& status) override {
     StartWriteAndFinish(message, grpc::WriteOptions(), context().Finish(status));
   }
-  void SetResponse(const grpc::ByteBuffer&) override {}
   void OnWriteDone(bool ok) override { call().OnWriteDone(ok); }
 };
 
@@ -55,8 +54,10 @@ class ReadStream final : public StreamReactor<ReadReactor> {
              std::shared_ptr<StreamCall> call, grpc::ByteBuffer* response)
       : StreamReactor(grpc, std::move(context), std::move(call)), response_(response) {}
   void StartWrite(const grpc::ByteBuffer*) override { Cancel(); }
-  void WriteAndFinish(const grpc::ByteBuffer*, const absl::Status&) override { Cancel(); }
-  void SetResponse(const grpc::ByteBuffer& response) override { *response_ = response; }
+  void WriteAndFinish(const grpc::ByteBuffer* message, const absl::Status& status) override {
+    *response_ = *message;
+    Finish(status);
+  }
 
  private:
   grpc::ByteBuffer* const response_;

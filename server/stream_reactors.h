@@ -22,7 +22,7 @@ using ReadReactor = grpc::ServerReadReactor<grpc::ByteBuffer>;
 BidiReactor* StartBidi(grpc::CallbackServerContext* grpc, std::shared_ptr<CallContext> context,
                        std::shared_ptr<StreamCall> call);
 
-// The same for a call that pushes no replies and ends with CompleteWith.
+// The same for a call with one reply, its last.
 ReadReactor* StartRead(grpc::CallbackServerContext* grpc, std::shared_ptr<CallContext> context,
                        std::shared_ptr<StreamCall> call, grpc::ByteBuffer* response);
 

@@ -298,5 +298,21 @@ TEST_F(DurableSessionsTest, QuantizersKeepWhatTheyRemember) {
   EXPECT_EQ(scale(127), before) << "the scale only grows";
 }
 
+TEST_F(DurableSessionsTest, AnEmptyFirstMessageOfACallIsNothingSpecial) {
+  const std::string id = BindAgp();
+  Restart();
+  MaskStream stream(stub());
+  stream.Send(MaskMessage());
+  MaskMessage message;
+  message.Open(id).Tensor(Header(0, "a", {100}), Bytes(std::vector<float>(100, 1)));
+  stream.Send(message);
+  stream.HalfClose();
+  const v1::CalcMaskResponse response = stream.ReadAll();
+  const grpc::Status status = stream.Finish();
+  EXPECT_TRUE(status.ok()) << status.error_message();
+  ASSERT_EQ(response.results_size(), 1);
+  EXPECT_FALSE(response.results(0).has_error()) << response.results(0).error().message();
+}
+
 }  // namespace
 }  // namespace nni_compression::testing

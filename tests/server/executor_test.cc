@@ -2,10 +2,12 @@
 
 #include <gtest/gtest.h>
 
+#include <memory>
 #include <string>
 #include <vector>
 
 #include "server/mutex.h"
+#include "server/strand.h"
 #include "tests/testing/latch.h"
 
 namespace nni_compression::server {
@@ -88,6 +90,21 @@ TEST(ExecutorTest, EverythingRunsBeforeItIsDestroyed) {
     }
   }
   EXPECT_EQ(ran, 1000);
+}
+
+TEST(ExecutorTest, WhatComesAfterTheEndIsDropped) {
+  Executor executor(2);
+  auto owned = std::make_shared<int>(0);
+  EXPECT_TRUE(executor.Schedule([owned] { ++*owned; }));
+  executor.Stop();
+  EXPECT_EQ(*owned, 1);
+  EXPECT_FALSE(executor.Schedule([owned] { ++*owned; }));
+  EXPECT_EQ(owned.use_count(), 1);
+  // A strand, which owns what it runs, lets go of it.
+  const auto strand = Strand::Create(&executor);
+  strand->Post([owned, strand] { ++*owned; });
+  EXPECT_EQ(owned.use_count(), 1);
+  EXPECT_EQ(*owned, 1);
 }
 
 }  // namespace

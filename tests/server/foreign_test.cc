@@ -5,6 +5,7 @@
 #include <atomic>
 #include <chrono>
 #include <memory>
+#include <optional>
 #include <stdexcept>
 #include <string>
 #include <utility>
@@ -27,6 +28,7 @@ struct Control {
   Latch hanging;
   Latch release;
   Latch back;
+  std::atomic<bool> hangs{false};
   std::atomic<int> gradients{0};
 };
 
@@ -62,6 +64,50 @@ class ForeignPruner : public compression::Pruner {
   const std::shared_ptr<Control> control_;
 };
 
+// "naive", which hangs once it is told to.
+class HangingQuantizer : public compression::Quantizer {
+ public:
+  HangingQuantizer(std::unique_ptr<compression::Compressor> naive, std::shared_ptr<Control> control)
+      : naive_(std::move(naive)), control_(std::move(control)) {}
+
+  absl::StatusOr<compression::QuantizedWeight> QuantizeWeight(
+      const compression::Layer& layer, const compression::Weight& weight,
+      compression::QuantizeReply reply, compression::Clock clock,
+      compression::LayerState& state) const override {
+    if (control_->hangs) {
+      control_->hanging.Set();
+      control_->release.Wait();
+    }
+    return naive().QuantizeWeight(layer, weight, reply, clock, state);
+  }
+  std::optional<int> channel_axis(const compression::Layer& layer) const override {
+    return naive().channel_axis(layer);
+  }
+  int bits() const override { return naive().bits(); }
+
+ private:
+  const compression::Quantizer& naive() const {
+    return static_cast<const compression::Quantizer&>(*naive_);
+  }
+
+  const std::unique_ptr<compression::Compressor> naive_;
+  const std::shared_ptr<Control> control_;
+};
+
+// The algorithm "hanging" of a plugin.
+compression::AlgorithmInfo Hanging(const std::shared_ptr<Control>& control) {
+  compression::AlgorithmInfo info = **compression::Registry::Builtin().Find("naive");
+  info.name = "hanging";
+  info.source = "hanging.so";
+  info.create = [control, naive = info.create](const compression::Options& options)
+      -> absl::StatusOr<std::unique_ptr<compression::Compressor>> {
+    auto made = naive(options);
+    if (!made.ok()) return made.status();
+    return std::make_unique<HangingQuantizer>(*std::move(made), control);
+  };
+  return info;
+}
+
 using Create = decltype(compression::AlgorithmInfo::create);
 
 class ForeignTest : public ::testing::Test {
@@ -88,7 +134,7 @@ class ForeignTest : public ::testing::Test {
     options.algorithm_timeout = kTimeout;
     options.compute_threads = 1;
     options.storage = storage_;
-    server_ = std::make_unique<TestServer>(options, std::vector{info});
+    server_ = std::make_unique<TestServer>(options, std::vector{info, Hanging(control_)});
   }
 
   std::string Bound() {
@@ -188,6 +234,30 @@ TEST_F(ForeignTest, AHangEndsAtTheServersBoundAndTheAlgorithmIsRefusedFromThenOn
   // Whoever comes back late finds all that it owned, and changes nothing.
   control_->release.Set();
   control_->back.Wait();
+}
+
+TEST_F(ForeignTest, AnExportThatWaitsForForeignCodeHoldsUpNobody) {
+  const std::string session = Bind(server_->stub(), BindRequest("hanging", {}, {{"fc", {2}}}));
+  const std::string level =
+      Bind(server_->stub(), BindRequest("level", {{"sparsity", 0.5}}, {{"fc", {2}}}));
+  QuantizeMessage weight;
+  weight.Open(session).Tensor(Header(0, "fc", {2}), Bytes({1, 2}));
+  v1::QuantizeWeightResponse quantized;
+  ASSERT_TRUE(RunCall<QuantizeStream>(server_->stub(), weight, &quantized).ok());
+
+  control_->hangs = true;
+  ExportMessage message;
+  message.Open(session).Tensor(Header(0, "fc", {2}), Bytes({1, 2}));
+  message.proto().mutable_open()->set_format("safetensors");
+  ExportStream exported(server_->stub());
+  exported.Send(message);
+  exported.HalfClose();
+  control_->hanging.Wait();
+  EXPECT_EQ(Error(level, "fc").code(), 0) << "although there is one compute thread";
+  control_->release.Set();
+  exported.ReadAll();
+  const grpc::Status status = exported.Finish();
+  EXPECT_TRUE(status.ok()) << status.error_message();
 }
 
 TEST_F(ForeignTest, ACallFailsAtItsOwnDeadlineTooAndItsHangIsFoundOutAllTheSame) {

@@ -4,6 +4,8 @@
 
 #include <deque>
 #include <functional>
+#include <memory>
+#include <optional>
 #include <string>
 #include <thread>
 #include <utility>
@@ -25,11 +27,17 @@ class MemoryBudgetTest : public ::testing::Test {
     }
   }
 
-  MemoryBudget::Granted Keep(const std::string& name) {
-    return [this, name](Reservation memory) {
+  void Wait(int64_t bytes, const std::string& name, const MemoryShare& share = {}) {
+    EXPECT_TRUE(Reserve(bytes, name, share).ok());
+  }
+
+  // Waits under a name.
+  absl::StatusOr<MemoryBudget::Ticket> Reserve(int64_t bytes, const std::string& name,
+                                               const MemoryShare& share = {}) {
+    return budget_->Reserve(bytes, share, [this, name](Reservation memory) {
       granted_ += name;
       kept_.push_back(std::move(memory));
-    };
+    });
   }
 
   std::deque<std::function<void()>> queue_;
@@ -87,42 +95,117 @@ TEST_F(MemoryBudgetTest, NothingIsReservedAboveTheLimit) {
   EXPECT_FALSE(budget_->TryReserve(1));
 }
 
-TEST_F(MemoryBudgetTest, WaitersAreServedInOrderAndNotOvertaken) {
+TEST_F(MemoryBudgetTest, WaitersAreServedInOrder) {
   auto first = budget_->TryReserve(80);
-  budget_->Reserve(50, Keep("a"));
-  budget_->Reserve(10, Keep("b"));
-  EXPECT_FALSE(budget_->TryReserve(1)) << "others wait";
+  Wait(50, "a");
+  Wait(30, "b");
   RunAll();
   EXPECT_EQ(granted_, "");
   first.reset();
   RunAll();
   EXPECT_EQ(granted_, "ab");
-  EXPECT_EQ(budget_->reserved(), 60);
+  EXPECT_EQ(budget_->reserved(), 80);
   EXPECT_EQ(budget_->waiting(), 0);
 }
 
 TEST_F(MemoryBudgetTest, ACancelledWaiterIsNotCalledAndMakesWay) {
   auto first = budget_->TryReserve(80);
-  const auto ticket = budget_->Reserve(50, Keep("a"));
-  budget_->Reserve(10, Keep("b"));
-  EXPECT_TRUE(budget_->Cancel(ticket));
-  EXPECT_FALSE(budget_->Cancel(ticket));
+  const auto ticket = Reserve(70, "a");
+  Wait(35, "b");
+  EXPECT_EQ(budget_->waiting(), 2);
+  first->ShrinkTo(60);
+  EXPECT_TRUE(budget_->Cancel(*ticket));
+  EXPECT_FALSE(budget_->Cancel(*ticket));
   RunAll();
   EXPECT_EQ(granted_, "b");
 }
 
 TEST_F(MemoryBudgetTest, BytesOfAWaiterThatWasServedButNotToldGoBack) {
-  budget_->Reserve(50, Keep("a"));
+  Wait(50, "a");
   EXPECT_EQ(budget_->reserved(), 50);
   queue_.clear();
   EXPECT_EQ(budget_->reserved(), 0);
 }
 
-TEST_F(MemoryBudgetTest, ARequestAboveTheLimitIsNeverServed) {
-  budget_->Reserve(101, Keep("a"));
+TEST_F(MemoryBudgetTest, ARequestAboveTheLimitDoesNotWait) {
+  const auto refused = Reserve(101, "a");
+  EXPECT_EQ(refused.status().code(), absl::StatusCode::kResourceExhausted);
+  EXPECT_FALSE(RetryAfter(refused.status()));
   RunAll();
   EXPECT_EQ(granted_, "");
   EXPECT_EQ(budget_->waiting(), 0);
+}
+
+TEST_F(MemoryBudgetTest, SmallRequestsPassALargeOneThatThereIsNoRoomFor) {
+  auto first = budget_->TryReserve(60);
+  Wait(70, "a");
+  auto small = budget_->TryReserve(20);
+  EXPECT_TRUE(small);
+  Wait(10, "b");
+  RunAll();
+  EXPECT_EQ(granted_, "b");
+  EXPECT_FALSE(budget_->TryReserve(1)) << "30 are all that the large one leaves";
+  first.reset();
+  RunAll();
+  EXPECT_EQ(granted_, "ba") << "it waits for none of those that passed it";
+}
+
+TEST_F(MemoryBudgetTest, ALargeRequestIsNotStarvedBySmallOnes) {
+  std::deque<std::optional<Reservation>> small;
+  for (int i = 0; i < 10; ++i) small.push_back(budget_->TryReserve(10));
+  Wait(100, "a");
+  // Others go on trying while those come to their ends.
+  for (int i = 0; i < 10; ++i) {
+    EXPECT_EQ(granted_, "");
+    small.pop_front();
+    EXPECT_FALSE(budget_->TryReserve(10));
+    RunAll();
+  }
+  EXPECT_EQ(granted_, "a");
+}
+
+TEST_F(MemoryBudgetTest, ATenantIsChargedBeforeItWaits) {
+  const MemoryShare share = {std::make_shared<MemoryAccount>(), 60};
+  auto first = budget_->TryReserve(80);
+  const auto ticket = Reserve(50, "a", share);
+  EXPECT_EQ(share.account->bytes(), 50);
+  const auto refused = Reserve(50, "b", share);
+  EXPECT_EQ(refused.status().code(), absl::StatusCode::kResourceExhausted);
+  EXPECT_TRUE(RetryAfter(refused.status()));
+  EXPECT_EQ(budget_->waiting(), 1) << "it is not in anybody's way";
+  EXPECT_TRUE(budget_->Cancel(*ticket));
+  EXPECT_EQ(share.account->bytes(), 0);
+  Wait(50, "c", share);
+  first.reset();
+  RunAll();
+  EXPECT_EQ(share.account->bytes(), 50);
+  kept_.clear();
+  EXPECT_EQ(share.account->bytes(), 0);
+}
+
+TEST_F(MemoryBudgetTest, BookkeepingHasRoomBesideAllPayloads) {
+  auto payload = budget_->TryReserve(100);
+  std::optional<Reservation> bookkeeping = budget_->TryReserve(1 << 20, MemoryUse::kBookkeeping);
+  EXPECT_TRUE(bookkeeping);
+  EXPECT_EQ(budget_->reserved(), 100 + (1 << 20));
+  EXPECT_FALSE(budget_->TryReserve(1, MemoryUse::kBookkeeping));
+  payload->ShrinkTo(90);
+  EXPECT_TRUE(budget_->TryReserve(10, MemoryUse::kBookkeeping)) << "what payloads leave";
+  EXPECT_FALSE(budget_->TryReserve(11, MemoryUse::kBookkeeping));
+  EXPECT_TRUE(budget_->TryReserve(10));
+}
+
+TEST_F(MemoryBudgetTest, WhatWaitsIsServedThoughItsCallsHoldBookkeeping) {
+  auto all = budget_->TryReserve(100);
+  Wait(100, "a");
+  // Their calls' own, of which none would come back before they are served.
+  auto bookkeeping = budget_->TryReserve(1 << 20, MemoryUse::kBookkeeping);
+  ASSERT_TRUE(bookkeeping);
+  all->ShrinkTo(50);
+  EXPECT_FALSE(budget_->TryReserve(1, MemoryUse::kBookkeeping)) << "the waiting one needs all";
+  all.reset();
+  RunAll();
+  EXPECT_EQ(granted_, "a");
 }
 
 TEST(MemoryBudgetThreadsTest, ManyThreadsNeverExceedTheLimit) {

@@ -4,10 +4,14 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include <atomic>
+#include <functional>
 #include <memory>
 #include <optional>
 #include <string>
+#include <thread>
 #include <utility>
+#include <vector>
 
 #include "server/executor.h"
 #include "tests/testing/fake_clock.h"
@@ -40,7 +44,6 @@ class ManualTransport : public StreamTransport {
     writing_ = true;
     ++writes_;
   }
-  void SetResponse(const grpc::ByteBuffer&) override {}
   void Finish(const absl::Status& status) override {
     MutexLock lock(&mutex_);
     EXPECT_FALSE(status_) << "finished twice";
@@ -113,55 +116,110 @@ class ManualTransport : public StreamTransport {
   std::optional<absl::Status> status_ ABSL_GUARDED_BY(mutex_);
 };
 
-// Answers each tensor with its own bytes, on a strand, once `allow` is set.
-class EchoCall : public StreamCall {
+// Answers each tensor with its own bytes, on a strand, once `allow` is set. Says what hooks find it
+// after its end.
+class EchoHandler : public StreamHandler {
  public:
-  EchoCall(const Environment& environment, Executor* executor)
-      : StreamCall(environment), strand_(Strand::Create(executor)) {}
+  struct Control {
+    Latch allow;
+    Latch computing;
+    Latch ended;
+    Latch in_hook;                      // OnTensor is running
+    std::function<void()> during_hook;  // in it; null: nothing
+    std::atomic<int> faults{0};
+    // What OnOpen waits for; null: nothing.
+    std::function<void(StreamHandler::Ready)> load;
+  };
 
-  Latch allow;
-  Latch computing;
+  EchoHandler(std::shared_ptr<Control> control, Executor* executor, StreamCall* call)
+      : control_(std::move(control)), call_(call), strand_(Strand::Create(executor)) {}
 
  private:
-  absl::Status OnOpen(wire::MessageReader& reader) override {
+  // Hooks come one at a time, and none after the end.
+  class Hook {
+   public:
+    explicit Hook(EchoHandler* handler) : handler_(handler) {
+      if (handler->ended_ || handler->hooks_++ > 0) ++handler->control_->faults;
+    }
+    ~Hook() { --handler_->hooks_; }
+
+   private:
+    EchoHandler* const handler_;
+  };
+
+  absl::StatusOr<bool> OnOpen(wire::MessageReader& reader) override {
+    const Hook hook(this);
     v1::CalcMaskRequest::Open open;
-    return reader.Parse(&open);
+    if (absl::Status status = reader.Parse(&open); !status.ok()) return status;
+    return control_->load == nullptr;
   }
-  absl::StatusOr<Admission> OnHeader(const v1::TensorHeader&) override {
+  Loader MakeLoader() override {
+    const Hook hook(this);
+    return control_->load;
+  }
+  absl::StatusOr<Admission> OnHeader(const v1::TensorHeader&, Reservation&) override {
+    const Hook hook(this);
     return Admission{true, 0};
   }
   absl::Status OnTensor(ReceivedTensor tensor) override {
-    Run(*strand_, [this, tensor = std::make_shared<ReceivedTensor>(std::move(tensor))] {
-      computing.Set();
-      allow.Wait();
-      Payload payload;
-      payload.bytes = tensor->bytes;
-      payload.total = tensor->header.byte_length();
-      Reply reply;
-      reply.payloads.push_back(payload);
-      reply.memory = std::make_shared<Reservation>(std::move(tensor->memory));
-      Push(std::move(reply));
-      return absl::OkStatus();
-    });
+    const Hook hook(this);
+    control_->in_hook.Set();
+    if (control_->during_hook) control_->during_hook();
+    call_->Run(*strand_,
+               [this, tensor = std::make_shared<ReceivedTensor>(
+                          std::move(tensor))]() -> absl::StatusOr<Reply> {
+                 if (ended_) ++control_->faults;
+                 control_->computing.Set();
+                 control_->allow.Wait();
+                 Payload payload;
+                 payload.bytes = tensor->bytes;
+                 payload.total = tensor->header.byte_length();
+                 Reply reply;
+                 reply.payloads.push_back(payload);
+                 reply.memory = std::make_shared<Reservation>(std::move(tensor->memory));
+                 reply.bookkeeping = std::move(tensor->bookkeeping);
+                 if (ended_) ++control_->faults;
+                 return reply;
+               });
     return absl::OkStatus();
   }
   absl::Status OnHalfClose() override {
-    Run(*strand_, [this] {
-      Complete();
-      return absl::OkStatus();
+    const Hook hook(this);
+    call_->Run(*strand_, []() -> absl::StatusOr<Reply> {
+      Reply reply;
+      reply.last = true;
+      return reply;
     });
     return absl::OkStatus();
   }
+  void OnEnd() override {
+    if (ended_.exchange(true)) ++control_->faults;
+    control_->ended.Set();
+  }
 
+  const std::shared_ptr<Control> control_;
+  StreamCall* const call_;
   const std::shared_ptr<Strand> strand_;
+  std::atomic<int> hooks_{0};
+  std::atomic<bool> ended_{false};
 };
+
+std::shared_ptr<StreamCall> MakeCall(const StreamCall::Environment& environment,
+                                     const std::shared_ptr<EchoHandler::Control>& control,
+                                     Executor* executor) {
+  return StreamCall::Create(environment, [&](StreamCall* call) {
+    return std::make_unique<EchoHandler>(control, executor, call);
+  });
+}
 
 class StreamCallTest : public ::testing::Test {
  protected:
   StreamCallTest() { call_->Start(&transport_); }
   ~StreamCallTest() override {
-    call_->allow.Set();
+    control_->allow.Set();
     if (!done_) End();
+    control_->ended.Wait();
+    EXPECT_EQ(control_->faults, 0);
     timers_.Stop();
   }
 
@@ -177,9 +235,17 @@ class StreamCallTest : public ::testing::Test {
     transport_.Send(*call_, message.Tensor(Header(index, "a", {1024}), std::string(4096, 'x')));
   }
 
+  // Waits until the timers, and what they posted, have run.
   void FlushTimers() {
     Latch ran;
-    timers_.RunAt(clock_.Now(), [&] { ran.Set(); });
+    timers_.RunAt(clock_.Now(), [&] { posted_.Schedule([&] { ran.Set(); }); });
+    ran.Wait();
+  }
+
+  // Waits until the tasks that were posted have run.
+  void FlushTasks() {
+    Latch ran;
+    executor_.Schedule([&] { ran.Set(); });
     ran.Wait();
   }
 
@@ -187,25 +253,36 @@ class StreamCallTest : public ::testing::Test {
     return Eventually([&] { return transport_.status().has_value(); });
   }
 
+  // Without what the call keeps account with.
+  int64_t PayloadReserved() const {
+    const int64_t reserved = budget_->reserved();
+    return reserved - reserved % 4096;
+  }
+  bool GivesEverythingBack() {
+    return Eventually([&] { return budget_->reserved() == 0; });
+  }
+
   FakeClock clock_;
   TimerThread timers_{&clock_};
+  Executor posted_{1};  // what waited for memory or time
   std::shared_ptr<MemoryBudget> budget_ = MemoryBudget::Create(
-      6000, [this](std::function<void()> function) { timers_.Run(std::move(function)); });
+      6000, [this](std::function<void()> function) { posted_.Schedule(std::move(function)); });
   ManualTransport transport_;
   Executor executor_{1};
-  std::shared_ptr<EchoCall> call_ = std::make_shared<EchoCall>(
-      StreamCall::Environment{budget_.get(), &timers_, absl::Seconds(60), {}, {}, kMinUploadRate},
-      &executor_);
+  std::shared_ptr<EchoHandler::Control> control_ = std::make_shared<EchoHandler::Control>();
+  const StreamCall::Environment environment_ = {
+      budget_.get(), &timers_, &posted_, absl::Seconds(60), {}, {}, kMinUploadRate};
+  std::shared_ptr<StreamCall> call_ = MakeCall(environment_, control_, &executor_);
   bool done_ = false;
 };
 
 TEST_F(StreamCallTest, AnswersAndEndsWellAfterTheLastWrite) {
-  call_->allow.Set();
+  control_->allow.Set();
   SendTensor();
   ASSERT_TRUE(Eventually([&] { return transport_.writing(); }));
   transport_.HalfClose(*call_);
   EXPECT_FALSE(transport_.status());
-  EXPECT_EQ(budget_->reserved(), 4096) << "until the peer has it";
+  EXPECT_EQ(PayloadReserved(), 4096) << "until the peer has it";
   transport_.TakeWrite(*call_);
   ASSERT_TRUE(Finished());
   EXPECT_TRUE(transport_.status()->ok()) << *transport_.status();
@@ -215,11 +292,11 @@ TEST_F(StreamCallTest, AnswersAndEndsWellAfterTheLastWrite) {
 TEST_F(StreamCallTest, TheLastMessageAndTheEndGoTogether) {
   SendTensor();
   transport_.HalfClose(*call_);
-  call_->allow.Set();
+  control_->allow.Set();
   ASSERT_TRUE(Finished());
   EXPECT_TRUE(transport_.status()->ok()) << *transport_.status();
   EXPECT_EQ(transport_.writes(), 1);
-  EXPECT_EQ(budget_->reserved(), 4096) << "until the peer has it";
+  EXPECT_EQ(PayloadReserved(), 4096) << "until the peer has it";
   End();
   EXPECT_EQ(budget_->reserved(), 0);
 }
@@ -229,7 +306,7 @@ TEST_F(StreamCallTest, SmallAnswersThatComeSoonGoInOneMessage) {
   message.Open("s");
   for (uint32_t i = 0; i < 10; ++i) message.Tensor(Header(i, "a", {10}), std::string(40, 'x'));
   transport_.Send(*call_, message);
-  call_->allow.Set();
+  control_->allow.Set();
   ASSERT_TRUE(Eventually([&] { return transport_.writing(); }));
   transport_.TakeWrite(*call_);
   transport_.HalfClose(*call_);
@@ -239,11 +316,11 @@ TEST_F(StreamCallTest, SmallAnswersThatComeSoonGoInOneMessage) {
 
 TEST_F(StreamCallTest, ReadsOnlyWhenThereIsMemoryForWhatComes) {
   SendTensor();
-  call_->computing.Wait();
+  control_->computing.Wait();
   SendTensor(1);
   EXPECT_FALSE(transport_.reading());
   EXPECT_EQ(budget_->waiting(), 1);
-  call_->allow.Set();
+  control_->allow.Set();
   ASSERT_TRUE(Eventually([&] { return transport_.writing(); }));
   transport_.TakeWrite(*call_);
   EXPECT_TRUE(Eventually([&] { return transport_.reading(); }));
@@ -252,7 +329,7 @@ TEST_F(StreamCallTest, ReadsOnlyWhenThereIsMemoryForWhatComes) {
 
 TEST_F(StreamCallTest, CancellingWhileItReadsGivesMemoryBack) {
   transport_.Send(*call_, MaskMessage().Open("s").Add(Header(0, "a", {1024})).Chunk(0, 0, "x"));
-  EXPECT_EQ(budget_->reserved(), 4096);
+  EXPECT_EQ(PayloadReserved(), 4096);
   call_->OnCancel();
   EXPECT_EQ(budget_->reserved(), 0);
   ASSERT_TRUE(Finished());
@@ -271,16 +348,16 @@ TEST_F(StreamCallTest, CancellingWhileItWaitsForMemoryLeavesTheQueue) {
 
 TEST_F(StreamCallTest, CancellingWhileItComputesDropsTheAnswerAndWhatIsQueued) {
   SendTensor();
-  call_->computing.Wait();
+  control_->computing.Wait();
   call_->OnCancel();
   ASSERT_TRUE(Finished());
-  call_->allow.Set();
+  control_->allow.Set();
   EXPECT_TRUE(Eventually([&] { return budget_->reserved() == 0; }));
   EXPECT_FALSE(transport_.writing());
 }
 
 TEST_F(StreamCallTest, CancellingWhileItWritesEndsAfterTheWrite) {
-  call_->allow.Set();
+  control_->allow.Set();
   SendTensor();
   ASSERT_TRUE(Eventually([&] { return transport_.writing(); }));
   call_->OnCancel();
@@ -339,12 +416,12 @@ TEST_F(StreamCallTest, APeerThatSendsAtTheMinimumRateGoesOn) {
 }
 
 TEST_F(StreamCallTest, PausesBetweenTensorsAreNoSlowUpload) {
-  call_->allow.Set();
+  control_->allow.Set();
   for (uint32_t i = 0; i < 5; ++i) {
     SendTensor(i);
     ASSERT_TRUE(Eventually([&] { return transport_.writing(); }));
     transport_.TakeWrite(*call_);
-    ASSERT_TRUE(Eventually([&] { return budget_->reserved() == 0; }));
+    ASSERT_TRUE(Eventually([&] { return PayloadReserved() == 0; }));
     clock_.Advance(absl::Seconds(59));
     FlushTimers();
   }
@@ -352,7 +429,7 @@ TEST_F(StreamCallTest, PausesBetweenTensorsAreNoSlowUpload) {
 }
 
 TEST_F(StreamCallTest, APeerThatDoesNotReadIsTornDown) {
-  call_->allow.Set();
+  control_->allow.Set();
   SendTensor();
   ASSERT_TRUE(Eventually([&] { return transport_.writing(); }));
   clock_.Advance(absl::Seconds(60));
@@ -362,7 +439,7 @@ TEST_F(StreamCallTest, APeerThatDoesNotReadIsTornDown) {
 
 TEST_F(StreamCallTest, ComputingAndWaitingForMemoryAreNotTheFaultOfThePeer) {
   SendTensor();
-  call_->computing.Wait();
+  control_->computing.Wait();
   for (int i = 0; i < 3; ++i) {
     clock_.Advance(absl::Seconds(60));
     FlushTimers();
@@ -375,16 +452,242 @@ TEST_F(StreamCallTest, ComputingAndWaitingForMemoryAreNotTheFaultOfThePeer) {
   EXPECT_FALSE(transport_.cancelled());
 }
 
-TEST_F(StreamCallTest, NothingIsTouchedAfterTheTransportIsGone) {
+TEST_F(StreamCallTest, ACallThatIsCancelledWhileItGoesOnWithGrantedMemoryEndsAfterThat) {
+  auto others = budget_->TryReserve(5000);
+  Latch go_on;
+  control_->during_hook = [&] { go_on.Wait(); };
   SendTensor();
-  call_->computing.Wait();
+  EXPECT_EQ(budget_->waiting(), 1);
+  others.reset();
+  control_->in_hook.Wait();  // on the executor, with nothing of the transport's under way
   call_->OnCancel();
   ASSERT_TRUE(Finished());
   End();
-  call_->allow.Set();
+  EXPECT_FALSE(control_->ended.IsSet()) << "the handler is in use";
+  go_on.Set();
+  control_->ended.Wait();
+  EXPECT_TRUE(GivesEverythingBack());
+}
+
+TEST_F(StreamCallTest, ACallThatIsCancelledWhileItsTaskRunsEndsAfterThat) {
+  SendTensor();
+  control_->computing.Wait();
+  call_->OnCancel();
+  ASSERT_TRUE(Finished());
+  End();
+  EXPECT_FALSE(control_->ended.IsSet()) << "the handler is in use";
+  control_->allow.Set();
+  control_->ended.Wait();
+  EXPECT_TRUE(GivesEverythingBack());
+}
+
+TEST_F(StreamCallTest, ACallWaitsForItsSessionWhicheverMessageOpensIt) {
+  StreamHandler::Ready ready;
+  control_->load = [&](StreamHandler::Ready loaded) { ready = std::move(loaded); };
+  control_->allow.Set();
+  transport_.Send(*call_, MaskMessage());
+  EXPECT_EQ(ready, nullptr);
+  SendTensor();
+  ASSERT_NE(ready, nullptr);
+  EXPECT_FALSE(transport_.reading());
+  EXPECT_EQ(budget_->reserved(), 0) << "nothing is made of the message before";
+  ready(absl::OkStatus());
+  ASSERT_TRUE(Eventually([&] { return transport_.writing(); }));
+}
+
+TEST_F(StreamCallTest, ASessionThatCannotBeLoadedFailsTheCall) {
+  control_->load = [&](const StreamHandler::Ready& ready) {
+    ready(absl::DataLossError("damaged"));
+  };
+  SendTensor();
+  ASSERT_TRUE(Finished());
+  EXPECT_EQ(transport_.status()->code(), absl::StatusCode::kDataLoss);
+}
+
+TEST_F(StreamCallTest, ASessionThatIsLoadedAfterTheEndTouchesNothing) {
+  StreamHandler::Ready ready;
+  control_->load = [&](StreamHandler::Ready loaded) { ready = std::move(loaded); };
+  SendTensor();
+  call_->OnCancel();
+  ASSERT_TRUE(Finished());
+  End();
+  control_->ended.Wait();
+  ready(absl::OkStatus());
+  EXPECT_FALSE(control_->in_hook.IsSet());
+  EXPECT_EQ(budget_->reserved(), 0);
+}
+
+TEST_F(StreamCallTest, NothingIsReadWhileThePeerDoesNotTakeItsReplies) {
+  StreamCall::Environment environment = environment_;
+  environment.limits.replies = 2;
+  ManualTransport transport;
+  const auto call = MakeCall(environment, control_, &executor_);
+  control_->allow.Set();
+  call->Start(&transport);
+  // One is being written, and two may wait; at most one more was asked for before they did.
+  uint32_t sent = 0;
+  for (; sent < 10 && transport.reading(); ++sent) {
+    MaskMessage message;
+    if (sent == 0) message.Open("s");
+    transport.Send(*call, message.Tensor(Header(sent, "a", {4}), std::string(16, 'x')));
+    FlushTasks();
+  }
+  EXPECT_GE(sent, 4u);
+  EXPECT_LE(sent, 5u);
+  transport.TakeWrite(*call);
+  EXPECT_TRUE(transport.reading());
+  call->OnDone();
+}
+
+TEST_F(StreamCallTest, APeerThatSendsAndDoesNotReadIsTornDown) {
+  control_->allow.Set();
+  SendTensor();
+  ASSERT_TRUE(Eventually([&] { return transport_.writing(); }));
+  for (int i = 0; i < 2; ++i) {
+    clock_.Advance(absl::Seconds(30));
+    FlushTimers();
+    EXPECT_EQ(transport_.cancelled(), i == 1);
+    transport_.Send(*call_, MaskMessage());
+  }
+  EXPECT_TRUE(transport_.cancelled());
+}
+
+TEST_F(StreamCallTest, ATenantAboveItsQuotaIsRefusedAtOnceInsteadOfWaiting) {
+  StreamCall::Environment environment = environment_;
+  environment.share = {std::make_shared<MemoryAccount>(), 7000};
+  ManualTransport transport;
+  auto control = std::make_shared<EchoHandler::Control>();
+  const auto call = MakeCall(environment, control, &executor_);
+  call->Start(&transport);
+  auto others = budget_->TryReserve(4000);
+  ASSERT_TRUE(environment.share.account->Add(3000, std::nullopt).ok());
+  transport.Send(*call,
+                 MaskMessage().Open("s").Tensor(Header(0, "a", {1024}), std::string(4096, 'x')));
+  ASSERT_TRUE(transport.status());
+  EXPECT_THAT(std::string(transport.status()->message()), HasSubstr("quota of memory"));
+  EXPECT_EQ(budget_->waiting(), 0);
+  EXPECT_EQ(environment.share.account->bytes(), 3000);
+  call->OnDone();
+  control->ended.Wait();
+}
+
+TEST_F(StreamCallTest, NothingIsTouchedAfterTheTransportIsGone) {
+  SendTensor();
+  control_->computing.Wait();
+  call_->OnCancel();
+  ASSERT_TRUE(Finished());
+  End();
+  control_->allow.Set();
   clock_.Advance(absl::Seconds(600));
   FlushTimers();
   EXPECT_TRUE(Eventually([&] { return budget_->reserved() == 0; }));
+}
+
+// Completes what a call starts, on a thread of its own, as gRPC does: its last word comes when
+// nothing is under way.
+class RacingTransport : public StreamTransport {
+ public:
+  explicit RacingTransport(std::vector<MaskMessage> messages) : messages_(std::move(messages)) {}
+
+  void StartRead(grpc::ByteBuffer* message) override {
+    MutexLock lock(&mutex_);
+    read_ = message;
+    changed_.NotifyAll();
+  }
+  void StartWrite(const grpc::ByteBuffer*) override {
+    MutexLock lock(&mutex_);
+    writing_ = true;
+    changed_.NotifyAll();
+  }
+  void Finish(const absl::Status&) override {
+    MutexLock lock(&mutex_);
+    EXPECT_FALSE(finished_);
+    finished_ = true;
+    changed_.NotifyAll();
+  }
+  void WriteAndFinish(const grpc::ByteBuffer*, const absl::Status& status) override {
+    Finish(status);
+  }
+  void Cancel() override {}
+  bool cancelled() const override { return false; }
+
+  // Until the call is over.
+  void Run(StreamCall& call) {
+    size_t next = 0;
+    while (true) {
+      grpc::ByteBuffer* read = nullptr;
+      bool written = false;
+      bool over = false;
+      {
+        MutexLock lock(&mutex_);
+        while (read_ == nullptr && !writing_ && !finished_) changed_.Wait(&mutex_);
+        read = std::exchange(read_, nullptr);
+        over = finished_;
+        if (read == nullptr) written = std::exchange(writing_, false);
+      }
+      if (read != nullptr) {
+        const bool more = !over && next < messages_.size();
+        if (more) *read = messages_[next++].bytes();
+        call.OnReadDone(more);
+      } else if (written) {
+        call.OnWriteDone(true);
+      } else {
+        return call.OnDone();
+      }
+    }
+  }
+
+ private:
+  const std::vector<MaskMessage> messages_;
+  Mutex mutex_;
+  CondVar changed_;
+  grpc::ByteBuffer* read_ ABSL_GUARDED_BY(mutex_) = nullptr;
+  bool writing_ ABSL_GUARDED_BY(mutex_) = false;
+  bool finished_ ABSL_GUARDED_BY(mutex_) = false;
+};
+
+// The same events as in the tests above, on as many threads as there are in a server, at moments
+// that the scheduler chooses.
+TEST(StreamCallThreadsTest, WhateverComesAtOnceEndsACallOnceAndGivesItsMemoryBack) {
+  FakeClock clock;
+  TimerThread timers(&clock);
+  Executor executor(3);
+  const auto budget = MemoryBudget::Create(
+      10000, [&](std::function<void()> granted) { executor.Schedule(std::move(granted)); });
+  for (int round = 0; round < 200; ++round) {
+    auto control = std::make_shared<EchoHandler::Control>();
+    control->allow.Set();
+    control->load = [&](StreamHandler::Ready ready) {
+      executor.Schedule([ready = std::move(ready)] { ready(absl::OkStatus()); });
+    };
+    auto call = MakeCall({budget.get(), &timers, &executor, absl::Seconds(60)}, control, &executor);
+    std::vector<MaskMessage> messages(6);
+    messages[1].Open("s");
+    for (uint32_t i = 2; i < 6; ++i) {
+      messages[i].Tensor(Header(i, "a", {1024}), std::string(4096, 'x'));
+    }
+    RacingTransport transport(std::move(messages));
+    std::optional<Reservation> others = budget->TryReserve(9000);
+    call->Start(&transport);
+    std::thread peer([&] { transport.Run(*call); });
+    std::thread memory([&] {
+      if (round % 3 == 0) clock.Advance(absl::Seconds(1));
+      others.reset();
+    });
+    std::thread cancel([&] {
+      if (round % 4 == 0) return;
+      for (int i = 0; i < round % 50; ++i) std::this_thread::yield();
+      call->OnCancel();
+    });
+    peer.join();
+    memory.join();
+    cancel.join();
+    control->ended.Wait();
+    EXPECT_EQ(control->faults, 0);
+    call.reset();
+    ASSERT_TRUE(Eventually([&] { return budget->reserved() == 0; })) << "round " << round;
+  }
+  timers.Stop();
 }
 
 }  // namespace

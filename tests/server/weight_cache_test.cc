@@ -242,7 +242,7 @@ TEST_F(WeightCacheTest, GivesWayToUploadsThatWait) {
   auto other = budget_->TryReserve(2000);
   for (const char value : {'a', 'b', 'c'}) Keep("t", std::string(1, value), value);
   bool granted = false;
-  budget_->Reserve(4500, [&](Reservation) { granted = true; });
+  ASSERT_TRUE(budget_->Reserve(4500, {}, [&](Reservation) { granted = true; }).ok());
   EXPECT_FALSE(granted);
   EXPECT_EQ(cache_->bytes(), 0);
   other.reset();

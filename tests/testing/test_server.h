@@ -6,6 +6,7 @@
 #include <grpcpp/client_context.h>
 
 #include <cstdint>
+#include <functional>
 #include <map>
 #include <memory>
 #include <string>
@@ -109,15 +110,24 @@ class Stream {
   bool finished_ = false;
 };
 
+// What is done to a context before its call begins.
+using Prepare = std::function<void(grpc::ClientContext*)>;
+
 class MaskStream : public Stream<v1::CalcMaskRequest, v1::CalcMaskResponse> {
  public:
-  explicit MaskStream(v1::CompressionService::Stub& stub)
-      : Stream([&](grpc::ClientContext* context) { return stub.CalcMask(context); }) {}
+  explicit MaskStream(v1::CompressionService::Stub& stub, const Prepare& prepare = nullptr)
+      : Stream([&](grpc::ClientContext* context) {
+          if (prepare) prepare(context);
+          return stub.CalcMask(context);
+        }) {}
 };
 class QuantizeStream : public Stream<v1::QuantizeWeightRequest, v1::QuantizeWeightResponse> {
  public:
-  explicit QuantizeStream(v1::CompressionService::Stub& stub)
-      : Stream([&](grpc::ClientContext* context) { return stub.QuantizeWeight(context); }) {}
+  explicit QuantizeStream(v1::CompressionService::Stub& stub, const Prepare& prepare = nullptr)
+      : Stream([&](grpc::ClientContext* context) {
+          if (prepare) prepare(context);
+          return stub.QuantizeWeight(context);
+        }) {}
 };
 class ExportStream : public Stream<v1::ExportRequest, v1::ExportResponse> {
  public:

@@ -453,7 +453,7 @@ class TestCompressedTensors:
                     tmp_path, {"fc": weight}, "compressed-tensors",
                     options={"names": {"fc": "fc.weight"}},
                 )  # fmt: skip
-                with pytest.raises(nc.FailedPreconditionError, match="no pruner"):
+                with pytest.raises(nc.FailedPreconditionError, match="not a pruner"):
                     session.calc_mask({"fc": weight})
             assert np.array_equal(
                 read_compressed_tensors(tmp_path)["fc"], np.where(kept, values, 0)

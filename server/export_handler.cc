@@ -1,4 +1,4 @@
-#include "server/export_call.h"
+#include "server/export_handler.h"
 
 #include <algorithm>
 #include <utility>
@@ -23,41 +23,44 @@ constexpr int64_t kPieceBytes = wire::kChunkBytes;
 
 }  // namespace
 
-ExportCall::ExportCall(Core* core, std::shared_ptr<CallContext> context)
-    : SessionCall(core, std::move(context)), strand_(Strand::Create(core->executor)) {}
-
-absl::Status ExportCall::OnOpen(wire::MessageReader& reader) {
+absl::StatusOr<bool> ExportHandler::OnOpen(wire::MessageReader& reader) {
   v1::ExportRequest::Open open;
   if (absl::Status status = reader.Parse(&open); !status.ok()) return status;
-  if (absl::Status status = Join(open.session_id(), std::nullopt); !status.ok()) return status;
+  const absl::StatusOr<bool> loaded = session_.Join(open.session_id());
+  if (!loaded.ok()) return loaded;
   const auto exporter = compression::FindExporter(open.format());
   if (!exporter.ok()) return exporter.status();
   exporter_ = *exporter;
   absl::StatusOr<nlohmann::json> options = ToJson(open.options(), "open.options");
   if (!options.ok()) return options.status();
   options_ = *std::move(options);
-  return absl::OkStatus();
+  strand_ = Strand::Create(core_->executor_of(session_.record().algorithm()));
+  return loaded;
 }
 
-absl::StatusOr<TensorSink::Admission> ExportCall::OnHeader(const v1::TensorHeader& header) {
+absl::Status ExportHandler::OnReady() { return session_.CheckKind(std::nullopt); }
+
+absl::StatusOr<TensorSink::Admission> ExportHandler::OnHeader(const v1::TensorHeader& header,
+                                                              Reservation& bookkeeping) {
   if (planned_) {
     return absl::InvalidArgumentError(absl::StrCat(
         "headers: tensor ", header.index(), " came after a payload; all headers come first"));
   }
   if (absl::Status status = CheckTensorHeader(header); !status.ok()) return status;
-  AnswerDigest(header);
+  session_.AnswerDigest(header, /*have=*/false, bookkeeping);
   order_.push_back(header.index());
   announced_.push_back({header.layer(),
                         static_cast<DataType>(header.dtype()),
                         {header.shape().begin(), header.shape().end()},
                         static_cast<int64_t>(header.byte_length())});
   // A quantized weight is made beside the one that came.
-  const bool quantized = record().kind() == compression::AlgorithmKind::kQuantizer &&
-                         record().FindLayer(header.layer()).has_value();
+  const SessionRecord& record = session_.record();
+  const bool quantized = record.kind() == compression::AlgorithmKind::kQuantizer &&
+                         record.FindLayer(header.layer()).has_value();
   return Admission{true, quantized ? announced_.back().byte_length : 0};
 }
 
-absl::Status ExportCall::CheckTensorHeader(const v1::TensorHeader& header) {
+absl::Status ExportHandler::CheckTensorHeader(const v1::TensorHeader& header) {
   const std::string path = absl::StrCat("headers: layer of tensor ", header.index());
   if (absl::Status status =
           compression::CheckName(header.layer(), compression::kMaxLayerNameBytes, path);
@@ -73,8 +76,8 @@ absl::Status ExportCall::CheckTensorHeader(const v1::TensorHeader& header) {
                                                    " is ", static_cast<int>(header.role()),
                                                    "; it must be TENSOR_ROLE_WEIGHT"));
   }
-  if (const std::optional<int> layer = record().FindLayer(header.layer())) {
-    const compression::Layer& bound = record().layer(*layer);
+  if (const std::optional<int> layer = session_.record().FindLayer(header.layer())) {
+    const compression::Layer& bound = session_.record().layer(*layer);
     return CheckTensor(header, bound.dtype, bound.shape);
   }
   const auto dtype = ToDataType(header.dtype(), absl::StrCat("dtype of tensor ", header.index()));
@@ -87,54 +90,66 @@ absl::Status ExportCall::CheckTensorHeader(const v1::TensorHeader& header) {
       absl::MakeConstSpan(header.shape().data(), static_cast<size_t>(header.shape_size())));
 }
 
-absl::Status ExportCall::OnTensor(ReceivedTensor tensor) {
+absl::Status ExportHandler::OnTensor(ReceivedTensor tensor) {
   if (order_[arrived_] != tensor.header.index()) {
     return absl::InvalidArgumentError(absl::StrCat("commits: tensor ", tensor.header.index(),
                                                    " came before tensor ", order_[arrived_],
                                                    "; payloads come in the order of the headers"));
   }
   ++arrived_;
-  CountReceived(tensor.bytes.size());
+  session_.CountReceived(tensor.bytes.size());
   Plan();
-  Run(*strand_, [this, tensor = std::make_shared<ReceivedTensor>(std::move(tensor))] {
-    if (absl::Status status = VerifyChecksum(*tensor); !status.ok()) return status;
-    tensors_.push_back(std::move(*tensor));
-    return Pump();
-  });
+  call_->Run(*strand_,
+             [this, tensor = std::make_shared<ReceivedTensor>(
+                        std::move(tensor))]() -> absl::StatusOr<Reply> {
+               if (absl::Status status = VerifyChecksum(*tensor); !status.ok()) return status;
+               tensors_.push_back(std::move(*tensor));
+               return Pump();
+             });
   return absl::OkStatus();
 }
 
-absl::Status ExportCall::OnHalfClose() {
+absl::Status ExportHandler::OnHalfClose() {
   Plan();
-  Run(*strand_, [this] {
+  call_->Run(*strand_, [this] {
     half_closed_ = true;
     return Pump();
   });
   return absl::OkStatus();
 }
 
-void ExportCall::Plan() {
+void ExportHandler::Plan() {
   if (std::exchange(planned_, true)) return;
-  RunInSession([this](compression::Session& session) {
+  session_.Run([this](compression::Session& session) -> absl::StatusOr<Reply> {
     auto plan = exporter_->Plan(session, announced_, options_);
     if (!plan.ok()) return plan.status();
-    Run(*strand_, [this, plan = std::make_shared<compression::ExportPlan>(*std::move(plan))] {
-      plan_ = std::move(*plan);
-      ready_ = true;
-      return Pump();
-    });
-    return absl::OkStatus();
+    call_->Run(*strand_,
+               [this, plan = std::make_shared<compression::ExportPlan>(*std::move(plan))] {
+                 plan_ = std::move(*plan);
+                 ready_ = true;
+                 return Pump();
+               });
+    return Reply();
   });
 }
 
-void ExportCall::OnDrained() {
-  if (awaiting_drain_.exchange(false)) Run(*strand_, [this] { return Pump(); });
+void ExportHandler::OnEnd() {
+  if (strand_ == nullptr) return session_.End();
+  strand_->Post([this, call = call_->shared_from_this()] {
+    plan_ = {};
+    tensors_.clear();
+    session_.End();
+  });
 }
 
-absl::Status ExportCall::Pump() {
-  if (!ready_ || awaiting_drain_) return absl::OkStatus();
-  if (const auto there = Observe(); !there.ok() || !*there) return there.status();
+absl::StatusOr<Reply> ExportHandler::Pump() {
   Reply reply;
+  if (!ready_ || awaiting_drain_) return reply;
+  if (const auto there = Observe(); !there.ok()) {
+    return there.status();
+  } else if (!*there) {
+    return reply;
+  }
   int64_t produced = 0;
   while (file_ < plan_.files.size() && produced < kPieceBytes) {
     const ExportFile& file = plan_.files[file_];
@@ -156,17 +171,20 @@ absl::Status ExportCall::Pump() {
     if (reply.payloads.size() == payloads) reply.memory.reset();
     if (reply.memory != nullptr) break;
   }
-  if (reply.fields != nullptr || !reply.payloads.empty()) {
-    CountSent(produced);
-    awaiting_drain_ = true;
-    Push(std::move(reply));
-  } else if (file_ == plan_.files.size() && half_closed_) {
-    Complete();
+  if (reply.empty()) {
+    reply.last = file_ == plan_.files.size() && half_closed_;
+    return reply;
   }
-  return absl::OkStatus();
+  session_.CountSent(produced);
+  awaiting_drain_ = true;
+  call_->RunWhenDrained(*strand_, [this] {
+    awaiting_drain_ = false;
+    return Pump();
+  });
+  return reply;
 }
 
-absl::StatusOr<bool> ExportCall::Observe() {
+absl::StatusOr<bool> ExportHandler::Observe() {
   if (!plan_.observe) return true;
   for (; !tensors_.empty(); tensors_.pop_front()) {
     absl::Status status = plan_.observe(observed_++, tensors_.front().bytes);
@@ -179,7 +197,7 @@ absl::StatusOr<bool> ExportCall::Observe() {
   return true;
 }
 
-void ExportCall::BeginFile(const ExportFile& file, Reply* reply) {
+void ExportHandler::BeginFile(const ExportFile& file, Reply* reply) {
   if (reply->fields == nullptr) reply->fields = std::make_unique<v1::ExportResponse>();
   auto& fields = static_cast<v1::ExportResponse&>(*reply->fields);
   v1::FileHeader* header = fields.add_files();
@@ -195,7 +213,7 @@ void ExportCall::BeginFile(const ExportFile& file, Reply* reply) {
   file_offset_ = 0;
 }
 
-absl::Status ExportCall::ProduceSegment(const Segment& segment, Reply* reply) {
+absl::Status ExportHandler::ProduceSegment(const Segment& segment, Reply* reply) {
   Payload payload;
   payload.index = static_cast<uint32_t>(file_);
   payload.offset = static_cast<uint64_t>(file_offset_);
@@ -208,6 +226,7 @@ absl::Status ExportCall::ProduceSegment(const Segment& segment, Reply* reply) {
     }
     payload.bytes = std::move(tensor.bytes);
     reply->memory = std::make_shared<Reservation>(std::move(tensor.memory));
+    reply->bookkeeping = std::move(tensor.bookkeeping);
   } else {
     const int64_t size = std::min(segment.byte_length - segment_offset_, kPieceBytes);
     payload.bytes = Buffer::Allocate(size);
@@ -222,8 +241,5 @@ absl::Status ExportCall::ProduceSegment(const Segment& segment, Reply* reply) {
   if (payload.bytes.size() > 0) reply->payloads.push_back(std::move(payload));
   return absl::OkStatus();
 }
-
-// Nothing in an export can fail alone.
-void ExportCall::AnswerError(const v1::TensorHeader&, const absl::Status& error) { Fail(error); }
 
 }  // namespace nni_compression::server

@@ -1,8 +1,7 @@
 // Export: final weights in, files out.
-#ifndef NNI_COMPRESSION_SERVER_EXPORT_CALL_H_
-#define NNI_COMPRESSION_SERVER_EXPORT_CALL_H_
+#ifndef NNI_COMPRESSION_SERVER_EXPORT_HANDLER_H_
+#define NNI_COMPRESSION_SERVER_EXPORT_HANDLER_H_
 
-#include <atomic>
 #include <cstdint>
 #include <deque>
 #include <memory>
@@ -11,26 +10,29 @@
 #include <vector>
 
 #include "compression/exporter.h"
-#include "server/session_call.h"
+#include "server/session_scope.h"
 #include "server/strand.h"
+#include "server/stream_call.h"
 
 namespace nni_compression::server {
 
 // Plans the files once all headers are there, and then produces them piece by piece as the client
-// takes them; a tensor is sent from where it arrived. Only the planning runs in the session.
-// Threads as StreamCall.
-class ExportCall final : public SessionCall {
+// takes them; a tensor is sent from where it arrived. Only the planning runs in the session. What
+// is planned runs code of the session's algorithm, so it is used, and let go of, where that runs.
+class ExportHandler final : public StreamHandler {
  public:
-  ExportCall(Core* core, std::shared_ptr<CallContext> context);
+  ExportHandler(Core* core, const std::shared_ptr<CallContext>& context, StreamCall* call)
+      : core_(core), call_(call), session_(core, context, call) {}
 
  private:
-  absl::Status OnOpen(wire::MessageReader& reader) override;
-  absl::StatusOr<Admission> OnHeader(const nni::compression::v1::TensorHeader& header) override;
+  absl::StatusOr<bool> OnOpen(wire::MessageReader& reader) override;
+  Loader MakeLoader() override { return session_.MakeLoader(); }
+  absl::Status OnReady() override;
+  absl::StatusOr<Admission> OnHeader(const nni::compression::v1::TensorHeader& header,
+                                     Reservation& bookkeeping) override;
   absl::Status OnTensor(ReceivedTensor tensor) override;
   absl::Status OnHalfClose() override;
-  void OnDrained() override;
-  void AnswerError(const nni::compression::v1::TensorHeader& header,
-                   const absl::Status& error) override;
+  void OnEnd() override;
 
   absl::Status CheckTensorHeader(const nni::compression::v1::TensorHeader& header);
 
@@ -38,11 +40,15 @@ class ExportCall final : public SessionCall {
   void Plan();
 
   // On strand_, from here on. Produces about a message, when one is wanted and can be.
-  absl::Status Pump();
+  absl::StatusOr<Reply> Pump();
   // Hands tensors to a plan that makes its files of all of them; says whether the files are there.
   absl::StatusOr<bool> Observe();
   absl::Status ProduceSegment(const compression::Segment& segment, Reply* reply);
   void BeginFile(const compression::ExportFile& file, Reply* reply);
+
+  Core* const core_;
+  StreamCall* const call_;
+  SessionScope session_;
 
   // Of the reading side.
   const compression::Exporter* exporter_ = nullptr;
@@ -53,8 +59,10 @@ class ExportCall final : public SessionCall {
   size_t arrived_ = 0;
   bool planned_ = false;
 
+  // Its executor is the one of the session's algorithm.
+  std::shared_ptr<Strand> strand_;
+
   // Of strand_.
-  const std::shared_ptr<Strand> strand_;
   compression::ExportPlan plan_;
   bool ready_ = false;        // plan_ is there
   bool half_closed_ = false;  // no more tensors
@@ -64,10 +72,9 @@ class ExportCall final : public SessionCall {
   size_t segment_ = 0;
   int64_t segment_offset_ = 0;
   int64_t file_offset_ = -1;  // -1: not begun
-
-  std::atomic<bool> awaiting_drain_{false};
+  bool awaiting_drain_ = false;
 };
 
 }  // namespace nni_compression::server
 
-#endif  // NNI_COMPRESSION_SERVER_EXPORT_CALL_H_
+#endif  // NNI_COMPRESSION_SERVER_EXPORT_HANDLER_H_

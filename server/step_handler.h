@@ -1,6 +1,6 @@
 // Step: sets the step, with the ranges and gradients that the algorithm asked for.
-#ifndef NNI_COMPRESSION_SERVER_STEP_CALL_H_
-#define NNI_COMPRESSION_SERVER_STEP_CALL_H_
+#ifndef NNI_COMPRESSION_SERVER_STEP_HANDLER_H_
+#define NNI_COMPRESSION_SERVER_STEP_HANDLER_H_
 
 #include <cstdint>
 #include <memory>
@@ -10,36 +10,44 @@
 #include "absl/base/thread_annotations.h"
 #include "absl/container/flat_hash_map.h"
 #include "server/mutex.h"
-#include "server/session_call.h"
+#include "server/session_scope.h"
+#include "server/stream_call.h"
 
 namespace nni_compression::server {
 
 // Collects the tensors and applies them, in the order of their headers, when the client
-// half-closes: until then nothing changes. Threads as StreamCall.
-class StepCall final : public SessionCall {
+// half-closes: until then nothing changes. What is collected is as large as the answer may be, at
+// most, and a call that is sent more is ended.
+class StepHandler final : public StreamHandler {
  public:
-  using SessionCall::SessionCall;
+  StepHandler(Core* core, const std::shared_ptr<CallContext>& context, StreamCall* call)
+      : call_(call), session_(core, context, call) {}
 
  private:
   // A header and what came of it.
   struct Input {
     nni::compression::v1::TensorHeader header;
+    Reservation bookkeeping;
     absl::Status error;
     std::optional<ReceivedTensor> tensor;
   };
 
-  absl::Status OnOpen(wire::MessageReader& reader) override;
-  absl::StatusOr<Admission> OnHeader(const nni::compression::v1::TensorHeader& header) override;
+  absl::StatusOr<bool> OnOpen(wire::MessageReader& reader) override;
+  Loader MakeLoader() override { return session_.MakeLoader(); }
+  absl::Status OnReady() override;
+  absl::StatusOr<Admission> OnHeader(const nni::compression::v1::TensorHeader& header,
+                                     Reservation& bookkeeping) override;
   absl::Status OnTensor(ReceivedTensor tensor) override;
   bool HoldsTensors() const override { return received_ > 0; }
   absl::Status OnHalfClose() override;
-  void AnswerError(const nni::compression::v1::TensorHeader& header,
-                   const absl::Status& error) override;
+  void OnEnd() override { session_.End(); }
+
+  // Of the answer to an input.
+  absl::Status CountAnswer(uint64_t bytes) ABSL_EXCLUSIVE_LOCKS_REQUIRED(inputs_mutex_);
+  void SetError(size_t input, const absl::Status& error);
 
   // In the session, from here on.
-  absl::Status CheckSize(const compression::Session& session) const
-      ABSL_EXCLUSIVE_LOCKS_REQUIRED(inputs_mutex_);
-  absl::Status Apply(compression::Session& session);
+  absl::StatusOr<Reply> Apply(compression::Session& session);
   void ApplyInput(compression::Session& session, bool applied, const Input& input,
                   nni::compression::v1::LayerParameters* out);
   absl::Status ApplyRange(compression::Session& session, bool applied, const Input& input,
@@ -48,13 +56,16 @@ class StepCall final : public SessionCall {
   absl::Status ApplyActivation(compression::Session& session, bool applied, const Input& input,
                                nni::compression::v1::LayerParameters* out);
 
+  StreamCall* const call_;
+  SessionScope session_;
   int64_t step_ = 0;
   int received_ = 0;
   mutable Mutex inputs_mutex_;  // errors come from the session's strand, too
   std::vector<Input> inputs_ ABSL_GUARDED_BY(inputs_mutex_);
   absl::flat_hash_map<uint32_t, size_t> places_ ABSL_GUARDED_BY(inputs_mutex_);
+  uint64_t answer_bytes_ ABSL_GUARDED_BY(inputs_mutex_) = 0;  // at most
 };
 
 }  // namespace nni_compression::server
 
-#endif  // NNI_COMPRESSION_SERVER_STEP_CALL_H_
+#endif  // NNI_COMPRESSION_SERVER_STEP_HANDLER_H_
