@@ -43,6 +43,14 @@ struct LayerState {
   int64_t pruned() const { return mask ? mask->pruned() : 0; }
 };
 
+// Numbers in LayerState::memory that can be told a trainer, and be given back by it to another
+// session. Scales are one number that is not negative, ranges a minimum and a maximum; all finite.
+struct Remembered {
+  enum class Kind { kScale, kRange };
+  std::string name;
+  Kind kind = Kind::kScale;
+};
+
 // When a client has to ask again for a layer.
 enum class Refresh { kOnce = 1, kWhenStale = 2, kOnWeightChange = 3 };
 
@@ -64,6 +72,13 @@ class Compressor {
   virtual bool IsStale(const Layer& layer, const LayerState& state, Clock clock) const {
     return false;
   }
+
+  // What of `LayerState::memory` a session that goes on from a trainer's checkpoint has to have.
+  virtual std::vector<Remembered> remembered() const { return {}; }
+
+  // Whether there may be more in `state.memory` than that, or anything in `state.opaque`, so that
+  // such a session does not answer as the one that the checkpoint is of.
+  virtual bool remembers_more() const { return false; }
 
   // Whether Step should carry the loss's gradient of each layer's weight.
   virtual bool wants_gradient() const { return false; }

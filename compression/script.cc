@@ -188,6 +188,7 @@ class ScriptPruner : public Pruner {
   Refresh refresh() const override {
     return renewed_ == "never" ? Refresh::kOnce : Refresh::kWhenStale;
   }
+  bool remembers_more() const override { return true; }
   bool needs_epoch() const override { return renewed_ == "epoch"; }
   bool needs_step() const override { return renewed_ == "step" || wants_gradient(); }
   bool wants_gradient() const override { return rule_.script().gradients; }
@@ -243,6 +244,7 @@ class ScriptQuantizer : public Quantizer {
         signed_(rule_.script().details.value("signed", false)),
         per_channel_(rule_.script().details.value("per_channel", false)) {}
 
+  bool remembers_more() const override { return true; }
   int bits() const override { return bits_; }
   bool needs_step() const override { return wants_gradient(); }
   bool wants_gradient() const override { return rule_.script().gradients; }

@@ -76,6 +76,27 @@ absl::Status CheckRange(const Layer& layer, const Range& range, int64_t channels
   return absl::OkStatus();
 }
 
+// Whether these numbers are what an algorithm may find in its memory.
+absl::Status CheckRemembered(const Layer& layer, const Remembered& remembered,
+                             const std::vector<float>& values) {
+  const bool finite =
+      std::all_of(values.begin(), values.end(), [](float value) { return std::isfinite(value); });
+  const bool scale = remembered.kind == Remembered::Kind::kScale;
+  const bool fits = finite && (scale ? values.size() == 1 && values[0] >= 0
+                                     : values.size() == 2 && values[0] <= values[1]);
+  if (fits) return absl::OkStatus();
+  std::vector<std::string> shown;
+  for (size_t i = 0; i < std::min<size_t>(values.size(), 3); ++i) {
+    shown.push_back(Shown(static_cast<double>(values[i])));
+  }
+  if (values.size() > shown.size()) shown.push_back("...");
+  return absl::InvalidArgumentError(
+      absl::StrCat(Quoted(remembered.name), " of layer ", Quoted(layer.name), " is [",
+                   absl::StrJoin(shown, ", "), "]; it must be ",
+                   scale ? "one finite number that is not negative"
+                         : "two finite numbers, of which the first is not above the second"));
+}
+
 }  // namespace
 
 Session::Session(const AlgorithmInfo* algorithm, Binding binding, compression::Plan plan)
@@ -83,7 +104,7 @@ Session::Session(const AlgorithmInfo* algorithm, Binding binding, compression::P
       binding_(std::move(binding)),
       plan_(std::move(plan)),
       clock_(binding_.clock),
-      last_step_(binding_.clock.step - 1),
+      last_step_(binding_.step_applied ? binding_.clock.step : binding_.clock.step - 1),
       states_(binding_.layers.size()) {}
 
 absl::StatusOr<std::unique_ptr<Session>> Session::Bind(const Registry& registry, Binding binding) {
@@ -211,6 +232,39 @@ absl::StatusOr<MaskAnswer> Session::SetMask(int i, Mask mask) {
   state.answered |= algorithm_->kind == AlgorithmKind::kPruner;
   if (auto s = Commit(i, std::move(state)); !s.ok()) return s;
   return AnswerMask(i);
+}
+
+RememberedNumbers Session::RememberedOf(int i) const {
+  RememberedNumbers found;
+  const Compressor* compressor = CompressorOf(i);
+  if (compressor == nullptr) return found;
+  for (const Remembered& remembered : compressor->remembered()) {
+    const auto numbers = states_[i].memory.find(remembered.name);
+    if (numbers != states_[i].memory.end()) found.insert(*numbers);
+  }
+  return found;
+}
+
+absl::Status Session::Remember(int i, const RememberedNumbers& memory) {
+  if (auto status = CheckCompressed(i, algorithm_->kind); !status.ok()) return status;
+  const std::vector<Remembered> known = CompressorOf(i)->remembered();
+  LayerState state = states_[i];
+  for (const auto& [name, values] : memory) {
+    const auto found = std::find_if(known.begin(), known.end(),
+                                    [&name = name](const auto& r) { return r.name == name; });
+    if (found == known.end()) {
+      std::vector<std::string> names;
+      for (const Remembered& remembered : known) names.push_back(remembered.name);
+      return absl::InvalidArgumentError(absl::StrCat(
+          "layer ", Quoted(layer(i).name), " has ", Quoted(name), "; ",
+          names.empty() ? absl::StrCat("the algorithm ", algorithm_->name,
+                                       " remembers nothing there that it could be given")
+                        : absl::StrCat("it must be one of ", absl::StrJoin(names, ", "))));
+    }
+    if (auto status = CheckRemembered(layer(i), *found, values); !status.ok()) return status;
+    state.memory[name] = values;
+  }
+  return Commit(i, std::move(state));
 }
 
 absl::Status Session::Commit(int i, LayerState state) {

@@ -5,6 +5,7 @@
 #include <ATen/core/Tensor.h>
 
 #include <cstdint>
+#include <map>
 #include <memory>
 #include <nlohmann/json.hpp>
 #include <optional>
@@ -28,10 +29,14 @@ struct Binding {
   std::string algorithm;
   std::vector<nlohmann::json> config_list;
   std::vector<Layer> layers;
-  std::string framework;  // "pytorch", "tensorflow", "keras", "generic"
-  Clock clock;            // where training resumes
+  std::string framework;      // "pytorch", "tensorflow", "keras", "generic"
+  Clock clock;                // where training resumes
+  bool step_applied = false;  // whether what comes with the step at which it does counts no more
   Unfiltered unfiltered = Unfiltered::kEveryLayer;
 };
+
+// Numbers that an algorithm remembers of a layer, by name; see Compressor::remembered().
+using RememberedNumbers = std::map<std::string, std::vector<float>>;
 
 struct MaskAnswer {
   Mask mask;
@@ -71,6 +76,12 @@ class Session {
   // Puts a mask that the trainer has in force, in place of what was there. In a quantizer's session
   // it counts in exports alone: what it removes is 0 there.
   absl::StatusOr<MaskAnswer> SetMask(int i, Mask mask);
+
+  // What is remembered of a layer beside its mask, as far as another session can be given it.
+  RememberedNumbers RememberedOf(int i) const;
+  // Puts it in place of what is remembered. INVALID_ARGUMENT, naming what and the allowed range,
+  // for what the layer's algorithm does not remember, or not so.
+  absl::Status Remember(int i, const RememberedNumbers& memory);
 
   // Quantizes a weight at the present step. Errors as CalcMask's.
   absl::StatusOr<QuantizedWeight> QuantizeWeight(int i, const Weight& weight, QuantizeReply reply);

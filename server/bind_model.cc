@@ -132,6 +132,19 @@ absl::Status SetMasks(const v1::BindModelRequest& request, Session& session) {
   return absl::OkStatus();
 }
 
+absl::Status SetMemory(const v1::BindModelRequest& request, Session& session) {
+  for (int i = 0; i < request.memory_size(); ++i) {
+    const v1::LayerMemory& given = request.memory(i);
+    const absl::StatusOr<int> layer = session.FindLayer(given.layer());
+    const absl::Status status =
+        layer.ok() ? session.Remember(*layer, ToMemory(given.memory())) : layer.status();
+    if (!status.ok()) {
+      return absl::InvalidArgumentError(absl::StrCat("memory[", i, "]: ", status.message()));
+    }
+  }
+  return absl::OkStatus();
+}
+
 void FillResponse(const SessionRecord& record, const Session& session, absl::Duration lease,
                   v1::BindModelResponse* response) {
   response->set_session_id(record.id());
@@ -162,6 +175,7 @@ absl::StatusOr<SessionUse> Bind(UnaryCall& call, const v1::BindModelRequest& req
       ReserveState(*call.core()->budget, call.memory_share(), **session, request);
   if (!memory.ok()) return memory.status();
   if (absl::Status status = SetMasks(request, **session); !status.ok()) return status;
+  if (absl::Status status = SetMemory(request, **session); !status.ok()) return status;
   const SessionRecord::Summary summary = Summarize(**session);
   const int64_t disk_bytes = call.core()->durable == nullptr ? 0 : DiskBytes(**session, request);
   auto record = std::make_shared<SessionRecord>(

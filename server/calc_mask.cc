@@ -46,7 +46,7 @@ absl::StatusOr<CalcMask::Result> CalcMask::Compute(compression::Session& session
   return session.SetMask(tensor.layer, *std::move(mask));
 }
 
-absl::StatusOr<Reply> CalcMask::Answer(const compression::Layer& /*layer*/,
+absl::StatusOr<Reply> CalcMask::Answer(const compression::Session& /*session*/,
                                        const ReceivedTensor& tensor, const Result& result,
                                        const LayerTensors& tensors) const {
   const compression::Buffer& bits = result.mask.bits();

@@ -28,7 +28,7 @@ class CalcMask {
                       const nni::compression::v1::TensorHeader& header) const;
   absl::Status CheckClock(const compression::Session& session) const;
   absl::StatusOr<Result> Compute(compression::Session& session, ReceivedTensor& tensor) const;
-  absl::StatusOr<Reply> Answer(const compression::Layer& layer, const ReceivedTensor& tensor,
+  absl::StatusOr<Reply> Answer(const compression::Session& session, const ReceivedTensor& tensor,
                                const Result& result, const LayerTensors& tensors) const;
   static std::unique_ptr<google::protobuf::MessageLite> Refusal(
       const nni::compression::v1::TensorHeader& header, const absl::Status& error);

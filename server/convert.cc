@@ -67,6 +67,7 @@ absl::StatusOr<compression::Binding> ToBinding(const v1::BindModelRequest& reque
   binding.algorithm = request.algorithm();
   binding.framework = request.framework();
   binding.clock = {request.epoch(), request.step()};
+  binding.step_applied = request.step_applied();
   binding.unfiltered = request.vectors_need_filter() ? compression::Unfiltered::kMatrices
                                                      : compression::Unfiltered::kEveryLayer;
   for (int i = 0; i < request.config_list_size(); ++i) {
@@ -141,6 +142,24 @@ void ScalesToProto(const compression::QuantizationParameters& parameters,
   out->mutable_zero_point()->Add(parameters.zero_point.begin(), parameters.zero_point.end());
 }
 
+compression::RememberedNumbers ToMemory(
+    const google::protobuf::RepeatedPtrField<v1::Memory>& memory) {
+  compression::RememberedNumbers found;
+  for (const v1::Memory& one : memory) {
+    found[one.name()].assign(one.values().begin(), one.values().end());
+  }
+  return found;
+}
+
+void ToProto(const compression::RememberedNumbers& memory,
+             google::protobuf::RepeatedPtrField<v1::Memory>* out) {
+  for (const auto& [name, values] : memory) {
+    v1::Memory* one = out->Add();
+    one->set_name(name);
+    one->mutable_values()->Add(values.begin(), values.end());
+  }
+}
+
 void ToProto(const absl::Status& status, v1::LayerError* out) {
   out->set_code(static_cast<int>(status.code()));
   out->set_message(Printable(status.message(), kMaxErrorBytes));
@@ -161,6 +180,7 @@ void ToProto(const compression::Plan& plan, absl::Span<const compression::Layer>
     ToProto(rule->options.json(), to->mutable_options());
     to->set_refresh(static_cast<v1::Refresh>(rule->compressor->refresh()));
     if (rule->compressor->wants_gradient()) to->add_step_inputs(v1::TENSOR_ROLE_GRADIENT);
+    to->set_remembers_more(rule->compressor->remembers_more());
     const auto* quantizer = dynamic_cast<const compression::Quantizer*>(rule->compressor.get());
     if (quantizer == nullptr) continue;
     if (quantizer->wants_range_in_step()) to->add_step_inputs(v1::TENSOR_ROLE_RANGE);

@@ -46,6 +46,12 @@ void ToProto(const compression::QuantizationParameters& parameters,
 void ScalesToProto(const compression::QuantizationParameters& parameters,
                    nni::compression::v1::QuantizationParameters* out);
 
+// What is remembered of a layer.
+compression::RememberedNumbers ToMemory(
+    const google::protobuf::RepeatedPtrField<nni::compression::v1::Memory>& memory);
+void ToProto(const compression::RememberedNumbers& memory,
+             google::protobuf::RepeatedPtrField<nni::compression::v1::Memory>* out);
+
 // Why one tensor of a call failed.
 void ToProto(const absl::Status& status, nni::compression::v1::LayerError* out);
 

@@ -109,6 +109,7 @@ void DurableSessions::Create(const std::shared_ptr<SessionRecord>& record,
   binding.clear_labels();
   binding.clear_lease();
   binding.clear_masks();
+  binding.clear_memory();
   SessionChange change;
   change.key = KeyOf(*record);
   change.create.emplace();
@@ -122,7 +123,7 @@ void DurableSessions::Create(const std::shared_ptr<SessionRecord>& record,
   row.entry = Entry(*record);
   record->stored_summary = record->summary();
   change.global = session.SaveGlobal();
-  for (const int i : session.TakeChanges().layers) {  // masks that came with the request
+  for (const int i : session.TakeChanges().layers) {  // masks and numbers that came with it
     change.layers[i] = [record, i, state = session.state(i)] {
       return compression::EncodeLayer(record->layer(i), state);
     };

@@ -27,7 +27,8 @@ namespace nni_compression::server {
 //   // An error is the layer's alone.
 //   absl::StatusOr<Result> Compute(Session&, ReceivedTensor&) const;
 //   // An error ends the call.
-//   absl::StatusOr<Reply> Answer(const Layer&, const ReceivedTensor&, Result, const LayerTensors&);
+//   absl::StatusOr<Reply> Answer(const Session&, const ReceivedTensor&, Result, const
+//   LayerTensors&);
 //   // The fields of an answer that has none of this.
 //   static std::unique_ptr<MessageLite> Refusal(const TensorHeader&, const absl::Status&);
 //
@@ -121,8 +122,7 @@ class LayerHandler final : public StreamHandler {
       reply.bookkeeping = std::move(tensor.bookkeeping);
       return reply;
     }
-    absl::StatusOr<Reply> reply =
-        method_.Answer(session.layer(tensor.layer), tensor, *std::move(result), tensors_);
+    absl::StatusOr<Reply> reply = method_.Answer(session, tensor, *std::move(result), tensors_);
     if (!reply.ok()) return reply;
     int64_t answered = 0, to_send = 0;
     for (const Payload& payload : reply->payloads) {

@@ -74,7 +74,7 @@ absl::StatusOr<QuantizeWeight::Result> QuantizeWeight::Compute(compression::Sess
       reply_);
 }
 
-absl::StatusOr<Reply> QuantizeWeight::Answer(const compression::Layer& layer,
+absl::StatusOr<Reply> QuantizeWeight::Answer(const compression::Session& session,
                                              const ReceivedTensor& tensor, Result result,
                                              const LayerTensors& tensors) {
   if (next_index_ > kMaxTensors - kTensorsPerReply) {
@@ -86,6 +86,7 @@ absl::StatusOr<Reply> QuantizeWeight::Answer(const compression::Layer& layer,
   head->set_answers(tensor.header.index());
   head->set_layer(tensor.header.layer());
   head->set_unquantized(!result.parameters.has_value());
+  ToProto(session.RememberedOf(tensor.layer), head->mutable_memory());
   Reply reply;
   const auto add = [&](v1::TensorRole role, DataType dtype, absl::Span<const int64_t> shape,
                        Buffer bytes) {
@@ -97,8 +98,8 @@ absl::StatusOr<Reply> QuantizeWeight::Answer(const compression::Layer& layer,
     ToProto(parameters, head->mutable_parameters());
     if (result.data.size() > 0) {
       const bool codes = reply_ == QuantizeReply::kCodes;
-      add(codes ? v1::TENSOR_ROLE_CODES : v1::TENSOR_ROLE_WEIGHT, result.dtype, layer.shape,
-          std::move(result.data));
+      add(codes ? v1::TENSOR_ROLE_CODES : v1::TENSOR_ROLE_WEIGHT, result.dtype,
+          session.layer(tensor.layer).shape, std::move(result.data));
     }
     if (parameters.channel_axis) {
       const std::vector<int64_t> shape = {static_cast<int64_t>(parameters.scale.size())};

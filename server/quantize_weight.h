@@ -32,7 +32,7 @@ class QuantizeWeight {
                       const nni::compression::v1::TensorHeader& header) const;
   absl::Status CheckClock(const compression::Session& session) const;
   absl::StatusOr<Result> Compute(compression::Session& session, ReceivedTensor& tensor) const;
-  absl::StatusOr<Reply> Answer(const compression::Layer& layer, const ReceivedTensor& tensor,
+  absl::StatusOr<Reply> Answer(const compression::Session& session, const ReceivedTensor& tensor,
                                Result result, const LayerTensors& tensors);
   static std::unique_ptr<google::protobuf::MessageLite> Refusal(
       const nni::compression::v1::TensorHeader& header, const absl::Status& error);

@@ -15,7 +15,7 @@ namespace {
 
 // Most that the fields of a channel, and of an entry beside its channels and names, take.
 constexpr uint64_t kStateChannelBytes = sizeof(float) + 5;
-constexpr uint64_t kEntryBytes = 128;
+constexpr uint64_t kEntryBytes = 192;
 
 void SetParameters(const std::optional<compression::QuantizationParameters>& parameters,
                    v1::LayerParameters* out) {
@@ -173,6 +173,7 @@ absl::Status StepHandler::ApplyRange(compression::Session& session, bool applied
     parameters = std::move(result->parameters);
   }
   SetParameters(parameters, out);
+  ToProto(session.RememberedOf(layer), out->mutable_memory());
   return absl::OkStatus();
 }
 
@@ -192,6 +193,7 @@ absl::Status StepHandler::ApplyActivation(compression::Session& session, bool ap
                         : session.QuantizeActivation(layer, activation);
   if (!answer.ok()) return answer.status();
   SetParameters(answer->parameters, out);
+  ToProto(session.RememberedOf(layer), out->mutable_memory());
   if (answer->range) {
     out->add_range(answer->range->minimum[0]);
     out->add_range(answer->range->maximum[0]);

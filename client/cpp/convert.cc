@@ -55,7 +55,17 @@ absl::StatusOr<v1::BindModelRequest> ToProto(const BindRequest& request) {
     out.mutable_lease()->set_nanos(static_cast<int32_t>(absl::ToInt64Nanoseconds(rest)));
   }
   out.set_epoch(request.epoch);
+  for (const InitialMemory& given : request.memory) {
+    v1::LayerMemory* layer = out.add_memory();
+    layer->set_layer(given.layer);
+    for (const auto& [name, values] : given.memory) {
+      v1::Memory* memory = layer->add_memory();
+      memory->set_name(name);
+      memory->mutable_values()->Add(values.begin(), values.end());
+    }
+  }
   out.set_step(request.step);
+  out.set_step_applied(request.step_applied);
   return out;
 }
 

@@ -72,6 +72,12 @@ absl::StatusOr<QuantizationParameters> ParametersOf(const v1::QuantizationParame
   return out;
 }
 
+Memory MemoryOf(const google::protobuf::RepeatedPtrField<v1::Memory>& in) {
+  Memory out;
+  for (const v1::Memory& one : in) out[one.name()].assign(one.values().begin(), one.values().end());
+  return out;
+}
+
 absl::StatusOr<int64_t> QuantizeReader::ExpectedTensors(const Tensor&,
                                                         const v1::QuantizeResult& result) {
   if (result.tensors() > kMaxTensorsPerAnswer) {
@@ -105,6 +111,7 @@ absl::Status QuantizeReader::OnAnswer(size_t index, Answer answer) {
   QuantizedTensor out;
   out.layer = sent.name;
   out.shape = sent.shape;
+  out.memory = MemoryOf(result.memory());
   out.unquantized = result.unquantized();
   if (out.unquantized) {
     results_[index] = std::move(out);

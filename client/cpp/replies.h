@@ -153,6 +153,7 @@ class QuantizeReader : public ReplyReader<v1::QuantizeResult> {
 
 // INTERNAL for parameters that Dequantize could not use with this shape.
 absl::StatusOr<QuantizationParameters> ParametersOf(const v1::QuantizationParameters& parameters);
+Memory MemoryOf(const google::protobuf::RepeatedPtrField<v1::Memory>& in);
 
 }  // namespace nni_compression::internal
 

@@ -31,6 +31,7 @@ absl::StatusOr<QuantizedTensor> ToQuantized(const v1::LayerParameters& in, const
   QuantizedTensor out;
   out.layer = in.layer();
   out.shape = sent.shape;
+  out.memory = internal::MemoryOf(in.memory());
   out.unquantized = in.unquantized();
   if (out.unquantized || !in.has_parameters()) return out;
   auto parameters = internal::ParametersOf(in.parameters());

@@ -18,15 +18,20 @@ namespace {
 
 constexpr int kBits = 8;
 constexpr int32_t kCodeMax = 127;
+constexpr char kScale[] = "scale";  // where LayerState::memory has the largest scale so far
 
 class NaiveQuantizer : public RangeQuantizer {
  public:
   NaiveQuantizer() : RangeQuantizer(kBits) {}
 
+  std::vector<Remembered> remembered() const override {
+    return {{kScale, Remembered::Kind::kScale}};
+  }
+
  protected:
   std::optional<QuantizationParameters> ParametersFor(const Layer&, const Range& range, Clock,
                                                       LayerState& state) const override {
-    std::vector<float>& so_far = state.memory["scale"];
+    std::vector<float>& so_far = state.memory[kScale];
     so_far.resize(1);
     so_far[0] = std::max(so_far[0], MaxMagnitude(range, 0) / static_cast<float>(kCodeMax));
 

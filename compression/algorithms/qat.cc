@@ -92,6 +92,14 @@ class QatQuantizer : public RangeQuantizer {
     return activations;
   }
 
+  std::vector<Remembered> remembered() const override {
+    std::vector<Remembered> ranges;
+    for (const Activation activation : activations()) {
+      ranges.push_back({MemoryKey(activation), Remembered::Kind::kRange});
+    }
+    return ranges;
+  }
+
   absl::Status ObserveActivation(Activation activation, const Range& range,
                                  LayerState& state) const override {
     std::vector<float>& running = state.memory[MemoryKey(activation)];

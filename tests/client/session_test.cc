@@ -223,6 +223,29 @@ TEST_F(SessionTest, StepCarriesRangesAndAnswersParameters) {
   EXPECT_EQ(ranged->parameters[1].status().code(), absl::StatusCode::kNotFound);
 }
 
+TEST_F(SessionTest, AnotherSessionGoesOnWithWhatThisOneRemembers) {
+  const std::string rules = R"([{"quant_types": ["weight", "output"], "op_types": ["default"]}])";
+  BindRequest request = Request("qat", rules, {"fc"}, 1, 4);
+  const Session session = Bind(request);
+  const std::vector<float> wide = {-1, 5}, narrow = {-1, 1};
+  const auto output = [](const std::vector<float>& range) {
+    return MakeTensor<float>("fc", {2}, range, TensorRole::kOutputRange);
+  };
+  ASSERT_TRUE(session.Step(1, {output(wide)}).ok());
+  const auto last = session.Step(2, {output(narrow)});
+  ASSERT_TRUE(last.ok()) << last.status();
+  const Memory memory = last->parameters[0]->memory;
+  EXPECT_THAT(memory.at("output_range"), ElementsAre(-1.0f, 0.99f * 5.0f + 0.01f * 1.0f));
+
+  request.memory = {{"fc", memory}};
+  request.step = last->step;
+  request.step_applied = true;
+  const Session other = Bind(request);
+  EXPECT_EQ(other.Step(2, {output(wide)})->parameters[0]->memory, memory) << "it was taken";
+  const auto next = session.Step(3, {output(wide)});
+  EXPECT_EQ(other.Step(3, {output(wide)})->parameters[0]->memory, next->parameters[0]->memory);
+}
+
 TEST_F(SessionTest, ResultsAreTheSameHoweverManyLayersAStreamHas) {
   std::vector<std::string> names;
   for (int i = 0; i < 300; ++i) names.push_back(absl::StrCat("layer", i));

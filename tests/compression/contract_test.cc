@@ -164,6 +164,76 @@ TEST_P(ContractTest, AnswersTheSameAfterItsStateWasLoadedElsewhereAfterAnyCall) 
   }
 }
 
+// What a trainer's checkpoint has of a session: mask, remembered numbers, epoch and step.
+std::unique_ptr<Session> FromCheckpoint(const Session& session) {
+  Binding binding = session.binding();
+  binding.clock = session.clock();
+  binding.step_applied = true;
+  auto restored = TryBind(std::move(binding)).value();
+  if (session.state(0).mask) {
+    EXPECT_THAT(restored->SetMask(0, *session.state(0).mask), IsOk());
+  }
+  EXPECT_THAT(restored->Remember(0, session.RememberedOf(0)), IsOk());
+  return restored;
+}
+
+TEST_P(ContractTest, ASessionThatGoesOnFromACheckpointAnswersAsTheOneOfThatTimeDid) {
+  auto original = Bind({50});
+  std::vector<Activation> activations;
+  if (!pruner()) {
+    activations = static_cast<const Quantizer&>(*original->plan().layers[0].planned->compressor)
+                      .activations();
+  }
+  for (int64_t t = 1; t < 12; ++t) {
+    ASSERT_THAT(original->Step(t), IsOk());
+    ASSERT_THAT(Ask(*original, Random({50}, t)), IsOk());
+    const LayerState& state = original->state(0);
+    if (original->plan().layers[0].planned->compressor->remembers_more()) return;
+    EXPECT_EQ(state.opaque, "");
+    EXPECT_EQ(original->RememberedOf(0), state.memory) << "not all that is remembered is restored";
+
+    auto restored = FromCheckpoint(*original);
+    EXPECT_EQ(restored->RememberedOf(0), original->RememberedOf(0));
+    for (Session* session : {original.get(), restored.get()}) {
+      EXPECT_FALSE(*session->Step(t)) << "it was taken";
+      ASSERT_THAT(session->UpdateEpoch(t), IsOk());
+    }
+    if (pruner()) {
+      EXPECT_EQ(restored->StaleLayers(), original->StaleLayers());
+    }
+    const at::Tensor weight = Random({50}, 20 + t, DataType::kFloat32, t % 3 + 0.5);
+    EXPECT_EQ(Ask(*restored, weight).value(), Ask(*original, weight).value());
+    for (const Activation activation : activations) {
+      const Range range{{-0.1f * static_cast<float>(t)}, {1.7f}};
+      for (Session* session : {original.get(), restored.get()}) {
+        ASSERT_THAT(session->ObserveActivation(0, activation, range), IsOk());
+      }
+    }
+    EXPECT_EQ(restored->SaveLayer(0), original->SaveLayer(0));
+  }
+}
+
+TEST_P(ContractTest, RefusesNumbersThatItDoesNotRemember) {
+  auto session = Bind({6});
+  const std::string before = StateOf(*session);
+  EXPECT_THAT(session->Remember(0, {{"nonsense", {1}}}),
+              IsInvalid(AllOf(HasSubstr("layer \"layer\" has \"nonsense\""))));
+  const float nan = std::nanf("");
+  for (const Remembered& known : session->plan().layers[0].planned->compressor->remembered()) {
+    std::vector<std::vector<float>> wrong = {{}, {nan}, {1, INFINITY}, {1, 2, 3}};
+    if (known.kind == Remembered::Kind::kScale) {
+      wrong.insert(wrong.end(), {{-1}, {INFINITY}, {1, 2}});
+    } else {
+      wrong.insert(wrong.end(), {{1}, {2, 1}, {nan, 1}});
+    }
+    for (const std::vector<float>& values : wrong) {
+      EXPECT_THAT(session->Remember(0, {{known.name, values}}),
+                  IsInvalid(AllOf(HasSubstr(known.name), HasSubstr("; it must be "))));
+    }
+  }
+  EXPECT_EQ(StateOf(*session), before);
+}
+
 TEST_P(ContractTest, RefusesAnUnknownOptionWithASuggestion) {
   json rule = GetParam().rule;
   rule["op_name"] = "a";
@@ -336,6 +406,8 @@ std::vector<Case> Cases() {
   }
   const json groups = {{"quant_scheme", "per_channel_affine"}, {"group_size", 1}};
   cases.push_back({"qat_in_groups", "qat", groups});
+  const json activations = {{"quant_types", {"weight", "output", "input"}}};
+  cases.push_back({"qat_with_activations", "qat", activations});
   return cases;
 }
 

@@ -105,6 +105,21 @@ TEST(SessionTest, ResumesWhereTrainingDoes) {
   EXPECT_THAT(TryBind(binding), IsInvalid("step is -1; it must be at least 0"));
 }
 
+TEST(SessionTest, AStepThatWasTakenBeforeTheBindingIsNotTakenAgain) {
+  Binding binding = MakeBinding("level", {{{"sparsity", 0.5}}}, {MakeLayer("a", {4})});
+  binding.clock = {3, 100};
+  binding.step_applied = true;
+  auto session = TryBind(binding).value();
+  EXPECT_FALSE(session->Step(100).value());
+  EXPECT_TRUE(session->Step(101).value());
+}
+
+TEST(SessionTest, NumbersOfALayerThatIsNotCompressedAreRefused) {
+  auto session = BindNetwork();
+  EXPECT_THAT(session->Remember(2, {}), IsInvalid(HasSubstr("not compressed")));
+  EXPECT_THAT(session->RememberedOf(2), IsEmpty());
+}
+
 TEST(SessionTest, CountsTheMemoryOfMasks) {
   auto session = BindOne("level", {{"sparsity", 0.5}}, {80000});
   const int64_t before = session->StateBytes();

@@ -119,6 +119,26 @@ TEST_F(DurableSessionsTest, ASessionGoesOnAfterARestartAsIfThereHadBeenNone) {
   EXPECT_EQ(session.layers(1).stale(), true) << "it was never answered";
 }
 
+TEST_F(DurableSessionsTest, ASessionThatWentOnFromACheckpointGoesOnAfterARestartToo) {
+  v1::BindModelRequest request = BindRequest("naive", {}, {{"a", {100}}});
+  request.set_step(7);
+  request.set_step_applied(true);
+  v1::LayerMemory* layer = request.add_memory();
+  layer->set_layer("a");
+  v1::Memory* scale = layer->add_memory();
+  scale->set_name("scale");
+  scale->add_values(25.0f);
+  const std::string id = Bind(stub(), request);
+  Restart();
+  v1::QuantizeWeightResponse response;
+  const std::vector<float> weight(100, 1.0f);
+  ASSERT_TRUE(RunCall<QuantizeStream>(
+                  stub(), QuantizeMessage().Open(id).Tensor(Header(0, "a", {100}), Bytes(weight)),
+                  &response)
+                  .ok());
+  EXPECT_EQ(response.results(0).memory(0).values(0), 25.0f);
+}
+
 TEST_F(DurableSessionsTest, WhatASessionCountsForCoversWhatIsStoredOfIt) {
   std::map<std::string, std::vector<int64_t>> layers;
   for (int i = 0; i < 100; ++i) layers[absl::StrCat("a.layer.with.some.name.", i)] = {100 + i};

@@ -102,6 +102,33 @@ TEST_F(SessionsTest, AGivenMaskStands) {
   EXPECT_THAT(status.error_message(), HasSubstr("masks[0]"));
 }
 
+TEST_F(SessionsTest, GivenNumbersAreRememberedAndWrongOnesNamed) {
+  v1::BindModelRequest request = BindRequest("naive", {}, {{"fc", {4}}});
+  v1::LayerMemory* layer = request.add_memory();
+  layer->set_layer("fc");
+  v1::Memory* scale = layer->add_memory();
+  scale->set_name("scale");
+  scale->add_values(2.0f);
+  const std::string id = Bind(stub(), request);
+  v1::QuantizeWeightResponse response;
+  ASSERT_TRUE(
+      RunCall<QuantizeStream>(
+          stub(), QuantizeMessage().Open(id).Tensor(Header(0, "fc", {4}), weight_), &response)
+          .ok());
+  ASSERT_EQ(response.results_size(), 1);
+  EXPECT_EQ(response.results(0).parameters().scale(0), 2.0f);
+  ASSERT_EQ(response.results(0).memory_size(), 1);
+  EXPECT_EQ(response.results(0).memory(0).values(0), 2.0f);
+
+  v1::BindModelResponse refused;
+  scale->set_values(0, -1.0f);
+  EXPECT_THAT(TryBind(request, &refused).error_message(),
+              HasSubstr("memory[0]: \"scale\" of layer \"fc\" is [-1]"));
+  layer->set_layer("fd");
+  EXPECT_THAT(TryBind(request, &refused).error_message(), HasSubstr("memory[0]: "));
+  EXPECT_EQ(server_.server().live_sessions(), 1);
+}
+
 TEST_F(SessionsTest, BadRequestsNameTheFieldAndLeaveNothingBehind) {
   const int64_t before = server_.server().memory_reserved();
   const auto message = [&](const std::function<void(v1::BindModelRequest&)>& change) {

@@ -95,6 +95,48 @@ class TestBinding:
             assert (session.info().epoch, session.info().step) == (10, 77)
             assert session.calc_mask({"fc": normal(10, 20)})["fc"].pruned == 160
 
+    def test_a_session_goes_on_with_what_another_one_remembered(self, client: nc.Client) -> None:
+        rule = {"quant_types": ["weight", "output"]}
+        session = client.bind_model("qat", [rule], [layer()])
+        session.step(3, outputs={"fc": (-1.0, 5.0)})
+        saved = session.step(4, outputs={"fc": (-3.0, 1.0)})
+        memory = {"fc": saved.outputs["fc"].memory}
+        assert set(memory["fc"]) == {"output_range"}
+        session.step(5, outputs={"fc": (0.0, 100.0)})  # it moves on
+        other = client.bind_model(
+            "qat", [rule], [layer()], memory=memory, step=saved.step, step_applied=True
+        )
+        again = other.step(4, outputs={"fc": (0.0, 100.0)})
+        assert again.outputs["fc"].range == saved.outputs["fc"].range
+        assert again.outputs["fc"].scale == saved.outputs["fc"].scale
+        for each in (session, other):
+            each.close()
+
+    @pytest.mark.parametrize(
+        ("memory", "message"),
+        [
+            ({"scale": [1.0, 2.0]}, r"is \[1, 2\]; it must be one finite number"),
+            ({"scale": [float("nan")]}, r"is \[nan\]; it must be one finite number"),
+            ({"scales": [1.0]}, r"has \"scales\"; it must be one of scale"),
+        ],
+    )
+    def test_what_no_session_remembers_is_refused_by_name(
+        self, client: nc.Client, memory: Any, message: str
+    ) -> None:
+        with pytest.raises(nc.InvalidArgumentError, match=r"memory\[0\].*" + message):
+            client.bind_model("naive", [{}], [layer()], memory={"fc": memory})
+
+    def test_large_masks_are_stale_where_the_epoch_wants_more(self, client: nc.Client) -> None:
+        """They travel after the binding, and what was told then is not the last word."""
+        shape = (4096, 2304)
+        rules = [{"final_sparsity": 0.8, "end_epoch": 10}]
+        masks = {"fc": np.ones(shape, bool), "few": np.ones((4, 4), bool)}
+        layers = [layer("fc", shape), layer("few", (4, 4))]
+        with client.bind_model("agp", rules, layers, masks=masks, epoch=5) as session:
+            assert session.stale == {"fc", "few"}
+        with client.bind_model("agp", rules, layers, masks=masks, epoch=0) as session:
+            assert session.stale == frozenset()
+
 
 class TestMasks:
     def test_layers_of_every_size_come_back_in_one_stream(self, client: nc.Client) -> None:

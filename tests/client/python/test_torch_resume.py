@@ -40,7 +40,7 @@ def same_masks(first, second):
 
 
 @pytest.mark.parametrize("load_first", [True, False])
-def test_an_interrupted_trainer_joins_its_session_again(client, load_first):
+def test_an_interrupted_trainer_goes_on_in_a_session_of_its_own(client, load_first):
     pruner, model = half_trained(client)
     checkpoint = through_disk({"model": model.state_dict(), "pruner": pruner.state_dict()})
     resumed = Net(seed=9)
@@ -54,7 +54,8 @@ def test_an_interrupted_trainer_joins_its_session_again(client, load_first):
         abandoned = other.session.id
         other.load_state_dict(checkpoint["pruner"])
         assert client.session_info(abandoned).state == "closed"
-    assert other.session.id == pruner.session.id
+    assert other.session.id != pruner.session.id
+    assert pruner.session.info().state == "active"  # somebody may be using it
     assert (other.epoch, other.steps) == (4, 5)
     before = calls(other)
     assert torch.equal(resumed.eval()(images()), model.eval()(images()))
@@ -64,7 +65,7 @@ def test_an_interrupted_trainer_joins_its_session_again(client, load_first):
     assert same_masks(other.masks, pruner.masks)
 
 
-def test_a_session_that_is_gone_is_bound_anew_with_its_masks(client):
+def test_a_session_that_is_gone_goes_on_in_another_one_with_its_masks(client):
     pruner, model = half_trained(client)
     checkpoint = through_disk({"model": model.state_dict(), "pruner": pruner.state_dict()})
     client.join(pruner.session.id).close()
@@ -145,21 +146,30 @@ def test_a_quantizer_resumes_at_its_step(client, gone):
     other = QATQuantizer(config_list, client=client)
     other.load_state_dict(state)
     resumed = other(Net()).eval()
-    assert (other.session.id == state["session"]) == (not gone)
+    assert other.session.id != state["session"]
     assert other.steps == 4
     assert torch.equal(resumed(images()), output)
 
 
-def test_a_scale_that_only_grows_is_still_there_after_joining_again(client):
-    quantizer = NaiveQuantizer(NAIVE, client=client)
+@pytest.mark.parametrize("transfer", ["weights", "ranges"])
+@pytest.mark.parametrize("gone", [True, False])
+def test_a_scale_that_only_grows_is_still_there_after_an_interruption(client, gone, transfer):
+    quantizer = NaiveQuantizer(NAIVE, client=client, transfer=transfer)
     model = quantizer(Net())
     with torch.no_grad():
         dense(model.fc1).mul_(10)
     scale = quantizer.calibration["fc1"]["weight_scale"]
-    other = NaiveQuantizer(NAIVE, client=client)
-    other.load_state_dict(quantizer.state_dict())
+    state = through_disk(quantizer.state_dict())
+    with torch.no_grad():
+        dense(model.fc1).mul_(10)
+    model(images())  # the session goes on
+    if gone:
+        quantizer.close()
+    other = NaiveQuantizer(NAIVE, client=client, transfer=transfer)
+    other.load_state_dict(state)
     other(Net())
     assert torch.equal(other.calibration["fc1"]["weight_scale"], scale)
+    assert other.state_dict()["memory"]["fc1"] == state["memory"]["fc1"]
 
 
 def test_a_state_of_another_algorithm_or_version_is_refused(client):

@@ -78,7 +78,14 @@ struct InitialMask {
   absl::Span<const uint8_t> bits;  // ceil(n / 8) bytes
 };
 
-// What a session is bound to.
+// What an earlier session remembered of a layer: QuantizedTensor::memory of its last answer.
+struct InitialMemory {
+  std::string layer;
+  Memory memory;
+};
+
+// What a session is bound to. With masks, memory, epoch, step and step_applied as they were at some
+// time, the session answers as that of the time did: so a trainer goes on from a checkpoint.
 struct BindRequest {
   std::string algorithm;    // "level", "agp", ...: see Client::ListAlgorithms
   std::string config_list;  // NNI's, as JSON: [{"sparsity": 0.8, "op_types": ["default"]}]
@@ -87,8 +94,10 @@ struct BindRequest {
   std::map<std::string, std::string> labels;  // for listing, logs and metrics
   std::optional<absl::Duration> lease;        // how long the session lives without a call
   std::vector<InitialMask> masks;
+  std::vector<InitialMemory> memory;
   int64_t epoch = 0;  // where training resumes
   int64_t step = 0;
+  bool step_applied = false;  // StepResult::step was `step`: what comes with it counts no more
   // A rule without op_types and op_names leaves layers of one dimension out: set it where `layers`
   // are all weights of a model, the scales of norms among them.
   bool vectors_need_filter = false;

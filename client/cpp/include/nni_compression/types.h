@@ -3,6 +3,7 @@
 #define NNI_COMPRESSION_TYPES_H_
 
 #include <cstdint>
+#include <map>
 #include <memory>
 #include <optional>
 #include <string>
@@ -148,6 +149,9 @@ struct QuantizationParameters {
   int64_t group_size = 0;
 };
 
+// Numbers that a session remembers of a layer, by name: compression.proto has them.
+using Memory = std::map<std::string, std::vector<float>>;
+
 // What QuantizeWeight is asked for beside the parameters; the numbers are those of the wire.
 enum class QuantizeReply { kCodes = 1, kValues = 2, kParameters = 3 };
 
@@ -156,7 +160,10 @@ struct QuantizedTensor {
   std::string layer;
   std::vector<int64_t> shape;
 
-  // Before quant_start_step: values pass unchanged, and there is nothing else here.
+  // What the session remembers of the layer now: for InitialMemory.
+  Memory memory;
+
+  // Before quant_start_step: values pass unchanged, and there is nothing else below.
   bool unquantized = false;
   QuantizationParameters parameters;
 

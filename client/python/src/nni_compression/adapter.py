@@ -68,12 +68,27 @@ class Tracker:
     Args:
         session: a `Session`.
         epoch, step: where training is; absolute.
+        session_step: where the session's own step is, as far as it is known: it never goes back. By
+            default `step`.
+        step_applied: whether that one was taken, so that what comes with it again is ignored.
+
+    Its attributes of these names say the same later.
     """
 
-    def __init__(self, session: Session, *, epoch: int = 0, step: int = 0) -> None:
+    def __init__(
+        self,
+        session: Session,
+        *,
+        epoch: int = 0,
+        step: int = 0,
+        session_step: Optional[int] = None,
+        step_applied: bool = False,
+    ) -> None:
         self.session = session
         self.epoch = epoch
         self.step = step
+        self.session_step = step if session_step is None else session_step
+        self.step_applied = step_applied
         self.lock = threading.RLock()
         self._pid = os.getpid()
         self._open = True
@@ -144,12 +159,24 @@ class Tracker:
             except CompressionError as error:
                 if error.errors:  # single layers failed: the step is taken, the stale set unknown
                     self.step = step
+                    self._on_session_step(step, max(step, self.session_step))
                     self.mark_stale(self.status)
                 raise
+            self._on_session_step(step, result.step)
             self.mark_stale(result)
             answers = result.answers
         self.step = step
         return answers
+
+    def takes(self, step: int) -> bool:
+        """Whether the session takes in what comes with this step; else it ignores that."""
+        return step > self.session_step or (step == self.session_step and not self.step_applied)
+
+    def _on_session_step(self, sent: int, now: int) -> None:
+        """Notes where the session is after a call."""
+        # Another rank may have moved it on.
+        self.step_applied = self.step_applied or self.takes(sent) or now > self.session_step
+        self.session_step = max(now, self.session_step)
 
     @property
     def stale(self) -> frozenset[str]:

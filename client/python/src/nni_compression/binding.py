@@ -16,7 +16,8 @@ from .adapter import ON_WEIGHT_CHANGE, Tracker, split_results
 from .errors import CompressionError, InvalidArgumentError, NotFoundError, StatusCode
 from .masks import Mask
 from .plan import Layer
-from .quantization import QuantizedTensor
+from .quantization import Memory, QuantizedTensor
+from .session import AnswerKey
 
 TARGETS = ("output", "input")  # what of a layer is quantized beside its weight
 
@@ -59,6 +60,9 @@ class Binding(Generic[W]):
         weights: name -> weight, of those.
         rebind: called when a weight no longer fits what was bound.
         on_lost: called when the server no longer has the session; binds another one, or raises.
+        overdue: what failed and has to succeed before anything else is asked: binding another
+            session. Nothing is asked for, and no weight is read, as long as it raises.
+        successor: the binding that has taken this one's place.
         keep_on_bad_weight: whether a layer whose weight the server refuses keeps what it has.
     """
 
@@ -76,6 +80,8 @@ class Binding(Generic[W]):
             )
         self.rebind: Optional[Callable[[], None]] = None
         self.on_lost: Optional[Callable[[NotFoundError], None]] = None
+        self.overdue: Optional[Callable[[], None]] = None
+        self.successor: Optional[Binding[W]] = None
         self.keep_on_bad_weight = False
 
     #: Whether the adapter can send gradients.
@@ -92,25 +98,37 @@ class Binding(Generic[W]):
     def ensure_fresh(self, weight: W) -> None:
         """Asks for all layers that need it when this one does."""
         tracker = self.tracker
-        if tracker.owned and tracker.status[weight.name].needs(weight.token):
+        if tracker.owned and (
+            self.overdue is not None or tracker.status[weight.name].needs(weight.token)
+        ):
             self.refresh()
 
     def refresh(self) -> None:
         """Asks for all layers that need it, in one stream. Errors name the layer."""
         with self.tracker.lock, self._computing():
             names = self.tracker.pending(self._tokens)
-            if not names:
-                return
-            if any(not self._fits(self.weights[name]) for name in names):
+            if self.overdue is not None and self.tracker.owned:
+                self.overdue()
+            elif any(not self._fits(self.weights[name]) for name in names):
                 assert self.rebind is not None
                 self.rebind()
-                return
-            try:
-                self._ask([self.weights[name] for name in names])
-            except NotFoundError as error:
-                if error.errors or self.on_lost is None:
-                    raise
-                self.on_lost(error)
+            elif names:
+                try:
+                    self._ask([self.weights[name] for name in names])
+                except NotFoundError as error:
+                    if error.errors or self.on_lost is None:
+                        raise
+                    self.on_lost(error)
+        if self.successor is not None:
+            self.successor.refresh()
+
+    def weights_changed(self) -> None:
+        """Treats all weights as changed, but for those that can be shown not to be."""
+        self.tracker.forget()
+
+    def _asking(self, weights: Sequence[W]) -> Mapping[str, Any]:
+        """The tokens of weights that are about to be asked for."""
+        return {weight.name: weight.token() for weight in weights}
 
     @property
     def depends_on_weights(self) -> bool:
@@ -121,16 +139,16 @@ class Binding(Generic[W]):
         """Makes no call from now on; the answers there are stay in force."""
         self.tracker.close()
 
-    def install(self) -> None:
-        """Makes the model read its weights through this binding.
+    def install(self, undo: contextlib.ExitStack) -> None:
+        """Makes the model read its weights through this binding, with what it has been given.
 
-        Raises RuntimeError, before anything is changed, when another pruner (or quantizer) has one
-        of the weights already.
+        Whatever it changes, `undo` changes back. Raises RuntimeError, before anything is changed,
+        when another pruner (or quantizer) has one of the weights already.
         """
         raise NotImplementedError
 
-    def leave(self) -> None:
-        """Takes this binding out of the model, which gets another one."""
+    def leave(self, undo: contextlib.ExitStack) -> None:
+        """Takes this binding out of the model, which gets another one; `undo` puts it back."""
         raise NotImplementedError
 
     def unwrap(self) -> None:
@@ -178,6 +196,18 @@ class Binding(Generic[W]):
 class PrunerBinding(Binding[W]):
     """Masks: asked for when the session says so, whatever the weight does."""
 
+    def __init__(self, tracker: Tracker, weights: Sequence[W]) -> None:
+        super().__init__(tracker, weights)
+        #: What `install` puts in force, by layer name.
+        self.given: dict[str, Mask] = {}
+
+    def give_masks(self, masks: Mapping[str, Mask]) -> None:
+        """Has `install` put masks in force that the session has, too."""
+        self.given = {name: mask for name, mask in masks.items() if name in self.weights}
+        for name in self.given:
+            self.tracker.answered(name, None)
+        self.tracker.mark_stale(self.tracker.session.stale)
+
     def _ask(self, weights: Sequence[W]) -> None:
         arrays = self._hosts(weights)
         masks, error = split_results(lambda: self.tracker.session.calc_mask(arrays))
@@ -209,6 +239,8 @@ class QuantizerBinding(Binding[W]):
     def __init__(self, tracker: Tracker, weights: Sequence[W], transfer: str) -> None:
         super().__init__(tracker, weights)
         self.transfer = transfer
+        #: Layer name -> what the session remembers of it, as of the last answer.
+        self.memory: dict[str, Memory] = {}
         #: (layer, "output" or "input") -> their last answer.
         self.activation_answers: dict[tuple[str, str], QuantizedTensor] = {}
         if self.activations and self.why_weights_only:
@@ -236,14 +268,33 @@ class QuantizerBinding(Binding[W]):
         """(layer, "output" or "input") -> their running range, of the last answer."""
         return {k: a.range for k, a in self.activation_answers.items() if a.range is not None}
 
-    def resume_activations(self, ranges: Mapping[tuple[str, str], Sequence[float]]) -> None:
-        """Goes on from running ranges of an earlier session, or with those that this one has."""
+    def give_activations(self, ranges: Mapping[tuple[str, str], Sequence[float]]) -> None:
+        """Has `install` put in force what the session quantizes outputs and inputs with.
+
+        Args:
+            ranges: those that the session has, or goes on from if it has none.
+        """
         known = {key: ranges[key] for key in self.activations if key in ranges}
-        if known:
-            self._step(self.tracker.step, [], known, {})
+        self.activation_answers.update(self._activations_now(known))
+
+    def _activations_now(
+        self, ranges: Mapping[tuple[str, str], Sequence[float]]
+    ) -> Mapping[tuple[str, str], QuantizedTensor]:
+        """What those that have running ranges are quantized with at the session's step."""
+        tracker = self.tracker
+        if not ranges or not tracker.owned:
+            return {}
+        # Of a step that was applied the ranges are not taken in: the answer is what is in force.
+        outputs, inputs = _by_target(ranges)
+        result = tracker.session.step(tracker.session_step, outputs=outputs, inputs=inputs)
+        tracker.step_applied = True
+        tracker.mark_stale(result)
+        for key, answer in result.answers.items():
+            self._remember(key, answer)
+        return {key: a for key, a in result.answers.items() if isinstance(key, tuple)}
 
     def _ask(self, weights: Sequence[W]) -> None:
-        tokens = {w.name: w.token() for w in weights}
+        tokens = self._asking(weights)
         session = self.tracker.session
         if self.transfer == "weights":
             arrays = self._hosts(weights)
@@ -251,6 +302,8 @@ class QuantizerBinding(Binding[W]):
         else:
             ranges = self._ranges(weights)
             answers, error = split_results(lambda: session.quantize_range(ranges))
+        for name, answer in answers.items():
+            self._remember(name, answer)
         self._take(answers, tokens)
         self._raise(error)
 
@@ -258,7 +311,8 @@ class QuantizerBinding(Binding[W]):
         """Sets the session's step; in "ranges", what changed and the plan asks for goes with it."""
         with self.tracker.lock, self._computing():
             asked = []
-            if self.transfer == "ranges":
+            # Otherwise the answers would be of other weights.
+            if self.transfer == "ranges" and self.tracker.takes(number):
                 plan = self.tracker.plan
                 asked = [
                     self.weights[name]
@@ -273,6 +327,14 @@ class QuantizerBinding(Binding[W]):
                     self._forget_activations()
                 raise
             self._forget_activations()
+            # The step may have begun to quantize those, too, that nothing was seen of.
+            unseen = {
+                key: answer.range
+                for key, answer in self.activation_answers.items()
+                if answer.unquantized and answer.range is not None and key not in seen
+            }
+            for key, answer in self._activations_now(unseen).items():
+                self._take_activation(key, answer)
 
     def _step(
         self,
@@ -281,20 +343,26 @@ class QuantizerBinding(Binding[W]):
         seen: Mapping[tuple[str, str], Sequence[float]],
         gradients: Mapping[str, Any],
     ) -> None:
-        tokens = {w.name: w.token() for w in asked}
+        tokens = self._asking(asked)
         ranges = self._ranges(asked)
-        outputs, inputs = (
-            {name: value for (name, of), value in seen.items() if of == target}
-            for target in TARGETS
-        )
+        outputs, inputs = _by_target(seen)
         answers, error = split_results(
             lambda: self.tracker.take_step(number, ranges, outputs, inputs, gradients)
         )
         for key, answer in answers.items():
+            self._remember(key, answer)
             if isinstance(key, tuple):
                 self._take_activation(key, answer)
-        self._take({k: a for k, a in answers.items() if isinstance(k, str)}, tokens)
+        # Another rank may have taken the step, without a layer that still has no answer then.
+        stale = self.tracker.session.stale if error is None else ()
+        self._take(
+            {k: a for k, a in answers.items() if isinstance(k, str) and k not in stale}, tokens
+        )
         self._raise(error)
+
+    def _remember(self, key: AnswerKey, answer: QuantizedTensor) -> None:
+        if answer.memory:
+            self.memory[key if isinstance(key, str) else key[0]] = answer.memory
 
     def _take_activation(self, key: tuple[str, str], answer: QuantizedTensor) -> None:
         if answer.range is not None:
@@ -325,8 +393,24 @@ class QuantizerBinding(Binding[W]):
         """Smallest and largest number since the last step, of those of which any was seen."""
         return {}
 
+    def seen_here(self) -> Mapping[tuple[str, str], Sequence[float]]:
+        """The same of this process alone: what a checkpoint between two steps has to have."""
+        return {}
+
+    def see(self, ranges: Mapping[tuple[str, str], Sequence[float]]) -> None:
+        """Takes in what `seen_here` gave. The binding is installed."""
+
     def _forget_activations(self) -> None:
         """The step was taken: what was seen so far counted."""
 
     def _set_activation(self, layer: str, target: str, answer: QuantizedTensor) -> None:
         raise NotImplementedError
+
+
+def _by_target(
+    ranges: Mapping[tuple[str, str], Sequence[float]],
+) -> tuple[dict[str, Sequence[float]], ...]:
+    """Layer name -> range, of outputs and of inputs."""
+    return tuple(
+        {name: value for (name, of), value in ranges.items() if of == target} for target in TARGETS
+    )

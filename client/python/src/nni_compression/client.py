@@ -26,6 +26,7 @@ from ._wire import compression_pb2 as pb
 from .errors import CompressionError, InvalidArgumentError, NotFoundError
 from .masks import Mask
 from .plan import Layer, Plan
+from .quantization import Memory
 from .reports import Algorithm, SessionInfo, seconds
 from .session import Session
 from .statistics import Stats
@@ -130,14 +131,19 @@ class Client:
         framework: str = "pytorch",
         labels: Optional[Mapping[str, str]] = None,
         masks: Optional[Mapping[str, Any]] = None,
+        memory: Optional[Mapping[str, Memory]] = None,
         lease: Optional[float] = None,
         epoch: int = 0,
         step: int = 0,
+        step_applied: bool = False,
         vectors_need_filter: bool = False,
         route: Optional[str] = None,
         timeout: Optional[float] = None,
     ) -> Session:
         """Opens a session.
+
+        With `masks`, `memory`, `epoch`, `step` and `step_applied` as they were at some time the
+        session answers as that of the time did: so a trainer goes on from a checkpoint.
 
         Args:
             algorithm: "level", "agp", "naive", "qat", "dorefa": see `algorithms`.
@@ -149,9 +155,11 @@ class Client:
                 `nni_compression.nni.trial_labels` are there without being given.
             masks: layer name -> `Mask` or boolean array (True = kept) to start with, as a pruned
                 checkpoint that is trained on.
+            memory: layer name -> `QuantizedTensor.memory` of the last answer of another session.
             lease: seconds without a call after which the server may end the session; the server
                 decides, and `Session.lease` says what it gave.
             epoch, step: where training resumes.
+            step_applied: whether `step` was taken: what comes with it again counts no more.
             vectors_need_filter: whether a rule without op_types and op_names leaves layers of one
                 dimension out, as it does in the adapters: for `layers` that are all weights of a
                 model, the scales of norms among them.
@@ -169,6 +177,10 @@ class Client:
         inline, uploaded = _split_masks(masks or {})
         labels = {**trial_labels(), **(labels or {})}
         request = _bind_request(algorithm, config_list, layers, framework, labels, lease, inline)
+        for name, remembered in (memory or {}).items():
+            numbers = [pb.Memory(name=key, values=remembered[key]) for key in remembered]
+            request.memory.add(layer=text(name, "a key of memory"), memory=numbers)
+        request.step_applied = step_applied
         try:
             request.epoch, request.step = epoch, step
             request.vectors_need_filter = vectors_need_filter
@@ -183,6 +195,8 @@ class Client:
         if uploaded:
             try:
                 session.set_mask(uploaded, timeout=timeout)
+                if session.plan.needs_update_epoch:  # which of them the epoch makes stale
+                    session.update_epoch(epoch, timeout=timeout)
             except BaseException:
                 _close_quietly(session)
                 raise

@@ -23,9 +23,10 @@ from . import custom
 from .adapter import Closer, Tracker, close_quietly, is_on_this_host
 from .binding import Binding, PrunerBinding, QuantizerBinding, Weight
 from .client import Client
-from .errors import InvalidArgumentError, NotFoundError
+from .errors import CompressionError, InvalidArgumentError, NotFoundError, StatusCode
 from .masks import Mask
 from .plan import Coverage, Parameter, Plan
+from .quantization import Memory
 from .session import Session
 from .statistics import Stats
 
@@ -51,7 +52,8 @@ class Compressor:
         server: "host:port"; by default $NNI_COMPRESSION_SERVER, else 127.0.0.1:50051.
         client: a `Client` to use instead; it is not closed here.
         session: the id of a session to join, as a further rank of the same training does. It is
-            left to the rank that has bound it: this one does not end it.
+            left to the rank that has bound it: this one does not end it. After an interruption it
+            is that of the session which the first rank has bound from its checkpoint.
         labels: for listing the session, logs and metrics.
         lease: seconds without a call after which the server may end the session. The client renews
             it in the background.
@@ -124,6 +126,7 @@ class Compressor:
         self._own_client = client is None
         self._client = client if client is not None else Client(server)
         self._join = session
+        self._route: Optional[str] = None  # of the session to join, if it is known
         self._labels = labels
         self._lease = lease
         self._rebind_lost = on_lost_session == "rebind"
@@ -148,8 +151,10 @@ class Compressor:
             raise RuntimeError("there is no model; call the compressor with one")
         if self._binding is None:
             self.bind_model(self._model)
-            self._bind(self._resume, join=True)
+            self._bind(self._resume)
             self._resume = None
+            _warn(self.plan)
+        self._settle()
         return self._model
 
     def bind_model(self, model: Any) -> None:
@@ -191,6 +196,7 @@ class Compressor:
         Warns of layers that the model has got since it was bound: `rebind` takes them in.
         """
         self._told += 1
+        self._settle()
         self._warn_of_new_layers()
         try:
             self._set_epoch(epoch)
@@ -201,6 +207,7 @@ class Compressor:
     def step(self, step: Optional[int] = None) -> None:
         """Tells that a minibatch is done: the next step, or the one given (absolute)."""
         self._told += 1
+        self._settle()
         step = self._bound().tracker.step + 1 if step is None else step
         try:
             self._take_step(step)
@@ -209,20 +216,30 @@ class Compressor:
             self._take_step(step)
 
     def rebind(self) -> None:
-        """Binds the model as it is now: a new session, with the masks, the epoch and the step."""
-        self._rebind(self.state_dict(), join=False)
+        """Binds the model as it is now: a new session, with the masks, the epoch and the step.
+
+        Should that fail, nothing has changed. What was refused is over; what failed otherwise, as
+        when no server answers, is done again by the next call of any method or forward pass, which
+        raises until it succeeds.
+        """
+        self._settle()
+        self._until_it_succeeds(lambda: self._bind(self.state_dict()))
 
     def refresh(self) -> None:
         """Asks now for what the next forward pass would ask for."""
+        self._settle()
         self._bound().refresh()
 
     def state_dict(self) -> dict[str, Any]:
-        """What `load_state_dict` needs to go on after an interruption.
+        """What `load_state_dict` needs to go on after an interruption, as if there had been none.
 
-        The session's id, epoch and step, and the masks in force, packed. The weights are the
-        model's own state.
+        The epoch, the step, the masks in force, packed, and what the session remembers of layers.
+        The weights are the model's own state.
         """
-        tracker = self._bound().tracker
+        binding = self._bound()
+        if self._resume is not None:
+            return dict(self._resume)  # loaded, but not bound yet
+        tracker = binding.tracker
         return {
             "version": _STATE_VERSION,
             "algorithm": self.algorithm,
@@ -230,6 +247,8 @@ class Compressor:
             "route": tracker.session.route,
             "epoch": tracker.epoch,
             "step": tracker.step,
+            "session_step": tracker.session_step,
+            "step_applied": tracker.step_applied,
             "vectors_need_filter": self._vectors_need_filter,
             "masks": {
                 name: {"bits": self._from_numpy(mask.bits.copy()), "shape": list(mask.shape)}
@@ -241,8 +260,10 @@ class Compressor:
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Goes on from a `state_dict()`, before or after the model was given.
 
-        The session is joined again if it is still there; otherwise a new one is bound with the
-        masks, epoch and step of the state.
+        The state wins over a session that has gone on since, or has fallen behind: a new one is
+        bound with the masks, epoch, step and ranges of the state, and the one that the state is of
+        is left alone, as somebody may still be using it. Its lease ends it. Should that fail, it is
+        as for `rebind`.
         """
         if state.get("version") != _STATE_VERSION:
             raise ValueError(
@@ -252,10 +273,9 @@ class Compressor:
             raise ValueError(
                 f"state['algorithm'] is {state['algorithm']!r}; it must be {self.algorithm!r}"
             )
-        if self._binding is None:
-            self._resume = state
-            return
-        self._rebind(state, join=True)
+        self._resume = state
+        if self._binding is not None:
+            self._until_it_succeeds(self._bind_resumed)
 
     def export(
         self,
@@ -287,10 +307,9 @@ class Compressor:
 
     def unwrap(self) -> Any:
         """Gives the plain model back, zeros or quantized values written in; ends the session."""
-        binding = self._bound()
-        if self._is_installed(binding):
-            binding.refresh()
-            binding.unwrap()
+        if self._is_installed(self._bound()):
+            self.refresh()
+            self._bound().unwrap()
         self.close()
         return self._model
 
@@ -302,6 +321,7 @@ class Compressor:
         binding = self._binding
         if binding is not None and binding.tracker.owned:
             binding.detach()
+            binding.overdue = None
             self._stop_watching()
             self._end(binding.tracker.session)
         if self._closer is not None:
@@ -329,6 +349,33 @@ class Compressor:
             if self._is_custom:
                 tracker.forget()
 
+    def _settle(self) -> None:
+        """Makes up for a rebind that failed; raises as it did when it fails again."""
+        binding = self._bound()
+        if binding.overdue is not None and binding.tracker.owned:
+            binding.overdue()
+
+    def _until_it_succeeds(self, bind: Callable[[], None], *, lost: bool = False) -> None:
+        """Binds. If that fails, every call tries again first, lest it went on as if nothing were.
+
+        What the server, or anything here, refuses is not tried again unless the session there was
+        is `lost`: all is as it was before.
+        """
+        binding = self._bound()
+        binding.overdue = lambda: self._until_it_succeeds(bind, lost=lost)
+        try:
+            bind()
+        except Exception as error:
+            if not lost and _is_refusal(error):
+                binding.overdue, self._resume = None, None
+            raise
+        binding.overdue = None
+
+    def _bind_resumed(self) -> None:
+        assert self._resume is not None
+        self._bind(self._resume)
+        self._resume = None
+
     def _replace_lost_session(self, error: NotFoundError) -> None:
         """Binds another session in place of one that the server has lost; else raises `error`."""
         lost = self.session
@@ -338,19 +385,20 @@ class Compressor:
             replace = replace and self._client.session_info(lost.id).state != "closed"
         if not replace:
             raise error
-        self.rebind()
+        self._until_it_succeeds(self._bind_another, lost=True)
+
+    def _bind_another(self) -> None:
+        """Goes on in a new session from what is here."""
+        lost = self.session
+        self._bind(self.state_dict())
         _log.warning(
-            "the server no longer has session %s; session %s goes on with the masks here, "
+            "the server no longer has session %s; session %s goes on with what is here, "
             "at epoch %d, step %d",
             lost.id,
             self.session.id,
             self.epoch,
             self.steps,
         )
-
-    def _refresh_in_another_session(self, error: NotFoundError) -> None:
-        self._replace_lost_session(error)
-        self._bound().refresh()
 
     def _warn_of_new_layers(self) -> None:
         known = self._bound().tracker.plan.layers
@@ -375,80 +423,99 @@ class Compressor:
         """What else `state_dict` has."""
         return {}
 
-    def _install_state(self, state: Mapping[str, Any]) -> None:
-        """Goes on with what `_further_state` gave; the session is bound."""
+    def _prepare(
+        self, binding: Any, masks: Mapping[str, Mask], state: Optional[Mapping[str, Any]]
+    ) -> None:
+        """Tells a binding that is not installed yet what it goes on with."""
 
-    def _install_masks(self, masks: Mapping[str, Mask]) -> None:
-        """Puts masks in force that came with a state."""
+    def _installed(self, state: Optional[Mapping[str, Any]], undo: contextlib.ExitStack) -> None:
+        """Does what is left to do once the binding is installed; what it changes can be undone."""
 
     def _end(self, session: Session) -> None:
         """Ends a session, unless it is another rank's."""
         if session.id != self._join:
             close_quietly(session, None)
 
-    def _bind(self, resume: Optional[Mapping[str, Any]], *, join: bool) -> None:
-        weights = self._find_weights()
-        if not weights:
-            raise ValueError("the model has no layer with a weight that could be compressed")
-        masks = self._unpack(resume["masks"]) if resume else {}
-        names = {weight.name for weight in weights}
-        masks = {name: mask for name, mask in masks.items() if name in names}
-        tracker = self._open(weights, masks, resume, join=join)
-        try:
+    def _bind(self, state: Optional[Mapping[str, Any]]) -> None:
+        """Binds the model, in place of a binding that there is; all of it is done, or nothing.
+
+        Args:
+            state: what `state_dict` gave, to go on from; None to begin.
+        """
+        old = self._binding
+        lock: Any = contextlib.nullcontext() if old is None else old.tracker.lock
+        with lock, contextlib.ExitStack() as undo:
+            weights = self._find_weights()
+            if not weights:
+                raise ValueError("the model has no layer with a weight that could be compressed")
+            names = {weight.name for weight in weights}
+            packed = self._unpack(state["masks"]) if state is not None else {}
+            masks = {name: mask for name, mask in packed.items() if name in names}
+            undo.callback(setattr, self, "_vectors_need_filter", self._vectors_need_filter)
+            tracker = self._open(weights, masks, state)
+            undo.callback(self._end, tracker.session)
+            joined = tracker.session.id == self._join
             binding = self._make_binding(tracker, weights)
+            binding.rebind = self.rebind
+            binding.on_lost = self._replace_lost_session
+            binding.keep_on_bad_weight = self._keep_on_bad_weight
             if isinstance(binding, custom.Computing):
                 binding.compute, binding.where = self._compute, self._where
-            binding.install()
-        except BaseException:
-            self._end(tracker.session)
-            raise
-        self._binding = binding
-        binding.rebind = self._rebind_same_model
-        binding.on_lost = self._refresh_in_another_session
-        binding.keep_on_bad_weight = self._keep_on_bad_weight
-        if tracker.session.id != self._join:
-            client = self._client if self._own_client else None
-            self._closer = Closer(binding, tracker.session, client)
-        self._install_masks(masks)
-        if masks:
-            tracker.update_epoch(tracker.epoch)  # says which of them still stand
-        if resume:
-            self._install_state(resume)
-        self._watch()
-        plan = tracker.plan
-        plan = replace(plan, coverage=Coverage.of(self._parameters(), plan.layers))
-        tracker.session.plan = plan
-        if join:
-            _warn(plan)
+            plan = tracker.plan
+            coverage = Coverage.of(self._parameters(), plan.layers)
+            tracker.session.plan = replace(plan, coverage=coverage)
+            # A session that others move on may have other masks than the state: they are asked for.
+            self._prepare(binding, {} if joined else masks, state)
+
+            if state is not None and not joined:
+                _warn_of_what_is_not_restored(tracker.plan, self.algorithm)
+
+            # So far the model is as it was; from here on every change can be undone.
+            if old is not None:
+                self._stop_watching()
+                undo.callback(self._watch)
+            undo.callback(setattr, self, "_binding", old)
+            if old is not None:
+                old.leave(undo)
+            binding.install(undo)
+            self._binding = binding
+            self._watch()
+            undo.callback(self._stop_watching)
+            self._installed(state, undo)
+            undo.pop_all()
+
+            closer, self._closer = self._closer, None
+            if not joined:
+                client = self._client if self._own_client else None
+                self._closer = Closer(binding, tracker.session, client)
+            if closer is not None:
+                closer.cancel()
+            if old is not None:
+                old.successor = binding
+                old.tracker.close()
+                self._end(old.tracker.session)
 
     def _open(
         self,
         weights: Sequence[Weight],
         masks: Mapping[str, Mask],
-        resume: Optional[Mapping[str, Any]],
-        *,
-        join: bool,
+        state: Optional[Mapping[str, Any]],
     ) -> Tracker:
+        """A session for these weights: the one to join, or a new one that goes on from a state."""
         layers = [weight.layer() for weight in weights]
-        if resume is None and self._join is not None:
-            session = self._client.join(self._join)
+        if self._join is not None and self._binding is None:
+            session = self._client.join(self._join, route=self._route)
             _check_layers(session, layers)
             info = session.info()
             return Tracker(session, epoch=info.epoch, step=info.step)
-        if resume is not None:  # a state of the first version compressed vectors without a filter
-            self._vectors_need_filter = resume.get("vectors_need_filter", False)
-        epoch, step = (resume["epoch"], resume["step"]) if resume else (0, 0)
-        if resume and join:
-            try:
-                session = self._client.join(resume["session"], route=resume["route"])
-            except NotFoundError:
-                pass
-            else:
-                _check_layers(session, layers)
-                tracker = Tracker(session, epoch=epoch, step=step)
-                tracker.update_epoch(epoch)
-                tracker.take_step(step)
-                return tracker
+        if state is not None:  # one of the first version compressed vectors without a filter
+            self._vectors_need_filter = state.get("vectors_need_filter", False)
+        state = state or {"epoch": 0, "step": 0}
+        memory: Mapping[str, Memory] = state.get("memory", {})
+        # A session that was told no step, as its algorithm needs none, is told of it for reports.
+        applied = state.get("step_applied", False)
+        step = state["session_step"] if applied else state["step"]
+        names = {layer.name for layer in layers}
         session = self._client.bind_model(
             self.algorithm,
             self._wire_config_list(),
@@ -457,11 +524,19 @@ class Compressor:
             labels=self._labels,
             lease=self._lease,
             masks=masks or None,
-            epoch=epoch,
+            memory={name: memory[name] for name in memory if name in names},
+            epoch=state["epoch"],
             step=step,
             vectors_need_filter=self._vectors_need_filter,
+            step_applied=applied,
         )
-        return Tracker(session, epoch=epoch, step=step)
+        return Tracker(
+            session,
+            epoch=state["epoch"],
+            step=state["step"],
+            session_step=step,
+            step_applied=applied,
+        )
 
     def _wire_config_list(self) -> Sequence[Mapping[str, Any]]:
         if not self._is_custom:
@@ -487,26 +562,9 @@ class Compressor:
         """Calls an `update_epoch` or `step` of one's own."""
         return method(self, *args, **kwargs)
 
-    def _rebind(self, state: Mapping[str, Any], *, join: bool) -> None:
-        """Leaves the session for another one: the state's, or a new one."""
-        binding = self._bound()
-        self._stop_watching()
-        binding.detach()
-        binding.leave()
-        if not join or binding.tracker.session.id != state["session"]:
-            self._end(binding.tracker.session)
-        if self._closer is not None:
-            self._closer.cancel()
-        self._bind(state, join=join)
-
     def _stop_watching(self) -> None:
         while self._unwatch:
             self._unwatch.pop()()
-
-    def _rebind_same_model(self) -> None:
-        """The weights' dtype has changed to a wider one than was bound."""
-        self.rebind()
-        self._bound().refresh()
 
     def _unpack(self, masks: Mapping[str, Any]) -> dict[str, Mask]:
         return {
@@ -592,8 +650,10 @@ class PrunerPart(Compressor):
     def _packed_masks(self) -> dict[str, Mask]:
         return self._masks().packed_masks()
 
-    def _install_masks(self, masks: Mapping[str, Mask]) -> None:
-        self._masks().set_masks(masks)
+    def _prepare(
+        self, binding: Any, masks: Mapping[str, Mask], state: Optional[Mapping[str, Any]]
+    ) -> None:
+        binding.give_masks(masks)
 
 
 class QuantizerPart(Compressor):
@@ -696,16 +756,46 @@ class QuantizerPart(Compressor):
             self._quantization().tracker.forget()
 
     def _further_state(self) -> dict[str, Any]:
-        ranges: dict[str, dict[str, list[float]]] = {}
-        for (name, target), value in self._quantization().activation_ranges.items():
-            ranges.setdefault(name, {})[target] = list(value)
-        return {"activations": ranges} if ranges else {}
+        binding = self._quantization()
+        found = {
+            "memory": {
+                name: {key: list(numbers) for key, numbers in memory.items()}
+                for name, memory in binding.memory.items()
+            },
+            "activations": _nested(binding.activation_ranges),
+            "seen": _nested(binding.seen_here()),
+        }
+        return {key: value for key, value in found.items() if value}
 
-    def _install_state(self, state: Mapping[str, Any]) -> None:
-        ranges = state.get("activations", {})
-        self._quantization().resume_activations(
-            {(name, target): value for name, of in ranges.items() for target, value in of.items()}
-        )
+    def _prepare(
+        self, binding: Any, masks: Mapping[str, Mask], state: Optional[Mapping[str, Any]]
+    ) -> None:
+        if state is not None:
+            binding.memory.update(state.get("memory", {}))
+            binding.give_activations(_flat(state.get("activations", {})))
+
+    def _installed(self, state: Optional[Mapping[str, Any]], undo: contextlib.ExitStack) -> None:
+        self._gave_masks = False
+        if state is not None:
+            self._quantization().see(_flat(state.get("seen", {})))
+        super()._installed(state, undo)
+
+
+def _nested(
+    ranges: Mapping[tuple[str, str], Sequence[float]],
+) -> dict[str, dict[str, list[float]]]:
+    """Layer name -> "output" or "input" -> range."""
+    found: dict[str, dict[str, list[float]]] = {}
+    for (name, target), range_ in ranges.items():
+        found.setdefault(name, {})[target] = list(range_)
+    return found
+
+
+def _flat(
+    ranges: Mapping[str, Mapping[str, Sequence[float]]],
+) -> dict[tuple[str, str], Sequence[float]]:
+    """What `_nested` was given."""
+    return {(name, target): value for name, of in ranges.items() for target, value in of.items()}
 
 
 def _followed(name: str, method: Callable[..., Any]) -> Callable[..., Any]:
@@ -729,6 +819,12 @@ def _check_choice(name: str, value: str, allowed: Sequence[str]) -> None:
         raise ValueError(f"{name} is {value!r}; it must be one of {list(allowed)}")
 
 
+def _is_refusal(error: Exception) -> bool:
+    """Whether the same would fail again, whoever answers."""
+    refusals = (StatusCode.INVALID_ARGUMENT, StatusCode.FAILED_PRECONDITION)
+    return not isinstance(error, CompressionError) or error.code in refusals
+
+
 def _check_layers(session: Session, layers: Sequence[Any]) -> None:
     names = [layer.name for layer in layers]
     if list(session.plan.layers) != names:
@@ -738,16 +834,27 @@ def _check_layers(session: Session, layers: Sequence[Any]) -> None:
         )
 
 
+def _warn_of_what_is_not_restored(plan: Plan, algorithm: str) -> None:
+    layers = [name for name, layer in plan.layers.items() if layer.remembers_more]
+    if layers:
+        _log.warning(
+            "%s may remember more of layers %s than a checkpoint has; it begins anew with that in "
+            "the new session",
+            algorithm,
+            layers[:10],
+        )
+
+
 def _warn(plan: Plan) -> None:
     coverage = plan.coverage
     if coverage is not None:
         _log.log(logging.WARNING if coverage.left_out else logging.INFO, "%s", coverage)
     for warning in plan.warnings:
-        warnings.warn(warning, UserWarning, stacklevel=5)
+        warnings.warn(warning, UserWarning, stacklevel=4)
     if not plan.compressed:
         warnings.warn(
             "the config_list matches no layer of the model: nothing will be compressed. Rules "
             "match op_types (the layers' types, such as Conv2d) and op_names (their names)",
             UserWarning,
-            stacklevel=5,
+            stacklevel=4,
         )

@@ -181,7 +181,7 @@ class CustomPruning(Computing[W], PrunerBinding[W]):
     """
 
     def _ask(self, weights: Sequence[W]) -> None:
-        tokens = {w.name: w.token() for w in weights}
+        tokens = self._asking(weights)
         results = self._results(weights)
         masks = {w.name: self._mask_of(w, results[w.name]) for w in weights}
         before = self.packed_masks()
@@ -209,7 +209,7 @@ class CustomQuantizing(Computing[W], QuantizerBinding[W]):
     """Quantized weights that are computed here, when a weight, the epoch or the step changed."""
 
     def _ask(self, weights: Sequence[W]) -> None:
-        tokens = {w.name: w.token() for w in weights}
+        tokens = self._asking(weights)
         self._set_values(self._results(weights))
         stale = [w for w in weights if not self.tracker.status[w.name].answered]
         ranges = self._ranges(stale)

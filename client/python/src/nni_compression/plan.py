@@ -83,6 +83,7 @@ class LayerPlan:
             "input_range" and "gradient".
         range_per_channel: whether a range is [2, C] instead of [2].
         range_group_size: not 0: a range is [2, n], of each so many consecutive weights in C order.
+        remembers_more: whether the algorithm may remember more than a checkpoint has.
     """
 
     name: str
@@ -93,6 +94,7 @@ class LayerPlan:
     step_inputs: tuple[str, ...] = ()
     range_per_channel: bool = False
     range_group_size: int = 0
+    remembers_more: bool = False
 
 
 @dataclass(frozen=True)
@@ -222,6 +224,7 @@ class Plan:
                 step_inputs=tuple(map(_role_name, rule.step_inputs)) if rule is not None else (),
                 range_per_channel=rule.range_per_channel if rule is not None else False,
                 range_group_size=rule.range_group_size if rule is not None else 0,
+                remembers_more=rule.remembers_more if rule is not None else False,
             )
         return cls(
             layers=layers,

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any, Optional, Union
 
 import numpy as np
@@ -14,6 +15,9 @@ from .errors import DataLossError, FailedPreconditionError
 
 Number = Union[float, npt.NDArray[np.float32]]
 Integer = Union[int, npt.NDArray[np.int32]]
+
+# Numbers that a session remembers of a layer, by name.
+Memory = Mapping[str, Sequence[float]]
 
 _FORMULAS = {pb.FORMULA_AFFINE: "affine", pb.FORMULA_DOREFA: "dorefa"}
 _ROUNDINGS = {
@@ -47,6 +51,7 @@ class QuantizedTensor:
             uint16 for bfloat16.
         range: of outputs and inputs: the running minimum and maximum, before `quant_start_step`
             too; None for weights.
+        memory: what the session remembers of the layer now, for `Client.bind_model`.
     """
 
     shape: Optional[tuple[int, ...]] = None
@@ -63,6 +68,7 @@ class QuantizedTensor:
     codes: Optional[npt.NDArray[Any]] = None
     values: Optional[npt.NDArray[Any]] = None
     range: Optional[tuple[float, float]] = None
+    memory: Memory = field(default_factory=dict)
 
     def dequantize(self) -> npt.NDArray[np.float32]:
         """The values that the codes stand for: float32, the weight's shape.
@@ -113,8 +119,9 @@ def from_wire(
     if len(numbers) not in (0, 2):
         raise DataLossError(f"layer {message.layer!r} came with a range of {len(numbers)} numbers")
     range_ = (float(numbers[0]), float(numbers[1])) if numbers else None
+    memory = {numbers.name: tuple(numbers.values) for numbers in message.memory}
     if message.unquantized:
-        return QuantizedTensor(shape=shape, unquantized=True, range=range_)
+        return QuantizedTensor(shape=shape, unquantized=True, range=range_, memory=memory)
     parameters = message.parameters
     if parameters.formula not in _FORMULAS or parameters.rounding not in _ROUNDINGS:
         raise DataLossError(
@@ -150,6 +157,7 @@ def from_wire(
         codes=codes,
         values=values,
         range=range_,
+        memory=memory,
     )
 
 

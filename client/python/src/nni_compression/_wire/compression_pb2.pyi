@@ -90,7 +90,7 @@ class AlgorithmOption(_message.Message):
     def __init__(self, name: _Optional[str] = ..., type: _Optional[str] = ..., required: bool = ..., default_value: _Optional[_Union[_struct_pb2.Value, _Mapping]] = ..., range: _Optional[str] = ..., description: _Optional[str] = ..., aliases: _Optional[_Iterable[str]] = ...) -> None: ...
 
 class BindModelRequest(_message.Message):
-    __slots__ = ["algorithm", "config_list", "epoch", "framework", "labels", "layers", "lease", "masks", "request_id", "step", "vectors_need_filter"]
+    __slots__ = ["algorithm", "config_list", "epoch", "framework", "labels", "layers", "lease", "masks", "memory", "request_id", "step", "step_applied", "vectors_need_filter"]
     class LabelsEntry(_message.Message):
         __slots__ = ["key", "value"]
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -106,7 +106,9 @@ class BindModelRequest(_message.Message):
     LAYERS_FIELD_NUMBER: _ClassVar[int]
     LEASE_FIELD_NUMBER: _ClassVar[int]
     MASKS_FIELD_NUMBER: _ClassVar[int]
+    MEMORY_FIELD_NUMBER: _ClassVar[int]
     REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
+    STEP_APPLIED_FIELD_NUMBER: _ClassVar[int]
     STEP_FIELD_NUMBER: _ClassVar[int]
     VECTORS_NEED_FILTER_FIELD_NUMBER: _ClassVar[int]
     algorithm: str
@@ -117,10 +119,12 @@ class BindModelRequest(_message.Message):
     layers: _containers.RepeatedCompositeFieldContainer[Layer]
     lease: _duration_pb2.Duration
     masks: _containers.RepeatedCompositeFieldContainer[LayerMask]
+    memory: _containers.RepeatedCompositeFieldContainer[LayerMemory]
     request_id: str
     step: int
+    step_applied: bool
     vectors_need_filter: bool
-    def __init__(self, request_id: _Optional[str] = ..., algorithm: _Optional[str] = ..., config_list: _Optional[_Iterable[_Union[_struct_pb2.Struct, _Mapping]]] = ..., layers: _Optional[_Iterable[_Union[Layer, _Mapping]]] = ..., framework: _Optional[str] = ..., labels: _Optional[_Mapping[str, str]] = ..., lease: _Optional[_Union[_duration_pb2.Duration, _Mapping]] = ..., masks: _Optional[_Iterable[_Union[LayerMask, _Mapping]]] = ..., epoch: _Optional[int] = ..., step: _Optional[int] = ..., vectors_need_filter: bool = ...) -> None: ...
+    def __init__(self, request_id: _Optional[str] = ..., algorithm: _Optional[str] = ..., config_list: _Optional[_Iterable[_Union[_struct_pb2.Struct, _Mapping]]] = ..., layers: _Optional[_Iterable[_Union[Layer, _Mapping]]] = ..., framework: _Optional[str] = ..., labels: _Optional[_Mapping[str, str]] = ..., lease: _Optional[_Union[_duration_pb2.Duration, _Mapping]] = ..., masks: _Optional[_Iterable[_Union[LayerMask, _Mapping]]] = ..., epoch: _Optional[int] = ..., step: _Optional[int] = ..., memory: _Optional[_Iterable[_Union[LayerMemory, _Mapping]]] = ..., step_applied: bool = ..., vectors_need_filter: bool = ...) -> None: ...
 
 class BindModelResponse(_message.Message):
     __slots__ = ["lease", "plan", "session_id", "stale_layers"]
@@ -316,21 +320,31 @@ class LayerMask(_message.Message):
     layer: str
     def __init__(self, layer: _Optional[str] = ..., bits: _Optional[bytes] = ...) -> None: ...
 
+class LayerMemory(_message.Message):
+    __slots__ = ["layer", "memory"]
+    LAYER_FIELD_NUMBER: _ClassVar[int]
+    MEMORY_FIELD_NUMBER: _ClassVar[int]
+    layer: str
+    memory: _containers.RepeatedCompositeFieldContainer[Memory]
+    def __init__(self, layer: _Optional[str] = ..., memory: _Optional[_Iterable[_Union[Memory, _Mapping]]] = ...) -> None: ...
+
 class LayerParameters(_message.Message):
-    __slots__ = ["error", "layer", "parameters", "range", "role", "unquantized"]
+    __slots__ = ["error", "layer", "memory", "parameters", "range", "role", "unquantized"]
     ERROR_FIELD_NUMBER: _ClassVar[int]
     LAYER_FIELD_NUMBER: _ClassVar[int]
+    MEMORY_FIELD_NUMBER: _ClassVar[int]
     PARAMETERS_FIELD_NUMBER: _ClassVar[int]
     RANGE_FIELD_NUMBER: _ClassVar[int]
     ROLE_FIELD_NUMBER: _ClassVar[int]
     UNQUANTIZED_FIELD_NUMBER: _ClassVar[int]
     error: LayerError
     layer: str
+    memory: _containers.RepeatedCompositeFieldContainer[Memory]
     parameters: QuantizationParameters
     range: _containers.RepeatedScalarFieldContainer[float]
     role: TensorRole
     unquantized: bool
-    def __init__(self, layer: _Optional[str] = ..., error: _Optional[_Union[LayerError, _Mapping]] = ..., unquantized: bool = ..., parameters: _Optional[_Union[QuantizationParameters, _Mapping]] = ..., role: _Optional[_Union[TensorRole, str]] = ..., range: _Optional[_Iterable[float]] = ...) -> None: ...
+    def __init__(self, layer: _Optional[str] = ..., error: _Optional[_Union[LayerError, _Mapping]] = ..., unquantized: bool = ..., parameters: _Optional[_Union[QuantizationParameters, _Mapping]] = ..., role: _Optional[_Union[TensorRole, str]] = ..., range: _Optional[_Iterable[float]] = ..., memory: _Optional[_Iterable[_Union[Memory, _Mapping]]] = ...) -> None: ...
 
 class LayerPlan(_message.Message):
     __slots__ = ["compressed", "name", "rule"]
@@ -431,6 +445,14 @@ class MaskResult(_message.Message):
     target_sparsity: float
     def __init__(self, answers: _Optional[int] = ..., layer: _Optional[str] = ..., error: _Optional[_Union[LayerError, _Mapping]] = ..., target_sparsity: _Optional[float] = ..., achieved_sparsity: _Optional[float] = ..., epoch: _Optional[int] = ...) -> None: ...
 
+class Memory(_message.Message):
+    __slots__ = ["name", "values"]
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    VALUES_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    values: _containers.RepeatedScalarFieldContainer[float]
+    def __init__(self, name: _Optional[str] = ..., values: _Optional[_Iterable[float]] = ...) -> None: ...
+
 class Plan(_message.Message):
     __slots__ = ["layers", "needs_step", "needs_update_epoch", "rules", "warnings"]
     LAYERS_FIELD_NUMBER: _ClassVar[int]
@@ -446,20 +468,22 @@ class Plan(_message.Message):
     def __init__(self, layers: _Optional[_Iterable[_Union[LayerPlan, _Mapping]]] = ..., rules: _Optional[_Iterable[_Union[PlannedRule, _Mapping]]] = ..., warnings: _Optional[_Iterable[str]] = ..., needs_update_epoch: bool = ..., needs_step: bool = ...) -> None: ...
 
 class PlannedRule(_message.Message):
-    __slots__ = ["options", "range_group_size", "range_per_channel", "refresh", "rule", "step_inputs"]
+    __slots__ = ["options", "range_group_size", "range_per_channel", "refresh", "remembers_more", "rule", "step_inputs"]
     OPTIONS_FIELD_NUMBER: _ClassVar[int]
     RANGE_GROUP_SIZE_FIELD_NUMBER: _ClassVar[int]
     RANGE_PER_CHANNEL_FIELD_NUMBER: _ClassVar[int]
     REFRESH_FIELD_NUMBER: _ClassVar[int]
+    REMEMBERS_MORE_FIELD_NUMBER: _ClassVar[int]
     RULE_FIELD_NUMBER: _ClassVar[int]
     STEP_INPUTS_FIELD_NUMBER: _ClassVar[int]
     options: _struct_pb2.Struct
     range_group_size: int
     range_per_channel: bool
     refresh: Refresh
+    remembers_more: bool
     rule: int
     step_inputs: _containers.RepeatedScalarFieldContainer[TensorRole]
-    def __init__(self, rule: _Optional[int] = ..., options: _Optional[_Union[_struct_pb2.Struct, _Mapping]] = ..., refresh: _Optional[_Union[Refresh, str]] = ..., step_inputs: _Optional[_Iterable[_Union[TensorRole, str]]] = ..., range_per_channel: bool = ..., range_group_size: _Optional[int] = ...) -> None: ...
+    def __init__(self, rule: _Optional[int] = ..., options: _Optional[_Union[_struct_pb2.Struct, _Mapping]] = ..., refresh: _Optional[_Union[Refresh, str]] = ..., step_inputs: _Optional[_Iterable[_Union[TensorRole, str]]] = ..., range_per_channel: bool = ..., range_group_size: _Optional[int] = ..., remembers_more: bool = ...) -> None: ...
 
 class QuantizationParameters(_message.Message):
     __slots__ = ["bits", "channel_axis", "code_max", "code_min", "formula", "group_size", "rounding", "scale", "zero_point"]
@@ -484,20 +508,22 @@ class QuantizationParameters(_message.Message):
     def __init__(self, formula: _Optional[_Union[Formula, str]] = ..., rounding: _Optional[_Union[Rounding, str]] = ..., bits: _Optional[int] = ..., code_min: _Optional[int] = ..., code_max: _Optional[int] = ..., scale: _Optional[_Iterable[float]] = ..., zero_point: _Optional[_Iterable[int]] = ..., channel_axis: _Optional[int] = ..., group_size: _Optional[int] = ...) -> None: ...
 
 class QuantizeResult(_message.Message):
-    __slots__ = ["answers", "error", "layer", "parameters", "tensors", "unquantized"]
+    __slots__ = ["answers", "error", "layer", "memory", "parameters", "tensors", "unquantized"]
     ANSWERS_FIELD_NUMBER: _ClassVar[int]
     ERROR_FIELD_NUMBER: _ClassVar[int]
     LAYER_FIELD_NUMBER: _ClassVar[int]
+    MEMORY_FIELD_NUMBER: _ClassVar[int]
     PARAMETERS_FIELD_NUMBER: _ClassVar[int]
     TENSORS_FIELD_NUMBER: _ClassVar[int]
     UNQUANTIZED_FIELD_NUMBER: _ClassVar[int]
     answers: int
     error: LayerError
     layer: str
+    memory: _containers.RepeatedCompositeFieldContainer[Memory]
     parameters: QuantizationParameters
     tensors: int
     unquantized: bool
-    def __init__(self, answers: _Optional[int] = ..., layer: _Optional[str] = ..., error: _Optional[_Union[LayerError, _Mapping]] = ..., unquantized: bool = ..., parameters: _Optional[_Union[QuantizationParameters, _Mapping]] = ..., tensors: _Optional[int] = ...) -> None: ...
+    def __init__(self, answers: _Optional[int] = ..., layer: _Optional[str] = ..., error: _Optional[_Union[LayerError, _Mapping]] = ..., unquantized: bool = ..., parameters: _Optional[_Union[QuantizationParameters, _Mapping]] = ..., tensors: _Optional[int] = ..., memory: _Optional[_Iterable[_Union[Memory, _Mapping]]] = ...) -> None: ...
 
 class QuantizeWeightRequest(_message.Message):
     __slots__ = ["chunks", "commits", "headers", "open"]

@@ -7,7 +7,7 @@ are zero where a value was clamped.
 from __future__ import annotations
 
 import functools
-from typing import Any, Optional
+from typing import Any, Callable, Optional
 
 import numpy as np
 import tensorflow as tf
@@ -67,6 +67,17 @@ class Activation:
             numbers = (scale, 1 / scale, answer.zero_point, answer.code_min, answer.code_max)
             self._numbers.assign(np.array(numbers, np.float32))
         self._active.assign(active)
+
+    def snapshot(self) -> Callable[[], None]:
+        """What makes this again what it is now."""
+        variables = (self.seen, self._numbers, self._active)
+        values = [variable.numpy() for variable in variables]
+
+        def restore() -> None:
+            for variable, value in zip(variables, values):
+                variable.assign(value)
+
+        return restore
 
     def quantized(self, value: Any) -> Any:
         """The tensor as it is quantized now."""

@@ -203,9 +203,10 @@ class Compressor(compressor.Compressor):
         assert isinstance(binding, CountedBinding)
         binding.weights_changed()
 
-    def _bind(self, resume: Any, *, join: bool) -> None:
-        super()._bind(resume, join=join)
+    def _installed(self, state: Optional[Mapping[str, Any]], undo: contextlib.ExitStack) -> None:
+        super()._installed(state, undo)
         if not graph.is_graph(self._model):  # in a graph the next call that has a session does it
+            undo.callback(keras.forget_compiled, self._model)
             keras.forget_compiled(self._model)
             self._bound().refresh()
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from typing import Any, TypeVar
 
 from .. import binding
@@ -21,6 +22,7 @@ class CountedBinding(binding.Binding[W]):
         for weight in self.weights.values():
             weight.generation += 1
 
-    def leave(self) -> None:
+    def leave(self, undo: contextlib.ExitStack) -> None:
         for weight in self.weights.values():
+            undo.callback(setattr, weight.state, self.role, getattr(weight.state, self.role))
             setattr(weight.state, self.role, None)

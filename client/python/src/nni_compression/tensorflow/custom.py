@@ -62,12 +62,13 @@ class KerasQuantizerBinding(custom.CustomQuantizing[keras.TrackedWeight], keras.
 
     outputs: Optional[Callable[[keras.TrackedWeight, Any], Any]] = None
 
-    def install(self) -> None:
-        super().install()
+    def install(self, undo: contextlib.ExitStack) -> None:
+        super().install(undo)
         for weight in self.weights.values():
             if self.outputs is not None and "output" in weight.targets:
-                quantize = functools.partial(self.outputs, weight)
-                kernels.activations_of(weight.owner)["output"] = quantize
+                functions = kernels.activations_of(weight.owner)
+                undo.callback(keras.put_back, functions, "output", functions.get("output"))
+                functions["output"] = functools.partial(self.outputs, weight)
 
     def _set_values(self, results: Mapping[str, Any]) -> None:
         for weight, values, inside in _values(self, results):

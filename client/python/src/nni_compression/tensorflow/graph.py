@@ -128,6 +128,10 @@ class CompressedGraph:
             for name, array in self.variables().items()
         }
 
+    def outdated(self) -> None:
+        """Values in force have changed: sessions get them when they are used next."""
+        self._up_to_date.clear()
+
     def rewired(self) -> None:
         """Edges of the graph have changed: sessions have to be checked again."""
         self._checked.clear()
@@ -233,6 +237,23 @@ class GraphState(kernels.WeightState):
     def in_force(self) -> list[tuple[Slot, Any]]:
         """All slots with their values."""
         return [(slot, slot.value) for slot in self.slots.values()]
+
+    def snapshot(self) -> Callable[[], None]:
+        undo = super().snapshot()
+        slots = dict(self.slots)
+
+        def restore() -> None:
+            undo()
+            self.slots = slots
+            if not slots:
+                self.remove()
+            self.lead()
+            CompressedGraph.of(self._operation.graph).outdated()
+
+        return restore
+
+    def _put(self, variable: Any, value: Any) -> None:
+        self.slot(variable).value = value
 
     def lead(self) -> None:
         """Leads all reads through the variables that there are now."""
@@ -463,7 +484,7 @@ def _ones(tensor: Any, smallest: Sequence[int]) -> Any:
 class GraphBinding(counted.CountedBinding[GraphWeight]):
     """What both kinds of binding do with a graph. They ask inside of `CompressedGraph.using`."""
 
-    def install(self) -> None:
+    def install(self, undo: contextlib.ExitStack) -> None:
         for weight in self.weights.values():
             if getattr(weight.state, self.role) is not None:
                 raise RuntimeError(
@@ -471,9 +492,13 @@ class GraphBinding(counted.CountedBinding[GraphWeight]):
                 )
         for weight in self.weights.values():
             weight.prepare()
-            self._prepare(weight.state)
+        puts = []
+        for weight in self.weights.values():
+            undo.callback(weight.state.snapshot())
+            puts += self._begin(weight)
             setattr(weight.state, self.role, self.refresh)
             weight.state.lead()
+        self._put(puts)
 
     def unwrap(self) -> None:
         dense = self._dense(list(self.weights.values()))
@@ -503,8 +528,8 @@ class GraphBinding(counted.CountedBinding[GraphWeight]):
             weight.graph.put(values)
             return
 
-    def _prepare(self, state: GraphState) -> None:
-        """Makes the variables that this binding's answers go to."""
+    def _begin(self, weight: GraphWeight) -> list[tuple[Slot, Any]]:
+        """Makes the variables that this binding's answers go to; what it goes on with in them."""
         raise NotImplementedError
 
     def _written(self, state: GraphState, dense: Any) -> Any:
@@ -521,9 +546,13 @@ class PrunerBinding(GraphBinding, binding.PrunerBinding[GraphWeight]):
 
     role = "pruner"
 
-    def _prepare(self, state: GraphState) -> None:
+    def _begin(self, weight: GraphWeight) -> list[tuple[Slot, Any]]:
+        state = weight.state
         if state.mask is None:
             state.add_mask()
+        given = self.given.pop(weight.name, None)
+        kept = np.ones(weight.shape, np.bool_) if given is None else given.to_numpy()
+        return [(state.slot(state.mask), kept)]
 
     def set_masks(self, masks: Mapping[str, Mask]) -> None:
         super().set_masks(masks)
@@ -567,9 +596,11 @@ class QuantizerBinding(GraphBinding, binding.QuantizerBinding[GraphWeight]):
         self._present: Mapping[str, Any] = {}
         self._puts: list[tuple[Slot, Any]] = []
 
-    def _prepare(self, state: GraphState) -> None:
+    def _begin(self, weight: GraphWeight) -> list[tuple[Slot, Any]]:
+        state = weight.state
         if state.values is None:
             state.add_values()
+        return [(state.slot(state.active), np.array(False))]
 
     def _dense(self, weights: Sequence[GraphWeight]) -> Mapping[str, Any]:
         self._present = super()._dense(weights)

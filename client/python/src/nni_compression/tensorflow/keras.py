@@ -239,7 +239,7 @@ class KerasBinding(counted.CountedBinding[TrackedWeight]):
         super().__init__(tracker, weights, *args)
         self.model: Any = None
 
-    def install(self) -> None:
+    def install(self, undo: contextlib.ExitStack) -> None:
         for weight in self.weights.values():
             state = kernels.state_of(weight.owner, weight.attribute)
             if state is not None and getattr(state, self.role) is not None:
@@ -252,7 +252,9 @@ class KerasBinding(counted.CountedBinding[TrackedWeight]):
                 dtype = tf.as_dtype(weight.dense.dtype).as_numpy_dtype
                 state = kernels.WeightState(tuple(weight.dense.shape), dtype)
                 kernels.install(weight.owner, weight.attribute, state)
-            self._prepare(state)
+                undo.callback(kernels.uninstall, weight.owner, weight.attribute)
+            undo.callback(state.snapshot())
+            self._begin(weight, state)
             setattr(state, self.role, self._source(weight))
 
     def _computing(self) -> contextlib.AbstractContextManager[Any]:
@@ -263,8 +265,10 @@ class KerasBinding(counted.CountedBinding[TrackedWeight]):
     def _source(self, weight: TrackedWeight) -> Any:
         return lambda: self.ensure_fresh(weight)
 
-    def _prepare(self, state: kernels.WeightState) -> None:
-        """Makes the variables that this binding's answers go to."""
+    def _begin(self, weight: TrackedWeight, state: kernels.WeightState) -> None:
+        """Makes the variables that this binding's answers go to, and puts in force what it goes on
+        with.
+        """
         raise NotImplementedError
 
     def _write(self, state: kernels.WeightState, dense: Any) -> Any:
@@ -288,9 +292,12 @@ class PrunerBinding(KerasBinding, binding.PrunerBinding[TrackedWeight]):
 
     role = "pruner"
 
-    def _prepare(self, state: kernels.WeightState) -> None:
+    def _begin(self, weight: TrackedWeight, state: kernels.WeightState) -> None:
         if state.mask is None:
             state.add_mask()
+        given = self.given.pop(weight.name, None)
+        shape = tuple(weight.dense.shape)
+        weight.state.mask.assign(np.ones(shape, np.bool_) if given is None else given.to_numpy())
 
     def _set_mask(self, weight: TrackedWeight, mask: Mask) -> None:
         weight.state.mask.assign(mask.to_numpy())
@@ -324,21 +331,25 @@ class QuantizerBinding(KerasBinding, binding.QuantizerBinding[TrackedWeight]):
         self.answers: dict[str, QuantizedTensor] = {}
         self._may_warn = bool(self.activations)
 
-    def _prepare(self, state: kernels.WeightState) -> None:
+    def _begin(self, weight: TrackedWeight, state: kernels.WeightState) -> None:
         if state.values is None:
             state.add_values()
+        state.active.assign(False)
 
-    def install(self) -> None:
-        super().install()
+    def install(self, undo: contextlib.ExitStack) -> None:
+        super().install(undo)
         for name, target in self.activations:
             weight = self.weights[name]
             if target not in weight.targets:
                 continue
+            functions = kernels.activations_of(weight.owner)
+            undo.callback(put_back, functions, target, functions.get(target))
             # Compiled functions know the one that is there already.
             activation = self.activation(name, target) or Activation()
-            activation.set_answer(None)
+            undo.callback(activation.snapshot())
+            activation.set_answer(self.activation_answers.get((name, target)))
             activation.forget()
-            kernels.activations_of(weight.owner)[target] = activation
+            functions[target] = activation
 
     def activation(self, name: str, target: str) -> Optional[Activation]:
         """The outputs or inputs that belong to a weight; None when they are not quantized."""
@@ -371,6 +382,18 @@ class QuantizerBinding(KerasBinding, binding.QuantizerBinding[TrackedWeight]):
             )
         self._may_warn = False
         return seen
+
+    def seen_here(self) -> Mapping[tuple[str, str], Sequence[float]]:
+        seen = {
+            key: activation.seen.numpy().tolist() for key, activation in self._present().items()
+        }
+        return {k: (-low, high) for k, (low, high) in seen.items() if (low, high) != NOTHING}
+
+    def see(self, ranges: Mapping[tuple[str, str], Sequence[float]]) -> None:
+        present = self._present()
+        for key, range_ in ranges.items():
+            if key in present:
+                present[key].note(tf.constant(range_, tf.float32), True)
 
     def _forget_activations(self) -> None:
         for activation in self._present().values():
@@ -409,6 +432,14 @@ class QuantizerBinding(KerasBinding, binding.QuantizerBinding[TrackedWeight]):
             written = np.where(state.mask.numpy(), written, np.zeros((), dense.dtype))
             state.mask = None
         return written
+
+
+def put_back(functions: dict[str, Any], target: str, function: Any) -> None:
+    """Makes what quantizes the "output" or "input" of a layer what it was; None: nothing."""
+    if function is None:
+        functions.pop(target, None)
+    else:
+        functions[target] = function
 
 
 def forget_compiled(model: Optional[Any]) -> None:

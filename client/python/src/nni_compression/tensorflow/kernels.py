@@ -71,6 +71,22 @@ class WeightState:
             self.inside.assign(inside)
         self.active.assign(values is not None)
 
+    def snapshot(self) -> Callable[[], None]:
+        """What makes this again what it is now."""
+        before = dict(self.__dict__)
+        variables = [v for v in (self.mask, self.values, self.active, self.inside) if v is not None]
+        values = [(variable, self.value(variable)) for variable in variables]
+
+        def restore() -> None:
+            self.__dict__.update(before)
+            for variable, value in values:
+                self._put(variable, value)
+
+        return restore
+
+    def _put(self, variable: Any, value: Any) -> None:
+        variable.assign(value)
+
     def effective(self, weight: Any) -> Any:
         """Quantized first, then masked: zeros stay zero. Differentiable in `weight`, a tensor."""
         replacements = getattr(_forward, "replacements", None)

@@ -74,6 +74,11 @@ class Activation:
             return torch.full((2,), -math.inf, device=device)
         return torch.stack(parts).amax(dim=0)
 
+    @property
+    def has_seen(self) -> bool:
+        """Whether `seen` has more than nothing."""
+        return bool(self._seen)
+
     def forget(self) -> None:
         """Begins a new range."""
         self._seen = {}

@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from .. import binding
+from ..adapter import ON_WEIGHT_CHANGE
 from ..masks import Mask
 from ..plan import Layer, Parameter
 from ..quantization import QuantizedTensor
@@ -32,6 +33,9 @@ class TrackedWeight:
         self.aliases: list[str] = []
         self.binding: Optional[_TorchBinding] = None
         self.bound_dtype = self.dense.dtype
+        #: Whether it was not trained in the last step, and its checksum when it was asked for then.
+        self.steady = False
+        self.checksum: Optional[torch.Tensor] = None
         self._seen: Optional[torch.Tensor] = None
 
     @property
@@ -119,6 +123,25 @@ def _has_inputs_first(module: nn.Module) -> bool:
     )
 
 
+_BLOCK_WORDS = 4096
+
+
+def checksum_of(weight: torch.Tensor) -> torch.Tensor:
+    """Integers on the weight's device that change with its bits; takes a pass over its memory.
+
+    They are sums of blocks of 32 KiB. A block in which one element changed has another sum for
+    certain, one in which many did almost surely, unless they only changed places.
+    """
+    flat = weight.detach().reshape(-1).view(torch.uint8)
+    if flat.numel() % 8:
+        flat = torch.nn.functional.pad(flat, (0, -flat.numel() % 8))
+    if flat.storage_offset() % 8:
+        flat = flat.clone()
+    words = flat.view(torch.int64)
+    whole = words.numel() // _BLOCK_WORDS * _BLOCK_WORDS
+    return torch.cat([words[:whole].view(-1, _BLOCK_WORDS).sum(1), words[whole:].sum().view(1)])
+
+
 def _sample(weight: torch.Tensor) -> Any:
     if weight.device.type != "cpu" or not weight.is_contiguous():
         return None
@@ -204,23 +227,28 @@ class _TorchBinding(binding.Binding[TrackedWeight]):
 
     role = ""  # which slot of WeightState is this binding's: "pruner" or "quantizer"
 
-    def install(self) -> None:
+    def install(self, undo: contextlib.ExitStack) -> None:
         for weight in self.weights.values():
             state = modules.state_of(weight.modules[0])
             if state is not None and getattr(state, self.role) is not None:
                 raise RuntimeError(
                     f"layer {weight.name!r} already has a {self.role}; unwrap() that one first"
                 )
-        for weight in self.weights.values():
-            weight.binding = self
-            state = modules.state_of(weight.modules[0]) or modules.WeightState()
-            for module in weight.modules:
-                modules.install(module, state)
-            self._reset(state)
-            setattr(state, self.role, weight)
+        with self._computing():
+            for weight in self.weights.values():
+                weight.binding = self
+                state = modules.state_of(weight.modules[0]) or modules.WeightState()
+                undo.callback(state.snapshot())
+                for module in weight.modules:
+                    undo.callback(_reinstall, module, modules.state_of(module))
+                    modules.install(module, state)
+                self._begin(weight, state)
+                setattr(state, self.role, weight)
 
-    def _reset(self, state: modules.WeightState) -> None:
-        """Drops what a copy of a compressed model still has of its original's session."""
+    def _begin(self, weight: TrackedWeight, state: modules.WeightState) -> None:
+        """Puts in force what the binding goes on with, in place of what a model that was copied, or
+        that had another binding, still has.
+        """
         raise NotImplementedError
 
     @contextlib.contextmanager
@@ -248,14 +276,41 @@ class _TorchBinding(binding.Binding[TrackedWeight]):
                     found[weight.name] = dense.detach().to(weight.bound_dtype)
             return to_host(found)
 
+    def _asking(self, weights: Sequence[TrackedWeight]) -> Mapping[str, Any]:
+        tokens = super()._asking(weights)
+        for weight in weights:
+            weight.checksum = checksum_of(weight.dense) if weight.steady else None
+        return tokens
+
+    def weights_changed(self) -> None:
+        # What has left a trace is asked for anyway. Other weights, as of layers that are frozen,
+        # are looked at: they were asked for with a checksum, or are so once more.
+        doubted = []
+        for name, weight in self.weights.items():
+            status = self.tracker.status[name]
+            if status.refresh != ON_WEIGHT_CHANGE or not status.answered or status.lasting:
+                continue
+            weight.steady = not status.needs(weight.token)
+            if not weight.steady:
+                continue
+            if weight.checksum is None:
+                self.tracker.forget([name])
+            else:
+                doubted.append((name, weight.dense, weight.checksum))
+        with self._computing():
+            # All are begun before the first is waited for.
+            same = [(name, (checksum_of(dense) == then).all()) for name, dense, then in doubted]
+            self.tracker.forget(name for name, equal in same if not bool(equal))
+
     def optimizer_stepped(self, optimizer: Any) -> None:
         """Treats the weights of an optimizer as changed: fused ones leave no trace of it."""
         groups = getattr(optimizer, "param_groups", ())
         stepped = {id(parameter) for group in groups for parameter in group["params"]}
         self.tracker.forget(n for n, w in self.weights.items() if id(w.dense) in stepped)
 
-    def leave(self) -> None:
+    def leave(self, undo: contextlib.ExitStack) -> None:
         for weight in self.weights.values():
+            undo.callback(setattr, weight.state, self.role, weight)
             setattr(weight.state, self.role, None)
 
 
@@ -264,11 +319,12 @@ class PrunerBinding(_TorchBinding, binding.PrunerBinding[TrackedWeight]):
 
     role = "pruner"
 
-    def _reset(self, state: modules.WeightState) -> None:
-        state.mask = None
+    def _begin(self, weight: TrackedWeight, state: modules.WeightState) -> None:
+        given = self.given.pop(weight.name, None)
+        state.set_mask(None if given is None else _on_device(given, weight))
 
     def _set_mask(self, weight: TrackedWeight, mask: Mask) -> None:
-        weight.state.mask = torch.from_numpy(mask.to_numpy()).to(weight.dense.device)
+        weight.state.set_mask(_on_device(mask, weight))
 
     def packed_masks(self) -> dict[str, Mask]:
         return {
@@ -302,14 +358,16 @@ class QuantizerBinding(_TorchBinding, binding.QuantizerBinding[TrackedWeight]):
 
     role = "quantizer"
 
-    def install(self) -> None:
-        super().install()
-        for name, target in self.activations:
-            setattr(self.weights[name].state, target, Activation())
-
-    def _reset(self, state: modules.WeightState) -> None:
+    def _begin(self, weight: TrackedWeight, state: modules.WeightState) -> None:
         state.parameters = state.values = None
         state.output = state.input = None
+        for name, target in self.activations:
+            if name == weight.name:
+                activation = Activation()
+                answer = self.activation_answers.get((name, target))
+                if answer is not None:
+                    activation.parameters = parameters_of(answer)
+                setattr(state, target, activation)
 
     def _ranges(self, weights: Sequence[TrackedWeight]) -> Mapping[str, Any]:
         found = {}
@@ -341,6 +399,22 @@ class QuantizerBinding(_TorchBinding, binding.QuantizerBinding[TrackedWeight]):
         seen = zip(present, ranges(list(present.values()), device))
         return {key: value for key, value in seen if value}
 
+    def seen_here(self) -> dict[tuple[str, str], list[float]]:
+        found = {key: self.activation(*key) for key in self.activations}
+        seen = {
+            key: activation.seen(torch.device("cpu")).tolist()
+            for key, activation in found.items()
+            if activation is not None and activation.has_seen
+        }
+        return {key: [-low, high] for key, (low, high) in seen.items()}
+
+    def see(self, ranges: Mapping[tuple[str, str], Sequence[float]]) -> None:
+        for key, range_ in ranges.items():
+            activation = self.activation(*key) if key in self.activations else None
+            if activation is not None:
+                device = self.weights[key[0]].dense.device
+                activation.note(torch.tensor(range_, device=device))
+
     def _forget_activations(self) -> None:
         for key in self.activations:
             activation = self.activation(*key)
@@ -370,6 +444,18 @@ class QuantizerBinding(_TorchBinding, binding.QuantizerBinding[TrackedWeight]):
                 if state.pruner is None:
                     _write_zeros(weight)
                     _uninstall(weight)
+
+
+def _on_device(mask: Mask, weight: TrackedWeight) -> torch.Tensor:
+    return torch.from_numpy(mask.to_numpy()).to(weight.dense.device)
+
+
+def _reinstall(module: nn.Module, state: Optional[modules.WeightState]) -> None:
+    """Makes a module what it was: compressed with this state, or plain."""
+    if state is None:
+        modules.uninstall(module)
+    else:
+        modules.install(module, state)
 
 
 def _write_zeros(weight: TrackedWeight) -> None:

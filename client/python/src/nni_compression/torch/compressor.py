@@ -99,6 +99,44 @@ class Compressor(compressor.Compressor):
                 state[key] = module.weight.detach()
         return state
 
+    def on_every_rank(self, model: Any, state: Optional[Mapping[str, Any]] = None) -> Any:
+        """Compresses the model on every rank of `torch.distributed`, all of them in one session.
+
+        Every rank calls this, in place of calling the compressor. Rank 0 binds the session, or goes
+        on from a checkpoint in a new one, and tells the others, which join it. The session ends
+        with rank 0's compressor. Where rank 0 fails, all ranks raise.
+
+        Args:
+            model: of this rank; the weights are the same on all of them.
+            state: what `state_dict` gave, to go on from. That of rank 0 counts.
+        """
+        if torch.distributed.get_rank() > 0:
+            told = _of_rank_0()
+            if isinstance(told, str):
+                raise RuntimeError(f"rank 0 has not bound the model: {told}")
+            self._join, self._route, self._resume = told
+            return self(model)
+        try:
+            if state is not None:
+                self.load_state_dict(state)
+            self(model)
+        except BaseException as error:
+            _of_rank_0(f"{type(error).__name__}: {error}")
+            raise
+        # Masks are asked for; what else a checkpoint has the others cannot know.
+        resume = None if state is None else {**self.state_dict(), "masks": dict[str, Any]()}
+        _of_rank_0((self.session.id, self.session.route, resume))
+        return model
+
+    def step(self, step: Optional[int] = None) -> None:
+        """Tells that a minibatch is done: the next step, or the one given (absolute).
+
+        Weights count as changed from here on, as not everything that writes to them leaves a trace.
+        """
+        self._settle()
+        self._bound().weights_changed()
+        super().step(step)
+
     def _framework(self) -> str:
         return "pytorch"
 
@@ -137,6 +175,13 @@ class Compressor(compressor.Compressor):
     @staticmethod
     def _to_numpy(array: Any) -> Any:
         return array.cpu().numpy()
+
+
+def _of_rank_0(told: Any = None) -> Any:
+    """What rank 0 tells all ranks, which call this, too."""
+    objects = [told]
+    torch.distributed.broadcast_object_list(objects, src=0)  # type: ignore[no-untyped-call]
+    return objects[0]
 
 
 def _wrap_step(optimizer: Any, stepped: Callable[..., None]) -> Callable[[], None]:

@@ -33,11 +33,10 @@ class CustomQuantizerBinding(custom.CustomQuantizing[TrackedWeight], QuantizerBi
 
     outputs: Optional[Callable[[TrackedWeight], Activation]] = None
 
-    def install(self) -> None:
-        super().install()
-        for weight in self.weights.values():
-            if self.outputs is not None:
-                weight.state.output = self.outputs(weight)
+    def _begin(self, weight: TrackedWeight, state: modules.WeightState) -> None:
+        super()._begin(weight, state)
+        if self.outputs is not None:
+            state.output = self.outputs(weight)
 
     def _set_values(self, results: Mapping[str, Any]) -> None:
         found = {

@@ -10,8 +10,9 @@ buffer: distributed training would send every buffer to all ranks before every f
 from __future__ import annotations
 
 import copyreg
+import threading
 import weakref
-from typing import Any, Optional, Protocol
+from typing import Any, Callable, Optional, Protocol
 
 import numpy as np
 import torch
@@ -22,6 +23,9 @@ from .activations import Activation
 from .masking import is_exporting, is_traced, keep, masked
 from .passing import STATE, CompressedWeight
 from .rounding import Parameters
+
+# Held while a mask takes another one's place, which is done in no time.
+_replacing = threading.Lock()
 
 
 class Source(Protocol):
@@ -55,7 +59,8 @@ class WeightState:
     def __init__(self) -> None:
         self.pruner: Optional[Source] = None
         self.quantizer: Optional[Source] = None
-        # Bool, True = kept; None: all. Replaced, never written: graphs of earlier forwards hold it.
+        # Bool, True = kept; None: all. Replaced, by set_mask, and never written: graphs of earlier
+        # forwards hold it.
         self.mask: Optional[torch.Tensor] = None
         self.parameters: Optional[Parameters] = None  # None: not quantized (yet)
         self.values: Optional[torch.Tensor] = None  # quantized by the service; None: rounded here
@@ -92,6 +97,16 @@ class WeightState:
             self.quantizer.ensure_fresh()
         if self.pruner is not None:
             self.pruner.ensure_fresh()
+
+    def set_mask(self, mask: Optional[torch.Tensor]) -> None:
+        """Puts a mask in force."""
+        with _replacing:
+            self.mask = mask
+
+    def snapshot(self) -> Callable[[], None]:
+        """What makes this again what it is now."""
+        before = dict(self.__dict__)
+        return lambda: self.__dict__.update(before)
 
     def __getstate__(self) -> dict[str, Any]:
         packed = None
@@ -148,13 +163,16 @@ class WeightState:
         """The mask where the weight is; it follows when the model moves."""
         mask = self.mask
         assert mask is not None
-        if mask.device != device:
-            # A tensor made in inference mode could not be trained with later.
-            with torch.inference_mode(False):  # type: ignore[no-untyped-call]
-                mask = mask.to(device)
-            if keep:
-                self.mask = mask
-        return mask
+        if mask.device == device:
+            return mask
+        # A tensor made in inference mode could not be trained with later.
+        with torch.inference_mode(False):  # type: ignore[no-untyped-call]
+            moved = mask.to(device)
+        if keep:
+            with _replacing:
+                if self.mask is mask:  # another one may have come, which this must not replace
+                    self.mask = moved
+        return moved
 
 
 class CompressedModule(nn.Module):

@@ -1,0 +1,126 @@
+"""Several processes of one training that go on from a checkpoint together."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+import nni_compression as nc
+from servers import ServerProcess
+
+TIMEOUT = 120.0
+RANKS = 2
+
+# Trains three epochs, saves, goes on; then goes on from what was saved, and has to get what it got.
+RANK_PROGRAM = """
+import copy
+import sys
+import torch
+import torch.distributed as dist
+from torch.nn.parallel import DistributedDataParallel
+
+rank, meeting, address, kind = int(sys.argv[1]), *sys.argv[2:]
+from nni_compression.torch import AGPPruner, QATQuantizer
+from torch_helpers import AGP, Net, images, train_step
+
+torch.set_num_threads(1)
+dist.init_process_group("gloo", init_method="file://" + meeting, rank=rank, world_size=2)
+OUTPUTS = [{"quant_types": ["weight", "output"], "op_types": ["default"]}]
+
+def compressor():
+    make, rules = (AGPPruner, AGP) if kind == "agp" else (QATQuantizer, OUTPUTS)
+    return make(rules, server=address)
+
+def begin(checkpoint):
+    model = Net(seed=5)
+    if checkpoint is not None:
+        model.load_state_dict(checkpoint["model"])
+    made = compressor()
+    made.on_every_rank(model, None if checkpoint is None else checkpoint["compressor"])
+    return made, model, DistributedDataParallel(model), torch.optim.SGD(model.parameters(), lr=0.1)
+
+def train(made, model, wrapped, optimizer, epochs):
+    outputs = []
+    for epoch in epochs:
+        made.update_epoch(epoch)
+        train_step(wrapped, optimizer, seed=10 * epoch + rank)
+        made.step()
+        outputs.append(model.eval()(images()).detach())
+        model.train()
+    return outputs
+
+first = begin(None)
+train(*first, range(3))
+saved = [{"model": first[1].state_dict(), "compressor": first[0].state_dict()}]
+dist.broadcast_object_list(saved, src=0)  # rank 0 saves for all
+saved = copy.deepcopy(saved[0])
+expected = train(*first, range(3, 6))
+second = begin(saved)
+assert second[0].session.id != first[0].session.id
+assert (second[0].epoch, second[0].steps) == (2, 3)
+for found, output in zip(train(*second, range(3, 6)), expected):
+    assert torch.equal(found, output)
+dist.barrier()
+print(second[0].session.id)
+"""
+
+FAILS = """
+import sys
+import torch.distributed as dist
+rank, meeting = int(sys.argv[1]), sys.argv[2]
+from nni_compression.torch import LevelPruner
+from torch_helpers import LEVEL, Net
+dist.init_process_group("gloo", init_method="file://" + meeting, rank=rank, world_size=2)
+import nni_compression as nc
+pruner = LevelPruner(LEVEL, client=nc.Client("127.0.0.1:1", connect_timeout=0.2))
+try:
+    pruner.on_every_rank(Net())
+except (RuntimeError, nc.UnavailableError) as error:
+    print("127.0.0.1:1" in str(error))
+"""
+
+
+def run_ranks(program: str, *arguments: str) -> list[str]:
+    """What each rank prints."""
+    folders = [str(Path(__file__).parent), str(Path(nc.__file__).resolve().parents[1])]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(folders), "OMP_NUM_THREADS": "1"}
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-c", program, str(rank), *arguments],
+            env=environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for rank in range(RANKS)
+    ]
+    try:
+        results = [process.communicate(timeout=TIMEOUT) for process in processes]
+    finally:
+        for process in processes:
+            process.kill()
+            process.wait()
+    assert [process.returncode for process in processes] == [0] * RANKS, results
+    return [output for output, _ in results]
+
+
+pytestmark = pytest.mark.skipif(
+    not torch.distributed.is_available(), reason="torch has no distributed"
+)
+
+
+@pytest.mark.parametrize("kind", ["agp", "qat"])
+def test_ranks_go_on_from_a_checkpoint_in_one_new_session(
+    server: ServerProcess, tmp_path: Path, kind: str
+) -> None:
+    printed = run_ranks(RANK_PROGRAM, str(tmp_path / "meeting"), server.address, kind)
+    assert len(set(printed)) == 1
+
+
+def test_where_the_first_rank_finds_no_server_no_rank_waits(tmp_path: Path) -> None:
+    assert run_ranks(FAILS, str(tmp_path / "meeting")) == ["True\n"] * RANKS
