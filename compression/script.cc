@@ -397,9 +397,9 @@ absl::StatusOr<AlgorithmInfo> Describe(const std::string& file,
     option.maximum = std::min(option.maximum, double{kMaxBits});
   }
   info.example = details.value("example", json::object());
-  info.create = [script](const Options& options) -> absl::StatusOr<std::unique_ptr<Compressor>> {
-    if (script->method == kCalcMask) return std::make_unique<ScriptPruner>(script, options);
-    return std::make_unique<ScriptQuantizer>(script, options);
+  info.create = [script](const Options& given) -> absl::StatusOr<std::unique_ptr<Compressor>> {
+    if (script->method == kCalcMask) return std::make_unique<ScriptPruner>(script, given);
+    return std::make_unique<ScriptQuantizer>(script, given);
   };
   script->fresh_state = SaveModule(script->module);
   return info;

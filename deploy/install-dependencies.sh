@@ -1,23 +1,32 @@
 #!/usr/bin/env bash
-# Installs the packages of Debian 12 that this project stands on. Needs root, or sudo. Installs
-# only what is missing, so a second run is silent and takes no time.
+# Installs the packages that this project stands on: of Debian 12, or of Debian 13, where the server
+# and the C++ tests are compiled and run as well. Needs root, or sudo. Installs only what is missing,
+# so a second run is silent and takes no time.
 #
 #   deploy/install-dependencies.sh              what a build and all the tests need
 #   deploy/install-dependencies.sh --build      what deploy/quickstart.sh needs
 #   deploy/install-dependencies.sh --compile    what compiling the server needs
+#   deploy/install-dependencies.sh --cpp        what compiling the server and the C++ tests needs
 #   deploy/install-dependencies.sh --runtime    what the installed programs need
 #   deploy/install-dependencies.sh --fuzz       what tests/fuzz.sh needs
 #   deploy/install-dependencies.sh --deployment what tests/deployment.sh needs
+#   deploy/install-dependencies.sh --debian13   what tests/debian13.sh needs
 set -euo pipefail
 
-runtime=(ca-certificates libabsl20220623 libcpp-httplib0.11 libgrpc++1.51 libprometheus-cpp-core1.0 libprotobuf32 libspdlog1.10 libsqlite3-0 libssl3
-         libtorch1.13 zlib1g)
+runtime=(ca-certificates libprometheus-cpp-core1.0 libsqlite3-0 zlib1g)
+# shellcheck source=/dev/null
+case $(source /etc/os-release && echo "${VERSION_CODENAME:-}") in
+  trixie) runtime+=(libabsl20240722 libcpp-httplib0.18 libgrpc++1.51t64 libprotobuf32t64 libspdlog1.15 libssl3t64 libtorch2.6) ;;
+  *) runtime+=(libabsl20220623 libcpp-httplib0.11 libgrpc++1.51 libprotobuf32 libspdlog1.10 libssl3 libtorch1.13) ;;
+esac
 
 compile=(ccache cmake g++ libabsl-dev libcpp-httplib-dev libgrpc++-dev libprotobuf-dev libspdlog-dev libsqlite3-dev libssl-dev
          libtorch-dev ninja-build pkg-config nlohmann-json3-dev prometheus-cpp-dev protobuf-compiler
          protobuf-compiler-grpc zlib1g-dev)
 
-build=("${compile[@]}" git libgmock-dev libgtest-dev
+cpp=("${compile[@]}" libgmock-dev libgtest-dev openssl)
+
+build=("${cpp[@]}" git
        python3 python3-grpcio python3-numpy python3-protobuf python3-setuptools python3-sklearn
        python3-torch python3-venv python3-wheel)
 
@@ -27,12 +36,14 @@ tests=(chromium clang-format-14 haproxy libbenchmark-dev libfaketime libjemalloc
 case "${1:-}" in
   --runtime) wanted=("${runtime[@]}") ;;
   --compile) wanted=("${runtime[@]}" "${compile[@]}") ;;
+  --cpp) wanted=("${runtime[@]}" "${cpp[@]}") ;;
   --build) wanted=("${runtime[@]}" "${build[@]}") ;;
   "") wanted=("${runtime[@]}" "${build[@]}" "${tests[@]}") ;;
   --fuzz) wanted=("${runtime[@]}" "${build[@]}" "${tests[@]}" clang-14 libclang-rt-14-dev libomp-14-dev) ;;
   --deployment) wanted=("${runtime[@]}" "${build[@]}" "${tests[@]}" buildah iproute2 mmdebstrap) ;;
-  -h | --help) sed -n '2,10s/^# \{0,1\}//p' "$0"; exit 0 ;;
-  *) echo "unknown option $1; it must be --build, --compile, --runtime, --fuzz or --deployment" >&2; exit 2 ;;
+  --debian13) wanted=(mmdebstrap) ;;
+  -h | --help) sed -n '2,13s/^# \{0,1\}//p' "$0"; exit 0 ;;
+  *) echo "unknown option $1; it must be --build, --compile, --cpp, --runtime, --fuzz, --deployment or --debian13" >&2; exit 2 ;;
 esac
 
 missing=()
@@ -63,6 +74,6 @@ echo "installing ${#missing[@]} packages (minutes on a fresh machine): ${missing
 apt update || echo "some package lists could not be refreshed; going on"
 if ! apt install --no-install-recommends "${missing[@]}"; then
   tail -n 40 "$log" >&2
-  echo "apt-get could not install the packages; this script is made for Debian 12" >&2
+  echo "apt-get could not install the packages; this script is made for Debian 12 and 13" >&2
   exit 1
 fi

@@ -236,8 +236,8 @@ void BindModel(const std::shared_ptr<UnaryCall>& call, const v1::BindModelReques
     if (&(*use)->strand() != strand.get()) {  // a retry gets the first one's session
       const absl::Duration lease = call->core()->sessions->Times(**use).lease;
       return call->RunInSession(*std::move(use),
-                                [lease, response](SessionUse& use, Session& session) {
-                                  FillResponse(*use, session, lease, response);
+                                [lease, response](SessionUse& first, Session& session) {
+                                  FillResponse(*first, session, lease, response);
                                   return absl::OkStatus();
                                 });
     }

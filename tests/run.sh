@@ -3,11 +3,11 @@
 #
 #   tests/run.sh                 everything but the sanitizers
 #   tests/run.sh PART...         cpp, python, python-newest, torch, tensorflow, nni, integration,
-#                                scripts, fuzz, asan, tsan; soak, deployment
+#                                scripts, fuzz, asan, tsan; debian13, soak, deployment
 #   tests/run.sh NAME...         the tests whose name contains NAME, in C++ and Python
 #   tests/run.sh --sanitizers    the C++ tests under ASan+UBSan, and under TSan what is not gRPC
 #   tests/run.sh --long          what takes hours: the last three parts, and before them cpp, python,
-#                                torch, integration and fuzz with many more random cases. With PARTs or
+#                                torch, integration, fuzz and tsan with many more random cases. With PARTs or
 #                                NAMEs: these, with the many cases.
 #
 # Tests find $NNI_COMPRESSION_LONG set to 1 under --long, and may take 24 times as long.
@@ -203,6 +203,7 @@ fuzz() {
   [[ -z ${NNI_COMPRESSION_LONG:-} ]] || argument=1800
   script_part fuzz tests/fuzz.sh "$argument"
 }
+debian13() { script_part debian13 tests/debian13.sh; }
 soak() { script_part soak tests/soak.sh; }
 deployment() { script_part deployment tests/deployment.sh; }
 
@@ -255,7 +256,7 @@ begin_all() {
 
 main() {
   local all=(cpp python python-newest torch tensorflow nni integration scripts fuzz)
-  local long=(cpp python torch integration fuzz tsan soak deployment)
+  local long=(cpp python torch integration fuzz tsan debian13 soak deployment)
   local parts=() names=() argument
   for argument in "$@"; do
     case $argument in
@@ -264,7 +265,7 @@ main() {
       -h | --help) sed -n '2,13s/^# \{0,1\}//p' "$0"; trap - EXIT; exit 0 ;;
       -*) say "unknown option $argument" >&2; exit 2 ;;
       cpp | python | python-newest | torch | tensorflow | nni | integration | scripts | asan | tsan | \
-        fuzz | soak | deployment) parts+=("$argument") ;;
+        debian13 | fuzz | soak | deployment) parts+=("$argument") ;;
       *) names+=("$argument") ;;
     esac
   done
@@ -280,7 +281,7 @@ main() {
     for part in "${parts[@]}"; do
       case $part in
         cpp | asan | tsan) "$part" "$cpp_filter" ;;
-        scripts | fuzz | soak | deployment) "$part" ;;
+        scripts | debian13 | fuzz | soak | deployment) "$part" ;;
         *) "$part" -k "${python_filter# or }" ;;
       esac
     done

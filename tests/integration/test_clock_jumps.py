@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 import nni_compression as nc
-from metered import eventually
+from metered import Metered, eventually
 from nni_compression._wire import compression_pb2 as pb
 from servers import SERVICE, ServerProcess
 
@@ -120,3 +120,28 @@ def test_a_drain_takes_no_longer_though_the_clock_jumps(clock: Clock, offset: st
         with pytest.raises(grpc.RpcError):
             list(upload)
         over.set()
+
+
+def test_what_is_measured_does_not_jump_with_the_clock(clock: Clock, tmp_path: Path) -> None:
+    with Metered(tmp_path) as server, nc.Client(server.address) as client:
+        session = client.bind_model("level", LEVEL, [LAYER])
+        stop = threading.Event()
+
+        def jump() -> None:
+            while not stop.is_set():
+                for offset in ("+1d", "-1d"):
+                    clock.set(offset)
+
+        jumper = threading.Thread(target=jump)
+        jumper.start()
+        try:
+            for seed in range(200):
+                session.calc_mask({"fc": WEIGHT * (seed + 1)})
+        finally:
+            stop.set()
+            jumper.join()
+        samples = server.samples()
+        computed = samples['nni_compression_compute_seconds_total{algorithm="level"}']
+        assert 0 < computed < 3600
+        assert 0 <= client.session_info(session.id).compute_time < 3600
+        assert samples['nni_compression_call_seconds_sum{method="CalcMask"}'] < 3600
