@@ -1,13 +1,42 @@
 // What a session does not take on trust from an algorithm, which may be a plugin or a script.
-// Errors are INTERNAL, as the algorithm is to blame, and name it.
+// Errors are INTERNAL, as the algorithm is to blame, and name it. The functions that call an
+// algorithm are the only way to its answers about weights and activations.
 #ifndef NNI_COMPRESSION_COMPRESSION_CHECK_ANSWER_H_
 #define NNI_COMPRESSION_COMPRESSION_CHECK_ANSWER_H_
 
+#include <exception>
+#include <new>
+#include <optional>
+#include <string>
+
+#include "absl/functional/function_ref.h"
 #include "absl/status/status.h"
+#include "absl/status/statusor.h"
 #include "absl/strings/string_view.h"
 #include "compression/algorithm.h"
 
 namespace nni_compression::compression {
+
+// LibTorch and allocations throw, and so may plugins.
+template <class T>
+absl::StatusOr<T> CatchAll(absl::FunctionRef<absl::StatusOr<T>()> compute) {
+  try {
+    return compute();
+  } catch (const std::bad_alloc&) {
+    return absl::ResourceExhaustedError("out of memory");
+  } catch (const std::exception& e) {
+    return absl::InternalError(e.what());
+  } catch (...) {
+    return absl::InternalError("unknown exception");
+  }
+}
+
+// Who answers. Of what was loaded from a file the numbers are checked, too, which takes a pass over
+// them.
+struct Answerer {
+  std::string algorithm;
+  bool loaded = false;
+};
 
 // An entry of the registry that can be served: named as others are, with options whose names and
 // defaults are fine and an example that fits them. INVALID_ARGUMENT otherwise.
@@ -22,11 +51,18 @@ absl::Status CheckAxis(absl::string_view algorithm, const Compressor& compressor
 
 absl::Status CheckMask(absl::string_view algorithm, const Layer& layer, const Mask& mask);
 
-absl::Status CheckQuantized(absl::string_view algorithm, const Quantizer& quantizer,
-                            const Layer& layer, QuantizeReply reply, const QuantizedWeight& result);
+// What `call` gets from the quantizer for this layer.
+absl::StatusOr<QuantizedWeight> CheckedQuantize(
+    const Answerer& answerer, const Quantizer& quantizer, const Layer& layer, QuantizeReply reply,
+    absl::FunctionRef<absl::StatusOr<QuantizedWeight>()> call);
 
-absl::Status CheckActivation(absl::string_view algorithm, const Layer& layer,
-                             const ActivationAnswer& answer);
+absl::StatusOr<ActivationAnswer> CheckedActivation(const Answerer& answerer,
+                                                   const Quantizer& quantizer, const Layer& layer,
+                                                   Activation activation, Clock clock,
+                                                   const LayerState& state);
+
+// Nothing for what is no share.
+std::optional<double> CheckedTarget(const Pruner& pruner, Clock clock);
 
 // That what is remembered stays in proportion to the weight.
 absl::Status CheckState(absl::string_view algorithm, const Layer& layer, const LayerState& state);

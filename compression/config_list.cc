@@ -287,10 +287,11 @@ absl::StatusOr<Plan> MakePlan(const AlgorithmInfo& algorithm, absl::Span<const j
   for (int i = 0; i < static_cast<int>(rules.size()); ++i) {
     if (!rules[i].wins) continue;
     if (rules[i].exclude) continue;
-    plan.needs_epoch |= rules[i].compressor->needs_epoch();
+    const bool needs_epoch = rules[i].compressor->needs_epoch();
+    plan.needs_epoch |= needs_epoch;
     plan.needs_step |= rules[i].compressor->needs_step() || rules[i].compressor->wants_gradient();
     plan.rules.push_back(std::make_unique<const PlannedRule>(
-        PlannedRule{i, *std::move(rules[i].options), rules[i].compressor}));
+        PlannedRule{i, *std::move(rules[i].options), rules[i].compressor, needs_epoch}));
     planned[i] = plan.rules.back().get();
   }
   for (LayerPlan& layer : plan.layers) {

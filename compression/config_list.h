@@ -27,6 +27,7 @@ struct PlannedRule {
   int rule = 0;  // index in the config_list
   Options options;
   std::shared_ptr<const Compressor> compressor;
+  bool needs_epoch = false;  // the compressor's
 };
 
 // What happens to one layer.

@@ -7,10 +7,32 @@
 
 namespace nni_compression::compression {
 
-int64_t ExportFile::byte_length() const {
-  int64_t total = 0;
-  for (const Segment& segment : segments) total += segment.byte_length;
-  return total;
+namespace {
+
+// A segment with its functions and what these hold.
+constexpr int64_t kSegmentBytes = 320;
+
+}  // namespace
+
+absl::Status Segment::Apply(Buffer& bytes) const {
+  if (transform) {
+    if (absl::Status status = transform(bytes); !status.ok()) return status;
+  }
+  if (bytes.size() == byte_length) return absl::OkStatus();
+  return absl::InternalError(absl::StrCat("a tensor became ", bytes.size(),
+                                          " bytes of the file; it must be ", byte_length));
+}
+
+void ExportFile::Add(Segment segment) {
+  byte_length_ += segment.byte_length;
+  memory_ += kSegmentBytes + segment.memory;
+  segments_.push_back(std::move(segment));
+}
+
+int64_t ExportPlan::memory_needed() const {
+  int64_t bytes = memory;
+  for (const ExportFile& file : files) bytes += file.memory();
+  return bytes;
 }
 
 absl::StatusOr<const Exporter*> FindExporter(absl::string_view format) {

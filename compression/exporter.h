@@ -9,8 +9,10 @@
 #include <nlohmann/json.hpp>
 #include <optional>
 #include <string>
+#include <utility>
 #include <vector>
 
+#include "absl/functional/function_ref.h"
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include "absl/strings/string_view.h"
@@ -31,6 +33,7 @@ struct ExportTensor {
 // memory.
 struct Segment {
   int64_t byte_length = 0;
+  int64_t memory = 0;  // bytes that it holds, until the file is complete, beside itself
 
   // Either bytes computed from the session: writes the segment's [offset, offset + out.size()).
   std::function<void(int64_t offset, absl::Span<uint8_t> out)> fill;
@@ -41,15 +44,41 @@ struct Segment {
   // their order too, so a later one's `fill` may tell what an earlier one's `transform` has found.
   std::optional<int> tensor;
   std::function<absl::Status(Buffer& bytes)> transform;
+
+  // Makes the segment's bytes of the tensor's: `transform`, and what it leaves must have the
+  // segment's length, or else the next tensor would take its place: INTERNAL.
+  absl::Status Apply(Buffer& bytes) const;
 };
 
-struct ExportFile {
-  std::string name;  // plain, no directories
-  std::string media_type;
-  std::vector<Segment> segments;
-  std::vector<std::string> warnings = {};  // for whoever is going to read it
+// Asked now and then whether the caller has lost interest; cheap.
+using Cancelled = absl::FunctionRef<bool()>;
+inline bool NeverCancelled() { return false; }
 
-  int64_t byte_length() const;
+class ExportFile {
+ public:
+  // `name` is plain, without directories.
+  ExportFile(std::string name, std::string media_type)
+      : name_(std::move(name)), media_type_(std::move(media_type)) {}
+
+  void Add(Segment segment);
+
+  // For whoever is going to read the file.
+  void Warn(std::vector<std::string> warnings) { warnings_ = std::move(warnings); }
+
+  const std::string& name() const { return name_; }
+  const std::string& media_type() const { return media_type_; }
+  const std::vector<Segment>& segments() const { return segments_; }
+  const std::vector<std::string>& warnings() const { return warnings_; }
+  int64_t byte_length() const { return byte_length_; }
+  int64_t memory() const { return memory_; }  // that the segments take
+
+ private:
+  std::string name_;
+  std::string media_type_;
+  std::vector<Segment> segments_;
+  std::vector<std::string> warnings_;
+  int64_t byte_length_ = 0;
+  int64_t memory_ = 0;
 };
 
 // What an export consists of: files that are streamed while the tensors come, or files that are
@@ -57,24 +86,40 @@ struct ExportFile {
 struct ExportPlan {
   std::vector<ExportFile> files;
 
+  // What `observe` and `conclude` keep until the end, at most.
+  int64_t memory = 0;
+
   // When set, no file of `files` has segments that are tensors: `observe` gets the tensors in their
   // order, and then `conclude` says which files follow.
   std::function<absl::Status(int tensor, const Buffer& bytes)> observe;
   std::function<absl::StatusOr<std::vector<ExportFile>>()> conclude;
+
+  // All that the plan takes until its last byte is produced.
+  int64_t memory_needed() const;
 };
 
 // One format. Stateless, hence thread-safe; the files that it plans own all that they need
-// (masks are shared, not copied), so the session may move on while they are streamed.
+// (masks are shared, not copied), so the session may move on while they are streamed. What a weight
+// becomes is asked of a LayerSnapshot: nothing here calls an algorithm.
 class Exporter {
  public:
   virtual ~Exporter() = default;
   virtual absl::string_view format() const = 0;  // "safetensors"
 
   // INVALID_ARGUMENT for unknown options and for tensors that do not fit the session;
-  // FAILED_PRECONDITION when the session has no result yet for a layer.
-  virtual absl::StatusOr<ExportPlan> Plan(const Session& session,
-                                          absl::Span<const ExportTensor> tensors,
-                                          const nlohmann::json& options) const = 0;
+  // FAILED_PRECONDITION when the session has no result yet for a layer; CANCELLED soon after
+  // `cancelled`.
+  absl::StatusOr<ExportPlan> Plan(const Session& session, absl::Span<const ExportTensor> tensors,
+                                  const nlohmann::json& options,
+                                  Cancelled cancelled = NeverCancelled) const {
+    return DoPlan(session, tensors, options, cancelled);
+  }
+
+ private:
+  virtual absl::StatusOr<ExportPlan> DoPlan(const Session& session,
+                                            absl::Span<const ExportTensor> tensors,
+                                            const nlohmann::json& options,
+                                            Cancelled cancelled) const = 0;
 };
 
 // INVALID_ARGUMENT, with the formats there are, for another name.

@@ -11,7 +11,7 @@
 
 namespace nni_compression::compression {
 
-// How codes become values: float32 arithmetic.
+// How codes become values: float32 arithmetic, where an infinity becomes the largest finite number.
 enum class Formula {
   kAffine = 1,  // (code - zero_point) * scale
   kDoReFa = 2,  // 2 * code / (2^bits - 1) - 1

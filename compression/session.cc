@@ -3,7 +3,6 @@
 #include <algorithm>
 #include <cmath>
 #include <cstring>
-#include <new>
 #include <utility>
 
 #include "absl/functional/function_ref.h"
@@ -15,25 +14,6 @@
 
 namespace nni_compression::compression {
 namespace {
-
-absl::Status CheckCounter(absl::string_view name, int64_t value) {
-  if (value >= 0) return absl::OkStatus();
-  return absl::InvalidArgumentError(absl::StrCat(name, " is ", value, "; it must be at least 0"));
-}
-
-// LibTorch and allocations throw, and so may plugins.
-template <class T>
-absl::StatusOr<T> CatchAll(absl::FunctionRef<absl::StatusOr<T>()> compute) {
-  try {
-    return compute();
-  } catch (const std::bad_alloc&) {
-    return absl::ResourceExhaustedError("out of memory");
-  } catch (const std::exception& e) {
-    return absl::InternalError(e.what());
-  } catch (...) {
-    return absl::InternalError("unknown exception");
-  }
-}
 
 // Bit for bit, as -0.0 may answer otherwise than 0.0.
 bool SameBits(const std::vector<float>& a, const std::vector<float>& b) {
@@ -97,21 +77,33 @@ absl::Status CheckRemembered(const Layer& layer, const Remembered& remembered,
                          : "two finite numbers, of which the first is not above the second"));
 }
 
+// What a stored session may have more of than CheckCounter admits today.
+absl::Status CheckNotNegative(absl::string_view name, int64_t value) {
+  if (value >= 0) return absl::OkStatus();
+  return absl::InvalidArgumentError(absl::StrCat(name, " is ", value, "; it must be at least 0"));
+}
+
 }  // namespace
+
+absl::Status CheckCounter(absl::string_view name, int64_t value) {
+  if (value >= 0 && value <= kMaxCounter) return absl::OkStatus();
+  return absl::InvalidArgumentError(
+      absl::StrCat(name, " is ", value, "; it must be in [0, ", kMaxCounter, "]"));
+}
 
 Session::Session(const AlgorithmInfo* algorithm, Binding binding, compression::Plan plan)
     : algorithm_(algorithm),
-      binding_(std::move(binding)),
+      binding_(std::make_shared<const Binding>(std::move(binding))),
       plan_(std::move(plan)),
-      clock_(binding_.clock),
-      last_step_(binding_.step_applied ? binding_.clock.step : binding_.clock.step - 1),
-      states_(binding_.layers.size()) {}
+      clock_(binding_->clock),
+      last_step_(binding_->step_applied ? binding_->clock.step : binding_->clock.step - 1),
+      states_(binding_->layers.size(), std::make_shared<const LayerState>()) {}
 
 absl::StatusOr<std::unique_ptr<Session>> Session::Bind(const Registry& registry, Binding binding) {
   auto algorithm = registry.Find(binding.algorithm);
   if (!algorithm.ok()) return algorithm.status();
-  if (auto status = CheckCounter("epoch", binding.clock.epoch); !status.ok()) return status;
-  if (auto status = CheckCounter("step", binding.clock.step); !status.ok()) return status;
+  if (auto status = CheckNotNegative("epoch", binding.clock.epoch); !status.ok()) return status;
+  if (auto status = CheckNotNegative("step", binding.clock.step); !status.ok()) return status;
   auto index = IndexLayers(binding.layers);
   if (!index.ok()) return index.status();
   auto plan = MakePlan(**algorithm, binding.config_list, binding.framework, binding.layers,
@@ -136,8 +128,8 @@ std::optional<int> Session::IndexOf(absl::string_view name) const {
 absl::StatusOr<int> Session::FindLayer(absl::string_view name) const {
   if (const std::optional<int> index = IndexOf(name)) return *index;
   std::vector<std::string> names;
-  names.reserve(binding_.layers.size());
-  for (const Layer& layer : binding_.layers) names.push_back(layer.name);
+  names.reserve(binding_->layers.size());
+  for (const Layer& layer : binding_->layers) names.push_back(layer.name);
   return absl::NotFoundError(
       absl::StrCat("the session has no layer ", Quoted(name), Suggestion(name, names)));
 }
@@ -150,7 +142,7 @@ const Compressor* Session::CompressorOf(int i) const {
 bool Session::IsStale(int i) const {
   const Compressor* compressor = CompressorOf(i);
   if (compressor == nullptr) return false;
-  return !states_[i].answered || compressor->IsStale(layer(i), states_[i], clock_);
+  return !state(i).answered || compressor->IsStale(layer(i), state(i), clock_);
 }
 
 std::vector<int> Session::StaleLayers() const {
@@ -197,11 +189,7 @@ absl::Status Session::CheckWeight(int i, const at::Tensor& weight) const {
 }
 
 MaskAnswer Session::AnswerMask(int i) const {
-  MaskAnswer answer{*states_[i].mask, std::nullopt, clock_.epoch};
-  if (algorithm_->kind == AlgorithmKind::kPruner) {
-    answer.target_sparsity = static_cast<const Pruner&>(*CompressorOf(i)).TargetSparsity(clock_);
-  }
-  return answer;
+  return {*state(i).mask, TargetSparsity(*plan_.layers[i].planned, clock_.epoch), clock_.epoch};
 }
 
 absl::StatusOr<MaskAnswer> Session::CalcMask(int i, const Weight& weight) {
@@ -209,7 +197,7 @@ absl::StatusOr<MaskAnswer> Session::CalcMask(int i, const Weight& weight) {
   if (auto status = CheckWeight(i, weight.values); !status.ok()) return status;
   if (!IsStale(i)) return AnswerMask(i);
   const auto& pruner = static_cast<const Pruner&>(*CompressorOf(i));
-  LayerState state = states_[i];
+  LayerState state = *states_[i];
   auto mask = CatchAll<Mask>([&] { return pruner.CalcMask(layer(i), weight, state, clock_); });
   if (!mask.ok()) return mask.status();
   if (auto s = CheckMask(algorithm_->name, layer(i), *mask); !s.ok()) return s;
@@ -227,7 +215,7 @@ absl::StatusOr<MaskAnswer> Session::SetMask(int i, Mask mask) {
         absl::StrCat("mask of layer ", Quoted(layer(i).name), " has ", mask.elements(),
                      " elements; it must have the weight's ", layer(i).elements));
   }
-  LayerState state = states_[i];
+  LayerState state = *states_[i];
   state.mask = std::move(mask);
   state.answered |= algorithm_->kind == AlgorithmKind::kPruner;
   if (auto s = Commit(i, std::move(state)); !s.ok()) return s;
@@ -239,8 +227,8 @@ RememberedNumbers Session::RememberedOf(int i) const {
   const Compressor* compressor = CompressorOf(i);
   if (compressor == nullptr) return found;
   for (const Remembered& remembered : compressor->remembered()) {
-    const auto numbers = states_[i].memory.find(remembered.name);
-    if (numbers != states_[i].memory.end()) found.insert(*numbers);
+    const auto numbers = states_[i]->memory.find(remembered.name);
+    if (numbers != states_[i]->memory.end()) found.insert(*numbers);
   }
   return found;
 }
@@ -248,7 +236,7 @@ RememberedNumbers Session::RememberedOf(int i) const {
 absl::Status Session::Remember(int i, const RememberedNumbers& memory) {
   if (auto status = CheckCompressed(i, algorithm_->kind); !status.ok()) return status;
   const std::vector<Remembered> known = CompressorOf(i)->remembered();
-  LayerState state = states_[i];
+  LayerState state = *states_[i];
   for (const auto& [name, values] : memory) {
     const auto found = std::find_if(known.begin(), known.end(),
                                     [&name = name](const auto& r) { return r.name == name; });
@@ -269,8 +257,8 @@ absl::Status Session::Remember(int i, const RememberedNumbers& memory) {
 
 absl::Status Session::Commit(int i, LayerState state) {
   if (auto s = CheckState(algorithm_->name, layer(i), state); !s.ok()) return s;
-  if (!SameState(states_[i], state)) changes_.layers.insert(i);
-  states_[i] = std::move(state);
+  if (!SameState(*states_[i], state)) changes_.layers.insert(i);
+  states_[i] = std::make_shared<const LayerState>(std::move(state));
   return absl::OkStatus();
 }
 
@@ -278,12 +266,11 @@ absl::StatusOr<QuantizedWeight> Session::Quantize(
     int i, QuantizeReply reply,
     absl::FunctionRef<absl::StatusOr<QuantizedWeight>(const Quantizer&, LayerState&)> call) {
   const auto& quantizer = static_cast<const Quantizer&>(*CompressorOf(i));
-  LayerState state = states_[i];
-  auto result = CatchAll<QuantizedWeight>([&] { return call(quantizer, state); });
+  LayerState state = *states_[i];
+  auto result = CheckedQuantize(answerer(), quantizer, layer(i), reply,
+                                [&] { return call(quantizer, state); });
   if (!result.ok()) return result.status();
-  auto checked = CheckQuantized(algorithm_->name, quantizer, layer(i), reply, *result);
-  if (!checked.ok()) return checked;
-  state.mask = states_[i].mask;
+  state.mask = states_[i]->mask;
   state.parameters = result->parameters;
   state.answered = true;
   if (auto s = Commit(i, std::move(state)); !s.ok()) return s;
@@ -322,23 +309,21 @@ absl::Status Session::AddGradient(int i, const at::Tensor& gradient) {
     return absl::InvalidArgumentError(
         absl::StrCat("the algorithm ", algorithm_->name, " has no use for gradients"));
   }
-  LayerState state = states_[i];
+  LayerState state = *states_[i];
   auto added = CatchAll<bool>([&]() -> absl::StatusOr<bool> {
     auto status = compressor.AddGradient(layer(i), gradient, clock_, state);
     return status.ok() ? absl::StatusOr<bool>(true) : status;
   });
   if (!added.ok()) return added.status();
-  state.mask = states_[i].mask;
-  state.parameters = states_[i].parameters;
-  state.answered = states_[i].answered;
+  state.mask = states_[i]->mask;
+  state.parameters = states_[i]->parameters;
+  state.answered = states_[i]->answered;
   return Commit(i, std::move(state));
 }
 
 absl::StatusOr<const Quantizer*> Session::QuantizerOf(int i, Activation activation) const {
   if (auto status = CheckCompressed(i, AlgorithmKind::kQuantizer); !status.ok()) return status;
-  const auto& quantizer = static_cast<const Quantizer&>(*CompressorOf(i));
-  const std::vector<Activation> activations = quantizer.activations();
-  if (std::count(activations.begin(), activations.end(), activation) > 0) return &quantizer;
+  if (Quantizes(i, activation)) return static_cast<const Quantizer*>(CompressorOf(i));
   const PlannedRule& planned = *plan_.layers[i].planned;
   return absl::InvalidArgumentError(
       absl::StrCat("the ", activation == Activation::kOutput ? "outputs" : "inputs", " of layer ",
@@ -351,26 +336,39 @@ absl::StatusOr<ActivationAnswer> Session::ObserveActivation(int i, Activation ac
   const auto quantizer = QuantizerOf(i, activation);
   if (!quantizer.ok()) return quantizer.status();
   if (auto status = CheckRange(layer(i), range, /*channels=*/1); !status.ok()) return status;
-  return CatchAll<ActivationAnswer>([&]() -> absl::StatusOr<ActivationAnswer> {
-    LayerState state = states_[i];
-    if (auto s = (*quantizer)->ObserveActivation(activation, range, state); !s.ok()) return s;
-    auto answer = (*quantizer)->QuantizeActivation(activation, clock_, state);
-    if (!answer.ok()) return answer;
-    if (auto s = CheckActivation(algorithm_->name, layer(i), *answer); !s.ok()) return s;
-    if (auto s = Commit(i, std::move(state)); !s.ok()) return s;
-    return answer;
+  LayerState state = *states_[i];
+  auto observed = CatchAll<bool>([&]() -> absl::StatusOr<bool> {
+    auto status = (*quantizer)->ObserveActivation(activation, range, state);
+    return status.ok() ? absl::StatusOr<bool>(true) : status;
   });
+  if (!observed.ok()) return observed.status();
+  auto answer = CheckedActivation(answerer(), **quantizer, layer(i), activation, clock_, state);
+  if (!answer.ok()) return answer;
+  if (auto s = Commit(i, std::move(state)); !s.ok()) return s;
+  return answer;
+}
+
+bool Session::Quantizes(int i, Activation activation) const {
+  const auto* const quantizer = dynamic_cast<const Quantizer*>(CompressorOf(i));
+  if (quantizer == nullptr) return false;
+  const std::vector<Activation> activations = quantizer->activations();
+  return std::count(activations.begin(), activations.end(), activation) > 0;
 }
 
 absl::StatusOr<ActivationAnswer> Session::QuantizeActivation(int i, Activation activation) const {
   const auto quantizer = QuantizerOf(i, activation);
   if (!quantizer.ok()) return quantizer.status();
-  return CatchAll<ActivationAnswer>([&]() -> absl::StatusOr<ActivationAnswer> {
-    auto answer = (*quantizer)->QuantizeActivation(activation, clock_, states_[i]);
-    if (!answer.ok()) return answer;
-    if (auto s = CheckActivation(algorithm_->name, layer(i), *answer); !s.ok()) return s;
-    return answer;
-  });
+  return CheckedActivation(answerer(), **quantizer, layer(i), activation, clock_, state(i));
+}
+
+LayerSnapshot Session::Snapshot(int i) const {
+  return LayerSnapshot(answerer(), std::shared_ptr<const Layer>(binding_, &layer(i)), states_[i],
+                       plan_.layers[i].planned->compressor, clock_);
+}
+
+std::optional<double> Session::TargetSparsity(const PlannedRule& rule, int64_t epoch) const {
+  if (algorithm_->kind != AlgorithmKind::kPruner) return std::nullopt;
+  return CheckedTarget(static_cast<const Pruner&>(*rule.compressor), {epoch, clock_.step});
 }
 
 absl::Status Session::UpdateEpoch(int64_t epoch) {

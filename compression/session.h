@@ -21,8 +21,15 @@
 #include "absl/strings/string_view.h"
 #include "compression/config_list.h"
 #include "compression/registry.h"
+#include "compression/snapshot.h"
 
 namespace nni_compression::compression {
+
+// The largest epoch and step that a trainer may set: JSON holds all integers up to here.
+constexpr int64_t kMaxCounter = int64_t{1} << 53;
+
+// INVALID_ARGUMENT, naming the counter, when it is not in [0, kMaxCounter].
+absl::Status CheckCounter(absl::string_view name, int64_t value);
 
 // What BindModel is given.
 struct Binding {
@@ -53,15 +60,22 @@ class Session {
   static absl::StatusOr<std::unique_ptr<Session>> Bind(const Registry& registry, Binding binding);
 
   const Plan& plan() const { return plan_; }
-  const Binding& binding() const { return binding_; }
+  const Binding& binding() const { return *binding_; }
   const AlgorithmInfo& algorithm() const { return *algorithm_; }
   Clock clock() const { return clock_; }
 
   // The index of a bound layer; aliases count. NOT_FOUND, with a suggestion, otherwise.
   absl::StatusOr<int> FindLayer(absl::string_view name) const;
   std::optional<int> IndexOf(absl::string_view name) const;  // as FindLayer, without a message
-  const Layer& layer(int i) const { return binding_.layers[i]; }
-  const LayerState& state(int i) const { return states_[i]; }
+  const Layer& layer(int i) const { return binding_->layers[i]; }
+  const LayerState& state(int i) const { return *states_[i]; }
+
+  // Compressed layer i as it is now, for exporters.
+  LayerSnapshot Snapshot(int i) const;
+
+  // The share that a rule of the plan would have removed at an epoch, for reports. Nothing for
+  // quantizers, and where the algorithm does not say.
+  std::optional<double> TargetSparsity(const PlannedRule& rule, int64_t epoch) const;
 
   // Whether the layer's result was never handed out or would now be answered differently.
   bool IsStale(int i) const;
@@ -93,6 +107,8 @@ class Session {
   // INVALID_ARGUMENT when the layer's rule does not quantize these activations.
   absl::StatusOr<ActivationAnswer> ObserveActivation(int i, Activation activation,
                                                      const Range& range);
+  // Whether the rule of compressed layer i quantizes these activations.
+  bool Quantizes(int i, Activation activation) const;
   // What was answered for them last, at the present step.
   absl::StatusOr<ActivationAnswer> QuantizeActivation(int i, Activation activation) const;
 
@@ -100,11 +116,11 @@ class Session {
   // dtype or shape is not the weight's.
   absl::Status AddGradient(int i, const at::Tensor& gradient);
 
-  // Sets the epoch; not negative.
+  // Sets the epoch; in [0, kMaxCounter].
   absl::Status UpdateEpoch(int64_t epoch);
 
-  // Sets the step when it is above the last one applied, and says whether it was: what came with
-  // the step counts only then.
+  // Sets the step, in [0, kMaxCounter], when it is above the last one applied, and says whether it
+  // was: what came with the step counts only then.
   absl::StatusOr<bool> Step(int64_t step);
 
   // The state as bytes: one global record and one per layer, each versioned. A session bound to the
@@ -139,12 +155,14 @@ class Session {
       int i, QuantizeReply reply,
       absl::FunctionRef<absl::StatusOr<QuantizedWeight>(const Quantizer&, LayerState&)> call);
 
+  Answerer answerer() const { return {algorithm_->name, !algorithm_->source.empty()}; }
+
   const AlgorithmInfo* algorithm_;
-  Binding binding_;
+  std::shared_ptr<const Binding> binding_;  // snapshots share its layers
   Plan plan_;
   Clock clock_;
-  int64_t last_step_ = -1;  // the highest step applied
-  std::vector<LayerState> states_;
+  int64_t last_step_ = -1;                                 // the highest step applied
+  std::vector<std::shared_ptr<const LayerState>> states_;  // replaced, never written
   Changes changes_;
   absl::flat_hash_map<std::string, int> index_;
 };

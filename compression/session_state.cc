@@ -1,4 +1,5 @@
 // The part of Session that saves and loads.
+#include <memory>
 #include <utility>
 
 #include "absl/strings/str_cat.h"
@@ -12,7 +13,7 @@ std::string Session::SaveGlobal() const {
   return EncodeGlobal({algorithm_->name, static_cast<int64_t>(states_.size()), clock_, last_step_});
 }
 
-std::string Session::SaveLayer(int i) const { return EncodeLayer(layer(i), states_[i]); }
+std::string Session::SaveLayer(int i) const { return EncodeLayer(layer(i), state(i)); }
 
 absl::Status Session::Load(absl::string_view global, absl::Span<const std::string> layers) {
   auto loaded = DecodeGlobal(global);
@@ -24,12 +25,12 @@ absl::Status Session::Load(absl::string_view global, absl::Span<const std::strin
                                             layers.size(), " records; the session has ",
                                             states_.size(), " under ", algorithm_->name));
   }
-  std::vector<LayerState> states;
+  std::vector<std::shared_ptr<const LayerState>> states;
   for (size_t i = 0; i < layers.size(); ++i) {
     auto state = DecodeLayer(layer(i), layers[i]);
     if (!state.ok()) return state.status();
     if (auto status = CheckFits(i, *state); !status.ok()) return status;
-    states.push_back(*std::move(state));
+    states.push_back(std::make_shared<const LayerState>(*std::move(state)));
   }
   clock_ = loaded->clock;
   last_step_ = loaded->last_step;
@@ -61,7 +62,8 @@ absl::Status Session::CheckFits(int i, const LayerState& state) const {
 
 int64_t Session::StateBytes() const {
   int64_t bytes = static_cast<int64_t>(states_.size() * (sizeof(LayerState) + sizeof(Layer)));
-  for (const LayerState& state : states_) {
+  for (const auto& shared : states_) {
+    const LayerState& state = *shared;
     if (state.mask) bytes += state.mask->bits().size();
     if (state.parameters) {
       bytes += static_cast<int64_t>(state.parameters->scale.size() * (sizeof(float) + 4));

@@ -62,6 +62,10 @@ absl::Status CheckRequest(const v1::BindModelRequest& request) {
           path, " has ", value.size(), " bytes; it may have at most ", kMaxLabelValueBytes));
     }
   }
+  for (const auto& [name, value] :
+       {std::pair("epoch", request.epoch()), std::pair("step", request.step())}) {
+    if (auto status = compression::CheckCounter(name, value); !status.ok()) return status;
+  }
   const auto& lease = request.lease();
   if (request.has_lease() &&
       (lease.seconds() < 0 || lease.nanos() < 0 || lease.nanos() > 999999999 ||

@@ -7,6 +7,7 @@
 #include "compression/binding.h"
 #include "server/convert.h"
 #include "server/json.h"
+#include "server/status.h"
 
 namespace nni_compression::server {
 
@@ -20,6 +21,9 @@ using compression::Segment;
 namespace {
 
 constexpr int64_t kPieceBytes = wire::kChunkBytes;
+
+// A plan that takes no more than this fails for no lack of memory.
+constexpr int64_t kSmallPlan = 1 << 20;
 
 }  // namespace
 
@@ -121,22 +125,44 @@ absl::Status ExportHandler::OnHalfClose() {
 void ExportHandler::Plan() {
   if (std::exchange(planned_, true)) return;
   session_.Run([this](compression::Session& session) -> absl::StatusOr<Reply> {
-    auto plan = exporter_->Plan(session, announced_, options_);
+    auto plan = exporter_->Plan(session, announced_, options_, [this] { return call_->failed(); });
     if (!plan.ok()) return plan.status();
-    call_->Run(*strand_,
-               [this, plan = std::make_shared<compression::ExportPlan>(*std::move(plan))] {
-                 plan_ = std::move(*plan);
-                 ready_ = true;
-                 return Pump();
-               });
+    auto memory = ReservePlan(plan->memory_needed());
+    if (!memory.ok()) return memory.status();
+    struct Planned {
+      compression::ExportPlan plan;
+      Reservation memory;
+    };
+    auto planned = std::make_shared<Planned>(Planned{*std::move(plan), *std::move(memory)});
+    call_->Run(*strand_, [this, planned] {
+      memory_ = std::move(planned->memory);
+      plan_ = std::move(planned->plan);
+      ready_ = true;
+      return Pump();
+    });
     return Reply();
   });
+}
+
+absl::StatusOr<Reservation> ExportHandler::ReservePlan(int64_t bytes) {
+  if (bytes <= kSmallPlan) return Reservation();
+  if (bytes > core_->budget->limit()) {
+    return absl::ResourceExhaustedError(absl::StrCat(
+        "the export needs ", bytes, " bytes beside its tensors; the server has a memory budget of ",
+        core_->budget->limit()));
+  }
+  auto memory = core_->budget->TryReserve(bytes, share_);
+  if (!memory.ok()) return memory.status();
+  if (*memory) return **std::move(memory);
+  return ExhaustedFor(kRetryWait, absl::StrCat("no memory now for the export, which needs ", bytes,
+                                               " bytes beside its tensors"));
 }
 
 void ExportHandler::OnEnd() {
   if (strand_ == nullptr) return session_.End();
   strand_->Post([this, call = call_->shared_from_this()] {
     plan_ = {};
+    memory_ = {};
     tensors_.clear();
     session_.End();
   });
@@ -154,13 +180,13 @@ absl::StatusOr<Reply> ExportHandler::Pump() {
   while (file_ < plan_.files.size() && produced < kPieceBytes) {
     const ExportFile& file = plan_.files[file_];
     if (file_offset_ < 0) BeginFile(file, &reply);
-    if (segment_ == file.segments.size()) {
+    if (segment_ == file.segments().size()) {
       ++file_;
       segment_ = 0;
       file_offset_ = -1;
       continue;
     }
-    const Segment& segment = file.segments[segment_];
+    const Segment& segment = file.segments()[segment_];
     if (segment.tensor && tensors_.empty()) break;
     const size_t payloads = reply.payloads.size();
     if (absl::Status status = ProduceSegment(segment, &reply); !status.ok()) return status;
@@ -187,13 +213,15 @@ absl::StatusOr<Reply> ExportHandler::Pump() {
 absl::StatusOr<bool> ExportHandler::Observe() {
   if (!plan_.observe) return true;
   for (; !tensors_.empty(); tensors_.pop_front()) {
+    if (call_->failed()) return absl::CancelledError("cancelled");
     absl::Status status = plan_.observe(observed_++, tensors_.front().bytes);
     if (!status.ok()) return status;
   }
   if (!half_closed_) return false;
   auto files = plan_.conclude();
   if (!files.ok()) return files.status();
-  plan_ = compression::ExportPlan{*std::move(files), nullptr, nullptr};
+  plan_ = {};
+  plan_.files = *std::move(files);
   return true;
 }
 
@@ -202,10 +230,10 @@ void ExportHandler::BeginFile(const ExportFile& file, Reply* reply) {
   auto& fields = static_cast<v1::ExportResponse&>(*reply->fields);
   v1::FileHeader* header = fields.add_files();
   header->set_index(static_cast<uint32_t>(file_));
-  header->set_name(file.name);
-  header->set_media_type(file.media_type);
+  header->set_name(file.name());
+  header->set_media_type(file.media_type());
   header->set_byte_length(static_cast<uint64_t>(file.byte_length()));
-  for (const std::string& warning : file.warnings) header->add_warnings(warning);
+  for (const std::string& warning : file.warnings()) header->add_warnings(warning);
   if (file.byte_length() == 0) {
     v1::Commit* commit = fields.add_commits();
     commit->set_index(header->index());
@@ -221,9 +249,7 @@ absl::Status ExportHandler::ProduceSegment(const Segment& segment, Reply* reply)
   if (segment.tensor) {
     ReceivedTensor tensor = std::move(tensors_.front());
     tensors_.pop_front();
-    if (segment.transform) {
-      if (absl::Status status = segment.transform(tensor.bytes); !status.ok()) return status;
-    }
+    if (absl::Status status = segment.Apply(tensor.bytes); !status.ok()) return status;
     payload.bytes = std::move(tensor.bytes);
     reply->memory = std::make_shared<Reservation>(std::move(tensor.memory));
     reply->bookkeeping = std::move(tensor.bookkeeping);

@@ -22,7 +22,7 @@ namespace nni_compression::server {
 class ExportHandler final : public StreamHandler {
  public:
   ExportHandler(Core* core, const std::shared_ptr<CallContext>& context, StreamCall* call)
-      : core_(core), call_(call), session_(core, context, call) {}
+      : core_(core), share_(context->memory_share()), call_(call), session_(core, context, call) {}
 
  private:
   absl::StatusOr<bool> OnOpen(wire::MessageReader& reader) override;
@@ -38,6 +38,7 @@ class ExportHandler final : public StreamHandler {
 
   // Once: no more headers may come.
   void Plan();
+  absl::StatusOr<Reservation> ReservePlan(int64_t bytes);
 
   // On strand_, from here on. Produces about a message, when one is wanted and can be.
   absl::StatusOr<Reply> Pump();
@@ -47,6 +48,7 @@ class ExportHandler final : public StreamHandler {
   void BeginFile(const compression::ExportFile& file, Reply* reply);
 
   Core* const core_;
+  const MemoryShare share_;
   StreamCall* const call_;
   SessionScope session_;
 
@@ -64,6 +66,7 @@ class ExportHandler final : public StreamHandler {
 
   // Of strand_.
   compression::ExportPlan plan_;
+  Reservation memory_;        // what it takes, where that is much
   bool ready_ = false;        // plan_ is there
   bool half_closed_ = false;  // no more tensors
   std::deque<ReceivedTensor> tensors_;

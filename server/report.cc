@@ -61,10 +61,9 @@ void DescribeLayers(const compression::Session& session, v1::Session* out) {
     if (plan.planned == nullptr) continue;
     report->set_stale(session.IsStale(i));
     const compression::Compressor* compressor = plan.planned->compressor.get();
-    if (const auto* pruner = dynamic_cast<const compression::Pruner*>(compressor)) {
-      if (const auto target = pruner->TargetSparsity(session.clock())) {
-        report->set_target_sparsity(*target);
-      }
+    if (session.algorithm().kind == compression::AlgorithmKind::kPruner) {
+      const auto target = session.TargetSparsity(*plan.planned, session.clock().epoch);
+      if (target) report->set_target_sparsity(*target);
       const compression::LayerState& state = session.state(i);
       report->set_achieved_sparsity(state.mask ? state.mask->sparsity() : 0);
     } else if (const auto* quantizer = dynamic_cast<const compression::Quantizer*>(compressor)) {

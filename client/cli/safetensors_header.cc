@@ -4,6 +4,7 @@
 #include <utility>
 
 #include "absl/strings/str_cat.h"
+#include "absl/strings/str_join.h"
 #include "client/cli/safetensors.h"
 #include "client/cli/strict_json.h"
 
@@ -165,14 +166,19 @@ absl::StatusOr<SafetensorsHeader> ParseHeader(absl::Span<const uint8_t> bytes, i
 }
 
 std::string SerializeHeader(const SafetensorsHeader& header) {
-  nlohmann::ordered_json json = nlohmann::ordered_json::object();
-  if (!header.metadata.empty()) json[kMetadata] = header.metadata;
+  // Entry by entry: an ordered_json of all would search its keys one by one.
+  std::vector<std::string> entries;
+  entries.reserve(header.tensors.size() + 1);
+  const auto add = [&](const std::string& name, const nlohmann::ordered_json& entry) {
+    entries.push_back(absl::StrCat(Json(name).dump(), ":", entry.dump()));
+  };
+  if (!header.metadata.empty()) add(kMetadata, header.metadata);
   for (const FileTensor& tensor : header.tensors) {
-    json[tensor.name] = {{"dtype", tensor.dtype},
-                         {"shape", tensor.shape},
-                         {"data_offsets", {tensor.begin, tensor.end}}};
+    add(tensor.name, {{"dtype", tensor.dtype},
+                      {"shape", tensor.shape},
+                      {"data_offsets", {tensor.begin, tensor.end}}});
   }
-  std::string text = json.dump();
+  std::string text = absl::StrCat("{", absl::StrJoin(entries, ","), "}");
   text.resize((text.size() + 7) / 8 * 8, ' ');
   std::string bytes;
   for (int i = 0; i < kLengthBytes; ++i) {

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cstring>
+#include <limits>
 #include <utility>
 
 #include "absl/numeric/bits.h"
@@ -155,7 +156,9 @@ absl::StatusOr<std::vector<float>> QuantizedTensor::Dequantize() const {
     const auto& p = parameters;
     status = DispatchCodes(*this, values, [&p](int32_t code, int64_t channel) {
       const size_t c = p.channel_axis ? channel : 0;
-      return static_cast<float>(code - p.zero_point[c]) * p.scale[c];
+      constexpr float kLargest = std::numeric_limits<float>::max();
+      return std::clamp(static_cast<float>(code - p.zero_point[c]) * p.scale[c], -kLargest,
+                        kLargest);
     });
   }
   if (!status.ok()) return status;

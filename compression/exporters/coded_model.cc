@@ -3,7 +3,9 @@
 #include <algorithm>
 #include <utility>
 
+#include "absl/strings/str_cat.h"
 #include "compression/kernels/apply_mask.h"
+#include "compression/kernels/quantize.h"
 #include "compression/suggest.h"
 
 namespace nni_compression::compression {
@@ -31,54 +33,70 @@ void PackRows(const Coded& coded, const uint8_t* codes, uint32_t* words) {
   }
 }
 
-// Zero points of [rows, groups] packed down the columns, the first in the lowest bits of a word.
-std::vector<uint32_t> PackZeroPoints(const Coded& coded) {
+// Word i of the zero points of [rows, groups], packed down the columns, the first in the lowest
+// bits.
+uint32_t PackedZeroPoints(const Coded& coded, int64_t i) {
   const int64_t per_word = coded.per_word(), groups = coded.groups();
-  std::vector<uint32_t> words(Words(coded.rows(), per_word) * groups);
-  for (int64_t row = 0; row < coded.rows(); ++row) {
-    for (int64_t g = 0; g < groups; ++g) {
-      words[row / per_word * groups + g] |=
-          static_cast<uint32_t>(coded.parameters.zero_point[row * groups + g])
-          << (coded.parameters.bits * (row % per_word));
-    }
+  const int64_t begin = i / groups * per_word, group = i % groups;
+  uint32_t word = 0;
+  for (int64_t row = begin; row < std::min(coded.rows(), begin + per_word); ++row) {
+    word |= static_cast<uint32_t>(coded.parameters.zero_point[row * groups + group])
+            << (coded.parameters.bits * (row - begin));
   }
-  return words;
+  return word;
 }
 
-// As much as the affine codes were moved to become signed.
-std::vector<int8_t> SignedZeroPoints(const Coded& coded) {
-  std::vector<int8_t> signed_points;
-  signed_points.reserve(coded.parameters.zero_point.size());
-  for (const int32_t point : coded.parameters.zero_point) {
-    signed_points.push_back(static_cast<int8_t>(point - (1 << (coded.parameters.bits - 1))));
+// Zero point i, moved as much as the affine codes were to become signed.
+int8_t SignedZeroPoint(const Coded& coded, int64_t i) {
+  return static_cast<int8_t>(coded.parameters.zero_point[i] - (1 << (coded.parameters.bits - 1)));
+}
+
+// Files are planned by all that the parameters say but their numbers.
+absl::Status CheckAsPlanned(const Coded& coded, const QuantizationParameters& found) {
+  const QuantizationParameters& planned = coded.parameters;
+  if (found.formula == planned.formula && found.bits == planned.bits &&
+      CodeType(found) == CodeType(planned) && found.channel_axis == planned.channel_axis &&
+      found.group_size == planned.group_size) {
+    return absl::OkStatus();
   }
-  return signed_points;
+  const auto describe = [](const QuantizationParameters& p) {
+    return absl::StrCat(p.bits, p.code_min < 0 ? " signed bits" : " bits",
+                        p.formula == Formula::kAffine ? "" : " by DoReFa's formula");
+  };
+  return absl::FailedPreconditionError(absl::StrCat(
+      "the weight of layer ", Quoted(coded.layer().name), " is quantized to ", describe(found),
+      ", and the one that was answered last to ", describe(planned),
+      ", by which the file was planned; quantize this weight in the session, and export then"));
 }
 
 }  // namespace
 
-Transform Codes(const Session& session, int i, const std::shared_ptr<Coded>& coded) {
-  auto quantizer = std::static_pointer_cast<const Quantizer>(
-      std::shared_ptr<const Compressor>(session.plan().layers[i].planned->compressor));
-  return [quantizer, coded, state = session.state(i), clock = session.clock()](Buffer& bytes) {
-    const Layer& layer = coded->layer;
-    LayerState scratch = state;
-    auto result = quantizer->QuantizeWeight(layer, bytes.AsTensor(layer.dtype, layer.shape),
-                                            QuantizeReply::kCodes, clock, scratch);
+Transform Codes(const std::shared_ptr<Coded>& coded) {
+  return [coded](Buffer& bytes) {
+    const Layer& layer = coded->layer();
+    auto result = coded->snapshot.QuantizeWeight(bytes, QuantizeReply::kCodes);
     if (!result.ok()) return result.status();
     if (!result->parameters) {
       return absl::FailedPreconditionError(
           absl::StrCat("layer ", Quoted(layer.name), " is not quantized at this step"));
     }
+    if (auto status = CheckAsPlanned(*coded, *result->parameters); !status.ok()) return status;
     coded->parameters = *std::move(result->parameters);
     bytes = std::move(result->data);
-    if (state.mask) {
+    if (const auto& mask = coded->snapshot.mask()) {
       const Channels channels =
           Channels::Of(layer.shape, coded->parameters.channel_axis, coded->parameters.group_size);
-      ApplyMask(*state.mask, channels, coded->parameters, bytes.data());
+      ApplyMask(*mask, channels, coded->parameters, bytes.data());
     }
     return absl::OkStatus();
   };
+}
+
+Segment ScaleSegment(const std::shared_ptr<Coded>& coded) {
+  Segment segment = NumbersSegment<float>(
+      coded->snapshot.scales(), [coded](int64_t i) { return coded->parameters.scale[i]; });
+  segment.memory = 2 * segment.byte_length;
+  return segment;
 }
 
 void CodedModel::AddNumbers(std::string name, DataType dtype, std::vector<int64_t> shape,
@@ -87,12 +105,12 @@ void CodedModel::AddNumbers(std::string name, DataType dtype, std::vector<int64_
   number_segments.push_back(std::move(segment));
 }
 
-void CodedModel::AddWeight(const std::shared_ptr<Coded>& coded, Transform quantize, size_t t) {
+void CodedModel::AddWeight(const std::shared_ptr<Coded>& coded, size_t t) {
   const int64_t words = coded->rows() * Words(coded->columns(), coded->per_word());
   Segment segment;
   segment.tensor = static_cast<int>(t);
-  segment.byte_length = packed ? 4 * words : coded->layer.elements;
-  segment.transform = [coded, quantize = std::move(quantize), packed = packed,
+  segment.byte_length = packed ? 4 * words : coded->layer().elements;
+  segment.transform = [coded, quantize = Codes(coded), packed = packed,
                        size = segment.byte_length](Buffer& bytes) {
     if (absl::Status status = quantize(bytes); !status.ok()) return status;
     Buffer out = Buffer::Allocate(size);
@@ -111,28 +129,30 @@ void CodedModel::AddWeight(const std::shared_ptr<Coded>& coded, Transform quanti
                        {coded->rows(), Words(coded->columns(), coded->per_word())},
                        segment.byte_length});
     AddNumbers(coded->Name("weight_shape"), DataType::kInt64, {2},
-               Later(16, [coded] { return coded->layer.shape; }));
+               NumbersSegment<int64_t>(2, [coded](int64_t i) { return coded->layer().shape[i]; }));
   } else {
     entries.push_back(
-        {coded->tensor.name, DataType::kInt8, coded->layer.shape, segment.byte_length});
+        {coded->tensor.name, DataType::kInt8, coded->layer().shape, segment.byte_length});
   }
   segments.push_back(std::move(segment));
 
-  const int64_t count = coded->numbers();
   const auto shape = [&](int64_t rows) {
     return coded->per_channel() ? std::vector<int64_t>{rows, coded->groups()}
                                 : std::vector<int64_t>{1};
   };
   AddNumbers(coded->Name("weight_scale"), DataType::kFloat32, shape(coded->rows()),
-             Later(4 * count, [coded] { return coded->parameters.scale; }));
+             ScaleSegment(coded));
   if (coded->symmetric()) return;
   if (packed && coded->per_channel()) {
     const int64_t rows = Words(coded->rows(), coded->per_word());
     AddNumbers(coded->Name("weight_zero_point"), DataType::kInt32, shape(rows),
-               Later(4 * rows * coded->groups(), [coded] { return PackZeroPoints(*coded); }));
+               NumbersSegment<uint32_t>(rows * coded->groups(), [coded](int64_t i) {
+                 return PackedZeroPoints(*coded, i);
+               }));
   } else {
     AddNumbers(coded->Name("weight_zero_point"), DataType::kInt8, shape(coded->rows()),
-               Later(count, [coded] { return SignedZeroPoints(*coded); }));
+               NumbersSegment<int8_t>(coded->snapshot.scales(),
+                                      [coded](int64_t i) { return SignedZeroPoint(*coded, i); }));
   }
 }
 

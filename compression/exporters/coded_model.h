@@ -3,7 +3,6 @@
 #define NNI_COMPRESSION_COMPRESSION_EXPORTERS_CODED_MODEL_H_
 
 #include <cstdint>
-#include <cstring>
 #include <memory>
 #include <nlohmann/json.hpp>
 #include <string>
@@ -14,27 +13,28 @@
 #include "absl/strings/string_view.h"
 #include "absl/strings/strip.h"
 #include "compression/exporters/model_tensors.h"
+#include "compression/exporters/segments.h"
 
 namespace nni_compression::compression {
 
 constexpr absl::string_view kWeightSuffix = ".weight";
 
-// A quantized weight of the file. Its parameters' kind is known beforehand, their numbers once the
-// weight has passed.
+// A quantized weight of the file.
 struct Coded {
   ExportTensor tensor;
-  Layer layer;
-  QuantizationParameters parameters;
+  LayerSnapshot snapshot;
+  QuantizationParameters
+      parameters;  // as planned, without scales; the weight's, once it has passed
 
+  const Layer& layer() const { return snapshot.layer(); }
   bool symmetric() const { return parameters.code_min < 0; }
   bool per_channel() const { return parameters.channel_axis.has_value(); }  // or per group
-  int64_t rows() const { return layer.shape[0]; }
-  int64_t columns() const { return layer.shape[1]; }
+  int64_t rows() const { return layer().shape[0]; }
+  int64_t columns() const { return layer().shape[1]; }
   int64_t per_word() const { return 32 / parameters.bits; }
   int64_t groups() const {  // of a row; 1: one scale for it
     return parameters.group_size > 0 ? columns() / parameters.group_size : 1;
   }
-  int64_t numbers() const { return per_channel() ? rows() * groups() : 1; }
   absl::string_view Prefix() const { return absl::StripSuffix(tensor.name, kWeightSuffix); }
   std::string Name(absl::string_view what) const { return absl::StrCat(Prefix(), ".", what); }
   nlohmann::json Scheme() const {
@@ -50,21 +50,13 @@ struct Coded {
   }
 };
 
-// Makes codes of the weight of compressed layer i, masked ones being zero points, and remembers its
-// parameters in `coded`. The formula is kAffine.
-Transform Codes(const Session& session, int i, const std::shared_ptr<Coded>& coded);
+// Makes codes of the weight, masked ones being zero points, and sets `coded->parameters`. The
+// planned formula is kAffine; FAILED_PRECONDITION when the weight gets other parameters than were
+// planned, in more than their numbers.
+Transform Codes(const std::shared_ptr<Coded>& coded);
 
-// A segment whose bytes `make` gives, as a vector, once the weight has passed.
-template <class F>
-Segment Later(int64_t byte_length, F make) {
-  Segment segment;
-  segment.byte_length = byte_length;
-  segment.fill = [make = std::move(make)](int64_t offset, absl::Span<uint8_t> out) {
-    const auto values = make();
-    std::memcpy(out.data(), reinterpret_cast<const uint8_t*>(values.data()) + offset, out.size());
-  };
-  return segment;
-}
+// The scales. Counts what `coded` holds of numbers until the file is complete.
+Segment ScaleSegment(const std::shared_ptr<Coded>& coded);
 
 // The model.safetensors of "compressed-tensors", while tensors are added to it. The numbers come
 // after all weights.
@@ -73,8 +65,8 @@ struct CodedModel {
   std::vector<ExportTensor> entries, number_entries;
   std::vector<Segment> segments, number_segments;
 
-  // The weight, which is tensor t; `quantize` makes codes of it and sets the parameters.
-  void AddWeight(const std::shared_ptr<Coded>& coded, Transform quantize, size_t t);
+  // The weight, which is tensor t.
+  void AddWeight(const std::shared_ptr<Coded>& coded, size_t t);
 
  private:
   void AddNumbers(std::string name, DataType dtype, std::vector<int64_t> shape, Segment segment);

@@ -9,7 +9,9 @@
 // per channel or group and packed, I32 [ceil(rows / (32 / bits)), 1 or groups]. All other tensors
 // pass through.
 #include <algorithm>
+#include <map>
 #include <memory>
+#include <optional>
 #include <string>
 #include <utility>
 #include <vector>
@@ -44,15 +46,15 @@ OptionSpec Layout() {
 absl::Status CheckFits(const Coded& coded) {
   const auto refuse = [&](const auto&... why) {
     return absl::InvalidArgumentError(
-        absl::StrCat("layer ", Quoted(coded.layer.name), why...,
+        absl::StrCat("layer ", Quoted(coded.layer().name), why...,
                      ", which compressed-tensors cannot hold; exclude it, or use safetensors"));
   };
   const QuantizationParameters& parameters = coded.parameters;
   if (!absl::EndsWith(coded.tensor.name, kWeightSuffix)) {
     return refuse("'s weight is called ", Quoted(coded.tensor.name), ", not NAME.weight");
   }
-  if (coded.layer.shape.size() != 2) {
-    return refuse(" has the shape [", absl::StrJoin(coded.layer.shape, ", "), "]");
+  if (coded.layer().shape.size() != 2) {
+    return refuse(" has the shape [", absl::StrJoin(coded.layer().shape, ", "), "]");
   }
   if (parameters.formula != Formula::kAffine) return refuse(" is quantized by DoReFa's formula");
   if (parameters.bits != 2 && parameters.bits != 4 && parameters.bits != 8) {
@@ -70,7 +72,7 @@ std::vector<std::string> Warnings(const std::vector<std::shared_ptr<Coded>>& wei
   std::vector<const Coded*> unloaded, slow;
   for (const auto& coded : weights) {
     const bool packed_zero_points = !coded->symmetric() && coded->per_channel();
-    if (packed && (packed_zero_points || coded->layer.op_type == "Embedding")) {
+    if (packed && (packed_zero_points || coded->layer().op_type == "Embedding")) {
       unloaded.push_back(coded.get());
     }
     if (!packed || !coded->per_channel() || coded->parameters.bits == 2) {
@@ -81,7 +83,7 @@ std::vector<std::string> Warnings(const std::vector<std::shared_ptr<Coded>>& wei
   const auto warn = [&](const std::vector<const Coded*>& layers, absl::string_view text) {
     if (layers.empty()) return;
     warnings.push_back(absl::StrCat(
-        "layer ", Quoted(layers[0]->layer.name),
+        "layer ", Quoted(layers[0]->layer().name),
         layers.size() > 1 ? absl::StrCat(" and ", layers.size() - 1, " more") : "", ": ", text));
   };
   warn(unloaded,
@@ -98,21 +100,20 @@ std::vector<std::string> Warnings(const std::vector<std::shared_ptr<Coded>>& wei
 json Config(const std::vector<std::shared_ptr<Coded>>& weights,
             const std::vector<std::string>& ignored, bool packed) {
   json groups = json::object();
+  std::map<std::string, json*> targets;  // by scheme
   for (const auto& coded : weights) {
     const json scheme = coded->Scheme();
-    json* group = nullptr;
-    for (auto& [name, candidate] : groups.items()) {
-      if (candidate["weights"] == scheme) group = &candidate;
+    json*& list = targets[scheme.dump()];
+    if (list == nullptr) {
+      json& group = groups[absl::StrCat("group_", groups.size())];
+      group = {{"targets", json::array()},
+               {"format", packed ? kPack : kInt},
+               {"weights", scheme},
+               {"input_activations", nullptr},
+               {"output_activations", nullptr}};
+      list = &group["targets"];
     }
-    if (group == nullptr) {
-      group = &groups[absl::StrCat("group_", groups.size())];
-      *group = {{"targets", json::array()},
-                {"format", packed ? kPack : kInt},
-                {"weights", scheme},
-                {"input_activations", nullptr},
-                {"output_activations", nullptr}};
-    }
-    (*group)["targets"].push_back(coded->Prefix());
+    list->push_back(coded->Prefix());
   }
   return {{"quantization_config",
            {{"quant_method", "compressed-tensors"},
@@ -128,8 +129,9 @@ class CompressedTensors : public Exporter {
  public:
   absl::string_view format() const override { return "compressed-tensors"; }
 
-  absl::StatusOr<ExportPlan> Plan(const Session& session, absl::Span<const ExportTensor> sent,
-                                  const json& given) const override {
+ private:
+  absl::StatusOr<ExportPlan> DoPlan(const Session& session, absl::Span<const ExportTensor> sent,
+                                    const json& given, Cancelled cancelled) const override {
     if (session.algorithm().kind != AlgorithmKind::kQuantizer) {
       return absl::FailedPreconditionError(
           absl::StrCat("the session's algorithm is ", session.algorithm().name,
@@ -139,13 +141,14 @@ class CompressedTensors : public Exporter {
     }
     const auto options = Options::Parse({Layout()}, {kNamesOption}, given, "options");
     if (!options.ok()) return options.status();
-    const auto tensors = ModelTensors(session, sent, given);
+    const auto tensors = ModelTensors(session, sent, given, cancelled);
     if (!tensors.ok()) return tensors.status();
 
     std::vector<std::shared_ptr<Coded>> weights(tensors->size());
     std::vector<std::string> ignored;
     bool packed = options->String("layout") == kPack;
     for (size_t t = 0; t < tensors->size(); ++t) {
+      if (absl::Status status = CheckWanted(cancelled); !status.ok()) return status;
       const ModelTensor& tensor = (*tensors)[t];
       if (!tensor.layer) {
         const absl::string_view name = tensor.tensor.name;
@@ -153,19 +156,27 @@ class CompressedTensors : public Exporter {
           ignored.emplace_back(absl::StripSuffix(name, kWeightSuffix));
         continue;
       }
-      const auto& parameters = session.state(*tensor.layer).parameters;
-      const Layer& layer = session.layer(*tensor.layer);
-      if (!parameters) {
-        return absl::FailedPreconditionError(absl::StrCat(
-            "layer ", Quoted(layer.name), " was not quantized yet: ask for its codes first"));
+      LayerSnapshot layer = session.Snapshot(*tensor.layer);
+      std::optional<QuantizationParameters> parameters;
+      if (layer.rounds()) {
+        auto common = layer.CommonParameters();
+        if (!common.ok()) return common.status();
+        parameters = *std::move(common);
       }
-      weights[t] = std::make_shared<Coded>(Coded{tensor.tensor, layer, *parameters});
+      if (!parameters) {
+        return absl::FailedPreconditionError(
+            absl::StrCat("layer ", Quoted(layer.layer().name),
+                         " is not quantized, or not yet: ask for its codes first"));
+      }
+      weights[t] =
+          std::make_shared<Coded>(Coded{tensor.tensor, std::move(layer), *std::move(parameters)});
       if (auto status = CheckFits(*weights[t]); !status.ok()) return status;
-      if (parameters->bits == 8) continue;
+      const int bits = weights[t]->parameters.bits;
+      if (bits == 8) continue;
       if (options->String("layout") == kInt) {
-        return absl::InvalidArgumentError(
-            absl::StrCat("options.layout is int-quantized, and layer ", Quoted(layer.name), " has ",
-                         parameters->bits, " bits; it must have 8, or layout be pack-quantized"));
+        return absl::InvalidArgumentError(absl::StrCat(
+            "options.layout is int-quantized, and layer ", Quoted(weights[t]->layer().name),
+            " has ", bits, " bits; it must have 8, or layout be pack-quantized"));
       }
       packed = true;
     }
@@ -173,9 +184,10 @@ class CompressedTensors : public Exporter {
     CodedModel model;
     model.packed = packed;
     for (size_t t = 0; t < tensors->size(); ++t) {
+      if (absl::Status status = CheckWanted(cancelled); !status.ok()) return status;
       const ModelTensor& tensor = (*tensors)[t];
       if (weights[t] != nullptr) {
-        model.AddWeight(weights[t], Codes(session, *tensor.layer, weights[t]), t);
+        model.AddWeight(weights[t], t);
         continue;
       }
       auto segment = TensorSegment(session, tensor, t);
@@ -189,14 +201,13 @@ class CompressedTensors : public Exporter {
     if (!header.ok()) return header.status();
     weights.erase(std::remove(weights.begin(), weights.end(), nullptr), weights.end());
 
-    ExportFile config{"config.json", "application/json", {}};
-    config.segments.push_back(
-        BytesSegment(absl::StrCat(Config(weights, ignored, packed).dump(2), "\n")));
-    config.warnings = Warnings(weights, packed);
-    ExportFile file{"model.safetensors", "application/octet-stream", {}};
-    file.segments.push_back(BytesSegment(*std::move(header)));
-    for (Segment& segment : model.segments) file.segments.push_back(std::move(segment));
-    for (Segment& segment : model.number_segments) file.segments.push_back(std::move(segment));
+    ExportFile config("config.json", "application/json");
+    config.Add(BytesSegment(absl::StrCat(Config(weights, ignored, packed).dump(2), "\n")));
+    config.Warn(Warnings(weights, packed));
+    ExportFile file("model.safetensors", "application/octet-stream");
+    file.Add(BytesSegment(*std::move(header)));
+    for (Segment& segment : model.segments) file.Add(std::move(segment));
+    for (Segment& segment : model.number_segments) file.Add(std::move(segment));
     ExportPlan plan;
     plan.files = {std::move(config), std::move(file)};
     return plan;

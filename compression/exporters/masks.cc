@@ -10,6 +10,7 @@
 #include "compression/exporters/formats.h"
 #include "compression/exporters/model_tensors.h"
 #include "compression/exporters/safetensors_header.h"
+#include "compression/exporters/segments.h"
 
 namespace nni_compression::compression {
 namespace {
@@ -47,9 +48,9 @@ struct File {
   absl::StatusOr<ExportFile> Finish(const std::map<std::string, std::string>& metadata) && {
     auto header = SafetensorsHeader(tensors, metadata);
     if (!header.ok()) return header.status();
-    ExportFile file{std::move(name), kMediaType, {}};
-    file.segments.push_back(BytesSegment(*std::move(header)));
-    for (Segment& segment : segments) file.segments.push_back(std::move(segment));
+    ExportFile file(std::move(name), kMediaType);
+    file.Add(BytesSegment(*std::move(header)));
+    for (Segment& segment : segments) file.Add(std::move(segment));
     return file;
   }
 };
@@ -58,13 +59,16 @@ class Masks : public Exporter {
  public:
   absl::string_view format() const override { return "masks"; }
 
-  absl::StatusOr<ExportPlan> Plan(const Session& session, absl::Span<const ExportTensor> tensors,
-                                  const nlohmann::json& options) const override {
+ private:
+  absl::StatusOr<ExportPlan> DoPlan(const Session& session, absl::Span<const ExportTensor> tensors,
+                                    const nlohmann::json& options,
+                                    Cancelled cancelled) const override {
     if (auto status = CheckRequest(session, tensors, options); !status.ok()) return status;
     File plain{"masks.safetensors", {}, {}};
     File packed{"masks.packed.safetensors", {}, {}};
     nlohmann::json shapes = nlohmann::json::object();
     for (size_t i = 0; i < session.plan().layers.size(); ++i) {
+      if (auto status = CheckWanted(cancelled); !status.ok()) return status;
       if (session.plan().layers[i].planned == nullptr) continue;
       const Layer& layer = session.layer(static_cast<int>(i));
       const auto mask = MaskOf(session, static_cast<int>(i));

@@ -4,7 +4,6 @@
 #include <memory>
 #include <utility>
 
-#include "absl/algorithm/container.h"
 #include "absl/container/flat_hash_set.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_join.h"
@@ -72,14 +71,39 @@ Transform Masked(Mask mask, DataType dtype) {
   };
 }
 
+// The compressed weight of compressed layer i, of the same size. Unset: it passes unchanged.
+absl::StatusOr<Transform> CompressedWeight(const Session& session, int i) {
+  LayerSnapshot layer = session.Snapshot(i);
+  if (session.algorithm().kind == AlgorithmKind::kPruner) {
+    auto mask = MaskOf(session, i);
+    if (!mask.ok()) return mask.status();
+    return Masked(*std::move(mask), layer.layer().dtype);
+  }
+  if (!layer.rounds())
+    return layer.mask() ? Masked(*layer.mask(), layer.layer().dtype) : Transform();
+  return Transform([layer = std::move(layer)](Buffer& bytes) {
+    auto result = layer.QuantizeWeight(bytes, QuantizeReply::kValues);
+    if (!result.ok()) return result.status();
+    if (!result->parameters) {
+      return absl::FailedPreconditionError(absl::StrCat("layer ", Quoted(layer.layer().name),
+                                                        " is not quantized before its start step"));
+    }
+    bytes = std::move(result->data);
+    if (layer.mask()) ApplyMask(*layer.mask(), layer.layer().dtype, bytes.data());
+    return absl::OkStatus();
+  });
+}
+
 }  // namespace
 
 absl::StatusOr<std::vector<ModelTensor>> ModelTensors(const Session& session,
                                                       absl::Span<const ExportTensor> tensors,
-                                                      const nlohmann::json& options) {
+                                                      const nlohmann::json& options,
+                                                      Cancelled cancelled) {
   std::vector<ModelTensor> result;
   absl::flat_hash_set<int> sent;
   for (size_t t = 0; t < tensors.size(); ++t) {
+    if (auto status = CheckWanted(cancelled); !status.ok()) return status;
     ModelTensor entry{tensors[t], std::nullopt};
     if (const auto i = session.IndexOf(tensors[t].name)) {
       auto status = CheckTensor(session.layer(*i), tensors[t], t);
@@ -104,6 +128,10 @@ absl::StatusOr<std::vector<ModelTensor>> ModelTensors(const Session& session,
   return result;
 }
 
+absl::Status CheckWanted(Cancelled cancelled) {
+  return cancelled() ? absl::CancelledError("cancelled") : absl::OkStatus();
+}
+
 absl::StatusOr<Mask> MaskOf(const Session& session, int i) {
   if (session.state(i).mask) return *session.state(i).mask;
   return absl::FailedPreconditionError(
@@ -113,6 +141,7 @@ absl::StatusOr<Mask> MaskOf(const Session& session, int i) {
 Segment BitsSegment(const Mask& mask) {
   Segment segment;
   segment.byte_length = mask.bits().size();
+  segment.memory = segment.byte_length;
   segment.fill = [mask](int64_t offset, absl::Span<uint8_t> out) {
     std::memcpy(out.data(), mask.bits().data() + offset, out.size());
   };
@@ -127,11 +156,7 @@ absl::Status CheckPruner(const Session& session) {
 }
 
 absl::StatusOr<nlohmann::json> Encoding(const Session& session, int i, Activation activation) {
-  const auto* const quantizer =
-      dynamic_cast<const Quantizer*>(session.plan().layers[i].planned->compressor.get());
-  if (quantizer == nullptr) return nullptr;
-  const std::vector<Activation> activations = quantizer->activations();
-  if (absl::c_count(activations, activation) == 0) return nullptr;
+  if (!session.Quantizes(i, activation)) return nullptr;
   const auto answer = session.QuantizeActivation(i, activation);
   if (!answer.ok()) return answer.status();
   if (!answer->parameters || !answer->range) return nullptr;
@@ -145,35 +170,6 @@ absl::StatusOr<nlohmann::json> Encoding(const Session& session, int i, Activatio
                         {"maximum", answer->range->maximum[0]}};
 }
 
-absl::StatusOr<Transform> CompressedWeight(const Session& session, int i) {
-  const Layer& layer = session.layer(i);
-  if (session.algorithm().kind == AlgorithmKind::kPruner) {
-    auto mask = MaskOf(session, i);
-    if (!mask.ok()) return mask.status();
-    return Masked(*std::move(mask), layer.dtype);
-  }
-  auto quantizer = std::static_pointer_cast<const Quantizer>(
-      std::shared_ptr<const Compressor>(session.plan().layers[i].planned->compressor));
-  if (quantizer->bits() == 0) {  // weights pass unchanged
-    if (!session.state(i).mask) return Transform();
-    return Masked(*session.state(i).mask, layer.dtype);
-  }
-  return Transform(
-      [quantizer, layer, state = session.state(i), clock = session.clock()](Buffer& bytes) {
-        LayerState scratch = state;
-        auto result = quantizer->QuantizeWeight(layer, bytes.AsTensor(layer.dtype, layer.shape),
-                                                QuantizeReply::kValues, clock, scratch);
-        if (!result.ok()) return result.status();
-        if (!result->parameters) {
-          return absl::FailedPreconditionError(absl::StrCat(
-              "layer ", Quoted(layer.name), " is not quantized before its start step"));
-        }
-        bytes = std::move(result->data);
-        if (state.mask) ApplyMask(*state.mask, layer.dtype, bytes.data());
-        return absl::OkStatus();
-      });
-}
-
 absl::StatusOr<Segment> TensorSegment(const Session& session, const ModelTensor& tensor, size_t t) {
   Segment segment;
   segment.byte_length = tensor.tensor.byte_length;
@@ -182,6 +178,7 @@ absl::StatusOr<Segment> TensorSegment(const Session& session, const ModelTensor&
     auto transform = CompressedWeight(session, *tensor.layer);
     if (!transform.ok()) return transform.status();
     segment.transform = *std::move(transform);
+    if (const auto& mask = session.state(*tensor.layer).mask) segment.memory = mask->bits().size();
   }
   return segment;
 }

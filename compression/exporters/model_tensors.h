@@ -26,10 +26,14 @@ struct ModelTensor {
 
 // The tensors in the order sent. INVALID_ARGUMENT when one that is a bound layer's weight has
 // another dtype or shape, when the weight of a compressed layer is missing, and for names that are
-// no plain UTF-8 or there twice.
+// not plain UTF-8 or duplicates.
 absl::StatusOr<std::vector<ModelTensor>> ModelTensors(const Session& session,
                                                       absl::Span<const ExportTensor> tensors,
-                                                      const nlohmann::json& options);
+                                                      const nlohmann::json& options,
+                                                      Cancelled cancelled);
+
+// CANCELLED when it is so. Plans ask once for each tensor or layer.
+absl::Status CheckWanted(Cancelled cancelled);
 
 // The mask of compressed layer i. FAILED_PRECONDITION when there is none yet.
 absl::StatusOr<Mask> MaskOf(const Session& session, int i);
@@ -45,10 +49,9 @@ absl::Status CheckPruner(const Session& session);
 // they are not, or not yet.
 absl::StatusOr<nlohmann::json> Encoding(const Session& session, int i, Activation activation);
 
-// Makes the compressed weight of compressed layer i out of the weight sent, in place or by putting
-// another buffer of the same size there. What it needs outlives the session.
+// Makes what stands in a file out of the weight sent, in place or by putting another buffer there.
+// What it needs outlives the session.
 using Transform = std::function<absl::Status(Buffer& bytes)>;
-absl::StatusOr<Transform> CompressedWeight(const Session& session, int i);
 
 // The segment of tensor t, compressed when it is a compressed layer's weight.
 absl::StatusOr<Segment> TensorSegment(const Session& session, const ModelTensor& tensor, size_t t);

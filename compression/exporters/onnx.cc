@@ -26,31 +26,32 @@ namespace {
 
 using nlohmann::json;
 
-std::vector<uint8_t> ZeroPoints(const Coded& coded) {
-  const size_t size = ByteLength(CodeType(coded.parameters), 1);
-  std::vector<uint8_t> bytes;
-  bytes.reserve(coded.parameters.zero_point.size() * size);
-  for (const int32_t point : coded.parameters.zero_point) {
-    for (size_t byte = 0; byte < size; ++byte) {
-      bytes.push_back(static_cast<uint8_t>(static_cast<uint32_t>(point) >> (8 * byte)));
-    }
-  }
-  return bytes;
+// Of the codes' type.
+Segment ZeroPointSegment(const std::shared_ptr<Coded>& coded) {
+  const auto zero_point = [coded](int64_t i) {
+    return static_cast<uint16_t>(coded->parameters.zero_point[i]);
+  };
+  const int64_t count = coded->snapshot.scales();
+  return ByteLength(CodeType(coded->parameters), 1) == 1
+             ? NumbersSegment<uint8_t>(count, zero_point)
+             : NumbersSegment<uint16_t>(count, zero_point);
 }
 
 class Onnx : public Exporter {
  public:
   absl::string_view format() const override { return "onnx"; }
 
-  absl::StatusOr<ExportPlan> Plan(const Session& session, absl::Span<const ExportTensor> sent,
-                                  const json& given) const override {
+ private:
+  absl::StatusOr<ExportPlan> DoPlan(const Session& session, absl::Span<const ExportTensor> sent,
+                                    const json& given, Cancelled cancelled) const override {
     const auto options = Options::Parse({}, {kNamesOption}, given, "options");
     if (!options.ok()) return options.status();
-    const auto tensors = ModelTensors(session, sent, given);
+    const auto tensors = ModelTensors(session, sent, given, cancelled);
     if (!tensors.ok()) return tensors.status();
 
     File file;
     for (size_t t = 0; t < tensors->size(); ++t) {
+      if (absl::Status status = CheckWanted(cancelled); !status.ok()) return status;
       if (absl::Status status = Add(session, (*tensors)[t], t, &file); !status.ok()) return status;
     }
     std::vector<ExportTensor> entries = std::move(file.entries);
@@ -59,16 +60,15 @@ class Onnx : public Exporter {
                                               {"nni_compression.onnx", "1"},
                                               {"nni_compression.weights", file.weights.dump()}});
     if (!header.ok()) return header.status();
-    ExportFile out{"model.onnx.safetensors", "application/octet-stream", {}};
-    out.segments.push_back(BytesSegment(*std::move(header)));
-    for (Segment& segment : file.segments) out.segments.push_back(std::move(segment));
-    for (Segment& segment : file.number_segments) out.segments.push_back(std::move(segment));
+    ExportFile out("model.onnx.safetensors", "application/octet-stream");
+    out.Add(BytesSegment(*std::move(header)));
+    for (Segment& segment : file.segments) out.Add(std::move(segment));
+    for (Segment& segment : file.number_segments) out.Add(std::move(segment));
     ExportPlan plan;
     plan.files.push_back(std::move(out));
     return plan;
   }
 
- private:
   // The file, while tensors are added to it. The numbers come after all weights.
   struct File {
     json weights = json::object();
@@ -84,7 +84,12 @@ class Onnx : public Exporter {
       if (!output.ok()) return output.status();
       const auto input = Encoding(session, *tensor.layer, Activation::kInput);
       if (!input.ok()) return input.status();
-      parameters = session.state(*tensor.layer).parameters;
+      const LayerSnapshot layer = session.Snapshot(*tensor.layer);
+      if (layer.rounds()) {
+        auto common = layer.CommonParameters();
+        if (!common.ok()) return common.status();
+        parameters = *std::move(common);
+      }
       json axis = nullptr, group_size = nullptr;
       if (parameters && parameters->channel_axis) axis = *parameters->channel_axis;
       if (parameters && parameters->group_size > 0) group_size = parameters->group_size;
@@ -100,26 +105,23 @@ class Onnx : public Exporter {
       return absl::OkStatus();
     }
     const auto coded = std::make_shared<Coded>(
-        Coded{tensor.tensor, session.layer(*tensor.layer), *std::move(parameters)});
+        Coded{tensor.tensor, session.Snapshot(*tensor.layer), *std::move(parameters)});
     const DataType type = CodeType(coded->parameters);
     Segment codes;
     codes.tensor = static_cast<int>(t);
-    codes.byte_length = ByteLength(type, coded->layer.elements);
-    codes.transform = Codes(session, *tensor.layer, coded);
+    codes.byte_length = ByteLength(type, coded->layer().elements);
+    codes.transform = Codes(coded);
     file->entries.push_back(
-        {absl::StrCat(name, ".codes"), type, coded->layer.shape, codes.byte_length});
+        {absl::StrCat(name, ".codes"), type, coded->layer().shape, codes.byte_length});
     file->segments.push_back(std::move(codes));
 
-    const auto count = static_cast<int64_t>(coded->parameters.scale.size());
     const auto add = [&](const char* what, DataType dtype, Segment segment) {
       file->number_entries.push_back(
-          {absl::StrCat(name, what), dtype, {count}, segment.byte_length});
+          {absl::StrCat(name, what), dtype, {coded->snapshot.scales()}, segment.byte_length});
       file->number_segments.push_back(std::move(segment));
     };
-    add(".scale", DataType::kFloat32,
-        Later(4 * count, [coded] { return coded->parameters.scale; }));
-    add(".zero_point", type,
-        Later(ByteLength(type, count), [coded] { return ZeroPoints(*coded); }));
+    add(".scale", DataType::kFloat32, ScaleSegment(coded));
+    add(".zero_point", type, ZeroPointSegment(coded));
     return absl::OkStatus();
   }
 };

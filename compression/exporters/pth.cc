@@ -1,49 +1,35 @@
 // "pth": model.pth, a state_dict that torch.load(weights_only=True) opens, with zeros or quantized
 // values in the weights; and of pruners masks.pth, {layer: {"weight": mask, "bias": None}} as NNI
 // writes it, where a mask has the weight's shape and type, 1 = kept.
-#include <algorithm>
-#include <cstring>
+#include <array>
 #include <string>
 #include <utility>
 #include <vector>
 
 #include "compression/exporters/formats.h"
 #include "compression/exporters/model_tensors.h"
+#include "compression/exporters/segments.h"
 #include "compression/exporters/state_dict.h"
 #include "compression/kernels/dispatch.h"
 
 namespace nni_compression::compression {
 namespace {
 
-// The mask as numbers of type T, from byte `offset` on.
-template <class T>
-void FillMask(const Mask& mask, int64_t offset, absl::Span<uint8_t> out) {
-  constexpr int64_t kWidth = sizeof(T);
-  const T values[2] = {T(0), T(1)};
-  for (size_t at = 0; at < out.size();) {
-    const auto byte = offset + static_cast<int64_t>(at);
-    const size_t size = std::min<size_t>(kWidth - byte % kWidth, out.size() - at);
-    const auto* value = reinterpret_cast<const uint8_t*>(&values[mask.kept(byte / kWidth)]);
-    std::memcpy(out.data() + at, value + byte % kWidth, size);
-    at += size;
-  }
-}
-
+// The mask as numbers of a weight's type.
 Segment MaskSegment(const Mask& mask, DataType dtype) {
-  Segment segment;
-  segment.byte_length = ByteLength(dtype, mask.elements());
-  DispatchWeight(dtype, [&](auto tag) {
+  return DispatchWeight(dtype, [&](auto tag) {
     using T = typename decltype(tag)::Type;
-    segment.fill = [mask](int64_t offset, absl::Span<uint8_t> out) {
-      FillMask<T>(mask, offset, out);
-    };
+    return NumbersSegment<T>(mask.elements(),
+                             [mask, values = std::array<T, 2>{T(0), T(1)}](int64_t i) {
+                               return values[mask.kept(i) ? 1 : 0];
+                             });
   });
-  return segment;
 }
 
-absl::StatusOr<ExportFile> Masks(const Session& session) {
+absl::StatusOr<ExportFile> Masks(const Session& session, Cancelled cancelled) {
   StateDict masks("masks.pth");
   for (int i = 0; i < static_cast<int>(session.plan().layers.size()); ++i) {
+    if (auto status = CheckWanted(cancelled); !status.ok()) return status;
     if (session.plan().layers[i].planned == nullptr) continue;
     const Layer& layer = session.layer(i);
     const auto mask = MaskOf(session, i);
@@ -59,13 +45,16 @@ class Pth : public Exporter {
  public:
   absl::string_view format() const override { return "pth"; }
 
-  absl::StatusOr<ExportPlan> Plan(const Session& session, absl::Span<const ExportTensor> sent,
-                                  const nlohmann::json& options) const override {
+ private:
+  absl::StatusOr<ExportPlan> DoPlan(const Session& session, absl::Span<const ExportTensor> sent,
+                                    const nlohmann::json& options,
+                                    Cancelled cancelled) const override {
     if (auto s = Options::Check({}, {kNamesOption}, options, "options"); !s.ok()) return s;
-    const auto tensors = ModelTensors(session, sent, options);
+    const auto tensors = ModelTensors(session, sent, options, cancelled);
     if (!tensors.ok()) return tensors.status();
     StateDict model("model.pth");
     for (size_t t = 0; t < tensors->size(); ++t) {
+      if (auto status = CheckWanted(cancelled); !status.ok()) return status;
       auto segment = TensorSegment(session, (*tensors)[t], t);
       if (!segment.ok()) return segment.status();
       auto status = model.Add((*tensors)[t].tensor, *std::move(segment));
@@ -74,7 +63,7 @@ class Pth : public Exporter {
     ExportPlan plan;
     plan.files.push_back(std::move(model).Finish());
     if (session.algorithm().kind != AlgorithmKind::kPruner) return plan;
-    auto masks = Masks(session);
+    auto masks = Masks(session, cancelled);
     if (!masks.ok()) return masks.status();
     plan.files.push_back(*std::move(masks));
     return plan;

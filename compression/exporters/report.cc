@@ -1,18 +1,22 @@
 // "report": report.json, and report.html, which shows it. Per layer what it was and has become, how
 // much smaller and how far from the weight sent, and how its outputs and inputs are quantized; the
-// curve of rules that go by epochs; totals.
+// curve of rules that go by epochs; totals. A layer becomes text as soon as its weight has passed,
+// and both files share the text.
 #include <algorithm>
 #include <cmath>
 #include <memory>
+#include <optional>
 #include <string>
 #include <utility>
 #include <vector>
 
 #include "absl/strings/str_cat.h"
+#include "absl/strings/str_join.h"
+#include "absl/strings/str_replace.h"
 #include "compression/exporters/formats.h"
 #include "compression/exporters/model_tensors.h"
 #include "compression/exporters/report_page.h"
-#include "compression/exporters/safetensors_header.h"
+#include "compression/exporters/segments.h"
 #include "compression/exporters/weight_figures.h"
 #include "compression/kernels/apply_mask.h"
 #include "compression/kernels/finite.h"
@@ -22,8 +26,13 @@ namespace {
 
 using nlohmann::json;
 
-constexpr int64_t kMaxCurvePoints = 500;
-constexpr size_t kMaxScales = 256;  // listed one by one
+constexpr int64_t kMaxCurvePoints = 500;        // of a rule
+constexpr int64_t kMaxAllCurvePoints = 20'000;  // of all rules, but for two of each
+constexpr int64_t kMaxScales = 256;             // listed one by one
+
+// At most this much of text says what a layer has become, beside its scales and its histogram.
+constexpr int64_t kFigureBytes = 1536;
+constexpr int64_t kScaleBytes = 40;  // of a scale and its zero point
 
 OptionSpec Bins() {
   OptionSpec spec;
@@ -43,23 +52,38 @@ json Series(const std::vector<float>& values) {
   if (values.empty()) return series;
   series["minimum"] = *std::min_element(values.begin(), values.end());
   series["maximum"] = *std::max_element(values.begin(), values.end());
-  if (values.size() <= kMaxScales) series["values"] = values;
+  if (static_cast<int64_t>(values.size()) <= kMaxScales) series["values"] = values;
   return series;
 }
 
-// The targets of a rule over the epochs that it lasts, and up to the present one.
-json Curve(const PlannedRule& rule, const Pruner& pruner, int64_t epoch) {
+// The targets of a rule over the epochs that it lasts, and up to the present one, in at most so
+// many points.
+json Curve(const Session& session, const PlannedRule& rule, int64_t most) {
+  const int64_t epoch = session.clock().epoch;
   int64_t last = epoch;
   if (rule.options.json().contains("end_epoch")) {
     last = std::max(last, rule.options.Integer("end_epoch"));
   }
   json epochs = json::array(), targets = json::array();
-  const int64_t stride = last / kMaxCurvePoints + 1;
-  for (int64_t e = 0; e <= last; e += stride) {
-    epochs.push_back(e);
-    targets.push_back(Optional(pruner.TargetSparsity({e, 0})));
+  const int64_t stride = last / most + 1;
+  for (int64_t k = 0; k <= last / stride; ++k) {
+    epochs.push_back(k * stride);
+    targets.push_back(Optional(session.TargetSparsity(rule, k * stride)));
   }
   return {{"rule", rule.rule}, {"epochs", epochs}, {"targets", targets}, {"epoch", epoch}};
+}
+
+// JSON that cannot end the element of a page that it is in.
+std::string Text(const json& value) {
+  return absl::StrReplaceAll(value.dump(), {{"<", "\\u003c"}});
+}
+
+// Of two objects with different keys, both not empty, the one that has the keys of both.
+std::string Joined(std::string object, absl::string_view more) {
+  object.back() = ',';
+  absl::StrAppend(&object, more.substr(1));
+  object.shrink_to_fit();
+  return object;
 }
 
 struct Totals {
@@ -68,14 +92,14 @@ struct Totals {
   int64_t pruned = 0;
   int64_t bytes_before = 0;
   int64_t bytes_after = 0;
-  double signal = 0;
-  double noise = 0;
+  SquareSum signal;
+  SquareSum noise;
 
   json ToJson() const {
     json result = {{"elements", elements},
                    {"bytes_before", bytes_before},
                    {"bytes_after", bytes_after},
-                   {"mse", elements == 0 ? 0 : noise / static_cast<double>(elements)},
+                   {"mse", elements == 0 ? 0 : noise.value() / static_cast<double>(elements)},
                    {"sqnr_db", Optional(Sqnr(signal, noise))}};
     if (masked) {
       result["pruned"] = pruned;
@@ -91,161 +115,216 @@ class Reporter {
  public:
   static absl::StatusOr<std::shared_ptr<Reporter>> Create(const Session& session,
                                                           std::vector<ModelTensor> tensors,
-                                                          int bins) {
+                                                          int bins, Cancelled cancelled) {
     std::shared_ptr<Reporter> reporter(new Reporter(session, std::move(tensors), bins));
-    for (const ModelTensor& tensor : reporter->tensors_) {
-      if (!tensor.layer) continue;
-      json& entry = reporter->report_["layers"][*tensor.layer];
-      for (const auto& [name, activation] :
-           {std::pair("output", Activation::kOutput), std::pair("input", Activation::kInput)}) {
-        auto encoding = Encoding(session, *tensor.layer, activation);
-        if (!encoding.ok()) return encoding.status();
-        if (!encoding->is_null()) entry[name] = *std::move(encoding);
+    for (int i = 0; i < static_cast<int>(session.plan().layers.size()); ++i) {
+      if (auto status = CheckWanted(cancelled); !status.ok()) return status;
+      auto entry = EntryOf(session, i);
+      if (!entry.ok()) return entry.status();
+      reporter->layers_.push_back(Text(*entry));
+      reporter->snapshots_.emplace_back();
+      if (session.plan().layers[i].planned != nullptr) {
+        reporter->snapshots_.back() = session.Snapshot(i);
       }
     }
     return reporter;
   }
 
+  // What the reporter and its files take in the end, at most.
+  int64_t memory() const {
+    auto bytes = static_cast<int64_t>(head_.capacity());
+    for (const ModelTensor& tensor : tensors_) {
+      bytes += static_cast<int64_t>(sizeof tensor + tensor.tensor.name.capacity() +
+                                    sizeof(int64_t) * tensor.tensor.shape.size());
+    }
+    for (size_t i = 0; i < layers_.size(); ++i) {
+      bytes += static_cast<int64_t>(layers_[i].capacity() + sizeof(std::string) + sizeof(int64_t) +
+                                    sizeof snapshots_[i]);
+      if (snapshots_[i]) bytes += FigureBytes(*snapshots_[i]);
+    }
+    return bytes;
+  }
+
   absl::Status Observe(int t, const Buffer& bytes) {
     const auto i = tensors_[t].layer;
     if (!i) return absl::OkStatus();
-    const Layer& layer = layers_[*i];
+    const LayerSnapshot& snapshot = *snapshots_[*i];
+    const Layer& layer = snapshot.layer();
     if (!AllFinite(layer.dtype, bytes.data(), layer.elements)) {
       return NonFiniteError(layer, bytes.data());
     }
-    json& entry = report_["layers"][*i];
-    if (const auto* pruner = dynamic_cast<const Pruner*>(compressors_[*i].get())) {
-      ObservePruned(*pruner, layer, *states_[*i].mask, bytes, entry);
-      return absl::OkStatus();
+    json figures = json::object();
+    std::string histogram;
+    if (pruner_) {
+      histogram = ObservePruned(snapshot, bytes, figures);
+    } else {
+      auto observed = ObserveQuantized(snapshot, bytes, figures);
+      if (!observed.ok()) return observed.status();
+      histogram = *std::move(observed);
     }
-    return ObserveQuantized(static_cast<const Quantizer&>(*compressors_[*i]), layer, states_[*i],
-                            bytes, entry);
+    std::string text = Text(figures);
+    if (!histogram.empty()) text = Joined(std::move(text), histogram);
+    layers_[*i] = Joined(std::move(layers_[*i]), text);
+    return absl::OkStatus();
   }
 
   std::vector<ExportFile> Conclude() {
-    report_["totals"] = totals_.ToJson();
-    ExportFile data{"report.json", "application/json", {}};
-    data.segments.push_back(BytesSegment(absl::StrCat(report_.dump(1), "\n")));
-    ExportFile page{"report.html", "text/html", {}};
-    page.segments.push_back(BytesSegment(ReportPage(report_)));
-    return {std::move(data), std::move(page)};
+    std::vector<std::string> parts;
+    parts.reserve(layers_.size() + 2);
+    head_.back() = ',';
+    parts.push_back(std::move(head_));
+    parts.back().append("\n\"layers\":[\n");
+    for (size_t i = 0; i < layers_.size(); ++i) {
+      layers_[i].append(i + 1 < layers_.size() ? ",\n" : "],\n");
+      parts.push_back(std::move(layers_[i]));
+    }
+    parts.push_back(absl::StrCat("\"totals\":", Text(totals_.ToJson()), "}\n"));
+    const auto report = std::make_shared<const Parts>(std::move(parts));
+    ExportFile data("report.json", "application/json");
+    data.Add(PartsSegment(report));
+    return {std::move(data), ReportPage(PartsSegment(report))};
   }
 
  private:
   Reporter(const Session& session, std::vector<ModelTensor> tensors, int bins)
-      : tensors_(std::move(tensors)), bins_(bins), clock_(session.clock()) {
-    const bool pruner = session.algorithm().kind == AlgorithmKind::kPruner;
-    totals_.masked = pruner;
-    report_ = {{"algorithm", session.algorithm().name},
-               {"kind", pruner ? "pruner" : "quantizer"},
-               {"framework", session.binding().framework},
-               {"epoch", clock_.epoch},
-               {"step", clock_.step},
-               {"config_list", session.binding().config_list},
-               {"warnings", session.plan().warnings},
-               {"curves", json::array()},
-               {"layers", json::array()}};
-    for (size_t i = 0; i < session.plan().layers.size(); ++i) {
-      layers_.push_back(session.layer(static_cast<int>(i)));
-      states_.push_back(session.state(static_cast<int>(i)));
-      const LayerPlan& plan = session.plan().layers[i];
-      compressors_.push_back(plan.planned == nullptr ? nullptr : plan.planned->compressor);
-      const Layer& layer = layers_.back();
-      report_["layers"].push_back({{"name", layer.name},
-                                   {"op_type", layer.op_type},
-                                   {"dtype", DataTypeName(layer.dtype)},
-                                   {"shape", layer.shape},
-                                   {"elements", layer.elements},
-                                   {"compressed", plan.planned != nullptr},
-                                   {"rule", plan.rule ? json(*plan.rule) : json()},
-                                   {"bytes_before", ByteLength(layer.dtype, layer.elements)}});
-    }
-    if (!pruner) return;
+      : tensors_(std::move(tensors)),
+        bins_(bins),
+        pruner_(session.algorithm().kind == AlgorithmKind::kPruner) {
+    totals_.masked = pruner_;
+    json curves = json::array();
+    const auto rules = static_cast<int64_t>(session.plan().rules.size());
     for (const auto& rule : session.plan().rules) {
-      if (!rule->compressor->needs_epoch()) continue;
-      report_["curves"].push_back(
-          Curve(*rule, static_cast<const Pruner&>(*rule->compressor), clock_.epoch));
+      if (!pruner_ || !rule->needs_epoch) continue;
+      curves.push_back(Curve(session, *rule,
+                             std::clamp<int64_t>(kMaxAllCurvePoints / rules, 2, kMaxCurvePoints)));
     }
+    head_ = Text({{"algorithm", session.algorithm().name},
+                  {"kind", pruner_ ? "pruner" : "quantizer"},
+                  {"framework", session.binding().framework},
+                  {"epoch", session.clock().epoch},
+                  {"step", session.clock().step},
+                  {"config_list", session.binding().config_list},
+                  {"warnings", session.plan().warnings},
+                  {"curves", std::move(curves)}});
   }
 
-  void ObservePruned(const Pruner& pruner, const Layer& layer, const Mask& mask,
-                     const Buffer& bytes, json& entry) {
+  // What is known of a layer before its weight comes.
+  static absl::StatusOr<json> EntryOf(const Session& session, int i) {
+    const Layer& layer = session.layer(i);
+    const LayerPlan& plan = session.plan().layers[i];
+    json entry = {{"name", layer.name},
+                  {"op_type", layer.op_type},
+                  {"dtype", DataTypeName(layer.dtype)},
+                  {"shape", layer.shape},
+                  {"elements", layer.elements},
+                  {"compressed", plan.planned != nullptr},
+                  {"rule", plan.rule ? json(*plan.rule) : json()},
+                  {"bytes_before", ByteLength(layer.dtype, layer.elements)}};
+    if (plan.planned == nullptr) return entry;
+    for (const auto& [name, activation] :
+         {std::pair("output", Activation::kOutput), std::pair("input", Activation::kInput)}) {
+      auto encoding = Encoding(session, i, activation);
+      if (!encoding.ok()) return encoding.status();
+      if (!encoding->is_null()) entry[name] = *std::move(encoding);
+    }
+    return entry;
+  }
+
+  // The longest text that Observe can add.
+  int64_t FigureBytes(const LayerSnapshot& snapshot) const {
+    const int64_t n = snapshot.layer().elements;
+    // Of a histogram each bin has a comma and a digit, and those that hold something have more: the
+    // most where all hold the same number.
+    const auto filled = static_cast<double>(std::min<int64_t>(bins_, n));
+    const auto digits = static_cast<int64_t>(filled * std::log10(static_cast<double>(n) / filled));
+    const int64_t histograms = 2 * (2 * bins_ + digits + 2);
+    const int64_t scales = snapshot.rounds() ? std::min(kMaxScales, snapshot.scales()) : 0;
+    return kFigureBytes + histograms + kScaleBytes * scales;
+  }
+
+  // Both return the histogram as an object with that one key.
+  std::string ObservePruned(const LayerSnapshot& snapshot, const Buffer& bytes, json& figures) {
+    const Layer& layer = snapshot.layer();
+    const Mask& mask = *snapshot.mask();
     const int64_t kept = mask.elements() - mask.pruned();
-    entry["target_sparsity"] = Optional(pruner.TargetSparsity(clock_));
-    AddMask(mask, entry);
+    figures["target_sparsity"] = Optional(snapshot.TargetSparsity());
+    AddMask(mask, figures);
     // As in the format "sparse".
-    AddSizes(layer, ByteLength(layer.dtype, kept) + mask.bits().size(), entry);
-    AddFigures(layer, entry,
-               [&](int64_t begin, absl::Span<double> before, absl::Span<double> after) {
-                 ReadDoubles(layer.dtype, bytes.data(), begin, before);
-                 for (size_t j = 0; j < before.size(); ++j) {
-                   after[j] = mask.kept(begin + static_cast<int64_t>(j)) ? before[j] : 0;
-                 }
-               });
+    AddSizes(layer, ByteLength(layer.dtype, kept) + mask.bits().size(), figures);
+    return AddFigures(layer, figures,
+                      [&](int64_t begin, absl::Span<double> before, absl::Span<double> after) {
+                        ReadDoubles(layer.dtype, bytes.data(), begin, before);
+                        for (size_t j = 0; j < before.size(); ++j) {
+                          after[j] = mask.kept(begin + static_cast<int64_t>(j)) ? before[j] : 0;
+                        }
+                      });
   }
 
-  void AddMask(const Mask& mask, json& entry) {
-    entry["achieved_sparsity"] = mask.sparsity();
+  void AddMask(const Mask& mask, json& figures) {
+    figures["achieved_sparsity"] = mask.sparsity();
     totals_.masked = true;
     totals_.pruned += mask.pruned();
   }
 
-  absl::Status ObserveQuantized(const Quantizer& quantizer, const Layer& layer, LayerState state,
-                                const Buffer& bytes, json& entry) {
-    auto values = quantizer.QuantizeWeight(layer, bytes.AsTensor(layer.dtype, layer.shape),
-                                           QuantizeReply::kValues, clock_, state);
-    if (!values.ok()) return values.status();
-    entry["quantized"] = values->parameters.has_value();
-    if (state.mask) AddMask(*state.mask, entry);
-    if (!values->parameters) {
-      AddSizes(layer, ByteLength(layer.dtype, layer.elements), entry);
-      return absl::OkStatus();
+  absl::StatusOr<std::string> ObserveQuantized(const LayerSnapshot& snapshot, const Buffer& bytes,
+                                               json& figures) {
+    const Layer& layer = snapshot.layer();
+    std::optional<QuantizedWeight> values;
+    if (snapshot.rounds()) {
+      auto answer = snapshot.QuantizeWeight(bytes, QuantizeReply::kValues);
+      if (!answer.ok()) return answer.status();
+      if (answer->parameters) values = *std::move(answer);
     }
-    if (state.mask) ApplyMask(*state.mask, layer.dtype, values->data.data());
+    figures["quantized"] = values.has_value();
+    if (snapshot.mask()) AddMask(*snapshot.mask(), figures);
+    if (!values) {
+      AddSizes(layer, ByteLength(layer.dtype, layer.elements), figures);
+      return "";
+    }
+    if (snapshot.mask()) ApplyMask(*snapshot.mask(), layer.dtype, values->data.data());
     const QuantizationParameters& parameters = *values->parameters;
-    entry["bits"] = parameters.bits;
-    entry["code_min"] = parameters.code_min;
-    entry["code_max"] = parameters.code_max;
-    entry["scale"] = Series(parameters.scale);
-    if (parameters.group_size > 0) entry["group_size"] = parameters.group_size;
-    entry["zero_point"] = Series({parameters.zero_point.begin(), parameters.zero_point.end()});
+    figures["bits"] = parameters.bits;
+    figures["code_min"] = parameters.code_min;
+    figures["code_max"] = parameters.code_max;
+    figures["scale"] = Series(parameters.scale);
+    if (parameters.group_size > 0) figures["group_size"] = parameters.group_size;
+    figures["zero_point"] = Series({parameters.zero_point.begin(), parameters.zero_point.end()});
     // Codes side by side, and a scale and a zero point for each channel or group.
     const auto numbers = static_cast<int64_t>(parameters.scale.size());
-    AddSizes(layer, (layer.elements * parameters.bits + 7) / 8 + 8 * numbers, entry);
-    AddFigures(layer, entry,
-               [&](int64_t begin, absl::Span<double> before, absl::Span<double> after) {
-                 ReadDoubles(layer.dtype, bytes.data(), begin, before);
-                 ReadDoubles(layer.dtype, values->data.data(), begin, after);
-               });
-    return absl::OkStatus();
+    AddSizes(layer, (layer.elements * parameters.bits + 7) / 8 + 8 * numbers, figures);
+    return AddFigures(layer, figures,
+                      [&](int64_t begin, absl::Span<double> before, absl::Span<double> after) {
+                        ReadDoubles(layer.dtype, bytes.data(), begin, before);
+                        ReadDoubles(layer.dtype, values->data.data(), begin, after);
+                      });
   }
 
-  void AddSizes(const Layer& layer, int64_t after, json& entry) {
-    entry["bytes_after"] = after;
+  void AddSizes(const Layer& layer, int64_t after, json& figures) {
+    figures["bytes_after"] = after;
     totals_.elements += layer.elements;
     totals_.bytes_before += ByteLength(layer.dtype, layer.elements);
     totals_.bytes_after += after;
   }
 
-  void AddFigures(const Layer& layer, json& entry, WeightReader read) {
-    const WeightFigures figures = Compare(layer.elements, bins_, read);
-    entry["mse"] = figures.noise / static_cast<double>(layer.elements);
-    entry["sqnr_db"] = Optional(Sqnr(figures.signal, figures.noise));
-    entry["histogram"] = {{"minimum", figures.minimum},
-                          {"maximum", figures.maximum},
-                          {"before", figures.before},
-                          {"after", figures.after}};
-    totals_.signal += figures.signal;
-    totals_.noise += figures.noise;
+  std::string AddFigures(const Layer& layer, json& figures, WeightReader read) {
+    const WeightFigures found = Compare(layer.elements, bins_, read);
+    figures["mse"] = found.noise.value() / static_cast<double>(layer.elements);
+    figures["sqnr_db"] = Optional(Sqnr(found.signal, found.noise));
+    totals_.signal += found.signal;
+    totals_.noise += found.noise;
+    // Not by way of JSON values, which take many times the text of a bin.
+    return absl::StrCat("{\"histogram\":{\"minimum\":", json(found.minimum).dump(),
+                        ",\"maximum\":", json(found.maximum).dump(), ",\"before\":[",
+                        absl::StrJoin(found.before, ","), "],\"after\":[",
+                        absl::StrJoin(found.after, ","), "]}}");
   }
 
   const std::vector<ModelTensor> tensors_;
   const int bins_;
-  const Clock clock_;
-  std::vector<Layer> layers_;
-  std::vector<LayerState> states_;
-  std::vector<std::shared_ptr<const Compressor>> compressors_;  // null: not compressed
-  json report_;
+  const bool pruner_;
+  std::string head_;                                     // an object
+  std::vector<std::string> layers_;                      // objects
+  std::vector<std::optional<LayerSnapshot>> snapshots_;  // of layers_; nothing: not compressed
   Totals totals_;
 };
 
@@ -253,20 +332,22 @@ class Report : public Exporter {
  public:
   absl::string_view format() const override { return "report"; }
 
-  absl::StatusOr<ExportPlan> Plan(const Session& session, absl::Span<const ExportTensor> sent,
-                                  const json& given) const override {
+ private:
+  absl::StatusOr<ExportPlan> DoPlan(const Session& session, absl::Span<const ExportTensor> sent,
+                                    const json& given, Cancelled cancelled) const override {
     const auto options = Options::Parse({Bins()}, {kNamesOption}, given, "options");
     if (!options.ok()) return options.status();
-    auto tensors = ModelTensors(session, sent, given);
+    auto tensors = ModelTensors(session, sent, given, cancelled);
     if (!tensors.ok()) return tensors.status();
     for (const ModelTensor& tensor : *tensors) {
       if (!tensor.layer || session.algorithm().kind != AlgorithmKind::kPruner) continue;
       if (const auto mask = MaskOf(session, *tensor.layer); !mask.ok()) return mask.status();
     }
-    auto created =
-        Reporter::Create(session, *std::move(tensors), static_cast<int>(options->Integer("bins")));
+    auto created = Reporter::Create(session, *std::move(tensors),
+                                    static_cast<int>(options->Integer("bins")), cancelled);
     if (!created.ok()) return created.status();
     ExportPlan plan;
+    plan.memory = (*created)->memory();
     plan.observe = [reporter = *created](int t, const Buffer& bytes) {
       return reporter->Observe(t, bytes);
     };

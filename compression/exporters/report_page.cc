@@ -1,7 +1,8 @@
 #include "compression/exporters/report_page.h"
 
-#include "absl/strings/str_cat.h"
-#include "absl/strings/str_replace.h"
+#include <utility>
+
+#include "compression/exporters/segments.h"
 
 namespace nni_compression::compression {
 namespace {
@@ -221,10 +222,12 @@ document.getElementById('rules').textContent = JSON.stringify(report.config_list
 
 }  // namespace
 
-std::string ReportPage(const nlohmann::json& report) {
-  // No name of a layer can end the element that the data is in.
-  return absl::StrCat(kBeforeData, absl::StrReplaceAll(report.dump(), {{"<", "\\u003c"}}),
-                      kAfterData);
+ExportFile ReportPage(Segment report) {
+  ExportFile page("report.html", "text/html");
+  page.Add(BytesSegment(kBeforeData));
+  page.Add(std::move(report));
+  page.Add(BytesSegment(kAfterData));
+  return page;
 }
 
 }  // namespace nni_compression::compression

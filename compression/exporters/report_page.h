@@ -1,13 +1,13 @@
 #ifndef NNI_COMPRESSION_COMPRESSION_EXPORTERS_REPORT_PAGE_H_
 #define NNI_COMPRESSION_COMPRESSION_EXPORTERS_REPORT_PAGE_H_
 
-#include <nlohmann/json.hpp>
-#include <string>
+#include "compression/exporter.h"
 
 namespace nni_compression::compression {
 
-// One HTML page that shows a report and needs nothing else: no network, no other file.
-std::string ReportPage(const nlohmann::json& report);
+// One HTML page that shows a report and needs nothing else: no network, no other file. `report` is
+// its JSON, without a "<".
+ExportFile ReportPage(Segment report);
 
 }  // namespace nni_compression::compression
 

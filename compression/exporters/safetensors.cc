@@ -12,6 +12,7 @@
 #include "compression/exporters/formats.h"
 #include "compression/exporters/model_tensors.h"
 #include "compression/exporters/safetensors_header.h"
+#include "compression/exporters/segments.h"
 
 namespace nni_compression::compression {
 namespace {
@@ -43,19 +44,21 @@ std::vector<size_t> ShardsOf(const std::vector<ModelTensor>& tensors, int64_t ma
 }
 
 absl::StatusOr<ExportFile> ShardOf(const Session& session, const std::vector<ModelTensor>& tensors,
-                                   size_t begin, size_t end, std::string name) {
-  ExportFile file{std::move(name), "application/octet-stream", {}};
+                                   size_t begin, size_t end, std::string name,
+                                   Cancelled cancelled) {
+  ExportFile file(std::move(name), "application/octet-stream");
   std::vector<ExportTensor> entries;
   for (size_t t = begin; t < end; ++t) entries.push_back(tensors[t].tensor);
   auto header = SafetensorsHeader(
       entries,
       {{"format", FrameworkTag(session)}, {"nni_compression.algorithm", session.algorithm().name}});
   if (!header.ok()) return header.status();
-  file.segments.push_back(BytesSegment(*std::move(header)));
+  file.Add(BytesSegment(*std::move(header)));
   for (size_t t = begin; t < end; ++t) {
+    if (auto status = CheckWanted(cancelled); !status.ok()) return status;
     auto segment = TensorSegment(session, tensors[t], t);
     if (!segment.ok()) return segment.status();
-    file.segments.push_back(*std::move(segment));
+    file.Add(*std::move(segment));
   }
   return file;
 }
@@ -64,11 +67,13 @@ class Safetensors : public Exporter {
  public:
   absl::string_view format() const override { return "safetensors"; }
 
-  absl::StatusOr<ExportPlan> Plan(const Session& session, absl::Span<const ExportTensor> sent,
-                                  const nlohmann::json& given) const override {
+ private:
+  absl::StatusOr<ExportPlan> DoPlan(const Session& session, absl::Span<const ExportTensor> sent,
+                                    const nlohmann::json& given,
+                                    Cancelled cancelled) const override {
     const auto options = Options::Parse({MaxShardBytes()}, {kNamesOption}, given, "options");
     if (!options.ok()) return options.status();
-    const auto tensors = ModelTensors(session, sent, given);
+    const auto tensors = ModelTensors(session, sent, given, cancelled);
     if (!tensors.ok()) return tensors.status();
     const std::vector<size_t> shards = ShardsOf(*tensors, options->Integer("max_shard_bytes"));
     const size_t count = shards.size() - 1;
@@ -83,15 +88,15 @@ class Safetensors : public Exporter {
         weight_map[(*tensors)[t].tensor.name] = name;
         total += (*tensors)[t].tensor.byte_length;
       }
-      auto file = ShardOf(session, *tensors, shards[s], shards[s + 1], std::move(name));
+      auto file = ShardOf(session, *tensors, shards[s], shards[s + 1], std::move(name), cancelled);
       if (!file.ok()) return file.status();
       plan.files.push_back(*std::move(file));
     }
     if (count > 1) {
       const nlohmann::json index = {{"metadata", {{"total_size", total}}},
                                     {"weight_map", std::move(weight_map)}};
-      ExportFile file{"model.safetensors.index.json", "application/json", {}};
-      file.segments.push_back(BytesSegment(absl::StrCat(index.dump(2), "\n")));
+      ExportFile file("model.safetensors.index.json", "application/json");
+      file.Add(BytesSegment(absl::StrCat(index.dump(2), "\n")));
       plan.files.push_back(std::move(file));
     }
     return plan;

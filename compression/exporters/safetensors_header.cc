@@ -1,7 +1,6 @@
 #include "compression/exporters/safetensors_header.h"
 
-#include <cstring>
-#include <memory>
+#include <map>
 #include <nlohmann/json.hpp>
 #include <utility>
 
@@ -84,16 +83,6 @@ absl::StatusOr<std::string> SafetensorsHeader(absl::Span<const ExportTensor> ten
   const uint64_t length = json.size();
   std::string bytes(reinterpret_cast<const char*>(&length), sizeof length);
   return bytes + json;
-}
-
-Segment BytesSegment(std::string bytes) {
-  Segment segment;
-  segment.byte_length = static_cast<int64_t>(bytes.size());
-  segment.fill = [owned = std::make_shared<const std::string>(std::move(bytes))](
-                     int64_t offset, absl::Span<uint8_t> out) {
-    std::memcpy(out.data(), owned->data() + offset, out.size());
-  };
-  return segment;
 }
 
 }  // namespace nni_compression::compression

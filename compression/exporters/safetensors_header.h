@@ -19,9 +19,6 @@ namespace nni_compression::compression {
 absl::StatusOr<std::string> SafetensorsHeader(absl::Span<const ExportTensor> tensors,
                                               const std::map<std::string, std::string>& metadata);
 
-// A segment with these bytes.
-Segment BytesSegment(std::string bytes);
-
 }  // namespace nni_compression::compression
 
 #endif  // NNI_COMPRESSION_COMPRESSION_EXPORTERS_SAFETENSORS_HEADER_H_

@@ -12,6 +12,7 @@
 #include "compression/exporters/formats.h"
 #include "compression/exporters/model_tensors.h"
 #include "compression/exporters/safetensors_header.h"
+#include "compression/exporters/segments.h"
 #include "compression/kernels/gather.h"
 
 namespace nni_compression::compression {
@@ -33,16 +34,19 @@ class Sparse : public Exporter {
  public:
   absl::string_view format() const override { return "sparse"; }
 
-  absl::StatusOr<ExportPlan> Plan(const Session& session, absl::Span<const ExportTensor> sent,
-                                  const nlohmann::json& options) const override {
+ private:
+  absl::StatusOr<ExportPlan> DoPlan(const Session& session, absl::Span<const ExportTensor> sent,
+                                    const nlohmann::json& options,
+                                    Cancelled cancelled) const override {
     if (auto status = CheckPruner(session); !status.ok()) return status;
     if (auto s = Options::Check({}, {kNamesOption}, options, "options"); !s.ok()) return s;
-    const auto tensors = ModelTensors(session, sent, options);
+    const auto tensors = ModelTensors(session, sent, options, cancelled);
     if (!tensors.ok()) return tensors.status();
     std::vector<ExportTensor> entries, bitmasks;
     std::vector<Segment> segments, bits;
     nlohmann::json shapes = nlohmann::json::object();
     for (size_t t = 0; t < tensors->size(); ++t) {
+      if (auto status = CheckWanted(cancelled); !status.ok()) return status;
       const auto& [tensor, layer] = (*tensors)[t];
       if (!layer) {
         auto segment = TensorSegment(session, (*tensors)[t], t);
@@ -72,10 +76,10 @@ class Sparse : public Exporter {
                                     {"nni_compression.sparse", "1"},
                                     {"nni_compression.shapes", shapes.dump()}});
     if (!header.ok()) return header.status();
-    ExportFile file{"model.sparse.safetensors", "application/octet-stream", {}};
-    file.segments.push_back(BytesSegment(*std::move(header)));
-    for (Segment& segment : segments) file.segments.push_back(std::move(segment));
-    for (Segment& segment : bits) file.segments.push_back(std::move(segment));
+    ExportFile file("model.sparse.safetensors", "application/octet-stream");
+    file.Add(BytesSegment(*std::move(header)));
+    for (Segment& segment : segments) file.Add(std::move(segment));
+    for (Segment& segment : bits) file.Add(std::move(segment));
     ExportPlan plan;
     plan.files.push_back(std::move(file));
     return plan;

@@ -4,7 +4,7 @@
 #include <utility>
 
 #include "absl/strings/str_cat.h"
-#include "compression/exporters/safetensors_header.h"
+#include "compression/exporters/segments.h"
 #include "compression/suggest.h"
 
 namespace nni_compression::compression {
@@ -163,7 +163,9 @@ ExportFile StateDict::Finish() && {
     archive.Add(absl::StrCat("archive/data/", i), std::move(contents_[i]));
   }
   archive.Add("archive/version", BytesSegment("3\n"));
-  return {file_name_, "application/octet-stream", std::move(archive).Finish()};
+  ExportFile file(file_name_, "application/octet-stream");
+  for (Segment& segment : std::move(archive).Finish()) file.Add(std::move(segment));
+  return file;
 }
 
 }  // namespace nni_compression::compression

@@ -12,6 +12,17 @@
 
 namespace nni_compression::compression {
 
+// A sum of squares of doubles, which may be far beyond the largest double, or below the smallest:
+// `sum` times 4^exponent.
+struct SquareSum {
+  double sum = 0;
+  int exponent = 0;
+
+  SquareSum& operator+=(const SquareSum& other);
+
+  double value() const;  // infinite where a double cannot hold it
+};
+
 struct WeightFigures {
   // What both histograms span, in `bins` parts of one width; the last one includes its end.
   double minimum = 0;
@@ -19,8 +30,8 @@ struct WeightFigures {
   std::vector<int64_t> before;
   std::vector<int64_t> after;
 
-  double signal = 0;  // sum of squares of the weight
-  double noise = 0;   // of the differences
+  SquareSum signal;  // of the weight
+  SquareSum noise;   // of the differences
 };
 
 // Gives elements [begin, begin + before.size()) of both.
@@ -31,7 +42,7 @@ using WeightReader =
 WeightFigures Compare(int64_t n, int bins, WeightReader read);
 
 // Signal to quantization noise in decibels; nothing where there is no noise or no signal.
-std::optional<double> Sqnr(double signal, double noise);
+std::optional<double> Sqnr(const SquareSum& signal, const SquareSum& noise);
 
 // Elements [begin, begin + out.size()) of a weight.
 void ReadDoubles(DataType dtype, const void* weight, int64_t begin, absl::Span<double> out);

@@ -6,7 +6,7 @@
 #include <limits>
 #include <utility>
 
-#include "compression/exporters/safetensors_header.h"
+#include "compression/exporters/segments.h"
 
 namespace nni_compression::compression {
 namespace {
@@ -99,7 +99,7 @@ void ZipArchive::Add(const std::string& name, Segment content) {
     content.fill = [entry, inner = std::move(content.fill)](int64_t offset,
                                                             absl::Span<uint8_t> out) {
       inner(offset, out);
-      entry->crc = Crc(entry->crc, out.data(), static_cast<int64_t>(out.size()));
+      entry->crc = Crc(offset == 0 ? 0 : entry->crc, out.data(), static_cast<int64_t>(out.size()));
     };
   }
   Append(std::move(content));
@@ -144,6 +144,7 @@ std::string ZipArchive::Directory(const std::vector<std::shared_ptr<const Entry>
 std::vector<Segment> ZipArchive::Finish() && {
   Segment directory;
   directory.byte_length = static_cast<int64_t>(Directory(entries_, offset_).size());
+  directory.memory = directory.byte_length;
   // Made once its first byte is asked for: by then all checksums are there.
   directory.fill = [entries = std::move(entries_), offset = offset_,
                     bytes = std::make_shared<std::string>()](int64_t from,

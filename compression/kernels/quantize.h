@@ -14,7 +14,8 @@ DataType CodeType(const QuantizationParameters& parameters);
 // Applies `parameters`, whose scale and zero_point have one entry per channel, to a finite weight.
 // Writes either codes of CodeType() or values of the weight's dtype to `out`. All arithmetic is
 // float32, as the comments of Rounding and Formula have it; weights of other types are widened (or,
-// float64, rounded) first and values are rounded to the weight's type once.
+// float64, rounded) first and values are rounded to the weight's type once. A value beyond the
+// largest finite float32 or number of that type becomes that number: values are finite.
 //
 // `max_tanh`: max|tanh(w)|, for Rounding::kDoReFa alone; not 0.
 void QuantizeTo(DataType dtype, const void* weight, const Channels& channels,

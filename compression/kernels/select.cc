@@ -21,10 +21,6 @@
 namespace nni_compression::compression {
 namespace {
 
-// So many candidates are collected and put in order; more are told apart by another pass.
-constexpr int64_t kMaxFound = int64_t{1} << 19;
-// A weight with no more elements than this needs no threshold first.
-constexpr int64_t kTiny = 2048;
 // Only a weight that changes all the time takes more.
 constexpr int kMaxPasses = 16;
 // Counters of one thread have 32 bits, so they are added up before they can overflow.
@@ -68,7 +64,7 @@ class Selector {
     }
     const int64_t take = std::clamp<int64_t>(rank - bracket.below, 1, bracket.inside);
     if (take == bracket.inside) return PackFrom(bracket.hi, bits);
-    if (bracket.inside <= kMaxFound) return PackAndOrder(bracket, take, bits);
+    if (bracket.inside <= a_.limits.found) return PackAndOrder(bracket, take, bits);
     return PackTies(bracket.lo, FindTie(bracket.lo, take) + 1, bits);
   }
 
@@ -108,7 +104,7 @@ class Selector {
 
   bool IsFinal(const Bracket& bracket) const {
     if (bracket.inside == kUnknown) return false;
-    return bracket.inside <= kMaxFound || bracket.hi - bracket.lo == 1;
+    return bracket.inside <= a_.limits.found || bracket.hi - bracket.lo == 1;
   }
 
   Scan ScanOf(Key lo, Key hi) const { return {a_.weight, a_.elements, a_.previous, lo, hi}; }
@@ -118,7 +114,7 @@ class Selector {
       checked_ = true;
       return BracketOf(*a_.magnitudes, rank);
     }
-    if (candidates <= kTiny) return {0, kEnd, 0, candidates};
+    if (candidates <= a_.limits.tiny) return {0, kEnd, 0, candidates};
     return SampledBracket(static_cast<double>(rank) / static_cast<double>(candidates));
   }
 
@@ -197,7 +193,7 @@ class Selector {
     const Scan scan = ScanOf(bracket.lo, bracket.hi);
     int64_t below = 0;
     std::mutex mutex;
-    ParallelFor(a_.elements, kGrain, [&](int64_t begin, int64_t end) {
+    ParallelFor(a_.elements, a_.limits.grain, [&](int64_t begin, int64_t end) {
       std::vector<uint32_t> mine(counts.size());
       for (int64_t b = begin; b < end; b += kFlush) {
         std::fill(mine.begin(), mine.end(), 0);
@@ -224,13 +220,14 @@ class Selector {
   // there was too much of it, or the bracket was wrong and is the rest now.
   bool PackAtOnce(Bracket& bracket, int64_t rank, int64_t candidates, uint8_t* bits) {
     const double density = 1.25 * bracket.guess;
-    if (density * static_cast<double>(a_.elements) > kMaxFound) return false;
+    const double expected = density * static_cast<double>(a_.elements);
+    if (expected > static_cast<double>(a_.limits.found)) return false;
     const Packed packed =
-        Pack(ScanOf(bracket.lo, bracket.hi), 0, a_.elements, bits, kMaxFound, density);
+        Pack(ScanOf(bracket.lo, bracket.hi), 0, a_.elements, bits, a_.limits.found, density);
     checked_ = true;
     if (!finite_) return true;
     const int64_t until = packed.below + packed.inside;
-    if (rank < packed.below) {
+    if (rank <= packed.below) {
       bracket = {0, bracket.lo, 0, packed.below};
     } else if (rank > until) {
       bracket = {bracket.hi, kEnd, until, std::max<int64_t>(1, candidates - until)};
@@ -303,7 +300,7 @@ class Selector {
               double density = 1) {
     Packed packed;
     std::mutex mutex;
-    ParallelFor(end - begin, kGrain, [&](int64_t b, int64_t e) {
+    ParallelFor(end - begin, a_.limits.grain, [&](int64_t b, int64_t e) {
       const auto share = static_cast<int64_t>(density * static_cast<double>(e - b));
       const int64_t room = std::min(most, share + 64);
       Piece mine{std::unique_ptr<Found[]>(new Found[room])};  // without touching it
@@ -324,7 +321,8 @@ class Selector {
   // The flat index of the rank-th candidate with this key, rank >= 1.
   int64_t FindTie(Key key, int64_t rank) const {
     const Scan scan = ScanOf(key, key + 1);
-    const int64_t block = std::max(kGrain / 16, (a_.elements / kTieBlocks + 64) / 64 * 64);
+    const int64_t least = (a_.limits.grain / 16 + 63) / 64 * 64;
+    const int64_t block = std::max(least, (a_.elements / kTieBlocks + 64) / 64 * 64);
     const auto ties_in = [&](int64_t begin, int64_t end) {
       uint32_t ties = 0;
       Key largest = 0;

@@ -6,9 +6,19 @@
 #include <optional>
 
 #include "compression/dtype.h"
+#include "compression/kernels/parallel.h"
 #include "compression/weight.h"
 
 namespace nni_compression::compression {
+
+// Sizes at which the selection takes another path; none changes the result. Tests choose small
+// ones, so that short weights take every path.
+struct SelectLimits {
+  int64_t found = int64_t{1} << 19;  // so many candidates are collected and sorted; of more, a pass
+                                     // counts ranges of magnitude first
+  int64_t tiny = 2048;               // a weight with no more elements needs no threshold first
+  int64_t grain = kGrain;            // elements that are worth a thread; a multiple of 64
+};
 
 struct SelectArguments {
   DataType dtype = DataType::kFloat32;  // of a weight
@@ -25,6 +35,8 @@ struct SelectArguments {
 
   // Of this very weight; null: nothing is known. Of use without a previous mask.
   const MagnitudeHistogram* magnitudes = nullptr;
+
+  SelectLimits limits = {};
 };
 
 // Writes the packed mask that prunes exactly `prune` elements, the smallest by (|w|, flat index),

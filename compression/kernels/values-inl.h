@@ -59,7 +59,15 @@ inline const float* Widen(DataType dtype, const void* weight, int64_t begin, int
   }
 }
 
-// The other way, rounding to the nearest, ties to even. The numbers are no NaNs.
+// The largest number of a type that a float32 can be.
+inline float LargestFinite(DataType dtype) {
+  if (dtype == DataType::kFloat16) return 65504.0f;
+  if (dtype == DataType::kBFloat16) return 3.38953138925153547590e+38f;  // 255 * 2^120
+  return std::numeric_limits<float>::max();
+}
+
+// The other way, rounding to the nearest, ties to even. The numbers are no NaNs, and not beyond
+// LargestFinite.
 inline void Narrow(DataType dtype, const float* in, int64_t n, void* weight, int64_t begin) {
   switch (dtype) {
     case DataType::kFloat16:
@@ -308,6 +316,10 @@ struct Quantizer {
   void Values(int64_t c, int64_t begin, int64_t n) const {
     const Encode encode(parameters, c, max_tanh);
     const Value value(parameters, c);
+    const float largest = LargestFinite(dtype);
+    // Of hardly any weight, so that the others need no pass for it.
+    const bool saturates = !(std::fabs(value(static_cast<float>(parameters.code_min))) <= largest &&
+                             std::fabs(value(static_cast<float>(parameters.code_max))) <= largest);
     float block[kBlock];
     for (int64_t i = begin; i < begin + n; i += kBlock) {
       const int64_t size = begin + n - i < kBlock ? begin + n - i : kBlock;
@@ -315,6 +327,7 @@ struct Quantizer {
       // Two loops, or the compiler makes a branch of what clamping chooses between.
       for (int64_t j = 0; j < size; ++j) block[j] = encode(in[j]);
       for (int64_t j = 0; j < size; ++j) block[j] = value(block[j]);
+      for (int64_t j = 0; saturates && j < size; ++j) block[j] = Clamp(block[j], -largest, largest);
       Narrow(dtype, block, size, out, i);
     }
   }

@@ -4,6 +4,7 @@
 #include <gtest/gtest.h>
 
 #include <cstring>
+#include <limits>
 #include <vector>
 
 namespace nni_compression {
@@ -66,6 +67,21 @@ TEST(QuantizedTensorTest, DequantizesPerTensor) {
   tensor.parameters.scale = {0.5f};
   tensor.parameters.zero_point = {42};
   EXPECT_THAT(*tensor.Dequantize(), ElementsAre(-21.0f, 0.0f, 106.5f));
+}
+
+TEST(QuantizedTensorTest, AValueThatOverflowsIsTheLargestNumber) {
+  QuantizedTensor tensor;
+  tensor.shape = {3};
+  tensor.content = QuantizeReply::kCodes;
+  tensor.dtype = DataType::kUInt8;
+  tensor.data = BytesOf<uint8_t>({0, 1, 3});
+  tensor.parameters.scale = {2.5e38f};
+  tensor.parameters.zero_point = {1};
+  constexpr float kLargest = std::numeric_limits<float>::max();
+  EXPECT_THAT(*tensor.Dequantize(), ElementsAre(-2.5e38f, 0.0f, kLargest));
+  tensor.data = BytesOf<uint8_t>({3, 2, 0});
+  tensor.parameters.zero_point = {3};
+  EXPECT_THAT(*tensor.Dequantize(), ElementsAre(0.0f, -2.5e38f, -kLargest));
 }
 
 TEST(QuantizedTensorTest, DequantizesPerChannelAlongAnyAxis) {

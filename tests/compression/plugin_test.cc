@@ -1,7 +1,9 @@
+#include <cstring>
 #include <filesystem>
 #include <fstream>
 
 #include "absl/strings/str_cat.h"
+#include "compression/exporter.h"
 #include "compression/loader.h"
 #include "tests/compression/testing.h"
 
@@ -144,8 +146,77 @@ TEST_F(MisbehavingPluginTest, NonsenseIsToldWithAlgorithmLayerAndWhatItShouldBe)
   EXPECT_THAT(Failure("huge_state"), nonsense("huge_state", "67108864 bytes to remember"));
   EXPECT_THAT(Failure("nan_scale"), nonsense("nan_scale", "scale[0] = nan; it must be finite"));
   EXPECT_THAT(Failure("many_scales"), nonsense("many_scales", "5 scales"));
+  EXPECT_THAT(Failure("tiny_scale"), nonsense("tiny_scale", "its reciprocal"));
   EXPECT_THAT(Failure("long_data"), nonsense("long_data", "13 bytes of uint8; it must be 12"));
+  EXPECT_THAT(Failure("short_data"), nonsense("short_data", "11 bytes of uint8; it must be 12"));
+  EXPECT_THAT(Failure("wide_codes"), nonsense("wide_codes", "codes from 0 to 256 in 8 bits"));
+  EXPECT_THAT(Failure("nan_data"), nonsense("nan_data", "the code 255; codes must be in [0, 100]"));
   EXPECT_THAT(TryBind("wrong_axis"), nonsense("wrong_axis", "axis 7; it must be in [0, 1]"));
+}
+
+// What becomes of a weight at an export, planned when the quantizer had answered well.
+class MisbehavingExportTest : public MisbehavingPluginTest {
+ protected:
+  absl::Status Export(const std::string& algorithm, const std::string& format) {
+    auto session = Session::Bind(
+        registry_, MakeBinding(algorithm, nlohmann::json::array({nlohmann::json::object()}),
+                               {MakeLayer("fc.weight", {4, 3})}));
+    if (!session.ok()) return session.status();
+    const at::Tensor good = Values(std::vector<double>(12, 0), DataType::kFloat32, {4, 3});
+    auto answer = (*session)->QuantizeWeight(0, good, QuantizeReply::kCodes);
+    if (!answer.ok()) return answer.status();
+    auto plan = FindExporter(format).value()->Plan(
+        **session, {{"fc.weight", DataType::kFloat32, {4, 3}, 48}}, nlohmann::json::object());
+    if (!plan.ok()) return plan.status();
+    Buffer weight = Buffer::Allocate(48);
+    std::memcpy(weight.data(), BytesOf(Random({4, 3}, 1)).data(), 48);
+    if (plan->observe) return plan->observe(0, weight);
+    for (const ExportFile& file : plan->files) {
+      for (const Segment& segment : file.segments()) {
+        if (!segment.tensor) continue;
+        absl::Status status = segment.Apply(weight);
+        EXPECT_TRUE(!status.ok() || weight.size() == segment.byte_length);
+        return status;
+      }
+    }
+    return absl::NotFoundError("no tensor in the files");
+  }
+};
+
+TEST_F(MisbehavingExportTest, NoExportTakesNonsenseForAnAnswer) {
+  for (const std::string format : {"onnx", "compressed-tensors", "safetensors", "pth", "report"}) {
+    EXPECT_THAT(Export("wrong_axis", format),
+                Fails(absl::StatusCode::kInternal, HasSubstr("axis")));
+    for (const std::string algorithm : {"nan_scale", "many_scales", "tiny_scale", "long_data",
+                                        "short_data", "wide_codes", "nan_data"}) {
+      EXPECT_THAT(Export(algorithm, format),
+                  Fails(absl::StatusCode::kInternal,
+                        HasSubstr("the algorithm " + algorithm + " answered layer \"fc.weight\"")))
+          << format;
+    }
+  }
+}
+
+TEST_F(MisbehavingExportTest, AFileOfCodesIsNotMadeOfAWeightWithAnotherFormula) {
+  for (const std::string format : {"onnx", "compressed-tensors"}) {
+    EXPECT_THAT(Export("other_formula", format),
+                Fails(absl::StatusCode::kFailedPrecondition,
+                      AllOf(HasSubstr("\"fc.weight\""), HasSubstr("8 bits by DoReFa's formula"))));
+  }
+  for (const std::string format : {"safetensors", "pth", "report"}) {
+    EXPECT_THAT(Export("other_formula", format), IsOk());
+  }
+}
+
+TEST_F(MisbehavingPluginTest, ATargetThatIsNoShareIsNotReported) {
+  auto session = TryBind("boastful");
+  ASSERT_THAT(session, IsOk());
+  for (int64_t epoch : {0, 1, 2}) {
+    ASSERT_THAT((*session)->UpdateEpoch(epoch), IsOk());
+    const auto answer = (*session)->CalcMask(0, Random({4, 3}, 1));
+    ASSERT_THAT(answer, IsOk());
+    EXPECT_FALSE(answer->target_sparsity.has_value());
+  }
 }
 
 TEST_F(MisbehavingPluginTest, ARuleNeedsACompressorOfTheAlgorithmsKind) {

@@ -1,7 +1,9 @@
 #include "compression/session.h"
 
 #include <cmath>
+#include <limits>
 
+#include "absl/strings/str_cat.h"
 #include "tests/compression/testing.h"
 
 namespace nni_compression::compression {
@@ -77,8 +79,11 @@ TEST(SessionTest, CountersAreAbsoluteAndNotNegative) {
   EXPECT_EQ(session->clock().epoch, 5);
   EXPECT_THAT(session->UpdateEpoch(2), IsOk());
   EXPECT_EQ(session->clock().epoch, 2);
-  EXPECT_THAT(session->UpdateEpoch(-1), IsInvalid("epoch is -1; it must be at least 0"));
-  EXPECT_THAT(session->Step(-1), IsInvalid("step is -1; it must be at least 0"));
+  for (const int64_t bad : {int64_t{-1}, kMaxCounter + 1, std::numeric_limits<int64_t>::max()}) {
+    const std::string range = absl::StrCat(" is ", bad, "; it must be in [0, 9007199254740992]");
+    EXPECT_THAT(session->UpdateEpoch(bad), IsInvalid("epoch" + range));
+    EXPECT_THAT(session->Step(bad), IsInvalid("step" + range));
+  }
   EXPECT_EQ(session->clock().epoch, 2);
 }
 

@@ -62,6 +62,20 @@ def test_the_compression_library_knows_no_transport_and_no_logging():
     assert not wrong
 
 
+def test_exporters_call_no_algorithm():
+    """They ask a LayerSnapshot, which checks what an algorithm answers."""
+    algorithm = re.compile(r"\b(Compressor|Pruner|Quantizer|compressor)\b")
+    sources = sorted((ROOT / "compression/exporters").glob("*"))
+    assert sources
+    wrong = [
+        f"{source.name}: {line.strip()}"
+        for source in sources
+        for line in source.read_text().splitlines()
+        if algorithm.search(line.split("//")[0])
+    ]
+    assert not wrong
+
+
 @pytest.mark.parametrize("folder", ["client/cpp", "client/cli", "proto"])
 def test_clients_need_no_libtorch(folder):
     wrong = [

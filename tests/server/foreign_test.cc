@@ -4,6 +4,7 @@
 
 #include <atomic>
 #include <chrono>
+#include <cstring>
 #include <memory>
 #include <optional>
 #include <stdexcept>
@@ -108,6 +109,27 @@ compression::AlgorithmInfo Hanging(const std::shared_ptr<Control>& control) {
   return info;
 }
 
+// Answers a byte too few for weights that begin with a number below 0.
+class ShortQuantizer : public compression::Quantizer {
+ public:
+  absl::StatusOr<compression::QuantizedWeight> QuantizeWeight(
+      const compression::Layer& layer, const compression::Weight& weight,
+      compression::QuantizeReply reply, compression::Clock,
+      compression::LayerState&) const override {
+    compression::QuantizedWeight answer;
+    answer.parameters.emplace();
+    answer.parameters->scale = {1};
+    answer.parameters->zero_point = {0};
+    if (reply == compression::QuantizeReply::kValues) answer.dtype = layer.dtype;
+    const bool bad = *static_cast<const float*>(weight.values.data_ptr()) < 0;
+    answer.data = compression::Buffer::Allocate(
+        compression::ByteLength(answer.dtype, layer.elements) - static_cast<int64_t>(bad));
+    std::memset(answer.data.data(), 0, static_cast<size_t>(answer.data.size()));
+    return answer;
+  }
+  int bits() const override { return 8; }
+};
+
 using Create = decltype(compression::AlgorithmInfo::create);
 
 class ForeignTest : public ::testing::Test {
@@ -124,10 +146,12 @@ class ForeignTest : public ::testing::Test {
     });
   }
 
-  void Restart(Create create) {
+  void Restart(Create create,
+               compression::AlgorithmKind kind = compression::AlgorithmKind::kPruner) {
     server_.reset();
     compression::AlgorithmInfo info;
     info.name = "foreign";
+    info.kind = kind;
     info.source = "foreign.so";
     info.create = std::move(create);
     server::ServerOptions options;
@@ -196,6 +220,38 @@ TEST_F(ForeignTest, WhatThrowsIsThatLayersErrorWithAlgorithmAndLayer) {
   EXPECT_EQ(error.code(), grpc::StatusCode::INTERNAL);
   EXPECT_EQ(error.message(), "foreign on layer \"throw\": I give up");
   EXPECT_EQ(Error(session, "fine").code(), 0);
+}
+
+TEST_F(ForeignTest, AnExportOfAnAnswerThatIsTooShortIsInternalAndTakesNothingOfTheNextTensor) {
+  Restart([](const compression::Options&) { return std::make_unique<ShortQuantizer>(); },
+          compression::AlgorithmKind::kQuantizer);
+  const std::string session = Bind(
+      server_->stub(), BindRequest("foreign", {}, {{"a.weight", {1, 2}}, {"b.weight", {1, 2}}}));
+  QuantizeMessage ask;
+  ask.Open(session)
+      .Tensor(Header(0, "a.weight", {1, 2}), Bytes({1, 2}))
+      .Tensor(Header(1, "b.weight", {1, 2}), Bytes({1, 2}));
+  ask.proto().mutable_open()->set_reply(v1::QuantizeWeightRequest::REPLY_CODES);
+  v1::QuantizeWeightResponse codes;
+  ASSERT_TRUE(RunCall<QuantizeStream>(server_->stub(), ask, &codes).ok());
+  ASSERT_EQ(codes.results(0).error().code(), 0) << codes.results(0).error().message();
+  for (const char* format : {"onnx", "compressed-tensors", "safetensors", "pth", "report"}) {
+    for (const float first : {-1.0f, 1.0f}) {
+      ExportMessage message;
+      message.Open(session)
+          .Tensor(Header(0, "a.weight", {1, 2}), Bytes({first, 2}))
+          .Tensor(Header(1, "b.weight", {1, 2}), Bytes({1, 2}));
+      message.proto().mutable_open()->set_format(format);
+      v1::ExportResponse response;
+      const grpc::Status status = RunCall<ExportStream>(server_->stub(), message, &response);
+      if (first > 0) {
+        EXPECT_TRUE(status.ok()) << format << ": " << status.error_message();
+      } else {
+        EXPECT_EQ(status.error_code(), grpc::StatusCode::INTERNAL) << format;
+        EXPECT_THAT(status.error_message(), HasSubstr("answered layer \"a.weight\" with"));
+      }
+    }
+  }
 }
 
 TEST_F(ForeignTest, AHangEndsAtTheServersBoundAndTheAlgorithmIsRefusedFromThenOn) {

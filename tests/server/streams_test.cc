@@ -11,6 +11,7 @@
 #include <utility>
 #include <vector>
 
+#include "absl/strings/str_cat.h"
 #include "server/weight_cache.h"
 #include "tests/testing/test_server.h"
 
@@ -686,6 +687,41 @@ TEST_F(StreamsTest, ExportsCompressedWeightsBesideOtherTensors) {
   EXPECT_EQ(Floats(TensorIn(file, kLayer)), (std::vector<float>{0, 4, 3, 0}));
   EXPECT_EQ(TensorIn(file, "bias"), large);
   EXPECT_TRUE(server_.MemoryReturnsTo(before));
+}
+
+TEST_F(StreamsTest, AnExportReservesWhatItKeepsBesideItsTensors) {
+  constexpr int kLayers = 1000;
+  server::ServerOptions options;
+  options.memory_budget = 5 << 20;
+  TestServer server(options);
+  std::map<std::string, std::vector<int64_t>> layers;
+  ExportMessage message;
+  MaskMessage ask;
+  for (int i = 0; i < kLayers; ++i) {
+    const std::string name = absl::StrCat("layer", i);
+    layers[name] = {1};
+    message.Tensor(Header(static_cast<uint32_t>(i), name, {1}), Bytes({1}));
+    ask.Tensor(Header(static_cast<uint32_t>(i), name, {1}), Bytes({1}));
+  }
+  const std::string id = Bind(server.stub(), BindRequest("level", {{"sparsity", 0.5}}, layers));
+  v1::CalcMaskResponse masks;
+  ASSERT_TRUE(CalcMask(server.stub(), ask.Open(id), &masks).ok());
+  const int64_t before = server.server().memory_reserved();
+  message.Open(id).proto().mutable_open()->set_format("report");
+  auto& bins = (*message.proto().mutable_open()->mutable_options()->mutable_fields())["bins"];
+  for (const int count : {1000, 10}) {
+    bins.set_number_value(count);
+    v1::ExportResponse response;
+    const grpc::Status status = RunCall<ExportStream>(server.stub(), message, &response);
+    if (count == 10) {
+      ASSERT_TRUE(status.ok()) << status.error_message();
+      EXPECT_EQ(Files(response).size(), 2u);
+    } else {
+      EXPECT_EQ(status.error_code(), grpc::StatusCode::RESOURCE_EXHAUSTED);
+      EXPECT_THAT(status.error_message(), HasSubstr("the export needs "));
+    }
+    EXPECT_TRUE(server.MemoryReturnsTo(before));
+  }
 }
 
 TEST_F(StreamsTest, AnExportThatCannotBeIsRefused) {

@@ -299,6 +299,62 @@ class TestQat:
         assert np.abs(q.dequantize().astype(float) - weight).max() <= q.scale
 
 
+EXTREME_RULES: list[tuple[str, dict[str, Any]]] = [("naive", {})]
+EXTREME_RULES += [
+    ("qat", {"quant_bits": bits, "quant_scheme": scheme})
+    for bits in (2, 3, 8, 16)
+    for scheme in SCHEMES
+]
+
+
+class TestExtremes:
+    """What every finite number of every type becomes."""
+
+    @pytest.mark.parametrize("dtype", PRUNER_DTYPES)
+    @pytest.mark.parametrize(("algorithm", "rule"), EXTREME_RULES)
+    def test_values_are_the_formulas_and_finite(
+        self, client: nc.Client, algorithm: str, rule: dict[str, Any], dtype: str
+    ) -> None:
+        random = np.random.default_rng(51)
+        top = {"float16": 65504.0, "bfloat16": 255 * 2.0**120}.get(dtype, 3.4028234663852886e38)
+        numbers = np.array(
+            [0.0, -0.0, 1.0, 1e-45, 6e-8, top, -top, top / 3, -0.61 * top, -0.5 * top]
+        )
+        kinds = {f"r{i}": random.choice(numbers, random.integers(1, 9)) for i in range(60)}
+        kinds["rounds_up"] = np.array([-0.61 * top, top])
+        weights = {name: in_dtype(values, dtype) for name, values in kinds.items()}
+        with client.bind_model(algorithm, [rule], layers_for(weights, dtype)) as session:
+            sent = {name: weight for name, (weight, _) in weights.items()}
+            answers = session.quantize_weight(sent)
+            values = session.quantize_weight(sent, reply="values")
+        for name, (_, seen) in weights.items():
+            if algorithm == "naive":
+                expected = oracles.naive(seen)
+            else:
+                symmetric, axis = SCHEMES[rule["quant_scheme"]]
+                expected = oracles.qat(seen, rule["quant_bits"], symmetric, axis)
+            q = answers[name]
+            np.testing.assert_array_equal(q.codes, expected.codes, err_msg=name)
+            if not (algorithm == "naive" and expected.scale == 0):  # answered as 1
+                np.testing.assert_array_equal(q.scale, expected.scale, err_msg=name)
+            np.testing.assert_array_equal(q.dequantize(), expected.values, err_msg=name)
+            assert np.isfinite(q.dequantize()).all()
+            got = values[name].values
+            rounded = oracles.saturated(expected.values, dtype)
+            if dtype == "bfloat16":
+                np.testing.assert_array_equal(got, oracles.round_to_bfloat16(rounded), err_msg=name)
+            else:
+                np.testing.assert_array_equal(got, rounded.astype(dtype), err_msg=name)
+                assert np.isfinite(got).all()
+
+    def test_a_half_that_rounds_up_beyond_its_type(self, client: nc.Client) -> None:
+        weight = np.array([-40000, 65504], np.float16)
+        layers = [nc.Layer("w", "Linear", (2,), "float16")]
+        with client.bind_model("qat", [{"quant_bits": 2}], layers) as session:
+            values = session.quantize_weight({"w": weight}, reply="values")["w"].values
+        assert values.tolist() == [-35168, 65504]
+
+
 class TestDoReFa:
     def test_the_example(self, client: nc.Client) -> None:
         q = quantized(client, "dorefa", {}, w=np.array([-1, -0.5, 0, 0.5, 1], np.float32))["w"]

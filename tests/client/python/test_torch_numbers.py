@@ -279,6 +279,21 @@ def test_both_transfers_give_the_same_bits_throughout_training(client, make, rul
             quantizer.step()
 
 
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(("make", "rule"), QUANTIZERS)
+def test_both_transfers_saturate_at_the_largest_number_of_the_type(client, make, rule, dtype):
+    top = min(torch.finfo(dtype).max, torch.finfo(torch.float32).max)
+    weight = torch.tensor([[-0.61, 1, 0, 0.5], [1, -1, 0.25, -0.61]], dtype=torch.float64) * top
+    answers = []
+    for transfer in ("weights", "ranges"):
+        model = layer_with(weight.to(dtype))
+        quantizer = make([rule], client=client, transfer=transfer)
+        answers.append(quantizer(model)["layer"].weight.detach().clone())
+    if make is not DoReFaQuantizer:
+        assert torch.equal(*answers)
+    assert all(torch.isfinite(answer).all() for answer in answers)
+
+
 @pytest.mark.parametrize("make", [NaiveQuantizer, QATQuantizer, DoReFaQuantizer])
 @pytest.mark.parametrize("transfer", ["weights", "ranges"])
 def test_a_weight_of_zeros_stays_zero_and_trains(client, make, transfer):

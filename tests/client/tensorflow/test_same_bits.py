@@ -13,6 +13,7 @@ import tensorflow as tf
 
 import nni_compression as nc
 import nni_compression.tensorflow as adapter
+from nni_compression.tensorflow import rounding
 from servers import ServerProcess
 
 SOURCES = Path(nc.__file__).parents[1]
@@ -108,3 +109,16 @@ def test_the_same_weights_give_the_same_bits(
     found = train(compressor, weight)
     assert found.tobytes() == pytorch[algorithm].tobytes()
     assert found.tobytes() != weight.tobytes()
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float32", "float64"])
+def test_values_beyond_their_type_are_its_largest_number(client: nc.Client, dtype: str) -> None:
+    top = min(float(tf.as_dtype(dtype).max), float(np.finfo(np.float32).max))
+    dense = np.array([[-0.61 * top, top], [0.5 * top, 0]]).astype(tf.as_dtype(dtype).as_numpy_dtype)
+    layers = [nc.Layer("w", "Dense", dense.shape, dtype)]
+    with client.bind_model("qat", [{"quant_bits": 2}], layers) as session:
+        by_server = session.quantize_weight({"w": rounding.host(dense, dtype)}, reply="values")["w"]
+        by_range = session.quantize_range({"w": rounding.weight_range(dense, False)})["w"]
+    values, _ = rounding.values_and_inside(dense, by_range)
+    assert values.tobytes() == rounding.values_and_inside(dense, by_server)[0].tobytes()
+    assert values.astype(np.float64).max() == top

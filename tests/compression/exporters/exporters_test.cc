@@ -1,7 +1,11 @@
+#include <algorithm>
 #include <cmath>
 #include <cstring>
+#include <limits>
 #include <set>
+#include <utility>
 
+#include "absl/strings/str_cat.h"
 #include "compression/exporter.h"
 #include "compression/exporters/safetensors_header.h"
 #include "tests/compression/testing.h"
@@ -18,16 +22,14 @@ using testing::HasSubstr;
 std::string Stream(const ExportFile& file, const std::vector<at::Tensor>& tensors, int64_t piece) {
   std::string bytes;
   int next_tensor = 0;
-  for (const Segment& segment : file.segments) {
+  for (const Segment& segment : file.segments()) {
     const size_t before = bytes.size();
     if (segment.tensor) {
       EXPECT_EQ(*segment.tensor, next_tensor++);
       const std::string sent = BytesOf(tensors[*segment.tensor]);
       Buffer buffer = Buffer::Allocate(static_cast<int64_t>(sent.size()));
       std::memcpy(buffer.data(), sent.data(), sent.size());
-      if (segment.transform) {
-        EXPECT_THAT(segment.transform(buffer), IsOk());
-      }
+      EXPECT_THAT(segment.Apply(buffer), IsOk());
       bytes += BytesOf(buffer);
     } else {
       for (int64_t offset = 0; offset < segment.byte_length; offset += piece) {
@@ -111,7 +113,7 @@ TEST(MasksExporterTest, WritesOneByteAndOneBitAnElement) {
   const std::vector<ExportFile> files = PlanFiles(*session, "masks");
   ASSERT_EQ(files.size(), 2u);
   for (int64_t piece : {1, 3, 1000}) {
-    EXPECT_EQ(files[0].name, "masks.safetensors");
+    EXPECT_EQ(files[0].name(), "masks.safetensors");
     const Parsed plain(Stream(files[0], {}, piece));
     EXPECT_EQ(plain.header["conv1"]["dtype"], "U8");
     EXPECT_EQ(plain.header["conv1"]["shape"], json({2, 5}));
@@ -119,7 +121,7 @@ TEST(MasksExporterTest, WritesOneByteAndOneBitAnElement) {
     EXPECT_EQ(plain.Tensor("conv2"), std::string("\0\0\1", 3));
     EXPECT_FALSE(plain.header.contains("bias"));
 
-    EXPECT_EQ(files[1].name, "masks.packed.safetensors");
+    EXPECT_EQ(files[1].name(), "masks.packed.safetensors");
     const Parsed packed(Stream(files[1], {}, piece));
     EXPECT_EQ(packed.header["conv1"]["shape"], json({2}));
     EXPECT_EQ(packed.Tensor("conv1"), BytesOf(session->state(0).mask->bits()));
@@ -166,7 +168,7 @@ TEST(SafetensorsExporterTest, WritesZerosIntoPrunedWeightsAndPassesTheRestThroug
                  Announce("conv2", tensors[2], DataType::kFloat16),
                  Announce("bn.count", tensors[3], DataType::kInt64)});
   ASSERT_EQ(files.size(), 1u);
-  EXPECT_EQ(files[0].name, "model.safetensors");
+  EXPECT_EQ(files[0].name(), "model.safetensors");
   session.reset();  // the files own what they need
   const Parsed parsed(Stream(files[0], tensors, 5));
   EXPECT_EQ(parsed.Tensor("conv1"), BytesOf(Values({0, 2, 3, 0, 5, 0, 7, 8, 0, 10})));
@@ -235,6 +237,71 @@ TEST(OnnxExporterTest, CodesThatAreMaskedStandForZero) {
   }
 }
 
+// The file is planned before the weight comes, whatever was answered before.
+TEST(OnnxExporterTest, DorefasValuesAreWrittenWhetherOrNotTheWeightIsZero) {
+  const at::Tensor zeros = Values({0, 0, 0, 0}, DataType::kFloat32, {2, 2});
+  const at::Tensor others = Values({1, -2, 3, -4}, DataType::kFloat32, {2, 2});
+  for (const auto& [asked, written] : {std::pair(zeros, others), std::pair(others, zeros)}) {
+    auto session = BindOne("dorefa", json::object(), {2, 2});
+    ASSERT_THAT(session->QuantizeWeight(0, asked, QuantizeReply::kCodes), IsOk());
+    const auto files = PlanFiles(*session, "onnx", {Announce("layer", written)});
+    EXPECT_EQ(Parsed(Stream(files[0], {written}, 100)).Tensor("layer"),
+              BytesOf(session->QuantizeWeight(0, written, QuantizeReply::kValues)->data));
+  }
+}
+
+TEST(CompressedTensorsExporterTest, RefusesDorefaWhateverWasAnsweredLast) {
+  auto session =
+      TryBind(MakeBinding("dorefa", {json::object()}, {MakeLayer("fc.weight", {2, 2})})).value();
+  const at::Tensor zeros = Values({0, 0, 0, 0}, DataType::kFloat32, {2, 2});
+  const auto plan = [&] {
+    return FindExporter("compressed-tensors")
+        .value()
+        ->Plan(*session, {Announce("fc.weight", zeros)}, json::object());
+  };
+  EXPECT_THAT(plan(), IsInvalid(HasSubstr("is quantized by DoReFa's formula")));
+  ASSERT_THAT(session->QuantizeWeight(0, zeros, QuantizeReply::kCodes), IsOk());
+  EXPECT_THAT(plan(), IsInvalid(HasSubstr("is quantized by DoReFa's formula")));
+}
+
+// Every algorithm and granularity: a layer that was asked for, one that never was, and one whose
+// weight was another.
+TEST(ExporterTest, FilesDependOnTheWeightsSentAndNotOnEarlierAnswers) {
+  const at::Tensor weight = Random({4, 6}, 1);
+  const std::vector<std::pair<std::string, json>> rules = {
+      {"naive", json::object()},
+      {"dorefa", {{"quant_bits", 3}}},
+      {"qat", {{"quant_bits", 4}}},
+      {"qat", {{"quant_scheme", "per_tensor_symmetric"}}},
+      {"qat", {{"quant_scheme", "per_channel_affine"}, {"quant_bits", 4}}},
+      {"qat", {{"quant_scheme", "per_channel_symmetric"}, {"group_size", 2}}},
+      {"qat", {{"quant_scheme", "per_channel_affine"}, {"group_size", 3}, {"quant_bits", 2}}}};
+  for (const auto& [algorithm, rule] : rules) {
+    for (const std::string format : {"onnx", "compressed-tensors", "safetensors", "pth"}) {
+      if (algorithm == "dorefa" && format == "compressed-tensors") continue;
+      std::vector<std::string> results;
+      for (const double earlier : {-1.0, 0.0, 1e-3}) {  // none, zeros, small ones
+        auto session =
+            TryBind(MakeBinding(algorithm, {rule}, {MakeLayer("fc.weight", {4, 6})})).value();
+        if (earlier >= 0) {
+          const at::Tensor other = Random({4, 6}, 2, DataType::kFloat32, earlier);
+          ASSERT_THAT(session->QuantizeWeight(0, other, QuantizeReply::kCodes), IsOk());
+        }
+        std::string bytes;
+        for (const ExportFile& file :
+             PlanFiles(*session, format, {Announce("fc.weight", weight)})) {
+          const std::string whole = Stream(file, {weight}, 1000);
+          EXPECT_EQ(Stream(file, {weight}, 1), whole);
+          bytes += whole;
+        }
+        results.push_back(bytes);
+      }
+      EXPECT_EQ(results[1], results[0]) << algorithm << rule << format;
+      EXPECT_EQ(results[2], results[0]) << algorithm << rule << format;
+    }
+  }
+}
+
 TEST(SafetensorsExporterTest, RefusesAQuantizedWeightThatIsNotFiniteOrTooEarly) {
   auto early = BindOne("qat", {{"quant_start_step", 5}}, {2});
   const at::Tensor weight = Values({1, 2});
@@ -242,14 +309,14 @@ TEST(SafetensorsExporterTest, RefusesAQuantizedWeightThatIsNotFiniteOrTooEarly) 
     const auto files = PlanFiles(session, "safetensors", {Announce("layer", weight)});
     Buffer buffer = Buffer::Allocate(8);
     std::memset(buffer.data(), 0xff, 8);
-    return files[0].segments[1].transform(buffer);
+    return files[0].segments()[1].transform(buffer);
   };
   EXPECT_THAT(transform(*BindOne("qat", json::object(), {2})),
               IsInvalid(HasSubstr("element 0 is")));
   const auto files = PlanFiles(*early, "safetensors", {Announce("layer", weight)});
   Buffer buffer = Buffer::Allocate(8);
   std::memcpy(buffer.data(), weight.data_ptr(), 8);
-  EXPECT_THAT(files[0].segments[1].transform(buffer),
+  EXPECT_THAT(files[0].segments()[1].transform(buffer),
               Fails(absl::StatusCode::kFailedPrecondition, HasSubstr("before its start step")));
 }
 
@@ -308,15 +375,15 @@ TEST(SafetensorsExporterTest, WritesShardsWithAnIndexWhereOneFileWouldBeTooLarge
   // 40, 6, 8 and 16 bytes.
   const auto files = PlanFiles(*session, "safetensors", sent, {{"max_shard_bytes", 16}});
   ASSERT_EQ(files.size(), 4u);
-  EXPECT_EQ(files[0].name, "model-00001-of-00003.safetensors");
-  EXPECT_EQ(files[2].name, "model-00003-of-00003.safetensors");
-  EXPECT_EQ(files[3].name, "model.safetensors.index.json");
+  EXPECT_EQ(files[0].name(), "model-00001-of-00003.safetensors");
+  EXPECT_EQ(files[2].name(), "model-00003-of-00003.safetensors");
+  EXPECT_EQ(files[3].name(), "model.safetensors.index.json");
   const json index = json::parse(Stream(files[3], {}, 7));
   EXPECT_EQ(index["metadata"]["total_size"], 70);
-  EXPECT_EQ(index["weight_map"], json({{"conv1", files[0].name},
-                                       {"conv2", files[1].name},
-                                       {"bias", files[1].name},
-                                       {"more", files[2].name}}));
+  EXPECT_EQ(index["weight_map"], json({{"conv1", files[0].name()},
+                                       {"conv2", files[1].name()},
+                                       {"bias", files[1].name()},
+                                       {"more", files[2].name()}}));
   EXPECT_EQ(PlanFiles(*session, "safetensors", sent, {{"max_shard_bytes", 70}}).size(), 1u);
   EXPECT_THAT(FindExporter("safetensors").value()->Plan(*session, sent, {{"max_shard_bytes", 0}}),
               IsInvalid(HasSubstr("options.max_shard_bytes is 0")));
@@ -332,7 +399,7 @@ TEST(SparseExporterTest, WritesTheKeptElementsBitForBitAndTheBitmask) {
                                {Announce("conv1", tensors[0]), Announce("bias", tensors[1]),
                                 Announce("conv2", tensors[2], DataType::kFloat16)});
   ASSERT_EQ(files.size(), 1u);
-  EXPECT_EQ(files[0].name, "model.sparse.safetensors");
+  EXPECT_EQ(files[0].name(), "model.sparse.safetensors");
   const Mask mask = *session->state(0).mask;
   session.reset();
   const Parsed parsed(Stream(files[0], tensors, 3));
@@ -382,8 +449,8 @@ json Report(const Session& session, const std::vector<ExportTensor>& sent,
   }
   const auto files = plan->conclude();
   EXPECT_THAT(files, IsOk());
-  EXPECT_EQ(files->at(0).name, "report.json");
-  EXPECT_EQ(files->at(1).name, "report.html");
+  EXPECT_EQ(files->at(0).name(), "report.json");
+  EXPECT_EQ(files->at(1).name(), "report.html");
   return json::parse(Stream(files->at(0), {}, 1000));
 }
 
@@ -458,6 +525,160 @@ TEST(ReportExporterTest, DrawsTheCurveOfAgp) {
   EXPECT_EQ(curve["targets"][0], 0);
   EXPECT_EQ(curve["targets"][10], 0.8);
   EXPECT_EQ(curve["targets"][4], report["layers"][0]["target_sparsity"]);
+}
+
+// By every finite number of every type.
+TEST(ReportExporterTest, SurvivesTheLargestAndTheSmallestNumbers) {
+  const json qat2 = {{"quant_bits", 2}};
+  const json agp = {{"initial_sparsity", 0.5}, {"final_sparsity", 0.5}, {"end_epoch", 5}};
+  const std::vector<std::pair<std::string, json>> algorithms = {{"level", {{"sparsity", 0.5}}},
+                                                                {"agp", agp},
+                                                                {"qat", qat2},
+                                                                {"naive", json::object()},
+                                                                {"dorefa", qat2}};
+  const std::vector<std::pair<DataType, double>> largest = {
+      {DataType::kFloat16, 65504},
+      {DataType::kBFloat16, 255 * std::ldexp(1.0, 120)},
+      {DataType::kFloat32, std::numeric_limits<float>::max()},
+      {DataType::kFloat64, std::numeric_limits<double>::max()}};
+  for (const auto& [dtype, most] : largest) {
+    for (const auto& [algorithm, rule] : algorithms) {
+      const bool pruner = algorithm == "level" || algorithm == "agp";
+      // Quantizers compute in float32.
+      const double top = pruner ? most : std::min(most, double{std::numeric_limits<float>::max()});
+      for (const std::vector<double>& values :
+           std::vector<std::vector<double>>{{top, -top, 1, 2},
+                                            {-0.61 * top, top, 0, 0},
+                                            {top, top, top, top},
+                                            {0, -0.0, 0, 0},
+                                            {5e-324, -1e-45, 6e-8, 0}}) {
+        auto session = BindOne(algorithm, rule, {4}, dtype);
+        const at::Tensor weight = Values(values, dtype);
+        if (pruner) {
+          ASSERT_THAT(session->CalcMask(0, weight), IsOk());
+        }
+        const json report = Report(*session, {Announce("layer", weight, dtype)}, {weight});
+        SCOPED_TRACE(absl::StrCat(DataTypeName(dtype), " ", report.dump()));
+        const json& layer = report["layers"][0];
+        for (const char* side : {"before", "after"}) {
+          int64_t sum = 0;
+          for (const json& count : layer["histogram"][side]) sum += count.get<int64_t>();
+          EXPECT_EQ(sum, 4);
+        }
+        EXPECT_TRUE(layer["histogram"]["minimum"].is_number());
+        EXPECT_TRUE(layer["histogram"]["maximum"].is_number());
+        EXPECT_TRUE(layer["sqnr_db"].is_number() || layer["sqnr_db"].is_null());
+        if (values[1] == -top && pruner) {
+          // Of {top, -top, 1, 2} the two small ones go.
+          EXPECT_GT(layer["sqnr_db"].get<double>(), 60);
+        }
+      }
+    }
+  }
+}
+
+TEST(ReportExporterTest, ACurveHasAnEndAtEveryEpoch) {
+  for (const int64_t epoch : {int64_t{0}, int64_t{1}, int64_t{499}, int64_t{500}, int64_t{501},
+                              kMaxCounter, std::numeric_limits<int64_t>::max()}) {
+    Binding binding = MakeBinding("agp", {{{"final_sparsity", 0.8}, {"end_epoch", 2}}},
+                                  {MakeLayer("layer", {4})});
+    binding.clock.epoch = epoch;  // as a stored session may have it
+    auto session = TryBind(binding).value();
+    const at::Tensor weight = Random({4}, 1);
+    ASSERT_THAT(session->CalcMask(0, weight), IsOk());
+    const json curve = Report(*session, {Announce("layer", weight)}, {weight})["curves"][0];
+    EXPECT_EQ(curve["epochs"].size(), curve["targets"].size());
+    EXPECT_LE(curve["epochs"].size(), 500u);
+    EXPECT_GE(curve["epochs"].size(), std::min<size_t>(250, static_cast<size_t>(epoch)));
+    EXPECT_EQ(curve["epochs"][0], 0);
+    for (size_t i = 1; i < curve["epochs"].size(); ++i) {
+      EXPECT_GT(curve["epochs"][i].get<int64_t>(), curve["epochs"][i - 1].get<int64_t>());
+    }
+    EXPECT_LE(curve["epochs"].back().get<int64_t>(), std::max<int64_t>(2, epoch));
+  }
+}
+
+// The text of a report is reserved before it exists.
+TEST(ReportExporterTest, TakesNoMoreMemoryThanItSays) {
+  const std::string quoted(500, '"'), bracket(500, '<');
+  for (const auto& [algorithm, rule] : std::vector<std::pair<std::string, json>>{
+           {"level", {{"sparsity", 0.3}}},
+           {"qat", {{"quant_bits", 16}}},
+           {"qat", {{"quant_types", {"weight", "output", "input"}}}},
+           {"qat", {{"quant_scheme", "per_channel_affine"}}},
+           {"naive", json::object()},
+           {"dorefa", json::object()}}) {
+    for (const int64_t rows : {1, 300}) {
+      for (const int bins : {1, 1000}) {
+        std::vector<Layer> layers;
+        std::vector<ExportTensor> sent;
+        const at::Tensor weight = Random({rows, 40}, 1, DataType::kFloat32, 1e-30);
+        for (const std::string& name : {quoted, bracket}) {
+          layers.push_back(MakeLayer(name, {rows, 40}));
+          sent.push_back(Announce(name, weight));
+        }
+        auto session = TryBind(MakeBinding(algorithm, {rule}, layers)).value();
+        for (int i = 0; i < 2; ++i) {
+          if (algorithm == "level") {
+            ASSERT_THAT(session->CalcMask(i, weight), IsOk());
+          }
+          for (const Activation activation : {Activation::kOutput, Activation::kInput}) {
+            if (!session->Quantizes(i, activation)) continue;
+            const Range range = {{-1.2345678e-20f}, {3.4028234e38f}};
+            ASSERT_THAT(session->ObserveActivation(i, activation, range), IsOk());
+          }
+        }
+        auto plan = FindExporter("report").value()->Plan(*session, sent, {{"bins", bins}});
+        ASSERT_THAT(plan, IsOk());
+        const int64_t reserved = plan->memory_needed();
+        Buffer buffer = Buffer::Allocate(rows * 160);
+        std::memcpy(buffer.data(), BytesOf(weight).data(), rows * 160);
+        for (int t : {1, 0}) ASSERT_THAT(plan->observe(t, buffer), IsOk());
+        const auto files = plan->conclude().value();
+        EXPECT_LE(files[0].byte_length(), reserved) << rule << " " << rows << " " << bins;
+        const json report = json::parse(Stream(files[0], {}, 10'000));
+        EXPECT_EQ(report["layers"][1]["name"], bracket);
+        EXPECT_EQ(report["layers"][1]["elements"], rows * 40);
+        EXPECT_TRUE(report["layers"][1].contains("histogram"));
+      }
+    }
+  }
+}
+
+// All of a session at once, and then one layer after another.
+TEST(ExporterTest, PlansOfManyLayersCanBeCancelled) {
+  constexpr int kLayers = 300;
+  std::vector<Layer> layers;
+  std::vector<ExportTensor> sent;
+  for (int i = 0; i < kLayers; ++i) {
+    const std::string name = absl::StrCat("l", i, ".weight");
+    layers.push_back(MakeLayer(name, {1, 1}));
+    sent.push_back({name, DataType::kFloat32, {1, 1}, 4});
+  }
+  for (const std::string format :
+       {"compressed-tensors", "masks", "onnx", "pth", "report", "safetensors", "sparse"}) {
+    const bool pruner = format == "masks" || format == "sparse";
+    const json rule = pruner ? json{{"sparsity", 0.5}} : json::object();
+    auto session = TryBind(MakeBinding(pruner ? "level" : "qat", {rule}, layers)).value();
+    for (int i = 0; pruner && i < kLayers; ++i)
+      ASSERT_THAT(session->SetMask(i, MaskOf("1")), IsOk());
+    const auto tensors = format == "masks" ? std::vector<ExportTensor>() : sent;
+    int polls = 0;
+    const Exporter& exporter = *FindExporter(format).value();
+    const auto count = [&] {
+      ++polls;
+      return false;
+    };
+    ASSERT_THAT(exporter.Plan(*session, tensors, json::object(), count), IsOk());
+    EXPECT_GE(polls, kLayers) << format;
+    for (const int last : {1, polls / 2, polls}) {
+      int left = last;
+      EXPECT_THAT(exporter.Plan(*session, tensors, json::object(), [&] { return --left == 0; }),
+                  Fails(absl::StatusCode::kCancelled, "cancelled"))
+          << format;
+      EXPECT_EQ(left, 0) << format;
+    }
+  }
 }
 
 TEST(ReportExporterTest, ANameOfALayerCannotEndThePagesData) {

@@ -10,8 +10,11 @@
 #include <numeric>
 #include <optional>
 #include <random>
+#include <set>
 #include <tuple>
+#include <vector>
 
+#include "absl/strings/str_cat.h"
 #include "compression/kernels/isa.h"
 #include "tests/compression/testing.h"
 
@@ -52,8 +55,10 @@ class Sorted {
 // Nothing when the kernel says that a weight is not finite.
 std::optional<Mask> SelectMask(DataType dtype, const at::Tensor& weight, int64_t prune,
                                const std::optional<Mask>& previous,
-                               const MagnitudeHistogram* magnitudes = nullptr) {
+                               const MagnitudeHistogram* magnitudes = nullptr,
+                               const SelectLimits& limits = {}) {
   SelectArguments arguments;
+  arguments.limits = limits;
   arguments.dtype = dtype;
   arguments.weight = weight.data_ptr();
   arguments.elements = weight.numel();
@@ -69,13 +74,59 @@ std::optional<Mask> SelectMask(DataType dtype, const at::Tensor& weight, int64_t
 }
 
 std::string Select(DataType dtype, const at::Tensor& weight, int64_t prune,
-                   const std::string& previous = "",
-                   const MagnitudeHistogram* magnitudes = nullptr) {
+                   const std::string& previous = "", const MagnitudeHistogram* magnitudes = nullptr,
+                   const SelectLimits& limits = {}) {
   const auto mask = SelectMask(
       dtype, weight, prune, previous.empty() ? std::nullopt : std::make_optional(MaskOf(previous)),
-      magnitudes);
+      magnitudes, limits);
   return mask ? Bits(*mask) : "not finite";
 }
+
+// The places that a sample of the kernel looks at.
+std::vector<size_t> SamplePlaces(int64_t n, int64_t count = 512) {
+  std::vector<size_t> places;
+  for (uint64_t i = 1; i <= static_cast<uint64_t>(count); ++i) {
+    places.push_back(static_cast<size_t>(
+        static_cast<unsigned __int128>(i * 0x9e3779b97f4a7c15u) * static_cast<uint64_t>(n) >> 64));
+  }
+  return places;
+}
+
+// Weights that agree in magnitude as much as binary, ternary and quantized ones do.
+struct FewValues {
+  std::vector<double> values;
+  std::vector<int64_t> borders;  // how many weights are below each of the magnitudes
+
+  static FewValues Draw(std::mt19937_64& engine) {
+    // Exact in every type of weights; neighbours share their upper bits.
+    constexpr double kMagnitudes[] = {0, 0.5, 0.50390625, 1, 1.0078125, 1.5, 2, 100, 1024};
+    const size_t distinct = 1 + engine() % 5;
+    std::vector<double> magnitudes(std::begin(kMagnitudes), std::end(kMagnitudes));
+    std::shuffle(magnitudes.begin(), magnitudes.end(), engine);
+    magnitudes.resize(distinct);
+    FewValues few;
+    few.values.resize(1 + engine() % (engine() % 2 == 0 ? 300 : 5000));
+    // Often all but one of the magnitudes are rare.
+    const uint64_t share = engine() % 3 == 0 ? 1 : 1 + engine() % 1000;
+    for (double& value : few.values) {
+      const double magnitude = magnitudes[engine() % share == 0 ? engine() % distinct : 0];
+      value = engine() % 2 == 0 ? magnitude : -magnitude;
+    }
+    // What the sample says may be wrong altogether.
+    if (engine() % 2 == 0) {
+      const double seen = magnitudes[engine() % distinct];
+      for (const size_t place : SamplePlaces(static_cast<int64_t>(few.values.size()))) {
+        few.values[place] = seen;
+      }
+    }
+    for (const double magnitude : magnitudes) {
+      few.borders.push_back(std::count_if(few.values.begin(), few.values.end(), [&](double value) {
+        return std::fabs(value) < magnitude;
+      }));
+    }
+    return few;
+  }
+};
 
 class SelectTest : public testing::TestWithParam<std::tuple<DataType, Isa>> {
  protected:
@@ -188,10 +239,7 @@ TEST_P(SelectTest, AgreesWithASortWhenTheSampleIsAllWrong) {
     std::mt19937_64 engine(14);
     std::vector<double> values(n);
     for (double& value : values) value = 1 + static_cast<double>(engine() % 64) / 64;
-    for (uint64_t i = 1; i <= 512; ++i) {
-      const auto place = static_cast<unsigned __int128>(i * 0x9e3779b97f4a7c15u) * n >> 64;
-      values[static_cast<size_t>(place)] = seen;
-    }
+    for (const size_t place : SamplePlaces(n)) values[place] = seen;
     Check(values);
   }
 }
@@ -211,6 +259,57 @@ TEST_P(SelectTest, AgreesWithASortWhenWeightsClusterAroundTheThreshold) {
     value = 1.0 + static_cast<double>(engine() % 64) * std::ldexp(1.0, -7 - engine() % 17);
   }
   Check(values);
+}
+
+TEST_P(SelectTest, AgreesWithASortOnFewValuesAtEveryBorderOnEveryPath) {
+  const int threads_before = at::get_num_threads();
+  std::mt19937_64 engine(15);
+  for (int round = 0; round < 150; ++round) {
+    const FewValues few = FewValues::Draw(engine);
+    const at::Tensor weight = Values(few.values, dtype());
+    const int64_t n = weight.numel();
+    const auto magnitudes = CountMagnitudes(dtype(), weight.data_ptr(), n);
+    ASSERT_TRUE(magnitudes.has_value());
+    std::string previous(n, '1');
+    for (char& bit : previous) bit = engine() % 4 == 0 ? '0' : '1';
+    const auto pruned = static_cast<int64_t>(std::count(previous.begin(), previous.end(), '0'));
+    std::set<int64_t> prunes = {0, n, static_cast<int64_t>(engine() % (n + 1))};
+    for (const int64_t border : few.borders) {
+      for (int64_t prune : {border - 1, border, border + 1}) {
+        prunes.insert(std::clamp<int64_t>(prune, 0, n));
+      }
+    }
+    SelectLimits limits;
+    limits.found = std::vector<int64_t>{1, 7, 64, 1000, limits.found}[engine() % 5];
+    limits.tiny = std::vector<int64_t>{0, 100, limits.tiny}[engine() % 3];
+    limits.grain = std::vector<int64_t>{64, 512, limits.grain}[engine() % 3];
+    at::set_num_threads(std::vector<int>{1, 2, 8}[engine() % 3]);
+    const Sorted sorted(weight, ""), rest(weight, previous);
+    for (const int64_t prune : prunes) {
+      SCOPED_TRACE(absl::StrCat("round ", round, ": ", n, " elements, ", prune, " to prune, found ",
+                                limits.found, ", tiny ", limits.tiny, ", grain ", limits.grain));
+      const std::string expected = sorted.Bits(prune);
+      ASSERT_EQ(Select(dtype(), weight, prune, "", nullptr, limits), expected);
+      ASSERT_EQ(Select(dtype(), weight, prune, "", &*magnitudes, limits), expected);
+      if (prune < pruned) continue;
+      ASSERT_EQ(Select(dtype(), weight, prune, previous, nullptr, limits), rest.Bits(prune));
+    }
+  }
+  at::set_num_threads(threads_before);
+}
+
+// With the sizes that servers have: the sample sees only the larger of two magnitudes, so the
+// bracket begins above the threshold, and more lies inside than is collected.
+TEST_P(SelectTest, PrunesNoWeightTooManyWhereTheSampleSawOnlyLargerOnes) {
+  const int64_t n = 3'000'000;
+  std::vector<double> values(n, 1.0);
+  std::fill_n(values.begin(), 200'000, -0.5);
+  for (const size_t place : SamplePlaces(n, n / 256)) values[place] = 1.0;
+  const int64_t small = std::count(values.begin(), values.end(), -0.5);
+  const at::Tensor weight = Values(values, dtype());
+  const auto magnitudes = CountMagnitudes(dtype(), weight.data_ptr(), n);
+  EXPECT_EQ(SelectMask(dtype(), weight, small, std::nullopt)->pruned(), small);
+  EXPECT_EQ(SelectMask(dtype(), weight, small, std::nullopt, &*magnitudes)->pruned(), small);
 }
 
 TEST_P(SelectTest, TakesNegativeZeroForZero) {

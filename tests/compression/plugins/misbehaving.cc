@@ -2,6 +2,7 @@
 #include <unistd.h>
 
 #include <cmath>
+#include <cstring>
 #include <functional>
 #include <memory>
 #include <stdexcept>
@@ -34,19 +35,36 @@ struct Answer {
   int scales = 1;
   int64_t extra_bytes = 0;
   std::optional<int> axis;
+  uint8_t byte = 0;  // of which the data is made
+  int32_t code_max = 255;
+  bool by_dorefa = false;
 };
 
+// Answers as it should where the first weight is 0.
 class BadQuantizer : public Quantizer {
  public:
   explicit BadQuantizer(Answer answer) : answer_(answer) {}
 
-  absl::StatusOr<QuantizedWeight> QuantizeWeight(const Layer& layer, const Weight&, QuantizeReply,
-                                                 Clock, LayerState&) const override {
+  absl::StatusOr<QuantizedWeight> QuantizeWeight(const Layer& layer, const Weight& weight,
+                                                 QuantizeReply reply, Clock,
+                                                 LayerState&) const override {
+    const bool good = *static_cast<const float*>(weight.values.data_ptr()) == 0;
+    const Answer answer = good ? Answer() : answer_;
     QuantizedWeight result;
     result.parameters.emplace();
-    result.parameters->scale.assign(static_cast<size_t>(answer_.scales), answer_.scale);
-    result.parameters->zero_point.resize(static_cast<size_t>(answer_.scales));
-    result.data = Buffer::Allocate(layer.elements + answer_.extra_bytes);
+    result.parameters->code_max = answer.code_max;
+    if (answer.by_dorefa) {
+      result.parameters->formula = Formula::kDoReFa;
+      result.parameters->rounding = Rounding::kDoReFa;
+    } else {
+      result.parameters->scale.assign(static_cast<size_t>(answer.scales), answer.scale);
+      result.parameters->zero_point.resize(static_cast<size_t>(answer.scales));
+    }
+    result.parameters->channel_axis = answer_.axis;
+    if (reply == QuantizeReply::kParameters) return result;
+    if (reply == QuantizeReply::kValues) result.dtype = layer.dtype;
+    result.data = Buffer::Allocate(ByteLength(result.dtype, layer.elements) + answer.extra_bytes);
+    std::memset(result.data.data(), answer.byte, static_cast<size_t>(result.data.size()));
     return result;
   }
   std::optional<int> channel_axis(const Layer&) const override { return answer_.axis; }
@@ -54,6 +72,20 @@ class BadQuantizer : public Quantizer {
 
  private:
   const Answer answer_;
+};
+
+// Says that it prunes more than there is.
+class BoastfulPruner : public Pruner {
+ public:
+  absl::StatusOr<Mask> CalcMask(const Layer& layer, const Weight&, LayerState&,
+                                Clock) const override {
+    return Mask::Ones(layer.elements);
+  }
+  bool needs_epoch() const override { return true; }
+  std::optional<double> TargetSparsity(Clock clock) const override {
+    if (clock.epoch == 1) throw std::runtime_error("no idea");
+    return clock.epoch == 0 ? 1.5 : NAN;
+  }
 };
 
 AlgorithmInfo Info(const std::string& name, AlgorithmKind kind,
@@ -86,11 +118,18 @@ AlgorithmInfo Quantizing(const std::string& name, const Answer& answer) {
 NNI_COMPRESSION_PLUGIN() {
   using namespace nni_compression::compression;  // NOLINT
   using MaskOr = absl::StatusOr<Mask>;
-  Answer nan_scale, many_scales, long_data, wrong_axis;
+  Answer nan_scale, many_scales, tiny_scale, long_data, short_data, wrong_axis, wide_codes,
+      nan_data, other_formula;
   nan_scale.scale = NAN;
   many_scales.scales = 5;
+  tiny_scale.scale = 1e-45f;
   long_data.extra_bytes = 1;
+  short_data.extra_bytes = -1;
   wrong_axis.axis = 7;
+  wide_codes.code_max = 256;
+  nan_data.byte = 0xff;
+  nan_data.code_max = 100;
+  other_formula.by_dorefa = true;
   return {
       Pruning("throws",
               [](const Layer&, LayerState&) -> MaskOr { throw std::runtime_error("I give up"); }),
@@ -109,10 +148,16 @@ NNI_COMPRESSION_PLUGIN() {
               }),
       Quantizing("nan_scale", nan_scale),
       Quantizing("many_scales", many_scales),
+      Quantizing("tiny_scale", tiny_scale),
       Quantizing("long_data", long_data),
+      Quantizing("short_data", short_data),
+      Quantizing("wide_codes", wide_codes),
+      Quantizing("nan_data", nan_data),
+      Quantizing("other_formula", other_formula),
       Quantizing("wrong_axis", wrong_axis),
       Info("wrong_kind", AlgorithmKind::kPruner,
            [] { return std::make_unique<BadQuantizer>(Answer()); }),
       Info("nothing", AlgorithmKind::kPruner, [] { return nullptr; }),
+      Info("boastful", AlgorithmKind::kPruner, [] { return std::make_unique<BoastfulPruner>(); }),
   };
 }

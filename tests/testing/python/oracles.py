@@ -80,11 +80,17 @@ def naive(weight: np.ndarray[Any, Any], scale_so_far: float = 0.0) -> Codes:
     scale = max(F32(scale_so_far), np.abs(wide).max() / F32(127))
     if scale == 0:
         return Codes(np.zeros(weight.shape, np.int8), scale, 0, np.zeros(weight.shape, F32))
-    codes = np.clip(np.trunc(wide / scale), -127, 127)
-    return Codes(codes.astype(np.int8), scale, 0, codes.astype(F32) * scale)
+    codes = np.clip(np.trunc(wide / scale), -127, 127).astype(np.int8)
+    return Codes(codes, scale, 0, codes.astype(F32) * scale)
 
 
 _SMALLEST = np.finfo(F32).tiny
+
+
+def saturated(values: np.ndarray[Any, Any], dtype: Any) -> np.ndarray[Any, Any]:
+    """The values, with the largest finite number of the type in place of larger ones."""
+    largest = F32(255 * 2.0**120) if dtype == "bfloat16" else np.finfo(dtype).max
+    return np.clip(values, -largest, largest)
 
 
 def qat(
@@ -106,7 +112,11 @@ def qat(
     else:
         top = 2**bits - 1
         bounds = 0, top
-        scale = np.maximum((high - low) / F32(top), _SMALLEST)
+        with np.errstate(over="ignore"):
+            span = high - low
+        exact = (high.astype(np.float64) - low) / top  # where the span overflows
+        scale = np.where(np.isfinite(span), span / F32(top), exact.astype(F32))
+        scale = np.maximum(scale, _SMALLEST)
         zero_point = np.clip(np.rint(-low / scale), 0, top)
     scale = np.where(high == low, F32(1), scale).astype(F32)
     zero_point = np.where(high == low, F32(0), zero_point).astype(F32)
@@ -114,7 +124,9 @@ def qat(
     inverse = F32(1) / scale
     codes = np.rint(wide * along(inverse)) + along(zero_point)
     codes = np.clip(codes, *map(F32, bounds))
-    values = (codes - along(zero_point)) * along(scale)
+    with np.errstate(over="ignore"):
+        values = (codes - along(zero_point)) * along(scale)
+    values = saturated(values, F32)
     return Codes(codes.astype(np.int32), scale, zero_point.astype(np.int32), values.astype(F32))
 
 
@@ -153,6 +165,12 @@ def _others(dimensions: int, axis: int) -> tuple[int, ...]:
 def to_bfloat16(values: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
     """The bits, as uint16, of float32 values that bfloat16 can hold (others are cut)."""
     return (np.ascontiguousarray(values, F32).view(np.uint32) >> 16).astype(np.uint16)
+
+
+def round_to_bfloat16(values: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+    """The bits of the nearest bfloat16, ties to even."""
+    bits = np.ascontiguousarray(values, F32).view(np.uint32).astype(np.uint64)
+    return ((bits + 0x7FFF + (bits >> 16 & 1)) >> 16).astype(np.uint16)
 
 
 def from_bfloat16(bits: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:

@@ -37,7 +37,8 @@ class QuantizedTensor:
             below is None.
         bits: of a code, 1 to 16.
         formula: how codes become values, in float32: "affine" is ``(codes - zero_point) * scale``,
-            "dorefa" is ``2 * codes / (2**bits - 1) - 1``.
+            "dorefa" is ``2 * codes / (2**bits - 1) - 1``. A value that overflows is the largest
+            finite number, of float32 or of the weight's type.
         rounding: how weights became codes, in float32, clamped to [code_min, code_max]:
             "half_even" is ``round_half_even(w * (1 / scale)) + zero_point``, "truncate" is
             ``trunc(w / scale)``, "dorefa" is
@@ -89,8 +90,10 @@ class QuantizedTensor:
         codes = self.codes.reshape(-1, self.group_size) if self.group_size else self.codes
         centred = codes.astype(np.int32) - self._along_axis(np.asarray(self.zero_point))
         scale = self._along_axis(np.asarray(self.scale, dtype=np.float32))
-        values = np.multiply(centred.astype(np.float32), scale, dtype=np.float32)
-        return values.reshape(self.codes.shape)
+        with np.errstate(over="ignore"):
+            values = np.multiply(centred.astype(np.float32), scale, dtype=np.float32)
+        largest = np.finfo(np.float32).max
+        return np.clip(values, -largest, largest, out=values).reshape(self.codes.shape)
 
     def _along_axis(self, numbers: npt.NDArray[Any]) -> npt.NDArray[Any]:
         """The numbers in a shape that broadcasts against the codes, or against their groups."""

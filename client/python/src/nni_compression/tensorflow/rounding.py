@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import Any, Optional
 
 import numpy as np
+import tensorflow as tf
 
 from ..quantization import QuantizedTensor
 from ..tensors import Tensor
@@ -34,7 +35,7 @@ def values_and_inside(dense: Any, answer: QuantizedTensor) -> tuple[Any, Any]:
     """The quantized weight in its own dtype, and where a gradient passes, for an answer."""
     wide = dense.astype(np.float32)
     if answer.values is None:
-        values = _rounded(wide, answer).astype(dense.dtype)
+        values = _saturated(_rounded(wide, answer), answer, dense.dtype).astype(dense.dtype)
     else:  # bfloat16 comes as uint16 bits
         values = np.asarray(answer.values).view(dense.dtype)
     return values, _inside(wide, answer)
@@ -53,7 +54,18 @@ def _rounded(weight: Any, answer: QuantizedTensor) -> Any:
         return codes * np.float32(2) / levels - np.float32(1)
     scale, zero_point = _scale_and_zero_point(weight, answer)
     codes = np.clip(_codes(weight, answer), answer.code_min, answer.code_max)
-    return (codes - zero_point) * scale
+    with np.errstate(over="ignore"):  # see _saturated
+        return (codes - zero_point) * scale
+
+
+def _saturated(values: Any, answer: QuantizedTensor, dtype: Any) -> Any:
+    """The values with the largest finite number of the type in place of what is beyond it."""
+    assert answer.code_min is not None and answer.code_max is not None
+    largest = min(float(tf.as_dtype(dtype).max), float(np.finfo(np.float32).max))
+    scale = 0.0 if answer.scale is None else float(np.max(answer.scale))
+    if scale * (answer.code_max - answer.code_min) <= largest:
+        return values
+    return np.clip(values, np.float32(-largest), np.float32(largest))
 
 
 def _codes(weight: Any, answer: QuantizedTensor) -> Any:

@@ -49,6 +49,11 @@ class Parameters:
         """Whether a weight outside the range that the parameters were made for gets no gradient."""
         return self.rounding == HALF_EVEN
 
+    def __post_init__(self) -> None:
+        # No value is larger in magnitude. A number, so that graphs need not ask.
+        scale = 0.0 if self.scale is None else float(self.scale.max())
+        self._largest_value = scale * (self.code_max - self.code_min)
+
     def _scale_and_zero_point(self, weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Both as float32 on the weight's device, in a shape that broadcasts over `_grouped`."""
         assert self.scale is not None and self.zero_point is not None
@@ -74,6 +79,9 @@ class Parameters:
         """The same as plain operations, which a graph can have."""
         wide = weight.to(torch.float32)
         values = self._dorefa(wide) if self.formula == DOREFA else self._affine(wide)
+        largest = min(torch.finfo(weight.dtype).max, torch.finfo(torch.float32).max)
+        if self._largest_value > largest:
+            values.clamp_(-largest, largest)
         return values.to(weight.dtype)
 
     def _affine(self, weight: torch.Tensor) -> torch.Tensor:
