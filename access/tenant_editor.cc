@@ -13,6 +13,7 @@
 #include <filesystem>
 #include <fstream>
 #include <optional>
+#include <set>
 #include <utility>
 
 #include "absl/cleanup/cleanup.h"
@@ -58,10 +59,30 @@ absl::StatusOr<std::optional<std::string>> ReadText(const std::string& path) {
   return text;
 }
 
+// What root makes in another user's folder is for that user: the server, for instance.
+absl::Status GiveToOwnerOf(const std::string& folder, int fd, const std::string& path) {
+  struct stat owner;
+  if (geteuid() != 0 || stat(folder.c_str(), &owner) != 0) return absl::OkStatus();
+  return fchown(fd, owner.st_uid, owner.st_gid) == 0 ? absl::OkStatus()
+                                                     : Failed("set the owner of", path);
+}
+
+std::string FolderOf(const std::string& path) {
+  const std::filesystem::path folder = std::filesystem::path(path).parent_path();
+  return folder.empty() ? "." : folder.string();
+}
+
+absl::Status SyncFolder(const std::string& folder) {
+  const int fd = open(folder.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+  const auto closer = absl::MakeCleanup([fd] { close(fd); });
+  return fd >= 0 && fsync(fd) == 0 ? absl::OkStatus() : Failed("sync", folder);
+}
+
 // The new file is as private as the old one.
 absl::Status Replace(const std::string& path, const std::string& text) {
-  std::string temporary = path + ".XXXXXX";
-  const int fd = mkostemp(temporary.data(), O_CLOEXEC);
+  const std::string temporary = path + ".unfinished";
+  unlink(temporary.c_str());  // of an editor that died; the lock keeps all others away
+  const int fd = open(temporary.c_str(), O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, 0600);
   if (fd < 0) return Failed("write beside", path);
   auto remover = absl::MakeCleanup([&] { unlink(temporary.c_str()); });
   const auto closer = absl::MakeCleanup([fd] { close(fd); });
@@ -73,6 +94,8 @@ absl::Status Replace(const std::string& path, const std::string& text) {
         fchown(fd, old.st_uid, old.st_gid) != 0) {
       return Failed("set the owner of", temporary);
     }
+  } else if (absl::Status status = GiveToOwnerOf(FolderOf(path), fd, temporary); !status.ok()) {
+    return status;
   }
   for (size_t done = 0; done < text.size();) {
     const ssize_t written = write(fd, text.data() + done, text.size() - done);
@@ -83,15 +106,16 @@ absl::Status Replace(const std::string& path, const std::string& text) {
     return Failed("write", path);
   }
   std::move(remover).Cancel();
-  return absl::OkStatus();
+  return SyncFolder(FolderOf(path));
 }
 
 absl::Status Edit(const std::string& path, bool make,
                   absl::FunctionRef<absl::Status(Lines& lines, const Tenants& now)> change) {
   const std::string lock = path + ".lock";
-  const int fd = open(lock.c_str(), O_RDWR | O_CREAT | O_CLOEXEC, 0600);
+  const int fd = open(lock.c_str(), O_RDWR | O_CREAT | O_NOFOLLOW | O_CLOEXEC, 0600);
   const auto closer = absl::MakeCleanup([fd] { close(fd); });
   if (fd < 0 || flock(fd, LOCK_EX) != 0) return Failed("lock", lock);
+  if (absl::Status status = GiveToOwnerOf(FolderOf(path), fd, lock); !status.ok()) return status;
   // A link stays one; what it names is replaced.
   std::error_code error;
   const std::filesystem::path resolved = std::filesystem::canonical(path, error);
@@ -173,6 +197,15 @@ absl::StatusOr<int> TenantEditor::Revoke(absl::string_view tenant,
       return words.size() == 2 && words[0] != kTenantWord && words[1] == tenant &&
              absl::StartsWithIgnoreCase(words[0], digest_prefix);
     };
+    std::set<std::string> digests;
+    for (const std::string& line : lines) {
+      if (is_revoked(line)) digests.insert(absl::AsciiStrToLower(WordsOf(line)[0]));
+    }
+    if (!digest_prefix.empty() && digests.size() > 1) {
+      return absl::InvalidArgumentError(absl::StrCat("token_id '", digest_prefix, "' stands for ",
+                                                     digests.size(), " tokens of tenant '", tenant,
+                                                     "'; it must have more digits"));
+    }
     const auto tokens = std::remove_if(lines.begin(), lines.end(), is_revoked);
     revoked = static_cast<int>(lines.end() - tokens);
     lines.erase(tokens, lines.end());

@@ -14,8 +14,9 @@
 namespace nni_compression::access {
 
 // Each change is made under a lock (FILE.lock) and put in place in one piece, on the disk, so that
-// nobody sees half of it and two of them are both there. Remarks stay, and so do the file's owner
-// and mode; a new file is readable for its owner only. INVALID_ARGUMENT when the file is not one of
+// nobody sees half of it, two of them are both there, and none comes undone when the power fails.
+// Remarks stay, and so do the file's owner and mode; a new file is readable for its owner only, and
+// if root makes it, its owner is the folder's. INVALID_ARGUMENT when the file is not one of
 // tenants, and nothing changes then; UNAVAILABLE when it cannot be read or written. Thread-safe.
 class TenantEditor {
  public:
@@ -30,7 +31,7 @@ class TenantEditor {
 
   // Takes the tenant's tokens away, or the one whose digest begins with these hexadecimal digits;
   // with the last one the tenant's own line goes. Returns how many tokens went. NOT_FOUND when
-  // there is none.
+  // there is none, INVALID_ARGUMENT when several digests begin so.
   absl::StatusOr<int> Revoke(absl::string_view tenant, absl::string_view digest_prefix) const;
 
   // Sets limits, each as ReadLimit takes it; others stay. Returns what counts then. The tenant

@@ -14,6 +14,7 @@
 #include "absl/status/statusor.h"
 #include "absl/strings/string_view.h"
 #include "compression/algorithm.h"
+#include "compression/exception_text.h"
 
 namespace nni_compression::compression {
 
@@ -25,7 +26,7 @@ absl::StatusOr<T> CatchAll(absl::FunctionRef<absl::StatusOr<T>()> compute) {
   } catch (const std::bad_alloc&) {
     return absl::ResourceExhaustedError("out of memory");
   } catch (const std::exception& e) {
-    return absl::InternalError(e.what());
+    return absl::InternalError(TextOf(e));
   } catch (...) {
     return absl::InternalError("unknown exception");
   }

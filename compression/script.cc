@@ -30,7 +30,9 @@
 #include <set>
 #include <utility>
 
+#include "absl/strings/cord.h"
 #include "absl/strings/str_cat.h"
+#include "compression/exception_text.h"
 #include "compression/kernels/finite.h"
 #include "compression/kernels/quantize.h"
 #include "compression/kernels/range.h"
@@ -115,13 +117,11 @@ std::string WriteMemory(const Memory& memory) {
   return opaque + memory.module;
 }
 
-// An exception of the script has a traceback; its last line is the script's own message.
 absl::Status ScriptError(absl::string_view method, const std::exception& e) {
-  std::string text = e.what();
-  while (!text.empty() && text.back() == '\n') text.pop_back();
-  const size_t line = text.rfind('\n');
-  const std::string message = line == std::string::npos ? text : text.substr(line + 1);
-  return absl::InternalError(absl::StrCat(method, " of the script failed: ", message, "\n", text));
+  absl::Status error =
+      absl::InternalError(absl::StrCat(method, " of the script failed: ", TextOf(e)));
+  error.SetPayload(kTracebackPayload, absl::Cord(e.what()));
+  return error;
 }
 
 // One rule: the script with its options.

@@ -22,7 +22,42 @@ namespace {
 // Reading is mostly waiting for the disk.
 constexpr int kReaders = 2;
 
+// Of a session that a server gave one; each of them would take longer than anybody has.
+constexpr uint64_t kLastSequence = uint64_t{1} << 62;
+
 SessionKey KeyOf(const SessionRecord& record) { return {record.tenant(), record.id()}; }
+
+// What the log has of a session that cannot be read, all of the error: at the start of each, and
+// `limited` where it is callers that cause it.
+void LogError(const SessionKey& key, const absl::Status& error, bool limited = false) {
+  const bool damaged = absl::IsDataLoss(error);
+  const LogLevel level = damaged ? LogLevel::kError : LogLevel::kWarning;
+  const char* const event = damaged ? "session_damaged" : "session_not_read";
+  const std::initializer_list<LogField> fields = {
+      {"session", key.second}, {"tenant", key.first}, {"error", error.message()}};
+  if (limited) return LogLimited(level, event, key.first, fields);
+  Log(level, event, fields);
+}
+
+// What callers are told of an error of the storage, which names files of this machine.
+absl::Status ForCallers(const absl::Status& error) {
+  switch (error.code()) {
+    case absl::StatusCode::kResourceExhausted:
+      return absl::ResourceExhaustedError(
+          "the server's storage is full, or cannot be used; the server's log says why");
+    case absl::StatusCode::kDataLoss:
+      return absl::DataLossError(
+          "the session's stored state is damaged; the server's log says what of it");
+    case absl::StatusCode::kInternal:
+      return absl::InternalError("the server's storage failed; the server's log says why");
+    default:
+      return error;
+  }
+}
+
+DurableSessions::Done ForCallers(DurableSessions::Done done) {
+  return [done = std::move(done)](const absl::Status& status) { done(ForCallers(status)); };
+}
 
 absl::Status Damaged(const absl::Status& status) {
   return absl::DataLossError(
@@ -46,11 +81,24 @@ absl::Status DurableSessions::Recover() {
   const absl::Time start = absl::Now();
   const absl::StatusOr<std::vector<CatalogueRow>> rows = environment_.storage->List();
   if (!rows.ok()) return rows.status();
+  std::vector<const CatalogueRow*> out_of_order;
+  uint64_t last = 0;
   for (const CatalogueRow& row : *rows) {
-    if (absl::Status status = RecoverOne(row); !status.ok()) {
-      Log(LogLevel::kError, "session_damaged",
-          {{"session", row.key.second}, {"tenant", row.key.first}, {"error", status.message()}});
+    if (row.sequence <= last || row.sequence > kLastSequence) {
+      out_of_order.push_back(&row);
+      continue;
     }
+    last = row.sequence;
+    if (absl::Status status = RecoverOne(row); !status.ok()) LogError(row.key, status);
+  }
+  // They were not written so. Where nothing else is damaged, they are the youngest from now on.
+  for (const CatalogueRow* row : out_of_order) {
+    CatalogueRow mended = *row;
+    mended.sequence = ++last;
+    LogError(row->key, absl::DataLossError(
+                           absl::StrCat("its sequence is ", static_cast<int64_t>(row->sequence),
+                                        ", which another session has or none can have")));
+    if (absl::Status status = RecoverOne(mended); !status.ok()) LogError(row->key, status);
   }
   Log(LogLevel::kInfo, "sessions_recovered",
       {{"live", environment_.sessions->live()},
@@ -78,7 +126,9 @@ absl::Status DurableSessions::RecoverOne(const CatalogueRow& row) {
   stored.request_id = row.request_id;
   stored.fingerprint = row.fingerprint;
   environment_.sessions->Restore(record, stored);
-  return absl::OkStatus();
+  // It is there, so that its trainer gets DATA_LOSS rather than NOT_FOUND, and can close it.
+  return row.damaged ? absl::DataLossError("its row of the catalogue is damaged")
+                     : absl::OkStatus();
 }
 
 void DurableSessions::Stop() {
@@ -128,7 +178,7 @@ void DurableSessions::Create(const std::shared_ptr<SessionRecord>& record,
       return compression::EncodeLayer(record->layer(i), state);
     };
   }
-  journal_->Write(record, std::move(change), std::move(done));
+  journal_->Write(record, std::move(change), ForCallers(std::move(done)));
 }
 
 void DurableSessions::Save(const std::shared_ptr<SessionRecord>& record, Session& session,
@@ -136,7 +186,7 @@ void DurableSessions::Save(const std::shared_ptr<SessionRecord>& record, Session
   const Session::Changes changes = session.TakeChanges();
   const SessionRecord::Summary summary = record->summary();
   if (changes.empty() && summary == record->stored_summary) {
-    return journal_->WaitForWrites(record, std::move(done));
+    return journal_->WaitForWrites(record, ForCallers(std::move(done)));
   }
   record->stored_summary = summary;
   SessionChange change;
@@ -148,7 +198,7 @@ void DurableSessions::Save(const std::shared_ptr<SessionRecord>& record, Session
       return compression::EncodeLayer(record->layer(i), state);
     };
   }
-  journal_->Write(record, std::move(change), std::move(done));
+  journal_->Write(record, std::move(change), ForCallers(std::move(done)));
 }
 
 void DurableSessions::End(const std::shared_ptr<SessionRecord>& record, const v1::Session& report,
@@ -159,7 +209,7 @@ void DurableSessions::End(const std::shared_ptr<SessionRecord>& record, const v1
   change.key = KeyOf(*record);
   change.entry = entry.SerializeAsString();
   change.report = report.SerializeAsString();
-  journal_->Write(record, std::move(change), std::move(done));
+  journal_->Write(record, std::move(change), ForCallers(std::move(done)));
 }
 
 void DurableSessions::Forget(const SessionRecord& record) {
@@ -188,32 +238,31 @@ void DurableSessions::Load(const std::shared_ptr<SessionRecord>& record, Done do
 }
 
 void DurableSessions::Read(const std::shared_ptr<SessionRecord>& record) {
+  const SessionKey key = KeyOf(*record);
+  absl::Status error;
   std::function<absl::Status()> revive;
   if (record->state() == SessionState::kActive) {
-    revive = [this, record,
-              stored = std::make_shared<absl::StatusOr<StoredSession>>(
-                  environment_.storage->Load(KeyOf(*record)))] {
-      return stored->ok() ? Revive(*record, **stored) : stored->status();
-    };
+    auto stored = std::make_shared<absl::StatusOr<StoredSession>>(environment_.storage->Load(key));
+    error = stored->status();
+    revive = [this, record, stored] { return Revive(*record, **stored); };
   } else {
-    revive = [this, record, report = environment_.storage->LoadReport(KeyOf(*record))] {
-      return report.ok() ? ReviveReport(*record, *report) : report.status();
-    };
+    absl::StatusOr<std::string> report = environment_.storage->LoadReport(key);
+    error = report.status();
+    revive = [this, record, report = std::move(report)] { return ReviveReport(*record, *report); };
   }
   record->strand().Post(
-      [this, record, revive = std::move(revive)] {
-        FinishLoad(record, record->loaded() ? absl::OkStatus() : CatchExceptions(revive));
+      [this, record, error, revive = std::move(revive)] {
+        if (record->loaded()) return FinishLoad(record, absl::OkStatus());
+        const absl::Status status = error.ok() ? CatchExceptions(revive) : error;
+        const bool failed = !error.ok() && !absl::IsNotFound(error);  // it may have been closed
+        if (failed || absl::IsDataLoss(status)) LogError(KeyOf(*record), status, /*limited=*/true);
+        FinishLoad(record, error.ok() ? status : ForCallers(error));
       },
       Work::kLong);
 }
 
 void DurableSessions::FinishLoad(const std::shared_ptr<SessionRecord>& record,
                                  const absl::Status& status) {
-  if (absl::IsDataLoss(status)) {
-    LogLimited(
-        LogLevel::kError, "session_damaged", record->tenant(),
-        {{"session", record->id()}, {"tenant", record->tenant()}, {"error", status.message()}});
-  }
   std::vector<Done> waiting;
   {
     MutexLock lock(&mutex_);
@@ -277,7 +326,7 @@ void DurableSessions::TakeBack(const std::shared_ptr<SessionRecord>& record,
   if (stopped_) return;  // the executor is gone
   if (record->state() == SessionState::kActive) record->Distrust();
   record->strand().Post([this, record, error] {
-    if (record->state() == SessionState::kActive) record->Unload(error);
+    if (record->state() == SessionState::kActive) record->Unload(ForCallers(error));
     journal_->Forgive(record.get());
   });
 }

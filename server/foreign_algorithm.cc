@@ -2,7 +2,9 @@
 
 #include <utility>
 
+#include "absl/strings/cord.h"
 #include "absl/strings/str_cat.h"
+#include "compression/exception_text.h"
 #include "server/guarded_compressor.h"
 #include "server/log.h"
 #include "server/status.h"
@@ -30,6 +32,10 @@ absl::Status ForeignHost::Run(const std::string& what, std::function<absl::Statu
   switch (threads_.Run(std::move(run), timeout_)) {
     case ForeignEnd::kDone:
       if (status->ok()) return absl::OkStatus();
+      if (const auto traceback = status->GetPayload(compression::kTracebackPayload)) {
+        Log(LogLevel::kDebug, "algorithm_traceback",
+            {{"algorithm", name_}, {"on", what}, {"traceback", std::string(*traceback)}});
+      }
       return absl::Status(status->code(),
                           absl::StrCat(name_, " on ", what, ": ", status->message()));
     case ForeignEnd::kStopped:

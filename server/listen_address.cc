@@ -29,7 +29,8 @@ bool IsUnixAddress(absl::string_view address) {
 }
 
 absl::Status CheckListenAddress(absl::string_view address, bool allow_any, absl::string_view flag) {
-  // Files of this host: whoever may open them is told apart by their mode.
+  // Of this host: a file's mode says who may connect, while an abstract name, like loopback, is
+  // open to every user.
   if (IsUnixAddress(address)) return absl::OkStatus();
   const size_t colon = address.rfind(':');
   int port = -1;

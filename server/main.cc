@@ -181,6 +181,13 @@ absl::StatusOr<std::shared_ptr<Authenticator>> AuthenticatorFromFlags() {
       return absl::InvalidArgumentError(
           absl::StrCat("trusted_proxy: ", network.status().message()));
     }
+    // Whoever is on this host would be whomever he says.
+    if (text == "unix" && absl::StartsWith(absl::GetFlag(FLAGS_listen), "unix-abstract:")) {
+      return absl::InvalidArgumentError(absl::StrCat(
+          "trusted_proxy is 'unix' and listen '", absl::GetFlag(FLAGS_listen),
+          "', to which every user of this host may connect; listen must be unix:PATH, whose mode "
+          "and folder let in the proxy only"));
+    }
     options.trusted_proxies.push_back(*network);
   }
   if (options.tenants == nullptr && !options.certificates && options.trusted_proxies.empty()) {

@@ -65,7 +65,7 @@ absl::StatusOr<Network> Network::Parse(absl::string_view text) {
 }
 
 bool Network::Has(absl::string_view peer) const {
-  if (unix_) return absl::StartsWith(peer, "unix:") || absl::StartsWith(peer, "unix-abstract:");
+  if (unix_) return absl::StartsWith(peer, "unix:");
   const std::optional<Address> address = AddressOfPeer(peer);
   if (!address) return false;
   for (int bit = 0; bit < bits_; ++bit) {

@@ -104,12 +104,12 @@ absl::StatusOr<SessionUse> SessionStore::Insert(std::shared_ptr<SessionRecord> r
 
 void SessionStore::Restore(const std::shared_ptr<SessionRecord>& record, const Stored& stored) {
   MutexLock lock(&mutex_);
-  record->sequence_ = stored.sequence;
-  record->lease_ = stored.lease;
+  record->sequence_ = live_.count(stored.sequence) > 0 ? next_sequence_ : stored.sequence;
+  record->lease_ = stored.lease >= options_.min_lease ? stored.lease : options_.default_lease;
   record->create_time_ = stored.created;
   record->last_call_ = stored.last_call;
   record->state_.store(stored.state, std::memory_order_release);
-  next_sequence_ = std::max(next_sequence_, stored.sequence + 1);
+  next_sequence_ = std::max(next_sequence_, record->sequence_ + 1);
   sessions_[Key(record->tenant(), record->id())] = record;
   if (stored.state != SessionState::kActive) {
     KeepReport(record.get());

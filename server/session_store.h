@@ -97,8 +97,9 @@ class SessionStore {
                                     std::optional<absl::Duration> lease,
                                     const access::Quota& quota = {});
 
-  // Puts back a session that was stored. Its lease, or the time that its report is kept, counts
-  // from now.
+  // Puts back a session that was stored; one with the sequence of another gets a new one, and one
+  // with a lease that none can have the default. Its lease, or the time that its report is kept,
+  // counts from now.
   struct Stored {
     uint64_t sequence = 0;
     SessionState state = SessionState::kActive;

@@ -7,6 +7,7 @@
 #include "absl/strings/cord.h"
 #include "absl/strings/numbers.h"
 #include "absl/strings/str_cat.h"
+#include "compression/exception_text.h"
 #include "google/rpc/error_details.pb.h"
 #include "google/rpc/status.pb.h"
 #include "server/call_trace.h"
@@ -79,7 +80,7 @@ absl::Status CurrentExceptionStatus() {
   } catch (const std::bad_alloc&) {
     return ExhaustedFor(absl::Seconds(1), "the server is out of memory");
   } catch (const std::exception& e) {  // c10::Error, too
-    return absl::InternalError(e.what());
+    return absl::InternalError(compression::TextOf(e));
   } catch (...) {
     return absl::InternalError("unknown exception");
   }

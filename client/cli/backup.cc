@@ -4,6 +4,7 @@
 #include <openssl/sha.h>
 #include <sqlite3.h>
 #include <sys/file.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
 #include <cerrno>
@@ -13,6 +14,7 @@
 #include <memory>
 #include <sstream>
 #include <system_error>
+#include <utility>
 
 #include "absl/cleanup/cleanup.h"
 #include "absl/strings/escaping.h"
@@ -140,6 +142,20 @@ absl::Status Finish(const fs::path& folder) {
   return absl::OkStatus();
 }
 
+// The server makes the file, unless it is of the first version, and has to be able to open it: it
+// stays, or becomes, the server's, although it may be root who makes the backup. -1 on errors.
+int OpenKeepFiles(const std::string& data_dir, const fs::path& keep) {
+  int fd = open(keep.c_str(), O_RDWR | O_CREAT | O_NOFOLLOW | O_CLOEXEC, 0600);
+  struct stat directory;
+  struct stat file;
+  if (fd < 0 || stat(data_dir.c_str(), &directory) != 0 || fstat(fd, &file) != 0) return fd;
+  if (geteuid() == 0 && file.st_uid != directory.st_uid &&
+      fchown(fd, directory.st_uid, directory.st_gid) != 0) {
+    close(std::exchange(fd, -1));
+  }
+  return fd;
+}
+
 absl::StatusOr<CopiedData> Copy(const fs::path& from, const fs::path& to, bool verify) {
   std::error_code error;
   if (!fs::is_regular_file(from / kCatalogue, error)) {
@@ -159,7 +175,7 @@ absl::StatusOr<CopiedData> Copy(const fs::path& from, const fs::path& to, bool v
 
 absl::StatusOr<CopiedData> Backup(const std::string& data_dir, const std::string& target) {
   const fs::path keep = fs::path(data_dir) / kKeepFiles;
-  const int fd = open(keep.c_str(), O_RDWR | O_CREAT | O_CLOEXEC, 0600);
+  const int fd = OpenKeepFiles(data_dir, keep);
   const auto closer = absl::MakeCleanup([fd] { close(fd); });
   // While it is held, the server removes no file that the copy of the catalogue may refer to.
   if (fd < 0 || flock(fd, LOCK_SH) != 0) return Failed("lock", keep, LastError());

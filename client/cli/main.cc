@@ -33,6 +33,7 @@ ABSL_FLAG(absl::Duration, connect_timeout, absl::Seconds(5), "how long to wait f
 ABSL_FLAG(std::optional<std::string>, shm_socket, std::nullopt, "side socket of the server");
 ABSL_FLAG(std::optional<std::string>, token_file, std::nullopt, "file with the server's token");
 ABSL_FLAG(bool, tls, false, "encrypt the connection");
+ABSL_FLAG(bool, allow_insecure_token, false, "send the token without TLS beyond this host, too");
 ABSL_FLAG(std::string, tls_ca, "", "who signs the server's certificate");
 ABSL_FLAG(std::string, tls_certificate, "", "certificate of the client");
 ABSL_FLAG(std::string, tls_key, "", "key of the certificate");
@@ -212,6 +213,7 @@ ClientOptions OptionsFromFlags() {
   options.connect_timeout = absl::GetFlag(FLAGS_connect_timeout);
   options.shm_socket = absl::GetFlag(FLAGS_shm_socket);
   options.token_file = absl::GetFlag(FLAGS_token_file);
+  if (absl::GetFlag(FLAGS_allow_insecure_token)) options.allow_insecure_token = true;
   const TlsOptions tls = {absl::GetFlag(FLAGS_tls_ca), absl::GetFlag(FLAGS_tls_certificate),
                           absl::GetFlag(FLAGS_tls_key)};
   if (absl::GetFlag(FLAGS_tls) || !tls.ca.empty() || !tls.certificate.empty() || !tls.key.empty()) {

@@ -76,6 +76,10 @@ tensor wins. DIR gets model.safetensors, with all other tensors as they were.
   --token_file=FILE   file with the token that the server asks for
                       (default: $NNI_COMPRESSION_TOKEN_FILE, or the token in
                       $NNI_COMPRESSION_TOKEN)
+  --allow_insecure_token
+                      sends it to another host without TLS, too: for a network where
+                      nobody reads along
+                      (default: $NNI_COMPRESSION_ALLOW_INSECURE_TOKEN=1)
   --tls, --tls_ca=FILE, --tls_certificate=FILE, --tls_key=FILE
                       encrypts the connection; who signs the server's certificate,
                       and the client's own, in PEM (default:

@@ -1,6 +1,9 @@
 #include "client/cpp/address.h"
 
+#include <arpa/inet.h>
+
 #include <algorithm>
+#include <string>
 #include <vector>
 
 #include "absl/strings/ascii.h"
@@ -44,6 +47,18 @@ bool IsAddress(absl::string_view address) {
   return HasHostAndPort(address);
 }
 
+// Of an address's HOST:PORT.
+bool HasLoopbackHost(absl::string_view endpoint) {
+  absl::string_view part = endpoint.substr(0, endpoint.rfind(':'));
+  if (absl::ConsumePrefix(&part, "[")) absl::ConsumeSuffix(&part, "]");
+  const std::string host(part);
+  in_addr v4;
+  if (inet_pton(AF_INET, host.c_str(), &v4) == 1) return (ntohl(v4.s_addr) >> 24) == 127;
+  in6_addr v6;
+  if (inet_pton(AF_INET6, host.c_str(), &v6) == 1) return IN6_IS_ADDR_LOOPBACK(&v6);
+  return host == "localhost";
+}
+
 }  // namespace
 
 absl::Status CheckAddress(absl::string_view address) {
@@ -52,6 +67,17 @@ absl::Status CheckAddress(absl::string_view address) {
       absl::StrCat("the server's address is '", absl::CHexEscape(address),
                    "'; it must be HOST:PORT with a port in [1, 65535], such as 127.0.0.1:50051 or "
                    "[::1]:50051, or unix:PATH"));
+}
+
+bool IsLoopback(absl::string_view address) {
+  if (absl::StartsWith(address, "unix:") || absl::StartsWith(address, "unix-abstract:")) {
+    return true;
+  }
+  for (const absl::string_view scheme : {"dns:///", "dns:", "ipv4:", "ipv6:"}) {
+    if (absl::ConsumePrefix(&address, scheme)) break;
+  }
+  const std::vector<absl::string_view> endpoints = absl::StrSplit(address, ',');
+  return std::all_of(endpoints.begin(), endpoints.end(), HasLoopbackHost);
 }
 
 }  // namespace nni_compression::internal

@@ -12,6 +12,10 @@ namespace nni_compression::internal {
 // one, and of "50051x" it reads the digits.
 absl::Status CheckAddress(absl::string_view address);
 
+// Whether what is sent to an address that CheckAddress takes never leaves this host: a Unix socket,
+// "localhost" or an address of the loopback interface. Names are not resolved.
+bool IsLoopback(absl::string_view address);
+
 }  // namespace nni_compression::internal
 
 #endif  // NNI_COMPRESSION_CLIENT_CPP_ADDRESS_H_

@@ -29,10 +29,7 @@ constexpr int kMaxReceiveBytes = wire::kMaxMessageBytes + (64 << 10);
 // Each attempt has an id of its own, which the server's log has, and an error repeats.
 constexpr char kRequestIdKey[] = "nni-request-id";
 
-bool IsLoopback(absl::string_view address) {
-  return absl::StartsWith(address, "localhost:") || absl::StartsWith(address, "127.") ||
-         absl::StartsWith(address, "[::1]:");
-}
+constexpr char kAllowVariable[] = "NNI_COMPRESSION_ALLOW_INSECURE_TOKEN";
 
 std::string SidePath(const ClientOptions& options) {
   return options.shm_socket ? *options.shm_socket : Variable("NNI_COMPRESSION_SHM_SOCKET");
@@ -64,6 +61,25 @@ absl::StatusOr<std::string> Token(const ClientOptions& options) {
     return absl::InvalidArgumentError(absl::StrCat("token_file '", path, "' cannot be read"));
   return CheckedToken(std::string(absl::StripAsciiWhitespace(text)),
                       absl::StrCat("token_file '", path, "'"));
+}
+
+// INVALID_ARGUMENT where others could read the token on its way.
+absl::Status CheckPrivacy(const std::string& token, absl::string_view address, bool encrypted,
+                          std::optional<bool> allow) {
+  if (!allow) {
+    const std::string wanted = Variable(kAllowVariable);
+    if (wanted != "" && wanted != "0" && wanted != "1") {
+      return absl::InvalidArgumentError(
+          absl::StrCat("$", kAllowVariable, " is '", wanted, "'; it must be 0 or 1"));
+    }
+    allow = wanted == "1";
+  }
+  if (token.empty() || encrypted || *allow || IsLoopback(address)) return absl::OkStatus();
+  return absl::InvalidArgumentError(absl::StrCat(
+      "the token would be sent to ", address, " without encryption, for everybody on the way to ",
+      "read; use TLS ($NNI_COMPRESSION_TLS_CA or $NNI_COMPRESSION_TLS=1) or, in a network that "
+      "you ",
+      "trust, say so: $", kAllowVariable, "=1"));
 }
 
 grpc::ChannelArguments Arguments(absl::string_view address) {
@@ -120,6 +136,8 @@ absl::StatusOr<std::shared_ptr<const Connection>> Connection::Open(std::string a
   const auto tls = TlsCredentials(options.tls);
   if (!tls.ok()) return tls.status();
   const bool encrypted = *tls != nullptr;
+  absl::Status is_private = CheckPrivacy(*token, address, encrypted, options.allow_insecure_token);
+  if (!is_private.ok()) return is_private;
   auto channel = grpc::CreateCustomChannel(
       address, encrypted ? *tls : grpc::InsecureChannelCredentials(), Arguments(address));
   if (!channel->WaitForConnected(absl::ToChronoTime(absl::Now() + options.connect_timeout))) {

@@ -4,6 +4,7 @@
 #include <poll.h>
 #include <sys/mman.h>
 #include <sys/socket.h>
+#include <sys/stat.h>
 #include <sys/time.h>
 #include <sys/un.h>
 #include <unistd.h>
@@ -11,7 +12,9 @@
 #include <algorithm>
 #include <cerrno>
 #include <cstring>
+#include <filesystem>
 #include <fstream>
+#include <system_error>
 #include <vector>
 
 #include "absl/strings/match.h"
@@ -46,6 +49,29 @@ int64_t MemoryLimit() {
 
 absl::Status Failed(const char* what) {
   return absl::UnavailableError(absl::StrCat(what, ": ", std::strerror(errno)));
+}
+
+// PERMISSION_DENIED unless who listens may be told the token and shown the weights: this user,
+// root, or the owner of the socket's folder, where nobody else can have put the socket or the
+// folder. In /tmp, somebody may have listened first.
+absl::Status CheckPeer(int fd, const std::string& path) {
+  ucred peer = {};
+  socklen_t size = sizeof(peer);
+  if (getsockopt(fd, SOL_SOCKET, SO_PEERCRED, &peer, &size) != 0) return Failed("SO_PEERCRED");
+  const auto mine = [](uid_t uid) { return uid == 0 || uid == geteuid(); };
+  if (mine(peer.uid)) return absl::OkStatus();
+  std::error_code error;
+  std::filesystem::path folder = std::filesystem::canonical(path, error).parent_path();
+  bool alone = !error;
+  for (bool first = true; alone; first = false, folder = folder.parent_path()) {
+    struct stat properties;
+    alone = stat(folder.c_str(), &properties) == 0 && (properties.st_mode & 022) == 0 &&
+            (properties.st_uid == peer.uid || (!first && mine(properties.st_uid)));
+    if (folder == folder.root_path()) break;
+  }
+  if (alone) return absl::OkStatus();
+  return absl::PermissionDeniedError(
+      absl::StrCat("user ", peer.uid, " listens at ", path, ", whose folder is not theirs alone"));
 }
 
 }  // namespace
@@ -93,6 +119,7 @@ absl::StatusOr<std::shared_ptr<SideSocket>> SideSocket::Connect(const std::strin
       connect(side->fd_, reinterpret_cast<const sockaddr*>(&address), sizeof(address)) != 0) {
     return Failed("connecting to the side socket");
   }
+  if (absl::Status status = CheckPeer(side->fd_, path); !status.ok()) return status;
   v1::SideRequest hello;
   hello.mutable_hello()->set_version(kVersion);
   if (!authorization.empty()) {

@@ -41,7 +41,8 @@ class SharedFile {
 // a few seconds at most.
 class SideSocket {
  public:
-  // Connects and says hello. UNAVAILABLE when nobody listens there.
+  // Connects and says hello. UNAVAILABLE when nobody listens there, PERMISSION_DENIED, with nothing
+  // said, when it may be somebody else than the server.
   static absl::StatusOr<std::shared_ptr<SideSocket>> Connect(const std::string& path,
                                                              const std::string& authorization);
   ~SideSocket();

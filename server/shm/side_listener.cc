@@ -8,6 +8,7 @@
 #include <algorithm>
 #include <cerrno>
 #include <cstring>
+#include <fstream>
 #include <limits>
 #include <optional>
 #include <utility>
@@ -25,6 +26,9 @@ constexpr int kTurns = 16;
 
 // One more than is ever right, so that a second one is seen. The kernel closes what does not fit.
 constexpr size_t kMaxFiles = 2;
+
+// The kernel's default; an operator who changes /proc/sys/kernel/overflowuid finds it in uid_map.
+constexpr uid_t kOverflowUid = 65534;
 
 // Takes over every descriptor that the message brought.
 std::vector<FileDescriptor> FilesOf(msghdr& message) {
@@ -68,17 +72,44 @@ void LogRefusedPeer(int socket, absl::string_view why) {
 
 }  // namespace
 
+absl::Status CheckUids(const std::vector<uid_t>& uids, const std::string& uid_map) {
+  std::vector<std::pair<uint64_t, uint64_t>> known;  // from, and how many
+  std::ifstream file(uid_map);
+  for (uint64_t inside, outside, count; file >> inside >> outside >> count;) {
+    known.emplace_back(inside, count);
+  }
+  for (const uid_t uid : uids) {
+    if (uid == kOverflowUid) {
+      return absl::InvalidArgumentError(
+          absl::StrCat("shm_uids has ", uid,
+                       ", by which the kernel means every user that has no number in this "
+                       "process's user namespace; it must be the number of one user"));
+    }
+    const bool is_known =
+        known.empty() || std::any_of(known.begin(), known.end(), [uid](const auto& range) {
+          return uid >= range.first && uid - range.first < range.second;
+        });
+    if (!is_known) {
+      return absl::InvalidArgumentError(
+          absl::StrCat("shm_uids has ", uid, ", which is nobody in this process's user namespace (",
+                       uid_map, "); under systemd, PrivateUsers=no keeps it in that of the host"));
+    }
+  }
+  return absl::OkStatus();
+}
+
 absl::StatusOr<std::unique_ptr<SideListener>> SideListener::Start(
-    const SideSocketOptions& options, std::shared_ptr<Authenticator> authenticator,
+    const SideSocketOptions& given, std::shared_ptr<Authenticator> authenticator,
     RegionTable* table) {
+  const SideSocketOptions options = WithDefaults(given);
+  if (absl::Status status = CheckUids(options.uids); !status.ok()) return status;
   absl::StatusOr<SocketFile> socket =
       SocketFile::Listen("shm_socket", SOCK_SEQPACKET, options.path, ModeFor(options.uids));
   if (!socket.ok()) return socket.status();
   FileDescriptor wake_up(eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK));
   if (!wake_up.valid()) return absl::UnavailableError("the system has no eventfd");
   Log(LogLevel::kInfo, "side_socket", {{"path", options.path}});
-  return std::unique_ptr<SideListener>(new SideListener(WithDefaults(options),
-                                                        std::move(authenticator), table,
+  return std::unique_ptr<SideListener>(new SideListener(options, std::move(authenticator), table,
                                                         *std::move(socket), std::move(wake_up)));
 }
 

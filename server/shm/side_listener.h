@@ -25,19 +25,25 @@ namespace nni_compression::server {
 
 struct SideSocketOptions {
   std::string path;           // empty: no side socket
-  std::vector<uid_t> uids;    // peers that are let in; empty: the server's own user
+  std::vector<uid_t> uids;    // peers that are let in, see CheckUids; empty: the server's own user
   int max_connections = 256;  // at a time; further ones are closed at once
   int max_regions = 64;       // of a connection
   int64_t max_bytes = 0;      // mapped at a time, by all; half of it by one; 0: the memory
   absl::Duration hello_timeout = absl::Seconds(5);
 };
 
+// INVALID_ARGUMENT where one of these stands for more users than one, or for none, in the user
+// namespace of this process, as its `uid_map` has it: whoever has no number there is 65534.
+absl::Status CheckUids(const std::vector<uid_t>& uids,
+                       const std::string& uid_map = "/proc/self/uid_map");
+
 // Serves the socket with one thread, which answers packets and never waits for a peer: one that
 // does not take its answers loses its connection. Thread-safe.
 class SideListener {
  public:
-  // Creates the socket's file. INVALID_ARGUMENT for a path that cannot be one, UNAVAILABLE when
-  // another server listens there. All pointers outlive the listener.
+  // Creates the socket's file. INVALID_ARGUMENT for a path that cannot be one and for users that
+  // cannot be told apart, UNAVAILABLE when another server listens there. All pointers outlive the
+  // listener.
   static absl::StatusOr<std::unique_ptr<SideListener>> Start(
       const SideSocketOptions& options, std::shared_ptr<Authenticator> authenticator,
       RegionTable* table);

@@ -3,20 +3,38 @@
 #define NNI_COMPRESSION_SERVER_STORAGE_DISK_LAYOUT_H_
 
 #include <cstddef>
+#include <string>
+
+#include "absl/strings/str_cat.h"
 
 namespace nni_compression::server::layout {
 
-constexpr int kVersion = 1;
+constexpr int kVersion = 2;
 
 constexpr char kCatalogue[] = "/catalogue.db";
 constexpr char kRecords[] = "/records";
 constexpr char kKeepFiles[] = "/keep-files";
 constexpr char kReserve[] = "/reserve";
+constexpr char kLost[] = "/lost";
 
 // Parts of a session that are no layers.
 constexpr int kBinding = -1;
 constexpr int kGlobal = -2;
 constexpr int kReport = -3;
+
+// For errors.
+inline std::string PartName(int part) {
+  switch (part) {
+    case kBinding:
+      return "the binding";
+    case kGlobal:
+      return "the global record";
+    case kReport:
+      return "the report";
+    default:
+      return absl::StrCat("the record of layer ", part);
+  }
+}
 
 // Larger records are files.
 constexpr size_t kMaxInlineBytes = 32 << 10;
@@ -32,12 +50,14 @@ CREATE TABLE sessions (
   request_id BLOB NOT NULL,
   fingerprint BLOB NOT NULL,
   entry BLOB NOT NULL,
+  checksum INTEGER,
   UNIQUE (tenant, id));
 CREATE TABLE records (
   session INTEGER NOT NULL,
   part INTEGER NOT NULL,
   bytes BLOB,
   digest BLOB,
+  checksum INTEGER,
   PRIMARY KEY (session, part)) WITHOUT ROWID;
 CREATE INDEX records_by_digest ON records (digest) WHERE digest IS NOT NULL;
 CREATE TABLE garbage (digest BLOB PRIMARY KEY) WITHOUT ROWID;
@@ -45,6 +65,12 @@ CREATE TRIGGER record_replaced AFTER UPDATE ON records WHEN old.digest IS NOT NU
   INSERT OR IGNORE INTO garbage VALUES (old.digest); END;
 CREATE TRIGGER record_removed AFTER DELETE ON records WHEN old.digest IS NOT NULL BEGIN
   INSERT OR IGNORE INTO garbage VALUES (old.digest); END;
+)";
+
+// What version 1 did not have. Its rows have no checksum until they are written again.
+constexpr char kFromVersion1[] = R"(
+ALTER TABLE sessions ADD COLUMN checksum INTEGER;
+ALTER TABLE records ADD COLUMN checksum INTEGER;
 )";
 
 }  // namespace nni_compression::server::layout

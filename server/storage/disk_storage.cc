@@ -1,11 +1,14 @@
 #include "server/storage/disk_storage.h"
 
+#include <optional>
 #include <utility>
 
+#include "absl/strings/str_cat.h"
 #include "server/mutex.h"
 #include "server/storage/data_directory.h"
 #include "server/storage/disk_layout.h"
 #include "server/storage/disk_writer.h"
+#include "server/storage/row_checksums.h"
 
 namespace nni_compression::server {
 
@@ -15,11 +18,10 @@ class DiskStorage::Reader {
   Reader(Database database, const RecordFiles& files)
       : database_(std::move(database)),
         files_(files),
-        list_(database_,
-              "SELECT tenant, id, sequence, ended, lease_nanoseconds, request_id, fingerprint, "
-              "entry FROM sessions ORDER BY sequence"),
-        find_(database_, "SELECT number, ended FROM sessions WHERE tenant = ? AND id = ?"),
-        records_(database_, "SELECT part, bytes, digest FROM records WHERE session = ?") {}
+        list_(database_, absl::StrCat(kSelectRow, " ORDER BY sequence")),
+        find_(database_, absl::StrCat(kSelectRow, " WHERE tenant = ? AND id = ?")),
+        records_(database_, "SELECT part, bytes, digest, checksum FROM records WHERE session = ?") {
+  }
 
   absl::StatusOr<std::vector<CatalogueRow>> List() {
     MutexLock lock(&mutex_);
@@ -29,13 +31,7 @@ class DiskStorage::Reader {
       const absl::StatusOr<bool> more = list_.Next();
       if (!more.ok()) return more.status();
       if (!*more) return rows;
-      rows.push_back({{list_.Bytes(0), list_.Bytes(1)},
-                      static_cast<uint64_t>(list_.Integer(2)),
-                      list_.Integer(3) != 0,
-                      absl::Nanoseconds(list_.Integer(4)),
-                      list_.Bytes(5),
-                      list_.Bytes(6),
-                      list_.Bytes(7)});
+      rows.push_back(RowOf(list_));
     }
   }
 
@@ -48,17 +44,29 @@ class DiskStorage::Reader {
       MutexLock lock(&mutex_);
       const absl::StatusOr<bool> found = find_.With(key.first, key.second).Next();
       if (!found.ok()) return found.status();
-      const bool fits = *found && (find_.Integer(1) != 0) == ended;
-      const int64_t number = fits ? find_.Integer(0) : 0;
+      if (!*found) return NotStored(key);
+      const CatalogueRow row = RowOf(find_);
+      const int64_t number = find_.Integer(kNumberColumn);
       find_.Reset();
-      if (!fits) return NotStored(key);
+      if (row.damaged) return absl::DataLossError("the row of the catalogue is damaged");
+      if (row.ended != ended) return NotStored(key);
       records_.With(number);
       while (true) {
         const absl::StatusOr<bool> more = records_.Next();
         if (!more.ok()) return more.status();
         if (!*more) break;
-        auto& into = records_.IsNull(1) ? digests : records;
-        into[static_cast<int>(records_.Integer(0))] = records_.Bytes(records_.IsNull(1) ? 2 : 1);
+        const auto part = static_cast<int>(records_.Integer(0));
+        auto bytes = records_.OptionalBytes(1);
+        auto digest = records_.OptionalBytes(2);
+        if (!records_.IsNull(3) && records_.Integer(3) != ChecksumOf(number, part, bytes, digest)) {
+          records_.Reset();
+          return absl::DataLossError(absl::StrCat(layout::PartName(part), " is damaged"));
+        }
+        if (bytes) {
+          records[part] = *std::move(bytes);
+        } else {
+          digests[part] = std::move(digest).value_or("");
+        }
       }
     }
     for (const auto& [part, digest] : digests) {
@@ -71,6 +79,23 @@ class DiskStorage::Reader {
   }
 
  private:
+  static constexpr char kSelectRow[] =
+      "SELECT tenant, id, sequence, ended, lease_nanoseconds, request_id, fingerprint, entry, "
+      "checksum, number FROM sessions";
+  static constexpr int kNumberColumn = 9;
+
+  static CatalogueRow RowOf(const Statement& selected) {
+    CatalogueRow row = {{selected.Bytes(0), selected.Bytes(1)},
+                        static_cast<uint64_t>(selected.Integer(2)),
+                        selected.Integer(3) != 0,
+                        absl::Nanoseconds(selected.Integer(4)),
+                        selected.Bytes(5),
+                        selected.Bytes(6),
+                        selected.Bytes(7)};
+    row.damaged = !selected.IsNull(8) && selected.Integer(8) != ChecksumOf(row);
+    return row;
+  }
+
   Mutex mutex_;
   Database database_;
   const RecordFiles& files_;

@@ -6,11 +6,14 @@
 //     records    part by part, what a session is made of: bytes, or the digest of a file
 //                part >= 0: the record of that layer; -1: the binding; -2: the global record;
 //                -3: the report, which is all that an ended session has
+//                rows of both have checksums, see row_checksums.h
 //     garbage    digests of files that a record referred to and may not any more
 //   DIR/records/ab/cdef...      files, see record_files.h; for records above 32 KiB
 //   DIR/keep-files              whoever makes a backup holds a shared lock on it; while there is
 //                               one, no file is removed
 //   DIR/reserve                 room on a disk that is full, for ending sessions
+//   DIR/lost/                   record files that no row refers to, found after the write-ahead log
+//                               was damaged: rows that are lost may have named them
 //
 // A file is whole before a record refers to it, and is removed after no record does: a crash at any
 // moment leaves at most garbage. A change that fails while SQLite commits it may be there once the

@@ -2,19 +2,26 @@
 
 #include <fcntl.h>
 #include <sys/file.h>
+#include <sys/stat.h>
 
 #include <utility>
 
 #include "absl/strings/str_cat.h"
+#include "server/log.h"
 #include "server/sha256.h"
 #include "server/storage/data_directory.h"
 #include "server/storage/disk_layout.h"
+#include "server/storage/row_checksums.h"
+#include "server/storage/write_ahead_log.h"
 
 namespace nni_compression::server {
 namespace {
 
 // Files that are removed at a time.
 constexpr int kGarbagePerRound = 64;
+constexpr int kAllGarbage = -1;  // as SQLite takes it
+
+constexpr mode_t kPrivate = 0600;
 
 std::string SetVersion() { return absl::StrCat("PRAGMA user_version = ", layout::kVersion); }
 
@@ -35,10 +42,26 @@ absl::Status SetUp(Database& database, DurabilityLevel durability) {
     if (absl::Status status = database.Execute(sql); !status.ok()) return status;
   }
   // What of the log could be opened for reading only fails now rather than at every call.
-  return database.Execute(
-      *version == layout::kVersion
-          ? "BEGIN IMMEDIATE; COMMIT"
-          : absl::StrCat("BEGIN IMMEDIATE;", layout::kSchema, SetVersion(), "; COMMIT"));
+  if (*version == layout::kVersion) return database.Execute("BEGIN IMMEDIATE; COMMIT");
+  const absl::Status status = database.Execute(
+      absl::StrCat("BEGIN IMMEDIATE;", *version == 0 ? layout::kSchema : layout::kFromVersion1,
+                   SetVersion(), "; COMMIT"));
+  if (!status.ok()) database.Execute("ROLLBACK").IgnoreError();
+  return status;
+}
+
+// Sessions are for the server's user only, in a directory that others may read, too. SQLite gives
+// the files next to the database the mode of the database itself. What cannot be opened or changed
+// is left for SQLite to say.
+void MakePrivate(const std::string& path) {
+  const FileDescriptor file(open(path.c_str(), O_RDWR | O_CREAT | O_CLOEXEC, kPrivate));
+  for (const char* const suffix : {"", "-wal", "-shm"}) {
+    struct stat properties;
+    const std::string name = path + suffix;
+    if (stat(name.c_str(), &properties) == 0 && (properties.st_mode & 077) != 0) {
+      chmod(name.c_str(), kPrivate);
+    }
+  }
 }
 
 }  // namespace
@@ -46,6 +69,12 @@ absl::Status SetUp(Database& database, DurabilityLevel durability) {
 absl::StatusOr<std::unique_ptr<DiskStorage::Writer>> DiskStorage::Writer::Open(
     const std::string& directory, DurabilityLevel durability) {
   const std::string path = directory + layout::kCatalogue;
+  MakePrivate(path);
+  const int lost = LostTransactions(path + "-wal");
+  if (lost > 0) {
+    Log(LogLevel::kError, "catalogue_log_damaged",
+        {{"path", path + "-wal"}, {"lost_transactions", lost}});
+  }
   absl::StatusOr<Database> database = Database::Open(path);
   if (!database.ok()) return database.status();
   if (absl::Status status = SetUp(*database, durability); !status.ok()) {
@@ -58,32 +87,45 @@ absl::StatusOr<std::unique_ptr<DiskStorage::Writer>> DiskStorage::Writer::Open(
     if (!sync) break;
     if (absl::Status status = SyncDirectory(made); !status.ok()) return status;
   }
-  return std::unique_ptr<Writer>(new Writer(*std::move(database), *std::move(files), directory));
+  return std::unique_ptr<Writer>(
+      new Writer(*std::move(database), *std::move(files), directory, lost > 0));
 }
 
-DiskStorage::Writer::Writer(Database database, RecordFiles files, const std::string& directory)
+DiskStorage::Writer::Writer(Database database, RecordFiles files, const std::string& directory,
+                            bool rows_lost)
     : database_(std::move(database)),
       files_(std::move(files)),
       keep_files_path_(directory + layout::kKeepFiles),
+      lost_path_(directory + layout::kLost),
+      rows_lost_(rows_lost),
       reserve_(directory + layout::kReserve),
       begin_(database_, "BEGIN IMMEDIATE"),
       commit_(database_, "COMMIT"),
       insert_session_(database_,
                       "INSERT INTO sessions (tenant, id, sequence, lease_nanoseconds, request_id, "
-                      "fingerprint, entry) VALUES (?, ?, ?, ?, ?, ?, ?)"),
-      find_session_(database_, "SELECT number, ended FROM sessions WHERE tenant = ? AND id = ?"),
-      set_entry_(database_, "UPDATE sessions SET entry = ? WHERE number = ?"),
-      end_session_(database_, "UPDATE sessions SET ended = 1, request_id = x'' WHERE number = ?"),
+                      "fingerprint, entry, checksum) VALUES (?, ?, ?, ?, ?, ?, ?, ?)"),
+      find_session_(database_,
+                    "SELECT number, sequence, ended, lease_nanoseconds, request_id, fingerprint, "
+                    "entry FROM sessions WHERE tenant = ? AND id = ?"),
+      update_session_(database_,
+                      "UPDATE sessions SET ended = ?, request_id = ?, entry = ?, checksum = ? "
+                      "WHERE number = ?"),
       erase_session_(database_, "DELETE FROM sessions WHERE number = ?"),
       replace_record_(database_,
-                      "UPDATE records SET bytes = ?, digest = ? WHERE session = ? AND part = ?"),
+                      "UPDATE records SET bytes = ?, digest = ?, checksum = ? "
+                      "WHERE session = ? AND part = ?"),
       insert_record_(database_,
-                     "INSERT INTO records (bytes, digest, session, part) VALUES (?, ?, ?, ?)"),
+                     "INSERT INTO records (bytes, digest, checksum, session, part) "
+                     "VALUES (?, ?, ?, ?, ?)"),
       erase_records_(database_, "DELETE FROM records WHERE session = ?"),
       next_garbage_(database_, "SELECT digest FROM garbage LIMIT ?"),
       drop_garbage_(database_, "DELETE FROM garbage WHERE digest = ?"),
       is_used_(database_, "SELECT 1 FROM records WHERE digest = ?") {
   reserve_.Fill();
+  OpenKeepFiles();  // made now, so that it is the server's whoever makes the first backup
+  if (rows_lost_) {
+    for (const std::string& digest : Garbage(kAllGarbage)) unknown_.insert(digest);
+  }
 }
 
 std::vector<absl::Status> DiskStorage::Writer::Apply(absl::Span<const SessionChange> changes) {
@@ -163,41 +205,74 @@ absl::Status DiskStorage::Writer::Transact(absl::Span<Prepared* const> group) {
   return status;
 }
 
+absl::StatusOr<std::optional<DiskStorage::Writer::Found>> DiskStorage::Writer::Find(
+    const SessionKey& key) {
+  const absl::StatusOr<bool> there = find_session_.With(key.first, key.second).Next();
+  if (!there.ok()) return there.status();
+  std::optional<Found> found;
+  if (*there) {
+    found.emplace();
+    found->number = find_session_.Integer(0);
+    found->row = {key,
+                  static_cast<uint64_t>(find_session_.Integer(1)),
+                  find_session_.Integer(2) != 0,
+                  absl::Nanoseconds(find_session_.Integer(3)),
+                  find_session_.Bytes(4),
+                  find_session_.Bytes(5),
+                  find_session_.Bytes(6)};
+  }
+  find_session_.Reset();
+  return found;
+}
+
 absl::StatusOr<int64_t> DiskStorage::Writer::Create(const SessionChange& change) {
-  const CatalogueRow& row = change.create->row;
-  absl::Status status =
-      insert_session_
-          .With(change.key.first, change.key.second, static_cast<int64_t>(row.sequence),
-                absl::ToInt64Nanoseconds(row.lease), row.request_id, row.fingerprint, row.entry)
-          .Run();
+  CatalogueRow row = change.create->row;
+  row.key = change.key;
+  row.ended = false;
+  absl::Status status = insert_session_
+                            .With(row.key.first, row.key.second, static_cast<int64_t>(row.sequence),
+                                  absl::ToInt64Nanoseconds(row.lease), row.request_id,
+                                  row.fingerprint, row.entry, ChecksumOf(row))
+                            .Run();
   if (!status.ok()) return status;
   return database_.last_insert_rowid();
 }
 
 absl::Status DiskStorage::Writer::Write(const Prepared& prepared) {
   const SessionChange& change = *prepared.change;
-  const absl::StatusOr<bool> found = find_session_.With(change.key.first, change.key.second).Next();
+  absl::StatusOr<std::optional<Found>> found = Find(change.key);
   if (!found.ok()) return found.status();
-  int64_t number = *found ? find_session_.Integer(0) : 0;
-  const bool ended = *found && find_session_.Integer(1) != 0;
-  find_session_.Reset();
-  if (change.create && *found) return AlreadyStored(change.key);
   if (change.create) {
+    if (*found) return AlreadyStored(change.key);
     const absl::StatusOr<int64_t> created = Create(change);
     if (!created.ok()) return created.status();
-    number = *created;
-  } else if (change.erase) {
+    *found = Found{*created, change.create->row};
+    (*found)->row.key = change.key;
+    (*found)->row.ended = false;
+  }
+  const int64_t number = *found ? (*found)->number : 0;
+  if (change.erase) {
     absl::Status status = erase_records_.With(number).Run();
     if (status.ok()) status = erase_session_.With(number).Run();
     return status;
-  } else if (!*found || ended) {
-    return NotStored(change.key);
   }
+  if (!*found || (*found)->row.ended) return NotStored(change.key);
 
   absl::Status status;
-  if (change.entry) status = set_entry_.With(*change.entry, number).Run();
-  if (status.ok() && change.report) status = erase_records_.With(number).Run();
-  if (status.ok() && change.report) status = end_session_.With(number).Run();
+  if (change.entry || change.report) {
+    CatalogueRow& row = (*found)->row;
+    if (change.entry) row.entry = *change.entry;
+    if (change.report) {
+      row.ended = true;
+      row.request_id.clear();
+      status = erase_records_.With(number).Run();
+    }
+    if (status.ok()) {
+      status = update_session_
+                   .With(int64_t{row.ended}, row.request_id, row.entry, ChecksumOf(row), number)
+                   .Run();
+    }
+  }
   for (const auto& [part, record] : prepared.records) {
     if (!status.ok()) break;
     if (change.report && part != layout::kReport) continue;
@@ -209,9 +284,11 @@ absl::Status DiskStorage::Writer::Write(const Prepared& prepared) {
 // Not one "INSERT ... ON CONFLICT DO UPDATE": its conflict handling would take the place of that in
 // the triggers, and fail where two sessions replace records of one digest.
 absl::Status DiskStorage::Writer::Put(int64_t session, int part, const Record& record) {
-  absl::Status status = replace_record_.With(record.bytes, record.digest, session, part).Run();
+  const int64_t checksum = ChecksumOf(session, part, record.bytes, record.digest);
+  absl::Status status =
+      replace_record_.With(record.bytes, record.digest, checksum, session, part).Run();
   if (!status.ok() || database_.changes() > 0) return status;
-  return insert_record_.With(record.bytes, record.digest, session, part).Run();
+  return insert_record_.With(record.bytes, record.digest, checksum, session, part).Run();
 }
 
 void DiskStorage::Writer::Discard(const Prepared& prepared) {
@@ -226,21 +303,37 @@ absl::StatusOr<bool> DiskStorage::Writer::IsUsed(absl::string_view digest) {
   return used;
 }
 
-bool DiskStorage::Writer::CollectGarbage() {
+std::vector<std::string> DiskStorage::Writer::Garbage(int limit) {
   std::vector<std::string> digests;
-  next_garbage_.With(kGarbagePerRound);
+  next_garbage_.With(limit);
   while (true) {
     const absl::StatusOr<bool> more = next_garbage_.Next();
-    if (!more.ok()) return false;
-    if (!*more) break;
+    if (!more.ok() || !*more) return digests;
     digests.push_back(next_garbage_.Bytes(0));
   }
-  if (digests.empty() && discarded_.empty()) return Sweep();
-  const FileDescriptor keep(open(keep_files_path_.c_str(), O_RDWR | O_CREAT | O_CLOEXEC, 0600));
+}
+
+bool DiskStorage::Writer::CollectGarbage() {
+  const std::vector<std::string> digests = Garbage(kGarbagePerRound);
+  if (digests.empty() && discarded_.empty() && unknown_.empty()) return Sweep();
+  const FileDescriptor keep = OpenKeepFiles();
   if (!keep.valid() || flock(keep.get(), LOCK_EX | LOCK_NB) != 0) return false;  // a backup runs
-  const bool ok = OverwriteFailedCommit().ok() && RemoveDiscarded() && RemoveGarbage(digests);
+  const bool ok = OverwriteFailedCommit().ok() && RemoveDiscarded() && SetAsideUnknown() &&
+                  RemoveGarbage(digests);
   reserve_.Fill();
   return ok;
+}
+
+// Without it no file is removed. Somebody else's, root's for instance, cannot be opened.
+FileDescriptor DiskStorage::Writer::OpenKeepFiles() {
+  FileDescriptor keep(
+      open(keep_files_path_.c_str(), O_RDWR | O_CREAT | O_NOFOLLOW | O_CLOEXEC, kPrivate));
+  if (!keep.valid() && !said_files_stay_) {
+    Log(LogLevel::kError, "files_not_removed",
+        {{"error", FileError("open", keep_files_path_).message()}});
+  }
+  said_files_stay_ = !keep.valid();
+  return keep;
 }
 
 absl::Status DiskStorage::Writer::OverwriteFailedCommit() {
@@ -256,6 +349,20 @@ bool DiskStorage::Writer::RemoveDiscarded() {
     if (!used.ok() || (!*used && !files_.Remove(*discarded_.begin()).ok())) return false;
     discarded_.erase(discarded_.begin());
   }
+  return true;
+}
+
+bool DiskStorage::Writer::SetAsideUnknown() {
+  if (unknown_.empty()) return true;
+  int64_t files = 0;
+  while (!unknown_.empty()) {
+    const absl::StatusOr<bool> used = IsUsed(*unknown_.begin());  // by now, perhaps
+    if (!used.ok()) return false;
+    if (!*used && !files_.SetAside(*unknown_.begin(), lost_path_).ok()) return false;
+    if (!*used) ++files;
+    unknown_.erase(unknown_.begin());
+  }
+  Log(LogLevel::kWarning, "files_set_aside", {{"path", lost_path_}, {"files", files}});
   return true;
 }
 
@@ -280,7 +387,7 @@ bool DiskStorage::Writer::Sweep() {
     const absl::StatusOr<bool> used = IsUsed(digest);
     if (!used.ok() || *used) return;
     found = true;
-    discarded_.insert(digest);
+    (rows_lost_ ? unknown_ : discarded_).insert(digest);
   });
   ++swept_;
   return found || swept_ < RecordFiles::kFolders;

@@ -38,6 +38,11 @@ class DiskStorage::Writer {
     std::optional<std::string> bytes;
     std::optional<std::string> digest;
   };
+  // What the catalogue says of a session.
+  struct Found {
+    int64_t number = 0;
+    CatalogueRow row;
+  };
   // What is written of one change; large records are files by now.
   struct Prepared {
     const SessionChange* change = nullptr;
@@ -45,7 +50,7 @@ class DiskStorage::Writer {
     absl::Status status;
   };
 
-  Writer(Database database, RecordFiles files, const std::string& directory);
+  Writer(Database database, RecordFiles files, const std::string& directory, bool rows_lost);
 
   // Does it once more with the reserve's room, should there be none for a change that makes room.
   void WithReserve(const SessionChange& change, absl::FunctionRef<absl::Status()> attempt);
@@ -54,27 +59,37 @@ class DiskStorage::Writer {
   absl::StatusOr<Record> Keep(std::string bytes);
   absl::Status Transact(absl::Span<Prepared* const> group);
   absl::Status Write(const Prepared& prepared);
+  absl::StatusOr<std::optional<Found>> Find(const SessionKey& key);
   absl::StatusOr<int64_t> Create(const SessionChange& change);
   absl::Status Put(int64_t session, int part, const Record& record);
   void Discard(const Prepared& prepared);
   absl::Status OverwriteFailedCommit();
+  FileDescriptor OpenKeepFiles();
+  // Up to so many of what the catalogue has noted; none where it cannot be read.
+  std::vector<std::string> Garbage(int limit);
   bool RemoveGarbage(absl::Span<const std::string> digests);
   bool RemoveDiscarded();
+  bool SetAsideUnknown();
   bool Sweep();
   absl::StatusOr<bool> IsUsed(absl::string_view digest);
 
   Database database_;
   RecordFiles files_;
   const std::string keep_files_path_;
+  const std::string lost_path_;
+  // Of rows that are lost, the files are not: what the sweep finds is set aside.
+  const bool rows_lost_;
+  bool said_files_stay_ = false;
   Reserve reserve_;
   Statement begin_, commit_;
-  Statement insert_session_, find_session_, set_entry_, end_session_, erase_session_;
+  Statement insert_session_, find_session_, update_session_, erase_session_;
   Statement replace_record_, insert_record_, erase_records_;
   Statement next_garbage_, drop_garbage_, is_used_;
 
   // Files of changes that failed, which may be unused. Should they be forgotten, the next process
   // finds them.
   std::set<std::string> discarded_;
+  std::set<std::string> unknown_;  // found after rows were lost
   // The end of the write-ahead log may be a commit that failed, but is whole: the next process
   // would take it for one that succeeded, and need its files.
   bool failed_commit_ = false;

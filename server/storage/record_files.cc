@@ -112,6 +112,14 @@ absl::Status RecordFiles::Remove(absl::string_view digest) const {
   return FileError("remove", path);
 }
 
+absl::Status RecordFiles::SetAside(absl::string_view digest, const std::string& folder) const {
+  const std::string path = Path(digest);
+  const std::string target = absl::StrCat(folder, "/", absl::BytesToHexString(digest));
+  if (absl::Status status = MakeDirectory(folder); !status.ok()) return status;
+  if (rename(path.c_str(), target.c_str()) == 0 || errno == ENOENT) return absl::OkStatus();
+  return FileError("move", path);
+}
+
 void RecordFiles::List(int folder,
                        const std::function<void(const std::string& digest)>& visit) const {
   const std::string path = Subfolder(folder);

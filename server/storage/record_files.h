@@ -33,6 +33,9 @@ class RecordFiles {
   // OK when there is no such file.
   absl::Status Remove(absl::string_view digest) const;
 
+  // Moves a file to `folder`, which is made where it is missing, under its digest's whole name.
+  absl::Status SetAside(absl::string_view digest, const std::string& folder) const;
+
   // Calls `visit` with the digest of every file in one of the kFolders folders, as far as it can be
   // read.
   static constexpr int kFolders = 256;

@@ -72,6 +72,10 @@ class Statement {
 
   int64_t Integer(int column) const { return sqlite3_column_int64(statement_.get(), column); }
   std::string Bytes(int column) const;
+  // Nullopt for NULL.
+  std::optional<std::string> OptionalBytes(int column) const {
+    return IsNull(column) ? std::nullopt : std::optional(Bytes(column));
+  }
   bool IsNull(int column) const {
     return sqlite3_column_type(statement_.get(), column) == SQLITE_NULL;
   }

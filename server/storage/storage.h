@@ -40,6 +40,7 @@ struct CatalogueRow {
   std::string request_id;
   std::string fingerprint;  // of the request
   std::string entry;        // what a listing shows; means nothing to the storage
+  bool damaged = false;     // not as it was written: loading gives DATA_LOSS
 };
 
 // What a session is made of again. All of it is bytes that mean nothing to the storage.
@@ -73,7 +74,8 @@ struct SessionChange {
 };
 
 // Thread-safe, but one thread at a time writes. Every method blocks. An implementation passes
-// tests/server/storage/contract_test.cc.
+// tests/server/storage/contract_test.cc. Messages of errors name files: they are for the log, not
+// for callers.
 class Storage {
  public:
   virtual ~Storage() = default;

@@ -84,6 +84,41 @@ TEST_F(TenantEditorTest, TokensAreRevokedOneByOneOrAll) {
   EXPECT_EQ(Text(), "# nobody\n") << "a server takes an empty file for a damaged one";
 }
 
+TEST_F(TenantEditorTest, AnIdThatStandsForSeveralTokensRevokesNone) {
+  const std::string one = "abc" + std::string(61, '0');
+  const std::string other = "ABd" + std::string(61, '0');
+  const std::string text = one + " a\n" + other + " a\nabe" + std::string(61, '0') + " b\n";
+  std::ofstream(path()) << text;
+  const TenantEditor editor(path());
+  for (const std::string prefix : {"a", "ab", "aB"}) {
+    const absl::Status status = editor.Revoke("a", prefix).status();
+    EXPECT_EQ(status.code(), absl::StatusCode::kInvalidArgument);
+    EXPECT_THAT(status.message(), HasSubstr("stands for 2 tokens of tenant 'a'"));
+  }
+  EXPECT_EQ(Text(), text);
+  EXPECT_EQ(*editor.Revoke("a", "abD"), 1);
+  EXPECT_EQ(*editor.Revoke("a", "a"), 1) << "there is one left";
+}
+
+TEST_F(TenantEditorTest, WhatRootMakesInAnothersFolderIsThatUsers) {
+  if (geteuid() != 0) GTEST_SKIP() << "needs root";
+  constexpr uid_t kServer = 10001;
+  ASSERT_EQ(chown(folder_.c_str(), kServer, kServer), 0);
+  ASSERT_TRUE(TenantEditor(path()).Add("a", false).ok());
+  for (const std::string& file : {path(), path() + ".lock"}) {
+    struct stat status;
+    ASSERT_EQ(stat(file.c_str(), &status), 0);
+    EXPECT_EQ(status.st_uid, kServer) << file;
+    EXPECT_EQ(status.st_mode & 0777, 0600u);
+  }
+}
+
+TEST_F(TenantEditorTest, NoLinkLeadsTheLockElsewhere) {
+  fs::create_symlink(folder_ + "/elsewhere", path() + ".lock");
+  EXPECT_FALSE(TenantEditor(path()).Add("a", false).ok());
+  EXPECT_FALSE(fs::exists(folder_ + "/elsewhere"));
+}
+
 TEST_F(TenantEditorTest, LimitsAreSetAndTakenAway) {
   const TenantEditor editor(path());
   EXPECT_EQ(ToText(*editor.SetQuota("a", {"sessions=3", "memory=1M"})),

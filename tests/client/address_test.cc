@@ -49,6 +49,20 @@ TEST(AddressTest, RefusesWhatCannotBeMeantAndNamesIt) {
   EXPECT_THAT(CheckAddress("localhost:50051x").message(), HasSubstr("'localhost:50051x'"));
 }
 
+TEST(AddressTest, TellsLoopbackFromOtherHosts) {
+  for (const char* address : {"localhost:1", "127.0.0.1:50051", "127.255.255.254:1", "[::1]:1",
+                              "unix:/run/x", "unix-abstract:x", "dns:///localhost:1",
+                              "dns:localhost:1", "ipv4:127.0.0.1:1,127.0.0.2:1", "ipv6:[::1]:1"}) {
+    EXPECT_TRUE(IsLoopback(address)) << address;
+  }
+  for (const char* address :
+       {"example.com:1", "127.example.com:1", "localhost.example.com:1", "10.0.0.7:1",
+        "[fd00::1]:1", "ipv4:127.0.0.1:1,10.0.0.7:1", "dns://10.0.0.7/localhost:1",
+        "127.0.0.1.example.com:1", "xds:///localhost:1"}) {
+    EXPECT_FALSE(IsLoopback(address)) << address;
+  }
+}
+
 TEST(AddressTest, NobodyWaitsForAnAddressThatIsNone) {
   ClientOptions options;
   options.connect_timeout = absl::InfiniteDuration();  // it would not end

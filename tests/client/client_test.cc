@@ -50,6 +50,31 @@ TEST_F(ClientTest, SaysWhatToDoWhenNobodyAnswers) {
   EXPECT_THAT(message, HasSubstr("refused")) << "the reason";
 }
 
+TEST_F(ClientTest, SendsNoTokenToAnotherHostInTheOpen) {
+  ClientOptions options;
+  options.connect_timeout = absl::Milliseconds(1);
+  options.token = "secret";
+  const absl::Status refused = Client::Connect("server.invalid:50051", options).status();
+  EXPECT_EQ(refused.code(), absl::StatusCode::kInvalidArgument);
+  EXPECT_THAT(refused.message(), HasSubstr("would be sent to server.invalid:50051"));
+  EXPECT_THAT(refused.message(), HasSubstr("$NNI_COMPRESSION_ALLOW_INSECURE_TOKEN=1"));
+  EXPECT_THAT(refused.message(), Not(HasSubstr("secret")));
+  const auto code = [&] { return Client::Connect("server.invalid:1", options).status().code(); };
+  options.allow_insecure_token = true;
+  EXPECT_EQ(code(), absl::StatusCode::kUnavailable);
+  options.allow_insecure_token.reset();
+  setenv("NNI_COMPRESSION_ALLOW_INSECURE_TOKEN", "1", 1);
+  EXPECT_EQ(code(), absl::StatusCode::kUnavailable);
+  options.allow_insecure_token = false;
+  EXPECT_EQ(code(), absl::StatusCode::kInvalidArgument);
+  options.allow_insecure_token.reset();
+  setenv("NNI_COMPRESSION_ALLOW_INSECURE_TOKEN", "yes", 1);
+  EXPECT_EQ(code(), absl::StatusCode::kInvalidArgument);
+  unsetenv("NNI_COMPRESSION_ALLOW_INSECURE_TOKEN");
+  options.tls = TlsOptions();
+  EXPECT_EQ(code(), absl::StatusCode::kUnavailable);
+}
+
 TEST_F(ClientTest, GivesUpOnAPortThatAcceptsAndStaysSilent) {
   const int listener = socket(AF_INET, SOCK_STREAM, 0);
   const auto closer = absl::MakeCleanup([listener] { close(listener); });

@@ -7,6 +7,8 @@
 #include <atomic>
 #include <map>
 #include <memory>
+#include <optional>
+#include <set>
 #include <string>
 #include <thread>
 #include <vector>
@@ -18,24 +20,40 @@
 namespace nni_compression::testing {
 namespace {
 
+using ::testing::AllOf;
 using ::testing::HasSubstr;
+using ::testing::Not;
 
 // A storage that can be told to fail, or to lose a session's state.
 class FaultyStorage : public server::MemoryStorage {
  public:
   std::vector<absl::Status> Apply(absl::Span<const server::SessionChange> changes) override {
     if (!full) return MemoryStorage::Apply(changes);
-    return std::vector<absl::Status>(changes.size(), absl::ResourceExhaustedError("disk full"));
+    return std::vector<absl::Status>(changes.size(),
+                                     absl::ResourceExhaustedError("cannot write '/data/x'"));
   }
   absl::StatusOr<server::StoredSession> Load(const server::SessionKey& key) override {
     ++loads;
-    if (damaged) return absl::DataLossError("file 'x' is damaged");
+    if (damaged || key.second == damaged_row)
+      return absl::DataLossError("file '/data/x' is damaged");
     return MemoryStorage::Load(key);
+  }
+  absl::StatusOr<std::vector<server::CatalogueRow>> List() override {
+    auto rows = MemoryStorage::List();
+    for (server::CatalogueRow& row : *rows) {
+      if (sequence) row.sequence = *sequence;
+      if (row.key.second != damaged_row) continue;
+      row.damaged = true;
+      row.lease = -absl::Seconds(1);
+    }
+    return rows;
   }
 
   std::atomic<bool> full{false};
   std::atomic<bool> damaged{false};
   std::atomic<int> loads{0};
+  std::optional<uint64_t> sequence;  // of every session, at the next start
+  std::string damaged_row;           // the session whose row it is
 };
 
 class DurableSessionsTest : public ::testing::Test {
@@ -264,7 +282,9 @@ TEST_F(DurableSessionsTest, OnAFullDiskTheStateIsThatBeforeTheCall) {
   ASSERT_TRUE(UpdateEpoch(stub(), id, 3, &epoch).ok());
   storage_->full = true;
   std::string bits;
-  EXPECT_EQ(Mask(id, "a", &bits, -200).error_code(), grpc::StatusCode::RESOURCE_EXHAUSTED);
+  const grpc::Status full = Mask(id, "a", &bits, -200);
+  EXPECT_EQ(full.error_code(), grpc::StatusCode::RESOURCE_EXHAUSTED);
+  EXPECT_THAT(full.error_message(), AllOf(HasSubstr("storage"), Not(HasSubstr("/data"))));
   EXPECT_EQ(bits, "");
   EXPECT_EQ(UpdateEpoch(stub(), id, 4, &epoch).error_code(), grpc::StatusCode::RESOURCE_EXHAUSTED);
   EXPECT_EQ(CloseSession(stub(), id).error_code(), grpc::StatusCode::RESOURCE_EXHAUSTED);
@@ -297,11 +317,53 @@ TEST_F(DurableSessionsTest, ADamagedSessionCostsNoOther) {
   const grpc::Status status = Mask(damaged, "a", &bits);
   EXPECT_EQ(status.error_code(), grpc::StatusCode::DATA_LOSS);
   EXPECT_THAT(status.error_message(), HasSubstr("damaged"));
+  EXPECT_THAT(status.error_message(), Not(HasSubstr("/data")));
   v1::UpdateEpochResponse epoch;
   EXPECT_EQ(UpdateEpoch(stub(), damaged, 1, &epoch).error_code(), grpc::StatusCode::DATA_LOSS);
   EXPECT_TRUE(CloseSession(stub(), damaged).ok());
   storage_->damaged = false;
   EXPECT_TRUE(Mask(whole, "a", &bits).ok());
+}
+
+TEST_F(DurableSessionsTest, ASessionWhoseRowIsDamagedSaysSoUntilItIsClosed) {
+  storage_->damaged_row = BindAgp();
+  const std::string whole = BindAgp();
+  Restart();
+  EXPECT_EQ(server_->server().live_sessions(), 2);
+  std::string bits;
+  EXPECT_EQ(Mask(storage_->damaged_row, "a", &bits).error_code(), grpc::StatusCode::DATA_LOSS);
+  EXPECT_TRUE(Mask(whole, "a", &bits).ok());
+  EXPECT_TRUE(CloseSession(stub(), storage_->damaged_row).ok());
+  EXPECT_EQ(server_->server().live_sessions(), 1);
+}
+
+TEST_F(DurableSessionsTest, SessionsWhoseSequencesAreDamagedLive) {
+  for (const uint64_t sequence : {uint64_t{7}, uint64_t{0}, ~uint64_t{0}}) {
+    std::set<std::string> bound;
+    for (int i = 0; i < 3; ++i) bound.insert(BindAgp());
+    storage_->sequence = sequence;
+    Restart();
+    storage_->sequence.reset();
+    bound.insert(BindAgp());
+    std::set<std::string> listed;
+    v1::ListSessionsRequest request;
+    request.set_page_size(1);
+    do {
+      grpc::ClientContext context;
+      v1::ListSessionsResponse page;
+      ASSERT_TRUE(stub().ListSessions(&context, request, &page).ok());
+      ASSERT_EQ(page.sessions_size(), 1);
+      EXPECT_TRUE(listed.insert(page.sessions(0).id()).second) << "a page comes twice";
+      request.set_page_token(page.next_page_token());
+    } while (!request.page_token().empty());
+    EXPECT_EQ(listed, bound);
+    for (const std::string& id : bound) EXPECT_TRUE(KeepAlive(stub(), id).ok());
+    server_->Advance(absl::Minutes(6));
+    for (const std::string& id : bound) {
+      EXPECT_EQ(KeepAlive(stub(), id).error_code(), grpc::StatusCode::NOT_FOUND);
+    }
+    EXPECT_EQ(server_->server().live_sessions(), 0);
+  }
 }
 
 TEST_F(DurableSessionsTest, QuantizersKeepWhatTheyRemember) {

@@ -243,6 +243,11 @@ TEST_F(ProgramTest, RefusesWhatItCannotDo) {
               HasSubstr("tls_certificate and tls_key have to be given both"));
   EXPECT_THAT(Refusal({"--listen=127.0.0.1:0", "--trusted_proxy=localhost"}),
               HasSubstr("trusted_proxy: 'localhost' is no address"));
+  EXPECT_THAT(Refusal({"--listen=unix-abstract:compression", "--trusted_proxy=10.0.0.7,unix"}),
+              HasSubstr("every user of this host may connect; listen must be unix:PATH"));
+  EXPECT_THAT(Refusal({"--listen=127.0.0.1:0", "--shm_socket=" + folder_ + "/side",
+                       "--shm_uids=1000,65534"}),
+              HasSubstr("shm_uids has 65534"));
   std::ofstream(folder_ + "/tokens") << "# nobody yet\n";
   EXPECT_THAT(
       Refusal({"--listen=127.0.0.1:0", "--token_file=" + folder_ + "/tokens", "--reflection"}),

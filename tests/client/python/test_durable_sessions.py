@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import sqlite3
 import subprocess
 import threading
 import time
@@ -14,6 +16,7 @@ import numpy as np
 import pytest
 
 import nni_compression as nc
+from metered import eventually
 from servers import ROOT, ServerProcess, server_binary
 
 RANDOM = np.random.default_rng(11)
@@ -203,6 +206,64 @@ def test_epochs_are_stored_quickly_enough_to_be_answered(data_dir: Path) -> None
         print(f"update_epoch, median: {sorted(times)[150] * 1e3:.3f} ms")
 
 
+class TestDamage:
+    """Bytes of the catalogue that have changed while no server looked."""
+
+    @pytest.mark.parametrize(
+        "change",
+        [
+            "sessions SET lease_nanoseconds = -1 WHERE id = :id",
+            "sessions SET sequence = 7, lease_nanoseconds = 0",
+            "sessions SET sequence = -1 WHERE id = :id",
+            "sessions SET ended = 1 WHERE id = :id",
+            "sessions SET fingerprint = x'00' WHERE id = :id",
+            "records SET bytes = substr(bytes, 2) WHERE part = -2 AND"
+            " session = (SELECT number FROM sessions WHERE id = :id)",
+        ],
+    )
+    def test_costs_the_session_that_it_is_of(self, data_dir: Path, change: str) -> None:
+        with ServerProcess(f"--data_dir={data_dir}") as server, nc.Client(server.address) as client:
+            damaged = client.bind_model("level", [{"sparsity": 0.5}], [BIG]).id
+            others = [client.bind_model("level", [{"sparsity": 0.5}], [BIG]).id for _ in range(2)]
+        with contextlib.closing(sqlite3.connect(data_dir / "catalogue.db")) as catalogue:
+            parameters = {"id": damaged.encode()} if ":id" in change else {}
+            catalogue.execute(f"UPDATE {change}", parameters)
+            catalogue.commit()
+        given = {"big": weights(1)["big"]}
+        with ServerProcess(f"--data_dir={data_dir}") as server, nc.Client(server.address) as client:
+            for session in [damaged] if ":id" in change else [damaged, *others]:
+                with pytest.raises(nc.DataLossError) as raised:
+                    client.join(session).calc_mask(given)
+                assert str(data_dir) not in str(raised.value)
+                closed = ctl("close", session, f"--server={server.address}")
+                assert closed.returncode == 0, closed.stderr
+            if ":id" in change:
+                for session in others:
+                    assert client.join(session).calc_mask(given)["big"].sparsity == 0.5
+            assert server.log().count("event=session_damaged") >= 1
+            assert damaged in server.log()
+
+    def test_of_the_log_is_told_and_its_files_are_kept(self, data_dir: Path) -> None:
+        with ServerProcess(f"--data_dir={data_dir}") as server, nc.Client(server.address) as client:
+            session = client.bind_model("level", [{"sparsity": 0.5}], [BIG])
+            session.calc_mask({"big": weights(1)["big"]})
+            server.kill()
+        (record,) = (path for path in (data_dir / "records").rglob("*") if path.is_file())
+        log = data_dir / "catalogue.db-wal"
+        content = bytearray(log.read_bytes())
+        frame = 24 + int.from_bytes(content[8:12], "big")  # a header and a page
+        commits = [
+            at for at in range(32, len(content), frame) if any(content[at + 4 : at + 8])
+        ]  # of the schema, the session, and its mask
+        content[commits[1] + frame + 100] ^= 0xFF
+        log.write_bytes(content)
+        lost = data_dir / "lost" / (record.parent.name + record.name)
+        with ServerProcess(f"--data_dir={data_dir}") as server:
+            assert "event=catalogue_log_damaged" in server.log()
+            assert eventually(lost.exists)
+        assert not record.exists()
+
+
 def ctl(*arguments: str) -> subprocess.CompletedProcess[str]:
     """A run of compressionctl."""
     binary = os.environ.get(
@@ -239,6 +300,40 @@ class TestBackup:
             after = client.join(session.id).calc_mask(weights(9))
         for name in before:
             np.testing.assert_array_equal(before[name].to_numpy(), after[name].to_numpy())
+
+    @pytest.mark.skipif(os.geteuid() != 0, reason="needs root, to be two users")
+    @pytest.mark.parametrize("left", ["nothing", "the server's", "root's"])
+    def test_the_lock_stays_the_servers_when_root_makes_the_backup(
+        self, data_dir: Path, tmp_path: Path, left: str
+    ) -> None:
+        owner = 10001
+        ServerProcess(f"--data_dir={data_dir}").stop()
+        keep = data_dir / "keep-files"
+        for path in (data_dir, *data_dir.iterdir()):
+            os.chown(path, owner, owner)
+        if left == "nothing":  # as the first version leaves it
+            keep.unlink(missing_ok=True)
+        if left == "root's":  # as the first version's backup leaves it
+            os.chown(keep, 0, 0)
+        run = ctl("backup", f"--data_dir={data_dir}", str(tmp_path / "backup"))
+        assert run.returncode == 0, run.stderr
+        assert keep.stat().st_uid == owner
+        assert {path.stat().st_uid for path in data_dir.iterdir()} == {owner}
+
+    def test_a_link_in_place_of_the_lock_is_not_followed(
+        self, data_dir: Path, tmp_path: Path
+    ) -> None:
+        ServerProcess(f"--data_dir={data_dir}").stop()
+        keep, elsewhere = data_dir / "keep-files", tmp_path / "elsewhere"
+        keep.unlink(missing_ok=True)
+        keep.symlink_to(elsewhere)
+        run = ctl("backup", f"--data_dir={data_dir}", str(tmp_path / "backup"))
+        assert run.returncode == 1
+        assert str(keep) in run.stderr
+        with ServerProcess(f"--data_dir={data_dir}") as server:
+            assert "event=files_not_removed" in server.log()
+            assert str(keep) in server.log()
+        assert not elsewhere.exists()
 
     def test_damage_and_wrong_directories_are_refused(self, data_dir: Path, tmp_path: Path) -> None:
         backup = tmp_path / "backup"

@@ -23,6 +23,7 @@ import pytest
 import nni_compression as nc
 from forks import in_fork
 from nni_compression import _shared_memory
+from nni_compression._credentials import Credentials
 from servers import ROOT, ServerProcess
 
 LARGE = 300_000  # elements: more than MIN_BYTES in every dtype
@@ -66,6 +67,53 @@ def shared(local: ServerProcess, folder: Path) -> Iterator[nc.Client]:
 def network(local: ServerProcess) -> Iterator[nc.Client]:
     with nc.Client(local.address, shm_socket="", timeout=60) as client:
         yield client
+
+
+STRANGER = 10001
+LISTENS = """
+import socket, sys
+listener = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+listener.bind(sys.argv[1])
+listener.listen()
+print("listens", flush=True)
+print(listener.accept()[0].recv(1 << 16), flush=True)
+"""
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs root, to be two users")
+class TestAStrangerAtTheSocket:
+    """Somebody else than the server may have listened first."""
+
+    @staticmethod
+    def heard(folder: Path, mode: int) -> str:
+        """What a user in whose folder the socket is gets to know of a token."""
+        os.chown(folder, STRANGER, STRANGER)
+        folder.chmod(mode)
+        path = str(folder / "side")
+        command = [sys.executable, "-c", LISTENS, path]
+        with subprocess.Popen(command, user=STRANGER, stdout=subprocess.PIPE, text=True) as peer:
+            assert peer.stdout is not None
+            assert peer.stdout.readline() == "listens\n"
+            memory = _shared_memory.SharedMemory(path, Credentials("secret"))
+            assert memory.lease(MEGABYTE, MEGABYTE) is None
+            return peer.stdout.read()
+
+    @pytest.mark.parametrize("mode", [0o777, 0o755])
+    def test_is_told_nothing(self, mode: int, caplog: pytest.LogCaptureFixture) -> None:
+        with (
+            caplog.at_level(logging.INFO, "nni_compression"),
+            tempfile.TemporaryDirectory(dir="/tmp") as folder,
+        ):
+            assert self.heard(Path(folder), mode) == "b''\n"
+        assert f"user {STRANGER} listens there" in caplog.text
+
+    def test_is_the_server_where_nobody_else_can_have_made_the_folder(self) -> None:
+        with tempfile.TemporaryDirectory(dir="/var/lib") as folder:
+            assert "Bearer secret" in self.heard(Path(folder), 0o755)
+
+    def test_is_not_believed_in_a_folder_that_others_write_to(self) -> None:
+        with tempfile.TemporaryDirectory(dir="/var/lib") as folder:
+            assert self.heard(Path(folder), 0o775) == "b''\n"
 
 
 def weights_of(count: int = 4, elements: int = LARGE, seed: int = 0) -> dict[str, Any]:

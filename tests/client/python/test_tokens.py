@@ -63,6 +63,65 @@ def test_nobody_is_let_in_without_a_valid_token(guarded: ServerProcess, token: s
             client.bind_model("level", CONFIG, [LAYER])
 
 
+class TestOverOpenNetworks:
+    """Without TLS, everybody between a client and a server on another host can read its token."""
+
+    ALLOW = "NNI_COMPRESSION_ALLOW_INSECURE_TOKEN"
+
+    @pytest.mark.parametrize(
+        "server",
+        [
+            "server.invalid:50051",
+            "127.example.com:50051",
+            "localhost.example.com:1",
+            "10.0.0.7:50051",
+            "[fd00::1]:50051",
+            "ipv4:127.0.0.1:1,10.0.0.7:1",
+            "dns://10.0.0.7/localhost:1",
+        ],
+    )
+    def test_no_token_is_sent_to_another_host(
+        self, server: str, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        with pytest.raises(nc.InvalidArgumentError, match=self.ALLOW) as raised:
+            nc.Client(server, token="secret")
+        assert server in str(raised.value)
+        assert "secret" not in str(raised.value)
+        nc.Client(server).close()
+        nc.Client(server, token="secret", tls=True).close()
+        nc.Client(server, token="secret", allow_insecure_token=True).close()
+        monkeypatch.setenv(self.ALLOW, "1")
+        nc.Client(server, token="secret").close()
+        with pytest.raises(nc.InvalidArgumentError):
+            nc.Client(server, token="secret", allow_insecure_token=False)
+
+    @pytest.mark.parametrize(
+        "server",
+        [
+            "localhost:1",
+            "127.0.0.1:1",
+            "127.3.2.1:1",
+            "[::1]:1",
+            "unix:/run/x",
+            "unix-abstract:x",
+            "dns:///localhost:1",
+            "ipv4:127.0.0.1:1,127.0.0.2:1",
+        ],
+    )
+    def test_on_this_host_nothing_need_be_said(self, server: str) -> None:
+        nc.Client(server, token="secret").close()
+
+    def test_a_copy_is_allowed_the_same(self) -> None:
+        client = nc.Client("server.invalid:1", token="secret", allow_insecure_token=True)
+        pickle.loads(pickle.dumps(client)).close()
+        client.close()
+
+    def test_the_environment_says_yes_or_no(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setenv(self.ALLOW, "yes")
+        with pytest.raises(nc.InvalidArgumentError, match="must be 0 or 1"):
+            nc.Client("server.invalid:1", token="secret")
+
+
 def test_what_is_a_tenants_no_other_can_see(guarded: ServerProcess, tokens: Tokens) -> None:
     with (
         nc.Client(guarded.address, token=tokens.ours) as ours,

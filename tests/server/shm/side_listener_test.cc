@@ -105,6 +105,24 @@ TEST_F(SideListenerTest, AFileThatIsNoSocketIsLeftAlone) {
   unlink(options_.path.c_str());
 }
 
+TEST_F(SideListenerTest, UsersThatCannotBeToldApartAreRefused) {
+  options_.uids = {geteuid(), kNobody};
+  const auto started = SideListener::Start(options_, Authenticator::AllowAll(), &table_);
+  EXPECT_EQ(started.status().code(), absl::StatusCode::kInvalidArgument);
+  EXPECT_THAT(started.status().message(), HasSubstr("shm_uids has 65534"));
+  EXPECT_FALSE(Exists());
+
+  const std::string map = options_.path + ".map";
+  std::ofstream(map) << "         0     100000          2\n     10001      10001          1\n";
+  EXPECT_TRUE(CheckUids({0, 1, 10001}, map).ok());
+  for (const uid_t uid : {2u, 1000u, 10000u, 10002u}) {
+    const absl::Status status = CheckUids({uid}, map);
+    EXPECT_EQ(status.code(), absl::StatusCode::kInvalidArgument) << uid;
+    EXPECT_THAT(status.message(), HasSubstr("PrivateUsers=no"));
+  }
+  unlink(map.c_str());
+}
+
 TEST_F(SideListenerTest, APathThatIsTooLongIsRefused) {
   options_.path = std::string(200, 'x');
   EXPECT_EQ(SideListener::Start(options_, Authenticator::AllowAll(), &table_).status().code(),
@@ -112,7 +130,7 @@ TEST_F(SideListenerTest, APathThatIsTooLongIsRefused) {
 }
 
 TEST_F(SideListenerTest, AnotherUidIsNotLetIn) {
-  options_.uids = {kNobody};
+  options_.uids = {kNobody + 1};
   Start();
   SideClient trainer(options_.path);
   ASSERT_TRUE(trainer.connected());

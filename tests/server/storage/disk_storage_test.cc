@@ -7,10 +7,13 @@
 #include <signal.h>
 #include <sys/file.h>
 #include <sys/resource.h>
+#include <sys/stat.h>
 
 #include <filesystem>
 #include <fstream>
+#include <functional>
 #include <memory>
+#include <set>
 #include <string>
 #include <utility>
 #include <vector>
@@ -18,6 +21,7 @@
 #include "server/shm/file_descriptor.h"
 #include "server/storage/data_directory.h"
 #include "server/storage/sqlite.h"
+#include "server/storage/write_ahead_log.h"
 
 namespace nni_compression::server {
 namespace {
@@ -88,13 +92,44 @@ class DiskStorageTest : public ::testing::Test {
     }
   }
 
-  std::vector<std::string> RecordFiles() const {
+  std::vector<std::string> Files(const std::string& folder) const {
     std::vector<std::string> files;
-    for (const auto& file :
-         std::filesystem::recursive_directory_iterator(directory_ + "/records")) {
+    for (const auto& file : std::filesystem::recursive_directory_iterator(directory_ + folder)) {
       if (file.is_regular_file()) files.push_back(file.path());
     }
     return files;
+  }
+
+  std::vector<std::string> RecordFiles() const { return Files("/records"); }
+
+  // Changes the catalogue behind the storage's back, as damage does.
+  void ExecuteOffline(const std::string& sql) {
+    storage_.reset();
+    auto database = Database::Open(directory_ + "/catalogue.db");
+    ASSERT_TRUE(database.ok()) << database.status();
+    const absl::Status status = database->Execute(sql);
+    ASSERT_TRUE(status.ok()) << status;
+    database = absl::CancelledError();
+    Open();
+  }
+
+  static void FlipByte(const std::string& path, int64_t at) {
+    std::fstream file(path, std::ios::in | std::ios::out | std::ios::binary);
+    file.seekg(at);
+    const int byte = file.get();
+    file.seekp(at);
+    file.put(static_cast<char>(byte ^ 0x55));
+  }
+
+  // Goes on with what is there now, as after kill -9, and what `damage` makes of it.
+  void Crash(const std::function<void(const std::string& copy)>& damage) {
+    const std::string copy = directory_ + ".crashed";
+    std::filesystem::copy(directory_, copy, std::filesystem::copy_options::recursive);
+    damage(copy);
+    storage_.reset();
+    std::filesystem::remove_all(directory_);
+    std::filesystem::rename(copy, directory_);
+    Open();
   }
 
   std::string directory_;
@@ -132,6 +167,131 @@ TEST_F(DiskStorageTest, ADamagedCatalogueIsRefusedAtTheStart) {
   storage_.reset();
   std::ofstream(directory_ + "/catalogue.db") << std::string(100000, '?');
   EXPECT_EQ(Try().status().code(), absl::StatusCode::kDataLoss);
+}
+
+TEST_F(DiskStorageTest, ADamagedRowIsListedAsSuchAndNoOther) {
+  ASSERT_TRUE(Create(kA).ok());
+  ASSERT_TRUE(Create(kB).ok());
+  for (const std::string column :
+       {"sequence = 77", "ended = 1", "lease_nanoseconds = -1", "request_id = x'61'",
+        "fingerprint = x'62'", "entry = x'63'", "tenant = x'64'"}) {
+    ExecuteOffline("UPDATE sessions SET " + column + " WHERE id = CAST('a' AS BLOB)");
+    const auto rows = storage_->List();
+    ASSERT_TRUE(rows.ok()) << rows.status();
+    ASSERT_EQ(rows->size(), 2u);
+    for (const CatalogueRow& row : *rows) {
+      EXPECT_EQ(row.damaged, row.key.second == "a") << column;
+      EXPECT_EQ(storage_->Load(row.key).status().code(),
+                row.key.second == "a" ? absl::StatusCode::kDataLoss : absl::StatusCode::kOk)
+          << column;
+    }
+    SessionChange erase;
+    erase.erase = true;
+    for (const std::string tenant : {"tenant", "d"}) {
+      erase.key = {tenant, "a"};
+      ASSERT_TRUE(Apply(erase).ok());
+    }
+    ASSERT_TRUE(Create(kA).ok());
+  }
+}
+
+TEST_F(DiskStorageTest, ADamagedRecordIsLostDataOfItsSession) {
+  ASSERT_TRUE(Create(kA).ok());
+  ASSERT_TRUE(Create(kB).ok());
+  ASSERT_TRUE(PutLayer(kA, 3, "small").ok());
+  ExecuteOffline("UPDATE records SET bytes = CAST('smell' AS BLOB) WHERE part = 3");
+  EXPECT_EQ(storage_->Load(kA).status().code(), absl::StatusCode::kDataLoss);
+  EXPECT_THAT(storage_->Load(kA).status().message(), HasSubstr("layer 3"));
+  EXPECT_TRUE(storage_->Load(kB).ok());
+  ASSERT_TRUE(PutLayer(kA, 3, "small").ok());
+  EXPECT_TRUE(storage_->Load(kA).ok()) << "written again, it is whole again";
+
+  SessionChange end;
+  end.key = kA;
+  end.report = "report";
+  ASSERT_TRUE(Apply(end).ok());
+  EXPECT_EQ(*storage_->LoadReport(kA), "report");
+  ExecuteOffline("UPDATE records SET bytes = CAST('retort' AS BLOB) WHERE part = -3");
+  EXPECT_EQ(storage_->LoadReport(kA).status().code(), absl::StatusCode::kDataLoss);
+}
+
+TEST_F(DiskStorageTest, RowsOfTheFirstVersionHaveNoChecksumsAndAreRead) {
+  ASSERT_TRUE(Create(kA).ok());
+  ASSERT_TRUE(PutLayer(kA, 0, "small").ok());
+  ExecuteOffline(
+      "ALTER TABLE sessions DROP COLUMN checksum; ALTER TABLE records DROP COLUMN checksum; "
+      "PRAGMA user_version = 1");
+  EXPECT_FALSE(storage_->List()->at(0).damaged);
+  EXPECT_EQ(storage_->Load(kA)->layers[0], "small");
+  ASSERT_TRUE(PutLayer(kA, 0, "other").ok());
+  Open();
+  EXPECT_EQ(storage_->Load(kA)->layers[0], "other");
+}
+
+TEST_F(DiskStorageTest, WhatADamagedLogHadNamedIsSetAside) {
+  ASSERT_TRUE(Create(kA).ok());
+  ASSERT_TRUE(PutLayer(kA, 0, std::string(kBigLayer, 'x')).ok());
+  ASSERT_TRUE(PutLayer(kA, 0, "small").ok());
+  ASSERT_TRUE(PutLayer(kA, 0, std::string(kBigLayer, 'y')).ok());
+  const uintmax_t log_bytes = std::filesystem::file_size(directory_ + "/catalogue.db-wal");
+  Crash([&](const std::string& copy) { FlipByte(copy + "/catalogue.db-wal", log_bytes - 100); });
+  EXPECT_EQ(storage_->Load(kA)->layers[0], "small") << "the last change is lost";
+  CollectAllGarbage();
+  EXPECT_THAT(RecordFiles(), ::testing::IsEmpty());
+  EXPECT_EQ(Files("/lost").size(), 2u)
+      << "one was garbage, which the lost rows may have used again";
+  Open();
+  CollectAllGarbage();
+  EXPECT_EQ(Files("/lost").size(), 2u);
+}
+
+TEST_F(DiskStorageTest, AfterACrashFilesThatNothingNamesAreRemoved) {
+  ASSERT_TRUE(Create(kA).ok());
+  ASSERT_TRUE(PutLayer(kA, 0, std::string(kBigLayer, 'x')).ok());
+  Crash([](const std::string& copy) {
+    std::filesystem::create_directories(copy + "/records/0f");
+    std::ofstream(copy + "/records/0f/" + std::string(62, 'a')) << "left over";
+  });
+  CollectAllGarbage();
+  EXPECT_EQ(RecordFiles().size(), 1u);
+  EXPECT_FALSE(std::filesystem::exists(directory_ + "/lost"));
+}
+
+TEST_F(DiskStorageTest, WhereverTheLogIsDamagedNothingIsLostWithoutAWord) {
+  ASSERT_TRUE(Create(kA).ok());
+  ASSERT_TRUE(PutLayer(kA, 0, "a").ok());
+  const std::string log = directory_ + "/catalogue.db-wal";
+  const auto bytes = static_cast<int64_t>(std::filesystem::file_size(log));
+  ASSERT_EQ(LostTransactions(log), 0);
+  const std::string copy = directory_ + "/copy";
+  constexpr int64_t kFrameBytes = 24 + 4096;
+  const int64_t last_frame = bytes - kFrameBytes;
+  std::set<int64_t> places;
+  for (int64_t at = 0; at < 100; ++at) places.insert({at, last_frame + at});
+  for (int64_t at = 0; at < bytes; at += 509) places.insert(at);
+  // Of the last frame, these say that it belongs to this turn of the log.
+  for (int64_t at = 8; at < 16; ++at) places.erase(last_frame + at);
+  for (const int64_t at : places) {
+    std::filesystem::copy_file(log, copy, std::filesystem::copy_options::overwrite_existing);
+    FlipByte(copy, at);
+    EXPECT_GT(LostTransactions(copy), 0) << "byte " << at << " of " << bytes;
+  }
+  EXPECT_EQ(LostTransactions(directory_ + "/missing"), 0);
+  std::ofstream(copy, std::ios::trunc) << "";
+  EXPECT_EQ(LostTransactions(copy), 0);
+}
+
+TEST_F(DiskStorageTest, ItsFilesArePrivate) {
+  storage_.reset();
+  std::filesystem::permissions(directory_ + "/catalogue.db", std::filesystem::perms(0644));
+  const mode_t before = umask(0);
+  Open();
+  umask(before);
+  ASSERT_TRUE(Create(kA).ok());
+  ASSERT_TRUE(PutLayer(kA, 0, std::string(kBigLayer, 'x')).ok());
+  for (const auto& file : std::filesystem::recursive_directory_iterator(directory_)) {
+    EXPECT_EQ(static_cast<int>(file.status().permissions()) & 077, 0) << file.path();
+  }
 }
 
 TEST_F(DiskStorageTest, OnAFullDiskAChangeFailsAndLeavesNoTrace) {
@@ -214,6 +374,24 @@ TEST_F(DiskStorageTest, NoFileIsRemovedWhileABackupHoldsThem) {
   EXPECT_TRUE(RecordFiles().empty());
 }
 
+TEST_F(DiskStorageTest, TheFileThatBackupsLockIsTheServersFromTheStart) {
+  const std::string keep = directory_ + "/keep-files";
+  ASSERT_TRUE(std::filesystem::exists(keep));
+  // Nobody is led to another file by it.
+  std::filesystem::remove(keep);
+  std::filesystem::create_symlink(directory_ + "/elsewhere", keep);
+  Open();
+  ASSERT_TRUE(Create(kA).ok());
+  ASSERT_TRUE(PutLayer(kA, 0, std::string(kBigLayer, 'x')).ok());
+  ASSERT_TRUE(PutLayer(kA, 0, "small").ok());
+  CollectAllGarbage();
+  EXPECT_FALSE(std::filesystem::exists(directory_ + "/elsewhere"));
+  EXPECT_EQ(RecordFiles().size(), 1u) << "a backup may be running";
+  std::filesystem::remove(keep);
+  CollectAllGarbage();
+  EXPECT_THAT(RecordFiles(), ::testing::IsEmpty());
+}
+
 TEST_F(DiskStorageTest, ASecondServerIsRefusedOrWaits) {
   const auto second = Try();
   EXPECT_EQ(second.status().code(), absl::StatusCode::kFailedPrecondition);
@@ -226,10 +404,10 @@ TEST_F(DiskStorageTest, ASecondServerIsRefusedOrWaits) {
 TEST_F(DiskStorageTest, WhatANewerServerWroteIsRefused) {
   storage_.reset();
   auto database = Database::Open(directory_ + "/catalogue.db");
-  ASSERT_TRUE(database->Execute("PRAGMA user_version = 2").ok());
+  ASSERT_TRUE(database->Execute("PRAGMA user_version = 3").ok());
   const auto opened = Try();
   EXPECT_EQ(opened.status().code(), absl::StatusCode::kFailedPrecondition);
-  EXPECT_THAT(opened.status().message(), HasSubstr("format version 2"));
+  EXPECT_THAT(opened.status().message(), HasSubstr("format version 3"));
 }
 
 TEST(DataDirectoryTest, NetworkFileSystemsAreRefused) {

@@ -52,9 +52,12 @@ struct ClientOptions {
   std::optional<std::string> shm_socket;
   // The bearer token that the server asks for, or a file with it that is read at Connect. An empty
   // string stands for none; both unset: $NNI_COMPRESSION_TOKEN, else $NNI_COMPRESSION_TOKEN_FILE.
-  // Without TLS it travels as it is: over this host's loopback or a private network only.
   std::optional<std::string> token;
   std::optional<std::string> token_file;
+  // Without TLS a token travels as it is. Connect refuses that with INVALID_ARGUMENT unless the
+  // server is on this host or this says that nobody reads along. Unset:
+  // $NNI_COMPRESSION_ALLOW_INSECURE_TOKEN=1.
+  std::optional<bool> allow_insecure_token;
   // Unset: $NNI_COMPRESSION_TLS=1, and the paths in $NNI_COMPRESSION_TLS_CA,
   // $NNI_COMPRESSION_TLS_CERTIFICATE and $NNI_COMPRESSION_TLS_KEY; without any of them the
   // connection is open.

@@ -42,6 +42,7 @@ SPACES = {
 }
 # Of this process's environment, what the trials need to reach the server as well.
 INHERITED = (
+    "NNI_COMPRESSION_ALLOW_INSECURE_TOKEN",
     "NNI_COMPRESSION_SHM_SOCKET",
     "NNI_COMPRESSION_TLS",
     "NNI_COMPRESSION_TLS_CA",

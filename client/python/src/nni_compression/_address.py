@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ipaddress
+
 from .errors import InvalidArgumentError
 
 # Schemes of gRPC that are followed by one HOST:PORT, or by several.
@@ -25,6 +27,21 @@ def check_address(address: str, where: str = "server") -> None:
         )
 
 
+def is_loopback(address: str) -> bool:
+    """Whether what is sent to an address that is one never leaves this host.
+
+    That is so for a Unix socket, "localhost" and an address of the loopback interface. Names are
+    not resolved.
+    """
+    if address.startswith(("unix:", "unix-abstract:")):
+        return True
+    for scheme in ("dns:///", *_WITH_PORTS):
+        if address.startswith(scheme):
+            address = address[len(scheme) :]
+            break
+    return all(map(_has_loopback_host, address.split(",")))
+
+
 def _is_address(address: str) -> bool:
     if not address.isascii() or not address.isprintable() or " " in address:
         return False
@@ -46,3 +63,12 @@ def _has_host_and_port(endpoint: str) -> bool:
     if not host or "/" in host or (":" in host and not bracketed):
         return False
     return port.isdigit() and len(port) <= 5 and 0 < int(port) < 65536
+
+
+def _has_loopback_host(endpoint: str) -> bool:
+    host, _, _ = endpoint.rpartition(":")
+    host = host.strip("[]")
+    try:
+        return host == "localhost" or ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False

@@ -6,10 +6,12 @@ import os
 from pathlib import Path
 from typing import Optional, Union
 
+from ._address import is_loopback
 from .errors import InvalidArgumentError
 
 TOKEN_VARIABLE = "NNI_COMPRESSION_TOKEN"
 TOKEN_FILE_VARIABLE = "NNI_COMPRESSION_TOKEN_FILE"
+ALLOW_VARIABLE = "NNI_COMPRESSION_ALLOW_INSECURE_TOKEN"
 
 
 class Credentials:
@@ -23,6 +25,9 @@ class Credentials:
         self._fixed = None if token is None else _check(token, "token")
         self._file = file
         self._read: Optional[tuple[tuple[int, ...], str]] = None  # the file's version, its token
+
+    def __bool__(self) -> bool:
+        return self._fixed is not None or self._file is not None
 
     def metadata(self) -> tuple[tuple[str, str], ...]:
         """What a call carries. Raises InvalidArgumentError when there is no token in the file."""
@@ -55,6 +60,27 @@ def make_credentials(
         token = os.environ.get(TOKEN_VARIABLE)
         token_file = None if token else os.environ.get(TOKEN_FILE_VARIABLE)
     return Credentials(token or None, Path(token_file) if token_file else None)
+
+
+def check_privacy(
+    credentials: Credentials, address: str, encrypted: bool, allow: Optional[bool]
+) -> None:
+    """Raises InvalidArgumentError where others could read the token on its way.
+
+    `allow`, else $NNI_COMPRESSION_ALLOW_INSECURE_TOKEN=1, says that it may travel so nevertheless.
+    """
+    if allow is None:
+        wanted = os.environ.get(ALLOW_VARIABLE, "")
+        if wanted not in ("", "0", "1"):
+            raise InvalidArgumentError(f"${ALLOW_VARIABLE} is {wanted!r}; it must be 0 or 1")
+        allow = wanted == "1"
+    if not credentials or encrypted or allow or is_loopback(address):
+        return
+    raise InvalidArgumentError(
+        f"the token would be sent to {address} without encryption, for everybody on the way to "
+        "read; use TLS (tls, $NNI_COMPRESSION_TLS_CA or $NNI_COMPRESSION_TLS=1) or, in a network "
+        f"that you trust, say so: allow_insecure_token=True or ${ALLOW_VARIABLE}=1"
+    )
 
 
 def _check(token: str, name: str) -> str:

@@ -14,6 +14,7 @@ import mmap
 import os
 import select
 import socket
+import struct
 import threading
 import time
 import weakref
@@ -248,6 +249,7 @@ class _SideSocket:
         try:
             self._socket.settimeout(_TIMEOUT)
             self._socket.connect(path)
+            _check_peer(self._socket, path)
             hello = pb.SideRequest.Hello(version=_VERSION)
             for key, value in credentials.metadata():
                 hello.metadata.add(key=key, value=value)
@@ -290,6 +292,29 @@ class _SideSocket:
         if reply.code != 0:
             raise _RefusedError(reply.message)
         return reply
+
+
+def _check_peer(connection: socket.socket, path: str) -> None:
+    """Raises _RefusedError unless who listens may be told the token and shown the weights.
+
+    That is this user, root, or the owner of the socket's folder, where nobody else can have put the
+    socket or the folder: in /tmp, somebody may have listened first.
+    """
+    size = struct.calcsize("3i")
+    found = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, size)
+    _, peer, _ = struct.unpack("3i", found)
+    mine = {0, os.geteuid()}
+    if peer in mine:
+        return
+    folder, *above = Path(os.path.realpath(path)).parents
+    owners = [folder.stat().st_uid, *(each.stat().st_uid for each in above)]
+    writable = [each for each in (folder, *above) if each.stat().st_mode & 0o022]
+    if owners[0] == peer and set(owners) <= {*mine, peer} and not writable:
+        return
+    raise _RefusedError(
+        f"user {peer} listens there, who is neither this user nor root, and the folder is not that "
+        "user's alone" + (f": others may write to {writable[0]}" if writable else "")
+    )
 
 
 class _File:

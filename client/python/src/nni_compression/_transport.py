@@ -18,6 +18,7 @@ import grpc
 from google.protobuf import any_pb2, duration_pb2
 from google.protobuf.message import DecodeError
 
+from ._address import is_loopback
 from ._credentials import NOBODY, Credentials
 from ._frames import fields
 from ._interrupts import interrupts_held
@@ -274,7 +275,7 @@ class Transport:
             ("grpc.max_reconnect_backoff_ms", int(_LONGEST_RECONNECT_DELAY * 1000)),
             ("grpc.min_reconnect_backoff_ms", max(100, int(self.connect_timeout * 1000))),
         ]
-        if self.address.startswith(("127.", "localhost:", "[::1]:")):
+        if is_loopback(self.address):
             options.append(("grpc.enable_http_proxy", 0))  # no proxy reaches this host
         return options
 

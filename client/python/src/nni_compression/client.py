@@ -16,7 +16,7 @@ import numpy.typing as npt
 from . import _exchange, _frames
 from ._address import check_address
 from ._config import text, to_struct
-from ._credentials import make_credentials
+from ._credentials import check_privacy, make_credentials
 from ._keep_alive import KeepAlive
 from ._shared_memory import SharedMemory, socket_path
 from ._tls import Tls, make_tls
@@ -76,9 +76,11 @@ class Client:
             refuses, tensors go over the network.
         route: `nni-route` of calls that belong to no session; minted by default.
         token: the bearer token that the server asks for; by default $NNI_COMPRESSION_TOKEN. It
-            travels as it is: without `tls`, over this host's loopback or a private network only.
+            travels as it is: without `tls` it is sent to a server on this host only.
         token_file: a file with the token instead, read again when it has changed; by default
             $NNI_COMPRESSION_TOKEN_FILE.
+        allow_insecure_token: whether the token may be sent to another host without `tls`, for a
+            network where nobody reads along; by default $NNI_COMPRESSION_ALLOW_INSECURE_TOKEN=1.
         tls: True, or the path of a PEM file of authorities that sign the server's certificate, or a
             `Tls` with a certificate of the client's own; False for an open connection. By default
             the environment's: $NNI_COMPRESSION_TLS=1, and the paths in $NNI_COMPRESSION_TLS_CA,
@@ -104,6 +106,7 @@ class Client:
         route: Optional[str] = None,
         token: Optional[str] = None,
         token_file: Union[str, os.PathLike[str], None] = None,
+        allow_insecure_token: Optional[bool] = None,
         tls: Union[bool, str, os.PathLike[str], Tls, None] = None,
     ) -> None:
         self.server = server_address(server)
@@ -116,7 +119,10 @@ class Client:
         self._token = token
         self._token_file = token_file
         self._tls = make_tls(tls)
+        self._allow_insecure_token = allow_insecure_token
         credentials = make_credentials(token, token_file)
+        encrypted = self._tls is not None
+        check_privacy(credentials, self.server, encrypted, allow_insecure_token)
         self._shared_memory = SharedMemory(socket_path(shm_socket), credentials)
         self._route = _check_route(route) or mint_route()
         self._keep_alive = KeepAlive() if keep_alive else None
@@ -326,6 +332,7 @@ class Client:
             "route": self._route,
             "token": self._token,
             "token_file": self._token_file,
+            "allow_insecure_token": self._allow_insecure_token,
             "tls": self._tls if self._tls is not None else False,
         }
         return _make_client, (self.server, settings)

@@ -1,0 +1,123 @@
+// Whom a client tells its token over the side socket.
+#include "client/cpp/side_socket.h"
+
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+#include <sys/socket.h>
+#include <sys/stat.h>
+#include <sys/un.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include <cstdlib>
+#include <cstring>
+#include <filesystem>
+#include <string>
+
+namespace nni_compression::internal {
+namespace {
+
+using ::testing::HasSubstr;
+
+constexpr uid_t kStranger = 10001;
+
+// Another user's process that listens at a path, takes one connection and reads one packet.
+class Stranger {
+ public:
+  explicit Stranger(const std::string& path) {
+    sockaddr_un address = {};
+    address.sun_family = AF_UNIX;
+    path.copy(address.sun_path, sizeof(address.sun_path) - 1);
+    int heard[2];
+    EXPECT_EQ(pipe(heard), 0);
+    int ready[2];
+    EXPECT_EQ(pipe(ready), 0);
+    child_ = fork();
+    if (child_ == 0) {
+      char packet[1 << 10];
+      const int listener = socket(AF_UNIX, SOCK_SEQPACKET, 0);
+      const bool listens =
+          setuid(kStranger) == 0 &&
+          bind(listener, reinterpret_cast<const sockaddr*>(&address), sizeof(address)) == 0 &&
+          listen(listener, 1) == 0;
+      if (!listens || write(ready[1], "x", 1) != 1) _exit(1);
+      const int peer = accept(listener, nullptr, nullptr);
+      const ssize_t size = recv(peer, packet, sizeof(packet), 0);
+      if (size > 0 && write(heard[1], packet, static_cast<size_t>(size)) != size) _exit(1);
+      _exit(0);
+    }
+    close(heard[1]);
+    close(ready[1]);
+    heard_ = heard[0];
+    char byte;
+    EXPECT_EQ(read(ready[0], &byte, 1), 1) << "it does not listen";
+    close(ready[0]);
+  }
+  ~Stranger() {
+    close(heard_);
+    waitpid(child_, nullptr, 0);
+  }
+
+  // What it was told, once its connection is over.
+  std::string Heard() const {
+    char packet[1 << 10];
+    const ssize_t size = read(heard_, packet, sizeof(packet));
+    return std::string(packet, static_cast<size_t>(std::max<ssize_t>(size, 0)));
+  }
+
+ private:
+  pid_t child_ = 0;
+  int heard_ = -1;
+};
+
+class SideSocketTest : public ::testing::Test {
+ protected:
+  void SetUp() override {
+    if (geteuid() != 0) GTEST_SKIP() << "needs root, to be two users";
+  }
+  ~SideSocketTest() override {
+    if (!folder_.empty()) std::filesystem::remove_all(folder_);
+  }
+
+  // A folder of the stranger's in `parent`.
+  void MakeFolder(const std::string& parent, mode_t mode) {
+    std::string pattern = parent + "/side-socket-XXXXXX";
+    folder_ = mkdtemp(pattern.data());
+    ASSERT_EQ(chown(folder_.c_str(), kStranger, kStranger), 0);
+    ASSERT_EQ(chmod(folder_.c_str(), mode), 0);
+  }
+
+  std::string folder_;
+};
+
+TEST_F(SideSocketTest, TellsNothingToAStrangerWhoMayHaveListenedFirst) {
+  for (const mode_t mode : {0777, 0755}) {
+    MakeFolder("/tmp", mode);
+    const Stranger stranger(folder_ + "/side");
+    const absl::Status status = SideSocket::Connect(folder_ + "/side", "Bearer secret").status();
+    EXPECT_EQ(status.code(), absl::StatusCode::kPermissionDenied) << status;
+    EXPECT_THAT(status.message(), HasSubstr("user 10001 listens at"));
+    EXPECT_EQ(stranger.Heard(), "");
+    std::filesystem::remove_all(folder_);
+  }
+}
+
+TEST_F(SideSocketTest, TrustsTheOwnerOfAFolderThatNobodyElseCanHaveMade) {
+  MakeFolder("/var/lib", 0755);
+  const Stranger server(folder_ + "/side");
+  EXPECT_EQ(SideSocket::Connect(folder_ + "/side", "Bearer secret").status().code(),
+            absl::StatusCode::kUnavailable)
+      << "it says nothing";
+  EXPECT_THAT(server.Heard(), HasSubstr("Bearer secret"));
+}
+
+TEST_F(SideSocketTest, DoesNotTrustTheOwnerOfAFolderThatOthersWriteTo) {
+  MakeFolder("/var/lib", 0775);
+  const Stranger stranger(folder_ + "/side");
+  EXPECT_EQ(SideSocket::Connect(folder_ + "/side", "Bearer secret").status().code(),
+            absl::StatusCode::kPermissionDenied);
+  EXPECT_EQ(stranger.Heard(), "");
+}
+
+}  // namespace
+}  // namespace nni_compression::internal
