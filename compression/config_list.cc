@@ -17,6 +17,7 @@ using nlohmann::json;
 
 constexpr size_t kMaxRules = 1024;
 constexpr size_t kMaxWarnings = 100;
+constexpr size_t kLayersBetweenLooks = 256;  // for a cancellation
 constexpr char kDefault[] = "default";
 
 std::string RulePath(int rule) { return absl::StrCat("config_list[", rule, "]"); }
@@ -92,7 +93,8 @@ absl::StatusOr<Rule> ReadRule(const AlgorithmInfo& algorithm, const json& config
   return rule;
 }
 
-// Finds the last rule that matches, without trying every rule on every layer.
+// Finds the last rule that matches, without trying every rule on every layer: in all it takes as
+// long as there are names in the rules and in the layers, and rules for each type.
 class Matcher {
  public:
   Matcher(std::vector<Rule>& rules, Unfiltered unfiltered)
@@ -108,20 +110,16 @@ class Matcher {
     }
   }
 
-  // The index of the winner for a layer by one of its names; -1: none.
+  // The index of the winner for a layer by one of its names; -1: none. Each name once.
   int Match(const std::string& name, const Layer& layer) {
-    int winner = -1;
-    const auto match = [&](const std::vector<int>& candidates) {
-      for (int i : candidates) {
-        if (rules_[i].op_types && !rules_[i].op_types->contains(layer.op_type)) continue;
-        if (LeavesOut(rules_[i], layer)) continue;
-        rules_[i].matches = true;
-        winner = std::max(winner, i);
-      }
-    };
-    if (const auto it = by_name_.find(name); it != by_name_.end()) match(it->second);
-    if (const auto it = by_type_.find(layer.op_type); it != by_type_.end()) match(it->second);
-    match(everywhere_);
+    int winner = MatchType(layer);
+    const auto found = by_name_.find(name);
+    if (found == by_name_.end()) return winner;
+    for (const int i : found->second) {
+      if (rules_[i].op_types && !rules_[i].op_types->contains(layer.op_type)) continue;
+      rules_[i].matches = true;
+      winner = std::max(winner, i);
+    }
     return winner;
   }
 
@@ -136,30 +134,67 @@ class Matcher {
  private:
   bool LeavesOut(const Rule& rule, const Layer& layer) const {
     return unfiltered_ == Unfiltered::kMatrices && !rule.filters() && !rule.exclude &&
-           layer.shape.size() < 2;
+           IsVector(layer);
+  }
+  static bool IsVector(const Layer& layer) { return layer.shape.size() < 2; }
+
+  // The winner of the rules without names, which is that of all layers of the type that are
+  // vectors, or of all that are not.
+  int MatchType(const Layer& layer) {
+    const auto [known, fresh] = type_winners_.try_emplace({layer.op_type, IsVector(layer)}, -1);
+    if (!fresh) return known->second;
+    const auto match = [&, &winner = known->second](const std::vector<int>& candidates) {
+      for (const int i : candidates) {
+        if (LeavesOut(rules_[i], layer)) continue;
+        rules_[i].matches = true;
+        winner = std::max(winner, i);
+      }
+    };
+    if (const auto found = by_type_.find(layer.op_type); found != by_type_.end()) {
+      match(found->second);
+    }
+    match(everywhere_);
+    return known->second;
   }
 
   std::vector<Rule>& rules_;
   const Unfiltered unfiltered_;
   absl::flat_hash_map<std::string, std::vector<int>> by_name_;
   absl::flat_hash_map<std::string, std::vector<int>> by_type_;
+  absl::flat_hash_map<std::pair<std::string, bool>, int> type_winners_;
   std::vector<int> everywhere_;
 };
 
-bool SameEffect(const Rule& a, const Rule& b) {
-  if (a.exclude || b.exclude) return a.exclude == b.exclude;
-  return a.options->json() == b.options->json();
-}
+// Numbers for what rules do to a layer: equal where they do the same.
+class Effects {
+ public:
+  explicit Effects(const std::vector<Rule>& rules) : rules_(rules), known_(rules.size(), -1) {}
+
+  int Of(int rule) {
+    if (known_[rule] < 0) {
+      const std::string text =
+          rules_[rule].exclude ? "" : rules_[rule].options->json().dump(-1, ' ', false, kReplace);
+      known_[rule] = numbers_.try_emplace(text, static_cast<int>(numbers_.size())).first->second;
+    }
+    return known_[rule];
+  }
+
+ private:
+  static constexpr auto kReplace = json::error_handler_t::replace;
+
+  const std::vector<Rule>& rules_;
+  std::vector<int> known_;
+  absl::flat_hash_map<std::string, int> numbers_;
+};
 
 // The winner among the names of one weight; -1: none.
-absl::StatusOr<int> MatchLayer(const std::vector<Rule>& rules, const Layer& layer,
-                               Matcher& matcher) {
+absl::StatusOr<int> MatchLayer(const Layer& layer, Matcher& matcher, Effects& effects) {
   int winner = matcher.Match(layer.name, layer);
   const std::string* winner_name = &layer.name;
   for (const std::string& alias : layer.aliases) {
     const int other = matcher.Match(alias, layer);
     if (other < 0 || other == winner) continue;
-    if (winner >= 0 && !SameEffect(rules[winner], rules[other])) {
+    if (winner >= 0 && effects.Of(winner) != effects.Of(other)) {
       return absl::InvalidArgumentError(
           absl::StrCat(RulePath(winner), " applies to ", Quoted(*winner_name), " and ",
                        RulePath(other), " to ", Quoted(alias),
@@ -175,16 +210,17 @@ absl::StatusOr<int> MatchLayer(const std::vector<Rule>& rules, const Layer& laye
 }
 
 std::vector<std::string> Warnings(const std::vector<Rule>& rules, absl::Span<const Layer> layers) {
-  std::vector<std::string> names;
-  for (const Layer& layer : layers) {
-    names.push_back(layer.name);
-    names.insert(names.end(), layer.aliases.begin(), layer.aliases.end());
-  }
-  const absl::flat_hash_set<absl::string_view> known(names.begin(), names.end());
-  std::vector<std::string> types;
+  absl::flat_hash_set<absl::string_view> known;
   absl::flat_hash_set<absl::string_view> known_types;
+  std::vector<std::string> names;  // the first ones, to suggest
+  std::vector<std::string> types;
+  const auto add = [](const std::string& name, auto& all, std::vector<std::string>& first) {
+    if (all.insert(name).second && first.size() < kMaxSuggestions) first.push_back(name);
+  };
   for (const Layer& layer : layers) {
-    if (known_types.insert(layer.op_type).second) types.push_back(layer.op_type);
+    add(layer.name, known, names);
+    for (const std::string& alias : layer.aliases) add(alias, known, names);
+    add(layer.op_type, known_types, types);
   }
   std::vector<std::string> warnings;
   const auto warn_of_unknown = [&](const std::string& path, const std::vector<std::string>& given,
@@ -252,7 +288,8 @@ absl::StatusOr<std::vector<std::string>> DefaultOpTypes(absl::string_view framew
 
 absl::StatusOr<Plan> MakePlan(const AlgorithmInfo& algorithm, absl::Span<const json> config_list,
                               absl::string_view framework, absl::Span<const Layer> layers,
-                              Unfiltered unfiltered) {
+                              Unfiltered unfiltered, const std::function<bool()>& cancelled) {
+  const auto stopped = [&] { return cancelled != nullptr && cancelled(); };
   if (config_list.empty() || config_list.size() > kMaxRules) {
     return absl::InvalidArgumentError(absl::StrCat("config_list has ", config_list.size(),
                                                    " rules; it must have 1 to ", kMaxRules));
@@ -261,6 +298,7 @@ absl::StatusOr<Plan> MakePlan(const AlgorithmInfo& algorithm, absl::Span<const j
   if (!default_types.ok()) return default_types.status();
   std::vector<Rule> rules;
   for (size_t i = 0; i < config_list.size(); ++i) {
+    if (stopped()) return absl::CancelledError("cancelled");
     auto rule = ReadRule(algorithm, config_list[i], RulePath(i), framework, *default_types);
     if (!rule.ok()) return rule.status();
     rules.push_back(*std::move(rule));
@@ -269,8 +307,10 @@ absl::StatusOr<Plan> MakePlan(const AlgorithmInfo& algorithm, absl::Span<const j
   Plan plan;
   plan.layers.resize(layers.size());
   Matcher matcher(rules, unfiltered);
+  Effects effects(rules);
   for (size_t i = 0; i < layers.size(); ++i) {
-    auto winner = MatchLayer(rules, layers[i], matcher);
+    if (i % kLayersBetweenLooks == 0 && stopped()) return absl::CancelledError("cancelled");
+    auto winner = MatchLayer(layers[i], matcher, effects);
     if (!winner.ok()) return winner.status();
     if (*winner < 0) {
       matcher.Unmatched(layers[i]);

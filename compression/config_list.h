@@ -2,6 +2,7 @@
 #ifndef NNI_COMPRESSION_COMPRESSION_CONFIG_LIST_H_
 #define NNI_COMPRESSION_COMPRESSION_CONFIG_LIST_H_
 
+#include <functional>
 #include <memory>
 #include <nlohmann/json.hpp>
 #include <optional>
@@ -59,11 +60,13 @@ enum class Unfiltered {
 // Warnings: a rule that matches nothing, a rule that never wins, an op_name or op_type that no
 // layer has, layers that a rule without filters leaves out. INVALID_ARGUMENT names the field, the
 // value and the allowed range; an unknown key gets a suggestion. Every rule is validated, the
-// losing ones too.
+// losing ones too. Takes time in proportion to the size of what it is given, and CANCELLED is its
+// answer soon after `cancelled` says so.
 absl::StatusOr<Plan> MakePlan(const AlgorithmInfo& algorithm,
                               absl::Span<const nlohmann::json> config_list,
                               absl::string_view framework, absl::Span<const Layer> layers,
-                              Unfiltered unfiltered = Unfiltered::kEveryLayer);
+                              Unfiltered unfiltered = Unfiltered::kEveryLayer,
+                              const std::function<bool()>& cancelled = nullptr);
 
 }  // namespace nni_compression::compression
 

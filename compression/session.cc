@@ -15,6 +15,9 @@
 namespace nni_compression::compression {
 namespace {
 
+// Unknown names that similar ones are looked for, one after another.
+constexpr int kMaxNamesInARow = 10;
+
 // Bit for bit, as -0.0 may answer otherwise than 0.0.
 bool SameBits(const std::vector<float>& a, const std::vector<float>& b) {
   return a.size() == b.size() &&
@@ -31,6 +34,17 @@ bool SameState(const LayerState& a, const LayerState& b) {
          a.parameters == b.parameters && a.opaque == b.opaque &&
          a.memory.size() == b.memory.size() &&
          std::equal(a.memory.begin(), a.memory.end(), b.memory.begin(), same_memory);
+}
+
+// With what holds it: a map's nodes, and blocks of the heap.
+int64_t RememberedBytes(const LayerState& state) {
+  constexpr int64_t kNode = 128;
+  constexpr int64_t kBlock = 16;
+  int64_t bytes = state.opaque.empty() ? 0 : static_cast<int64_t>(state.opaque.size()) + kBlock;
+  for (const auto& [name, values] : state.memory) {
+    bytes += kNode + static_cast<int64_t>(name.size() + values.size() * sizeof(float)) + kBlock;
+  }
+  return bytes;
 }
 
 absl::Status CheckRange(const Layer& layer, const Range& range, int64_t channels) {
@@ -99,7 +113,8 @@ Session::Session(const AlgorithmInfo* algorithm, Binding binding, compression::P
       last_step_(binding_->step_applied ? binding_->clock.step : binding_->clock.step - 1),
       states_(binding_->layers.size(), std::make_shared<const LayerState>()) {}
 
-absl::StatusOr<std::unique_ptr<Session>> Session::Bind(const Registry& registry, Binding binding) {
+absl::StatusOr<std::unique_ptr<Session>> Session::Bind(const Registry& registry, Binding binding,
+                                                       const std::function<bool()>& cancelled) {
   auto algorithm = registry.Find(binding.algorithm);
   if (!algorithm.ok()) return algorithm.status();
   if (auto status = CheckNotNegative("epoch", binding.clock.epoch); !status.ok()) return status;
@@ -107,7 +122,7 @@ absl::StatusOr<std::unique_ptr<Session>> Session::Bind(const Registry& registry,
   auto index = IndexLayers(binding.layers);
   if (!index.ok()) return index.status();
   auto plan = MakePlan(**algorithm, binding.config_list, binding.framework, binding.layers,
-                       binding.unfiltered);
+                       binding.unfiltered, cancelled);
   if (!plan.ok()) return plan.status();
   for (size_t i = 0; i < plan->layers.size(); ++i) {
     const PlannedRule* planned = plan->layers[i].planned;
@@ -126,10 +141,17 @@ std::optional<int> Session::IndexOf(absl::string_view name) const {
 }
 
 absl::StatusOr<int> Session::FindLayer(absl::string_view name) const {
-  if (const std::optional<int> index = IndexOf(name)) return *index;
+  if (const std::optional<int> index = IndexOf(name)) {
+    unknown_names_ = 0;
+    return *index;
+  }
   std::vector<std::string> names;
-  names.reserve(binding_->layers.size());
-  for (const Layer& layer : binding_->layers) names.push_back(layer.name);
+  if (++unknown_names_ > kMaxNamesInARow) {
+    return absl::NotFoundError(absl::StrCat("the session has no layer ", Quoted(name)));
+  }
+  for (const Layer& layer : absl::MakeConstSpan(binding_->layers).subspan(0, kMaxSuggestions)) {
+    names.push_back(layer.name);
+  }
   return absl::NotFoundError(
       absl::StrCat("the session has no layer ", Quoted(name), Suggestion(name, names)));
 }
@@ -255,8 +277,26 @@ absl::Status Session::Remember(int i, const RememberedNumbers& memory) {
   return Commit(i, std::move(state));
 }
 
+absl::Status Session::CountMemory(TakeMemory take) {
+  take_memory_ = std::move(take);
+  remembered_ = 0;
+  taken_ = 0;
+  for (const auto& state : states_) remembered_ += RememberedBytes(*state);
+  return TakeFor(remembered_);
+}
+
+absl::Status Session::TakeFor(int64_t remembered) {
+  if (take_memory_ == nullptr || remembered <= taken_) return absl::OkStatus();
+  if (absl::Status status = take_memory_(remembered - taken_); !status.ok()) return status;
+  taken_ = remembered;
+  return absl::OkStatus();
+}
+
 absl::Status Session::Commit(int i, LayerState state) {
   if (auto s = CheckState(algorithm_->name, layer(i), state); !s.ok()) return s;
+  const int64_t remembered = remembered_ - RememberedBytes(*states_[i]) + RememberedBytes(state);
+  if (auto s = TakeFor(remembered); !s.ok()) return s;
+  remembered_ = remembered;
   if (!SameState(*states_[i], state)) changes_.layers.insert(i);
   states_[i] = std::make_shared<const LayerState>(std::move(state));
   return absl::OkStatus();

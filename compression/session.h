@@ -5,6 +5,7 @@
 #include <ATen/core/Tensor.h>
 
 #include <cstdint>
+#include <functional>
 #include <map>
 #include <memory>
 #include <nlohmann/json.hpp>
@@ -57,14 +58,18 @@ class Session {
  public:
   // Validates everything; see MakePlan for the config_list. INVALID_ARGUMENT names the field
   // ("layers[3].shape[1] is -2; ...").
-  static absl::StatusOr<std::unique_ptr<Session>> Bind(const Registry& registry, Binding binding);
+  // `cancelled`, if given, is asked now and then: when it says so, nothing more is computed, and
+  // the answer is CANCELLED.
+  static absl::StatusOr<std::unique_ptr<Session>> Bind(
+      const Registry& registry, Binding binding, const std::function<bool()>& cancelled = nullptr);
 
   const Plan& plan() const { return plan_; }
   const Binding& binding() const { return *binding_; }
   const AlgorithmInfo& algorithm() const { return *algorithm_; }
   Clock clock() const { return clock_; }
 
-  // The index of a bound layer; aliases count. NOT_FOUND, with a suggestion, otherwise.
+  // The index of a bound layer; aliases count. NOT_FOUND otherwise, with a suggestion for the first
+  // few unknown names after a known one: looking for similar names is work.
   absl::StatusOr<int> FindLayer(absl::string_view name) const;
   std::optional<int> IndexOf(absl::string_view name) const;  // as FindLayer, without a message
   const Layer& layer(int i) const { return binding_->layers[i]; }
@@ -141,6 +146,12 @@ class Session {
   // Memory that the state holds, masks included.
   int64_t StateBytes() const;
 
+  // From now on, `take` is asked before what algorithms remember of layers (LayerState's `memory`
+  // and `opaque`) grows above what it ever was; now, for what is there already. Where it refuses, a
+  // method fails with its status and leaves the session as it was.
+  using TakeMemory = std::function<absl::Status(int64_t bytes)>;
+  absl::Status CountMemory(TakeMemory take);
+
  private:
   Session(const AlgorithmInfo* algorithm, Binding binding, Plan plan);
 
@@ -151,6 +162,7 @@ class Session {
   absl::StatusOr<const Quantizer*> QuantizerOf(int i, Activation activation) const;
   MaskAnswer AnswerMask(int i) const;
   absl::Status Commit(int i, LayerState state);
+  absl::Status TakeFor(int64_t remembered);
   absl::StatusOr<QuantizedWeight> Quantize(
       int i, QuantizeReply reply,
       absl::FunctionRef<absl::StatusOr<QuantizedWeight>(const Quantizer&, LayerState&)> call);
@@ -163,6 +175,10 @@ class Session {
   Clock clock_;
   int64_t last_step_ = -1;                                 // the highest step applied
   std::vector<std::shared_ptr<const LayerState>> states_;  // replaced, never written
+  TakeMemory take_memory_;
+  int64_t remembered_ = 0;         // bytes, of all layers
+  int64_t taken_ = 0;              // the most there were
+  mutable int unknown_names_ = 0;  // that FindLayer was given since it found one
   Changes changes_;
   absl::flat_hash_map<std::string, int> index_;
 };

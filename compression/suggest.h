@@ -11,6 +11,9 @@
 
 namespace nni_compression::compression {
 
+// How many of the known words are looked at.
+constexpr size_t kMaxSuggestions = 1024;
+
 // "; did you mean `op_names`?" when one of `known` is a typing error away from `word` (about one
 // letter in three, case aside), "" otherwise. Looks at the first thousand only, and at no long
 // words, so that its time is bounded whatever it is given.

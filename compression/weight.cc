@@ -3,10 +3,24 @@
 #include "compression/kernels/select.h"
 
 namespace nni_compression::compression {
+namespace {
+
+// What holds them: a node of a map, or what counts the users, and blocks of the heap.
+constexpr int64_t kOverhead = 160;
+
+int64_t BytesOf(const MagnitudeHistogram& histogram) {
+  return kOverhead + static_cast<int64_t>(histogram.counts.size() * sizeof(int64_t));
+}
+
+int64_t BytesOf(const Range& range) {
+  return kOverhead + static_cast<int64_t>(2 * range.minimum.size() * sizeof(float));
+}
+
+}  // namespace
 
 void WeightStatistics::Prepare(DataType dtype, const void* weight, int64_t elements) {
   std::optional<MagnitudeHistogram> histogram = CountMagnitudes(dtype, weight, elements);
-  if (!histogram) return;
+  if (!histogram || magnitudes() != nullptr || !Admitted(BytesOf(*histogram))) return;
   auto shared = std::make_shared<const MagnitudeHistogram>(*std::move(histogram));
   std::lock_guard<std::mutex> lock(mutex_);
   magnitudes_ = std::move(shared);
@@ -24,20 +38,10 @@ std::optional<Range> WeightStatistics::range(const Granularity& granularity) con
 }
 
 void WeightStatistics::SetRange(const Granularity& granularity, const Range& range) {
+  // Without the lock, as the bytes may have to be taken from other weights.
+  if (this->range(granularity) || !Admitted(BytesOf(range))) return;
   std::lock_guard<std::mutex> lock(mutex_);
-  ranges_[granularity] = range;
-}
-
-int64_t WeightStatistics::bytes() const {
-  std::lock_guard<std::mutex> lock(mutex_);
-  auto bytes = static_cast<int64_t>(sizeof *this);
-  if (magnitudes_ != nullptr) {
-    bytes += static_cast<int64_t>(magnitudes_->counts.size() * sizeof(int64_t));
-  }
-  for (const auto& entry : ranges_) {
-    bytes += static_cast<int64_t>(2 * entry.second.minimum.size() * sizeof(float));
-  }
-  return bytes;
+  ranges_.emplace(granularity, range);
 }
 
 }  // namespace nni_compression::compression

@@ -5,6 +5,7 @@
 #include <ATen/core/Tensor.h>
 
 #include <cstdint>
+#include <functional>
 #include <map>
 #include <memory>
 #include <mutex>
@@ -28,6 +29,11 @@ struct MagnitudeHistogram {
 // costs less. Thread-safe.
 class WeightStatistics {
  public:
+  // `admit` is asked before more than the object itself is held, with the bytes, and on any thread;
+  // what it refuses is not kept. Null: all is.
+  using Admit = std::function<bool(int64_t bytes)>;
+  explicit WeightStatistics(Admit admit = nullptr) : admit_(std::move(admit)) {}
+
   // Computes what takes a pass of its own; half a second for a billion weights. Nothing for a
   // weight that is not finite.
   void Prepare(DataType dtype, const void* weight, int64_t elements);
@@ -50,10 +56,10 @@ class WeightStatistics {
   std::optional<Range> range(const Granularity& granularity) const;
   void SetRange(const Granularity& granularity, const Range& range);
 
-  // Memory held.
-  int64_t bytes() const;
-
  private:
+  bool Admitted(int64_t bytes) const { return admit_ == nullptr || admit_(bytes); }
+
+  const Admit admit_;
   mutable std::mutex mutex_;
   std::shared_ptr<const MagnitudeHistogram> magnitudes_;
   std::map<Granularity, Range> ranges_;

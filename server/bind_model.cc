@@ -13,6 +13,7 @@
 #include "server/convert.h"
 #include "server/log.h"
 #include "server/report.h"
+#include "server/session_memory.h"
 #include "server/sha256.h"
 #include "server/status.h"
 
@@ -30,16 +31,6 @@ constexpr size_t kMaxRequestIdBytes = 128;
 constexpr int kMaxLabels = 32;
 constexpr size_t kMaxLabelKeyBytes = 64;
 constexpr size_t kMaxLabelValueBytes = 256;
-
-// A request takes about this many times its size once it is bound: layers, names, the plan.
-constexpr int64_t kBindingFactor = 4;
-
-// What the catalogue needs of a session, and a layer's record beside its mask and its numbers.
-constexpr int64_t kDiskBytesPerSession = 4 << 10;
-constexpr int64_t kDiskBytesPerLayer = 256;
-
-// A scale and a zero point.
-constexpr int64_t kNumberBytes = sizeof(float) + sizeof(int32_t);
 
 absl::Status CheckRequest(const v1::BindModelRequest& request) {
   if (request.request_id().size() > kMaxRequestIdBytes) {
@@ -88,35 +79,6 @@ std::string Fingerprint(const v1::BindModelRequest& request) {
   return Sha256(bytes);
 }
 
-// Memory that the session may take for its masks, scales and zero points.
-int64_t AnswerBytes(const Session& session) {
-  int64_t bytes = 0;
-  for (size_t i = 0; i < session.plan().layers.size(); ++i) {
-    const compression::PlannedRule* planned = session.plan().layers[i].planned;
-    if (planned == nullptr) continue;
-    const compression::Layer& layer = session.layer(static_cast<int>(i));
-    bytes += compression::ByteLength(compression::DataType::kBit, layer.elements);
-    const auto* quantizer = dynamic_cast<const compression::Quantizer*>(planned->compressor.get());
-    if (quantizer != nullptr) bytes += kNumberBytes * quantizer->channels(layer);
-  }
-  return bytes;
-}
-
-int64_t BindingBytes(const v1::BindModelRequest& request) {
-  return static_cast<int64_t>(request.ByteSizeLong()) * kBindingFactor;
-}
-
-// What the stored session takes in the end.
-int64_t DiskBytes(const Session& session, const v1::BindModelRequest& request) {
-  int64_t binding = static_cast<int64_t>(request.ByteSizeLong());
-  for (const v1::LayerMask& mask : request.masks()) {  // they are counted as the layers'
-    binding -= static_cast<int64_t>(mask.ByteSizeLong());
-  }
-  return kDiskBytesPerSession + kDiskBytesPerLayer * request.layers_size() +
-         2 * binding +  // layers' names are in their records, too
-         AnswerBytes(session);
-}
-
 absl::Status SetMasks(const v1::BindModelRequest& request, Session& session) {
   for (int i = 0; i < request.masks_size(); ++i) {
     const v1::LayerMask& given = request.masks(i);
@@ -163,21 +125,25 @@ std::optional<absl::Duration> Lease(const v1::BindModelRequest& request) {
 }
 
 absl::StatusOr<SessionUse> Bind(UnaryCall& call, const v1::BindModelRequest& request,
-                                std::shared_ptr<Strand> strand) {
-  if (call.cancelled()) return absl::CancelledError("cancelled");
+                                const std::string& fingerprint, std::shared_ptr<Strand> strand) {
   if (absl::Status status = CheckRequest(request); !status.ok()) return status;
   // A retry takes no memory of its own: it has to succeed on a server that is full.
-  const std::string fingerprint = Fingerprint(request);
   absl::StatusOr<SessionUse> earlier =
       call.core()->sessions->FindRequest(call.tenant(), request.request_id(), fingerprint);
   if (!earlier.ok() || *earlier) return earlier;
+  SessionMemory memory(call.core()->budget.get(), call.memory_share());
+  const int64_t binding_bytes = BindingBytes(request);
+  if (absl::Status s = memory.Take(binding_bytes, "the session's layers"); !s.ok()) return s;
   absl::StatusOr<compression::Binding> binding = ToBinding(request);
   if (!binding.ok()) return binding.status();
-  auto session = Session::Bind(*call.core()->registry, *std::move(binding));
+  if (call.cancelled()) return absl::CancelledError("cancelled");
+  auto session = Session::Bind(*call.core()->registry, *std::move(binding),
+                               [&call] { return call.cancelled(); });
   if (!session.ok()) return session.status();
-  absl::StatusOr<Reservation> memory =
-      ReserveState(*call.core()->budget, call.memory_share(), **session, request);
-  if (!memory.ok()) return memory.status();
+  if (absl::Status s = memory.Take(AnswerBytes(**session), "the session's masks and scales");
+      !s.ok()) {
+    return s;
+  }
   if (absl::Status status = SetMasks(request, **session); !status.ok()) return status;
   if (absl::Status status = SetMemory(request, **session); !status.ok()) return status;
   const SessionRecord::Summary summary = Summarize(**session);
@@ -185,8 +151,8 @@ absl::StatusOr<SessionUse> Bind(UnaryCall& call, const v1::BindModelRequest& req
   auto record = std::make_shared<SessionRecord>(
       call.tenant(),
       std::map<std::string, std::string>(request.labels().begin(), request.labels().end()),
-      std::move(strand), *std::move(session), *std::move(memory), BindingBytes(request),
-      disk_bytes);
+      std::move(strand), *std::move(session), std::move(memory), binding_bytes, disk_bytes);
+  if (absl::Status s = record->CountGrowth(); !s.ok()) return s;
   record->SetSummary(summary);
   return call.core()->sessions->Insert(record, request.request_id(), fingerprint, Lease(request),
                                        call.caller().quota);
@@ -195,64 +161,56 @@ absl::StatusOr<SessionUse> Bind(UnaryCall& call, const v1::BindModelRequest& req
 // On the new session's strand. The answer waits until the session is stored; should that fail, it
 // never was.
 void FinishNew(const std::shared_ptr<UnaryCall>& call, SessionUse use,
-               const v1::BindModelRequest& request, v1::BindModelResponse* response) {
+               const v1::BindModelRequest& request, const std::string& fingerprint,
+               v1::BindModelResponse* response) {
   const Core& core = *call->core();
-  const absl::Duration lease = core.sessions->Times(*use).lease;
-  FillResponse(*use, *use->session(), lease, response);
-  if (core.durable == nullptr) return call->FinishInSession(use, absl::OkStatus());
-  const std::shared_ptr<SessionRecord> record = use.record();
-  core.durable->Create(
-      record, request, Fingerprint(request),
-      [call, held = std::make_shared<SessionUse>(std::move(use))](const absl::Status& status) {
-        if (!status.ok()) call->core()->sessions->Discard(held->record());
-        call->FinishInSession(*held, status);
-      });
+  const auto held = std::make_shared<SessionUse>(std::move(use));
+  const auto finish = [call, held](const absl::Status& status) {
+    if (!status.ok()) call->core()->sessions->Discard(held->record());
+    call->FinishInSession(*held, status);
+  };
+  const absl::Status status = CatchExceptions([&] {
+    FillResponse(**held, *(*held)->session(), core.sessions->Times(**held).lease, response);
+    if (core.durable != nullptr) {
+      core.durable->Create(held->record(), request, fingerprint, finish);
+    }
+    return absl::OkStatus();
+  });
+  if (!status.ok() || core.durable == nullptr) finish(status);
 }
 
 }  // namespace
-
-absl::StatusOr<Reservation> ReserveState(MemoryBudget& budget, const MemoryShare& share,
-                                         const Session& session,
-                                         const v1::BindModelRequest& request) {
-  const int64_t bytes = AnswerBytes(session) + BindingBytes(request);
-  if (bytes > budget.limit()) {
-    return absl::ResourceExhaustedError(absl::StrCat(
-        "the session needs ", bytes,
-        " bytes for its masks and scales; the server has a memory budget of ", budget.limit()));
-  }
-  std::optional<Reservation> memory = budget.TryReserve(bytes);
-  if (memory) {
-    if (absl::Status status = memory->ChargeTo(share); !status.ok()) return status;
-    return *std::move(memory);
-  }
-  return ExhaustedFor(absl::Seconds(1), absl::StrCat("no memory now for the session's masks and "
-                                                     "scales, which need ",
-                                                     bytes, " bytes"));
-}
 
 void BindModel(const std::shared_ptr<UnaryCall>& call, const v1::BindModelRequest& request,
                v1::BindModelResponse* response) {
   const std::shared_ptr<Strand> strand =
       Strand::Create(call->core()->executor_of(request.algorithm()));
-  strand->Post([call, strand, &request, response] {
-    absl::StatusOr<SessionUse> use = CatchExceptions([&] { return Bind(*call, request, strand); });
-    if (!use.ok()) return call->Finish(use.status());
-    if (&(*use)->strand() != strand.get()) {  // a retry gets the first one's session
-      const absl::Duration lease = call->core()->sessions->Times(**use).lease;
-      return call->RunInSession(*std::move(use),
-                                [lease, response](SessionUse& first, Session& session) {
-                                  FillResponse(*first, session, lease, response);
-                                  return absl::OkStatus();
-                                });
-    }
-    LogLimited(LogLevel::kInfo, "session_bound", call->tenant(),
-               {{"session", (*use)->id()},
-                {"tenant", call->tenant()},
-                {"algorithm", request.algorithm()},
-                {"layers", request.layers_size()},
-                {"compressed", (*use)->compressed_layers()}});
-    FinishNew(call, *std::move(use), request, response);
-  });
+  strand->Post(
+      [call, strand, &request, response] {
+        std::string fingerprint;
+        absl::StatusOr<SessionUse> use = CatchExceptions([&]() -> absl::StatusOr<SessionUse> {
+          if (call->cancelled()) return absl::CancelledError("cancelled");
+          fingerprint = Fingerprint(request);
+          return Bind(*call, request, fingerprint, strand);
+        });
+        if (!use.ok()) return call->Finish(use.status());
+        if (&(*use)->strand() != strand.get()) {  // a retry gets the first one's session
+          const absl::Duration lease = call->core()->sessions->Times(**use).lease;
+          return call->RunInSession(*std::move(use),
+                                    [lease, response](SessionUse& first, Session& session) {
+                                      FillResponse(*first, session, lease, response);
+                                      return absl::OkStatus();
+                                    });
+        }
+        LogLimited(LogLevel::kInfo, "session_bound", call->tenant(),
+                   {{"session", (*use)->id()},
+                    {"tenant", call->tenant()},
+                    {"algorithm", request.algorithm()},
+                    {"layers", request.layers_size()},
+                    {"compressed", (*use)->compressed_layers()}});
+        FinishNew(call, *std::move(use), request, fingerprint, response);
+      },
+      call->work());
 }
 
 }  // namespace nni_compression::server

@@ -44,9 +44,7 @@ void LogRefusedCall(const grpc::ServerContextBase& context, absl::string_view me
 
 }  // namespace
 
-CallContext::~CallContext() {
-  if (gate_ != nullptr) gate_->Leave(caller_.tenant);
-}
+CallContext::~CallContext() { gate_->Leave(caller_.tenant, kind_); }
 
 absl::Duration CallContext::Count(absl::StatusCode code) {
   const absl::Duration duration = absl::FromChrono(std::chrono::steady_clock::now() - start_);
@@ -77,18 +75,16 @@ grpc::Status CallContext::Finish(const absl::Status& status) {
 }
 
 absl::StatusOr<std::unique_ptr<CallContext>> Gate::Admit(grpc::ServerContextBase* context,
-                                                         absl::string_view method,
-                                                         bool while_closed) {
+                                                         absl::string_view method, CallKind kind) {
   MethodMetrics* const metrics = metrics_->Find(method);
   absl::StatusOr<Caller> caller = authenticator_->Authenticate(*context, method);
-  const absl::Status status = caller.ok() && !while_closed ? Enter(*caller) : caller.status();
+  const absl::Status status = caller.ok() ? Enter(*caller, kind) : caller.status();
   if (!status.ok()) {
     metrics->Ended(status.code(), absl::ZeroDuration());
     LogRefusedCall(*context, method, caller.ok() ? caller->tenant : "", status);
     return status;
   }
-  std::unique_ptr<CallContext> call(
-      new CallContext(while_closed ? nullptr : this, context, method, metrics));
+  std::unique_ptr<CallContext> call(new CallContext(this, kind, context, method, metrics));
   {
     MutexLock lock(&mutex_);
     const Tenant& tenant = TenantOf(caller->tenant);
@@ -99,9 +95,10 @@ absl::StatusOr<std::unique_ptr<CallContext>> Gate::Admit(grpc::ServerContextBase
   return call;
 }
 
-absl::Status Gate::Enter(const Caller& caller) {
+absl::Status Gate::Enter(const Caller& caller, CallKind kind) {
+  if (kind == CallKind::kProbe) return absl::OkStatus();
   MutexLock lock(&mutex_);
-  if (closed_) return absl::UnavailableError("the server is draining");
+  if (closed_ && kind == CallKind::kCall) return absl::UnavailableError("the server is draining");
   if (calls_ >= max_calls_) {
     return ExhaustedFor(kRetryWait,
                         absl::StrCat("the server has ", calls_, " calls, as many as it may"));
@@ -113,6 +110,7 @@ absl::Status Gate::Enter(const Caller& caller) {
   }
   ++calls;
   ++calls_;
+  if (kind == CallKind::kWatch) ++watches_;
   return absl::OkStatus();
 }
 
@@ -148,16 +146,19 @@ int Gate::calls() const {
 bool Gate::WaitUntilEmpty(absl::Duration timeout) {
   const absl::Time end = Clock::System()->Now() + timeout;
   MutexLock lock(&mutex_);
-  while (calls_ > 0 && Clock::System()->Now() < end) {
+  while (calls_ > watches_ && Clock::System()->Now() < end) {
     changed_.WaitFor(&mutex_, end - Clock::System()->Now());
   }
-  return calls_ == 0;
+  return calls_ == watches_;
 }
 
-void Gate::Leave(const std::string& tenant) {
+void Gate::Leave(const std::string& tenant, CallKind kind) {
+  if (kind == CallKind::kProbe) return;
   MutexLock lock(&mutex_);
   --TenantOf(tenant).calls;
-  if (--calls_ == 0) changed_.NotifyAll();
+  --calls_;
+  if (kind == CallKind::kWatch) --watches_;
+  if (calls_ == watches_) changed_.NotifyAll();
 }
 
 }  // namespace nni_compression::server

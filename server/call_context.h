@@ -27,6 +27,13 @@ namespace nni_compression::server {
 
 class Gate;
 
+// What becomes of a call after Gate::Close, and whether it counts.
+enum class CallKind {
+  kCall,   // counted; UNAVAILABLE after Close, which waits for it
+  kWatch,  // counted; let in even then, as it says that the gate is closed, and not waited for
+  kProbe,  // not counted, as it is over at once; let in even then
+};
+
 // A call that was let in. The gate counts it until it is destroyed. Thread-safe: a call may be
 // cancelled, and finish, on one thread while another finds out which session it is about.
 class CallContext {
@@ -60,9 +67,9 @@ class CallContext {
 
  private:
   friend class Gate;
-  CallContext(Gate* gate, grpc::ServerContextBase* context, absl::string_view method,
+  CallContext(Gate* gate, CallKind kind, grpc::ServerContextBase* context, absl::string_view method,
               MethodMetrics* metrics)
-      : gate_(gate), context_(context), method_(method), metrics_(metrics) {}
+      : gate_(gate), kind_(kind), context_(context), method_(method), metrics_(metrics) {}
 
   absl::Duration Count(absl::StatusCode code);  // how long it took
   std::string session() const {
@@ -70,7 +77,8 @@ class CallContext {
     return session_;
   }
 
-  Gate* const gate_;  // null: the call is not counted
+  Gate* const gate_;
+  const CallKind kind_;
   grpc::ServerContextBase* const context_;
   const std::string method_;
   Caller caller_;
@@ -94,12 +102,11 @@ class Gate {
         metrics_(metrics),
         clock_(clock) {}
 
-  // Asks the authenticator. UNAVAILABLE after Close, RESOURCE_EXHAUSTED above max_calls and above
-  // the tenant's quota; a refusal is counted. `method` is one of the server's. `while_closed`
-  // admits calls even then, uncounted, for the health service.
+  // Asks the authenticator. RESOURCE_EXHAUSTED above max_calls and above the tenant's quota; a
+  // refusal is counted. `method` is one of the server's.
   absl::StatusOr<std::unique_ptr<CallContext>> Admit(grpc::ServerContextBase* context,
                                                      absl::string_view method,
-                                                     bool while_closed = false);
+                                                     CallKind kind = CallKind::kCall);
 
   // What a tenant's memory is put on.
   std::shared_ptr<MemoryAccount> Account(const std::string& tenant);
@@ -116,7 +123,7 @@ class Gate {
   void Close();
 
   bool open() const;
-  int calls() const;  // that need an open gate
+  int calls() const;  // that run, watches among them
 
   // Waits until no call is left that needs an open gate, or for `timeout`; says whether none is.
   bool WaitUntilEmpty(absl::Duration timeout);
@@ -135,8 +142,8 @@ class Gate {
     return tenants_.try_emplace(name, clock_).first->second;
   }
 
-  absl::Status Enter(const Caller& caller);
-  void Leave(const std::string& tenant);
+  absl::Status Enter(const Caller& caller, CallKind kind);
+  void Leave(const std::string& tenant, CallKind kind);
 
   const std::shared_ptr<Authenticator> authenticator_;
   const int max_calls_;
@@ -147,6 +154,7 @@ class Gate {
   // They stay: there are no more than credentials.
   std::map<std::string, Tenant> tenants_ ABSL_GUARDED_BY(mutex_);
   int calls_ ABSL_GUARDED_BY(mutex_) = 0;
+  int watches_ ABSL_GUARDED_BY(mutex_) = 0;  // of these
   bool closed_ ABSL_GUARDED_BY(mutex_) = false;
 };
 

@@ -5,10 +5,11 @@
 #include "absl/strings/str_cat.h"
 #include "absl/time/clock.h"
 #include "compression/state.h"
-#include "server/bind_model.h"
 #include "server/convert.h"
 #include "server/log.h"
+#include "server/parsed_size.h"
 #include "server/report.h"
+#include "server/session_memory.h"
 #include "server/status.h"
 
 namespace nni_compression::server {
@@ -112,8 +113,12 @@ absl::Status DurableSessions::RecoverOne(const CatalogueRow& row) {
   if (!entry.ParseFromString(row.entry) || entry.id() != row.key.second) {
     return absl::DataLossError("its catalogue entry is no session's");
   }
+  // However little there is: it was there before.
+  SessionMemory memory(environment_.budget, {});
+  (void)memory.Take(EntryBytes(entry), "the session's catalogue entry");
   const auto record = std::make_shared<SessionRecord>(
-      row.key.first, entry, Strand::Create(environment_.executor_of(entry.algorithm())));
+      row.key.first, entry, Strand::Create(environment_.executor_of(entry.algorithm())),
+      std::move(memory));
   SessionStore::Stored stored;
   stored.sequence = row.sequence;
   if (row.ended) {
@@ -278,6 +283,10 @@ absl::Status DurableSessions::Revive(SessionRecord& record, const StoredSession&
   if (!request.ParseFromString(stored.binding)) {
     return absl::DataLossError("the session's stored binding is none");
   }
+  SessionMemory memory(environment_.budget,
+                       {environment_.account_of(record.tenant()), std::nullopt});
+  const int64_t binding_bytes = BindingBytes(request);
+  if (absl::Status s = memory.Take(binding_bytes, "the session's layers"); !s.ok()) return s;
   absl::StatusOr<compression::Binding> binding = ToBinding(request);
   if (!binding.ok()) return Damaged(binding.status());
   const auto algorithm = environment_.registry->Find(binding->algorithm);
@@ -291,26 +300,32 @@ absl::Status DurableSessions::Revive(SessionRecord& record, const StoredSession&
         absl::StrCat("the session cannot be bound again: ", session.status().message()));
   }
   if (!session.ok()) return Damaged(session.status());
-  absl::StatusOr<Reservation> memory =
-      ReserveState(*environment_.budget, {environment_.account_of(record.tenant()), std::nullopt},
-                   **session, request);
-  if (!memory.ok()) return memory.status();
+  if (absl::Status s = memory.Take(AnswerBytes(**session), "the session's masks and scales");
+      !s.ok()) {
+    return s;
+  }
   std::vector<std::string> layers(record.layer_count());
   for (int i = 0; i < record.layer_count(); ++i) {
     const auto it = stored.layers.find(i);
     layers[i] = it != stored.layers.end() ? it->second : (*session)->SaveLayer(i);
   }
   if (absl::Status s = (*session)->Load(stored.global, layers); !s.ok()) return Damaged(s);
-  record.SetSummary(Summarize(**session));
-  record.stored_summary = record.summary();
-  record.Load(*std::move(session), *std::move(memory));
+  const SessionRecord::Summary summary = Summarize(**session);
+  absl::Status loaded = record.Load(*std::move(session), std::move(memory), binding_bytes);
+  if (!loaded.ok()) return loaded;
+  record.SetSummary(summary);
+  record.stored_summary = summary;
   return absl::OkStatus();
 }
 
 absl::Status DurableSessions::ReviveReport(SessionRecord& record, const std::string& bytes) {
   v1::Session report;
+  // Of the server's, as the reports of sessions that have just ended.
+  SessionMemory memory(environment_.budget, {});
+  const int64_t size = ParsedSize(report, bytes);
+  if (absl::Status s = memory.Take(size, "the session's last report"); !s.ok()) return s;
   if (!report.ParseFromString(bytes)) return absl::DataLossError("the stored report is none");
-  record.Retire(std::move(report));
+  record.KeepReport(std::move(report), std::move(memory));
   return absl::OkStatus();
 }
 
@@ -324,9 +339,11 @@ void DurableSessions::TakeBack(const std::shared_ptr<SessionRecord>& record,
   }
   MutexLock lock(&mutex_);
   if (stopped_) return;  // the executor is gone
-  if (record->state() == SessionState::kActive) record->Distrust();
-  record->strand().Post([this, record, error] {
-    if (record->state() == SessionState::kActive) record->Unload(ForCallers(error));
+  // Its last report is written from what is in memory, which is all that was answered.
+  const bool ended = absl::IsNotFound(error) || record->state() != SessionState::kActive;
+  if (!ended) record->Distrust();
+  record->strand().Post([this, record, error, ended] {
+    if (!ended && record->state() == SessionState::kActive) record->Unload(ForCallers(error));
     journal_->Forgive(record.get());
   });
 }

@@ -89,7 +89,7 @@ grpc::ServerUnaryReactor* HealthService::Check(grpc::CallbackServerContext* cont
                                                const health::HealthCheckRequest* request,
                                                HealthCheckResponse* response) {
   grpc::ServerUnaryReactor* const reactor = context->DefaultReactor();
-  const auto call = gate_->Admit(context, "grpc.health.v1.Health/Check", /*while_closed=*/true);
+  const auto call = gate_->Admit(context, "grpc.health.v1.Health/Check", CallKind::kProbe);
   absl::Status status = call.status();
   if (status.ok() && !IsKnown(request->service())) {
     status = absl::NotFoundError("the server has no such service");
@@ -110,7 +110,7 @@ grpc::ServerWriteReactor<HealthCheckResponse>* HealthService::Watch(
     explicit Refused(const grpc::Status& status) { Finish(status); }
     void OnDone() override { delete this; }
   };
-  auto call = gate_->Admit(context, "grpc.health.v1.Health/Watch", /*while_closed=*/true);
+  auto call = gate_->Admit(context, "grpc.health.v1.Health/Watch", CallKind::kWatch);
   if (!call.ok()) return new Refused(FinishWith(call.status(), context));
   auto* watcher = new Watcher(this, *std::move(call), IsKnown(request->service()));
   MutexLock lock(&mutex_);

@@ -27,8 +27,9 @@ bool LayerTensors::FindKnown(const v1::TensorHeader& header,
   const std::shared_ptr<CachedWeight> known = core_->weights->Find(tenant_, header);
   if (known == nullptr) return false;
   // The cached weight, with its share of the budget, lives as long as the buffer does.
-  admission->present = compression::Buffer::Alias(known->bytes.data(), known->bytes.size(), known);
-  admission->statistics = {known, &known->statistics};
+  admission->present =
+      compression::Buffer::Alias(known->bytes().data(), known->bytes().size(), known);
+  admission->statistics = {known, &known->statistics()};
   return true;
 }
 

@@ -27,6 +27,7 @@
 #include "server/log.h"
 #include "server/machine.h"
 #include "server/metrics_listener.h"
+#include "server/prices.h"
 #include "server/server_metrics.h"
 #include "server/service.h"
 #include "server/session_calls.h"
@@ -46,10 +47,6 @@ constexpr int64_t kMaxDefaultCache = int64_t{2} << 30;
 constexpr int kMaxMetadataBytes = 8 << 10;
 constexpr int kMaxStreamsPerConnection = 1000;
 constexpr size_t kLeastTransportBytes = 256 << 20;
-
-// What an idle connection holds, in gRPC and in OpenSSL: 24 and 100 KiB were measured.
-constexpr size_t kConnectionBytes = 32 << 10;
-constexpr size_t kTlsConnectionBytes = 112 << 10;
 
 constexpr int kKeepaliveMs = 60000;
 constexpr int kKeepaliveTimeoutMs = 20000;
@@ -131,6 +128,18 @@ int ComputeThreads(const ServerOptions& options) {
   return options.compute_threads > 0 ? options.compute_threads : CpuLimit();
 }
 
+int64_t Budget(const ServerOptions& options) {
+  return options.memory_budget > 0 ? options.memory_budget
+                                   : static_cast<int64_t>(MemoryLimit() * kDefaultBudgetShare);
+}
+
+// Reports of sessions that have ended take little of the memory that others wait for.
+SessionStore::Options ReportsWithin(const ServerOptions& options) {
+  SessionStore::Options sessions = options.sessions;
+  sessions.all_report_bytes = sessions.all_report_bytes.value_or(Budget(options) / 8);
+  return sessions;
+}
+
 // Reflection's library adds it to every server of a program that is linked with it.
 class NoReflection : public grpc::ServerBuilderOption {
  public:
@@ -162,7 +171,7 @@ class Server::Impl {
         regions_(options.side_socket.max_bytes > 0 ? options.side_socket.max_bytes
                                                    : static_cast<int64_t>(MemoryLimit())),
         sessions_(
-            options.sessions, &timers_,
+            ReportsWithin(options), &timers_,
             [this](const std::shared_ptr<SessionRecord>& record) { RetireSession(core_, record); },
             [this](const SessionRecord& record) {
               if (durable_ != nullptr) durable_->Forget(record);
@@ -173,9 +182,7 @@ class Server::Impl {
                  options.algorithm_timeout, &timers_, ShareCores(ComputeThreads(options))),
         health_(&gate_),
         service_(&core_) {
-    const int64_t budget = options.memory_budget > 0
-                               ? options.memory_budget
-                               : static_cast<int64_t>(MemoryLimit() * kDefaultBudgetShare);
+    const int64_t budget = Budget(options);
     core_.registry = &foreign_.registry();
     core_.foreign = &foreign_;
     core_.gate = &gate_;
@@ -272,7 +279,8 @@ class Server::Impl {
 
   // Idle ones take half of the transport's memory at most.
   int MaxConnections(const ServerOptions& options) const {
-    const size_t each = options.tls.enabled() ? kTlsConnectionBytes : kConnectionBytes;
+    const auto each =
+        static_cast<size_t>(options.tls.enabled() ? kTlsConnectionBytes : kConnectionBytes);
     return static_cast<int>(
         std::min(static_cast<size_t>(options.max_connections), TransportBytes() / 2 / each));
   }

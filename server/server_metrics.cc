@@ -9,6 +9,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "server/machine.h"
+#include "server/prices.h"
 
 namespace nni_compression::server {
 namespace {
@@ -84,6 +85,10 @@ void AddSessions(const Core& core, Families& out) {
 void AddMemory(const Core& core, Families& out) {
   out.Gauge("nni_compression_memory_reserved_bytes", "Bytes of the memory budget that are taken.",
             static_cast<double>(core.budget->reserved()));
+  out.Gauge("nni_compression_memory_overhead_bytes",
+            "Bytes that the connections and calls that live take beside the memory budget.",
+            static_cast<double>(kConnectionBytes * core.connections->connections() +
+                                kCallBytes * core.gate->calls()));
   out.Gauge("nni_compression_memory_budget_bytes", "Bytes that tensors may take.",
             static_cast<double>(core.budget->limit()));
   out.Gauge("nni_compression_memory_waiting_tensors", "Tensors that wait for memory.",

@@ -18,8 +18,6 @@ namespace v1 = ::nni::compression::v1;
 
 namespace {
 
-using Call = std::shared_ptr<UnaryCall>;
-
 template <class Handler>
 std::shared_ptr<StreamCall> MakeCall(Core* core, const std::shared_ptr<CallContext>& context) {
   return StreamCall::Create(core->environment(*context), [&](StreamCall* call) {
@@ -31,59 +29,57 @@ std::shared_ptr<StreamCall> MakeCall(Core* core, const std::shared_ptr<CallConte
 
 }  // namespace
 
-grpc::ServerUnaryReactor* Service::BindModel(Grpc* grpc, const v1::BindModelRequest* request,
-                                             v1::BindModelResponse* response) {
-  return UnaryCall::Start(core_, grpc, NNI_COMPRESSION_METHOD("BindModel"), response,
-                          [&](const Call& call) { server::BindModel(call, *request, response); });
+template <class Request, class Response>
+grpc::ServerUnaryReactor* Service::Unary(Grpc* grpc, const char* method,
+                                         const grpc::ByteBuffer* request, grpc::ByteBuffer* reply,
+                                         UnaryHandler<Request, Response> handler) {
+  return UnaryCall::Start<Request, Response>(core_, grpc, method, request, reply, handler);
 }
 
-grpc::ServerUnaryReactor* Service::FindWeights(Grpc* grpc, const v1::FindWeightsRequest* request,
-                                               v1::FindWeightsResponse* response) {
-  return UnaryCall::Start(core_, grpc, NNI_COMPRESSION_METHOD("FindWeights"), response,
-                          [&](const Call& call) { server::FindWeights(call, *request, response); });
+grpc::ServerUnaryReactor* Service::BindModel(Grpc* grpc, const grpc::ByteBuffer* request,
+                                             grpc::ByteBuffer* reply) {
+  return Unary(grpc, NNI_COMPRESSION_METHOD("BindModel"), request, reply, &server::BindModel);
 }
 
-grpc::ServerUnaryReactor* Service::UpdateEpoch(Grpc* grpc, const v1::UpdateEpochRequest* request,
-                                               v1::UpdateEpochResponse* response) {
-  return UnaryCall::Start(core_, grpc, NNI_COMPRESSION_METHOD("UpdateEpoch"), response,
-                          [&](const Call& call) { server::UpdateEpoch(call, *request, response); });
+grpc::ServerUnaryReactor* Service::FindWeights(Grpc* grpc, const grpc::ByteBuffer* request,
+                                               grpc::ByteBuffer* reply) {
+  return Unary(grpc, NNI_COMPRESSION_METHOD("FindWeights"), request, reply, &server::FindWeights);
 }
 
-grpc::ServerUnaryReactor* Service::KeepAlive(Grpc* grpc, const v1::KeepAliveRequest* request,
-                                             v1::KeepAliveResponse* response) {
-  return UnaryCall::Start(core_, grpc, NNI_COMPRESSION_METHOD("KeepAlive"), response,
-                          [&](const Call& call) { server::KeepAlive(call, *request, response); });
+grpc::ServerUnaryReactor* Service::UpdateEpoch(Grpc* grpc, const grpc::ByteBuffer* request,
+                                               grpc::ByteBuffer* reply) {
+  return Unary(grpc, NNI_COMPRESSION_METHOD("UpdateEpoch"), request, reply, &server::UpdateEpoch);
 }
 
-grpc::ServerUnaryReactor* Service::GetSession(Grpc* grpc, const v1::GetSessionRequest* request,
-                                              v1::GetSessionResponse* response) {
-  return UnaryCall::Start(core_, grpc, NNI_COMPRESSION_METHOD("GetSession"), response,
-                          [&](const Call& call) { server::GetSession(call, *request, response); });
+grpc::ServerUnaryReactor* Service::KeepAlive(Grpc* grpc, const grpc::ByteBuffer* request,
+                                             grpc::ByteBuffer* reply) {
+  return Unary(grpc, NNI_COMPRESSION_METHOD("KeepAlive"), request, reply, &server::KeepAlive);
 }
 
-grpc::ServerUnaryReactor* Service::ListSessions(Grpc* grpc, const v1::ListSessionsRequest* request,
-                                                v1::ListSessionsResponse* response) {
-  return UnaryCall::Start(
-      core_, grpc, NNI_COMPRESSION_METHOD("ListSessions"), response,
-      [&](const Call& call) { server::ListSessions(call, *request, response); });
+grpc::ServerUnaryReactor* Service::GetSession(Grpc* grpc, const grpc::ByteBuffer* request,
+                                              grpc::ByteBuffer* reply) {
+  return Unary(grpc, NNI_COMPRESSION_METHOD("GetSession"), request, reply, &server::GetSession);
 }
 
-grpc::ServerUnaryReactor* Service::CloseSession(Grpc* grpc, const v1::CloseSessionRequest* request,
-                                                v1::CloseSessionResponse* response) {
-  return UnaryCall::Start(core_, grpc, NNI_COMPRESSION_METHOD("CloseSession"), response,
-                          [&](const Call& call) { server::CloseSession(call, *request); });
+grpc::ServerUnaryReactor* Service::ListSessions(Grpc* grpc, const grpc::ByteBuffer* request,
+                                                grpc::ByteBuffer* reply) {
+  return Unary(grpc, NNI_COMPRESSION_METHOD("ListSessions"), request, reply, &server::ListSessions);
 }
 
-grpc::ServerUnaryReactor* Service::ListAlgorithms(Grpc* grpc, const v1::ListAlgorithmsRequest*,
-                                                  v1::ListAlgorithmsResponse* response) {
-  return UnaryCall::Start(core_, grpc, NNI_COMPRESSION_METHOD("ListAlgorithms"), response,
-                          [&](const Call& call) { server::ListAlgorithms(call, response); });
+grpc::ServerUnaryReactor* Service::CloseSession(Grpc* grpc, const grpc::ByteBuffer* request,
+                                                grpc::ByteBuffer* reply) {
+  return Unary(grpc, NNI_COMPRESSION_METHOD("CloseSession"), request, reply, &server::CloseSession);
 }
 
-grpc::ServerUnaryReactor* Service::ListTenants(Grpc* grpc, const v1::ListTenantsRequest*,
-                                               v1::ListTenantsResponse* response) {
-  return UnaryCall::Start(core_, grpc, NNI_COMPRESSION_METHOD("ListTenants"), response,
-                          [&](const Call& call) { server::ListTenants(call, response); });
+grpc::ServerUnaryReactor* Service::ListAlgorithms(Grpc* grpc, const grpc::ByteBuffer* request,
+                                                  grpc::ByteBuffer* reply) {
+  return Unary(grpc, NNI_COMPRESSION_METHOD("ListAlgorithms"), request, reply,
+               &server::ListAlgorithms);
+}
+
+grpc::ServerUnaryReactor* Service::ListTenants(Grpc* grpc, const grpc::ByteBuffer* request,
+                                               grpc::ByteBuffer* reply) {
+  return Unary(grpc, NNI_COMPRESSION_METHOD("ListTenants"), request, reply, &server::ListTenants);
 }
 
 template <class Handler>

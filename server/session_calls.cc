@@ -10,6 +10,7 @@
 #include "server/convert.h"
 #include "server/log.h"
 #include "server/report.h"
+#include "server/status.h"
 
 namespace nni_compression::server {
 
@@ -50,12 +51,21 @@ v1::Session LastReport(SessionStore* sessions, SessionRecord& record, SessionSta
   return report;
 }
 
+// Without its layers where there is no memory for them.
+v1::Session LastReportOrLess(SessionStore* sessions, SessionRecord& record, SessionState state) {
+  absl::StatusOr<v1::Session> report = CatchExceptions(
+      [&]() -> absl::StatusOr<v1::Session> { return LastReport(sessions, record, state); });
+  if (report.ok()) return *std::move(report);
+  record.Retire();  // its memory may be what is missing
+  return LastReport(sessions, record, state);
+}
+
 // A session that cannot be loaded ends with what its catalogue entry says.
 void StoreEnd(const Core& core, const std::shared_ptr<SessionRecord>& record, SessionState state,
               DurableSessions::Done done) {
   record->strand().Post(
       [durable = core.durable, sessions = core.sessions, record, state, done = std::move(done)] {
-        durable->End(record, LastReport(sessions, *record, state), done);
+        durable->End(record, LastReportOrLess(sessions, *record, state), done);
       });
 }
 
@@ -128,15 +138,18 @@ void GetSession(const std::shared_ptr<UnaryCall>& call, const v1::GetSessionRequ
     }
     // The strand knows the state of both: the report was written there, too.
     record->strand().Post([call, record, held, response] {
-      if (record->session() != nullptr) {
-        record->SetSummary(Summarize(*record->session()));
-        FillLive(call->core(), *record, *record->session(), response);
-      } else if (record->report() != nullptr) {
-        *response->mutable_session() = *record->report();
-      }
-      if (call->caller().admin) response->mutable_session()->set_tenant(record->tenant());
+      const absl::Status status = CatchExceptions([&] {
+        if (record->session() != nullptr) {
+          record->SetSummary(Summarize(*record->session()));
+          FillLive(call->core(), *record, *record->session(), response);
+        } else if (record->report() != nullptr) {
+          *response->mutable_session() = *record->report();
+        }
+        if (call->caller().admin) response->mutable_session()->set_tenant(record->tenant());
+        return absl::OkStatus();
+      });
       held->Drop();
-      call->Finish(absl::OkStatus());
+      call->Finish(status);
     });
   });
 }
@@ -148,16 +161,17 @@ void ListSessions(const std::shared_ptr<UnaryCall>& call, const v1::ListSessions
         absl::StrCat("page_size is ", request.page_size(), "; it must be in [0, ", kMaxPage, "]")));
   }
   SessionStore* const sessions = call->core()->sessions;
+  const auto tenant =
+      call->caller().admin ? std::nullopt : std::optional<absl::string_view>(call->tenant());
   const absl::StatusOr<SessionStore::Page> page = sessions->List(
-      call->caller().admin ? std::nullopt : std::optional<absl::string_view>(call->tenant()),
-      std::map<std::string, std::string>(request.labels().begin(), request.labels().end()),
+      tenant, std::map<std::string, std::string>(request.labels().begin(), request.labels().end()),
       request.page_size() == 0 ? kDefaultPage : request.page_size(), request.page_token());
   if (!page.ok()) return call->Finish(page.status());
   response->set_next_page_token(page->next_token);
   size_t bytes = 0;
   for (const auto& record : page->sessions) {
     if (bytes > kMaxPageBytes) {
-      response->set_next_page_token(SessionStore::Token(*record));
+      response->set_next_page_token(sessions->Token(tenant, *record));
       break;
     }
     v1::Session* session = response->add_sessions();
@@ -168,7 +182,8 @@ void ListSessions(const std::shared_ptr<UnaryCall>& call, const v1::ListSessions
   call->Finish(absl::OkStatus());
 }
 
-void CloseSession(const std::shared_ptr<UnaryCall>& call, const v1::CloseSessionRequest& request) {
+void CloseSession(const std::shared_ptr<UnaryCall>& call, const v1::CloseSessionRequest& request,
+                  v1::CloseSessionResponse*) {
   Core* const core = call->core();
   const std::string tenant = TenantOf(*call, request.session_id());
   absl::StatusOr<SessionUse> use = core->sessions->Use(tenant, request.session_id());
@@ -189,7 +204,8 @@ void CloseSession(const std::shared_ptr<UnaryCall>& call, const v1::CloseSession
   });
 }
 
-void ListAlgorithms(const std::shared_ptr<UnaryCall>& call, v1::ListAlgorithmsResponse* response) {
+void ListAlgorithms(const std::shared_ptr<UnaryCall>& call, const v1::ListAlgorithmsRequest&,
+                    v1::ListAlgorithmsResponse* response) {
   for (const compression::AlgorithmInfo* algorithm : call->core()->registry->List()) {
     v1::Algorithm* entry = response->add_algorithms();
     ToProto(*algorithm, entry);
@@ -199,7 +215,8 @@ void ListAlgorithms(const std::shared_ptr<UnaryCall>& call, v1::ListAlgorithmsRe
   call->Finish(absl::OkStatus());
 }
 
-void ListTenants(const std::shared_ptr<UnaryCall>& call, v1::ListTenantsResponse* response) {
+void ListTenants(const std::shared_ptr<UnaryCall>& call, const v1::ListTenantsRequest&,
+                 v1::ListTenantsResponse* response) {
   if (!call->caller().admin) {
     return call->Finish(absl::PermissionDeniedError("only operators see what tenants use"));
   }
@@ -228,7 +245,9 @@ void RetireSession(const Core& core, const std::shared_ptr<SessionRecord>& recor
     StoreEnd(core, record, SessionState::kExpired, [](const absl::Status&) {});
   }
   record->strand().Post([sessions = core.sessions, record] {
-    record->Retire(LastReport(sessions, *record, record->state()));
+    v1::Session report = LastReportOrLess(sessions, *record, record->state());
+    record->Retire();
+    record->KeepReport(std::move(report));
   });
 }
 

@@ -28,11 +28,13 @@ void ListSessions(const std::shared_ptr<UnaryCall>& call,
                   const nni::compression::v1::ListSessionsRequest& request,
                   nni::compression::v1::ListSessionsResponse* response);
 void CloseSession(const std::shared_ptr<UnaryCall>& call,
-                  const nni::compression::v1::CloseSessionRequest& request);
+                  const nni::compression::v1::CloseSessionRequest& request,
+                  nni::compression::v1::CloseSessionResponse* response);
 void ListAlgorithms(const std::shared_ptr<UnaryCall>& call,
+                    const nni::compression::v1::ListAlgorithmsRequest& request,
                     nni::compression::v1::ListAlgorithmsResponse* response);
-
 void ListTenants(const std::shared_ptr<UnaryCall>& call,
+                 const nni::compression::v1::ListTenantsRequest& request,
                  nni::compression::v1::ListTenantsResponse* response);
 
 // What SessionStore does with a session that ended: its strand writes the last report and frees the

@@ -8,13 +8,13 @@ namespace nni_compression::server {
 
 SessionRecord::SessionRecord(std::string tenant, std::map<std::string, std::string> labels,
                              std::shared_ptr<Strand> strand,
-                             std::unique_ptr<compression::Session> session,
-                             Reservation state_memory, int64_t binding_bytes, int64_t disk_bytes)
+                             std::unique_ptr<compression::Session> session, SessionMemory memory,
+                             int64_t binding_bytes, int64_t disk_bytes)
     : tenant_(std::move(tenant)),
       labels_(std::move(labels)),
       strand_(std::move(strand)),
       session_(std::move(session)),
-      state_memory_(std::move(state_memory)),
+      memory_(std::move(memory)),
       binding_bytes_(binding_bytes),
       disk_bytes_(disk_bytes) {
   if (session_ == nullptr) return;
@@ -28,12 +28,13 @@ SessionRecord::SessionRecord(std::string tenant, std::map<std::string, std::stri
 }
 
 SessionRecord::SessionRecord(std::string tenant, const nni::compression::v1::Session& entry,
-                             std::shared_ptr<Strand> strand)
+                             std::shared_ptr<Strand> strand, SessionMemory memory)
     : tenant_(std::move(tenant)),
       id_(entry.id()),
       labels_(entry.labels().begin(), entry.labels().end()),
       strand_(std::move(strand)),
-      binding_bytes_(static_cast<int64_t>(entry.ByteSizeLong())),
+      memory_(std::move(memory)),
+      binding_bytes_(EntryBytes(entry)),
       disk_bytes_(static_cast<int64_t>(entry.disk_bytes())),
       algorithm_(entry.algorithm()),
       framework_(entry.framework()),
@@ -47,12 +48,26 @@ SessionRecord::SessionRecord(std::string tenant, const nni::compression::v1::Ses
   if (entry.has_achieved_sparsity()) summary_.achieved_sparsity = entry.achieved_sparsity();
 }
 
-void SessionRecord::Load(std::unique_ptr<compression::Session> session, Reservation state_memory) {
+absl::Status SessionRecord::CountGrowth() {
+  return session_->CountMemory([this](int64_t bytes) {
+    return memory_.Grow(bytes, "the numbers that the session's algorithm remembers");
+  });
+}
+
+absl::Status SessionRecord::Load(std::unique_ptr<compression::Session> session,
+                                 SessionMemory memory, int64_t binding_bytes) {
   session_ = std::move(session);
-  state_memory_ = std::move(state_memory);
+  memory_ = std::move(memory);
+  if (absl::Status status = CountGrowth(); !status.ok()) {
+    session_.reset();
+    memory_ = {};
+    return status;
+  }
+  binding_bytes_.store(binding_bytes, std::memory_order_relaxed);
   // Once: other threads look at them. A session that was unloaded has the same ones.
   if (layers_.empty()) SetLayers();
   loaded_.store(true, std::memory_order_release);
+  return absl::OkStatus();
 }
 
 void SessionRecord::Unload(const absl::Status& why) {
@@ -60,7 +75,7 @@ void SessionRecord::Unload(const absl::Status& why) {
   unloaded_ = why;
   Distrust();
   session_.reset();
-  state_memory_.ShrinkTo(0);
+  memory_.Retire(binding_bytes());
 }
 
 void SessionRecord::SetLayers() {
@@ -87,10 +102,14 @@ std::vector<int64_t> SessionRecord::RangeShape(int i) const {
   return {2, *traits_[i].ranges};
 }
 
-void SessionRecord::Retire(nni::compression::v1::Session report) {
-  report_ = std::make_unique<nni::compression::v1::Session>(std::move(report));
+void SessionRecord::Retire() {
   session_.reset();
-  state_memory_.ShrinkTo(0);
+  memory_.Retire(binding_bytes());
+}
+
+void SessionRecord::KeepReport(nni::compression::v1::Session report, SessionMemory memory) {
+  report_ = std::make_unique<nni::compression::v1::Session>(std::move(report));
+  report_memory_ = std::move(memory);
   loaded_.store(true, std::memory_order_release);
 }
 

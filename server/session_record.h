@@ -18,8 +18,8 @@
 #include "absl/time/time.h"
 #include "compression/session.h"
 #include "nni/compression/v1/compression.pb.h"
-#include "server/memory_budget.h"
 #include "server/mutex.h"
+#include "server/session_memory.h"
 #include "server/strand.h"
 
 namespace nni_compression::server {
@@ -45,11 +45,12 @@ class SessionRecord {
 
   SessionRecord(std::string tenant, std::map<std::string, std::string> labels,
                 std::shared_ptr<Strand> strand, std::unique_ptr<compression::Session> session,
-                Reservation state_memory, int64_t binding_bytes, int64_t disk_bytes = 0);
+                SessionMemory memory, int64_t binding_bytes, int64_t disk_bytes = 0);
 
   // Of a session that was stored, as its catalogue entry has it: nothing of its state is in memory.
+  // `memory` has what the entry itself takes.
   SessionRecord(std::string tenant, const nni::compression::v1::Session& entry,
-                std::shared_ptr<Strand> strand);
+                std::shared_ptr<Strand> strand, SessionMemory memory);
 
   const std::string& tenant() const { return tenant_; }
   const std::string& id() const { return id_; }
@@ -66,15 +67,26 @@ class SessionRecord {
   // time, the layers below are unknown.
   bool loaded() const { return loaded_.load(std::memory_order_acquire); }
 
-  // On the strand only.
-  void Load(std::unique_ptr<compression::Session> session, Reservation state_memory);
+  // On the strand only, once of a new session: from now on, what its algorithm remembers is
+  // counted. RESOURCE_EXHAUSTED when there is no memory for what it was given.
+  absl::Status CountGrowth();
+
+  // On the strand only. `memory` is what the session has so far, of which `binding_bytes` are its
+  // binding. RESOURCE_EXHAUSTED, with nothing loaded, when there is none for what its algorithm
+  // remembers.
+  absl::Status Load(std::unique_ptr<compression::Session> session, SessionMemory memory,
+                    int64_t binding_bytes);
   void Unload(const absl::Status& why);
 
   // From now on, calls have the session loaded before they use it. Any thread, before Unload.
   void Distrust() { loaded_.store(false, std::memory_order_release); }
 
-  // On the strand only, once the session has ended: keeps the last report and frees the rest.
-  void Retire(nni::compression::v1::Session report);
+  // On the strand only, once the session has ended: frees what only a live session needs.
+  void Retire();
+
+  // The last report of a session that has ended, and what it takes where it was read from storage.
+  // On the strand only.
+  void KeepReport(nni::compression::v1::Session report, SessionMemory memory = {});
 
   // On the strand only: the last report, or null before Retire.
   const nni::compression::v1::Session* report() const { return report_.get(); }
@@ -98,8 +110,8 @@ class SessionRecord {
   int compressed_layers() const { return compressed_layers_; }
   int layer_count() const { return layer_count_; }
 
-  // About what the record itself takes, its layers above all.
-  int64_t binding_bytes() const { return binding_bytes_; }
+  // What the record itself takes, its layers above all, and its last report.
+  int64_t binding_bytes() const { return binding_bytes_.load(std::memory_order_relaxed); }
 
   // About what the session takes in storage once all of its layers have been answered; 0: it is not
   // stored.
@@ -129,9 +141,10 @@ class SessionRecord {
   const std::shared_ptr<Strand> strand_;
   std::unique_ptr<compression::Session> session_;
   std::unique_ptr<nni::compression::v1::Session> report_;
-  Reservation state_memory_;
+  SessionMemory memory_;
+  SessionMemory report_memory_;
   absl::Status unloaded_;  // why, the last time; on the strand only
-  const int64_t binding_bytes_;
+  std::atomic<int64_t> binding_bytes_;
   const int64_t disk_bytes_;
 
   struct Traits {
@@ -161,7 +174,8 @@ class SessionRecord {
   absl::Duration lease_;
   absl::Time create_time_;
   absl::Time last_call_;
-  absl::Time deadline_;  // of the lease while nobody uses it; of the report once it has ended
+  int64_t report_bytes_ = 0;  // that are counted while the report is kept
+  absl::Time deadline_;       // of the lease while nobody uses it; of the report once it has ended
 
   // Under the journal's mutex.
   int unsaved_ = 0;          // what of it is queued, or not answered

@@ -5,7 +5,6 @@
 #include <algorithm>
 
 #include "absl/strings/escaping.h"
-#include "absl/strings/numbers.h"
 #include "absl/strings/str_cat.h"
 #include "server/log.h"
 #include "server/status.h"
@@ -173,20 +172,21 @@ absl::Status SessionStore::Close(absl::string_view tenant, absl::string_view id)
 absl::StatusOr<SessionStore::Page> SessionStore::List(
     std::optional<absl::string_view> tenant, const std::map<std::string, std::string>& labels,
     int page_size, absl::string_view token) {
-  uint64_t from = 0;
-  if (!token.empty() && !absl::SimpleAtoi(token, &from)) {
+  const std::optional<uint64_t> from = token.empty() ? 0 : tokens_.Open(tenant, token);
+  if (!from) {
     return absl::InvalidArgumentError(absl::StrCat(
-        "page_token is '", Printable(token, 64), "'; it must be one that a reply gave, or empty"));
+        "page_token is '", Printable(token, 64),
+        "'; it must be one that a reply of this server gave since it started, or empty"));
   }
   Page page;
   Ended ended;
   {
     MutexLock lock(&mutex_);
     EndExpired(&ended);
-    for (auto it = live_.lower_bound(from); it != live_.end(); ++it) {
+    for (auto it = live_.lower_bound(*from); it != live_.end(); ++it) {
       if ((tenant && it->second->tenant() != *tenant) || !HasLabels(*it->second, labels)) continue;
       if (static_cast<int>(page.sessions.size()) == page_size) {
-        page.next_token = Token(*it->second);
+        page.next_token = Token(tenant, *it->second);
         break;
       }
       page.sessions.push_back(it->second);
@@ -196,8 +196,9 @@ absl::StatusOr<SessionStore::Page> SessionStore::List(
   return page;
 }
 
-std::string SessionStore::Token(const SessionRecord& record) {
-  return absl::StrCat(record.sequence_);
+std::string SessionStore::Token(std::optional<absl::string_view> tenant,
+                                const SessionRecord& record) const {
+  return tokens_.Seal(tenant, record.sequence_);
 }
 
 SessionTimes SessionStore::Times(const SessionRecord& record) {
@@ -259,8 +260,8 @@ absl::Status SessionStore::Admit(const SessionRecord& record, const access::Quot
   }
   if (options_.disk_budget && more > *options_.disk_budget - disk_bytes_) {
     const std::string message =
-        absl::StrCat("the server's disk_budget is ", *options_.disk_budget, ", of which ",
-                     disk_bytes_, " are in use; the session needs ", more, " more");
+        absl::StrCat("the server's disk_budget is ", *options_.disk_budget,
+                     ", of which less is left than the ", more, " that the session needs");
     const auto until = wait(more, *options_.disk_budget);
     return until ? ExhaustedFor(*until, message) : absl::ResourceExhaustedError(message);
   }
@@ -328,8 +329,17 @@ void SessionStore::Remove(const std::shared_ptr<SessionRecord>& record, SessionS
 
 void SessionStore::KeepReport(SessionRecord* record) {
   record->deadline_ = timers_->clock()->Now() + options_.report_retention;
+  record->report_bytes_ = record->binding_bytes();
   reports_.insert({record->deadline_, record});
-  report_bytes_ += record->binding_bytes();
+  report_bytes_ += record->report_bytes_;
+  Reports& own = reports_by_tenant_[record->tenant()];
+  own.by_time.insert({record->deadline_, record});
+  own.bytes += record->report_bytes_;
+  while (own.by_time.size() > 1 &&
+         (static_cast<int64_t>(own.by_time.size()) > options_.max_reports ||
+          own.bytes > options_.max_report_bytes)) {
+    ForgetReport(own.by_time.begin()->second);
+  }
   ForgetReports();
 }
 
@@ -354,15 +364,26 @@ void SessionStore::EndExpired(Ended* ended) {
 
 void SessionStore::ForgetReports() {
   const absl::Time now = timers_->clock()->Now();
-  while (!reports_.empty() && (reports_.begin()->first <= now ||
-                               static_cast<int64_t>(reports_.size()) > options_.max_reports ||
-                               report_bytes_ > options_.max_report_bytes)) {
-    SessionRecord* const record = reports_.begin()->second;
-    reports_.erase(reports_.begin());
-    report_bytes_ -= record->binding_bytes();
-    if (forget_) forget_(*record);
-    sessions_.erase(Key(record->tenant(), record->id()));
+  while (!reports_.empty() && reports_.begin()->first <= now) {
+    ForgetReport(reports_.begin()->second);
   }
+  while (report_bytes_ > options_.all_report_bytes.value_or(report_bytes_)) {
+    const auto most = std::max_element(
+        reports_by_tenant_.begin(), reports_by_tenant_.end(),
+        [](const auto& a, const auto& b) { return a.second.bytes < b.second.bytes; });
+    ForgetReport(most->second.by_time.begin()->second);
+  }
+}
+
+void SessionStore::ForgetReport(SessionRecord* record) {
+  reports_.erase({record->deadline_, record});
+  report_bytes_ -= record->report_bytes_;
+  const auto own = reports_by_tenant_.find(record->tenant());
+  own->second.by_time.erase({record->deadline_, record});
+  own->second.bytes -= record->report_bytes_;
+  if (own->second.by_time.empty()) reports_by_tenant_.erase(own);
+  if (forget_) forget_(*record);
+  sessions_.erase(Key(record->tenant(), record->id()));
 }
 
 void SessionStore::Arm() {

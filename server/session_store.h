@@ -20,6 +20,7 @@
 #include "absl/time/time.h"
 #include "access/tenants.h"
 #include "server/mutex.h"
+#include "server/page_tokens.h"
 #include "server/session_record.h"
 #include "server/timer_thread.h"
 
@@ -70,8 +71,11 @@ class SessionStore {
     absl::Duration min_lease = absl::Seconds(1);
     absl::Duration max_lease = absl::Hours(24);
     absl::Duration report_retention = absl::Hours(1);
+    // Of each tenant, so that what one does drops no reports of others; and the bytes of all, above
+    // which the oldest report of the tenant with most of them is dropped.
     int64_t max_reports = 1000;
     int64_t max_report_bytes = 64 << 20;
+    std::optional<int64_t> all_report_bytes;
   };
 
   // `retire` is called, with no lock held, for every session that ended; it has its strand write
@@ -132,13 +136,13 @@ class SessionStore {
     std::string next_token;
   };
   // Live sessions with all of `labels`, oldest first; of all tenants for nullopt. INVALID_ARGUMENT
-  // for a token that is none.
+  // for a token that this server did not give for these sessions.
   absl::StatusOr<Page> List(std::optional<absl::string_view> tenant,
                             const std::map<std::string, std::string>& labels, int page_size,
                             absl::string_view token);
 
-  // The token of a page that begins with this session.
-  static std::string Token(const SessionRecord& record);
+  // The token of a page that begins with this session, for whom List was given.
+  std::string Token(std::optional<absl::string_view> tenant, const SessionRecord& record) const;
 
   SessionTimes Times(const SessionRecord& record);
   int64_t live() const;
@@ -181,13 +185,21 @@ class SessionStore {
   void AddLive(const std::shared_ptr<SessionRecord>& record) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   void Remove(const std::shared_ptr<SessionRecord>& record, SessionState state)
       ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
+  using ByTime = std::set<std::pair<absl::Time, SessionRecord*>>;
+  struct Reports {
+    ByTime by_time;
+    int64_t bytes = 0;
+  };
+
   void KeepReport(SessionRecord* record) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   void End(const std::shared_ptr<SessionRecord>& record, SessionState state, Ended* ended)
       ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   // About when the first of these, at least one, will be over.
   absl::Duration UntilNextLease() const ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   void EndExpired(Ended* ended) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
+  // Those that have had their time, and those above the limits for all tenants.
   void ForgetReports() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
+  void ForgetReport(SessionRecord* record) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   void Arm() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
 
   const Options options_;
@@ -195,16 +207,17 @@ class SessionStore {
   const std::function<void(std::shared_ptr<SessionRecord>)> retire_;
   const std::function<void(const SessionRecord&)> forget_;
 
+  const PageTokens tokens_;
   mutable Mutex mutex_;
   absl::flat_hash_map<Key, std::shared_ptr<SessionRecord>> sessions_ ABSL_GUARDED_BY(mutex_);
   absl::flat_hash_map<Key, Request> requests_ ABSL_GUARDED_BY(mutex_);
   std::map<uint64_t, std::shared_ptr<SessionRecord>> live_ ABSL_GUARDED_BY(mutex_);
   std::map<std::string, Live> live_by_tenant_ ABSL_GUARDED_BY(mutex_);  // that have sessions
   int64_t disk_bytes_ ABSL_GUARDED_BY(mutex_) = 0;                      // of live_
-  // What the clock will end: unused live sessions, and reports. The oldest reports make room for
-  // new ones.
-  std::set<std::pair<absl::Time, SessionRecord*>> leases_ ABSL_GUARDED_BY(mutex_);
-  std::set<std::pair<absl::Time, SessionRecord*>> reports_ ABSL_GUARDED_BY(mutex_);
+  // What the clock will end: unused live sessions, and reports.
+  ByTime leases_ ABSL_GUARDED_BY(mutex_);
+  ByTime reports_ ABSL_GUARDED_BY(mutex_);
+  std::map<std::string, Reports> reports_by_tenant_ ABSL_GUARDED_BY(mutex_);  // that have any
   std::optional<TimerThread::Id> timer_ ABSL_GUARDED_BY(mutex_);
   int64_t report_bytes_ ABSL_GUARDED_BY(mutex_) = 0;
   uint64_t next_sequence_ ABSL_GUARDED_BY(mutex_) = 1;

@@ -1,9 +1,15 @@
 #include "server/unary_call.h"
 
+#include <grpcpp/support/proto_buffer_reader.h>
+#include <grpcpp/support/proto_buffer_writer.h>
+
+#include <algorithm>
 #include <utility>
 
 #include "absl/strings/str_cat.h"
 #include "proto/wire/frames.h"
+#include "server/parsed_size.h"
+#include "server/prices.h"
 #include "server/status.h"
 
 namespace nni_compression::server {
@@ -13,31 +19,116 @@ namespace {
 // code that does it.
 constexpr size_t kFewLayers = 1000;
 
+// A request that is parsed in microseconds, whatever is in it; and one that takes long.
+constexpr int64_t kSmallRequest = 16 << 10;
+constexpr int64_t kLargeRequest = 256 << 10;
+
 }  // namespace
 
-grpc::ServerUnaryReactor* UnaryCall::Start(
-    Core* core, grpc::CallbackServerContext* grpc, absl::string_view method,
-    const google::protobuf::MessageLite* response,
-    const std::function<void(const std::shared_ptr<UnaryCall>&)>& handle) {
-  grpc::ServerUnaryReactor* const reactor = grpc->DefaultReactor();
+// Keeps the call, and with it the reply's memory, until gRPC is done.
+class UnaryCall::Reactor final : public grpc::ServerUnaryReactor {
+ public:
+  void Keep(std::shared_ptr<UnaryCall> call) { call_ = std::move(call); }
+  void OnDone() override { delete this; }
+
+ private:
+  std::shared_ptr<UnaryCall> call_;
+};
+
+grpc::ServerUnaryReactor* UnaryCall::Start(Core* core, grpc::CallbackServerContext* grpc,
+                                           absl::string_view method,
+                                           const grpc::ByteBuffer& request, grpc::ByteBuffer* reply,
+                                           Method messages) {
+  auto* const reactor = new Reactor;
   auto context = core->gate->Admit(grpc, method);
   if (!context.ok()) {
     reactor->Finish(FinishWith(context.status(), grpc));
     return reactor;
   }
-  handle(std::shared_ptr<UnaryCall>(
-      new UnaryCall(core, grpc, *std::move(context), reactor, response)));
+  const std::shared_ptr<UnaryCall> call(
+      new UnaryCall(core, grpc, *std::move(context), reactor, reply, std::move(messages)));
+  reactor->Keep(call);
+  const auto size = static_cast<int64_t>(request.Length());
+  call->request_bytes_ = size;
+  if (size <= kSmallRequest) {
+    call->Handle(request);
+    return reactor;
+  }
+  const absl::Status status = call->Reserve(size, "the request", &call->request_memory_);
+  if (!status.ok()) {
+    call->Finish(status);
+    return reactor;
+  }
+  core->executor->Schedule([call, request] { call->Handle(request); }, call->work());
   return reactor;
 }
 
-void UnaryCall::Finish(const absl::Status& status) {
-  absl::Status outcome = status;
-  const int64_t size = static_cast<int64_t>(response_->ByteSizeLong());
-  if (status.ok() && size > wire::kMaxMessageBytes) {
-    outcome = absl::ResourceExhaustedError(absl::StrCat("the reply has ", size, " bytes; at most ",
-                                                        wire::kMaxMessageBytes, " are allowed"));
+Work UnaryCall::work() const {
+  return request_bytes_ <= kLargeRequest ? Work::kShort : Work::kLong;
+}
+
+void UnaryCall::Handle(const grpc::ByteBuffer& request) {
+  const absl::Status status = CatchExceptions([&]() -> absl::Status {
+    if (cancelled()) return absl::CancelledError("cancelled");
+    // gRPC keeps the bytes as long as the call.
+    const int64_t size = request_bytes_ + ParsedSize(*method_.request, request);
+    request_memory_.ShrinkTo(0);
+    if (absl::Status s = Reserve(size, "the request", &request_memory_); !s.ok()) return s;
+    grpc::ByteBuffer bytes = request;
+    grpc::ProtoBufferReader reader(&bytes);
+    if (!method_.request->ParseFromZeroCopyStream(&reader)) {
+      return absl::InvalidArgumentError(absl::StrCat("the request cannot be parsed as a ",
+                                                     method_.request->GetDescriptor()->name()));
+    }
+    return absl::OkStatus();
+  });
+  if (!status.ok()) return Finish(status);
+  const absl::Status handled = CatchExceptions([&] {
+    method_.handle(shared_from_this(), *method_.request, method_.response.get());
+    return absl::OkStatus();
+  });
+  if (!handled.ok()) Finish(handled);
+}
+
+absl::Status UnaryCall::Reserve(int64_t bytes, absl::string_view what, Reservation* out) {
+  if (bytes <= kCallBytes) return absl::OkStatus();
+  std::optional<Reservation> memory = core_->budget->TryReserve(bytes);
+  if (!memory) {
+    const std::string message =
+        absl::StrCat("there is no memory for ", what, ", which needs ", bytes, " bytes");
+    return bytes <= core_->budget->limit()
+               ? ExhaustedFor(kRetryWait, message)
+               : absl::ResourceExhaustedError(absl::StrCat(
+                     message, "; the server has a memory budget of ", core_->budget->limit()));
   }
-  reactor_->Finish(context_->Finish(outcome));
+  if (absl::Status status = memory->ChargeTo(memory_share()); !status.ok()) return status;
+  *out = *std::move(memory);
+  return absl::OkStatus();
+}
+
+absl::Status UnaryCall::Reply() {
+  const auto size = static_cast<int64_t>(method_.response->ByteSizeLong());
+  if (size > wire::kMaxMessageBytes) {
+    return absl::ResourceExhaustedError(absl::StrCat("the reply has ", size, " bytes; at most ",
+                                                     wire::kMaxMessageBytes, " are allowed"));
+  }
+  if (absl::Status status = Reserve(size, "the reply", &reply_memory_); !status.ok()) return status;
+  grpc::ProtoBufferWriter writer(reply_, std::max(1, static_cast<int>(size)),
+                                 static_cast<int>(size));
+  method_.response->SerializeToZeroCopyStream(&writer);
+  return absl::OkStatus();
+}
+
+void UnaryCall::Finish(const absl::Status& status) {
+  if (finished_.exchange(true)) return;  // an exception came after it
+  const absl::Status outcome = status.ok() ? CatchExceptions([&] { return Reply(); }) : status;
+  // Nobody looks at them any more; the reply waits for its reader.
+  method_.request.reset();
+  method_.response.reset();
+  request_memory_.ShrinkTo(request_bytes_);
+  const grpc::Status last = context_->Finish(outcome);
+  context_.reset();  // before the caller hears, who may be allowed one call at a time
+  reactor_->Finish(last);
 }
 
 void UnaryCall::RunInSession(absl::string_view session_id, Task task) {

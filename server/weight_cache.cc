@@ -3,8 +3,12 @@
 #include <openssl/evp.h>
 
 #include <algorithm>
+#include <iterator>
+#include <optional>
+#include <utility>
 
 #include "server/convert.h"
+#include "server/prices.h"
 
 namespace nni_compression::server {
 
@@ -12,8 +16,13 @@ using nni::compression::v1::TensorHeader;
 
 namespace {
 
-// Hashed without a pause: a few milliseconds.
+// Hashed without a pause: a few milliseconds; and in work that is to be short.
 constexpr int64_t kSliceBytes = 8 << 20;
+constexpr int64_t kShortBytes = 64 << 10;
+
+// Names that are looked up without letting go of the lock, and bytes that are hashed in that time.
+constexpr size_t kNamesAtATime = 1024;
+constexpr int64_t kNamesBytes = 128 << 10;
 
 // Smaller weights are searched sooner than their statistics are worth the place.
 constexpr int64_t kStatisticsBytes = 8 << 20;
@@ -25,6 +34,14 @@ void AddNumber(TensorDigest& digest, T value) {
     bytes[i] = static_cast<uint8_t>(static_cast<uint64_t>(value) >> (8 * i));
   }
   digest.Add(bytes, sizeof bytes);
+}
+
+// What a digest is about, beside the bytes.
+TensorHeader KindOf(const TensorHeader& header) {
+  TensorHeader kind;
+  kind.set_dtype(header.dtype());
+  *kind.mutable_shape() = header.shape();
+  return kind;
 }
 
 EVP_MD_CTX* Context(void* context) { return static_cast<EVP_MD_CTX*>(context); }
@@ -56,31 +73,49 @@ std::string TensorDigest::Of(const TensorHeader& header, const compression::Buff
   return digest.Finish();
 }
 
-// Who asked, and waits for digests.
+CachedWeight::CachedWeight(WeightCache* cache, const TensorHeader& header,
+                           compression::Buffer bytes)
+    : kind_(KindOf(header)),
+      bytes_(std::move(bytes)),
+      statistics_([this, cache](int64_t more) { return cache->Admit(this, more); }) {}
+
+bool CachedWeight::Is(const TensorHeader& header) const {
+  return kind_.dtype() == header.dtype() &&
+         std::equal(kind_.shape().begin(), kind_.shape().end(), header.shape().begin(),
+                    header.shape().end()) &&
+         bytes_.size() == static_cast<int64_t>(header.byte_length());
+}
+
+// A caller that waits for digests; the last one to let go of it answers it.
 struct WeightCache::Question {
+  Question(const std::string& tenant, std::vector<std::string> fingerprints, bool for_pruner,
+           std::function<void(const std::vector<bool>&)> done)
+      : tenant(tenant),
+        fingerprints(std::move(fingerprints)),
+        for_pruner(for_pruner),
+        done(std::move(done)) {}
+
   const std::string tenant;
   const std::vector<std::string> fingerprints;
+  const bool for_pruner;
   const std::function<void(const std::vector<bool>&)> done;
+  // Guarded by the cache's mutex.
+  size_t next = 0;  // of the fingerprints
+  int walkers = 1;
 };
 
-// A weight that is asked for. Those who ask for it hold the question; the last one to drop it
-// answers it.
+// A weight whose digest is being computed, for a question, and others that wait for it.
 struct WeightCache::Hashing {
-  Hashing(Key name, const TensorHeader& header, std::shared_ptr<CachedWeight> weight,
-          bool for_pruner)
-      : name(std::move(name)),
-        header(header),
-        weight(std::move(weight)),
-        for_pruner(for_pruner),
-        digest(header) {}
+  Hashing(const std::string& tenant, const std::string& name, std::shared_ptr<CachedWeight> weight,
+          const TensorHeader& kind)
+      : tenant(tenant), name(name), weight(std::move(weight)), digest(kind) {}
 
-  const Key name;
-  const TensorHeader header;
+  const std::string tenant;
+  const std::string name;
   const std::shared_ptr<CachedWeight> weight;
-  const bool for_pruner;
   TensorDigest digest;
   int64_t done = 0;
-  std::vector<std::shared_ptr<const Question>> questions;  // guarded by the cache's mutex
+  std::vector<std::shared_ptr<Question>> questions;  // guarded by the cache's mutex
 };
 
 WeightCache::WeightCache(int64_t limit, Executor* executor, MemoryBudget* budget)
@@ -92,117 +127,172 @@ WeightCache::~WeightCache() { budget_->SetReclaimer(nullptr); }
 
 void WeightCache::Keep(const std::string& tenant, const TensorHeader& header,
                        compression::Buffer bytes, Reservation memory) {
-  const int64_t size = bytes.size();
+  const int64_t size = bytes.size() + kCachedWeightBytes;
   if (size > limit_) return;
-  Key name(tenant, header.fingerprint().empty() ? header.digest() : header.fingerprint());
-  auto weight = std::make_shared<CachedWeight>();
-  weight->bytes = std::move(bytes);
-  weight->memory = std::move(memory);
+  std::optional<Reservation> overhead = budget_->TryReserve(kCachedWeightBytes);
+  if (!overhead) return;
+  const std::string& name = header.fingerprint().empty() ? header.digest() : header.fingerprint();
+  auto weight = std::make_shared<CachedWeight>(this, header, std::move(bytes));
   Entries out;  // destroyed without the lock
   MutexLock lock(&mutex_);
-  if (const auto same = by_name_.find(name); same != by_name_.end()) Remove(same->second, &out);
+  if (const auto shelf = shelves_.find(tenant); shelf != shelves_.end()) {
+    const auto same = shelf->second.by_name.find(name);
+    if (same != shelf->second.by_name.end()) Remove(shelf, same->second, &out);
+  }
   Shrink(limit_ - size, &out);
-  entries_.push_front({name, header.digest(), header, std::move(weight), nullptr});
-  by_name_[std::move(name)] = entries_.begin();
-  if (!header.digest().empty()) by_digest_[Key(tenant, header.digest())] = entries_.begin();
+  weight->memory_.push_back(std::move(memory));
+  weight->memory_.push_back(*std::move(overhead));
+  weight->tenant_ = tenant;
+  weight->counted_ = size;
+  weight->kept_ = true;
+  Shelf& shelf = shelves_[tenant];
+  shelf.entries.push_front({name, header.digest(), std::move(weight), nullptr});
+  shelf.by_name[name] = shelf.entries.begin();
+  if (!header.digest().empty()) shelf.by_digest[header.digest()] = shelf.entries.begin();
+  shelf.bytes += size;
   bytes_ += size;
+  ++weights_;
 }
 
 void WeightCache::Ask(const std::string& tenant, std::vector<std::string> fingerprints,
                       bool for_pruner, std::function<void(const std::vector<bool>&)> done) {
-  // Answered by whoever lets go of it last: here, when there is nothing to hash.
-  const std::shared_ptr<const Question> question(
-      new Question{tenant, std::move(fingerprints), std::move(done)},
+  const Work work = fingerprints.size() <= kNamesAtATime ? Work::kShort : Work::kLong;
+  const std::shared_ptr<Question> question(
+      new Question(tenant, std::move(fingerprints), for_pruner, std::move(done)),
       [this](const Question* asked) {
         Answer(*asked);
         delete asked;
       });
-  std::vector<std::shared_ptr<Hashing>> jobs;
+  executor_->Schedule([this, question, work] { Walk(question, nullptr, work); }, work);
+}
+
+void WeightCache::Walk(const std::shared_ptr<Question>& question, std::shared_ptr<Hashing> job,
+                       Work work) {
+  int64_t left = work == Work::kShort ? kShortBytes : kSliceBytes;
+  while (left > 0) {
+    if (job == nullptr) {
+      job = NextJob(question);
+      if (job == nullptr && IsThrough(*question)) return;
+      left -= kNamesBytes;
+      if (job == nullptr) continue;
+    }
+    const compression::Buffer& bytes = job->weight->bytes();
+    const int64_t size = std::min(std::max(left, kShortBytes), bytes.size() - job->done);
+    job->digest.Add(bytes.data() + job->done, size);
+    job->done += size;
+    left -= size;
+    if (job->done < bytes.size()) continue;
+    HasDigest(*job, job->digest.Finish());
+    job = nullptr;
+  }
+  executor_->Schedule([this, question, job] { Walk(question, job, Work::kLong); }, Work::kLong);
+}
+
+std::shared_ptr<WeightCache::Hashing> WeightCache::NextJob(
+    const std::shared_ptr<Question>& question) {
+  std::shared_ptr<Hashing> job;
+  bool help = false;
   {
     MutexLock lock(&mutex_);
-    for (const std::string& fingerprint : question->fingerprints) {
-      const auto found = by_name_.find(Key(tenant, fingerprint));
-      if (found == by_name_.end() || !found->second->digest.empty()) continue;
-      Entry& entry = *found->second;
-      if (entry.hashing == nullptr) {
-        entry.hashing =
-            std::make_shared<Hashing>(entry.name, entry.header, entry.weight, for_pruner);
-        jobs.push_back(entry.hashing);
+    const std::vector<std::string>& names = question->fingerprints;
+    const size_t end = std::min(names.size(), question->next + kNamesAtATime);
+    while (question->next < end && job == nullptr) {
+      const std::string& name = names[question->next++];
+      Entry* const entry = FindName(question->tenant, name);
+      if (entry == nullptr || !entry->digest.empty()) continue;
+      if (entry->hashing == nullptr) {
+        job =
+            std::make_shared<Hashing>(question->tenant, name, entry->weight, entry->weight->kind_);
+        entry->hashing = job;
       }
-      entry.hashing->questions.push_back(question);
+      entry->hashing->questions.push_back(question);
     }
+    // There is more than one thread can do: others take their part of the names.
+    help =
+        job != nullptr && question->next < names.size() && question->walkers < executor_->threads();
+    if (help) ++question->walkers;
   }
-  for (const auto& job : jobs) executor_->Schedule([this, job] { Hash(job); }, Work::kLong);
+  if (help) {
+    executor_->Schedule([this, question] { Walk(question, nullptr, Work::kLong); }, Work::kLong);
+  }
+  return job;
+}
+
+bool WeightCache::IsThrough(const Question& question) const {
+  MutexLock lock(&mutex_);
+  return question.next == question.fingerprints.size();
 }
 
 void WeightCache::Answer(const Question& question) {
   std::vector<bool> kept;
-  {
-    MutexLock lock(&mutex_);
-    for (const std::string& fingerprint : question.fingerprints) {
-      kept.push_back(by_name_.count(Key(question.tenant, fingerprint)) > 0);
+  kept.reserve(question.fingerprints.size());
+  while (kept.size() < question.fingerprints.size()) {
+    MutexLock lock(&mutex_);  // anew now and then, as calls look for digests meanwhile
+    const size_t end = std::min(question.fingerprints.size(), kept.size() + kNamesAtATime);
+    while (kept.size() < end) {
+      kept.push_back(FindName(question.tenant, question.fingerprints[kept.size()]) != nullptr);
     }
   }
   question.done(kept);
 }
 
-void WeightCache::Hash(const std::shared_ptr<Hashing>& job) {
-  const compression::Buffer& bytes = job->weight->bytes;
-  const int64_t size = std::min(kSliceBytes, bytes.size() - job->done);
-  job->digest.Add(bytes.data() + job->done, size);
-  job->done += size;
-  if (job->done < bytes.size()) {
-    executor_->Schedule([this, job] { Hash(job); }, Work::kLong);
-  } else {
-    HasDigest(job, job->digest.Finish());
-  }
-}
-
-void WeightCache::HasDigest(const std::shared_ptr<Hashing>& job, std::string digest) {
-  std::vector<std::shared_ptr<const Question>> questions;  // answered without the lock
+void WeightCache::HasDigest(const Hashing& job, std::string digest) {
+  bool for_pruner = false;
+  std::vector<std::shared_ptr<Question>> questions;  // answered without the lock
   {
     MutexLock lock(&mutex_);
-    questions.swap(job->questions);
-    const auto found = by_name_.find(job->name);
+    questions = job.questions;
+    Entry* const entry = FindName(job.tenant, job.name);
     // It may have gone meanwhile, or another one have come.
-    if (found != by_name_.end() && found->second->hashing == job) {
-      Entry& entry = *found->second;
-      entry.hashing = nullptr;
-      entry.digest = digest;
-      by_digest_[Key(job->name.first, std::move(digest))] = found->second;
+    if (entry != nullptr && entry->hashing.get() == &job) {
+      entry->hashing = nullptr;
+      entry->digest = digest;
+      Shelf& shelf = shelves_.find(job.tenant)->second;
+      shelf.by_digest[std::move(digest)] = shelf.by_name.find(job.name)->second;
     }
   }
-  questions.clear();
-  if (job->for_pruner && job->weight->bytes.size() >= kStatisticsBytes) {
-    executor_->Schedule([this, job] { Prepare(*job); }, Work::kIdle);
+  for (const auto& question : questions) for_pruner |= question->for_pruner;
+  if (for_pruner && job.weight->bytes().size() >= kStatisticsBytes) {
+    executor_->Schedule([this, weight = job.weight] { Prepare(*weight); }, Work::kIdle);
   }
 }
 
-void WeightCache::Prepare(const Hashing& job) {
-  const auto dtype = ToDataType(job.header.dtype(), "dtype");
-  CachedWeight& weight = *job.weight;
+void WeightCache::Prepare(CachedWeight& weight) {
+  const auto dtype = ToDataType(weight.kind_.dtype(), "dtype");
   if (!dtype.ok()) return;
-  weight.statistics.Prepare(*dtype, weight.bytes.data(),
-                            weight.bytes.size() / compression::ByteLength(*dtype, 1));
-  weight.statistics_memory = budget_->TryReserve(weight.statistics.bytes());
+  weight.statistics().Prepare(*dtype, weight.bytes().data(),
+                              weight.bytes().size() / compression::ByteLength(*dtype, 1));
+}
+
+bool WeightCache::Admit(CachedWeight* weight, int64_t bytes) {
+  std::optional<Reservation> memory = budget_->TryReserve(bytes);
+  if (!memory) return false;
+  Entries out;
+  MutexLock lock(&mutex_);
+  weight->memory_.push_back(*std::move(memory));
+  if (!weight->kept_) return true;  // for the calls that hold it
+  weight->counted_ += bytes;
+  bytes_ += bytes;
+  shelves_.find(weight->tenant_)->second.bytes += bytes;
+  Shrink(limit_, &out);
+  return true;
 }
 
 std::shared_ptr<CachedWeight> WeightCache::Find(absl::string_view tenant,
                                                 const TensorHeader& header) {
   MutexLock lock(&mutex_);
-  const auto found = by_digest_.find(Key(tenant, header.digest()));
-  const bool hit = found != by_digest_.end() && IsOf(*found->second, header);
-  ++(hit ? hits_ : misses_);
-  if (!hit) return nullptr;
-  entries_.splice(entries_.begin(), entries_, found->second);
-  return found->second->weight;
-}
-
-bool WeightCache::IsOf(const Entry& entry, const TensorHeader& header) {
-  return entry.header.dtype() == header.dtype() &&
-         std::equal(entry.header.shape().begin(), entry.header.shape().end(),
-                    header.shape().begin(), header.shape().end()) &&
-         entry.weight->bytes.size() == static_cast<int64_t>(header.byte_length());
+  const auto shelf = shelves_.find(tenant);
+  if (shelf != shelves_.end()) {
+    const auto found = shelf->second.by_digest.find(header.digest());
+    if (found != shelf->second.by_digest.end() && found->second->weight->Is(header)) {
+      ++hits_;
+      Entries& entries = shelf->second.entries;
+      entries.splice(entries.begin(), entries, found->second);
+      return found->second->weight;
+    }
+  }
+  ++misses_;
+  return nullptr;
 }
 
 void WeightCache::Reclaim(int64_t bytes) {
@@ -213,16 +303,35 @@ void WeightCache::Reclaim(int64_t bytes) {
   }
 }
 
-void WeightCache::Remove(Entries::iterator entry, Entries* out) {
-  bytes_ -= entry->weight->bytes.size();
-  by_name_.erase(entry->name);
-  const auto digest = by_digest_.find(Key(entry->name.first, entry->digest));
-  if (digest != by_digest_.end() && digest->second == entry) by_digest_.erase(digest);
-  out->splice(out->end(), entries_, entry);
+WeightCache::Entry* WeightCache::FindName(absl::string_view tenant, const std::string& name) {
+  const auto shelf = shelves_.find(tenant);
+  if (shelf == shelves_.end()) return nullptr;
+  const auto found = shelf->second.by_name.find(name);
+  return found == shelf->second.by_name.end() ? nullptr : &*found->second;
+}
+
+void WeightCache::Remove(Shelves::iterator shelf, Entries::iterator entry, Entries* out) {
+  CachedWeight& weight = *entry->weight;
+  weight.kept_ = false;
+  shelf->second.bytes -= weight.counted_;
+  bytes_ -= weight.counted_;
+  --weights_;
+  shelf->second.by_name.erase(entry->name);
+  const auto digest = shelf->second.by_digest.find(entry->digest);
+  if (digest != shelf->second.by_digest.end() && digest->second == entry) {
+    shelf->second.by_digest.erase(digest);
+  }
+  out->splice(out->end(), shelf->second.entries, entry);
+  if (shelf->second.entries.empty()) shelves_.erase(shelf);
 }
 
 void WeightCache::Shrink(int64_t limit, Entries* out) {
-  while (bytes_ > limit && !entries_.empty()) Remove(std::prev(entries_.end()), out);
+  while (bytes_ > limit && !shelves_.empty()) {
+    const auto largest = std::max_element(
+        shelves_.begin(), shelves_.end(),
+        [](const auto& a, const auto& b) { return a.second.bytes < b.second.bytes; });
+    Remove(largest, std::prev(largest->second.entries.end()), out);
+  }
 }
 
 int64_t WeightCache::bytes() const {
@@ -232,7 +341,7 @@ int64_t WeightCache::bytes() const {
 
 int64_t WeightCache::weights() const {
   MutexLock lock(&mutex_);
-  return static_cast<int64_t>(entries_.size());
+  return weights_;
 }
 
 int64_t WeightCache::hits() const {

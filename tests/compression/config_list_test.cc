@@ -2,6 +2,7 @@
 
 #include <cmath>
 
+#include "absl/strings/str_cat.h"
 #include "tests/compression/testing.h"
 
 namespace nni_compression::compression {
@@ -158,6 +159,51 @@ TEST(ConfigListTest, RulesThatTreatTheNamesOfATiedWeightDifferentlyAreAnError) {
   EXPECT_THAT(
       SparsitiesOf({{{"sparsity", 0.5}}, {{"sparsity", 0.5}, {"op_names", {"decoder"}}}}, {tied}),
       ElementsAre(0.5));
+}
+
+// Comparing the rules for each name would take 30 G steps, which the watchdog of the tests ends.
+TEST(ConfigListTest, LargeRulesAndManyNamesAreComparedOnce) {
+  const json options = json{{"list", json(250000, nullptr)}};
+  Layer tied = Typed("encoder", "Linear");
+  for (int i = 0; i < 131071; ++i) tied.aliases.push_back(absl::StrCat(i));
+  const auto plan =
+      TryPlan({{{"options", options}}, {{"options", options}, {"op_names", {"encoder"}}}}, {tied},
+              "pytorch", "custom_pruner");
+  ASSERT_THAT(plan, IsOk());
+  EXPECT_EQ(plan->layers[0].rule, 1);
+}
+
+TEST(ConfigListTest, ManyRulesAreNotTriedOnManyLayers) {
+  json rules = json::array();
+  for (int i = 0; i < 1024; ++i) rules.push_back({{"op_types", {"Linear"}}, {"sparsity", 0.5}});
+  std::vector<Layer> layers;
+  for (int i = 0; i < 32768; ++i) {
+    layers.push_back(Typed(absl::StrCat(i), "Linear"));
+    for (int j = 0; j < 3; ++j) layers.back().aliases.push_back(absl::StrCat(i, "_", j));
+  }
+  const auto plan = TryPlan(rules, layers);
+  ASSERT_THAT(plan, IsOk());
+  EXPECT_EQ(plan->layers.back().rule, 1023);
+  EXPECT_EQ(plan->warnings.size(), 100u);
+}
+
+TEST(ConfigListTest, StopsSoonAfterACancellation) {
+  std::vector<Layer> layers;
+  for (int i = 0; i < 10000; ++i) layers.push_back(Typed(absl::StrCat(i), "Linear"));
+  const auto algorithm = Registry::Builtin().Find("level");
+  const std::vector<json> rules(10, {{"sparsity", 0.5}});
+  int looks = 0;
+  const auto cancelled_at = [&](int look) {
+    looks = 0;
+    return MakePlan(*algorithm.value(), rules, "pytorch", layers, Unfiltered::kEveryLayer,
+                    [&] { return ++looks == look; })
+        .status();
+  };
+  EXPECT_TRUE(absl::IsCancelled(cancelled_at(1)));
+  EXPECT_TRUE(absl::IsCancelled(cancelled_at(20)));
+  EXPECT_EQ(looks, 20);
+  EXPECT_THAT(cancelled_at(0), IsOk());
+  EXPECT_GE(looks, 10 + 10000 / 256);
 }
 
 TEST(ConfigListTest, WarnsAboutRulesThatDoNothingAndNamesThatNobodyHas) {

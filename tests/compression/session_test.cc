@@ -37,6 +37,52 @@ TEST(SessionTest, StaleLayersAreTheCompressedOnesThatWereNotAnswered) {
   EXPECT_THAT(session->StaleLayers(), IsEmpty());
 }
 
+TEST(SessionTest, LooksForSimilarNamesOfFewUnknownOnesInARow) {
+  const auto session = BindNetwork();
+  const auto text = [&](absl::string_view name) {
+    return std::string(session->FindLayer(name).status().message());
+  };
+  for (int time = 0; time < 2; ++time) {
+    for (int i = 0; i < 10; ++i) EXPECT_THAT(text("conv9"), HasSubstr("did you mean"));
+    EXPECT_EQ(text("conv9"), "the session has no layer \"conv9\"");
+    EXPECT_TRUE(session->FindLayer("conv1").ok());
+  }
+}
+
+TEST(SessionTest, WhatAnAlgorithmRemembersIsCountedBeforeItIsKept) {
+  auto session = BindOne("qat", {{"quant_types", {"weight", "output", "input"}}}, {4});
+  int64_t taken = 0;
+  bool admits = false;
+  ASSERT_THAT(session->CountMemory([&](int64_t bytes) {
+    if (!admits) return absl::ResourceExhaustedError("no memory");
+    taken += bytes;
+    return absl::OkStatus();
+  }),
+              IsOk());
+  const Range range = {{-1}, {1}};
+  EXPECT_TRUE(absl::IsResourceExhausted(
+      session->ObserveActivation(0, Activation::kOutput, range).status()));
+  EXPECT_THAT(session->state(0).memory, IsEmpty()) << "as it was";
+  admits = true;
+  ASSERT_THAT(session->ObserveActivation(0, Activation::kOutput, range), IsOk());
+  const int64_t once = taken;
+  EXPECT_GT(once, 0);
+  ASSERT_THAT(session->ObserveActivation(0, Activation::kOutput, range), IsOk());
+  EXPECT_EQ(taken, once) << "it takes the place of the first";
+  ASSERT_THAT(session->ObserveActivation(0, Activation::kInput, range), IsOk());
+  EXPECT_GT(taken, once);
+  // What is loaded counts, too.
+  auto other = BindOne("qat", {{"quant_types", {"weight", "output", "input"}}}, {4});
+  ASSERT_THAT(other->Load(session->SaveGlobal(), {session->SaveLayer(0)}), IsOk());
+  int64_t loaded = 0;
+  ASSERT_THAT(other->CountMemory([&](int64_t bytes) {
+    loaded += bytes;
+    return absl::OkStatus();
+  }),
+              IsOk());
+  EXPECT_EQ(loaded, taken);
+}
+
 TEST(SessionTest, FindsLayersByNameAndAlias) {
   auto session = BindNetwork();
   EXPECT_EQ(session->FindLayer("conv1").value(), 0);

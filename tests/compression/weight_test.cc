@@ -65,12 +65,23 @@ TEST(WeightStatisticsTest, AWeightThatIsNotFiniteHasNone) {
   EXPECT_EQ(statistics.magnitudes(), nullptr);
 }
 
-TEST(WeightStatisticsTest, TellsItsSize) {
-  WeightStatistics statistics;
-  const int64_t before = statistics.bytes();
-  const at::Tensor values = Random({100}, 32);
-  statistics.Prepare(DataType::kFloat32, values.data_ptr(), 100);
-  EXPECT_THAT(statistics.bytes(), Gt(before + 65535 * 8));
+TEST(WeightStatisticsTest, AsksBeforeTheyGrow) {
+  int64_t asked = 0;
+  bool admits = false;
+  WeightStatistics statistics([&](int64_t bytes) {
+    asked = bytes;
+    return admits;
+  });
+  const at::Tensor values = Random({64, 300}, 31);
+  for (const bool admitted : {false, true}) {
+    admits = admitted;
+    statistics.Prepare(DataType::kFloat32, values.data_ptr(), values.numel());
+    EXPECT_THAT(asked, Gt(65535 * 8));
+    EXPECT_EQ(statistics.magnitudes() != nullptr, admitted);
+    statistics.SetRange({0, 1}, {std::vector<float>(19200), std::vector<float>(19200)});
+    EXPECT_THAT(asked, Gt(2 * 19200 * 4));
+    EXPECT_EQ(statistics.range({0, 1}).has_value(), admitted);
+  }
 }
 
 TEST(WeightStatisticsTest, SeveralThreadsMayUseThemAtOnce) {

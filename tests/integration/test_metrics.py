@@ -73,7 +73,8 @@ def test_weights_that_are_found_by_their_digest_are_counted(server: Metered) -> 
 
         assert eventually(hits) == 1
     samples = server.samples()
-    assert samples["nni_compression_weight_cache_bytes"] == weight.nbytes
+    # With what finding it takes.
+    assert samples["nni_compression_weight_cache_bytes"] == weight.nbytes + 1024
     assert samples["nni_compression_weight_cache_weights"] == 1
 
 

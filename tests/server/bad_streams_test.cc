@@ -42,6 +42,7 @@ class BadStreamsTest : public ::testing::Test {
     server::ServerOptions options;
     options.memory_budget = kBudget;
     options.sessions.default_lease = options.sessions.max_lease;  // longer than any test waits
+    options.sessions.report_retention = absl::ZeroDuration();     // nothing is left of closed ones
     options.authenticator = TenantFromMetadata();
     return options;
   }

@@ -5,6 +5,7 @@
 #include <gtest/gtest.h>
 
 #include <atomic>
+#include <functional>
 #include <map>
 #include <memory>
 #include <optional>
@@ -14,6 +15,10 @@
 #include <vector>
 
 #include "absl/strings/str_cat.h"
+#include "compression/registry.h"
+#include "compression/session.h"
+#include "server/convert.h"
+#include "server/executor.h"
 #include "server/storage/memory_storage.h"
 #include "tests/testing/test_server.h"
 
@@ -55,6 +60,83 @@ class FaultyStorage : public server::MemoryStorage {
   std::optional<uint64_t> sequence;  // of every session, at the next start
   std::string damaged_row;           // the session whose row it is
 };
+
+// A storage whose next writes wait, while it is held.
+class HeldStorage : public server::MemoryStorage {
+ public:
+  std::vector<absl::Status> Apply(absl::Span<const server::SessionChange> changes) override {
+    if (held) {
+      entered.Set();
+      release.Wait();
+    }
+    return MemoryStorage::Apply(changes);
+  }
+
+  std::atomic<bool> held{false};
+  Latch entered, release;
+};
+
+// A change that is queued behind the session's end is lost, and so it should be; the last report is
+// not.
+TEST(DurableSessionsQueueTest, ACallBesideCloseSessionDoesNotTakeTheLayersFromTheLastReport) {
+  HeldStorage storage;
+  FakeClock clock;
+  server::TimerThread timers(&clock);
+  server::Executor executor(1);
+  server::SessionStore sessions({}, &timers, [](const auto&) {});
+  const auto budget = server::MemoryBudget::Create(1 << 20, [](const auto& run) { run(); });
+  server::DurableSessions durable(
+      {&storage, &sessions, [&](absl::string_view) { return &executor; }, budget.get(),
+       [](const std::string&) { return nullptr; }, &compression::Registry::Builtin()});
+  const v1::BindModelRequest request = BindRequest("level", {{"sparsity", 0.5}}, {{"a", {4}}});
+  const auto make = [&] {
+    auto session =
+        compression::Session::Bind(compression::Registry::Builtin(), *server::ToBinding(request));
+    auto record = std::make_shared<server::SessionRecord>(
+        "t", std::map<std::string, std::string>(), server::Strand::Create(&executor),
+        *std::move(session), server::SessionMemory(budget.get(), {}), 100);
+    return *sessions.Insert(record, "", "", std::nullopt);
+  };
+  const auto on_strand = [](server::SessionRecord& record, const std::function<void()>& function) {
+    Latch done;
+    record.strand().Post([&] {
+      function();
+      done.Set();
+    });
+    done.Wait();
+  };
+  server::SessionUse use = make();
+  Latch created, ended, saved;
+  on_strand(*use, [&] {
+    durable.Create(use.record(), request, "fingerprint", [&](const auto&) { created.Set(); });
+  });
+  created.Wait();
+  storage.held = true;
+  server::SessionUse other = make();
+  on_strand(*other,
+            [&] { durable.Create(other.record(), request, "fingerprint", [](const auto&) {}); });
+  storage.entered.Wait();  // what is queued now is written at once after that
+  on_strand(*use, [&] {
+    durable.End(use.record(), {}, [&](const absl::Status& status) {
+      EXPECT_TRUE(status.ok()) << status;
+      ended.Set();
+    });
+    ASSERT_TRUE(use->session()->UpdateEpoch(3).ok());
+    durable.Save(use.record(), *use->session(), [&](const absl::Status& status) {
+      EXPECT_TRUE(absl::IsNotFound(status)) << status;
+      saved.Set();
+    });
+  });
+  storage.held = false;
+  storage.release.Set();
+  ended.Wait();
+  saved.Wait();
+  on_strand(*use, [&] { EXPECT_NE(use->session(), nullptr); });
+  use.Drop();
+  other.Drop();
+  durable.Stop();
+  timers.Stop();
+}
 
 class DurableSessionsTest : public ::testing::Test {
  protected:
@@ -273,6 +355,7 @@ TEST_F(DurableSessionsTest, ASessionThatWasNotReadYetCanBeClosed) {
   Restart();
   ASSERT_TRUE(CloseSession(stub(), id).ok());
   EXPECT_EQ(Get(id).session().layers_size(), 2);
+  server_->Advance(absl::Hours(1));  // nor is the report kept any more
   EXPECT_TRUE(server_->MemoryReturnsTo(0));
 }
 

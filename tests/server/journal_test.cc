@@ -42,7 +42,7 @@ class JournalTest : public ::testing::Test {
  protected:
   std::shared_ptr<SessionRecord> Record() {
     return std::make_shared<SessionRecord>("t", std::map<std::string, std::string>(),
-                                           Strand::Create(&executor_), nullptr, Reservation(), 1);
+                                           Strand::Create(&executor_), nullptr, SessionMemory(), 1);
   }
 
   void Write(const std::shared_ptr<SessionRecord>& record, const std::string& id,

@@ -189,6 +189,36 @@ TEST(LimitsTest, ASlowUploadLosesItsCallAndItsMemory) {
   EXPECT_TRUE(server.MemoryReturnsTo(before));
 }
 
+TEST(LimitsTest, WatchesAreCalls) {
+  for (const bool of_tenant : {false, true}) {
+    access::Quota quota;
+    if (of_tenant) quota.calls = 3;
+    server::ServerOptions options = WithQuota(quota);
+    if (!of_tenant) options.max_calls = 3;
+    TestServer server(options);
+    grpc::ClientContext contexts[4];
+    std::vector<std::unique_ptr<grpc::ClientReader<grpc::health::v1::HealthCheckResponse>>> watches;
+    grpc::health::v1::HealthCheckResponse response;
+    for (int i = 0; i < 3; ++i) {
+      watches.push_back(server.health().Watch(&contexts[i], {}));
+      ASSERT_TRUE(watches.back()->Read(&response));
+    }
+    watches.push_back(server.health().Watch(&contexts[3], {}));
+    EXPECT_FALSE(watches.back()->Read(&response));
+    EXPECT_EQ(watches.back()->Finish().error_code(), grpc::StatusCode::RESOURCE_EXHAUSTED);
+    grpc::ClientContext check;
+    EXPECT_TRUE(server.health().Check(&check, {}, &response).ok()) << "a probe is no call";
+    // They do not hold up a drain, and hear of it.
+    server.server().Drain(absl::Minutes(5));
+    for (int i = 0; i < 3; ++i) {
+      ASSERT_TRUE(watches[i]->Read(&response));
+      EXPECT_EQ(response.status(), grpc::health::v1::HealthCheckResponse::NOT_SERVING);
+      EXPECT_FALSE(watches[i]->Read(&response));
+      EXPECT_EQ(watches[i]->Finish().error_code(), grpc::StatusCode::UNAVAILABLE);
+    }
+  }
+}
+
 TEST(LimitsTest, MoreHeadersThan8KibAreRefused) {
   TestServer server;
   for (const auto& [bytes, code] : {std::pair(7 << 10, grpc::StatusCode::OK),

@@ -43,7 +43,7 @@ class SessionStoreTest : public ::testing::Test {
   std::shared_ptr<SessionRecord> Record(const std::string& tenant = "t",
                                         std::map<std::string, std::string> labels = {}) {
     return std::make_shared<SessionRecord>(tenant, std::move(labels), Strand::Create(&executor_),
-                                           nullptr, Reservation(), 100, disk_bytes_);
+                                           nullptr, SessionMemory(), 100, disk_bytes_);
   }
 
   SessionUse Bind(const std::string& tenant = "t", std::map<std::string, std::string> labels = {}) {
@@ -193,6 +193,29 @@ TEST_F(SessionStoreTest, ReportsAreForgottenAfterAWhile) {
   EXPECT_EQ(store_->FindReport("t", id).status().code(), absl::StatusCode::kNotFound);
 }
 
+TEST_F(SessionStoreTest, ATenantDropsNoReportsOfOthers) {
+  const std::string id = BindAndLeave("quiet");
+  ASSERT_TRUE(store_->Close("quiet", id).ok());
+  for (int i = 0; i < 10; ++i) ASSERT_TRUE(store_->Close("busy", BindAndLeave("busy")).ok());
+  EXPECT_TRUE(store_->FindReport("quiet", id).ok());
+}
+
+TEST_F(SessionStoreTest, ReportsOfTheTenantWithMostAreDroppedWhenAllOfThemAreTooMuch) {
+  options_.all_report_bytes = 250;  // of 100 each
+  MakeStore();
+  const std::string id = BindAndLeave("quiet");
+  ASSERT_TRUE(store_->Close("quiet", id).ok());
+  std::vector<std::string> ids;
+  for (int i = 0; i < 3; ++i) {
+    ids.push_back(BindAndLeave("busy"));
+    Advance(absl::Seconds(1));
+    ASSERT_TRUE(store_->Close("busy", ids.back()).ok());
+  }
+  EXPECT_TRUE(store_->FindReport("quiet", id).ok());
+  EXPECT_TRUE(store_->FindReport("busy", ids[2]).ok());
+  EXPECT_FALSE(store_->FindReport("busy", ids[1]).ok());
+}
+
 TEST_F(SessionStoreTest, TheOldestReportMakesRoomForANewOne) {
   std::vector<std::string> ids;
   for (int i = 0; i < 3; ++i) {
@@ -260,8 +283,9 @@ TEST_F(SessionStoreTest, TheDiskBudgetCountsTheLiveSessionsOfAll) {
   const std::string first = BindAndLeave("a");
   BindAndLeave("b");
   const auto third = store_->Insert(Record("c"), "", "", std::nullopt);
-  EXPECT_EQ(third.status().message(),
-            "the server's disk_budget is 100, of which 80 are in use; the session needs 40 more");
+  EXPECT_EQ(
+      third.status().message(),
+      "the server's disk_budget is 100, of which less is left than the 40 that the session needs");
   EXPECT_EQ(RetryAfter(third.status()), absl::Seconds(10));
   ASSERT_TRUE(store_->Close("a", first).ok());
   EXPECT_TRUE(store_->Insert(Record("c"), "", "", std::nullopt).ok());
@@ -306,6 +330,39 @@ TEST_F(SessionStoreTest, ASessionClosedUnderACallIsNotUsedAgain) {
   use.Drop();
   Advance(absl::Seconds(10));
   EXPECT_EQ(retired().size(), 1u);
+}
+
+TEST_F(SessionStoreTest, APageTokenTellsNothing) {
+  const auto token = [this](const char* tenant) {
+    const std::vector<SessionUse> uses = [&] {
+      std::vector<SessionUse> two;
+      two.push_back(Bind(tenant));
+      two.push_back(Bind(tenant));
+      return two;
+    }();
+    return store_->List(tenant, {}, 1, "")->next_token;
+  };
+  const std::string first = token("a");
+  EXPECT_EQ(first.size(), 32u);
+  options_.max_sessions = 100;
+  MakeStore();
+  EXPECT_EQ(store_->List("a", {}, 1, first).status().code(), absl::StatusCode::kInvalidArgument)
+      << "another server's";
+  std::vector<SessionUse> uses;
+  for (int i = 0; i < 3; ++i) uses.push_back(Bind("a"));
+  const std::string mine = store_->List("a", {}, 2, "")->next_token;
+  EXPECT_EQ(store_->List("a", {}, 2, mine)->sessions.size(), 1u);
+  for (int i = 0; i < 3; ++i) uses.push_back(Bind("b"));
+  EXPECT_EQ(store_->List("a", {}, 2, "")->next_token, mine) << "whatever others do";
+  // Another tenant's, or an operator's, or one that was made up, is none.
+  EXPECT_EQ(store_->List("b", {}, 2, mine).status().code(), absl::StatusCode::kInvalidArgument);
+  EXPECT_EQ(store_->List(std::nullopt, {}, 2, mine).status().code(),
+            absl::StatusCode::kInvalidArgument);
+  std::string forged = mine;
+  forged[31] = forged[31] == '0' ? '1' : '0';
+  EXPECT_EQ(store_->List("a", {}, 2, forged).status().code(), absl::StatusCode::kInvalidArgument);
+  EXPECT_EQ(store_->List("a", {}, 2, std::string(32, 'x')).status().code(),
+            absl::StatusCode::kInvalidArgument);
 }
 
 }  // namespace

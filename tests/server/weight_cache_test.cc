@@ -10,6 +10,7 @@
 #include <vector>
 
 #include "absl/strings/escaping.h"
+#include "server/prices.h"
 #include "tests/testing/latch.h"
 
 namespace nni_compression::server {
@@ -21,6 +22,7 @@ using ::nni_compression::testing::Eventually;
 using ::nni_compression::testing::Latch;
 
 constexpr int64_t kWeightBytes = 1000;
+constexpr int64_t kCost = kWeightBytes + kCachedWeightBytes;
 
 v1::TensorHeader HeaderOf(const std::string& fingerprint, int64_t bytes = kWeightBytes) {
   v1::TensorHeader header;
@@ -75,10 +77,10 @@ class WeightCacheTest : public ::testing::Test {
   }
 
   const std::shared_ptr<MemoryBudget> budget_ =
-      MemoryBudget::Create(5000, [](std::function<void()> run) { run(); });
+      MemoryBudget::Create(5 * kCost, [](std::function<void()> run) { run(); });
   std::unique_ptr<Executor> executor_ = std::make_unique<Executor>(2);
   std::unique_ptr<WeightCache> cache_ =
-      std::make_unique<WeightCache>(3500, executor_.get(), budget_.get());
+      std::make_unique<WeightCache>(7 * kCost / 2, executor_.get(), budget_.get());
 };
 
 TEST_F(WeightCacheTest, TheDigestIsSha256OfTypeShapeAndBytes) {
@@ -100,7 +102,7 @@ TEST_F(WeightCacheTest, FindsAWeightByItsDigestOnceSomebodyAskedForItsFingerprin
   EXPECT_TRUE(MayHave("t", "print"));
   const auto found = cache_->Find("t", Named(DigestOf('a')));
   ASSERT_NE(found, nullptr);
-  EXPECT_EQ(found->bytes.data()[7], 'a');
+  EXPECT_EQ(found->bytes().data()[7], 'a');
   EXPECT_EQ(cache_->Find("t", Named(DigestOf('b'))), nullptr);
 }
 
@@ -202,8 +204,8 @@ TEST_F(WeightCacheTest, AWeightTakesThePlaceOfTheOneWithItsFingerprint) {
   KeepAsked("t", "print", 'a');
   KeepAsked("t", "print", 'b');
   EXPECT_EQ(cache_->weights(), 1);
-  EXPECT_EQ(cache_->bytes(), kWeightBytes);
-  EXPECT_EQ(budget_->reserved(), kWeightBytes);
+  EXPECT_EQ(cache_->bytes(), kCost);
+  EXPECT_TRUE(Eventually([&] { return budget_->reserved() == kCost; }));  // the executor had both
   EXPECT_EQ(cache_->Find("t", Named(DigestOf('a'))), nullptr);
   EXPECT_NE(cache_->Find("t", Named(DigestOf('b'))), nullptr);
 }
@@ -226,23 +228,23 @@ TEST_F(WeightCacheTest, TheLeastRecentlyUsedGoesFirst) {
   EXPECT_FALSE(MayHave("t", "print b"));
   for (const char value : {'a', 'c', 'd'})
     EXPECT_NE(cache_->Find("t", Named(DigestOf(value))), nullptr);
-  EXPECT_EQ(budget_->reserved(), 3 * kWeightBytes);
+  EXPECT_TRUE(Eventually([&] { return budget_->reserved() == 3 * kCost; }));
 }
 
 TEST_F(WeightCacheTest, GivesWayToUploads) {
   for (const char value : {'a', 'b', 'c'}) KeepAsked("t", std::string(1, value), value);
-  EXPECT_EQ(budget_->reserved(), 3000);
-  const auto upload = budget_->TryReserve(4000);
+  EXPECT_TRUE(Eventually([&] { return budget_->reserved() == 3 * kCost; }));
+  const auto upload = budget_->TryReserve(4 * kCost);
   ASSERT_TRUE(upload.has_value());
-  EXPECT_EQ(cache_->bytes(), kWeightBytes);
+  EXPECT_EQ(cache_->bytes(), kCost);
   EXPECT_NE(cache_->Find("t", Named(DigestOf('c'))), nullptr) << "the newest one is left";
 }
 
 TEST_F(WeightCacheTest, GivesWayToUploadsThatWait) {
-  auto other = budget_->TryReserve(2000);
+  auto other = budget_->TryReserve(2 * kCost);
   for (const char value : {'a', 'b', 'c'}) Keep("t", std::string(1, value), value);
   bool granted = false;
-  ASSERT_TRUE(budget_->Reserve(4500, {}, [&](Reservation) { granted = true; }).ok());
+  ASSERT_TRUE(budget_->Reserve(9 * kCost / 2, {}, [&](Reservation) { granted = true; }).ok());
   EXPECT_FALSE(granted);
   EXPECT_EQ(cache_->bytes(), 0);
   other.reset();
@@ -254,14 +256,14 @@ TEST_F(WeightCacheTest, WhoHoldsAWeightKeepsItAndItsMemory) {
   auto held = cache_->Find("t", Named(DigestOf('a')));
   cache_->Reclaim(kWeightBytes);
   EXPECT_EQ(cache_->weights(), 0);
-  EXPECT_EQ(held->bytes.data()[0], 'a');
-  EXPECT_EQ(budget_->reserved(), kWeightBytes) << "it is still there";
+  EXPECT_EQ(held->bytes().data()[0], 'a');
+  EXPECT_EQ(budget_->reserved(), kCost) << "it is still there";
   held.reset();
   EXPECT_TRUE(Eventually([&] { return budget_->reserved() == 0; }));  // the executor had it too
 }
 
 TEST_F(WeightCacheTest, AWeightThatDoesNotFitIsNotKept) {
-  Keep("t", "print", 'a', 4000);
+  Keep("t", "print", 'a', 4 * kCost);
   EXPECT_EQ(cache_->weights(), 0);
   EXPECT_EQ(budget_->reserved(), 0);
 }
@@ -273,6 +275,71 @@ TEST_F(WeightCacheTest, NothingIsKeptWithoutABudget) {
   EXPECT_EQ(budget_->reserved(), 0);
 }
 
+TEST_F(WeightCacheTest, WhatFindingAWeightTakesIsCounted) {
+  for (int i = 0; i < 1000; ++i) Keep("t", std::to_string(i), 'a', /*bytes=*/4);
+  EXPECT_EQ(cache_->weights(), 7 * kCost / 2 / (kCachedWeightBytes + 4));
+  EXPECT_LE(cache_->bytes(), cache_->limit());
+  EXPECT_EQ(cache_->bytes(), cache_->weights() * (kCachedWeightBytes + 4));
+  EXPECT_EQ(budget_->reserved(), cache_->bytes());
+}
+
+TEST_F(WeightCacheTest, WeightsOfTheTenantWithMostAreEvicted) {
+  KeepAsked("small", "print", 'a');
+  for (const char value : {'b', 'c', 'd', 'e'}) KeepAsked("large", std::string(1, value), value);
+  EXPECT_TRUE(MayHave("small", "print"));
+  EXPECT_NE(cache_->Find("small", Named(DigestOf('a'))), nullptr);
+  EXPECT_EQ(cache_->Find("large", Named(DigestOf('b'))), nullptr);
+  EXPECT_EQ(cache_->Find("large", Named(DigestOf('c'))), nullptr);
+  EXPECT_EQ(cache_->weights(), 3);
+}
+
+TEST_F(WeightCacheTest, ManyQuestionsAboutManyWeightsAreAllAnswered) {
+  const auto budget = MemoryBudget::Create(100 << 20, [](std::function<void()> run) { run(); });
+  WeightCache cache(100 << 20, executor_.get(), budget.get());
+  std::vector<std::string> prints;
+  for (int i = 0; i < 5000; ++i) {
+    prints.push_back("print " + std::to_string(i));
+    cache.Keep("t", HeaderOf(prints.back()), Filled(static_cast<char>(i)),
+               *budget->TryReserve(kWeightBytes));
+  }
+  constexpr int kQuestions = 8;
+  std::atomic<int> right = 0;
+  Latch answered[kQuestions];
+  for (Latch& latch : answered) {
+    cache.Ask("t", prints, /*for_pruner=*/false, [&](const std::vector<bool>& kept) {
+      right += kept == std::vector<bool>(prints.size(), true);
+      latch.Set();
+    });
+  }
+  for (Latch& latch : answered) latch.Wait();
+  EXPECT_EQ(right, kQuestions);
+  EXPECT_NE(cache.Find("t", Named(DigestOf(7))), nullptr);
+  executor_ = nullptr;  // before the cache
+}
+
+TEST(WeightCacheStatisticsTest, RangesOfManyGroupsAreCounted) {
+  constexpr int64_t kBytes = 1 << 20;
+  const auto budget = MemoryBudget::Create(4 * kBytes, [](std::function<void()> run) { run(); });
+  Executor executor(1);
+  WeightCache cache(4 * kBytes, &executor, budget.get());
+  v1::TensorHeader header = HeaderOf("", kBytes);
+  header.set_digest(TensorDigest::Of(header, Filled(0, kBytes)));
+  cache.Keep("t", header, Filled(0, kBytes), *budget->TryReserve(kBytes));
+  const auto weight = cache.Find("t", header);
+  ASSERT_NE(weight, nullptr);
+  compression::Range range;
+  range.minimum.resize(kBytes / 4);
+  range.maximum.resize(kBytes / 4);
+  weight->statistics().SetRange({0, 1}, range);  // two numbers for each weight
+  EXPECT_TRUE(weight->statistics().range({0, 1}));
+  EXPECT_GT(cache.bytes(), 3 * kBytes);
+  EXPECT_EQ(budget->reserved(), cache.bytes());
+  weight->statistics().SetRange({0, 2}, range);
+  EXPECT_FALSE(weight->statistics().range({0, 2})) << "there is no memory for it";
+  cache.Reclaim(kBytes);
+  EXPECT_EQ(cache.bytes(), 0);
+}
+
 TEST(WeightCacheStatisticsTest, ArePreparedForPrunersWithinTheBudget) {
   constexpr int64_t kBytes = 8 << 20;
   const auto budget = MemoryBudget::Create(2 * kBytes, [](std::function<void()> run) { run(); });
@@ -280,12 +347,13 @@ TEST(WeightCacheStatisticsTest, ArePreparedForPrunersWithinTheBudget) {
   WeightCache cache(2 * kBytes, &executor, budget.get());
   cache.Keep("t", HeaderOf("print", kBytes), Filled(0, kBytes), *budget->TryReserve(kBytes));
   cache.Ask("t", {"print"}, /*for_pruner=*/true, [](const std::vector<bool>&) {});
-  EXPECT_TRUE(Eventually([&] { return budget->reserved() > kBytes; }));
+  EXPECT_TRUE(Eventually([&] { return budget->reserved() > kBytes + kCachedWeightBytes; }));
   const auto found =
       cache.Find("t", Named(TensorDigest::Of(HeaderOf("", kBytes), Filled(0, kBytes)), kBytes));
   ASSERT_NE(found, nullptr);
-  EXPECT_NE(found->statistics.magnitudes(), nullptr);
-  EXPECT_EQ(budget->reserved(), kBytes + found->statistics.bytes());
+  EXPECT_TRUE(Eventually([&] { return found->statistics().magnitudes() != nullptr; }));
+  EXPECT_GT(budget->reserved(), kBytes + kCachedWeightBytes + 65536 * 4);
+  EXPECT_EQ(budget->reserved(), cache.bytes());
 }
 
 TEST_F(WeightCacheTest, SeveralThreadsMayUseItAtOnce) {
@@ -301,9 +369,9 @@ TEST_F(WeightCacheTest, SeveralThreadsMayUseItAtOnce) {
         if (i % 3 == 0) MayHave("t", fingerprint);
         const auto found = cache_->Find("t", Named(DigestOf(value)));
         if (found != nullptr) {
-          EXPECT_EQ(found->bytes.data()[0], value);
+          EXPECT_EQ(found->bytes().data()[0], value);
         }
-        if (i % 50 == 0) cache_->Reclaim(2000);
+        if (i % 50 == 0) cache_->Reclaim(2 * kCost);
       }
     });
   }
