@@ -6,6 +6,7 @@ import contextlib
 import os
 import pickle
 import shutil
+import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -204,8 +205,7 @@ def test_where_only_certificates_count_no_token_does(
 
 def install(certificate: Certificate, folder: Path) -> None:
     """Puts a certificate and its key in place as one: a link to their folder changes."""
-    version = folder / certificate.key.stem
-    version.mkdir()
+    version = Path(tempfile.mkdtemp(dir=folder))
     shutil.copy(certificate.certificate, version / "certificate")
     shutil.copy(certificate.key, version / "key")
     (folder / "next").symlink_to(version.name)
