@@ -264,6 +264,7 @@ absl::Status Session::Remember(int i, const RememberedNumbers& memory) {
                                     [&name = name](const auto& r) { return r.name == name; });
     if (found == known.end()) {
       std::vector<std::string> names;
+      names.reserve(known.size());
       for (const Remembered& remembered : known) names.push_back(remembered.name);
       return absl::InvalidArgumentError(absl::StrCat(
           "layer ", Quoted(layer(i).name), " has ", Quoted(name), "; ",

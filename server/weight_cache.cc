@@ -22,6 +22,7 @@ constexpr int64_t kShortBytes = 64 << 10;
 
 // Names that are looked up without letting go of the lock, and bytes that are hashed in that time.
 constexpr size_t kNamesAtATime = 1024;
+constexpr size_t kFewNames = 64;  // not worth another thread
 constexpr int64_t kNamesBytes = 128 << 10;
 
 // Smaller weights are searched sooner than their statistics are worth the place.
@@ -156,14 +157,20 @@ void WeightCache::Keep(const std::string& tenant, const TensorHeader& header,
 
 void WeightCache::Ask(const std::string& tenant, std::vector<std::string> fingerprints,
                       bool for_pruner, std::function<void(const std::vector<bool>&)> done) {
-  const Work work = fingerprints.size() <= kNamesAtATime ? Work::kShort : Work::kLong;
+  const size_t count = fingerprints.size();
   const std::shared_ptr<Question> question(
       new Question(tenant, std::move(fingerprints), for_pruner, std::move(done)),
       [this](const Question* asked) {
         Answer(*asked);
         delete asked;
       });
-  executor_->Schedule([this, question, work] { Walk(question, nullptr, work); }, work);
+  std::shared_ptr<Hashing> job;
+  if (count <= kFewNames) {
+    job = NextJob(question);
+    if (job == nullptr) return;  // all have their digests
+  }
+  const Work work = job == nullptr && count <= kNamesAtATime ? Work::kShort : Work::kLong;
+  executor_->Schedule([this, question, job, work] { Walk(question, job, work); }, work);
 }
 
 void WeightCache::Walk(const std::shared_ptr<Question>& question, std::shared_ptr<Hashing> job,
@@ -236,7 +243,7 @@ void WeightCache::Answer(const Question& question) {
   question.done(kept);
 }
 
-void WeightCache::HasDigest(const Hashing& job, std::string digest) {
+void WeightCache::HasDigest(const Hashing& job, const std::string& digest) {
   bool for_pruner = false;
   std::vector<std::shared_ptr<Question>> questions;  // answered without the lock
   {
@@ -248,7 +255,7 @@ void WeightCache::HasDigest(const Hashing& job, std::string digest) {
       entry->hashing = nullptr;
       entry->digest = digest;
       Shelf& shelf = shelves_.find(job.tenant)->second;
-      shelf.by_digest[std::move(digest)] = shelf.by_name.find(job.name)->second;
+      shelf.by_digest[digest] = shelf.by_name.find(job.name)->second;
     }
   }
   for (const auto& question : questions) for_pruner |= question->for_pruner;

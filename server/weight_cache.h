@@ -88,8 +88,9 @@ class WeightCache {
             compression::Buffer bytes, Reservation memory);
 
   // Tells `done` which of the fingerprints came with a weight that is kept, once all of these have
-  // their digests; on a thread of the executor, where all of it is done. After that, what is worth
-  // knowing of them for pruners is computed too, if `for_pruner`.
+  // their digests; on a thread of the executor, where all of it is done, or at once where the names
+  // are few and there is nothing to hash. After that, what is worth knowing of them for pruners is
+  // computed too, if `for_pruner`.
   void Ask(const std::string& tenant, std::vector<std::string> fingerprints, bool for_pruner,
            std::function<void(const std::vector<bool>& kept)> done);
 
@@ -136,7 +137,7 @@ class WeightCache {
   // The next weight to hash; null when there is none among the next names.
   std::shared_ptr<Hashing> NextJob(const std::shared_ptr<Question>& question);
   bool IsThrough(const Question& question) const;  // all names
-  void HasDigest(const Hashing& job, std::string digest);
+  void HasDigest(const Hashing& job, const std::string& digest);
   void Prepare(CachedWeight& weight);
   void Answer(const Question& question);
 
