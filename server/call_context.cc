@@ -3,7 +3,9 @@
 #include <algorithm>
 #include <initializer_list>
 
+#include "absl/strings/numbers.h"
 #include "absl/strings/str_cat.h"
+#include "compression/suggest.h"
 #include "server/call_trace.h"
 #include "server/clock.h"
 #include "server/log.h"
@@ -46,6 +48,29 @@ void LogRefusedCall(const grpc::ServerContextBase& context, absl::string_view me
 
 CallContext::~CallContext() { gate_->Leave(caller_.tenant, kind_); }
 
+absl::Status CallContext::CheckRevision(absl::string_view session, uint64_t stored) const {
+  const auto& metadata = context_->client_metadata();
+  const auto it = metadata.find(kRevisionKey);
+  if (it == metadata.end()) return absl::OkStatus();
+  const absl::string_view text(it->second.data(), it->second.size());
+  uint64_t told = 0;
+  if (!absl::SimpleAtoi(text, &told)) {
+    return absl::InvalidArgumentError(absl::StrCat("the metadata ", kRevisionKey, " is ",
+                                                   compression::Quoted(text),
+                                                   "; it must be a number in [0, 2^64)"));
+  }
+  if (told <= stored) return absl::OkStatus();
+  return absl::NotFoundError(absl::StrCat(
+      "session ", session, " is stored at revision ", stored, ", and its trainer was told of ",
+      told, ": the data directory is a restored backup, or the machine failed under ",
+      "--durability=process. Bind another session from what the trainer has"));
+}
+
+void CallContext::ReachedRevision(uint64_t revision) {
+  MutexLock lock(&mutex_);
+  revision_ = std::max(revision_, revision);
+}
+
 absl::Duration CallContext::Count(absl::StatusCode code) {
   const absl::Duration duration = absl::FromChrono(std::chrono::steady_clock::now() - start_);
   metrics_->Ended(code, duration);
@@ -70,6 +95,10 @@ grpc::Status CallContext::Finish(const absl::Status& status) {
          {"parent_id", trace.parent_id},
          {"code", absl::StatusCodeToString(status.code())},
          {"message", status.message()}});
+  }
+  {
+    MutexLock lock(&mutex_);
+    if (revision_ > 0) context_->AddTrailingMetadata(kRevisionKey, absl::StrCat(revision_));
   }
   return FinishWith(status, context_);
 }

@@ -27,6 +27,10 @@ namespace nni_compression::server {
 
 class Gate;
 
+// The metadata key by which a caller says what revision of its session it was told of, and the
+// trailer that tells it.
+inline constexpr char kRevisionKey[] = "nni-session-revision";
+
 // What becomes of a call after Gate::Close, and whether it counts.
 enum class CallKind {
   kCall,   // counted; UNAVAILABLE after Close, which waits for it
@@ -56,6 +60,12 @@ class CallContext {
     MutexLock lock(&mutex_);
     session_.assign(id.data(), id.size());
   }
+
+  // NOT_FOUND when the caller was told of a later revision of its session than the stored one: what
+  // it knows of it is not there any more. INVALID_ARGUMENT for metadata that is no number.
+  absl::Status CheckRevision(absl::string_view session, uint64_t stored) const;
+  // For the trailer: the session is stored at this revision. Any thread.
+  void ReachedRevision(uint64_t revision);
 
   // For the metrics: bytes of tensors. Any thread.
   void CountReceived(int64_t bytes) { metrics_->Received(bytes); }
@@ -89,6 +99,7 @@ class CallContext {
   const std::chrono::steady_clock::time_point start_ = std::chrono::steady_clock::now();
   mutable Mutex mutex_;
   std::string session_ ABSL_GUARDED_BY(mutex_);
+  uint64_t revision_ ABSL_GUARDED_BY(mutex_) = 0;  // 0: nothing to tell
 };
 
 // Lets calls in. Thread-safe; outlives its calls.

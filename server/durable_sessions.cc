@@ -187,11 +187,16 @@ void DurableSessions::Create(const std::shared_ptr<SessionRecord>& record,
 }
 
 void DurableSessions::Save(const std::shared_ptr<SessionRecord>& record, Session& session,
-                           Done done) {
+                           Saved saved) {
   const Session::Changes changes = session.TakeChanges();
   const SessionRecord::Summary summary = record->summary();
+  if (!changes.empty()) ++record->revision;
+  Done done = ForCallers(
+      [revision = record->revision.load(), saved = std::move(saved)](const absl::Status& status) {
+        saved(status.ok() ? absl::StatusOr<uint64_t>(revision) : status);
+      });
   if (changes.empty() && summary == record->stored_summary) {
-    return journal_->WaitForWrites(record, ForCallers(std::move(done)));
+    return journal_->WaitForWrites(record, std::move(done));
   }
   record->stored_summary = summary;
   SessionChange change;
@@ -203,7 +208,7 @@ void DurableSessions::Save(const std::shared_ptr<SessionRecord>& record, Session
       return compression::EncodeLayer(record->layer(i), state);
     };
   }
-  journal_->Write(record, std::move(change), ForCallers(std::move(done)));
+  journal_->Write(record, std::move(change), std::move(done));
 }
 
 void DurableSessions::End(const std::shared_ptr<SessionRecord>& record, const v1::Session& report,

@@ -2,6 +2,7 @@
 #ifndef NNI_COMPRESSION_SERVER_DURABLE_SESSIONS_H_
 #define NNI_COMPRESSION_SERVER_DURABLE_SESSIONS_H_
 
+#include <cstdint>
 #include <functional>
 #include <map>
 #include <memory>
@@ -10,6 +11,7 @@
 
 #include "absl/base/thread_annotations.h"
 #include "absl/status/status.h"
+#include "absl/status/statusor.h"
 #include "absl/strings/string_view.h"
 #include "absl/time/time.h"
 #include "compression/registry.h"
@@ -52,9 +54,12 @@ class DurableSessions {
               const nni::compression::v1::BindModelRequest& request, absl::string_view fingerprint,
               Done done);
 
-  // Queues what `session` changed since it was last saved. On the session's strand. `done` comes
-  // when the session is stored as it is now; what it did may be answered then.
-  void Save(const std::shared_ptr<SessionRecord>& record, compression::Session& session, Done done);
+  // Queues what `session` changed since it was last saved. On the session's strand. `saved`
+  // comes with its revision when the session is stored as it is now; what it did may be answered
+  // then.
+  using Saved = std::function<void(const absl::StatusOr<uint64_t>& revision)>;
+  void Save(const std::shared_ptr<SessionRecord>& record, compression::Session& session,
+            Saved saved);
 
   // Queues the end, with the last report. On the session's strand.
   void End(const std::shared_ptr<SessionRecord>& record,

@@ -41,6 +41,7 @@ void DescribeSession(const SessionRecord& record, const SessionTimes& times, v1:
   out->set_layer_count(static_cast<uint32_t>(record.layer_count()));
   out->set_compressed_layer_count(static_cast<uint32_t>(record.compressed_layers()));
   if (summary.achieved_sparsity) out->set_achieved_sparsity(*summary.achieved_sparsity);
+  out->set_revision(record.revision.load());
   out->set_state_bytes(static_cast<uint64_t>(summary.state_bytes));
   out->set_received_bytes(static_cast<uint64_t>(record.received_bytes.load()));
   out->set_sent_bytes(static_cast<uint64_t>(record.sent_bytes.load()));

@@ -123,6 +123,9 @@ void GetSession(const std::shared_ptr<UnaryCall>& call, const v1::GetSessionRequ
   absl::StatusOr<SessionUse> use = call->core()->sessions->Use(tenant, request.session_id());
   std::shared_ptr<SessionRecord> record;
   if (use.ok()) {
+    if (absl::Status status = call->CheckRevision(**use); !status.ok()) {
+      return call->FinishInSession(*use, status);
+    }
     record = use->record();
   } else {
     auto ended = call->core()->sessions->FindReport(tenant, request.session_id());

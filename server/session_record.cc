@@ -41,6 +41,7 @@ SessionRecord::SessionRecord(std::string tenant, const nni::compression::v1::Ses
       compressed_layers_(static_cast<int>(entry.compressed_layer_count())),
       layer_count_(static_cast<int>(entry.layer_count())),
       loaded_(false) {
+  revision = entry.revision();
   received_bytes = static_cast<int64_t>(entry.received_bytes());
   sent_bytes = static_cast<int64_t>(entry.sent_bytes());
   compute_nanoseconds = entry.compute_time().seconds() * 1000000000 + entry.compute_time().nanos();

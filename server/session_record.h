@@ -123,6 +123,10 @@ class SessionRecord {
   // What the stored catalogue entry says. On the strand only.
   Summary stored_summary;
 
+  // How often the stored state has changed. What a caller was told of is stored, so a record that
+  // is behind its caller comes from a data directory that has lost something. Stays 0 without one.
+  std::atomic<uint64_t> revision{0};
+
   // Counters over all calls.
   std::atomic<int64_t> received_bytes{0};
   std::atomic<int64_t> sent_bytes{0};

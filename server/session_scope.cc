@@ -29,6 +29,8 @@ absl::StatusOr<bool> SessionScope::Join(absl::string_view session_id) {
   context_->set_session(session_id);
   absl::StatusOr<SessionUse> use = core_->sessions->Use(context_->tenant(), session_id);
   if (!use.ok()) return use.status();
+  if (absl::Status status = context_->CheckRevision(session_id, (*use)->revision); !status.ok())
+    return status;
   use_ = *std::move(use);
   record_ = use_.record();
   return record_->loaded();
@@ -66,10 +68,11 @@ void SessionScope::Store(absl::StatusOr<Reply> reply, Work work) {
     return call_->EndTask(work, std::move(reply));
   }
   core_->durable->Save(record_, *record().session(),
-                       [call = call_->shared_from_this(), work,
+                       [call = call_->shared_from_this(), context = context_, work,
                         reply = std::make_shared<absl::StatusOr<Reply>>(std::move(reply))](
-                           const absl::Status& status) {
-                         if (!status.ok()) return call->EndTask(work, status);
+                           const absl::StatusOr<uint64_t>& revision) {
+                         if (!revision.ok()) return call->EndTask(work, revision.status());
+                         context->ReachedRevision(*revision);
                          call->EndTask(work, std::move(*reply));
                        });
 }

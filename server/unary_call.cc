@@ -139,6 +139,9 @@ void UnaryCall::RunInSession(absl::string_view session_id, Task task) {
   context_->set_session(session_id);
   absl::StatusOr<SessionUse> use = core_->sessions->Use(tenant(), session_id);
   if (!use.ok()) return Finish(use.status());
+  if (absl::Status status = CheckRevision(**use); !status.ok()) {
+    return FinishInSession(*use, status);
+  }
   RunInSession(*std::move(use), std::move(task));
 }
 
@@ -175,9 +178,11 @@ void UnaryCall::RunLoaded(SessionUse use, Task task) {
     if (session == nullptr || self->core()->durable == nullptr) {
       return self->FinishInSession(*use, status);
     }
-    self->core()->durable->Save(use->record(), *session, [self, use, status](const auto& saved) {
-      self->FinishInSession(*use, status.ok() ? saved : status);
-    });
+    self->core()->durable->Save(
+        use->record(), *session, [self, use, status](const absl::StatusOr<uint64_t>& revision) {
+          if (revision.ok()) self->context_->ReachedRevision(*revision);
+          self->FinishInSession(*use, status.ok() ? revision.status() : status);
+        });
   };
   if (quick) {
     strand->RunOrPost(std::move(run));

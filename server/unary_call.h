@@ -59,6 +59,11 @@ class UnaryCall : public std::enable_shared_from_this<UnaryCall> {
   // Ends the use, so that the lease runs from now, and then the call.
   void FinishInSession(SessionUse& use, const absl::Status& status);
 
+  // NOT_FOUND when what is stored of the session is behind what the caller was told.
+  absl::Status CheckRevision(const SessionRecord& record) const {
+    return context_->CheckRevision(record.id(), record.revision);
+  }
+
   // Calls `done` when the session is in memory, or cannot be brought there.
   void Load(const std::shared_ptr<SessionRecord>& record, DurableSessions::Done done);
 

@@ -65,7 +65,8 @@ absl::StatusOr<Client> Client::Connect(absl::string_view address, const ClientOp
 }
 
 Client::Client(std::shared_ptr<const internal::Connection> connection, std::string route)
-    : connection_(std::move(connection)), route_(std::move(route)) {}
+    : connection_(std::move(connection)),
+      route_(std::make_shared<const internal::Route>(std::move(route))) {}
 
 const std::string& Client::address() const { return connection_->address(); }
 
@@ -73,13 +74,13 @@ absl::Status Client::Health(const CallOptions& options) const {
   // Not repeated when the server answers that it is not serving: that is the answer.
   return internal::CheckHealth(
              *connection_, absl::Now() + options.timeout.value_or(connection_->options().timeout),
-             route_)
+             *route_)
       .status;
 }
 
 absl::StatusOr<v1::ListAlgorithmsResponse> Client::ListAlgorithms(
     const CallOptions& options) const {
-  return connection_->Unary(&Stub::ListAlgorithms, v1::ListAlgorithmsRequest(), route_, options);
+  return connection_->Unary(&Stub::ListAlgorithms, v1::ListAlgorithmsRequest(), *route_, options);
 }
 
 absl::StatusOr<std::vector<v1::Session>> Client::ListSessions(
@@ -89,7 +90,7 @@ absl::StatusOr<std::vector<v1::Session>> Client::ListSessions(
   request.set_page_size(kPageSize);
   std::vector<v1::Session> sessions;
   do {
-    auto response = connection_->Unary(&Stub::ListSessions, request, route_, options);
+    auto response = connection_->Unary(&Stub::ListSessions, request, *route_, options);
     if (!response.ok()) return response.status();
     for (v1::Session& session : *response->mutable_sessions()) {
       sessions.push_back(std::move(session));
@@ -100,20 +101,20 @@ absl::StatusOr<std::vector<v1::Session>> Client::ListSessions(
 }
 
 absl::StatusOr<v1::ListTenantsResponse> Client::ListTenants(const CallOptions& options) const {
-  return connection_->Unary(&Stub::ListTenants, v1::ListTenantsRequest(), route_, options);
+  return connection_->Unary(&Stub::ListTenants, v1::ListTenantsRequest(), *route_, options);
 }
 
 absl::StatusOr<v1::GetSessionResponse> Client::GetSession(absl::string_view session_id,
                                                           const CallOptions& options) const {
   v1::GetSessionRequest request;
   request.set_session_id(std::string(session_id));
-  return connection_->Unary(&Stub::GetSession, request, route_, options);
+  return connection_->Unary(&Stub::GetSession, request, *route_, options);
 }
 
 absl::Status Client::CloseSession(absl::string_view session_id, const CallOptions& options) const {
   v1::CloseSessionRequest request;
   request.set_session_id(std::string(session_id));
-  return connection_->Unary(&Stub::CloseSession, request, route_, options).status();
+  return connection_->Unary(&Stub::CloseSession, request, *route_, options).status();
 }
 
 absl::StatusOr<Session> Client::BindModel(const BindRequest& request,
@@ -131,10 +132,11 @@ absl::StatusOr<Session> Client::BindModel(const BindRequest& request,
       to->set_bits(mask.bits.data(), mask.bits.size());
     }
   }
-  const std::string route = internal::RandomId();
+  const internal::Route route(internal::RandomId());
   auto response = connection_->Unary(&Stub::BindModel, *proto, route, options);
   if (!response.ok()) return response.status();
-  Session session(connection_, response->session_id(), route, std::move(*response->mutable_plan()),
+  Session session(connection_, response->session_id(), route.key,
+                  std::move(*response->mutable_plan()),
                   internal::ToVector(response->stale_layers()));
   if (upload_masks) {
     if (absl::Status uploaded = UploadMasks(session, request); !uploaded.ok()) {
@@ -149,7 +151,7 @@ absl::StatusOr<Session> Client::Join(absl::string_view session_id, absl::string_
                                      const CallOptions& options) const {
   v1::GetSessionRequest request;
   request.set_session_id(std::string(session_id));
-  const std::string key = route.empty() ? route_ : std::string(route);
+  const internal::Route key(route.empty() ? route_->key : std::string(route));
   auto response = connection_->Unary(&Stub::GetSession, request, key, options);
   if (!response.ok()) return response.status();
   if (response->session().state() != v1::SESSION_STATE_ACTIVE) {
@@ -159,8 +161,8 @@ absl::StatusOr<Session> Client::Join(absl::string_view session_id, absl::string_
   for (const v1::LayerReport& layer : response->session().layers()) {
     if (layer.stale()) stale.push_back(layer.name());
   }
-  return Session(connection_, response->session().id(), key, std::move(*response->mutable_plan()),
-                 std::move(stale));
+  return Session(connection_, response->session().id(), key.key,
+                 std::move(*response->mutable_plan()), std::move(stale));
 }
 
 }  // namespace nni_compression

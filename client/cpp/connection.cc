@@ -13,6 +13,7 @@
 #include "absl/strings/ascii.h"
 #include "absl/strings/cord.h"
 #include "absl/strings/match.h"
+#include "absl/strings/numbers.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
 #include "client/cpp/address.h"
@@ -28,6 +29,8 @@ constexpr int kMaxReceiveBytes = wire::kMaxMessageBytes + (64 << 10);
 
 // Each attempt has an id of its own, which the server's log has, and an error repeats.
 constexpr char kRequestIdKey[] = "nni-request-id";
+
+constexpr char kRevisionKey[] = "nni-session-revision";
 
 constexpr char kAllowVariable[] = "NNI_COMPRESSION_ALLOW_INSECURE_TOKEN";
 
@@ -120,6 +123,15 @@ std::string WhyNotConnected(const std::shared_ptr<grpc::Channel>& channel) {
   return absl::StrCat("; ", status.error_message());
 }
 
+// To what a server has told; threads may tell in any order.
+void Raise(absl::string_view told, std::atomic<uint64_t>* revision) {
+  uint64_t value = 0;
+  if (!absl::SimpleAtoi(told, &value)) return;
+  uint64_t known = *revision;
+  while (known < value && !revision->compare_exchange_weak(known, value)) {
+  }
+}
+
 }  // namespace
 
 std::string RandomId() {
@@ -169,19 +181,26 @@ Connection::Connection(std::string address, const ClientOptions& options, const 
       shared_memory_(std::make_unique<SharedMemory>(SidePath(options), authorization_)) {}
 
 std::unique_ptr<grpc::ClientContext> Connection::NewContext(absl::Time deadline,
-                                                            const std::string& route) const {
+                                                            const Route& route) const {
   auto context = std::make_unique<grpc::ClientContext>();
   context->set_deadline(absl::ToChronoTime(deadline));
-  context->AddMetadata("nni-route", route);
+  context->AddMetadata("nni-route", route.key);
+  if (const uint64_t revision = route.revision; revision > 0) {
+    context->AddMetadata(kRevisionKey, absl::StrCat(revision));
+  }
   thread_local absl::BitGen random;
   context->AddMetadata(kRequestIdKey, absl::StrFormat("%016x", absl::Uniform<uint64_t>(random)));
   if (!authorization_.empty()) context->AddMetadata("authorization", authorization_);
   return context;
 }
 
-Outcome Connection::OutcomeOf(const grpc::Status& status,
-                              const grpc::ClientContext& context) const {
+Outcome Connection::OutcomeOf(const grpc::Status& status, const grpc::ClientContext& context,
+                              const Route& route) const {
   Outcome outcome;
+  const auto& trailers = context.GetServerTrailingMetadata();
+  if (const auto i = trailers.find(kRevisionKey); i != trailers.end()) {
+    Raise(absl::string_view(i->second.data(), i->second.size()), &route.revision);
+  }
   if (status.ok()) return outcome;
   auto code = static_cast<absl::StatusCode>(status.error_code());
   // A server that ends cancels the calls that come too late. What is cancelled here has an error
@@ -197,7 +216,6 @@ Outcome Connection::OutcomeOf(const grpc::Status& status,
   outcome.status = absl::Status(
       code, about_connection ? absl::StrCat("server ", address_, ": ", status.error_message())
                              : status.error_message());
-  const auto& trailers = context.GetServerTrailingMetadata();
   if (const auto i = trailers.find("grpc-retry-pushback-ms"); i != trailers.end()) {
     outcome.pushback = std::string(i->second.data(), i->second.size());
   } else if (const auto delay = RetryDelay(status.error_details())) {

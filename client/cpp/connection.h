@@ -7,9 +7,12 @@
 #include <grpcpp/generic/generic_stub.h>
 #include <grpcpp/support/status.h>
 
+#include <atomic>
+#include <cstdint>
 #include <memory>
 #include <optional>
 #include <string>
+#include <utility>
 
 #include "absl/functional/function_ref.h"
 #include "absl/status/status.h"
@@ -26,6 +29,16 @@ namespace nni_compression::internal {
 // 128 random bits in hexadecimal: route keys and request ids.
 std::string RandomId();
 
+// Where calls go, and what they have in common over their attempts. Thread-safe.
+struct Route {
+  explicit Route(std::string route_key) : key(std::move(route_key)) {}
+
+  const std::string key;  // keeps a session's calls on one server behind a proxy
+  // The latest revision of the session that its server has told, which every call repeats. A server
+  // whose data directory has lost what followed answers NOT_FOUND.
+  mutable std::atomic<uint64_t> revision{0};
+};
+
 // Immutable after Open; thread-safe.
 class Connection {
  public:
@@ -40,11 +53,11 @@ class Connection {
   SharedMemory& shared_memory() const { return *shared_memory_; }
 
   // A context with the deadline and the metadata that every call carries.
-  std::unique_ptr<grpc::ClientContext> NewContext(absl::Time deadline,
-                                                  const std::string& route) const;
+  std::unique_ptr<grpc::ClientContext> NewContext(absl::Time deadline, const Route& route) const;
 
   // What the finished call says, with the address where the server had no say.
-  Outcome OutcomeOf(const grpc::Status& status, const grpc::ClientContext& context) const;
+  Outcome OutcomeOf(const grpc::Status& status, const grpc::ClientContext& context,
+                    const Route& route) const;
 
   // Makes attempts until one succeeds or may not be repeated.
   absl::Status WithRetries(Retry retry,
@@ -54,14 +67,15 @@ class Connection {
   template <typename Request, typename Response>
   absl::StatusOr<Response> Unary(grpc::Status (v1::CompressionService::Stub::*method)(
                                      grpc::ClientContext*, const Request&, Response*),
-                                 const Request& request, const std::string& route,
+                                 const Request& request, const Route& route,
                                  const CallOptions& options) const {
     Response response;
     absl::Status status =
         WithRetries(NewRetry(options, options_.timeout), [&](absl::Time deadline) {
           response.Clear();
           const auto context = NewContext(deadline, route);
-          return OutcomeOf((stub_.get()->*method)(context.get(), request, &response), *context);
+          return OutcomeOf((stub_.get()->*method)(context.get(), request, &response), *context,
+                           route);
         });
     if (!status.ok()) return status;
     return response;

@@ -114,7 +114,7 @@ absl::Status FileReader::OnCommit(const v1::Commit& commit) {
   return sink_.End();
 }
 
-absl::Status RunExport(const Connection& connection, const std::string& route,
+absl::Status RunExport(const Connection& connection, const Route& route,
                        const v1::ExportRequest& open, absl::Span<const Tensor> tensors,
                        FileSink& sink, const CallOptions& options) {
   std::vector<const Tensor*> sent;

@@ -52,7 +52,7 @@ class FileReader {
   std::vector<uint8_t> scratch_;
 };
 
-absl::Status RunExport(const Connection& connection, const std::string& route,
+absl::Status RunExport(const Connection& connection, const Route& route,
                        const v1::ExportRequest& open, absl::Span<const Tensor> tensors,
                        FileSink& sink, const CallOptions& options);
 

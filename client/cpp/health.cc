@@ -25,7 +25,7 @@ uint64_t ServingStatus(grpc::ByteBuffer& response) {
 
 }  // namespace
 
-Outcome CheckHealth(const Connection& connection, absl::Time deadline, const std::string& route) {
+Outcome CheckHealth(const Connection& connection, absl::Time deadline, const Route& route) {
   const auto context = connection.NewContext(deadline, route);
   grpc::CompletionQueue queue;
   grpc::GenericStub stub(connection.channel());
@@ -41,7 +41,7 @@ Outcome CheckHealth(const Connection& connection, absl::Time deadline, const std
   queue.Shutdown();
   while (queue.Next(&tag, &ok)) {
   }
-  Outcome outcome = connection.OutcomeOf(status, *context);
+  Outcome outcome = connection.OutcomeOf(status, *context, route);
   if (outcome.status.ok() && ServingStatus(response) != kServing) {
     outcome.status =
         absl::UnavailableError(absl::StrCat("server ", connection.address(), " is not serving"));

@@ -10,7 +10,7 @@
 namespace nni_compression::internal {
 
 // OK when the server serves; UNAVAILABLE when it says that it does not.
-Outcome CheckHealth(const Connection& connection, absl::Time deadline, const std::string& route);
+Outcome CheckHealth(const Connection& connection, absl::Time deadline, const Route& route);
 
 }  // namespace nni_compression::internal
 

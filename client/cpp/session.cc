@@ -61,9 +61,11 @@ Session::Session(std::shared_ptr<const internal::Connection> connection, std::st
                  std::string route, v1::Plan plan, std::vector<std::string> stale_layers)
     : connection_(std::move(connection)),
       id_(std::move(id)),
-      route_(std::move(route)),
+      route_(std::make_shared<const internal::Route>(std::move(route))),
       plan_(std::make_shared<const v1::Plan>(std::move(plan))),
       initial_stale_layers_(std::move(stale_layers)) {}
+
+const std::string& Session::route() const { return route_->key; }
 
 std::vector<absl::StatusOr<Mask>> Session::CalcMask(absl::Span<const Tensor> tensors,
                                                     const CallOptions& options) const {
@@ -71,7 +73,7 @@ std::vector<absl::StatusOr<Mask>> Session::CalcMask(absl::Span<const Tensor> ten
   open.mutable_open()->set_session_id(id_);
   if (options.epoch) open.mutable_open()->set_epoch(*options.epoch);
   return internal::Transfer<Mask>(
-      *connection_, "CalcMask", route_, open, tensors, options,
+      *connection_, "CalcMask", *route_, open, tensors, options,
       [](const Tensor& tensor) { return (internal::Elements(tensor) + 7) / 8; },
       [](auto sent, auto& results) { return internal::MaskReader(sent, results); });
 }
@@ -83,7 +85,7 @@ std::vector<absl::StatusOr<QuantizedTensor>> Session::QuantizeWeight(
   open.mutable_open()->set_reply(static_cast<v1::QuantizeWeightRequest::Reply>(reply));
   if (options.step) open.mutable_open()->set_step(*options.step);
   return internal::Transfer<QuantizedTensor>(
-      *connection_, "QuantizeWeight", route_, open, tensors, options,
+      *connection_, "QuantizeWeight", *route_, open, tensors, options,
       [reply](const Tensor& tensor) -> int64_t {
         if (reply == QuantizeReply::kCodes) return internal::Elements(tensor) * kMaxCodeBytes;
         return reply == QuantizeReply::kValues ? tensor.bytes.size() : 0;
@@ -97,7 +99,7 @@ absl::StatusOr<std::vector<std::string>> Session::UpdateEpoch(int64_t epoch,
   request.set_session_id(id_);
   request.set_epoch(epoch);
   auto response =
-      connection_->Unary(&v1::CompressionService::Stub::UpdateEpoch, request, route_, options);
+      connection_->Unary(&v1::CompressionService::Stub::UpdateEpoch, request, *route_, options);
   if (!response.ok()) return response.status();
   return internal::ToVector(response->stale_layers());
 }
@@ -122,7 +124,7 @@ absl::StatusOr<StepResult> Session::Step(int64_t step, absl::Span<const Tensor> 
         internal::Upload::Options upload_options;
         upload_options.checksum = connection_->options().checksum;
         internal::Upload upload(open, sent, upload_options, loans);
-        Outcome outcome = internal::RunStream(*connection_, {"Step", route_, deadline}, upload,
+        Outcome outcome = internal::RunStream(*connection_, {"Step", *route_, deadline}, upload,
                                               loans, [&](const grpc::ByteBuffer& message) {
                                                 answered = true;
                                                 return ParseWhole(message, &response);
@@ -145,14 +147,14 @@ absl::Status Session::Export(absl::string_view format, absl::Span<const Tensor> 
     if (!parsed.ok()) return parsed.status();
     *open.mutable_open()->mutable_options() = *std::move(parsed);
   }
-  return internal::RunExport(*connection_, route_, open, tensors, sink, options);
+  return internal::RunExport(*connection_, *route_, open, tensors, sink, options);
 }
 
 absl::StatusOr<absl::Duration> Session::KeepAlive(const CallOptions& options) const {
   v1::KeepAliveRequest request;
   request.set_session_id(id_);
   auto response =
-      connection_->Unary(&v1::CompressionService::Stub::KeepAlive, request, route_, options);
+      connection_->Unary(&v1::CompressionService::Stub::KeepAlive, request, *route_, options);
   if (!response.ok()) return response.status();
   return internal::ToDuration(response->lease());
 }
@@ -160,7 +162,7 @@ absl::StatusOr<absl::Duration> Session::KeepAlive(const CallOptions& options) co
 absl::Status Session::Close(const CallOptions& options) const {
   v1::CloseSessionRequest request;
   request.set_session_id(id_);
-  return connection_->Unary(&v1::CompressionService::Stub::CloseSession, request, route_, options)
+  return connection_->Unary(&v1::CompressionService::Stub::CloseSession, request, *route_, options)
       .status();
 }
 

@@ -22,6 +22,7 @@ class Stream {
  public:
   Stream(const Connection& connection, const StreamCall& call)
       : connection_(connection),
+        route_(call.route),
         context_(connection.NewContext(call.deadline, call.route)),
         stub_(connection.channel()) {
     context_->set_initial_metadata_corked(true);  // they leave with the first message
@@ -55,7 +56,7 @@ class Stream {
     grpc::Status status;
     stream_->Finish(&status, TagOf(kFinished));
     WaitFor(kFinished);
-    Outcome outcome = connection_.OutcomeOf(status, *context_);
+    Outcome outcome = connection_.OutcomeOf(status, *context_, route_);
     if (!local.ok()) outcome = Outcome{local};
     return outcome;
   }
@@ -94,6 +95,7 @@ class Stream {
   }
 
   const Connection& connection_;
+  const Route& route_;
   grpc::CompletionQueue queue_;
   std::unique_ptr<grpc::ClientContext> context_;
   grpc::GenericStub stub_;

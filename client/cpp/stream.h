@@ -17,7 +17,7 @@ namespace nni_compression::internal {
 
 struct StreamCall {
   std::string method;  // "CalcMask"
-  std::string route;
+  const Route& route;
   absl::Time deadline;
 };
 

@@ -31,7 +31,7 @@ int64_t TotalBytes(absl::Span<const Tensor* const> tensors);
 // shared memory where there is some; `result_bytes` says how much their answers take.
 template <typename T, typename MakeReader>
 std::vector<absl::StatusOr<T>> Transfer(const Connection& connection, const std::string& method,
-                                        const std::string& route,
+                                        const Route& route,
                                         const google::protobuf::MessageLite& open,
                                         absl::Span<const Tensor> tensors,
                                         const CallOptions& options,

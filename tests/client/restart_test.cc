@@ -3,11 +3,14 @@
 #include <gtest/gtest.h>
 
 #include <atomic>
+#include <filesystem>
 #include <memory>
 #include <thread>
 #include <utility>
 
 #include "absl/strings/match.h"
+#include "client/cpp/connection.h"
+#include "server/storage/disk_storage.h"
 #include "tests/client/client_test_base.h"
 
 namespace nni_compression {
@@ -89,6 +92,46 @@ TEST_F(RestartTest, ConnectionsThatAreReplacedForTheirAgeAreNotNoticed) {
     const absl::Status status = client.ListAlgorithms().status();
     ASSERT_TRUE(status.ok()) << status;
   }
+}
+
+TEST_F(RestartTest, AServerWhoseDataDirectoryHasGoneBackIsNoticed) {
+  namespace fs = std::filesystem;
+  const fs::path folder = fs::path(::testing::TempDir()) / internal::RandomId();
+  const auto start = [&](int port) {
+    server::DiskStorageOptions storage;
+    storage.directory = (folder / "data").string();
+    server::ServerOptions options;
+    options.storage = *server::DiskStorage::Open(storage);
+    return StartServer(port, std::move(options));
+  };
+  fs::create_directories(folder / "data");
+  auto server = start(0);
+  const int port = server->port();
+  const Client client = Connect(AddressOf(*server));
+  const auto session = client.BindModel(Request("level", kLevel, {"a"}, 2, 5));
+  ASSERT_TRUE(session.ok()) << session.status();
+  const auto weight = Weight(10, 1);
+  const Tensor tensor = MakeTensor<float>("a", {2, 5}, absl::MakeConstSpan(weight));
+  ASSERT_TRUE(session->UpdateEpoch(1).ok());
+  server.reset();
+  fs::copy(folder / "data", folder / "backup", fs::copy_options::recursive);
+  server = start(port);
+  ASSERT_TRUE(session->UpdateEpoch(1).ok());
+  ASSERT_TRUE(session->CalcMask({tensor})[0].ok());
+  server.reset();
+  fs::remove_all(folder / "data");
+  fs::rename(folder / "backup", folder / "data");
+  server = start(port);
+  for (const absl::Status& status : {session->UpdateEpoch(2).status(), session->Step(1).status(),
+                                     session->CalcMask({tensor})[0].status()}) {
+    EXPECT_TRUE(absl::IsNotFound(status)) << status;
+    EXPECT_THAT(std::string(status.message()), ::testing::HasSubstr("its trainer was told of"));
+  }
+  const auto another = client.Join(session->id(), session->route());
+  ASSERT_TRUE(another.ok()) << another.status();
+  EXPECT_TRUE(another->UpdateEpoch(2).ok());
+  server.reset();
+  fs::remove_all(folder);
 }
 
 TEST_F(RestartTest, ACallGivesUpAtItsTimeout) {

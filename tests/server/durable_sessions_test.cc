@@ -122,8 +122,8 @@ TEST(DurableSessionsQueueTest, ACallBesideCloseSessionDoesNotTakeTheLayersFromTh
       ended.Set();
     });
     ASSERT_TRUE(use->session()->UpdateEpoch(3).ok());
-    durable.Save(use.record(), *use->session(), [&](const absl::Status& status) {
-      EXPECT_TRUE(absl::IsNotFound(status)) << status;
+    durable.Save(use.record(), *use->session(), [&](const auto& revision) {
+      EXPECT_TRUE(absl::IsNotFound(revision.status())) << revision.status();
       saved.Set();
     });
   });

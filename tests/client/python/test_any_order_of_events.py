@@ -2,8 +2,8 @@
 
 A seed draws what happens: two trainers train, save, and go on from any checkpoint, while those that
 were interrupted may go on beside them; the server is killed and comes back, with and without its
-sessions; replies are lost, and the server with them. Every answer has to be that of `reference`,
-which knows nothing of all this. A seed that fails says what happened.
+sessions, or with those of a backup; replies are lost, and the server with them. Every answer has to
+be that of `reference`, which knows nothing of all this. A seed that fails says what happened.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import copy
 import math
 import os
 import random
+import shutil
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -37,7 +38,7 @@ from servers import ServerProcess
 
 LONG = bool(os.environ.get("NNI_COMPRESSION_LONG"))
 SEEDS = range(5000 if LONG else 200)
-EVENTS = 40  # of a seed
+EVENTS = 45  # of a seed
 SHAPES = {"0": (5, 6), "1": (4, 5)}
 INPUTS = (3, 6)
 
@@ -67,6 +68,7 @@ class Reply:
     """All messages that a call was answered with."""
 
     def __init__(self, call: Any) -> None:
+        self._call = call
         self._messages = list(call)
 
     def __iter__(self) -> Iterator[bytes]:
@@ -75,12 +77,16 @@ class Reply:
     def cancel(self) -> None:
         """It is over."""
 
+    def trailing_metadata(self) -> Any:
+        return self._call.trailing_metadata()
+
 
 class World:
     """A server and a client, between which replies are lost when that is asked for."""
 
     def __init__(self, data_dir: Path | None) -> None:
         self.flags = () if data_dir is None else (f"--data_dir={data_dir}",)
+        self.data_dir = data_dir
         self.durable = data_dir is not None
         self.server = ServerProcess(*self.flags)
         self.client = nc.Client(self.server.address, timeout=60, keep_alive=False)
@@ -91,7 +97,31 @@ class World:
     def kill(self) -> None:
         """`kill -9`; another server comes in its place."""
         self.server.kill()
+        self.start()
+
+    def start(self) -> None:
         self.server = ServerProcess(*self.flags, port=self.server.port)
+
+    def back_up(self) -> None:
+        """What is stored now is kept, in place of what was before."""
+        if self.data_dir is not None:
+            self.server.kill()
+            shutil.rmtree(self.backup, ignore_errors=True)
+            shutil.copytree(self.data_dir, self.backup)
+            self.start()
+
+    def go_back(self) -> None:
+        """The server goes on with its backup, which its trainers do not know."""
+        if self.data_dir is not None and self.backup.is_dir():
+            self.server.kill()
+            shutil.rmtree(self.data_dir)
+            shutil.copytree(self.backup, self.data_dir)
+            self.start()
+
+    @property
+    def backup(self) -> Path:
+        assert self.data_dir is not None
+        return self.data_dir.with_name("backup")
 
     def close(self) -> None:
         self.client.close()
@@ -109,23 +139,33 @@ class LossyChannel:
         made = getattr(self._channel, name)
         if name == "close":
             return made
-        streams = name.endswith("stream")
 
         def method(path: str) -> Any:
-            call = made(path)
-
-            def make(*args: Any, **kwargs: Any) -> Any:
-                reply = call(*args, **kwargs)
-                if streams:
-                    reply = Reply(reply)
-                if self._world.when_answered:
-                    self._world.when_answered.pop(0)()
-                    raise LostReplyError
-                return reply
-
-            return make
+            return LossyMethod(made(path), self._world, streams=name.endswith("stream"))
 
         return method
+
+
+class LossyMethod:
+    """A method of gRPC's, likewise."""
+
+    def __init__(self, method: Any, world: World, *, streams: bool) -> None:
+        self._method = method
+        self._world = world
+        self._streams = streams
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        reply = self._method(*args, **kwargs)
+        return self._delivered(Reply(reply) if self._streams else reply)
+
+    def with_call(self, *args: Any, **kwargs: Any) -> Any:
+        return self._delivered(self._method.with_call(*args, **kwargs))
+
+    def _delivered(self, reply: Any) -> Any:
+        if self._world.when_answered:
+            self._world.when_answered.pop(0)()
+            raise LostReplyError
+        return reply
 
 
 @dataclass
@@ -497,6 +537,8 @@ EVENT_WEIGHTS: Mapping[str, int] = {
     "lose a reply": 2,
     "lose a reply and kill": 1,
     "kill": 1,
+    "back up": 3,
+    "go back": 3,
 }
 
 
@@ -529,9 +571,9 @@ class Story:
         if event.startswith("lose"):
             kills = event.endswith("kill") and self.kills
             self.world.when_answered.append(self.world.kill if kills else lambda: None)
-        elif event == "kill":
+        elif event in ("kill", "back up", "go back"):
             if self.kills:
-                self.world.kill()
+                getattr(self.world, event.replace(" ", "_"))()
         elif event == "save":
             self.checkpoints.append(trainer.save())
         elif event in ("load", "restart"):

@@ -12,12 +12,14 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor, wait
 from pathlib import Path
 
+import grpc
 import numpy as np
 import pytest
 
 import nni_compression as nc
 from metered import eventually
-from servers import ROOT, ServerProcess, server_binary
+from nni_compression._wire import compression_pb2 as pb
+from servers import ROOT, SERVICE, ServerProcess, server_binary
 
 RANDOM = np.random.default_rng(11)
 LAYERS = [nc.Layer(f"fc{i}", "Linear", (64, 512)) for i in range(6)]
@@ -300,6 +302,61 @@ class TestBackup:
             after = client.join(session.id).calc_mask(weights(9))
         for name in before:
             np.testing.assert_array_equal(before[name].to_numpy(), after[name].to_numpy())
+
+    def test_trainers_that_are_ahead_of_it_are_told_and_others_go_on(
+        self, data_dir: Path, tmp_path: Path
+    ) -> None:
+        backup, restored = tmp_path / "backup", tmp_path / "restored"
+        with (
+            ServerProcess(f"--data_dir={data_dir}") as server,
+            nc.Client(server.address, timeout=60) as client,
+        ):
+            ahead = [client.bind_model("agp", AGP, [*LAYERS, BIG]) for _ in range(3)]
+            quantizer = client.bind_model("naive", [{}], [BIG])
+            level = client.bind_model("agp", AGP, [*LAYERS, BIG])
+            for session in (*ahead, level):
+                session.update_epoch(3)
+                session.calc_mask(weights(3))
+            quantizer.step(1)
+            run = ctl("backup", f"--data_dir={data_dir}", str(backup))
+            assert run.returncode == 0, run.stderr
+            # By each kind of call.
+            ahead[0].update_epoch(4)
+            ahead[1].calc_mask({"big": nc.Mask.from_numpy(np.ones(BIG.shape, bool))})
+            ahead[2].set_mask({"big": np.ones(BIG.shape, bool)})
+            quantizer.step(2)
+            server.kill()
+            run = ctl("restore", f"--data_dir={restored}", str(backup))
+            assert run.returncode == 0, run.stderr
+            with ServerProcess(f"--data_dir={restored}", port=server.port):
+                behind = r"stored at revision \d+, and its trainer was told of \d+"
+                with pytest.raises(nc.NotFoundError, match=behind):
+                    ahead[0].update_epoch(5)
+                with pytest.raises(nc.NotFoundError, match=behind):
+                    ahead[1].calc_mask(weights(4))
+                with pytest.raises(nc.NotFoundError, match=behind):
+                    ahead[2].export(tmp_path / "masks", format="masks")
+                with pytest.raises(nc.NotFoundError, match=behind):
+                    quantizer.step(3)
+                # Nothing that it was told of is missing.
+                assert level.update_epoch(4) == {layer.name for layer in (*LAYERS, BIG)}
+
+    @pytest.mark.parametrize("told", ["x", "-1", "1.5", "", str(2**64)])
+    def test_a_revision_that_is_no_number_is_refused(self, told: str) -> None:
+        with (
+            ServerProcess() as server,
+            nc.Client(server.address) as client,
+            grpc.insecure_channel(server.address) as channel,
+        ):
+            session = client.bind_model("agp", AGP, LAYERS)
+            request = pb.UpdateEpochRequest(session_id=session.id, epoch=1)
+            call = channel.unary_unary(f"/{SERVICE}/UpdateEpoch")
+            metadata = (("nni-session-revision", told),)
+            with pytest.raises(grpc.RpcError) as refused:
+                call(request.SerializeToString(), metadata=metadata)
+            assert refused.value.code() == grpc.StatusCode.INVALID_ARGUMENT
+            assert f'nni-session-revision is "{told}"' in refused.value.details()
+            assert session.info().epoch == 0
 
     @pytest.mark.skipif(os.geteuid() != 0, reason="needs root, to be two users")
     @pytest.mark.parametrize("left", ["nothing", "the server's", "root's"])

@@ -20,7 +20,18 @@ from torch import nn
 from torch.utils.data import DataLoader, Dataset
 
 from nni_compression.torch import AGPPruner, LevelPruner, QATQuantizer
-from torch_helpers import AGP, COMPRESSED, LEVEL, QAT, Net, calls, dense, images, train_step
+from torch_helpers import (
+    AGP,
+    COMPRESSED,
+    LEVEL,
+    QAT,
+    Net,
+    calls,
+    dense,
+    images,
+    run_ranks,
+    train_step,
+)
 
 TIMEOUT = 120  # seconds; generous, for a machine that is busy with a build
 RANKS = 2
@@ -70,29 +81,9 @@ print("session", pruner.session.id)
 def test_all_ranks_of_a_distributed_job_get_the_same_masks_and_weights(
     server, tmp_path, ranks, join
 ):
-    folders = [str(Path(__file__).parent), str(Path(nc.__file__).resolve().parents[1])]
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(folders), "OMP_NUM_THREADS": "1"}
-    processes = [
-        subprocess.Popen(
-            [
-                *(sys.executable, "-c", RANK_PROGRAM),
-                *(str(rank), str(ranks), str(tmp_path / "meeting"), server.address, join),
-            ],
-            env=environment,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for rank in range(ranks)
-    ]
-    try:
-        results = [process.communicate(timeout=TIMEOUT) for process in processes]
-    finally:
-        for process in processes:
-            process.kill()
-            process.wait()
-    assert [process.returncode for process in processes] == [0] * ranks, results
-    assert len({output for output, _ in results}) == (1 if join == "yes" else ranks)
+    arguments = (str(ranks), str(tmp_path / "meeting"), server.address, join)
+    printed = run_ranks(ranks, RANK_PROGRAM, *arguments)
+    assert len(set(printed)) == (1 if join == "yes" else ranks)
 
 
 class ModelData(Dataset):

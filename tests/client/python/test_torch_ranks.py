@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
 
-import nni_compression as nc
 from servers import ServerProcess
+from torch_helpers import run_ranks
 
-TIMEOUT = 120.0
 RANKS = 2
 
 # Trains three epochs, saves, goes on; then goes on from what was saved, and has to get what it got.
@@ -85,30 +81,6 @@ except (RuntimeError, nc.UnavailableError) as error:
 """
 
 
-def run_ranks(program: str, *arguments: str) -> list[str]:
-    """What each rank prints."""
-    folders = [str(Path(__file__).parent), str(Path(nc.__file__).resolve().parents[1])]
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(folders), "OMP_NUM_THREADS": "1"}
-    processes = [
-        subprocess.Popen(
-            [sys.executable, "-c", program, str(rank), *arguments],
-            env=environment,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for rank in range(RANKS)
-    ]
-    try:
-        results = [process.communicate(timeout=TIMEOUT) for process in processes]
-    finally:
-        for process in processes:
-            process.kill()
-            process.wait()
-    assert [process.returncode for process in processes] == [0] * RANKS, results
-    return [output for output, _ in results]
-
-
 pytestmark = pytest.mark.skipif(
     not torch.distributed.is_available(), reason="torch has no distributed"
 )
@@ -118,9 +90,9 @@ pytestmark = pytest.mark.skipif(
 def test_ranks_go_on_from_a_checkpoint_in_one_new_session(
     server: ServerProcess, tmp_path: Path, kind: str
 ) -> None:
-    printed = run_ranks(RANK_PROGRAM, str(tmp_path / "meeting"), server.address, kind)
+    printed = run_ranks(RANKS, RANK_PROGRAM, str(tmp_path / "meeting"), server.address, kind)
     assert len(set(printed)) == 1
 
 
 def test_where_the_first_rank_finds_no_server_no_rank_waits(tmp_path: Path) -> None:
-    assert run_ranks(FAILS, str(tmp_path / "meeting")) == ["True\n"] * RANKS
+    assert run_ranks(RANKS, FAILS, str(tmp_path / "meeting")) == ["True\n"] * RANKS

@@ -11,6 +11,7 @@ import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -139,6 +140,23 @@ class TestALostSession:
             pruner.close()
             for each_server in back:
                 each_server.stop()
+
+    @pytest.mark.parametrize("make", [AGPPruner, QATQuantizer])
+    def test_an_export_continues_in_another_one(
+        self, own_server: ServerProcess, tmp_path: Path, make: Any
+    ) -> None:
+        compressor = make(AGP if make is AGPPruner else QAT, server=own_server.address)
+        model = compressor(Net())
+        compressor.update_epoch(3)
+        model(images())
+        compressor.export(tmp_path / "before")
+        with restart(own_server):
+            compressor.export(tmp_path / "after")
+            names = {path.name for path in (tmp_path / "before").iterdir()}
+            assert names == {path.name for path in (tmp_path / "after").iterdir()}
+            for name in names:
+                before, after = (tmp_path / when / name for when in ("before", "after"))
+                assert before.read_bytes() == after.read_bytes()
 
     def test_it_is_an_error_where_that_was_asked_for(self, own_server: ServerProcess) -> None:
         pruner = AGPPruner(AGP, server=own_server.address, on_lost_session="raise")

@@ -2,11 +2,19 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 from torch.nn import functional as F  # noqa: N812
+
+import nni_compression as nc
+
+RANKS_TIMEOUT = 120.0  # seconds; generous, for a machine that is busy with a build
 
 LEVEL = [{"sparsity": 0.5, "op_types": ["default"]}]
 AGP = [{"initial_sparsity": 0.0, "final_sparsity": 0.8, "end_epoch": 10, "op_types": ["default"]}]
@@ -78,3 +86,27 @@ def lowest_k_mask(weight: torch.Tensor, k: int) -> torch.Tensor:
     mask = torch.ones(weight.numel(), dtype=torch.bool)
     mask[order[:k]] = False
     return mask.reshape(weight.shape)
+
+
+def run_ranks(ranks: int, program: str, *arguments: str) -> list[str]:
+    """Runs the program in so many processes, with the rank as first argument; what each prints."""
+    folders = [str(Path(__file__).parent), str(Path(nc.__file__).resolve().parents[1])]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(folders), "OMP_NUM_THREADS": "1"}
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-c", program, str(rank), *arguments],
+            env=environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for rank in range(ranks)
+    ]
+    try:
+        results = [process.communicate(timeout=RANKS_TIMEOUT) for process in processes]
+    finally:
+        for process in processes:
+            process.kill()
+            process.wait()
+    assert [process.returncode for process in processes] == [0] * ranks, results
+    return [output for output, _ in results]

@@ -155,7 +155,7 @@ class Client {
   Client(std::shared_ptr<const internal::Connection> connection, std::string route);
 
   std::shared_ptr<const internal::Connection> connection_;
-  std::string route_;  // of the calls that belong to no session
+  std::shared_ptr<const internal::Route> route_;  // of the calls that belong to no session
 };
 
 }  // namespace nni_compression

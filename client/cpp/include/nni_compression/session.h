@@ -24,7 +24,8 @@ namespace v1 = ::nni::compression::v1;
 
 namespace internal {
 class Connection;
-}
+struct Route;
+}  // namespace internal
 
 // How far a call with tensors has come.
 struct Progress {
@@ -67,7 +68,7 @@ class Session {
 
   const std::string& id() const { return id_; }
   // The route key that every call carries; give it to the ranks that join.
-  const std::string& route() const { return route_; }
+  const std::string& route() const;
   const v1::Plan& plan() const { return *plan_; }
   // Layers that were stale when the session was bound or joined.
   const std::vector<std::string>& initial_stale_layers() const { return initial_stale_layers_; }
@@ -107,7 +108,7 @@ class Session {
  private:
   std::shared_ptr<const internal::Connection> connection_;
   std::string id_;
-  std::string route_;
+  std::shared_ptr<const internal::Route> route_;
   std::shared_ptr<const v1::Plan> plan_;
   std::vector<std::string> initial_stale_layers_;
 };

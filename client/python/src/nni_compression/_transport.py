@@ -43,6 +43,7 @@ HEALTH = "grpc.health.v1.Health"
 
 _ROUTE_KEY = "nni-route"
 _REQUEST_ID_KEY = "nni-request-id"
+_REVISION_KEY = "nni-session-revision"
 _PUSHBACK_KEY = "grpc-retry-pushback-ms"
 _DETAILS_KEY = "grpc-status-details-bin"
 _FORK_SUPPORT = "GRPC_ENABLE_FORK_SUPPORT"
@@ -91,6 +92,28 @@ def mint_route() -> str:
     return secrets.token_hex(16)
 
 
+class Revision:
+    """The latest revision of a session that its server has told, which every call repeats.
+
+    A server whose data directory has lost what followed answers NOT_FOUND. Any thread.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._told = 0
+
+    def metadata(self) -> tuple[tuple[str, str], ...]:
+        """What a call carries."""
+        return ((_REVISION_KEY, str(self._told)),) if self._told else ()
+
+    def learn(self, call: Any) -> None:
+        """Reads the trailers of a call that has ended."""
+        told = _trailer(call, _REVISION_KEY)
+        if told is not None and told.isdecimal():
+            with self._lock:
+                self._told = max(self._told, int(told))
+
+
 class Transport:
     """One server's channel, opened on first use. Any thread may call.
 
@@ -128,6 +151,7 @@ class Transport:
         request: bytes,
         *,
         route: str,
+        revision: Optional[Revision] = None,
         stats: tuple[Stats, ...] = (),
         timeout: Optional[float] = None,
         retry: bool = True,
@@ -136,10 +160,15 @@ class Transport:
         """Makes a call with one message either way; `method` is "Service/Method"."""
 
         def attempt(remaining: Optional[float]) -> bytes:
-            call = self._open().unary_unary(f"/{method}")
+            make = self._open().unary_unary(f"/{method}")
             _count(stats, bytes_sent=len(request))
-            reply: bytes = call(request, timeout=remaining, metadata=self._metadata(route))
+            reply: bytes
+            reply, call = make.with_call(
+                request, timeout=remaining, metadata=self._metadata(route, revision)
+            )
             _count(stats, bytes_received=len(reply))
+            if revision is not None:
+                revision.learn(call)
             return reply
 
         return self._run(method, attempt, stats, self._limit(timeout, 0), retry, counted)
@@ -150,6 +179,7 @@ class Transport:
         exchange: Exchange,
         *,
         route: str,
+        revision: Optional[Revision] = None,
         stats: tuple[Stats, ...] = (),
         timeout: Optional[float] = None,
     ) -> None:
@@ -163,7 +193,7 @@ class Transport:
                 lone = self._last_lone = requests.take_lone()
                 channel = self._open()
                 make = channel.stream_stream if lone is None else channel.unary_stream
-                metadata = self._metadata(route)
+                metadata = self._metadata(route, revision)
                 with interrupts_held():
                     call = make(f"/{method}")(
                         requests if lone is None else lone, timeout=remaining, metadata=metadata
@@ -171,7 +201,11 @@ class Transport:
                 for message in call:
                     _count(stats, bytes_received=len(message))
                     exchange.receive(message)
-            except grpc.RpcError:
+                if revision is not None:
+                    revision.learn(call)
+            except grpc.RpcError as error:
+                if revision is not None:
+                    revision.learn(error)  # of the layers that were answered
                 requests.reraise()
                 raise
             finally:
@@ -189,6 +223,7 @@ class Transport:
         messages: Callable[[], Iterator[bytes]],
         *,
         route: str,
+        revision: Optional[Revision] = None,
         stats: tuple[Stats, ...] = (),
         timeout: Optional[float] = None,
         payload_bytes: int = 0,
@@ -201,11 +236,14 @@ class Transport:
                 lone = self._last_lone = requests.take_lone()
                 channel = self._open()
                 make = channel.stream_unary if lone is None else channel.unary_unary
-                reply: bytes = make(f"/{method}")(
+                reply: bytes
+                reply, call = make(f"/{method}").with_call(
                     requests if lone is None else lone,
                     timeout=remaining,
-                    metadata=self._metadata(route),
+                    metadata=self._metadata(route, revision),
                 )
+                if revision is not None:
+                    revision.learn(call)
             except grpc.RpcError:
                 requests.reraise()
                 raise
@@ -232,10 +270,11 @@ class Transport:
         if channel is not None:
             channel.close()
 
-    def _metadata(self, route: str) -> tuple[tuple[str, str], ...]:
+    def _metadata(self, route: str, revision: Optional[Revision]) -> tuple[tuple[str, str], ...]:
         # Each attempt has an id of its own, which the server's log has, and an error repeats.
         request_id = (_REQUEST_ID_KEY, secrets.token_hex(8))
-        return ((_ROUTE_KEY, route), request_id, *self._credentials.metadata())
+        known = () if revision is None else revision.metadata()
+        return ((_ROUTE_KEY, route), request_id, *known, *self._credentials.metadata())
 
     def _open(self) -> Any:
         """The channel."""

@@ -297,6 +297,18 @@ class Compressor:
 
         Returns: the files written.
         """
+        try:
+            return self._export(directory, format, options)
+        except NotFoundError as error:
+            self._replace_lost_session(error)
+            return self._export(directory, format, options)
+
+    def _export(
+        self,
+        directory: Union[str, os.PathLike[str]],
+        format: str,
+        options: Optional[Mapping[str, Any]],
+    ) -> list[Path]:
         self.refresh()
         self._give_masks()
         if format == "masks":

@@ -17,7 +17,7 @@ from . import _exchange, _frames, quantization
 from ._config import text, to_struct
 from ._export import ExportExchange
 from ._shared_memory import SharedMemory
-from ._transport import SERVICE, Exchange, Transport
+from ._transport import SERVICE, Exchange, Revision, Transport
 from ._wire import compression_pb2 as pb
 from .errors import (
     CompressionError,
@@ -155,6 +155,7 @@ class Session:
         self._checksum = checksum
         self._shared_memory = shared_memory
         self._server_keeps_weights = True
+        self._revision = Revision()
         self._sent: set[str] = set()  # layers whose weights were
         self._closed = False
         self._last_call = time.monotonic()
@@ -360,6 +361,7 @@ class Session:
                 f"{SERVICE}/Step",
                 messages,
                 route=self.route,
+                revision=self._revision,
                 stats=self._all_stats,
                 timeout=timeout,
                 payload_bytes=sum(len(request.data) for request in requests),
@@ -546,6 +548,7 @@ class Session:
             f"{SERVICE}/{method}",
             exchange,
             route=self.route,
+            revision=self._revision,
             stats=self._all_stats,
             timeout=timeout,
         )
@@ -565,6 +568,7 @@ class Session:
                 f"{SERVICE}/{method}",
                 request.SerializeToString(),
                 route=self.route,
+                revision=self._revision,
                 stats=self._all_stats,
                 timeout=timeout,
                 counted=counted,

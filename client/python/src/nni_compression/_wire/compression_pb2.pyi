@@ -567,7 +567,7 @@ class QuantizeWeightResponse(_message.Message):
     def __init__(self, results: _Optional[_Iterable[_Union[QuantizeResult, _Mapping]]] = ..., headers: _Optional[_Iterable[_Union[TensorHeader, _Mapping]]] = ..., chunks: _Optional[_Iterable[_Union[Chunk, _Mapping]]] = ..., commits: _Optional[_Iterable[_Union[Commit, _Mapping]]] = ..., answers: _Optional[_Iterable[_Union[TensorAnswer, _Mapping]]] = ...) -> None: ...
 
 class Session(_message.Message):
-    __slots__ = ["achieved_sparsity", "algorithm", "compressed_layer_count", "compute_time", "create_time", "disk_bytes", "epoch", "framework", "id", "labels", "last_call_time", "layer_count", "layers", "lease", "received_bytes", "sent_bytes", "state", "state_bytes", "step", "tenant"]
+    __slots__ = ["achieved_sparsity", "algorithm", "compressed_layer_count", "compute_time", "create_time", "disk_bytes", "epoch", "framework", "id", "labels", "last_call_time", "layer_count", "layers", "lease", "received_bytes", "revision", "sent_bytes", "state", "state_bytes", "step", "tenant"]
     class LabelsEntry(_message.Message):
         __slots__ = ["key", "value"]
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -590,6 +590,7 @@ class Session(_message.Message):
     LAYER_COUNT_FIELD_NUMBER: _ClassVar[int]
     LEASE_FIELD_NUMBER: _ClassVar[int]
     RECEIVED_BYTES_FIELD_NUMBER: _ClassVar[int]
+    REVISION_FIELD_NUMBER: _ClassVar[int]
     SENT_BYTES_FIELD_NUMBER: _ClassVar[int]
     STATE_BYTES_FIELD_NUMBER: _ClassVar[int]
     STATE_FIELD_NUMBER: _ClassVar[int]
@@ -610,12 +611,13 @@ class Session(_message.Message):
     layers: _containers.RepeatedCompositeFieldContainer[LayerReport]
     lease: _duration_pb2.Duration
     received_bytes: int
+    revision: int
     sent_bytes: int
     state: SessionState
     state_bytes: int
     step: int
     tenant: str
-    def __init__(self, id: _Optional[str] = ..., algorithm: _Optional[str] = ..., framework: _Optional[str] = ..., labels: _Optional[_Mapping[str, str]] = ..., state: _Optional[_Union[SessionState, str]] = ..., create_time: _Optional[_Union[_timestamp_pb2.Timestamp, _Mapping]] = ..., last_call_time: _Optional[_Union[_timestamp_pb2.Timestamp, _Mapping]] = ..., lease: _Optional[_Union[_duration_pb2.Duration, _Mapping]] = ..., epoch: _Optional[int] = ..., step: _Optional[int] = ..., layer_count: _Optional[int] = ..., compressed_layer_count: _Optional[int] = ..., achieved_sparsity: _Optional[float] = ..., state_bytes: _Optional[int] = ..., received_bytes: _Optional[int] = ..., sent_bytes: _Optional[int] = ..., compute_time: _Optional[_Union[_duration_pb2.Duration, _Mapping]] = ..., layers: _Optional[_Iterable[_Union[LayerReport, _Mapping]]] = ..., tenant: _Optional[str] = ..., disk_bytes: _Optional[int] = ...) -> None: ...
+    def __init__(self, id: _Optional[str] = ..., algorithm: _Optional[str] = ..., framework: _Optional[str] = ..., labels: _Optional[_Mapping[str, str]] = ..., state: _Optional[_Union[SessionState, str]] = ..., create_time: _Optional[_Union[_timestamp_pb2.Timestamp, _Mapping]] = ..., last_call_time: _Optional[_Union[_timestamp_pb2.Timestamp, _Mapping]] = ..., lease: _Optional[_Union[_duration_pb2.Duration, _Mapping]] = ..., epoch: _Optional[int] = ..., step: _Optional[int] = ..., layer_count: _Optional[int] = ..., compressed_layer_count: _Optional[int] = ..., achieved_sparsity: _Optional[float] = ..., state_bytes: _Optional[int] = ..., received_bytes: _Optional[int] = ..., sent_bytes: _Optional[int] = ..., compute_time: _Optional[_Union[_duration_pb2.Duration, _Mapping]] = ..., layers: _Optional[_Iterable[_Union[LayerReport, _Mapping]]] = ..., tenant: _Optional[str] = ..., disk_bytes: _Optional[int] = ..., revision: _Optional[int] = ...) -> None: ...
 
 class SharedPlace(_message.Message):
     __slots__ = ["capacity", "offset", "region"]
