@@ -9,7 +9,6 @@
 namespace nni_compression::compression {
 namespace {
 
-constexpr size_t kMaxDimensions = 64;
 constexpr int64_t kMaxElements = (int64_t{1} << 48) - 1;
 
 // Of one element; 0 for kBit.

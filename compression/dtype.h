@@ -4,6 +4,7 @@
 
 #include <c10/core/ScalarType.h>
 
+#include <cstddef>
 #include <cstdint>
 
 #include "absl/status/statusor.h"
@@ -32,6 +33,8 @@ absl::string_view DataTypeName(DataType dtype);
 
 // Float32, float16, bfloat16 or float64: what a weight may be.
 bool IsWeightType(DataType dtype);
+
+constexpr size_t kMaxDimensions = 64;
 
 // Elements of a tensor with this shape. INVALID_ARGUMENT, naming the dimension and the
 // allowed range, unless there are 1 to 64 dimensions of at least 1 with a product below 2^48.

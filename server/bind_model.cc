@@ -171,6 +171,7 @@ void FinishNew(const std::shared_ptr<UnaryCall>& call, SessionUse use,
   };
   const absl::Status status = CatchExceptions([&] {
     FillResponse(**held, *(*held)->session(), core.sessions->Times(**held).lease, response);
+    if (absl::Status reply = call->ReserveReply(); !reply.ok()) return reply;
     if (core.durable != nullptr) {
       core.durable->Create(held->record(), request, fingerprint, finish);
     }

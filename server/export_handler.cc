@@ -7,6 +7,7 @@
 #include "compression/binding.h"
 #include "server/convert.h"
 #include "server/json.h"
+#include "server/parsed_size.h"
 #include "server/status.h"
 
 namespace nni_compression::server {
@@ -22,14 +23,24 @@ namespace {
 
 constexpr int64_t kPieceBytes = wire::kChunkBytes;
 
-// A plan that takes no more than this fails for no lack of memory.
-constexpr int64_t kSmallPlan = 1 << 20;
+// What planning takes for each layer and tensor, until the plan says what it needs.
+constexpr int64_t kPlannedBytes = 1 << 10;
+
+// The options, as they were parsed and as JSON.
+constexpr int64_t kOptionsCopies = 2;
 
 }  // namespace
 
 absl::StatusOr<bool> ExportHandler::OnOpen(wire::MessageReader& reader) {
   v1::ExportRequest::Open open;
-  if (absl::Status status = reader.Parse(&open); !status.ok()) return status;
+  std::string bytes;
+  if (absl::Status status = reader.Read(&bytes); !status.ok()) return status;
+  absl::StatusOr<Reservation> memory = Reserve(kOptionsCopies * ParsedSize(open, bytes));
+  if (!memory.ok()) return memory.status();
+  options_memory_ = *std::move(memory);
+  if (!open.ParseFromString(bytes)) {
+    return absl::InvalidArgumentError("open is not a valid ExportRequest.Open");
+  }
   const absl::StatusOr<bool> loaded = session_.Join(open.session_id());
   if (!loaded.ok()) return loaded;
   const auto exporter = compression::FindExporter(open.format());
@@ -125,10 +136,18 @@ absl::Status ExportHandler::OnHalfClose() {
 void ExportHandler::Plan() {
   if (std::exchange(planned_, true)) return;
   session_.Run([this](compression::Session& session) -> absl::StatusOr<Reply> {
+    const int64_t planned_for =
+        session_.record().layer_count() + static_cast<int64_t>(announced_.size());
+    absl::StatusOr<Reservation> memory = Reserve(kPlannedBytes * planned_for);
+    if (!memory.ok()) return memory.status();
     auto plan = exporter_->Plan(session, announced_, options_, [this] { return call_->failed(); });
     if (!plan.ok()) return plan.status();
-    auto memory = ReservePlan(plan->memory_needed());
-    if (!memory.ok()) return memory.status();
+    absl::StatusOr<Reservation> more = Reserve(plan->memory_needed() - memory->bytes());
+    if (!more.ok()) return more.status();
+    memory->ShrinkTo(plan->memory_needed());
+    memory->Merge(*std::move(more));
+    options_ = {};
+    options_memory_ = {};
     struct Planned {
       compression::ExportPlan plan;
       Reservation memory;
@@ -144,14 +163,20 @@ void ExportHandler::Plan() {
   });
 }
 
-absl::StatusOr<Reservation> ExportHandler::ReservePlan(int64_t bytes) {
-  if (bytes <= kSmallPlan) return Reservation();
+absl::Status ExportHandler::OnAbandoned(const v1::TensorHeader& header) {
+  return absl::InvalidArgumentError(absl::StrCat("commits: tensor ", header.index(),
+                                                 " was committed without its bytes, which ",
+                                                 "Export always needs, whatever their digest"));
+}
+
+absl::StatusOr<Reservation> ExportHandler::Reserve(int64_t bytes) {
+  if (bytes <= 0) return Reservation();
   if (bytes > core_->budget->limit()) {
     return absl::ResourceExhaustedError(absl::StrCat(
         "the export needs ", bytes, " bytes beside its tensors; the server has a memory budget of ",
         core_->budget->limit()));
   }
-  auto memory = core_->budget->TryReserve(bytes, share_);
+  auto memory = core_->budget->TryReserve(bytes, share_, MemoryUse::kBookkeeping);
   if (!memory.ok()) return memory.status();
   if (*memory) return **std::move(memory);
   return ExhaustedFor(kRetryWait, absl::StrCat("no memory now for the export, which needs ", bytes,
@@ -163,6 +188,8 @@ void ExportHandler::OnEnd() {
   strand_->Post([this, call = call_->shared_from_this()] {
     plan_ = {};
     memory_ = {};
+    options_ = {};
+    options_memory_ = {};
     tensors_.clear();
     session_.End();
   });

@@ -31,6 +31,7 @@ class ExportHandler final : public StreamHandler {
   absl::StatusOr<Admission> OnHeader(const nni::compression::v1::TensorHeader& header,
                                      Reservation& bookkeeping) override;
   absl::Status OnTensor(ReceivedTensor tensor) override;
+  absl::Status OnAbandoned(const nni::compression::v1::TensorHeader& header) override;
   absl::Status OnHalfClose() override;
   void OnEnd() override;
 
@@ -38,7 +39,8 @@ class ExportHandler final : public StreamHandler {
 
   // Once: no more headers may come.
   void Plan();
-  absl::StatusOr<Reservation> ReservePlan(int64_t bytes);
+  // Memory beside the tensors. RESOURCE_EXHAUSTED.
+  absl::StatusOr<Reservation> Reserve(int64_t bytes);
 
   // On strand_, from here on. Produces about a message, when one is wanted and can be.
   absl::StatusOr<Reply> Pump();
@@ -55,6 +57,7 @@ class ExportHandler final : public StreamHandler {
   // Of the reading side.
   const compression::Exporter* exporter_ = nullptr;
   nlohmann::json options_;
+  Reservation options_memory_;
   std::vector<compression::ExportTensor> announced_;
   std::vector<uint32_t> order_;  // indices of announced_
   std::set<std::string> names_;
@@ -66,7 +69,7 @@ class ExportHandler final : public StreamHandler {
 
   // Of strand_.
   compression::ExportPlan plan_;
-  Reservation memory_;        // what it takes, where that is much
+  Reservation memory_;        // what it takes
   bool ready_ = false;        // plan_ is there
   bool half_closed_ = false;  // no more tensors
   std::deque<ReceivedTensor> tensors_;

@@ -75,7 +75,17 @@ void MemoryBudget::Reclaim(int64_t bytes) {
 }
 
 int64_t& MemoryBudget::Count(Kind kind) {
-  return kind == Kind::kBookkeeping ? bookkeeping_ : kind == Kind::kPassed ? passed_ : payload_;
+  switch (kind) {
+    case Kind::kPayload:
+      return payload_;
+    case Kind::kPassed:
+      return passed_;
+    case Kind::kKept:
+      return kept_;
+    case Kind::kBookkeeping:
+      break;
+  }
+  return bookkeeping_;
 }
 
 int64_t MemoryBudget::Excess(int64_t more) const {
@@ -83,7 +93,9 @@ int64_t MemoryBudget::Excess(int64_t more) const {
   return std::max<int64_t>(0, bookkeeping_ + more - beyond);
 }
 
-int64_t MemoryBudget::Room() const { return limit_ - payload_ - passed_ - Excess(); }
+int64_t MemoryBudget::Capacity() const { return limit_ - passed_ - kept_ - Excess(); }
+
+int64_t MemoryBudget::Room() const { return Capacity() - payload_; }
 
 int64_t MemoryBudget::LargestWaiting() const {
   return waiting_bytes_.empty() ? 0 : *waiting_bytes_.rbegin();
@@ -94,7 +106,7 @@ bool MemoryBudget::Fits(int64_t bytes, Kind kind) const {
   if (kind == Kind::kBookkeeping) taken = Excess(bytes) - Excess();
   if (taken == 0) return true;
   if (taken > Room()) return false;
-  return kind == Kind::kPayload || taken <= limit_ - LargestWaiting() - passed_ - Excess();
+  return kind == Kind::kPayload || taken <= Capacity() - LargestWaiting();
 }
 
 std::optional<Reservation> MemoryBudget::TryReserve(int64_t bytes, MemoryUse use) {
@@ -103,6 +115,7 @@ std::optional<Reservation> MemoryBudget::TryReserve(int64_t bytes, MemoryUse use
     {
       MutexLock lock(&mutex_);
       const Kind kind = use == MemoryUse::kBookkeeping ? Kind::kBookkeeping
+                        : use == MemoryUse::kKept      ? Kind::kKept
                         : waiters_.empty()             ? Kind::kPayload
                                                        : Kind::kPassed;
       if (Fits(bytes, kind)) {
@@ -135,10 +148,9 @@ absl::StatusOr<MemoryBudget::Ticket> MemoryBudget::Reserve(int64_t bytes, const 
   int64_t missing = 0;
   {
     MutexLock lock(&mutex_);
-    const int64_t stays = passed_ + Excess();
-    if (bytes > limit_ - stays) {
-      const std::string message =
-          absl::StrCat("no memory now for ", bytes, " bytes: of ", limit_, " others have ", stays);
+    if (bytes > Capacity()) {
+      const std::string message = absl::StrCat(
+          "no memory now for ", bytes, " bytes; the server has a memory budget of ", limit_);
       return bytes > limit_ ? absl::ResourceExhaustedError(message)
                             : ExhaustedFor(kRetryWait, message);
     }
@@ -204,7 +216,7 @@ void MemoryBudget::Serve() {
 
 int64_t MemoryBudget::reserved() const {
   MutexLock lock(&mutex_);
-  return payload_ + passed_ + bookkeeping_;
+  return payload_ + passed_ + kept_ + bookkeeping_;
 }
 
 int64_t MemoryBudget::waiting() const {

@@ -21,7 +21,8 @@ class MemoryBudget;
 
 // What reserved bytes are for.
 enum class MemoryUse {
-  kPayload,  // tensors, results, the state of sessions
+  kPayload,  // tensors and results: goes back when the call is done, which needs nobody else
+  kKept,     // the state of sessions: stays, for all that a waiting call knows
   // What calls keep account with: headers, queued answers. A call holds it while it waits for the
   // memory of a payload, too.
   kBookkeeping,
@@ -55,7 +56,7 @@ class Reservation {
  private:
   friend class MemoryBudget;
   // As the budget counts it.
-  enum class Kind { kPayload, kPassed, kBookkeeping };
+  enum class Kind { kPayload, kPassed, kKept, kBookkeeping };
   Reservation(std::shared_ptr<MemoryBudget> budget, std::shared_ptr<MemoryAccount> account,
               int64_t bytes, Kind kind)
       : budget_(std::move(budget)), account_(std::move(account)), bytes_(bytes), kind_(kind) {}
@@ -68,9 +69,9 @@ class Reservation {
 
 // Thread-safe. Payloads that have to wait are served in their order. One that there is room for
 // passes those in front of it that there is none for, as long as it takes nothing that any of them
-// will need: what passed, together with the largest that waits, stays within the limit. So a small
-// request is not held up by a large one, and the large one gets its turn as soon as those that were
-// there before it are done.
+// will need: what passed and what is kept, together with the largest that waits, stays within the
+// limit. So a small request is not held up by a large one, and the large one gets its turn as soon
+// as those that were there before it are done. One for which that would not be enough is refused.
 //
 // Bookkeeping never waits, as a call that holds a payload may need it to come to an end. It may
 // take a sixteenth of the limit beyond it, and above that what payloads leave.
@@ -98,7 +99,7 @@ class MemoryBudget : public std::enable_shared_from_this<MemoryBudget> {
 
   // Calls `granted` once there is room for a payload. The tenant's account is charged from now on:
   // what is above its limit does not wait. RESOURCE_EXHAUSTED for that, and for what there would be
-  // no room for though all payloads were gone.
+  // no room for though all payloads that are there now were gone.
   absl::StatusOr<Ticket> Reserve(int64_t bytes, const MemoryShare& share, Granted granted);
 
   // Whether the request was still waiting: `granted` is then not called, and destroyed. Otherwise
@@ -129,7 +130,9 @@ class MemoryBudget : public std::enable_shared_from_this<MemoryBudget> {
   int64_t& Count(Kind kind) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   // Bookkeeping that takes the room of payloads, when there were `more` of it.
   int64_t Excess(int64_t more = 0) const ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
-  int64_t Room() const ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);  // for payloads
+  // What there is room for once all payloads that did not pass others are gone.
+  int64_t Capacity() const ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
+  int64_t Room() const ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);  // now
   bool Fits(int64_t bytes, Kind kind) const ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   int64_t LargestWaiting() const ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
 
@@ -143,6 +146,7 @@ class MemoryBudget : public std::enable_shared_from_this<MemoryBudget> {
   mutable Mutex mutex_;
   int64_t payload_ ABSL_GUARDED_BY(mutex_) = 0;
   int64_t passed_ ABSL_GUARDED_BY(mutex_) = 0;  // payloads that passed others
+  int64_t kept_ ABSL_GUARDED_BY(mutex_) = 0;
   int64_t bookkeeping_ ABSL_GUARDED_BY(mutex_) = 0;
   Ticket next_ticket_ ABSL_GUARDED_BY(mutex_) = 1;
   Waiters waiters_ ABSL_GUARDED_BY(mutex_);

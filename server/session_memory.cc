@@ -95,17 +95,17 @@ int64_t AnswerBytes(const compression::Session& session, int64_t mask, int64_t n
 }  // namespace
 
 absl::Status SessionMemory::Take(int64_t bytes, absl::string_view what) {
-  std::optional<Reservation> memory = budget_->TryReserve(bytes);
-  if (!memory && bytes > budget_->limit()) {
+  if (bytes > budget_->limit()) {
     return absl::ResourceExhaustedError(absl::StrCat(
         what, " need ", bytes, " bytes; the server has a memory budget of ", budget_->limit()));
   }
-  if (!memory) {
+  auto memory = budget_->TryReserve(bytes, share_, MemoryUse::kKept);
+  if (!memory.ok()) return memory.status();
+  if (!*memory) {
     return ExhaustedFor(kRetryWait,
                         absl::StrCat("no memory now for ", what, ", which need ", bytes, " bytes"));
   }
-  if (absl::Status status = memory->ChargeTo(share_); !status.ok()) return status;
-  taken_.push_back(*std::move(memory));
+  taken_.push_back(**std::move(memory));
   return absl::OkStatus();
 }
 

@@ -19,10 +19,13 @@ using ::nni::compression::v1::TensorHeader;
 constexpr size_t kMaxOpenTensors = 65536;
 constexpr int64_t kMaxOpenHeaderBytes = 8 << 20;
 
-// Of BookkeepingBytes: for any tensor, and for each byte of its layer's name, of which header,
-// result and message have copies.
+// Of BookkeepingBytes: for any tensor, and for each byte of its layer's name and each dimension, of
+// which header, result and message have copies.
 constexpr int64_t kTensorBytes = 1024;
 constexpr int64_t kNameBytes = 4;
+constexpr int64_t kDimensionBytes = 4 * sizeof(int64_t);
+
+constexpr size_t kRegionIdBytes = 16;
 
 // Of the pieces in which it is taken.
 constexpr int64_t kMaxPieceBytes = 64 << 10;
@@ -34,6 +37,12 @@ absl::Status Invalid(const Args&... args) {
 
 absl::Status NoHeader(absl::string_view field, uint32_t index) {
   return Invalid(field, ": tensor ", index, " has no header or was committed before");
+}
+
+// Of what is kept until the tensor is answered, so that nothing is kept that nobody counts.
+template <typename Message>
+void DropUnknownFields(Message* message) {
+  message->GetReflection()->MutableUnknownFields(message)->Clear();
 }
 
 std::string Describe(const TensorHeader& header) {
@@ -48,7 +57,8 @@ absl::Status NoMemory(const TensorHeader& header, int64_t bytes) {
 }  // namespace
 
 int64_t BookkeepingBytes(const TensorHeader& header) {
-  return kTensorBytes + kNameBytes * static_cast<int64_t>(header.layer().size());
+  return kTensorBytes + kNameBytes * static_cast<int64_t>(header.layer().size()) +
+         kDimensionBytes * header.shape_size();
 }
 
 bool IndexSet::contains(uint32_t index) const {
@@ -140,11 +150,15 @@ absl::StatusOr<TensorReceiver::Progress> TensorReceiver::ReadFrames() {
     } else if (*field == wire::kHeader) {
       TensorHeader header;
       status = reader_->Parse(&header);
+      DropUnknownFields(&header);
+      if (header.has_shared_memory()) DropUnknownFields(header.mutable_shared_memory());
+      if (header.has_result_place()) DropUnknownFields(header.mutable_result_place());
       if (status.ok()) status = CheckHeader(header);
       if (status.ok()) status = TakeHeader(std::move(header));
     } else if (*field == wire::kCommit) {
       Commit commit;
       status = reader_->Parse(&commit);
+      DropUnknownFields(&commit);
       if (status.ok() && tensors_.contains(commit.index())) {
         status = TakeCommit(commit);
       } else if (status.ok()) {
@@ -182,6 +196,17 @@ absl::Status TensorReceiver::CheckHeader(const TensorHeader& header) const {
   if (header.layer().empty() || header.layer().size() > compression::kMaxLayerNameBytes) {
     return Invalid("headers: layer of tensor ", index, " has ", header.layer().size(),
                    " bytes; it must have 1 to ", compression::kMaxLayerNameBytes);
+  }
+  if (static_cast<size_t>(header.shape_size()) > compression::kMaxDimensions) {
+    return Invalid("headers: shape of tensor ", index, " has ", header.shape_size(),
+                   " dimensions; it must have at most ", compression::kMaxDimensions);
+  }
+  for (const auto* place : {&header.shared_memory(), &header.result_place()}) {
+    const size_t size = place->region().size();
+    if (size != 0 && size != kRegionIdBytes) {
+      return Invalid("headers: region of tensor ", index, " has ", size, " bytes; it must have ",
+                     kRegionIdBytes);
+    }
   }
   if (!header.digest().empty() && header.digest().size() != 32) {
     return Invalid("headers: digest of tensor ", index, " has ", header.digest().size(),
@@ -285,6 +310,7 @@ absl::StatusOr<TensorReceiver::Progress> TensorReceiver::FinishCommits() {
     Incoming& tensor = *it->second;
     if (!NeedsNoChunks(tensor)) {
       if (!tensor.header.digest().empty() && tensor.received == 0) {  // the answer was SEND
+        if (absl::Status status = sink_->OnAbandoned(tensor.header); !status.ok()) return status;
         header_bytes_ -= tensor.header_bytes;
         tensors_.erase(it);
         continue;

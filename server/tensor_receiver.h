@@ -78,6 +78,12 @@ class TensorSink {
 
   virtual absl::Status OnTensor(ReceivedTensor tensor) = 0;
 
+  // A tensor with a digest was committed before anything of it came, and is not there: it will not
+  // come under this index. An error where the call needs it.
+  virtual absl::Status OnAbandoned(const nni::compression::v1::TensorHeader& header) {
+    return absl::OkStatus();
+  }
+
   // Whether the call keeps tensors until more have come. It may then not wait for memory, as two
   // such calls would wait for one another.
   virtual bool HoldsTensors() const { return false; }

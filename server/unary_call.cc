@@ -96,27 +96,33 @@ void UnaryCall::Handle(const grpc::ByteBuffer& request) {
 
 absl::Status UnaryCall::Reserve(int64_t bytes, absl::string_view what, Reservation* out) {
   if (bytes <= kCallBytes) return absl::OkStatus();
-  std::optional<Reservation> memory = core_->budget->TryReserve(bytes);
-  if (!memory) {
-    const std::string message =
-        absl::StrCat("there is no memory for ", what, ", which needs ", bytes, " bytes");
-    return bytes <= core_->budget->limit()
-               ? ExhaustedFor(kRetryWait, message)
-               : absl::ResourceExhaustedError(absl::StrCat(
-                     message, "; the server has a memory budget of ", core_->budget->limit()));
+  auto memory = core_->budget->TryReserve(bytes, memory_share());
+  if (!memory.ok()) return memory.status();
+  if (*memory) {
+    *out = **std::move(memory);
+    return absl::OkStatus();
   }
-  if (absl::Status status = memory->ChargeTo(memory_share()); !status.ok()) return status;
-  *out = *std::move(memory);
-  return absl::OkStatus();
+  const std::string message =
+      absl::StrCat("there is no memory for ", what, ", which needs ", bytes, " bytes");
+  return bytes <= core_->budget->limit()
+             ? ExhaustedFor(kRetryWait, message)
+             : absl::ResourceExhaustedError(absl::StrCat(
+                   message, "; the server has a memory budget of ", core_->budget->limit()));
 }
 
-absl::Status UnaryCall::Reply() {
+absl::Status UnaryCall::ReserveReply() {
   const auto size = static_cast<int64_t>(method_.response->ByteSizeLong());
   if (size > wire::kMaxMessageBytes) {
     return absl::ResourceExhaustedError(absl::StrCat("the reply has ", size, " bytes; at most ",
                                                      wire::kMaxMessageBytes, " are allowed"));
   }
-  if (absl::Status status = Reserve(size, "the reply", &reply_memory_); !status.ok()) return status;
+  if (reply_memory_.bytes() >= size) return absl::OkStatus();
+  return Reserve(size, "the reply", &reply_memory_);
+}
+
+absl::Status UnaryCall::Reply() {
+  if (absl::Status status = ReserveReply(); !status.ok()) return status;
+  const auto size = static_cast<int64_t>(method_.response->ByteSizeLong());
   grpc::ProtoBufferWriter writer(reply_, std::max(1, static_cast<int>(size)),
                                  static_cast<int>(size));
   method_.response->SerializeToZeroCopyStream(&writer);

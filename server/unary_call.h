@@ -49,6 +49,10 @@ class UnaryCall : public std::enable_shared_from_this<UnaryCall> {
   // room. Only the first one counts.
   void Finish(const absl::Status& status);
 
+  // Sees that the response, as it is now, can be sent: for a call that must not have changed
+  // anything otherwise. RESOURCE_EXHAUSTED, as Finish.
+  absl::Status ReserveReply();
+
   // Finishes the call with what `task` returns, once what it changed is stored. Runs it on the
   // session's strand, which is given the call's hold on the session; NOT_FOUND when there is no
   // such session. A call that was cancelled before its turn changes nothing.

@@ -118,13 +118,25 @@ absl::StatusOr<int> MessageReader::ReadLength() {
   return static_cast<int>(length);
 }
 
-absl::Status MessageReader::Parse(google::protobuf::MessageLite* message) {
+absl::StatusOr<int> MessageReader::ReadFieldLength() {
   const auto length = ReadLength();
+  if (!length.ok() || *length <= kMaxFieldBytes) return length;
+  return Malformed("field ", FieldOf(tag_), " has ", *length, " bytes; at most ", kMaxFieldBytes,
+                   " are allowed");
+}
+
+absl::Status MessageReader::Read(std::string* bytes) {
+  const auto length = ReadFieldLength();
   if (!length.ok()) return length.status();
-  if (*length > kMaxFieldBytes) {
-    return Malformed("field ", FieldOf(tag_), " has ", *length, " bytes; at most ", kMaxFieldBytes,
-                     " are allowed");
+  if (!input_.ReadString(bytes, *length)) {
+    return Malformed("field ", FieldOf(tag_), " is truncated");
   }
+  return absl::OkStatus();
+}
+
+absl::Status MessageReader::Parse(google::protobuf::MessageLite* message) {
+  const auto length = ReadFieldLength();
+  if (!length.ok()) return length.status();
   const int end = input_.CurrentPosition() + *length;
   const CodedInputStream::Limit limit = input_.PushLimit(*length);
   const bool parsed = message->ParseFromCodedStream(&input_) && input_.ConsumedEntireMessage();

@@ -87,6 +87,9 @@ class MessageReader {
   // content is lost.
   absl::Status Parse(google::protobuf::MessageLite* message);
 
+  // Copies the field's bytes, at most kMaxFieldBytes, for the caller to parse.
+  absl::Status Read(std::string* bytes);
+
   // Reads a chunk up to its payload, which must be its last field. A chunk without a payload has
   // payload_bytes 0.
   absl::StatusOr<ChunkPrefix> BeginChunk();
@@ -101,6 +104,8 @@ class MessageReader {
  private:
   // Reads the length of the present field; it lies within the message.
   absl::StatusOr<int> ReadLength();
+  // The same of a field that may be parsed.
+  absl::StatusOr<int> ReadFieldLength();
   int64_t Remaining() const;
 
   grpc::ByteBuffer message_;

@@ -183,6 +183,32 @@ TEST_F(MemoryBudgetTest, ATenantIsChargedBeforeItWaits) {
   EXPECT_EQ(share.account->bytes(), 0);
 }
 
+TEST_F(MemoryBudgetTest, WhatIsKeptIsNotWaitedFor) {
+  auto kept = budget_->TryReserve(20, MemoryUse::kKept);
+  ASSERT_TRUE(kept);
+  const auto refused = Reserve(81, "a");
+  EXPECT_EQ(refused.status().code(), absl::StatusCode::kResourceExhausted);
+  EXPECT_TRUE(RetryAfter(refused.status())) << "a session may end";
+  EXPECT_EQ(budget_->waiting(), 0);
+  EXPECT_TRUE(budget_->TryReserve(80)) << "nobody is in the way";
+  kept.reset();
+  Wait(81, "a");
+  RunAll();
+  EXPECT_EQ(granted_, "a");
+}
+
+TEST_F(MemoryBudgetTest, WhatIsKeptTakesNothingThatAWaitingOneNeeds) {
+  auto first = budget_->TryReserve(60);
+  Wait(70, "a");
+  EXPECT_FALSE(budget_->TryReserve(31, MemoryUse::kKept));
+  auto kept = budget_->TryReserve(30, MemoryUse::kKept);
+  EXPECT_TRUE(kept);
+  first.reset();
+  RunAll();
+  EXPECT_EQ(granted_, "a");
+  EXPECT_EQ(budget_->reserved(), 100);
+}
+
 TEST_F(MemoryBudgetTest, BookkeepingHasRoomBesideAllPayloads) {
   auto payload = budget_->TryReserve(100);
   std::optional<Reservation> bookkeeping = budget_->TryReserve(1 << 20, MemoryUse::kBookkeeping);

@@ -162,6 +162,25 @@ TEST_F(SessionsTest, BadRequestsNameTheFieldAndLeaveNothingBehind) {
   EXPECT_TRUE(server_.MemoryReturnsTo(before));
 }
 
+TEST_F(SessionsTest, ASessionWhosePlanDoesNotFitIntoAReplyIsNotBound) {
+  std::map<std::string, std::vector<int64_t>> layers;
+  for (int i = 0; i < 16000; ++i) {
+    layers[absl::StrCat(std::string(120, 'l'), 100000 + i)] = {1};
+  }
+  const v1::BindModelRequest request = BindRequest("level", {{"sparsity", 0.5}}, layers);
+  ASSERT_LT(request.ByteSizeLong(), 4u << 20);
+  v1::BindModelResponse response;
+  const grpc::Status status = TryBind(request, &response);
+  EXPECT_EQ(status.error_code(), grpc::StatusCode::RESOURCE_EXHAUSTED);
+  EXPECT_THAT(status.error_message(), HasSubstr("the reply has"));
+  grpc::ClientContext context;
+  context.AddMetadata("tenant", "default");
+  v1::ListSessionsResponse sessions;
+  ASSERT_TRUE(stub().ListSessions(&context, {}, &sessions).ok());
+  EXPECT_EQ(sessions.sessions_size(), 0);
+  EXPECT_TRUE(server_.MemoryReturnsTo(0));
+}
+
 TEST_F(SessionsTest, UnknownClosedExpiredAndForeignSessionsAreNotFound) {
   EXPECT_EQ(KeepAlive(stub(), "unknown").error_code(), grpc::StatusCode::NOT_FOUND);
 

@@ -718,10 +718,40 @@ TEST_F(StreamsTest, AnExportReservesWhatItKeepsBesideItsTensors) {
       EXPECT_EQ(Files(response).size(), 2u);
     } else {
       EXPECT_EQ(status.error_code(), grpc::StatusCode::RESOURCE_EXHAUSTED);
-      EXPECT_THAT(status.error_message(), HasSubstr("the export needs "));
+      EXPECT_THAT(status.error_message(), HasSubstr("the export, which needs "));
     }
     EXPECT_TRUE(server.MemoryReturnsTo(before));
   }
+}
+
+TEST_F(StreamsTest, AnExportNeedsTheBytesOfATensorWhateverItsDigest) {
+  const std::string id = BindLevel({{kLayer, {4}}});
+  v1::CalcMaskResponse mask;
+  ASSERT_TRUE(
+      CalcMask(stub(), MaskMessage().Open(id).Tensor(Header(0, kLayer, {4}), FourFloats()), &mask)
+          .ok());
+  for (const std::string format : {"safetensors", "report"}) {
+    v1::TensorHeader header = Header(0, kLayer, {4});
+    header.set_digest(std::string(32, 'd'));
+    ExportMessage message;
+    message.Open(id).Add(header).Commit(0, 16);
+    message.proto().mutable_open()->set_format(format);
+    v1::ExportResponse response;
+    const grpc::Status status = RunCall<ExportStream>(stub(), message, &response);
+    EXPECT_EQ(status.error_code(), grpc::StatusCode::INVALID_ARGUMENT) << format;
+    EXPECT_THAT(status.error_message(), HasSubstr("tensor 0 was committed without its bytes"));
+    EXPECT_TRUE(Files(response).empty());
+  }
+  // Who waits for the answer is told to send.
+  v1::TensorHeader header = Header(0, kLayer, {4});
+  header.set_digest(DigestOf(header, FourFloats()));
+  ExportMessage message;
+  message.Open(id).Add(header).Chunk(0, 0, FourFloats()).Commit(0, 16);
+  message.proto().mutable_open()->set_format("safetensors");
+  v1::ExportResponse response;
+  const grpc::Status status = RunCall<ExportStream>(stub(), message, &response);
+  ASSERT_TRUE(status.ok()) << status.error_message();
+  EXPECT_EQ(Files(response).size(), 1u);
 }
 
 TEST_F(StreamsTest, AnExportThatCannotBeIsRefused) {

@@ -44,6 +44,7 @@ class RecordingSink : public TensorSink {
   }
   absl::StatusOr<Admission> OnHeader(const v1::TensorHeader& header, Reservation&) override {
     headers.push_back(header.layer());
+    last_header = header;
     Admission admission{header.layer() != "refused", extra_bytes};
     if (header.layer() == "present") {
       admission.present = compression::Buffer::Allocate(static_cast<int64_t>(kSixteen.size()));
@@ -59,6 +60,7 @@ class RecordingSink : public TensorSink {
 
   std::string session;
   std::vector<std::string> headers;
+  v1::TensorHeader last_header;
   std::vector<ReceivedTensor> tensors;
   int64_t extra_bytes = 0;
   bool ready = true;
@@ -153,8 +155,31 @@ TEST_F(TensorReceiverTest, ATensorThatIsHereAlreadyHasNoChunks) {
 
 TEST_F(TensorReceiverTest, SharedMemoryThatTheCallDoesNotFindIsRefused) {
   v1::TensorHeader header = Header(0, "a", {4});
-  header.mutable_shared_memory()->set_region("somewhere");
+  header.mutable_shared_memory()->set_region("somewhere, 16 b.");
   ExpectInvalid(Receive(MaskMessage().Open("s").Add(header)).status(), "shared_memory");
+}
+
+TEST_F(TensorReceiverTest, HeadersKeepNothingThatIsNotCounted) {
+  v1::TensorHeader header = Header(0, "a", {4});
+  header.mutable_result_place()->set_region("17 bytes, not 16.");
+  ExpectInvalid(Receive(MaskMessage().Open("s").Add(header)).status(), "region of tensor 0");
+
+  header = Header(0, "a", {4});
+  for (int i = 0; i < 64; ++i) header.add_shape(1);
+  TensorReceiver receiver(&sink_, budget_.get());
+  ExpectInvalid(receiver.Receive(MaskMessage().Open("s").Add(header).bytes()).status(),
+                "shape of tensor 0 has 65 dimensions");
+
+  header = Header(0, "refused", {4});
+  header.mutable_shared_memory()->set_region("somewhere, 16 b.");
+  for (google::protobuf::Message* message :
+       std::initializer_list<google::protobuf::Message*>{&header, header.mutable_shared_memory()}) {
+    message->GetReflection()->MutableUnknownFields(message)->AddLengthDelimited(
+        1000, std::string(1000, 'x'));
+  }
+  TensorReceiver another(&sink_, budget_.get());
+  ASSERT_TRUE(another.Receive(MaskMessage().Open("s").Add(header).bytes()).ok());
+  EXPECT_LT(sink_.last_header.ByteSizeLong(), 100u);
 }
 
 TEST_F(TensorReceiverTest, OneMessageMayHoldEverything) {
