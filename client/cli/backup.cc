@@ -38,16 +38,84 @@ absl::Status Failed(absl::string_view what, const fs::path& path, const std::err
 
 std::error_code LastError() { return std::error_code(errno, std::generic_category()); }
 
-absl::Status MakeEmpty(const fs::path& folder) {
+// A new directory of this process alone; what is made in it goes again unless the copy is finished.
+class Target {
+ public:
+  static absl::StatusOr<Target> Make(const fs::path& folder);
+
+  Target(Target&& other) noexcept
+      : folder_(std::move(other.folder_)),
+        fd_(std::exchange(other.fd_, -1)),
+        made_(other.made_),
+        unfinished_(std::exchange(other.unfinished_, false)) {}
+  ~Target();
+
+  // The catalogue comes last and in one piece: without it the copy is none. The folder becomes the
+  // owner's shortly before, so that nobody else changes names in it that are still to be opened.
+  absl::Status Finish(const struct stat& owner);
+
+ private:
+  Target(fs::path folder, int fd, bool made) : folder_(std::move(folder)), fd_(fd), made_(made) {}
+
+  fs::path folder_;
+  int fd_ = -1;
+  bool made_ = false;
+  bool unfinished_ = false;
+};
+
+// The unfinished catalogue, which says that the rest is a copy's, goes last.
+void RemoveCopy(const fs::path& folder) {
+  std::error_code ignored;
+  fs::remove_all(folder / kRecords, ignored);
+  for (const char* const suffix : {"-journal", "-wal", "-shm", ""}) {
+    fs::remove(folder / absl::StrCat(kUnfinished, suffix), ignored);
+  }
+}
+
+absl::StatusOr<Target> Target::Make(const fs::path& folder) {
   std::error_code error;
-  const bool there = fs::exists(folder, error);
-  if (there && !(fs::is_directory(folder, error) && fs::is_empty(folder, error))) {
+  const auto not_empty = [&] {
     return absl::InvalidArgumentError(
         absl::StrCat("'", folder.string(), "' is not empty; it must be a new directory"));
-  }
+  };
+  const bool there = fs::exists(folder, error);
+  if (there && !fs::is_directory(folder, error)) return not_empty();
   if (!fs::create_directories(folder, error) && error) return Failed("make", folder, error);
+  const int fd = open(folder.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+  if (fd < 0) return Failed("open", folder, LastError());
+  if (flock(fd, LOCK_EX | LOCK_NB) != 0) {
+    error = LastError();
+    close(fd);
+    if (error != std::errc::operation_would_block) return Failed("lock", folder, error);
+    return absl::UnavailableError(
+        absl::StrCat("another backup or restore writes to '", folder.string(), "'"));
+  }
+  Target target(folder, fd, !there);
+  // What a copy leaves that was killed is in nobody's way.
+  if (!fs::exists(folder / kCatalogue, error) && fs::exists(folder / kUnfinished, error)) {
+    RemoveCopy(folder);
+  }
+  if (!fs::is_empty(folder, error)) return error ? Failed("read", folder, error) : not_empty();
   fs::permissions(folder, fs::perms::owner_all, error);
-  return error ? Failed("protect", folder, error) : absl::OkStatus();
+  if (error) return Failed("protect", folder, error);
+  target.unfinished_ = true;
+  return target;
+}
+
+Target::~Target() {
+  if (unfinished_) {
+    RemoveCopy(folder_);
+    std::error_code ignored;
+    if (made_) fs::remove(folder_, ignored);
+  }
+  if (fd_ >= 0) close(fd_);
+}
+
+absl::Status GiveTo(const struct stat& owner, const fs::path& path) {
+  if (geteuid() != 0 || lchown(path.c_str(), owner.st_uid, owner.st_gid) == 0) {
+    return absl::OkStatus();
+  }
+  return Failed("set the owner of", path, LastError());
 }
 
 using Connection = std::unique_ptr<sqlite3, int (*)(sqlite3*)>;
@@ -107,20 +175,46 @@ absl::Status CheckDigest(const fs::path& path) {
   return absl::DataLossError(absl::StrCat("'", path.string(), "' is damaged"));
 }
 
-absl::StatusOr<CopiedData> CopyRecords(const fs::path& from, const fs::path& to, bool verify) {
+// Without records/ the backup is of a server that had no record file.
+absl::Status CheckNoneIsNamed(const fs::path& catalogue, const fs::path& records) {
+  absl::StatusOr<Connection> db = Open(catalogue, SQLITE_OPEN_READWRITE);
+  if (!db.ok()) return db.status();
+  const auto found = [](void* named, int, char**, char**) {
+    *static_cast<bool*>(named) = true;
+    return 0;
+  };
+  bool named = false;
+  if (sqlite3_exec(db->get(), "SELECT 1 FROM records WHERE digest IS NOT NULL LIMIT 1", found,
+                   &named, nullptr) != SQLITE_OK) {
+    return absl::DataLossError(
+        absl::StrCat("cannot read '", catalogue.string(), "': ", sqlite3_errmsg(db->get())));
+  }
+  if (!named) return absl::OkStatus();
+  return absl::DataLossError(absl::StrCat("'", records.string(), "' is missing"));
+}
+
+absl::StatusOr<CopiedData> CopyRecords(const fs::path& from, const fs::path& to, bool verify,
+                                       const struct stat& owner) {
   CopiedData copied;
   std::error_code error;
+  if (!fs::create_directory(to, error) && error) return Failed("make", to, error);
+  if (absl::Status given = GiveTo(owner, to); !given.ok()) return given;
+  if (!fs::exists(from, error) && !error) return copied;
   for (auto it = fs::recursive_directory_iterator(from, error);
        !error && it != fs::recursive_directory_iterator(); it.increment(error)) {
-    if (!it->is_regular_file(error) || it.depth() != 1) continue;
+    // A link would lead whoever may read more than the server to files that are not its own.
+    if (it->symlink_status(error).type() != fs::file_type::regular || it.depth() != 1) continue;
     const fs::path target = to / fs::relative(it->path(), from);
-    fs::create_directories(target.parent_path(), error);
+    if (fs::create_directory(target.parent_path(), error)) {
+      if (absl::Status given = GiveTo(owner, target.parent_path()); !given.ok()) return given;
+    }
     if (!verify) fs::create_hard_link(it->path(), target, error);
     if (verify || error) {
       error.clear();
       fs::copy_file(it->path(), target, error);
+      if (error) return Failed("copy to", target, error);
+      if (absl::Status given = GiveTo(owner, target); !given.ok()) return given;
     }
-    if (error) return Failed("copy to", target, error);
     if (verify) {
       if (absl::Status status = CheckDigest(target); !status.ok()) return status;
     }
@@ -131,15 +225,17 @@ absl::StatusOr<CopiedData> CopyRecords(const fs::path& from, const fs::path& to,
   return copied;
 }
 
-// The catalogue comes last and in one piece: without it the copy is none.
-absl::Status Finish(const fs::path& folder) {
-  const int fd = open(folder.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC);
-  const auto closer = absl::MakeCleanup([fd] { close(fd); });
-  if (fd < 0 || syncfs(fd) != 0) return Failed("sync", folder, LastError());
-  std::error_code error;
-  fs::rename(folder / kUnfinished, folder / kCatalogue, error);
-  if (error || fsync(fd) != 0) return Failed("finish", folder, error);
-  return absl::OkStatus();
+absl::Status Target::Finish(const struct stat& owner) {
+  if (absl::Status given = GiveTo(owner, folder_ / kUnfinished); !given.ok()) return given;
+  if (syncfs(fd_) != 0) return Failed("sync", folder_, LastError());
+  if (geteuid() == 0 && fchown(fd_, owner.st_uid, owner.st_gid) != 0) {
+    return Failed("set the owner of", folder_, LastError());
+  }
+  if (renameat(fd_, kUnfinished, fd_, kCatalogue) != 0) {
+    return Failed("finish", folder_, LastError());
+  }
+  unfinished_ = false;
+  return fsync(fd_) == 0 ? absl::OkStatus() : Failed("sync", folder_, LastError());
 }
 
 // The server makes the file, unless it is of the first version, and has to be able to open it: it
@@ -162,11 +258,19 @@ absl::StatusOr<CopiedData> Copy(const fs::path& from, const fs::path& to, bool v
     return absl::InvalidArgumentError(
         absl::StrCat("'", from.string(), "' has no ", kCatalogue, "; it is not a server's data"));
   }
-  if (absl::Status status = MakeEmpty(to); !status.ok()) return status;
+  struct stat owner;
+  if (stat((from / kCatalogue).c_str(), &owner) != 0) {
+    return Failed("look at", from / kCatalogue, LastError());
+  }
+  absl::StatusOr<Target> target = Target::Make(to);
+  if (!target.ok()) return target.status();
   if (absl::Status s = CopyCatalogue(from / kCatalogue, to / kUnfinished); !s.ok()) return s;
-  absl::StatusOr<CopiedData> copied = CopyRecords(from / kRecords, to / kRecords, verify);
+  if (!fs::exists(from / kRecords, error)) {
+    if (absl::Status s = CheckNoneIsNamed(to / kUnfinished, from / kRecords); !s.ok()) return s;
+  }
+  absl::StatusOr<CopiedData> copied = CopyRecords(from / kRecords, to / kRecords, verify, owner);
   if (!copied.ok()) return copied;
-  if (absl::Status status = Finish(to); !status.ok()) return status;
+  if (absl::Status status = target->Finish(owner); !status.ok()) return status;
   copied->bytes += static_cast<int64_t>(fs::file_size(to / kCatalogue, error));
   return copied;
 }

@@ -18,11 +18,13 @@ struct CopiedData {
 
 // Copies the directory as it is at one moment, while a server may be using it. Files are hard
 // links where the file system allows it. INVALID_ARGUMENT when `data_dir` is no data directory or
-// `target` is not empty. A backup that was interrupted has no catalogue.db and cannot be restored.
+// `target` is not empty. A backup that fails leaves nothing; one that is killed has no catalogue.db
+// and cannot be restored, and the next one to the same place removes it. What root copies gets the
+// owner of the catalogue that it copies.
 absl::StatusOr<CopiedData> Backup(const std::string& data_dir, const std::string& target);
 
-// Makes a data directory of a backup; `data_dir` must be missing or empty. DATA_LOSS, and nothing
-// that a server would start on, when a file or the catalogue is damaged.
+// Makes a data directory of a backup, likewise; `data_dir` must be missing or empty. DATA_LOSS when
+// a file or the catalogue is damaged.
 absl::StatusOr<CopiedData> Restore(const std::string& backup, const std::string& data_dir);
 
 }  // namespace nni_compression::cli

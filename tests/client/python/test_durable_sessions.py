@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import os
 import sqlite3
 import subprocess
@@ -358,6 +359,117 @@ class TestBackup:
             assert f'nni-session-revision is "{told}"' in refused.value.details()
             assert session.info().epoch == 0
 
+    @pytest.mark.parametrize("made_by", ["this version", "one that made no folder for no file"])
+    @pytest.mark.parametrize("layers", [[], LAYERS[:1]], ids=["no session", "small layers"])
+    def test_a_server_without_record_files_comes_back(
+        self, data_dir: Path, tmp_path: Path, layers: list[nc.Layer], made_by: str
+    ) -> None:
+        backup, restored = tmp_path / "backup", tmp_path / "restored"
+        with (
+            ServerProcess(f"--data_dir={data_dir}") as server,
+            nc.Client(server.address, timeout=60) as client,
+        ):
+            sessions = [client.bind_model("level", [{"sparsity": 0.5}], [one]) for one in layers]
+            sent = {layer.name: weights(1)[layer.name] for layer in layers}
+            before = [session.calc_mask(sent) for session in sessions]
+            run = ctl("backup", f"--data_dir={data_dir}", str(backup))
+            assert run.returncode == 0, run.stderr
+        if made_by != "this version":
+            (backup / "records").rmdir()
+        run = ctl("restore", f"--data_dir={restored}", str(backup))
+        assert run.returncode == 0, run.stderr
+        assert {path.name for path in restored.iterdir()} == {"catalogue.db", "records"}
+        with (
+            ServerProcess(f"--data_dir={restored}") as server,
+            nc.Client(server.address, timeout=60) as client,
+        ):
+            for session, masks in zip(sessions, before):
+                other = {layer.name: weights(2)[layer.name] for layer in layers}
+                after = client.join(session.id).calc_mask(other)
+                for name, mask in masks.items():
+                    np.testing.assert_array_equal(mask.to_numpy(), after[name].to_numpy())
+
+    @pytest.fixture
+    def backup(self, data_dir: Path, tmp_path: Path) -> Path:
+        """Of a session with a record file."""
+        with (
+            ServerProcess(f"--data_dir={data_dir}") as server,
+            nc.Client(server.address, timeout=60) as client,
+        ):
+            session = client.bind_model("level", [{"sparsity": 0.5}], [BIG])
+            session.calc_mask({"big": weights(1)["big"]})
+        assert ctl("backup", f"--data_dir={data_dir}", str(tmp_path / "backup")).returncode == 0
+        return tmp_path / "backup"
+
+    @pytest.mark.parametrize("there", [False, True], ids=["new", "empty"])
+    def test_a_restore_that_fails_leaves_room_for_the_next(
+        self, backup: Path, tmp_path: Path, there: bool
+    ) -> None:
+        restored = tmp_path / "restored"
+        if there:
+            restored.mkdir()
+        (backup / "records").rename(backup / "elsewhere")
+        run = ctl("restore", f"--data_dir={restored}", str(backup))
+        assert run.returncode == 1
+        assert f"'{backup}/records' is missing" in run.stderr
+        assert restored.exists() == there
+        (backup / "elsewhere").rename(backup / "records")
+        run = ctl("restore", f"--data_dir={restored}", str(backup))
+        assert run.returncode == 0, run.stderr
+
+    def test_what_a_restore_leaves_that_was_killed_is_in_nobodys_way(
+        self, backup: Path, tmp_path: Path
+    ) -> None:
+        restored = tmp_path / "restored"
+        (restored / "records/ab").mkdir(parents=True)
+        (restored / "records/ab/cd").write_text("half")
+        for suffix in ("", "-journal"):
+            (restored / f"catalogue.db.unfinished{suffix}").write_text("half")
+        folder = os.open(restored, os.O_RDONLY)
+        try:
+            fcntl.flock(folder, fcntl.LOCK_EX)
+            run = ctl("restore", f"--data_dir={restored}", str(backup))
+            assert run.returncode == 1
+            assert "another backup or restore writes to" in run.stderr
+            assert (restored / "records/ab/cd").exists()
+        finally:
+            os.close(folder)
+        run = ctl("restore", f"--data_dir={restored}", str(backup))
+        assert run.returncode == 0, run.stderr
+        assert {path.name for path in restored.iterdir()} == {"catalogue.db", "records"}
+        assert not (restored / "records/ab/cd").exists()
+
+    def test_nothing_else_is_removed_to_make_room(self, backup: Path, tmp_path: Path) -> None:
+        restored = tmp_path / "restored"
+        restored.mkdir()
+        for left in ("catalogue.db", "catalogue.db.unfinished", "notes"):
+            (restored / left).write_text("somebody's")
+        run = ctl("restore", f"--data_dir={restored}", str(backup))
+        assert run.returncode == 1
+        assert "is not empty" in run.stderr
+        assert len(list(restored.iterdir())) == 3
+
+    @pytest.mark.skipif(os.geteuid() != 0, reason="needs root, to be two users")
+    @pytest.mark.parametrize("there", [False, True], ids=["new", "empty"])
+    def test_what_root_restores_is_the_servers(
+        self, data_dir: Path, backup: Path, tmp_path: Path, there: bool
+    ) -> None:
+        owner = 10001
+        for path in (data_dir, *data_dir.rglob("*")):
+            os.chown(path, owner, owner)
+        again, restored = tmp_path / "again", tmp_path / "restored"
+        if there:
+            again.mkdir()
+            restored.mkdir()
+        for run in (
+            ctl("backup", f"--data_dir={data_dir}", str(again)),
+            ctl("restore", f"--data_dir={restored}", str(again)),
+        ):
+            assert run.returncode == 0, run.stderr
+        for path in (again, *again.rglob("*"), restored, *restored.rglob("*")):
+            assert (path.stat().st_uid, path.stat().st_gid) == (owner, owner), path
+        assert any(path.is_file() for path in (restored / "records").rglob("*"))
+
     @pytest.mark.skipif(os.geteuid() != 0, reason="needs root, to be two users")
     @pytest.mark.parametrize("left", ["nothing", "the server's", "root's"])
     def test_the_lock_stays_the_servers_when_root_makes_the_backup(
@@ -413,4 +525,4 @@ class TestBackup:
         damaged = ctl("restore", f"--data_dir={restored}", str(backup))
         assert damaged.returncode == 1
         assert "is damaged" in damaged.stderr
-        assert not (restored / "catalogue.db").exists()
+        assert not restored.exists()
