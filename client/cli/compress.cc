@@ -149,6 +149,7 @@ absl::StatusOr<CompressResult> Compress(const Client& client, const CompressJob&
   request.config_list = *std::move(config_list);
   request.layers = LayersOf(file->header());
   request.labels = job.labels;
+  request.vectors_need_filter = true;  // biases and statistics of norms are among the layers
   if (request.layers.empty()) {
     return absl::InvalidArgumentError(
         absl::StrCat(job.input_path, " has no floating-point tensor"));

@@ -46,8 +46,9 @@ prune and quantize read a config_list such as
   [{"sparsity": 0.8, "op_types": ["default"]},
    {"exclude": true, "op_names": ["classifier.weight"]}]
 where "default" is every tensor *.weight with two or more dimensions and
-op_names are the names of tensors in the file. The last rule that matches a
-tensor wins. DIR gets model.safetensors, with all other tensors as they were.
+op_names are the names of tensors in the file. A rule with neither matches all
+tensors of two or more dimensions. The last rule that matches a tensor wins. DIR
+gets model.safetensors, with all other tensors as they were.
 
   -o DIR              where the result goes; made when it does not exist
   --overwrite         replaces files of earlier results in DIR

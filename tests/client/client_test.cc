@@ -132,6 +132,24 @@ TEST_F(ClientTest, BindsAModelAndAnswersItsPlan) {
   EXPECT_LE(*lease, absl::Seconds(90));
 }
 
+TEST_F(ClientTest, ARuleWithoutFiltersLeavesVectorsOutUnlessToldOtherwise) {
+  const auto server = StartServer();
+  const Client client = Connect(AddressOf(*server));
+  BindRequest request = Request("level", R"([{"sparsity": 0.5}])", {"fc", "norm"}, 4, 5);
+  request.layers[1].shape = {20};
+  const auto session = client.BindModel(request);
+  ASSERT_TRUE(session.ok()) << session.status();
+  EXPECT_TRUE(session->plan().layers(0).compressed());
+  EXPECT_FALSE(session->plan().layers(1).compressed());
+  EXPECT_THAT(session->plan().warnings(),
+              ElementsAre(HasSubstr("leaves 1 weight of one dimension out, \"norm\"")));
+
+  request.vectors_need_filter = false;
+  const auto every = client.BindModel(request);
+  ASSERT_TRUE(every.ok()) << every.status();
+  EXPECT_TRUE(every->plan().layers(1).compressed());
+}
+
 TEST_F(ClientTest, RefusesABadConfigurationWithTheServersWords) {
   const auto server = StartServer();
   const Client client = Connect(AddressOf(*server));

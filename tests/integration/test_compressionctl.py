@@ -157,6 +157,36 @@ def test_prune_zeroes_exactly_the_smallest_and_leaves_all_else(model, tmp_path):
     assert run_json("sessions")["sessions"] == []
 
 
+@pytest.mark.parametrize(
+    ("command", "algorithm", "rule"),
+    [("prune", "level", {"sparsity": 0.8}), ("quantize", "naive", {"quant_bits": 8})],
+)
+def test_a_rule_without_filters_leaves_biases_and_norms_as_they_are(
+    model, tmp_path, command, algorithm, rule
+):
+    path, tensors = model
+    config = write_config(tmp_path, [rule])
+    flags = [f"--algorithm={algorithm}", f"--config={config}", "-o", tmp_path / "out"]
+    done = ctl(command, path, *flags)
+    assert done.returncode == 0, done.stderr
+    vectors = {"norm.running_mean", "fc.bias", "norm.weight"}
+    warning = f"{len(vectors)} weights of one dimension out"
+    assert any(
+        line.startswith("warning: ") and warning in line for line in done.stdout.splitlines()
+    )
+    result, _ = read_safetensors(tmp_path / "out/model.safetensors")
+    assert_same(result, tensors, set(tensors) - WEIGHTS)
+    for name in WEIGHTS:
+        assert not np.array_equal(result[name][1], tensors[name][1]), name
+
+
+def test_a_vector_is_compressed_when_a_rule_names_it(model, tmp_path):
+    path, _ = model
+    config = write_config(tmp_path, [{"sparsity": 0.5, "op_names": ["norm.running_mean"]}])
+    report = run_json("prune", "--algorithm=level", "--config", config, path, "-o", tmp_path / "o")
+    assert [layer["name"] for layer in report["layers"]] == ["norm.running_mean"]
+
+
 def test_prune_reports_json(model, tmp_path):
     path, _ = model
     config = write_config(

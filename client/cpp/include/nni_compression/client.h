@@ -101,9 +101,10 @@ struct BindRequest {
   int64_t epoch = 0;  // where training resumes
   int64_t step = 0;
   bool step_applied = false;  // StepResult::step was `step`: what comes with it counts no more
-  // A rule without op_types and op_names leaves layers of one dimension out: set it where `layers`
-  // are all weights of a model, the scales of norms among them.
-  bool vectors_need_filter = false;
+  // A rule without op_types and op_names leaves layers of one dimension out, and a warning of the
+  // plan says how many: `layers` may be all weights of a model, and hardly anybody wants the scales
+  // of its norms compressed. False: such a rule matches every layer.
+  bool vectors_need_filter = true;
 };
 
 // Calls a compression server. A handle; copies share the connection. Thread-safe.
