@@ -51,6 +51,9 @@ CREATE TABLE sessions (
   fingerprint BLOB NOT NULL,
   entry BLOB NOT NULL,
   checksum INTEGER,
+  record_count INTEGER,
+  record_parts INTEGER,
+  record_checksums INTEGER,
   UNIQUE (tenant, id));
 CREATE TABLE records (
   session INTEGER NOT NULL,
@@ -71,6 +74,16 @@ CREATE TRIGGER record_removed AFTER DELETE ON records WHEN old.digest IS NOT NUL
 constexpr char kFromVersion1[] = R"(
 ALTER TABLE sessions ADD COLUMN checksum INTEGER;
 ALTER TABLE records ADD COLUMN checksum INTEGER;
+)";
+
+// What sessions of version 1, and of unfinished versions 2, do not have: see RecordSet. Theirs are
+// not known before they have ended.
+constexpr char kHasRecordSets[] =
+    "SELECT COUNT(*) FROM pragma_table_info('sessions') WHERE name = 'record_count'";
+constexpr char kAddRecordSets[] = R"(
+ALTER TABLE sessions ADD COLUMN record_count INTEGER;
+ALTER TABLE sessions ADD COLUMN record_parts INTEGER;
+ALTER TABLE sessions ADD COLUMN record_checksums INTEGER;
 )";
 
 }  // namespace nni_compression::server::layout

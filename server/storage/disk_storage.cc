@@ -3,6 +3,7 @@
 #include <optional>
 #include <utility>
 
+#include "absl/cleanup/cleanup.h"
 #include "absl/strings/str_cat.h"
 #include "server/mutex.h"
 #include "server/storage/data_directory.h"
@@ -45,9 +46,15 @@ class DiskStorage::Reader {
       const absl::StatusOr<bool> found = find_.With(key.first, key.second).Next();
       if (!found.ok()) return found.status();
       if (!*found) return NotStored(key);
+      // Until then all of it is read as it was at one moment.
+      const auto end_of_reading = absl::MakeCleanup([this]() ABSL_NO_THREAD_SAFETY_ANALYSIS {
+        records_.Reset();
+        find_.Reset();
+      });
       const CatalogueRow row = RowOf(find_);
       const int64_t number = find_.Integer(kNumberColumn);
-      find_.Reset();
+      const std::optional<RecordSet> expected = RecordsOf(find_);
+      RecordSet there;
       if (row.damaged) return absl::DataLossError("the row of the catalogue is damaged");
       if (row.ended != ended) return NotStored(key);
       records_.With(number);
@@ -58,8 +65,9 @@ class DiskStorage::Reader {
         const auto part = static_cast<int>(records_.Integer(0));
         auto bytes = records_.OptionalBytes(1);
         auto digest = records_.OptionalBytes(2);
-        if (!records_.IsNull(3) && records_.Integer(3) != ChecksumOf(number, part, bytes, digest)) {
-          records_.Reset();
+        const int64_t checksum = ChecksumOf(number, part, bytes, digest);
+        there.Change(part, checksum, 1);
+        if (!records_.IsNull(3) && records_.Integer(3) != checksum) {
           return absl::DataLossError(absl::StrCat(layout::PartName(part), " is damaged"));
         }
         if (bytes) {
@@ -67,6 +75,9 @@ class DiskStorage::Reader {
         } else {
           digests[part] = std::move(digest).value_or("");
         }
+      }
+      if (expected && !(there == *expected)) {
+        return absl::DataLossError(DifferenceFrom(*expected, there));
       }
     }
     for (const auto& [part, digest] : digests) {
@@ -81,8 +92,14 @@ class DiskStorage::Reader {
  private:
   static constexpr char kSelectRow[] =
       "SELECT tenant, id, sequence, ended, lease_nanoseconds, request_id, fingerprint, entry, "
-      "checksum, number FROM sessions";
+      "checksum, number, record_count, record_parts, record_checksums FROM sessions";
+  static constexpr int kChecksumColumn = 8;
   static constexpr int kNumberColumn = 9;
+
+  static std::optional<RecordSet> RecordsOf(const Statement& selected) {
+    if (selected.IsNull(kChecksumColumn) || selected.IsNull(10)) return std::nullopt;
+    return RecordSet{selected.Integer(10), selected.Integer(11), selected.Integer(12)};
+  }
 
   static CatalogueRow RowOf(const Statement& selected) {
     CatalogueRow row = {{selected.Bytes(0), selected.Bytes(1)},
@@ -92,7 +109,8 @@ class DiskStorage::Reader {
                         selected.Bytes(5),
                         selected.Bytes(6),
                         selected.Bytes(7)};
-    row.damaged = !selected.IsNull(8) && selected.Integer(8) != ChecksumOf(row);
+    row.damaged = !selected.IsNull(kChecksumColumn) &&
+                  selected.Integer(kChecksumColumn) != ChecksumOf(row, RecordsOf(selected));
     return row;
   }
 
@@ -103,6 +121,15 @@ class DiskStorage::Reader {
   Statement find_ ABSL_GUARDED_BY(mutex_);
   Statement records_ ABSL_GUARDED_BY(mutex_);
 };
+
+namespace {
+
+// Noticed here where the catalogue does not say which records there are.
+absl::Status Missing(int part) {
+  return absl::DataLossError(absl::StrCat(layout::PartName(part), " is missing"));
+}
+
+}  // namespace
 
 absl::StatusOr<std::unique_ptr<DiskStorage>> DiskStorage::Open(const DiskStorageOptions& options) {
   absl::StatusOr<DataDirectory> directory =
@@ -132,6 +159,7 @@ absl::StatusOr<std::vector<CatalogueRow>> DiskStorage::List() { return reader_->
 absl::StatusOr<StoredSession> DiskStorage::Load(const SessionKey& key) {
   auto records = reader_->Records(key, /*ended=*/false);
   if (!records.ok()) return records.status();
+  if (records->count(layout::kBinding) == 0) return Missing(layout::kBinding);
   StoredSession session;
   for (auto& [part, bytes] : *records) {
     if (part == layout::kBinding) {
@@ -148,7 +176,9 @@ absl::StatusOr<StoredSession> DiskStorage::Load(const SessionKey& key) {
 absl::StatusOr<std::string> DiskStorage::LoadReport(const SessionKey& key) {
   auto records = reader_->Records(key, /*ended=*/true);
   if (!records.ok()) return records.status();
-  return std::move((*records)[layout::kReport]);
+  const auto report = records->find(layout::kReport);
+  if (report == records->end()) return Missing(layout::kReport);
+  return std::move(report->second);
 }
 
 bool DiskStorage::CollectGarbage() { return writer_->CollectGarbage(); }

@@ -6,7 +6,8 @@
 //     records    part by part, what a session is made of: bytes, or the digest of a file
 //                part >= 0: the record of that layer; -1: the binding; -2: the global record;
 //                -3: the report, which is all that an ended session has
-//                rows of both have checksums, see row_checksums.h
+//                rows of both have checksums, and a session's row says which records it has, see
+//                row_checksums.h
 //     garbage    digests of files that a record referred to and may not any more
 //   DIR/records/ab/cdef...      files, see record_files.h; for records above 32 KiB
 //   DIR/keep-files              whoever makes a backup holds a shared lock on it; while there is

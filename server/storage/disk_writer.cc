@@ -11,7 +11,6 @@
 #include "server/sha256.h"
 #include "server/storage/data_directory.h"
 #include "server/storage/disk_layout.h"
-#include "server/storage/row_checksums.h"
 #include "server/storage/write_ahead_log.h"
 
 namespace nni_compression::server {
@@ -41,11 +40,19 @@ absl::Status SetUp(Database& database, DurabilityLevel durability) {
         absl::StrCat("PRAGMA synchronous = ", power ? "FULL" : "NORMAL")}) {
     if (absl::Status status = database.Execute(sql); !status.ok()) return status;
   }
+  std::string changes;
+  if (*version == 0) {
+    changes = layout::kSchema;
+  } else {
+    const absl::StatusOr<int64_t> has_sets = database.Number(layout::kHasRecordSets);
+    if (!has_sets.ok()) return has_sets.status();
+    changes = absl::StrCat(*version == 1 ? layout::kFromVersion1 : "",
+                           *has_sets == 0 ? layout::kAddRecordSets : "");
+  }
   // What of the log could be opened for reading only fails now rather than at every call.
-  if (*version == layout::kVersion) return database.Execute("BEGIN IMMEDIATE; COMMIT");
-  const absl::Status status = database.Execute(
-      absl::StrCat("BEGIN IMMEDIATE;", *version == 0 ? layout::kSchema : layout::kFromVersion1,
-                   SetVersion(), "; COMMIT"));
+  if (changes.empty()) return database.Execute("BEGIN IMMEDIATE; COMMIT");
+  const absl::Status status =
+      database.Execute(absl::StrCat("BEGIN IMMEDIATE;", changes, SetVersion(), "; COMMIT"));
   if (!status.ok()) database.Execute("ROLLBACK").IgnoreError();
   return status;
 }
@@ -103,14 +110,16 @@ DiskStorage::Writer::Writer(Database database, RecordFiles files, const std::str
       commit_(database_, "COMMIT"),
       insert_session_(database_,
                       "INSERT INTO sessions (tenant, id, sequence, lease_nanoseconds, request_id, "
-                      "fingerprint, entry, checksum) VALUES (?, ?, ?, ?, ?, ?, ?, ?)"),
+                      "fingerprint, entry) VALUES (?, ?, ?, ?, ?, ?, ?)"),
       find_session_(database_,
                     "SELECT number, sequence, ended, lease_nanoseconds, request_id, fingerprint, "
-                    "entry FROM sessions WHERE tenant = ? AND id = ?"),
+                    "entry, checksum, record_count, record_parts, record_checksums "
+                    "FROM sessions WHERE tenant = ? AND id = ?"),
       update_session_(database_,
-                      "UPDATE sessions SET ended = ?, request_id = ?, entry = ?, checksum = ? "
-                      "WHERE number = ?"),
+                      "UPDATE sessions SET ended = ?, request_id = ?, entry = ?, record_count = ?, "
+                      "record_parts = ?, record_checksums = ?, checksum = ? WHERE number = ?"),
       erase_session_(database_, "DELETE FROM sessions WHERE number = ?"),
+      find_record_(database_, "SELECT checksum FROM records WHERE session = ? AND part = ?"),
       replace_record_(database_,
                       "UPDATE records SET bytes = ?, digest = ?, checksum = ? "
                       "WHERE session = ? AND part = ?"),
@@ -220,22 +229,33 @@ absl::StatusOr<std::optional<DiskStorage::Writer::Found>> DiskStorage::Writer::F
                   find_session_.Bytes(4),
                   find_session_.Bytes(5),
                   find_session_.Bytes(6)};
+    if (!find_session_.IsNull(7) && !find_session_.IsNull(8)) {
+      found->records = {find_session_.Integer(8), find_session_.Integer(9),
+                        find_session_.Integer(10)};
+    }
   }
   find_session_.Reset();
   return found;
 }
 
-absl::StatusOr<int64_t> DiskStorage::Writer::Create(const SessionChange& change) {
-  CatalogueRow row = change.create->row;
+// The row is whole once it has been updated.
+absl::StatusOr<DiskStorage::Writer::Found> DiskStorage::Writer::Create(
+    const SessionChange& change) {
+  Found created = {0, change.create->row, RecordSet()};
+  CatalogueRow& row = created.row;
   row.key = change.key;
   row.ended = false;
-  absl::Status status = insert_session_
-                            .With(row.key.first, row.key.second, static_cast<int64_t>(row.sequence),
-                                  absl::ToInt64Nanoseconds(row.lease), row.request_id,
-                                  row.fingerprint, row.entry, ChecksumOf(row))
-                            .Run();
+  absl::Status status =
+      insert_session_
+          .With(row.key.first, row.key.second, static_cast<int64_t>(row.sequence),
+                absl::ToInt64Nanoseconds(row.lease), row.request_id, row.fingerprint, row.entry)
+          .Run();
   if (!status.ok()) return status;
-  return database_.last_insert_rowid();
+  created.number = database_.last_insert_rowid();
+  // The number may have been that of a session whose row damage has taken away.
+  status = erase_records_.With(created.number).Run();
+  if (!status.ok()) return status;
+  return created;
 }
 
 absl::Status DiskStorage::Writer::Write(const Prepared& prepared) {
@@ -244,11 +264,9 @@ absl::Status DiskStorage::Writer::Write(const Prepared& prepared) {
   if (!found.ok()) return found.status();
   if (change.create) {
     if (*found) return AlreadyStored(change.key);
-    const absl::StatusOr<int64_t> created = Create(change);
+    absl::StatusOr<Found> created = Create(change);
     if (!created.ok()) return created.status();
-    *found = Found{*created, change.create->row};
-    (*found)->row.key = change.key;
-    (*found)->row.ended = false;
+    *found = *std::move(created);
   }
   const int64_t number = *found ? (*found)->number : 0;
   if (change.erase) {
@@ -258,37 +276,49 @@ absl::Status DiskStorage::Writer::Write(const Prepared& prepared) {
   }
   if (!*found || (*found)->row.ended) return NotStored(change.key);
 
+  Found& session = **found;
   absl::Status status;
-  if (change.entry || change.report) {
-    CatalogueRow& row = (*found)->row;
-    if (change.entry) row.entry = *change.entry;
-    if (change.report) {
-      row.ended = true;
-      row.request_id.clear();
-      status = erase_records_.With(number).Run();
-    }
-    if (status.ok()) {
-      status = update_session_
-                   .With(int64_t{row.ended}, row.request_id, row.entry, ChecksumOf(row), number)
-                   .Run();
-    }
+  if (change.entry) session.row.entry = *change.entry;
+  if (change.report) {
+    session.row.ended = true;
+    session.row.request_id.clear();
+    session.records.emplace();
+    status = erase_records_.With(number).Run();
   }
   for (const auto& [part, record] : prepared.records) {
     if (!status.ok()) break;
     if (change.report && part != layout::kReport) continue;
-    status = Put(number, part, record);
+    status = Put(session, part, record);
   }
-  return status;
+  return status.ok() ? Update(session) : status;
+}
+
+absl::Status DiskStorage::Writer::Update(const Found& session) {
+  const CatalogueRow& row = session.row;
+  std::optional<int64_t> count, parts, checksums;
+  if (session.records) {
+    count = session.records->count;
+    parts = session.records->parts;
+    checksums = session.records->checksums;
+  }
+  return update_session_
+      .With(int64_t{row.ended}, row.request_id, row.entry, count, parts, checksums,
+            ChecksumOf(row, session.records), session.number)
+      .Run();
 }
 
 // Not one "INSERT ... ON CONFLICT DO UPDATE": its conflict handling would take the place of that in
 // the triggers, and fail where two sessions replace records of one digest.
-absl::Status DiskStorage::Writer::Put(int64_t session, int part, const Record& record) {
-  const int64_t checksum = ChecksumOf(session, part, record.bytes, record.digest);
-  absl::Status status =
-      replace_record_.With(record.bytes, record.digest, checksum, session, part).Run();
-  if (!status.ok() || database_.changes() > 0) return status;
-  return insert_record_.With(record.bytes, record.digest, checksum, session, part).Run();
+absl::Status DiskStorage::Writer::Put(Found& session, int part, const Record& record) {
+  const absl::StatusOr<bool> there = find_record_.With(session.number, part).Next();
+  if (!there.ok()) return there.status();
+  if (*there && find_record_.IsNull(0)) session.records.reset();  // of the first version
+  if (*there && session.records) session.records->Change(part, find_record_.Integer(0), -1);
+  find_record_.Reset();
+  const int64_t checksum = ChecksumOf(session.number, part, record.bytes, record.digest);
+  if (session.records) session.records->Change(part, checksum, 1);
+  Statement& put = *there ? replace_record_ : insert_record_;
+  return put.With(record.bytes, record.digest, checksum, session.number, part).Run();
 }
 
 void DiskStorage::Writer::Discard(const Prepared& prepared) {

@@ -16,6 +16,7 @@
 #include "server/storage/disk_storage.h"
 #include "server/storage/record_files.h"
 #include "server/storage/reserve.h"
+#include "server/storage/row_checksums.h"
 #include "server/storage/sqlite.h"
 
 namespace nni_compression::server {
@@ -38,10 +39,11 @@ class DiskStorage::Writer {
     std::optional<std::string> bytes;
     std::optional<std::string> digest;
   };
-  // What the catalogue says of a session.
+  // What the catalogue says of a session. Nullopt: not which records it has.
   struct Found {
     int64_t number = 0;
     CatalogueRow row;
+    std::optional<RecordSet> records;
   };
   // What is written of one change; large records are files by now.
   struct Prepared {
@@ -60,8 +62,9 @@ class DiskStorage::Writer {
   absl::Status Transact(absl::Span<Prepared* const> group);
   absl::Status Write(const Prepared& prepared);
   absl::StatusOr<std::optional<Found>> Find(const SessionKey& key);
-  absl::StatusOr<int64_t> Create(const SessionChange& change);
-  absl::Status Put(int64_t session, int part, const Record& record);
+  absl::StatusOr<Found> Create(const SessionChange& change);
+  absl::Status Put(Found& session, int part, const Record& record);
+  absl::Status Update(const Found& session);
   void Discard(const Prepared& prepared);
   absl::Status OverwriteFailedCommit();
   FileDescriptor OpenKeepFiles();
@@ -83,7 +86,7 @@ class DiskStorage::Writer {
   Reserve reserve_;
   Statement begin_, commit_;
   Statement insert_session_, find_session_, update_session_, erase_session_;
-  Statement replace_record_, insert_record_, erase_records_;
+  Statement find_record_, replace_record_, insert_record_, erase_records_;
   Statement next_garbage_, drop_garbage_, is_used_;
 
   // Files of changes that failed, which may be unused. Should they be forgotten, the next process

@@ -2,8 +2,10 @@
 
 #include <zlib.h>
 
+#include "absl/strings/str_cat.h"
 #include "absl/strings/string_view.h"
 #include "absl/time/time.h"
+#include "server/storage/disk_layout.h"
 
 namespace nni_compression::server {
 namespace {
@@ -39,17 +41,45 @@ class RowChecksum {
 
 }  // namespace
 
-int64_t ChecksumOf(const CatalogueRow& row) {
-  return RowChecksum()
-      .Add(absl::string_view(row.key.first))
+// CRCs are linear: equal changes in two rows would cancel out in a sum of them as they are. This is
+// the finalizer of SplitMix64 (Steele, Lea and Flood 2014).
+void RecordSet::Change(int part, int64_t checksum, int sign) {
+  uint64_t mixed = static_cast<uint64_t>(checksum) + 0x9e3779b97f4a7c15;
+  mixed = (mixed ^ (mixed >> 30)) * 0xbf58476d1ce4e5b9;
+  mixed = (mixed ^ (mixed >> 27)) * 0x94d049bb133111eb;
+  mixed ^= mixed >> 31;
+  count += sign;
+  parts += int64_t{sign} * part;
+  checksums = static_cast<int64_t>(static_cast<uint64_t>(checksums) +
+                                   static_cast<uint64_t>(int64_t{sign}) * mixed);
+}
+
+std::string DifferenceFrom(const RecordSet& expected, const RecordSet& found) {
+  const int64_t missing = expected.count - found.count;
+  if (missing == 1) {
+    return absl::StrCat(layout::PartName(static_cast<int>(expected.parts - found.parts)),
+                        " is missing");
+  }
+  if (missing > 1) {
+    return absl::StrCat(missing, " of its ", expected.count, " records are missing");
+  }
+  if (missing < 0) return absl::StrCat(-missing, " more records are there than it has");
+  if (found.parts != expected.parts) return "other records are there than it has";
+  return "one of its records is not the one that was written last";
+}
+
+int64_t ChecksumOf(const CatalogueRow& row, const std::optional<RecordSet>& records) {
+  RowChecksum checksum;
+  checksum.Add(absl::string_view(row.key.first))
       .Add(absl::string_view(row.key.second))
       .Add(static_cast<int64_t>(row.sequence))
       .Add(int64_t{row.ended})
       .Add(absl::ToInt64Nanoseconds(row.lease))
       .Add(absl::string_view(row.request_id))
       .Add(absl::string_view(row.fingerprint))
-      .Add(absl::string_view(row.entry))
-      .value();
+      .Add(absl::string_view(row.entry));
+  if (records) checksum.Add(records->count).Add(records->parts).Add(records->checksums);
+  return checksum.value();
 }
 
 int64_t ChecksumOf(int64_t session, int part, const std::optional<std::string>& bytes,

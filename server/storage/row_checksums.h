@@ -10,8 +10,27 @@
 
 namespace nni_compression::server {
 
-// Of all that a row of `sessions` says, its own number excepted.
-int64_t ChecksumOf(const CatalogueRow& row);
+// Which rows of `records` a session has: a row that is missing has no checksum to be noticed by.
+// Rows are added and removed one by one, in any order, without reading the others.
+struct RecordSet {
+  int64_t count = 0;
+  int64_t parts = 0;      // their sum
+  int64_t checksums = 0;  // likewise, each mixed, modulo 2^64
+
+  // `sign` is 1 to add a row, -1 to remove one.
+  void Change(int part, int64_t checksum, int sign);
+
+  friend bool operator==(const RecordSet& a, const RecordSet& b) {
+    return a.count == b.count && a.parts == b.parts && a.checksums == b.checksums;
+  }
+};
+
+// What makes the rows that were found others than those of `expected`, for errors.
+std::string DifferenceFrom(const RecordSet& expected, const RecordSet& found);
+
+// Of all that a row of `sessions` says, its own number excepted. Nullopt: it does not say which
+// records there are.
+int64_t ChecksumOf(const CatalogueRow& row, const std::optional<RecordSet>& records);
 
 // Of a row of `records`: its key, and its bytes or the digest of its file.
 int64_t ChecksumOf(int64_t session, int part, const std::optional<std::string>& bytes,

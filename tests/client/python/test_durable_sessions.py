@@ -246,6 +246,36 @@ class TestDamage:
             assert server.log().count("event=session_damaged") >= 1
             assert damaged in server.log()
 
+    @pytest.mark.parametrize(
+        ("algorithm", "rule"), [("level", {"sparsity": 0.5}), ("naive", {"quant_bits": 8})]
+    )
+    def test_a_record_that_is_missing_is_not_begun_anew(
+        self, data_dir: Path, algorithm: str, rule: dict[str, object]
+    ) -> None:
+        def compress(session: nc.Session, seed: int) -> None:
+            some = {layer.name: weights(seed)[layer.name] for layer in LAYERS[:3]}
+            (session.calc_mask if algorithm == "level" else session.quantize_weight)(some)
+
+        with ServerProcess(f"--data_dir={data_dir}") as server, nc.Client(server.address) as client:
+            damaged, other = (client.bind_model(algorithm, [rule], LAYERS[:3]) for _ in range(2))
+            compress(damaged, 1)
+            compress(other, 1)
+        with contextlib.closing(sqlite3.connect(data_dir / "catalogue.db")) as catalogue:
+            removed = catalogue.execute(
+                "DELETE FROM records WHERE part = 1 AND session ="
+                " (SELECT number FROM sessions WHERE id = ?)",
+                [damaged.id.encode()],
+            )
+            assert removed.rowcount == 1
+            catalogue.commit()
+        with ServerProcess(f"--data_dir={data_dir}") as server, nc.Client(server.address) as client:
+            with pytest.raises(nc.DataLossError):
+                compress(client.join(damaged.id), 2)
+            compress(client.join(other.id), 2)
+            (line,) = [line for line in server.log().splitlines() if "session_damaged" in line]
+            assert damaged.id in line
+            assert "the record of layer 1 is missing" in line
+
     def test_of_the_log_is_told_and_its_files_are_kept(self, data_dir: Path) -> None:
         with ServerProcess(f"--data_dir={data_dir}") as server, nc.Client(server.address) as client:
             session = client.bind_model("level", [{"sparsity": 0.5}], [BIG])

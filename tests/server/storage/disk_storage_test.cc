@@ -12,7 +12,9 @@
 #include <filesystem>
 #include <fstream>
 #include <functional>
+#include <map>
 #include <memory>
+#include <optional>
 #include <set>
 #include <string>
 #include <utility>
@@ -20,6 +22,7 @@
 
 #include "server/shm/file_descriptor.h"
 #include "server/storage/data_directory.h"
+#include "server/storage/row_checksums.h"
 #include "server/storage/sqlite.h"
 #include "server/storage/write_ahead_log.h"
 
@@ -174,7 +177,8 @@ TEST_F(DiskStorageTest, ADamagedRowIsListedAsSuchAndNoOther) {
   ASSERT_TRUE(Create(kB).ok());
   for (const std::string column :
        {"sequence = 77", "ended = 1", "lease_nanoseconds = -1", "request_id = x'61'",
-        "fingerprint = x'62'", "entry = x'63'", "tenant = x'64'"}) {
+        "fingerprint = x'62'", "entry = x'63'", "tenant = x'64'", "record_count = 7",
+        "record_count = NULL", "record_parts = 7", "record_checksums = 7"}) {
     ExecuteOffline("UPDATE sessions SET " + column + " WHERE id = CAST('a' AS BLOB)");
     const auto rows = storage_->List();
     ASSERT_TRUE(rows.ok()) << rows.status();
@@ -213,6 +217,116 @@ TEST_F(DiskStorageTest, ADamagedRecordIsLostDataOfItsSession) {
   EXPECT_EQ(*storage_->LoadReport(kA), "report");
   ExecuteOffline("UPDATE records SET bytes = CAST('retort' AS BLOB) WHERE part = -3");
   EXPECT_EQ(storage_->LoadReport(kA).status().code(), absl::StatusCode::kDataLoss);
+}
+
+TEST_F(DiskStorageTest, AMissingRecordIsLostDataOfItsSession) {
+  const std::string of_a =
+      " WHERE session = (SELECT number FROM sessions WHERE id = CAST('a' AS BLOB))";
+  for (const auto& [removed, message] :
+       std::map<std::string, std::string>{{" AND part = 3", "the record of layer 3 is missing"},
+                                          {" AND part = 0", "the record of layer 0 is missing"},
+                                          {" AND part = -1", "the binding is missing"},
+                                          {" AND part = -2", "the global record is missing"},
+                                          {" AND part >= 0", "2 of its 4 records are missing"},
+                                          {"", "4 of its 4 records are missing"}}) {
+    for (const SessionKey& key : {kA, kB}) {
+      ASSERT_TRUE(Create(key).ok());
+      ASSERT_TRUE(PutLayer(key, 0, "first").ok());
+      ASSERT_TRUE(PutLayer(key, 0, "small").ok());
+      ASSERT_TRUE(PutLayer(key, 3, std::string(kBigLayer, 'x')).ok());
+    }
+    Open();
+    EXPECT_TRUE(storage_->Load(kA).ok()) << storage_->Load(kA).status();
+    ExecuteOffline("DELETE FROM records" + of_a + removed);
+    EXPECT_EQ(storage_->Load(kA).status().code(), absl::StatusCode::kDataLoss) << removed;
+    EXPECT_EQ(storage_->Load(kA).status().message(), message);
+    EXPECT_TRUE(storage_->Load(kB).ok());
+    for (const SessionKey& key : {kA, kB}) {
+      SessionChange erase;
+      erase.key = key;
+      erase.erase = true;
+      ASSERT_TRUE(Apply(erase).ok());
+    }
+  }
+}
+
+TEST_F(DiskStorageTest, AMissingReportIsLostData) {
+  ASSERT_TRUE(Create(kA).ok());
+  ASSERT_TRUE(PutLayer(kA, 0, "small").ok());
+  SessionChange end;
+  end.key = kA;
+  end.report = "report";
+  ASSERT_TRUE(Apply(end).ok());
+  Open();
+  EXPECT_EQ(*storage_->LoadReport(kA), "report");
+  for (const std::string of : {"", "UPDATE sessions SET checksum = NULL;"}) {
+    ExecuteOffline(of + "DELETE FROM records");
+    EXPECT_EQ(storage_->LoadReport(kA).status().code(), absl::StatusCode::kDataLoss);
+    EXPECT_EQ(storage_->LoadReport(kA).status().message(), "the report is missing");
+  }
+}
+
+TEST_F(DiskStorageTest, RecordsOfAnotherTimeAreLostData) {
+  ASSERT_TRUE(Create(kA).ok());
+  for (int layer = 0; layer < 3; ++layer) ASSERT_TRUE(PutLayer(kA, layer, "step 1").ok());
+  ExecuteOffline("CREATE TABLE older AS SELECT * FROM records");
+  for (int layer = 0; layer < 3; ++layer) ASSERT_TRUE(PutLayer(kA, layer, "step 2").ok());
+  ExecuteOffline("CREATE TABLE newer AS SELECT * FROM records");
+  // The bytes of all have changed alike, which may not cancel out.
+  for (const std::string parts : {"part = 0", "part IN (0, 1)", "part >= 0"}) {
+    ExecuteOffline("INSERT OR REPLACE INTO records SELECT * FROM older WHERE " + parts);
+    EXPECT_EQ(storage_->Load(kA).status().code(), absl::StatusCode::kDataLoss) << parts;
+    EXPECT_THAT(storage_->Load(kA).status().message(), HasSubstr("was written last"));
+    ExecuteOffline("INSERT OR REPLACE INTO records SELECT * FROM newer");
+    EXPECT_EQ(storage_->Load(kA)->layers[0], "step 2");
+  }
+  ExecuteOffline(
+      "INSERT INTO records (session, part, bytes) SELECT session, 7, bytes FROM newer "
+      "WHERE part = 0");
+  EXPECT_EQ(storage_->Load(kA).status().message(), "1 more records are there than it has");
+  ExecuteOffline("DELETE FROM records WHERE part = 0");
+  EXPECT_EQ(storage_->Load(kA).status().message(), "other records are there than it has");
+}
+
+TEST_F(DiskStorageTest, ASessionHasNothingOfOneWhoseRowIsLost) {
+  ASSERT_TRUE(Create(kA).ok());
+  ASSERT_TRUE(PutLayer(kA, 0, "old").ok());
+  ASSERT_TRUE(PutLayer(kA, 1, "old").ok());
+  ExecuteOffline("DELETE FROM sessions");
+  ASSERT_TRUE(Create(kB).ok());
+  ASSERT_TRUE(PutLayer(kB, 0, "new").ok());
+  Open();
+  ASSERT_TRUE(storage_->Load(kB).ok()) << storage_->Load(kB).status();
+  EXPECT_THAT(storage_->Load(kB)->layers, ::testing::ElementsAre(::testing::Pair(0, "new")));
+}
+
+TEST_F(DiskStorageTest, WhereTheCatalogueDoesNotSayWhichRecordsThereAreItIsRead) {
+  ASSERT_TRUE(Create(kA).ok());
+  ASSERT_TRUE(PutLayer(kA, 0, "small").ok());
+  const int64_t checksum = ChecksumOf(storage_->List()->at(0), std::nullopt);
+  ExecuteOffline(
+      "ALTER TABLE sessions DROP COLUMN record_count; ALTER TABLE sessions DROP COLUMN "
+      "record_parts; ALTER TABLE sessions DROP COLUMN record_checksums; UPDATE sessions SET "
+      "checksum = " +
+      std::to_string(checksum));
+  for (const std::string record : {"small", "other"}) {
+    EXPECT_FALSE(storage_->List()->at(0).damaged);
+    ASSERT_TRUE(storage_->Load(kA).ok()) << storage_->Load(kA).status();
+    EXPECT_EQ(storage_->Load(kA)->layers[0], record);
+    ASSERT_TRUE(PutLayer(kA, 0, "other").ok());
+    ASSERT_TRUE(PutLayer(kA, 1, "new").ok());
+    Open();
+  }
+  SessionChange end;
+  end.key = kA;
+  end.report = "report";
+  ASSERT_TRUE(Apply(end).ok());
+  Open();
+  EXPECT_EQ(*storage_->LoadReport(kA), "report");
+  ASSERT_TRUE(Create(kB).ok());
+  ASSERT_TRUE(PutLayer(kB, 0, "small").ok());
+  ExecuteOffline("DELETE FROM records WHERE part = 0");
+  EXPECT_EQ(storage_->Load(kB).status().code(), absl::StatusCode::kDataLoss);
 }
 
 TEST_F(DiskStorageTest, RowsOfTheFirstVersionHaveNoChecksumsAndAreRead) {
