@@ -33,7 +33,14 @@ void OnShrunk(int) {
 
 // What a file is that is easily taken for one of tensors; nullopt when it may be one.
 std::optional<std::string> OtherKind(absl::Span<const uint8_t> bytes) {
-  if (bytes.empty() || bytes[0] != '{') return std::nullopt;
+  const auto first = std::find_if_not(bytes.begin(), bytes.end(), [](uint8_t byte) {
+    return byte == ' ' || byte == '\t' || byte == '\r' || byte == '\n';
+  });
+  if (first == bytes.end()) return std::nullopt;
+  if (*first == '[') {
+    return "is a list in JSON, not a .safetensors file; a config_list is given with --config";
+  }
+  if (*first != '{') return std::nullopt;
   constexpr char kMap[] = "\"weight_map\"";
   if (std::search(bytes.begin(), bytes.end(), std::begin(kMap), std::end(kMap) - 1) ==
       bytes.end()) {

@@ -436,7 +436,10 @@ def test_the_index_of_shards_is_told_from_a_damaged_file(tmp_path):
     index = tmp_path / "model.safetensors.index.json"
     for content, message in (
         ('{"metadata": {}, "weight_map": {"a": "b"}}', "is the index of a model in several files"),
+        ('\n  {"weight_map": {}}', "is the index of a model in several files"),
         ("{}", "is JSON, not a .safetensors file"),
+        ('[{"op_types": ["default"]}]', "is a list in JSON, not a .safetensors file; a config"),
+        (' [{"sparsity": 0.5}]', "is a list in JSON, not a .safetensors file; a config"),
     ):
         index.write_text(content)
         done = ctl("prune", index, "--algorithm=level", f"--config={config}", "-o", tmp_path / "o")
