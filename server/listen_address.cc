@@ -28,7 +28,8 @@ bool IsUnixAddress(absl::string_view address) {
   return false;
 }
 
-absl::Status CheckListenAddress(absl::string_view address, bool allow_any, absl::string_view flag) {
+absl::Status CheckListenAddress(absl::string_view address, bool allow_any, absl::string_view flag,
+                                absl::string_view instead) {
   // Of this host: a file's mode says who may connect, while an abstract name, like loopback, is
   // open to every user.
   if (IsUnixAddress(address)) return absl::OkStatus();
@@ -42,11 +43,8 @@ absl::Status CheckListenAddress(absl::string_view address, bool allow_any, absl:
   absl::string_view host = address.substr(0, colon);
   if (absl::ConsumePrefix(&host, "[")) absl::ConsumeSuffix(&host, "]");
   if (allow_any || IsLoopback(std::string(host))) return absl::OkStatus();
-  return absl::InvalidArgumentError(absl::StrCat(
-      flag, " is '", address,
-      "', which other machines can reach. set tls_certificate, and token_file or tls_client_ca, so "
-      "that connections are encrypted and callers are asked who they are, listen on 127.0.0.1 "
-      "behind a proxy that does both, or say --allow_insecure_listen"));
+  return absl::InvalidArgumentError(
+      absl::StrCat(flag, " is '", address, "', which other machines can reach. ", instead));
 }
 
 }  // namespace nni_compression::server

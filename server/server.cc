@@ -69,13 +69,19 @@ std::string Text(absl::Duration duration) { return absl::FormatDuration(duration
 
 absl::Status CheckOptions(const ServerOptions& options) {
   const bool guarded = options.tls.enabled() && options.authenticator != nullptr;
-  if (absl::Status s = CheckListenAddress(options.listen, guarded || options.allow_insecure_listen);
-      !s.ok()) {
-    return s;
-  }
+  absl::Status listen = CheckListenAddress(
+      options.listen, guarded || options.allow_insecure_listen, "listen",
+      "set tls_certificate, and token_file or tls_client_ca, so that connections are encrypted and "
+      "callers are asked who they are, listen on 127.0.0.1 behind a proxy that does both, or say "
+      "--allow_insecure_listen");
+  if (!listen.ok()) return listen;
   if (!options.metrics_listen.empty()) {
-    absl::Status status =
-        CheckListenAddress(options.metrics_listen, options.allow_insecure_listen, "metrics_listen");
+    absl::Status status = CheckListenAddress(
+        options.metrics_listen, options.allow_insecure_listen, "metrics_listen",
+        "metrics are not encrypted and nobody is asked who they are there, whatever listen does: "
+        "listen on 127.0.0.1, behind a proxy that does both or next to what collects them, or say "
+        "--allow_insecure_listen, with which listen keeps its TLS and tokens, but is not refused "
+        "without them");
     if (!status.ok()) return status;
     if (IsUnixAddress(options.metrics_listen)) {
       return absl::InvalidArgumentError(

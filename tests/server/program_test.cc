@@ -221,6 +221,10 @@ TEST_F(ProgramTest, RefusesWhatItCannotDo) {
   EXPECT_THAT(Refusal({"--listen=0.0.0.0:0"}), HasSubstr("--allow_insecure_listen"));
   EXPECT_THAT(Refusal({"--listen=127.0.0.1:0", "--metrics_listen=0.0.0.0:0"}),
               HasSubstr("metrics_listen is '0.0.0.0:0'"));
+  // What --listen needs does not help here.
+  EXPECT_THAT(Refusal({"--listen=127.0.0.1:0", "--metrics_listen=0.0.0.0:0"}),
+              ::testing::AllOf(HasSubstr("nobody is asked who they are there"),
+                               Not(HasSubstr("set tls_certificate"))));
   EXPECT_THAT(Refusal({"--listen=127.0.0.1:0", "--log_format=xml"}), HasSubstr("xml"));
   EXPECT_THAT(Refusal({"--listen=127.0.0.1:0", "--memory_budget=lots"}),
               HasSubstr("'lots' is no number of bytes"));
