@@ -12,6 +12,7 @@
 #include <cstring>
 #include <filesystem>
 #include <fstream>
+#include <iterator>
 #include <optional>
 #include <set>
 #include <utility>
@@ -151,6 +152,25 @@ void SetTenant(const std::string& name, const Tenant& tenant, Lines* lines) {
   }
 }
 
+bool IsKnown(const Tenants& tenants, const std::string& name) {
+  return tenants.named.count(name) > 0 ||
+         std::any_of(tenants.tokens.begin(), tenants.tokens.end(),
+                     [&](const Token& token) { return token.tenant == name; });
+}
+
+// For messages.
+std::string KnownTenants(const Tenants& tenants) {
+  constexpr size_t kMaxShown = 10;
+  std::set<std::string> names;
+  for (const auto& [name, tenant] : tenants.named) names.insert(name);
+  for (const Token& token : tenants.tokens) names.insert(token.tenant);
+  if (names.empty()) return ", which has none";
+  const size_t more = names.size() - std::min(names.size(), kMaxShown);
+  const std::vector<std::string> shown(names.begin(), std::prev(names.end(), more));
+  return absl::StrCat(", which has ", absl::StrJoin(shown, ", "),
+                      more == 0 ? "" : absl::StrCat(" and ", more, " more"));
+}
+
 Tenant Named(const Tenants& tenants, const std::string& name) {
   const auto it = tenants.named.find(name);
   return it == tenants.named.end() ? Tenant() : it->second;
@@ -209,7 +229,7 @@ absl::StatusOr<int> TenantEditor::Revoke(absl::string_view tenant,
     const auto tokens = std::remove_if(lines.begin(), lines.end(), is_revoked);
     revoked = static_cast<int>(lines.end() - tokens);
     lines.erase(tokens, lines.end());
-    if (revoked == 0) {
+    if (revoked == 0 && !(digest_prefix.empty() && now.named.count(std::string(tenant)) > 0)) {
       return absl::NotFoundError(absl::StrCat("tenant '", tenant, "' has no ",
                                               digest_prefix.empty() ? "" : "such ", "token in '",
                                               path_, "'"));
@@ -228,11 +248,17 @@ absl::StatusOr<int> TenantEditor::Revoke(absl::string_view tenant,
 }
 
 absl::StatusOr<Quota> TenantEditor::SetQuota(absl::string_view tenant,
-                                             absl::Span<const std::string> limits) const {
+                                             absl::Span<const std::string> limits,
+                                             bool without_token) const {
   if (absl::Status status = CheckName(tenant); !status.ok()) return status;
   Tenant entry;
-  const auto change = [&](Lines& lines, const Tenants& now) {
+  const auto change = [&](Lines& lines, const Tenants& now) -> absl::Status {
     const std::string name(tenant);
+    if (!without_token && !IsKnown(now, name)) {
+      return absl::NotFoundError(absl::StrCat(
+          "there is no tenant '", name, "' in '", path_, "'", KnownTenants(now), ". `tenant add ",
+          name, "` makes one with a token; --without_token is for the name of a certificate"));
+    }
     entry = Named(now, name);
     for (const std::string& limit : limits) {
       if (absl::Status status = ReadLimit(limit, &entry.quota); !status.ok()) return status;

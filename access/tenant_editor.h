@@ -30,14 +30,16 @@ class TenantEditor {
   absl::StatusOr<std::string> Add(absl::string_view tenant, bool admin) const;
 
   // Takes the tenant's tokens away, or the one whose digest begins with these hexadecimal digits;
-  // with the last one the tenant's own line goes. Returns how many tokens went. NOT_FOUND when
-  // there is none, INVALID_ARGUMENT when several digests begin so.
+  // with the last one the tenant's own line goes. Returns how many tokens went: 0 for a tenant that
+  // only had such a line. NOT_FOUND when there is neither, INVALID_ARGUMENT when several digests
+  // begin so.
   absl::StatusOr<int> Revoke(absl::string_view tenant, absl::string_view digest_prefix) const;
 
-  // Sets limits, each as ReadLimit takes it; others stay. Returns what counts then. The tenant
-  // needs no token: it may be a certificate's name.
-  absl::StatusOr<Quota> SetQuota(absl::string_view tenant,
-                                 absl::Span<const std::string> limits) const;
+  // Sets limits, each as ReadLimit takes it; others stay. Returns what counts then. NOT_FOUND for a
+  // tenant that has neither a token nor a line of its own, unless it is `without_token`: the name
+  // of a certificate.
+  absl::StatusOr<Quota> SetQuota(absl::string_view tenant, absl::Span<const std::string> limits,
+                                 bool without_token = false) const;
 
  private:
   const std::string path_;

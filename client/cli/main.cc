@@ -40,6 +40,7 @@ ABSL_FLAG(std::string, tls_key, "", "key of the certificate");
 ABSL_FLAG(std::string, tokens, "", "the server's file of tenants, for tenant");
 ABSL_FLAG(bool, admin, false, "whether the tenant that is added is an operator");
 ABSL_FLAG(std::string, token_id, "", "which token to revoke");
+ABSL_FLAG(bool, without_token, false, "quota: whether the tenant is the name of a certificate");
 ABSL_FLAG(bool, once, false, "top: look once");
 ABSL_FLAG(absl::Duration, interval, absl::Seconds(2), "top: time between two looks");
 ABSL_FLAG(std::string, data_dir, "", "data directory of the server, for backup and restore");
@@ -248,14 +249,17 @@ int RevokeTokens(const access::TenantEditor& editor, const std::string& name) {
   const absl::StatusOr<int> revoked = editor.Revoke(name, absl::GetFlag(FLAGS_token_id));
   if (!revoked.ok()) return Fail(revoked.status());
   const nlohmann::json json = {{"tenant", name}, {"revoked", *revoked}};
-  return Print(
-      absl::StrCat("revoked ", *revoked, *revoked == 1 ? " token" : " tokens", " of ", name, "\n"),
-      json.dump());
+  const std::string text =
+      *revoked == 0 ? absl::StrCat(name, " had no token; its limits and its role are gone\n")
+                    : absl::StrCat("revoked ", *revoked, *revoked == 1 ? " token" : " tokens",
+                                   " of ", name, "\n");
+  return Print(text, json.dump());
 }
 
 int SetQuota(const access::TenantEditor& editor, const std::string& name,
              const std::vector<std::string>& limits) {
-  const absl::StatusOr<access::Quota> quota = editor.SetQuota(name, limits);
+  const absl::StatusOr<access::Quota> quota =
+      editor.SetQuota(name, limits, absl::GetFlag(FLAGS_without_token));
   if (!quota.ok()) return Fail(quota.status());
   const std::string text = access::ToText(*quota);
   const nlohmann::json json = {{"tenant", name}, {"limits", text}};

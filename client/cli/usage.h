@@ -37,10 +37,11 @@ usage: compressionctl [--server=HOST:PORT] [--json] COMMAND
                              they use of a server that this caller is an operator of
   tenant revoke NAME --tokens=FILE [--token_id=ID]
                              takes all tokens away, or one
-  tenant quota NAME LIMIT... --tokens=FILE
+  tenant quota NAME LIMIT... --tokens=FILE [--without_token]
                              sets limits: sessions=N, memory=BYTES, disk=BYTES,
                              calls=N, uploads=N (tensors a second); `none` instead
-                             of a number takes one away
+                             of a number takes one away. --without_token: NAME is
+                             that of a certificate, and no token has it
 
 prune and quantize read a config_list such as
   [{"sparsity": 0.8, "op_types": ["default"]},

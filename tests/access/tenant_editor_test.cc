@@ -119,8 +119,35 @@ TEST_F(TenantEditorTest, NoLinkLeadsTheLockElsewhere) {
   EXPECT_FALSE(fs::exists(folder_ + "/elsewhere"));
 }
 
+TEST_F(TenantEditorTest, LimitsAreForTenantsThatThereAre) {
+  const TenantEditor editor(path());
+  const absl::Status nobody = editor.SetQuota("vision-team", {"sessions=3"}).status();
+  EXPECT_EQ(nobody.code(), absl::StatusCode::kNotFound);
+  EXPECT_THAT(nobody.message(), HasSubstr("which has none"));
+  EXPECT_FALSE(fs::exists(path()));
+  ASSERT_TRUE(editor.Add("vision-team", false).ok());
+  ASSERT_TRUE(editor.Add("ops", true).ok());
+  const std::string before = Text();
+  const absl::Status misspelt = editor.SetQuota("visio-team", {"sessions=3"}).status();
+  EXPECT_EQ(misspelt.code(), absl::StatusCode::kNotFound);
+  EXPECT_THAT(misspelt.message(), HasSubstr("which has ops, vision-team. `tenant add visio-team`"));
+  EXPECT_EQ(Text(), before);
+  EXPECT_TRUE(editor.SetQuota("vision-team", {"sessions=3"}).ok());
+  // A certificate's name.
+  EXPECT_TRUE(editor.SetQuota("trainer.example", {"sessions=3"}, /*without_token=*/true).ok());
+  EXPECT_EQ(ToText(*editor.SetQuota("trainer.example", {"calls=2"})), "sessions=3 calls=2");
+  EXPECT_EQ(editor.Revoke("trainer.example", "ab").status().code(), absl::StatusCode::kNotFound);
+  EXPECT_EQ(*editor.Revoke("trainer.example", ""), 0);
+  EXPECT_THAT(Text(), ::testing::Not(HasSubstr("trainer.example")));
+  EXPECT_EQ(editor.Revoke("trainer.example", "").status().code(), absl::StatusCode::kNotFound);
+  for (int i = 0; i < 10; ++i) ASSERT_TRUE(editor.Add("t" + std::to_string(i), false).ok());
+  EXPECT_THAT(editor.SetQuota("visio-team", {"sessions=3"}).status().message(),
+              HasSubstr("which has ops, t0, t1, t2, t3, t4, t5, t6, t7, t8 and 2 more"));
+}
+
 TEST_F(TenantEditorTest, LimitsAreSetAndTakenAway) {
   const TenantEditor editor(path());
+  ASSERT_TRUE(editor.Add("a", false).ok());
   EXPECT_EQ(ToText(*editor.SetQuota("a", {"sessions=3", "memory=1M"})),
             "sessions=3 memory=1048576");
   EXPECT_EQ(ToText(*editor.SetQuota("a", {"memory=none", "calls=2"})), "sessions=3 calls=2");
