@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 
+import numpy as np
 import pytest
 
 import nni_compression as nc
@@ -170,6 +171,21 @@ def test_a_scale_that_only_grows_is_still_there_after_an_interruption(client, go
     other(Net())
     assert torch.equal(other.calibration["fc1"]["weight_scale"], scale)
     assert other.state_dict()["memory"]["fc1"] == state["memory"]["fc1"]
+
+
+@pytest.mark.parametrize("number", [np.int64, torch.tensor], ids=["numpy", "torch"])
+def test_numbers_of_numpy_and_torch_are_plain_ones_in_a_checkpoint(client, number):
+    pruner = AGPPruner(AGP, client=client)
+    pruner(Net())
+    pruner.update_epoch(number(3))
+    pruner.step(number(5))
+    state = pruner.state_dict()
+    found = [state[key] for key in ("epoch", "step")]
+    assert [(type(value), value) for value in found] == [(int, 3), (int, 5)]
+    with pytest.raises(TypeError):
+        pruner.update_epoch(1.5)
+    with pytest.raises(TypeError):
+        pruner.step(1.5)
 
 
 def test_a_state_of_another_algorithm_or_version_is_refused(client):

@@ -515,6 +515,15 @@ def test_the_state_goes_on_in_a_new_session(client: nc.Client) -> None:
     assert np.array_equal(other.masks["fc"], masks["fc"])
 
 
+def test_numbers_of_numpy_and_tensorflow_are_plain_ones_in_a_checkpoint(client: nc.Client) -> None:
+    pruner = AGPPruner(AGP, client=client)
+    pruner(sequential())
+    pruner.update_epoch(np.int64(2))
+    pruner.step(tf.constant(7))
+    state = pruner.state_dict()
+    assert [(type(state[key]), state[key]) for key in ("epoch", "step")] == [(int, 2), (int, 7)]
+
+
 def test_a_model_that_is_not_built_is_refused(client: nc.Client) -> None:
     model = Subclassed()
     with pytest.raises(ValueError, match="layer 'conv' is not built"):

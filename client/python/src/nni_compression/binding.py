@@ -58,6 +58,7 @@ class Binding(Generic[W]):
 
     Attributes:
         weights: name -> weight, of those.
+        shapes: name -> the shape that it was bound with.
         rebind: called when a weight no longer fits what was bound.
         on_lost: called when the server no longer has the session; binds another one, or raises.
         overdue: what failed and has to succeed before anything else is asked: binding another
@@ -69,6 +70,7 @@ class Binding(Generic[W]):
     def __init__(self, tracker: Tracker, weights: Sequence[W]) -> None:
         self.tracker = tracker
         self.weights = {w.name: w for w in weights if w.name in tracker.status}
+        self.shapes = {name: tuple(weight.layer().shape) for name, weight in self.weights.items()}
         self._tokens: Mapping[str, Callable[[], Any]] = {
             name: weight.token for name, weight in self.weights.items()
         }

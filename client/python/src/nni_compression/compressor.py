@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import logging
+import operator
 import os
 import tempfile
 import warnings
@@ -19,13 +20,19 @@ from typing import Any, Callable, ClassVar, Optional, Union
 
 import numpy as np
 
-from . import custom
+from . import _checkpoints, custom
 from .adapter import Closer, Tracker, close_quietly, is_on_this_host
 from .binding import Binding, PrunerBinding, QuantizerBinding, Weight
 from .client import Client
-from .errors import CompressionError, InvalidArgumentError, NotFoundError, StatusCode
+from .errors import (
+    CompressionError,
+    FailedPreconditionError,
+    InvalidArgumentError,
+    NotFoundError,
+    StatusCode,
+)
 from .masks import Mask
-from .plan import Coverage, Parameter, Plan
+from .plan import Coverage, Layer, Parameter, Plan
 from .quantization import Memory
 from .session import Session
 from .statistics import Stats
@@ -193,10 +200,13 @@ class Compressor:
     def update_epoch(self, epoch: int) -> None:
         """Tells the epoch, from 0 on. Masks that it makes stale come with the next forward.
 
-        Warns of layers that the model has got since it was bound: `rebind` takes them in.
+        Warns of layers that the model has got since it was bound, and of those whose module is
+        another one by now: `rebind` takes them in.
         """
+        epoch = operator.index(epoch)  # a checkpoint is to have a plain number
         self._told += 1
         self._settle()
+        self._warn_of_replaced_layers()
         self._warn_of_new_layers()
         try:
             self._set_epoch(epoch)
@@ -206,8 +216,10 @@ class Compressor:
 
     def step(self, step: Optional[int] = None) -> None:
         """Tells that a minibatch is done: the next step, or the one given (absolute)."""
+        step = None if step is None else operator.index(step)
         self._told += 1
         self._settle()
+        self._warn_of_replaced_layers()
         step = self._bound().tracker.step + 1 if step is None else step
         try:
             self._take_step(step)
@@ -218,16 +230,20 @@ class Compressor:
     def rebind(self) -> None:
         """Binds the model as it is now: a new session, with the masks, the epoch and the step.
 
+        Warns of masks, and of what else was remembered, of layers that the model has no more, or
+        whose weights have another shape: that is dropped.
+
         Should that fail, nothing has changed. What was refused is over; what failed otherwise, as
         when no server answers, is done again by the next call of any method or forward pass, which
         raises until it succeeds.
         """
         self._settle()
-        self._until_it_succeeds(lambda: self._bind(self.state_dict()))
+        self._until_it_succeeds(lambda: self._bind(self._state(), drop=True))
 
     def refresh(self) -> None:
         """Asks now for what the next forward pass would ask for."""
         self._settle()
+        self._warn_of_replaced_layers()
         self._bound().refresh()
 
     def state_dict(self) -> dict[str, Any]:
@@ -236,6 +252,10 @@ class Compressor:
         The epoch, the step, the masks in force, packed, and what the session remembers of layers.
         The weights are the model's own state.
         """
+        self._warn_of_replaced_layers()
+        return self._state()
+
+    def _state(self) -> dict[str, Any]:
         binding = self._bound()
         if self._resume is not None:
             return dict(self._resume)  # loaded, but not bound yet
@@ -264,6 +284,9 @@ class Compressor:
         bound with the masks, epoch, step and ranges of the state, and the one that the state is of
         is left alone, as somebody may still be using it. Its lease ends it. Should that fail, it is
         as for `rebind`.
+
+        ValueError for a state with masks, or anything else, of layers that the model does not have;
+        without a model yet, when there is one.
         """
         if state.get("version") != _STATE_VERSION:
             raise ValueError(
@@ -295,8 +318,10 @@ class Compressor:
                 "report"; docs/exports.md has them.
             options: of the format.
 
-        Returns: the files written.
+        Returns: the files written. FailedPreconditionError where modules were replaced after
+        binding, and `rebind` was not called.
         """
+        self._check_not_replaced()
         try:
             return self._export(directory, format, options)
         except NotFoundError as error:
@@ -402,7 +427,7 @@ class Compressor:
     def _bind_another(self) -> None:
         """Goes on in a new session from what is here."""
         lost = self.session
-        self._bind(self.state_dict())
+        self._bind(self._state(), drop=True)
         _log.warning(
             "the server no longer has session %s; session %s goes on with what is here, "
             "at epoch %d, step %d",
@@ -415,7 +440,9 @@ class Compressor:
     def _warn_of_new_layers(self) -> None:
         known = self._bound().tracker.plan.layers
         with contextlib.suppress(ValueError):  # of layers that are not built yet
-            new = [w.name for w in self._find_weights() if w.name not in known]
+            bound = {id(weight.op) for weight in self._bound().weights.values()}
+            found = [w for w in self._find_weights() if id(w.op) not in bound]
+            new = [w.name for w in found if w.name not in known]
             if new:
                 warnings.warn(
                     f"layers {new[:10]} came into the model after it was bound and are not "
@@ -423,6 +450,17 @@ class Compressor:
                     UserWarning,
                     stacklevel=4,
                 )
+
+    def _warn_of_replaced_layers(self) -> None:
+        replaced = self._replaced()
+        if replaced:
+            warnings.warn(_replaced_text(replaced), UserWarning, stacklevel=4)
+
+    def _check_not_replaced(self) -> None:
+        """FailedPreconditionError where the model is no longer what answers are about."""
+        replaced = self._replaced()
+        if replaced:
+            raise FailedPreconditionError(_replaced_text(replaced))
 
     def _packed_masks(self) -> dict[str, Mask]:
         """The masks in force; empty for quantizers."""
@@ -448,11 +486,13 @@ class Compressor:
         if session.id != self._join:
             close_quietly(session, None)
 
-    def _bind(self, state: Optional[Mapping[str, Any]]) -> None:
+    def _bind(self, state: Optional[Mapping[str, Any]], *, drop: bool = False) -> None:
         """Binds the model, in place of a binding that there is; all of it is done, or nothing.
 
         Args:
             state: what `state_dict` gave, to go on from; None to begin.
+            drop: whether what fits no layer is dropped, with a warning; otherwise it is a
+                ValueError.
         """
         old = self._binding
         lock: Any = contextlib.nullcontext() if old is None else old.tracker.lock
@@ -460,9 +500,9 @@ class Compressor:
             weights = self._find_weights()
             if not weights:
                 raise ValueError("the model has no layer with a weight that could be compressed")
-            names = {weight.name for weight in weights}
-            packed = self._unpack(state["masks"]) if state is not None else {}
-            masks = {name: mask for name, mask in packed.items() if name in names}
+            if state is not None:
+                state = self._fitted(state, [weight.layer() for weight in weights], drop)
+            masks = self._unpack(state["masks"]) if state is not None else {}
             undo.callback(setattr, self, "_vectors_need_filter", self._vectors_need_filter)
             tracker = self._open(weights, masks, state)
             undo.callback(self._end, tracker.session)
@@ -507,6 +547,25 @@ class Compressor:
                 old.tracker.close()
                 self._end(old.tracker.session)
 
+    def _fitted(
+        self, state: Mapping[str, Any], layers: Sequence[Layer], drop: bool
+    ) -> Mapping[str, Any]:
+        """What `state_dict` gave, under the names of these layers, and of nothing else."""
+        bound = self._binding.shapes if drop and self._binding is not None else {}
+        changed = {la.name for la in layers if bound.get(la.name, la.shape) != tuple(la.shape)}
+        result, left_out = _checkpoints.fitted(state, layers, self._layer_key, changed)
+        if not left_out:
+            return result
+        told = ", ".join(left_out[:10]) + (", ..." if len(left_out) > 10 else "")
+        if not drop:
+            names = [layer.name for layer in layers]
+            raise ValueError(
+                f"{len(left_out)} entries of the state fit no layer of the model: {told}; "
+                f"its layers are {names[:10]}{' and so on' if len(names) > 10 else ''}"
+            )
+        warnings.warn(f"dropped, as no layer has it: {told}", UserWarning, stacklevel=5)
+        return result
+
     def _open(
         self,
         weights: Sequence[Weight],
@@ -526,8 +585,7 @@ class Compressor:
         memory: Mapping[str, Memory] = state.get("memory", {})
         # A session that was told no step, as its algorithm needs none, is told of it for reports.
         applied = state.get("step_applied", False)
-        step = state["session_step"] if applied else state["step"]
-        names = {layer.name for layer in layers}
+        step = int(state["session_step"] if applied else state["step"])
         session = self._client.bind_model(
             self.algorithm,
             self._wire_config_list(),
@@ -536,16 +594,16 @@ class Compressor:
             labels=self._labels,
             lease=self._lease,
             masks=masks or None,
-            memory={name: memory[name] for name in memory if name in names},
-            epoch=state["epoch"],
+            memory=memory,
+            epoch=int(state["epoch"]),
             step=step,
             vectors_need_filter=self._vectors_need_filter,
             step_applied=applied,
         )
         return Tracker(
             session,
-            epoch=state["epoch"],
-            step=state["step"],
+            epoch=int(state["epoch"]),
+            step=int(state["step"]),
             session_step=step,
             step_applied=applied,
         )
@@ -613,6 +671,15 @@ class Compressor:
         Of weights that it compresses, what it makes the compressed ones of.
         """
         raise NotImplementedError
+
+    def _replaced(self) -> list[str]:
+        """The layers whose module, in the model, is no longer the one that was bound."""
+        return []
+
+    @staticmethod
+    def _layer_key(name: str) -> str:
+        """Equal for the names that one layer has in a model and in a wrapper of that model."""
+        return name
 
     def _is_installed(self, binding: Binding[Any]) -> bool:
         """Whether the model still reads its weights through the binding."""
@@ -824,6 +891,13 @@ def _followed(name: str, method: Callable[..., Any]) -> Callable[..., Any]:
         return result
 
     return call
+
+
+def _replaced_text(names: Sequence[str]) -> str:
+    return (
+        f"the model's layers {list(names[:10])} are no longer those that were bound: their modules "
+        "were replaced or removed; they are not compressed. rebind() takes the model in as it is"
+    )
 
 
 def _check_choice(name: str, value: str, allowed: Sequence[str]) -> None:

@@ -63,7 +63,7 @@ class Compressor(compressor.Compressor):
 
         A quantizer gets what the changed weights are quantized to. `step(sess)` is the next step.
         """
-        if step is not None and not isinstance(step, numbers.Integral):
+        if not (step is None or hasattr(step, "__index__") or isinstance(step, numbers.Number)):
             step, sess = None, step
         with self._using(sess):
             self._weights_changed()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import warnings
 import weakref
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any, Callable, Optional
 
 import torch
@@ -16,7 +16,7 @@ from ..adapter import ON_WEIGHT_CHANGE
 from ..masks import Mask
 from ..plan import Layer, Parameter
 from ..quantization import QuantizedTensor
-from . import modules
+from . import modules, naming
 from .activations import Activation, ranges
 from .rounding import parameters_of, weight_range
 from .transfer import DTYPES, from_host, to_host
@@ -31,8 +31,10 @@ class TrackedWeight:
         self.name = name
         self.modules = [module]
         self.aliases: list[str] = []
+        self.name_modules = [module]  # of the name, and of each alias
         self.binding: Optional[_TorchBinding] = None
         self.bound_dtype = self.dense.dtype
+        self.bound_shape = self.dense.shape
         #: Whether it was not trained in the last step, and its checksum when it was asked for then.
         self.steady = False
         self.checksum: Optional[torch.Tensor] = None
@@ -98,7 +100,40 @@ class TrackedWeight:
     def ensure_fresh(self) -> None:
         """Asks the service when this weight, or the session, has moved on."""
         if self.binding is not None:
+            if self.dense.shape != self.bound_shape:
+                raise RuntimeError(
+                    f"the weight of layer {self.name!r} has shape {list(self.dense.shape)} and was "
+                    f"bound with {list(self.bound_shape)}; call rebind() of its pruner or quantizer"
+                )
             self.binding.ensure_fresh(self)
+
+    def _places(self, model: nn.Module) -> list[tuple[nn.Module, Optional[nn.Module]]]:
+        """For each name: the module that was bound, and the one that the model has there."""
+        names = ("" if name == ROOT else name for name in (self.name, *self.aliases))
+        found = (naming.module_at(model, name) for name in names)
+        return list(zip(self.name_modules, found))
+
+    def is_in_place(self, model: nn.Module) -> bool:
+        """Whether the model still has what was bound, where it was then."""
+        parameter = self.modules[0]._parameters.get("weight")
+        if parameter is None or parameter.shape != self.bound_shape:
+            return False
+        return all(bound is now for bound, now in self._places(model))
+
+    def is_within_others(self, model: nn.Module, present: Collection[int]) -> bool:
+        """Whether modules that are not in place were put into others, as adapters do, which have no
+        weights of their own.
+
+        Args:
+            present: the ids of all modules of the model.
+        """
+        if all(bound is now for bound, now in self._places(model)):
+            return False  # then it is the weight that is another one
+        return all(
+            id(bound) in present
+            and (now is bound or now is None or now._parameters.get("weight") is None)
+            for bound, now in self._places(model)
+        )
 
     @property
     def has_answer(self) -> bool:
@@ -152,8 +187,8 @@ def _sample(weight: torch.Tensor) -> Any:
 def find_weights(model: nn.Module) -> list[TrackedWeight]:
     """The weights that can be compressed, in the order of named_modules(), tied ones once.
 
-    Layers have the modules' names; a model that is itself a layer is called ".", which no module in
-    it can be.
+    Layers have the modules' names in the plain model, without what wraps it; a model that is itself
+    a layer is called ".", which no module in it can be.
 
     Warns of modules whose weight is computed from other parameters (weight_norm, parametrize), and
     of scripted ones: there is no parameter that could be compressed. Raises ValueError for a lazy
@@ -161,7 +196,7 @@ def find_weights(model: nn.Module) -> list[TrackedWeight]:
     """
     found: dict[int, TrackedWeight] = {}
     computed = []
-    for name, module in model.named_modules(remove_duplicate=False):
+    for name, module in naming.named_modules(model):
         weight = None if _is_scripted(module) else module._parameters.get("weight")
         if isinstance(weight, nn.parameter.UninitializedParameter):
             raise ValueError(
@@ -197,13 +232,15 @@ def layers(model: nn.Module) -> list[Layer]:
 
 def parameters(model: nn.Module) -> Iterator[Parameter]:
     """All parameters of a model, tied ones once, and which of them are weights of layers."""
+    owners = dict(naming.named_modules(model))
     layers = {
         id(module._parameters["weight"]): name or ROOT
-        for name, module in reversed(list(model.named_modules()))
+        for name, module in reversed(list(owners.items()))
         if not _is_scripted(module) and module._parameters.get("weight") is not None
     }
-    owners = dict(model.named_modules())
-    for name, parameter in model.named_parameters():
+    plain = naming.plain_key(model)
+    for key, parameter in model.named_parameters():
+        name = plain(key)
         if isinstance(parameter, nn.parameter.UninitializedParameter):
             continue
         owner = modules.plain_class(owners[name.rpartition(".")[0]])
@@ -218,6 +255,7 @@ def _is_scripted(module: nn.Module) -> bool:
 
 def _add_name(weight: TrackedWeight, name: str, module: nn.Module) -> None:
     weight.aliases.append(name)
+    weight.name_modules.append(module)
     if all(module is not known for known in weight.modules):
         weight.modules.append(module)
 

@@ -14,7 +14,7 @@ from torch import nn
 
 from .. import binding, compressor
 from ..plan import Parameter
-from . import modules
+from . import modules, naming
 from ._files import ExampleInputs, ModelFiles, example_inputs
 from .binding import TrackedWeight, find_weights, parameters, weak_method
 from .transfer import to_host
@@ -70,7 +70,9 @@ class Compressor(compressor.Compressor):
         files.save(self.compressed_state_dict(), model_path)
         if onnx_path is not None:
             given = example_inputs(self._model, input_shape, inputs)
-            files.save_onnx(modules.unwrap(copy.deepcopy(self._model)), onnx_path, given)
+            model = copy.deepcopy(naming.without_wrappers(self._model))
+            plain = modules.unwrap(naming.take_wrappers_out(model))
+            files.save_onnx(plain, onnx_path, given)
 
     def _exported(self) -> tuple[Mapping[str, Any], Mapping[str, str]]:
         layers = {
@@ -89,14 +91,21 @@ class Compressor(compressor.Compressor):
         return state
 
     def compressed_state_dict(self) -> dict[str, Any]:
-        """The plain model's `state_dict()` with zeros or quantized values in the weights."""
+        """The plain model's `state_dict()` with zeros or quantized values in the weights.
+
+        Raises as `export` does where modules were replaced.
+        """
         self._bound()
-        model = self._model
+        self._check_not_replaced()
+        model = naming.without_wrappers(self._model)
         state: dict[str, Any] = model.state_dict()
         for name, module in model.named_modules(remove_duplicate=False):
             key = f"{name}.weight" if name else "weight"
             if isinstance(module, modules.CompressedModule) and key in state:
                 state[key] = module.weight.detach()
+        plain = naming.plain_key(model)
+        for key in list(state):  # of those within, one by one, so that their order stays
+            state[plain(key)] = state.pop(key)
         return state
 
     def on_every_rank(self, model: Any, state: Optional[Mapping[str, Any]] = None) -> Any:
@@ -149,6 +158,24 @@ class Compressor(compressor.Compressor):
     def _parameters(self) -> Iterable[Parameter]:
         return parameters(self._model)
 
+    def _replaced(self) -> list[str]:
+        model = self._model
+        moved = [w for w in self._bound().weights.values() if not w.is_in_place(model)]
+        present = {id(module) for module in model.modules()} if moved else ()
+        return [weight.name for weight in moved if not weight.is_within_others(model, present)]
+
+    @staticmethod
+    def _layer_key(name: str) -> str:
+        return naming.layer_key(name)
+
+    def _wire_config_list(self) -> Sequence[Mapping[str, Any]]:
+        """Rules may name layers as `named_modules()` of a wrapped model does."""
+        rules = super()._wire_config_list()
+        found = naming.both_names(self._model)
+        names = {plain for _, plain, _ in found}
+        plain_names = {name: plain or "." for name, plain, _ in found if name not in names}
+        return [_renamed(rule, plain_names) for rule in rules] if plain_names else rules
+
     def _is_installed(self, binding: binding.Binding[Any]) -> bool:
         weights = binding.weights.values()
         return all(modules.state_of(weight.modules[0]) is not None for weight in weights)
@@ -175,6 +202,13 @@ class Compressor(compressor.Compressor):
     @staticmethod
     def _to_numpy(array: Any) -> Any:
         return array.cpu().numpy()
+
+
+def _renamed(rule: Any, names: Mapping[str, str]) -> Any:
+    """The rule with other names of layers; what is no rule is the server's to refuse."""
+    if not isinstance(rule, Mapping) or not isinstance(rule.get("op_names"), (list, tuple)):
+        return rule
+    return {**rule, "op_names": [names.get(name, name) for name in rule["op_names"]]}
 
 
 def _of_rank_0(told: Any = None) -> Any:

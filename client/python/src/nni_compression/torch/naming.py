@@ -1,0 +1,114 @@
+"""Names of modules and parameters as the plain model has them, whatever wraps it.
+
+`torch.compile`, DataParallel and DistributedDataParallel put a model into a module of their own,
+which is a part of all its names: "module.fc1", "_orig_mod.fc1". Checkpoints and exports outlive
+such wrappers, so layers are called as if there were none.
+"""
+
+from __future__ import annotations
+
+import sys
+from typing import Any, Callable, Optional
+
+from torch import nn
+
+_PARTS = ("_orig_mod", "module")
+
+
+def wrapped_part(module: nn.Module) -> Optional[str]:
+    """What the model within a wrapper is called there; None for any other module."""
+    if isinstance(module, (nn.DataParallel, nn.parallel.DistributedDataParallel)):
+        return "module"
+    # Whoever has one has imported this; it takes too long to import it for everybody.
+    compiled = getattr(sys.modules.get("torch._dynamo.eval_frame"), "OptimizedModule", None)
+    return "_orig_mod" if compiled is not None and isinstance(module, compiled) else None
+
+
+def without_wrappers(model: nn.Module) -> nn.Module:
+    """The model that wrappers were put around; those within it stay."""
+    part = wrapped_part(model)
+    while part is not None:
+        inner = model._modules[part]
+        assert inner is not None
+        model = inner
+        part = wrapped_part(model)
+    return model
+
+
+def take_wrappers_out(model: nn.Module) -> nn.Module:
+    """The same with all wrappers taken out, in place."""
+    model = without_wrappers(model)
+    for module in list(model.modules()):
+        for name, child in module._modules.items():
+            if child is not None:
+                module._modules[name] = without_wrappers(child)
+    return model
+
+
+def both_names(model: nn.Module) -> list[tuple[str, str, nn.Module]]:
+    """(as `named_modules()` calls it, in the plain model, module), wrappers left out.
+
+    Modules that are there several times have several names.
+    """
+    plain: dict[str, str] = {}
+    parts: dict[str, str] = {}
+    found = []
+    for name, module in model.named_modules(remove_duplicate=False):
+        parent, _, last = name.rpartition(".")
+        if not name:
+            plain[name] = ""
+        elif parts.get(parent) == last:
+            plain[name] = plain[parent]
+        else:
+            plain[name] = f"{plain[parent]}.{last}".lstrip(".")
+        part = wrapped_part(module)
+        if part is None:
+            found.append((name, plain[name], module))
+        else:
+            parts[name] = part
+    return found
+
+
+def named_modules(model: nn.Module) -> list[tuple[str, nn.Module]]:
+    """The modules under the names of the plain model."""
+    return [(plain, module) for _, plain, module in both_names(model)]
+
+
+def plain_key(model: nn.Module) -> Callable[[str], str]:
+    """A key of the model's `state_dict()` -> that of the plain model's."""
+    modules = model.named_modules(remove_duplicate=False)
+    prefixes = [
+        (f"{name}." if name else "", f"{part}.")
+        for name, module in modules
+        for part in [wrapped_part(module)]
+        if part is not None
+    ]
+    prefixes.sort(key=lambda prefix: len(prefix[0]), reverse=True)  # the innermost first
+
+    def plain(key: str) -> str:
+        for outer, part in prefixes:
+            if key.startswith(outer + part):
+                key = outer + key[len(outer + part) :]
+        return key
+
+    return plain
+
+
+def layer_key(name: str) -> str:
+    """Equal for the names that a layer has in a model and in wrappers of that model.
+
+    >>> layer_key("module._orig_mod.fc1") == layer_key("fc1")
+    True
+    """
+    return ".".join(part for part in name.split(".") if part and part not in _PARTS)
+
+
+def module_at(model: nn.Module, name: str) -> Optional[nn.Module]:
+    """The module that has this name in the plain model; None: there is none."""
+    module: Any = without_wrappers(model)
+    for part in name.split(".") if name else ():
+        module = module._modules.get(part)
+        if module is None:
+            return None
+        module = without_wrappers(module)
+    return module  # type: ignore[no-any-return]
