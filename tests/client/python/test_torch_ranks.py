@@ -65,6 +65,47 @@ dist.barrier()
 print(second[0].session.id)
 """
 
+# Each rank saves for itself, between a forward pass and its step, with other images than the other.
+SEEN_PROGRAM = """
+import copy
+import sys
+import torch
+import torch.distributed as dist
+
+rank, meeting, address = int(sys.argv[1]), *sys.argv[2:]
+from nni_compression.torch import QATQuantizer
+from torch_helpers import Net, images
+
+dist.init_process_group("gloo", init_method="file://" + meeting, rank=rank, world_size=2)
+OUTPUTS = [{"quant_types": ["weight", "output"], "op_types": ["default"]}]
+WIDTHS = (1.0, 3.0)  # what rank 1 sees is wider
+
+def begin(state):
+    model = Net(seed=5)
+    made = QATQuantizer(OUTPUTS, server=address)
+    made.on_every_rank(model, state)
+    return made, model
+
+def run(model, seed):
+    model(images(4, seed) * WIDTHS[rank])
+
+def ranges(made):
+    return {name: found["output_range"] for name, found in made.calibration.items()}
+
+made, model = begin(None)
+run(model, 0)
+made.step()
+run(model, 1)
+saved = copy.deepcopy(made.state_dict())
+made.step()
+expected = ranges(made)
+second, resumed = begin(saved)
+second.step()
+assert ranges(second) == expected, (ranges(second), expected)
+dist.barrier()
+print(expected)
+"""
+
 FAILS = """
 import sys
 import torch.distributed as dist
@@ -91,6 +132,13 @@ def test_ranks_go_on_from_a_checkpoint_in_one_new_session(
     server: ServerProcess, tmp_path: Path, kind: str
 ) -> None:
     printed = run_ranks(RANKS, RANK_PROGRAM, str(tmp_path / "meeting"), server.address, kind)
+    assert len(set(printed)) == 1
+
+
+def test_what_each_rank_had_seen_since_its_last_step_counts_after_an_interruption(
+    server: ServerProcess, tmp_path: Path
+) -> None:
+    printed = run_ranks(RANKS, SEEN_PROGRAM, str(tmp_path / "meeting"), server.address)
     assert len(set(printed)) == 1
 
 

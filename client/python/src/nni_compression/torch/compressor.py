@@ -117,13 +117,17 @@ class Compressor(compressor.Compressor):
 
         Args:
             model: of this rank; the weights are the same on all of them.
-            state: what `state_dict` gave, to go on from. That of rank 0 counts.
+            state: what `state_dict` gave, to go on from. That of rank 0 counts, but for what this
+                rank had seen of outputs and inputs since the last step.
         """
         if torch.distributed.get_rank() > 0:
             told = _of_rank_0()
             if isinstance(told, str):
                 raise RuntimeError(f"rank 0 has not bound the model: {told}")
-            self._join, self._route, self._resume = told
+            self._join, self._route, resume = told
+            if resume is not None:
+                seen = {} if state is None else state.get("seen", {})
+                self._resume = {**resume, "seen": seen}
             return self(model)
         try:
             if state is not None:
