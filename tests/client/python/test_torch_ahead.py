@@ -384,7 +384,7 @@ class TestCopiesOnDevices:
         self, client: nc.Client, monkeypatch: pytest.MonkeyPatch, transfer: str, sampled: bool
     ) -> None:
         if not sampled:
-            monkeypatch.setattr(torch_binding, "_sample", lambda weight: None)
+            monkeypatch.setattr(torch_binding, "sample_of", lambda weight: None)
         quantizer = QATQuantizer(QAT, client=client, transfer=transfer)
         model = quantizer(nn.Sequential(nn.Linear(64, 32)))
         model(torch.ones(1, 64))
@@ -432,6 +432,23 @@ def test_threads_that_run_the_model_meet_no_dense_weight_while_it_is_bound_again
     assert not wrong
 
 
+def _swap_rows(weight: torch.Tensor) -> None:
+    weight[:2] = weight[:2].flip(0)
+
+
+# What leaves sums of a weight's words as they were.
+CHANGES: dict[str, Callable[[torch.Tensor], Any]] = {
+    "negated": lambda weight: weight.neg_(),
+    "a part of a row negated": lambda weight: weight[1, 1:5].neg_(),
+    "odd columns negated": lambda weight: weight[:, 1::2].neg_(),
+    "four negated": lambda weight: weight[:2, :2].neg_(),
+    "rows swapped": _swap_rows,
+    "turned": lambda weight: weight.copy_(weight.flip(0, 1)),
+    "rolled": lambda weight: weight.copy_(weight.roll(2, 1)),
+    "sorted": lambda weight: weight.copy_(weight.sort(0)[0]),
+}
+
+
 class TestWhatIsFrozen:
     """A step takes every weight for changed; what it can show not to be is not sent again."""
 
@@ -450,7 +467,7 @@ class TestWhatIsFrozen:
     def test_is_sent_again_when_it_was_written_to_after_all(
         self, client: nc.Client, monkeypatch: pytest.MonkeyPatch, transfer: str
     ) -> None:
-        monkeypatch.setattr(torch_binding, "_sample", lambda weight: None)
+        monkeypatch.setattr(torch_binding, "sample_of", lambda weight: None)
         quantizer = QATQuantizer(QAT, client=client, transfer=transfer)
         model = quantizer(Net())
         for _ in range(3):
@@ -473,3 +490,49 @@ class TestWhatIsFrozen:
         assert torch.equal(torch_binding.checksum_of(weight), before)
         part = torch.cat([weight[:1], weight])[1:]  # at an odd place in its storage
         assert torch.equal(torch_binding.checksum_of(part), before)
+
+    @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16, torch.float64])
+    @pytest.mark.parametrize("change", CHANGES.values(), ids=CHANGES)
+    @pytest.mark.parametrize("shape", [(4, 6), (96, 512)], ids=["small", "blocks"])
+    def test_signs_and_places_count(
+        self, dtype: torch.dtype, change: Callable[[torch.Tensor], None], shape: tuple[int, int]
+    ) -> None:
+        weight = torch.randn(shape, generator=torch.Generator().manual_seed(2)).to(dtype)
+        before = torch_binding.checksum_of(weight)
+        saved = weight.clone()
+        change(weight)
+        assert not torch.equal(weight, saved)
+        assert not torch.equal(torch_binding.checksum_of(weight), before)
+
+    @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+    @pytest.mark.parametrize("change", CHANGES.values(), ids=CHANGES)
+    def test_is_sent_again_when_only_signs_or_places_changed(
+        self,
+        client: nc.Client,
+        monkeypatch: pytest.MonkeyPatch,
+        dtype: torch.dtype,
+        change: Callable[[torch.Tensor], None],
+    ) -> None:
+        monkeypatch.setattr(torch_binding, "sample_of", lambda weight: None)
+        quantizer = QATQuantizer(QAT, client=client)
+        model = quantizer(Net().to(dtype))
+        for _ in range(3):
+            model(images().to(dtype))
+            quantizer.step()
+        before = model.fc1.weight.detach().clone()
+        change(dense(model.fc1).data)
+        quantizer.step()
+        change(before)
+        assert torch.allclose(model.fc1.weight, before, atol=0.01)
+
+    def test_a_nan_that_is_kept_is_asked_about_once(self, client: nc.Client) -> None:
+        quantizer = QATQuantizer(QAT, client=client, on_bad_weight="keep")
+        model = quantizer(Net())
+        model(images())
+        with torch.no_grad():
+            dense(model.fc1).view(-1)[0] = float("nan")  # one that the sample has
+        model(images())
+        made = calls(quantizer)
+        for _ in range(3):
+            model(images())
+        assert calls(quantizer) == made

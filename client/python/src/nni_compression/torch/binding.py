@@ -18,6 +18,7 @@ from ..plan import Layer, Parameter
 from ..quantization import QuantizedTensor
 from . import modules, naming
 from .activations import Activation, ranges
+from .checksums import checksum_of, sample_of
 from .rounding import parameters_of, weight_range
 from .transfer import DTYPES, from_host, to_host
 
@@ -95,7 +96,14 @@ class TrackedWeight:
         weight = self.dense
         self._seen = weight  # alive, so that no other parameter gets its id
         version = -1 if weight.is_inference() else weight._version
-        return id(weight), version, weight.data_ptr(), weight.dtype, weight.device, _sample(weight)
+        return (
+            id(weight),
+            version,
+            weight.data_ptr(),
+            weight.dtype,
+            weight.device,
+            sample_of(weight),
+        )
 
     def ensure_fresh(self) -> None:
         """Asks the service when this weight, or the session, has moved on."""
@@ -156,32 +164,6 @@ def _has_inputs_first(module: nn.Module) -> bool:
         cls.__name__ == "Conv1D" and cls.__module__.startswith("transformers.")
         for cls in type(module).__mro__
     )
-
-
-_BLOCK_WORDS = 4096
-
-
-def checksum_of(weight: torch.Tensor) -> torch.Tensor:
-    """Integers on the weight's device that change with its bits; takes a pass over its memory.
-
-    They are sums of blocks of 32 KiB. A block in which one element changed has another sum for
-    certain, one in which many did almost surely, unless they only changed places.
-    """
-    flat = weight.detach().reshape(-1).view(torch.uint8)
-    if flat.numel() % 8:
-        flat = torch.nn.functional.pad(flat, (0, -flat.numel() % 8))
-    if flat.storage_offset() % 8:
-        flat = flat.clone()
-    words = flat.view(torch.int64)
-    whole = words.numel() // _BLOCK_WORDS * _BLOCK_WORDS
-    return torch.cat([words[:whole].view(-1, _BLOCK_WORDS).sum(1), words[whole:].sum().view(1)])
-
-
-def _sample(weight: torch.Tensor) -> Any:
-    if weight.device.type != "cpu" or not weight.is_contiguous():
-        return None
-    flat = weight.detach().view(-1)
-    return tuple(flat[:: max(1, flat.numel() // 16)].tolist())
 
 
 def find_weights(model: nn.Module) -> list[TrackedWeight]:

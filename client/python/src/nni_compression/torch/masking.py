@@ -6,7 +6,7 @@ from typing import Any, Callable
 
 import torch
 
-_INTEGERS = {2: torch.int16, 4: torch.int32, 8: torch.int64}  # by an element's bytes
+INTEGERS = {2: torch.int16, 4: torch.int32, 8: torch.int64}  # by an element's bytes
 
 
 def masked(weight: torch.Tensor, mask: torch.Tensor, *, sparse: bool = False) -> Any:
@@ -27,7 +27,7 @@ def _zeroed(weight: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
     # product; the product of the bits, unlike that of the values, makes no -0 and no NaN.
     if weight.device.type != "cpu":
         return torch.where(mask, weight, weight.new_zeros(()))
-    integers = _INTEGERS[weight.element_size()]
+    integers = INTEGERS[weight.element_size()]
     bits = torch.empty_like(weight, dtype=integers, requires_grad=False).copy_(mask)
     return bits.mul_(weight.detach().view(integers)).view(weight.dtype)
 
