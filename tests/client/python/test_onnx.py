@@ -187,6 +187,41 @@ def test_export_model_writes_codes_and_quantized_outputs(
     quantizer.close()
 
 
+class Tied(nn.Module):
+    """As a language model: the embedding's weight is also that of the last layer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.embedding = nn.Embedding(20, 8)
+        self.hidden = nn.Linear(8, 8)
+        self.head = nn.Linear(8, 20, bias=False)
+        self.head.weight = self.embedding.weight
+
+    def forward(self, tokens: torch.Tensor) -> torch.Tensor:
+        return self.head(torch.relu(self.hidden(self.embedding(tokens))))
+
+
+@pytest.mark.parametrize("targets", [("weight",), ("weight", "output"), ("weight", "input")])
+def test_export_model_writes_the_codes_of_tied_weights(
+    client: nc.Client, tmp_path: Path, targets: tuple[str, ...], recwarn: Any
+) -> None:
+    rules = [{"op_types": ["Embedding", "Linear"], "quant_types": list(targets)}]
+    quantizer = QATQuantizer(rules, client=client)
+    model = quantizer(Tied())
+    tokens = torch.arange(6).reshape(2, 3)
+    model(tokens)
+    quantizer.step()
+    graph = exported(quantizer, tmp_path, example_inputs=(tokens,))
+    assert not [w for w in recwarn if "onnx_path" in str(w.message)]
+    codes = [i.name for i in graph.graph.initializer if i.name.endswith("weight_codes")]
+    assert len(codes) == 2  # of the hidden layer, and of the one that two modules have
+    (found,) = run_with({graph.graph.input[0].name: tokens}, graph)
+    expected = model.eval()(tokens).detach().numpy()
+    np.testing.assert_allclose(found, expected, atol=1e-5 if targets == ("weight",) else 0.05)
+    quantizer.close()
+
+
 @pytest.mark.parametrize("turned", [False, True])
 @pytest.mark.parametrize("bits", [4, 11])
 def test_weights_in_groups_give_the_sessions_values(

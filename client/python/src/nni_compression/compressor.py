@@ -814,7 +814,8 @@ class QuantizerPart(Compressor):
                 raise InvalidArgumentError("unwrap() has ended the session")
             with tempfile.TemporaryDirectory() as folder:
                 (bundle,) = self.export(folder, "onnx")
-                model = onnx.apply(path, bundle)
+                model = onnx.load(path)
+                onnx.apply(model, bundle, names=onnx.present_names(model, self._tied_names()))
             path.with_name(f"{path.name}.data").unlink(missing_ok=True)  # the weights of before
             onnx.save(model, path)
         except (ImportError, InvalidArgumentError) as error:
@@ -823,6 +824,10 @@ class QuantizerPart(Compressor):
                 UserWarning,
                 stacklevel=3,
             )
+
+    def _tied_names(self) -> Mapping[str, Sequence[str]]:
+        """What exports call a weight -> what else the model calls it, as it is tied."""
+        return {}
 
     def _quantization(self) -> QuantizerBinding[Any]:
         binding = self._bound()

@@ -12,7 +12,7 @@ import difflib
 import json
 import os
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Optional, Union
@@ -67,7 +67,7 @@ def apply(
     Raises InvalidArgumentError when a weight is not in the graph, has another shape or dtype, or
     when the graph's opset lacks what is needed; DataLossError for a damaged bundle.
     """
-    proto = model if isinstance(model, onnx.ModelProto) else onnx.load(os.fspath(model))
+    proto = model if isinstance(model, onnx.ModelProto) else load(model)
     changed = onnx.ModelProto()
     changed.CopyFrom(proto)
     graph = _Graph(changed)
@@ -79,6 +79,28 @@ def apply(
     if output is not None:
         save(proto, Path(output))
     return proto
+
+
+def load(path: PathLike) -> Any:
+    """The `ModelProto` of a file, with what that keeps beside it."""
+    return onnx.load(os.fspath(path))
+
+
+def present_names(model: Any, tied: Mapping[str, Sequence[str]]) -> dict[str, str]:
+    """`names` for `apply`: weights that the graph has under another of their names only.
+
+    Of weights that are tied, exporters keep one initializer, and one of their names.
+
+    Args:
+        tied: name of a weight in the bundle -> its other names.
+    """
+    present = {initializer.name for initializer in model.graph.initializer}
+    found = {}
+    for name, others in tied.items():
+        other = next((other for other in others if other in present), None)
+        if name not in present and other is not None:
+            found[name] = other
+    return found
 
 
 def save(model: Any, path: Path) -> None:
@@ -275,6 +297,8 @@ class _Graph:
             node.output[0] = raw = self._new(f"{whole}_raw")
             new = self._round_trip(raw, whole, encoding, f"{name}_{kind}")
             at = list(self._graph.node).index(node) + 1
+        elif node.op_type == "Gather":
+            return  # an embedding's input are indices
         else:
             place = next(i for i, value in enumerate(node.input) if value != weight)
             whole = self._new(f"{name}_{kind}")

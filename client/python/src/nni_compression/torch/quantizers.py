@@ -113,6 +113,12 @@ class Quantizer(QuantizerPart, Compressor):
                 state["weight" if name == "." else f"{name}.weight"] = weight.dense.detach()
         return state
 
+    def _tied_names(self) -> Mapping[str, Sequence[str]]:
+        return {
+            f"{name}.weight": [f"{alias}.weight" for alias in weight.aliases]
+            for name, weight in self._quantization().weights.items()
+        }
+
     def _kept(self, weight: TrackedWeight) -> Optional[np.ndarray[Any, Any]]:
         weight.state.refresh()
         return None if weight.mask is None else weight.mask.cpu().numpy()
