@@ -67,6 +67,24 @@ def test_an_exported_model_computes_what_the_model_does(
             assert torch.allclose(exported(images(seed=seed)), model(images(seed=seed)), atol=1e-5)
 
 
+@pytest.mark.parametrize("strict", [False, True], ids=["", "strict"])
+@pytest.mark.parametrize("gradients", [False, True], ids=["no gradients", ""])
+@pytest.mark.parametrize(("make", "config_list"), COMPRESSORS)
+def test_a_model_is_exported_for_any_number_of_inputs(
+    client: nc.Client, make: Any, config_list: Any, gradients: bool, strict: bool
+) -> None:
+    model, compressor = trained(make, config_list, client)
+    sizes = ({0: torch.export.Dim("batch", min=2)},)
+    with torch.set_grad_enabled(gradients):
+        program = torch.export.export(model, (images(),), dynamic_shapes=sizes, strict=strict)
+    many = images(9, seed=8)
+    # Beyond the range, and halves between two codes.
+    many[0] *= 100
+    many[1] = (many[1] * 8).round() / 16
+    assert torch.equal(program.module()(many), model(many))
+    compressor.close()
+
+
 @pytest.mark.parametrize("transfer", ["weights", "ranges"])
 def test_a_quantized_model_is_exported_in_training_and_without_gradients(
     client: nc.Client, transfer: str

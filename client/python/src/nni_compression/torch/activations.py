@@ -10,9 +10,10 @@ import math
 from collections.abc import Sequence
 from typing import Any, Optional
 
+import numpy as np
 import torch
 
-from .masking import is_exporting
+from .masking import is_dynamo, is_exporting
 from .rounding import Parameters
 
 
@@ -54,10 +55,18 @@ class Activation:
             _observe(self, value)
         if self._parameters is None:
             return value
-        quantized: torch.Tensor = torch.fake_quantize_per_tensor_affine(
-            value.to(torch.float32), *self._numbers
-        )
+        wide = value.to(torch.float32)
+        if is_exporting() and _has_open_sizes(value):
+            return self._plainly(wide).to(value.dtype)
+        quantized: torch.Tensor = torch.fake_quantize_per_tensor_affine(wide, *self._numbers)
         return quantized.to(value.dtype)
+
+    def _plainly(self, value: torch.Tensor) -> torch.Tensor:
+        """The same numbers, without gradient, as operations that take sizes that are not known."""
+        scale, zero_point, smallest, largest = self._numbers
+        reciprocal = float(np.float32(1) / np.float32(scale))
+        codes = (value * reciprocal).round() + zero_point
+        return (codes.clamp(smallest, largest) - zero_point) * scale
 
     def note(self, value: torch.Tensor) -> None:
         """Takes the numbers of a tensor into the range."""
@@ -90,6 +99,11 @@ class Activation:
         Activation.__init__(self)
         self.observes = False
         self.parameters = state["parameters"]
+
+
+def _has_open_sizes(value: torch.Tensor) -> bool:
+    """Whether a size may be one that is not known; torch.export's strict mode does not tell."""
+    return is_dynamo() or not all(isinstance(size, int) for size in value.shape)
 
 
 def _observe(activation: Activation, value: torch.Tensor) -> None:

@@ -71,6 +71,11 @@ _is_transforming: Callable[[], bool] = getattr(torch._C, "_are_functorch_transfo
 #: Whether the model runs only to be written down, with tensors that may have no numbers.
 is_exporting: Callable[[], bool] = getattr(getattr(torch, "compiler", None), "is_exporting", _never)
 
+#: Whether what runs is read by torch.compile, or by torch.export in its strict mode.
+is_dynamo: Callable[[], bool] = getattr(
+    getattr(torch, "compiler", None), "is_dynamo_compiling", _never
+)
+
 
 def is_traced() -> bool:
     """Whether operations are recorded or transformed instead of only computed."""
