@@ -111,3 +111,25 @@ def test_an_adapter_is_unmerged_again(client: nc.Client) -> None:
     for name, value in weights(model).items():
         assert torch.allclose(value, dense[name], atol=1e-6)
     assert torch.allclose(logits(model), base, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        peft.IA3Config(target_modules=TARGETS, feedforward_modules=[], init_ia3_weights=False),
+        peft.LoHaConfig(r=4, target_modules=TARGETS, init_weights=False),
+        peft.OFTConfig(oft_block_size=4, target_modules=TARGETS, init_weights=False),
+    ],
+    ids=["ia3", "loha", "oft"],
+)
+def test_an_adapter_that_hands_the_weight_on_is_merged(client: nc.Client, config: Any) -> None:
+    model = language_model()
+    pruner = LevelPruner(LINEAR, client=client)
+    pruner(model)
+    logits(model)
+    dense = weights(model)
+    merged = peft.get_peft_model(model, config).eval().merge_and_unload()
+    for name, value in weights(merged).items():
+        assert not torch.equal(value, dense[name])
+        masked = torch.where(pruner.masks[name], value, torch.zeros(()))
+        assert torch.equal(merged.get_submodule(name).weight, masked)

@@ -159,6 +159,16 @@ def test_what_was_read_shows_what_was_written(model: Net) -> None:
         assert torch.equal(weight == 0, model.fc1.weight == 0)
 
 
+def test_assigning_what_was_read_to_the_same_module_changes_nothing(model: Net) -> None:
+    parameter, before = dense(model.fc1), model.fc1.weight.detach().clone()
+    for read in (model.fc1.weight, model.fc1.weight.data):
+        model.fc1.weight = read
+        assert dense(model.fc1) is parameter
+        assert torch.equal(model.fc1.weight, before)
+    with pytest.raises(TypeError, match="cannot assign"):  # tying is for plain modules
+        model.fc2.weight = model.fc1.weight
+
+
 def test_gradients_are_the_parameters(model: Net) -> None:
     model(images()).sum().backward()
     parameter = dense(model.fc1)

@@ -196,6 +196,12 @@ class CompressedModule(nn.Module):
         # puts into its replicas.
         self.__dict__["weight"] = value
 
+    def __setattr__(self, name: str, value: Any) -> None:
+        # Of what this module has given out itself, as adapters hand it on and back: the parameter.
+        if name == "weight" and isinstance(value, CompressedWeight) and value.is_of(self):
+            value = self._parameters["weight"]
+        super().__setattr__(name, value)
+
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """The module's own, between quantized inputs and outputs where these are quantized."""
         state = self._weight_state

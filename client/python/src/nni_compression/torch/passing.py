@@ -65,6 +65,10 @@ class CompressedWeight(torch.Tensor):
         read._version_read = weight._version if watched and not weight.is_inference() else None
         return read
 
+    def is_of(self, module: nn.Module) -> bool:
+        """Whether it was read from this module."""
+        return self._module() is module
+
     @property
     def _parameter(self) -> Optional[torch.Tensor]:
         module = self._module()
