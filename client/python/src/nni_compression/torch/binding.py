@@ -403,6 +403,7 @@ class QuantizerBinding(_TorchBinding, binding.QuantizerBinding[TrackedWeight]):
         state.values = None
         if answer.values is not None:
             state.values = from_host(answer.values, weight.bound_dtype, weight.dense.device)
+        state.publish()
 
     def activation(self, name: str, target: str) -> Optional[Activation]:
         """The outputs or inputs of a layer; None when another binding has the model."""
@@ -445,6 +446,7 @@ class QuantizerBinding(_TorchBinding, binding.QuantizerBinding[TrackedWeight]):
         activation = self.activation(layer, target)
         if activation is not None:
             activation.parameters = parameters_of(answer)
+            self.weights[layer].state.publish()
 
     def detach(self) -> None:
         # Nobody tells the values of a changed weight any more: it is rounded here from now on.

@@ -9,6 +9,7 @@ buffer: distributed training would send every buffer to all ranks before every f
 
 from __future__ import annotations
 
+import copy
 import copyreg
 import threading
 import weakref
@@ -20,6 +21,7 @@ from torch import nn
 
 from ..masks import Mask
 from .activations import Activation
+from .checksums import sample_of
 from .masking import is_exporting, is_traced, keep, masked
 from .passing import STATE, CompressedWeight
 from .rounding import Parameters
@@ -48,12 +50,27 @@ class Source(Protocol):
         """The parameter that answers are about."""
 
 
+class Answers:
+    """What the server answered last for a weight, for copies of its module.
+
+    They have this and not the original's state, so that they keep neither the original nor its
+    session alive.
+    """
+
+    def __init__(self) -> None:
+        self.version = 0
+        self.mask: Optional[torch.Tensor] = None
+        self.parameters: Optional[Parameters] = None
+        self.activations: dict[str, Optional[Parameters]] = {}  # "output" and "input"
+
+
 class WeightState:
     """What stands between a module's dense weight and the one that is read.
 
     Modules that share a weight share this. A copy (deepcopy, pickle) computes what its original
     computes at that moment and is bound to no session: it keeps the mask and the parameters, and
-    rounds for itself.
+    rounds for itself. Only a deep copy that is written to, as an exponential moving average of the
+    original is, goes on with the original's answers: `follow`.
     """
 
     def __init__(self) -> None:
@@ -67,6 +84,11 @@ class WeightState:
         self.output: Optional[Activation] = None  # None: outputs are not quantized
         self.input: Optional[Activation] = None
         self.lost_write = False  # something was written that did not reach the dense weight
+        self.answers = Answers()  # for copies
+        self.origin: Optional[Answers] = None  # of a copy: what the original is answered
+        self._followed = 0  # its version that is in force here
+        self._copied: Any = None  # of a copy: bits of the dense weight as it was copied
+        self._sample: Any = None  # for a copy that is being made
 
     @property
     def name(self) -> str:
@@ -102,6 +124,62 @@ class WeightState:
         """Puts a mask in force."""
         with _replacing:
             self.mask = mask
+        self.publish()
+
+    def publish(self) -> None:
+        """Tells copies what is in force now."""
+        told = self.answers
+        told.mask = self.mask
+        told.parameters = self.parameters
+        told.activations = {
+            target: activation.parameters
+            for target, activation in (("output", self.output), ("input", self.input))
+            if activation is not None
+        }
+        told.version += 1
+
+    def follow(self, dense: Optional[torch.Tensor]) -> None:
+        """In a copy whose weight was written to: puts in force what the original is answered.
+
+        One that was not written to is a snapshot, and stays what it is.
+        """
+        origin = self.origin
+        if origin is None or dense is None or self._followed == origin.version:
+            return
+        if self.pruner is not None or self.quantizer is not None:
+            self.origin = None  # it is bound to a session of its own
+            return
+        if not self._is_written(dense):
+            return
+        self._followed = origin.version
+        self.mask, self.parameters = origin.mask, origin.parameters
+        for target, parameters in origin.activations.items():
+            activation = getattr(self, target)
+            if activation is not None:
+                activation.parameters = parameters
+
+    def _is_written(self, dense: torch.Tensor) -> bool:
+        # A fresh parameter has version 0, and moving it to a device or dtype leaves that.
+        if not dense.is_inference() and dense._version > 0:
+            return True
+        now = _sample_of(dense)  # `.data` is written without a trace
+        known = now is not None and self._copied is not None and now[0] == self._copied[0]
+        return known and bool(now != self._copied)
+
+    def before_copy(self, dense: Optional[torch.Tensor]) -> None:
+        """The module is about to be copied: a copy computes what this does."""
+        self.refresh()
+        self.follow(dense)
+        self._sample = None if dense is None else _sample_of(dense)
+
+    def __deepcopy__(self, memo: Any) -> WeightState:
+        copied = WeightState.__new__(WeightState)
+        copied.__setstate__(copy.deepcopy(self.__getstate__(), memo))
+        copied.origin = self.answers if self.origin is None else self.origin
+        copied._followed = copied.origin.version
+        copied._copied = self._sample
+        memo[id(self)] = copied
+        return copied
 
     def snapshot(self) -> Callable[[], None]:
         """What makes this again what it is now."""
@@ -142,7 +220,7 @@ class WeightState:
         if is_exporting():
             self.check_exportable()
         else:
-            _refresh(self)
+            _refresh(self, dense)
         return self.effective(module, dense)
 
     def effective(self, module: nn.Module, dense: torch.Tensor) -> Any:
@@ -205,6 +283,8 @@ class CompressedModule(nn.Module):
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """The module's own, between quantized inputs and outputs where these are quantized."""
         state = self._weight_state
+        if state.origin is not None and not is_exporting():
+            _refresh(state, self._parameters.get("weight"))
         if state.input is not None:
             args = tuple(state.input(value, self.training) for value in args)
             kwargs = {name: state.input(value, self.training) for name, value in kwargs.items()}
@@ -217,7 +297,7 @@ class CompressedModule(nn.Module):
         return self._weight_state.mask
 
     def __reduce_ex__(self, protocol: Any) -> Any:
-        self._weight_state.refresh()  # before the dicts are walked: a copy computes what this does
+        self._weight_state.before_copy(self._parameters.get("weight"))  # then the dicts are walked
         reduced = super().__reduce_ex__(max(2, protocol))
         if isinstance(reduced, tuple) and reduced[0] is copyreg.__newobj__:  # type: ignore
             return (_new_compressed, (plain_class(self), *reduced[1][1:]), *reduced[2:])
@@ -245,8 +325,9 @@ def _read_weight(module: CompressedModule) -> Any:
     return CompressedWeight.of(weight, weakref.ref(module), watched=watched)
 
 
-def _refresh(state: WeightState) -> None:
+def _refresh(state: WeightState, dense: Optional[torch.Tensor]) -> None:
     state.refresh()
+    state.follow(dense)
 
 
 # Asking a service is nothing that a compiler could trace.
@@ -254,6 +335,11 @@ if hasattr(torch, "compiler") and hasattr(torch.compiler, "disable"):
     _refresh = torch.compiler.disable(_refresh)
 elif hasattr(torch, "_dynamo"):
     _refresh = torch._dynamo.disable(_refresh)
+
+
+def _sample_of(dense: torch.Tensor) -> Any:
+    sample = sample_of(dense)
+    return None if sample is None else (dense.dtype, sample)
 
 
 _classes: dict[type, type] = {}

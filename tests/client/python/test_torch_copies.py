@@ -1,0 +1,129 @@
+"""Copies of a compressed model: snapshots, and averages of its weights."""
+
+from __future__ import annotations
+
+import copy
+import gc
+import weakref
+from typing import Any, Callable
+
+import pytest
+
+import nni_compression as nc
+
+pytest.importorskip("torch")
+
+import torch
+from torch import nn
+
+from nni_compression.torch import AGPPruner, QATQuantizer, unwrap
+from torch_helpers import AGP, COMPRESSED, Net, dense, images, train_step
+
+OUTPUTS = [{"quant_types": ["weight", "input", "output"], "op_types": ["default"]}]
+COMPRESSORS = [(AGPPruner, AGP), (QATQuantizer, OUTPUTS)]
+
+
+class ByData(nn.Module):
+    """An average as many have written it by hand: past autograd."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.module = copy.deepcopy(model)
+
+    def update_parameters(self, model: nn.Module) -> None:
+        for mine, other in zip(self.module.parameters(), model.parameters()):
+            mine.data.mul_(0.5).add_(other.data, alpha=0.5)
+
+
+AVERAGES = [torch.optim.swa_utils.AveragedModel, ByData]
+
+
+def trained(compressor: Any, model: Net, *averages: Any) -> None:
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    for epoch in range(4):
+        compressor.update_epoch(epoch)
+        train_step(model, optimizer, epoch)
+        compressor.step()
+        for average in averages:
+            average.update_parameters(model)
+
+
+@pytest.mark.parametrize("ended", [lambda made: None, lambda made: made.unwrap()], ids=["", "over"])
+@pytest.mark.parametrize("make_average", AVERAGES)
+def test_an_average_that_was_begun_first_has_the_masks_of_its_model(
+    client: nc.Client, make_average: Callable[[nn.Module], Any], ended: Callable[[Any], None]
+) -> None:
+    pruner = AGPPruner(AGP, client=client)
+    model = pruner(Net())
+    average = make_average(model)
+    trained(pruner, model, average)
+    masks = pruner.masks
+    ended(pruner)
+    for name in COMPRESSED:
+        weight = getattr(average.module, name).weight
+        expected = torch.where(masks[name], dense(getattr(average.module, name)), torch.zeros(()))
+        assert torch.equal(weight, expected)
+        assert not masks[name].all()
+    output = average.module.eval()(images())
+    plain = unwrap(average.module)
+    assert torch.equal(plain(images()), output)
+    assert int((plain.fc1.weight == 0).sum()) == int((~masks["fc1"]).sum())
+
+
+@pytest.mark.parametrize("make_average", AVERAGES)
+def test_an_average_of_a_quantized_model_is_quantized_as_that_is(
+    client: nc.Client, make_average: Callable[[nn.Module], Any]
+) -> None:
+    quantizer = QATQuantizer(OUTPUTS, client=client)
+    model = quantizer(Net())
+    average = make_average(model)
+    trained(quantizer, model, average)
+    model.eval()(images())
+    with torch.no_grad():
+        for mine, other in zip(average.module.parameters(), model.parameters()):
+            mine.copy_(other)
+        average.module.bn.load_state_dict(model.bn.state_dict())
+    assert torch.equal(average.module.eval()(images()), model(images()))
+
+
+@pytest.mark.parametrize(("make", "config_list"), COMPRESSORS)
+def test_a_snapshot_stays_what_it_was(client: nc.Client, make: Any, config_list: Any) -> None:
+    compressor = make(config_list, client=client)
+    model = compressor(Net())
+    average = ByData(model)
+    trained(compressor, model, average)
+    model.eval(), average.eval()
+    found = [(copy.deepcopy(m), m(images())) for m in (model, average.module)]
+    model.train()
+    trained(compressor, model, average)
+    compressor.update_epoch(9)
+    model(images())
+    for snapshot, output in found:
+        assert torch.equal(snapshot(images()), output)
+        assert torch.equal(snapshot.double().float()(images()), output)
+    assert not torch.equal(average.module(images()), found[1][1])
+
+
+def test_a_copy_keeps_neither_the_original_nor_its_session(client: nc.Client) -> None:
+    pruner = AGPPruner(AGP, client=client)
+    model = pruner(Net())
+    model(images())
+    copied = copy.deepcopy(model)
+    gone = weakref.ref(model.fc1), weakref.ref(pruner)
+    del model, pruner
+    gc.collect()
+    assert [reference() for reference in gone] == [None, None]
+    copied(images())
+
+
+def test_a_copy_that_is_compressed_itself_follows_its_own_session(client: nc.Client) -> None:
+    pruner = AGPPruner(AGP, client=client)
+    model = pruner(Net())
+    average = ByData(model)
+    own = AGPPruner(AGP, client=client)
+    own(average.module)
+    trained(pruner, model, average)
+    assert own.masks["fc1"].all()
+    average.module(images())
+    assert not dense(average.module.fc1).eq(0).any()
+    assert torch.equal(average.module.fc1.weight, dense(average.module.fc1))
