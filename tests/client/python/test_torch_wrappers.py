@@ -93,9 +93,11 @@ def test_a_rule_may_name_a_layer_as_the_wrapper_does(
 ) -> None:
     model = wrap(Net())
     name = next(name for name, m in model.named_modules() if isinstance(m, nn.Linear))
-    pruner = LevelPruner([{"op_names": [name], "sparsity": 0.5}], client=client)
-    pruner(model)
-    assert list(pruner.masks) == ["fc1"]
+    for names in ([name], name):
+        pruner = LevelPruner([{"op_names": names, "sparsity": 0.5}], client=client)
+        pruner(model)
+        assert list(pruner.masks) == ["fc1"]
+        pruner.unwrap()
 
 
 @pytest.mark.parametrize("wrap", [nn.DataParallel, pytest.param(compiled, marks=compiles)])

@@ -210,9 +210,12 @@ class Compressor(compressor.Compressor):
 
 def _renamed(rule: Any, names: Mapping[str, str]) -> Any:
     """The rule with other names of layers; what is no rule is the server's to refuse."""
-    if not isinstance(rule, Mapping) or not isinstance(rule.get("op_names"), (list, tuple)):
+    named = rule.get("op_names") if isinstance(rule, Mapping) else None
+    if isinstance(named, str):
+        named = [named]
+    if not isinstance(named, (list, tuple)):
         return rule
-    return {**rule, "op_names": [names.get(name, name) for name in rule["op_names"]]}
+    return {**rule, "op_names": [names.get(name, name) for name in named]}
 
 
 def _of_rank_0(told: Any = None) -> Any:

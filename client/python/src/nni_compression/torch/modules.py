@@ -130,7 +130,8 @@ class WeightState:
         """Tells copies what is in force now."""
         told = self.answers
         told.mask = self.mask
-        told.parameters = self.parameters
+        computed_here = self.parameters is not None and not self.parameters.bits
+        told.parameters = None if computed_here else self.parameters  # values are of one weight
         told.activations = {
             target: activation.parameters
             for target, activation in (("output", self.output), ("input", self.input))
@@ -152,7 +153,9 @@ class WeightState:
         if not self._is_written(dense):
             return
         self._followed = origin.version
-        self.mask, self.parameters = origin.mask, origin.parameters
+        self.mask = origin.mask
+        if self.parameters is None or self.parameters.bits:
+            self.parameters = origin.parameters
         for target, parameters in origin.activations.items():
             activation = getattr(self, target)
             if activation is not None:
