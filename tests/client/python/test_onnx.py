@@ -222,6 +222,37 @@ def test_export_model_writes_the_codes_of_tied_weights(
     quantizer.close()
 
 
+class Unused(nn.Module):
+    """A model whose second layer no output depends on."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.used = nn.Linear(8, 6)
+        self.pooler = nn.Linear(6, 6)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        hidden = self.used(x)
+        self.pooler(hidden)
+        return hidden
+
+
+def test_export_model_leaves_out_what_no_output_depends_on(
+    client: nc.Client, tmp_path: Path
+) -> None:
+    model = Unused()
+    quantizer = NaiveQuantizer([{"op_types": ["default"]}], client=client)
+    quantizer(model)
+    x = torch.randn(3, 8)
+    expected = model(x).detach()
+    path = tmp_path / "model.onnx"
+    with pytest.warns(UserWarning, match=r"no weights \['pooler'\]|no weights \['pooler.weight'\]"):
+        quantizer.export_model(tmp_path / "model.pth", onnx_path=path, example_inputs=(x,))
+    graph = with_input_x(onnx.load(path))
+    assert "DequantizeLinear" in {node.op_type for node in graph.graph.node}
+    (found,) = run_with({"x": x}, graph)
+    np.testing.assert_allclose(found, expected.numpy(), atol=1e-5)
+
+
 @pytest.mark.parametrize("turned", [False, True])
 @pytest.mark.parametrize("bits", [4, 11])
 def test_weights_in_groups_give_the_sessions_values(

@@ -155,6 +155,15 @@ def test_a_model_with_no_matching_layer_gets_a_clear_warning_and_works(client):
     pruner.step()
     assert pruner.masks == {}
     assert pruner.unwrap() is model
+    for call in (
+        lambda: pruner(model),
+        lambda: pruner.update_epoch(1),
+        pruner.step,
+        pruner.refresh,
+        pruner.rebind,
+    ):
+        with pytest.raises(RuntimeError, match="make another compressor"):
+            call()
 
 
 def test_a_model_without_weights_is_an_error():

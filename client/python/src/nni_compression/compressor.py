@@ -140,6 +140,7 @@ class Compressor:
         self._keep_on_bad_weight = on_bad_weight == "keep"
         self._resume: Optional[Mapping[str, Any]] = None
         self._binding: Optional[Binding[Any]] = None
+        self._unwrapped = False
         self._closer: Optional[Closer] = None
         self._unwatch: list[Callable[[], None]] = []
         self._vectors_need_filter = True
@@ -343,11 +344,15 @@ class Compressor:
         return self.session.export(directory, tensors, format, options=given)
 
     def unwrap(self) -> Any:
-        """Gives the plain model back, zeros or quantized values written in; ends the session."""
+        """Gives the plain model back, zeros or quantized values written in; ends the session.
+
+        Compressing that model again takes another compressor.
+        """
         if self._is_installed(self._bound()):
             self.refresh()
             self._bound().unwrap()
         self.close()
+        self._unwrapped = True
         return self._model
 
     def close(self) -> None:
@@ -388,6 +393,8 @@ class Compressor:
 
     def _settle(self) -> None:
         """Makes up for a rebind that failed; raises as it did when it fails again."""
+        if self._unwrapped:
+            raise RuntimeError("unwrap() has given the plain model back; make another compressor")
         binding = self._bound()
         if binding.overdue is not None and binding.tracker.owned:
             binding.overdue()
@@ -815,7 +822,15 @@ class QuantizerPart(Compressor):
             with tempfile.TemporaryDirectory() as folder:
                 (bundle,) = self.export(folder, "onnx")
                 model = onnx.load(path)
-                onnx.apply(model, bundle, names=onnx.present_names(model, self._tied_names()))
+                names = onnx.present_names(model, self._tied_names())
+                absent = onnx.absent(model, bundle, names)
+                onnx.apply(model, bundle, names=names, left_out=absent)
+                if absent:
+                    warnings.warn(
+                        f"onnx_path has no weights {absent[:10]}: no output depends on them",
+                        UserWarning,
+                        stacklevel=3,
+                    )
             path.with_name(f"{path.name}.data").unlink(missing_ok=True)  # the weights of before
             onnx.save(model, path)
         except (ImportError, InvalidArgumentError) as error:

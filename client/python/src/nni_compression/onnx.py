@@ -12,7 +12,7 @@ import difflib
 import json
 import os
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Optional, Union
@@ -41,6 +41,7 @@ def apply(
     output: Optional[PathLike] = None,
     *,
     names: Optional[Mapping[str, str]] = None,
+    left_out: Container[str] = (),
 ) -> Any:
     """Writes compressed weights and encodings into a graph; the `ModelProto`, changed.
 
@@ -63,6 +64,7 @@ def apply(
             can hold, under the same name with ".data" at its end.
         names: names of the bundle's weights -> names of the graph's initializers, where they
             differ.
+        left_out: weights of the bundle that the graph does not need: see `absent`.
 
     Raises InvalidArgumentError when a weight is not in the graph, has another shape or dtype, or
     when the graph's opset lacks what is needed; DataLossError for a damaged bundle.
@@ -71,7 +73,7 @@ def apply(
     changed = onnx.ModelProto()
     changed.CopyFrom(proto)
     graph = _Graph(changed)
-    for weight in _Bundle(Path(bundle), "onnx").weights(names or {}):
+    for weight in _Bundle(Path(bundle), "onnx").weights(names or {}, left_out):
         graph.put(weight)
     if _tensor_bytes(changed) <= _files.LARGEST_ONNX:  # the checker takes no more
         onnx.checker.check_model(changed)
@@ -101,6 +103,17 @@ def present_names(model: Any, tied: Mapping[str, Sequence[str]]) -> dict[str, st
         if name not in present and other is not None:
             found[name] = other
     return found
+
+
+def absent(model: Any, bundle: PathLike, names: Mapping[str, str]) -> list[str]:
+    """Weights of the bundle that the graph has not, as its outputs do not depend on them.
+
+    Empty when it has none at all: it then has other names.
+    """
+    present = {initializer.name for initializer in model.graph.initializer}
+    weights = _Bundle(Path(bundle), "onnx").names()
+    missing = [name for name in weights if names.get(name, name) not in present]
+    return missing if len(missing) < len(weights) else []
 
 
 def save(model: Any, path: Path) -> None:
@@ -161,14 +174,21 @@ class _Bundle(SafetensorsFile):
                 for part in ("codes", "scale", "zero_point"):
                     self.entries[f"{name}.{part}"]
 
-    def weights(self, names: Mapping[str, str]) -> list[_Weight]:
+    def weights(self, names: Mapping[str, str], left_out: Container[str] = ()) -> list[_Weight]:
         unknown = set(names) - set(self._weights)
         if unknown:
             raise InvalidArgumentError(
                 f"names has {min(unknown)!r}, which is no compressed weight of the bundle; it must "
                 f"be one of {', '.join(self._weights)}"
             )
-        return [self._weight(name, names.get(name, name)) for name in self._weights]
+        return [
+            self._weight(name, names.get(name, name))
+            for name in self._weights
+            if name not in left_out
+        ]
+
+    def names(self) -> list[str]:
+        return list(self._weights)
 
     def _weight(self, name: str, target: str) -> _Weight:
         told = self._weights[name]
