@@ -51,7 +51,7 @@ inside() {
 }
 
 say "packages of Debian 13; log in $logs/packages-13.log"
-quietly packages-13 inside deploy/install-dependencies.sh --cpp
+quietly packages-13 inside deploy/install-dependencies.sh --build
 targets=("$@")
 [[ $# -gt 0 ]] || targets=(all)
 # Without -Werror: newer headers call old functions deprecated.
