@@ -6,7 +6,6 @@
 #   deploy/install-dependencies.sh              what a build and all the tests need
 #   deploy/install-dependencies.sh --build      what deploy/quickstart.sh needs
 #   deploy/install-dependencies.sh --compile    what compiling the server needs
-#   deploy/install-dependencies.sh --cpp        what compiling the server and the C++ tests needs
 #   deploy/install-dependencies.sh --runtime    what the installed programs need
 #   deploy/install-dependencies.sh --fuzz       what tests/fuzz.sh needs
 #   deploy/install-dependencies.sh --deployment what tests/deployment.sh needs
@@ -24,9 +23,7 @@ compile=(ccache cmake g++ libabsl-dev libcpp-httplib-dev libgrpc++-dev libprotob
          libtorch-dev ninja-build pkg-config nlohmann-json3-dev prometheus-cpp-dev protobuf-compiler
          protobuf-compiler-grpc zlib1g-dev)
 
-cpp=("${compile[@]}" libgmock-dev libgtest-dev openssl)
-
-build=("${cpp[@]}" git
+build=("${compile[@]}" git libgmock-dev libgtest-dev openssl
        python3 python3-grpcio python3-numpy python3-protobuf python3-setuptools python3-sklearn
        python3-torch python3-venv python3-wheel)
 
@@ -36,14 +33,13 @@ tests=(chromium clang-format-14 haproxy libbenchmark-dev libfaketime libjemalloc
 case "${1:-}" in
   --runtime) wanted=("${runtime[@]}") ;;
   --compile) wanted=("${runtime[@]}" "${compile[@]}") ;;
-  --cpp) wanted=("${runtime[@]}" "${cpp[@]}") ;;
   --build) wanted=("${runtime[@]}" "${build[@]}") ;;
   "") wanted=("${runtime[@]}" "${build[@]}" "${tests[@]}") ;;
   --fuzz) wanted=("${runtime[@]}" "${build[@]}" "${tests[@]}" clang-14 libclang-rt-14-dev libomp-14-dev) ;;
   --deployment) wanted=("${runtime[@]}" "${build[@]}" "${tests[@]}" buildah iproute2 mmdebstrap) ;;
   --debian13) wanted=(mmdebstrap) ;;
-  -h | --help) sed -n '2,13s/^# \{0,1\}//p' "$0"; exit 0 ;;
-  *) echo "unknown option $1; it must be --build, --compile, --cpp, --runtime, --fuzz, --deployment or --debian13" >&2; exit 2 ;;
+  -h | --help) sed -n '2,12s/^# \{0,1\}//p' "$0"; exit 0 ;;
+  *) echo "unknown option $1; it must be --build, --compile, --runtime, --fuzz, --deployment or --debian13" >&2; exit 2 ;;
 esac
 
 missing=()

@@ -24,9 +24,9 @@ absl::StatusOr<std::string> RegionTable::Add(absl::string_view tenant, int fd, u
     memory = mapped_->TryReserve(static_cast<int64_t>(byte_length));
   }
   if (!memory) {
-    return absl::ResourceExhaustedError(absl::StrCat("byte_length is ", byte_length, "; ",
-                                                     mapped_bytes(), " of ", max_bytes(),
-                                                     " bytes are mapped"));
+    return absl::ResourceExhaustedError(absl::StrCat("byte_length is ", byte_length,
+                                                     "; there is no room for it now in the ",
+                                                     max_bytes(), " bytes that may be mapped"));
   }
   auto region = Region::Map(fd, byte_length, writable, *std::move(memory));
   if (!region.ok()) return region.status();

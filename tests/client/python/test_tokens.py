@@ -293,3 +293,8 @@ def test_compressionctl_sends_a_token(
     missing = health(f"--token_file={tmp_path}/none")
     assert missing.returncode == 1
     assert f"token_file '{tmp_path}/none' cannot be read" in missing.stderr
+
+
+def test_a_token_that_is_no_text_is_refused() -> None:
+    with pytest.raises(nc.InvalidArgumentError, match="token is bytes; it must be str"):
+        nc.Client("127.0.0.1:1", token=b"secret")  # type: ignore[arg-type]

@@ -85,6 +85,8 @@ def check_privacy(
 
 def _check(token: str, name: str) -> str:
     """The token. Metadata has visible ASCII only, and a message must not show a secret."""
+    if not isinstance(token, str):
+        raise InvalidArgumentError(f"{name} is {type(token).__name__}; it must be str")
     if not token or not all("!" <= letter <= "~" for letter in token):
         raise InvalidArgumentError(f"{name} has to be one or more visible ASCII characters")
     return token
