@@ -310,6 +310,7 @@ def test_an_adapter_that_sends_no_gradients_refuses_an_algorithm_that_asks_for_t
     tracker: Any = types.SimpleNamespace(
         status={"fc": None}, plan=types.SimpleNamespace(layers={"fc": layer})
     )
-    weight: Any = types.SimpleNamespace(name="fc", token=lambda: 0)
+    bound = nc.Layer("fc", "Linear", (2, 2))
+    weight: Any = types.SimpleNamespace(name="fc", token=lambda: 0, layer=lambda: bound)
     with pytest.raises(nc.InvalidArgumentError, match="the gradient of layer 'fc'"):
         Binding(tracker, [weight])
