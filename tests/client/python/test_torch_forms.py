@@ -159,7 +159,6 @@ def test_a_model_with_no_matching_layer_gets_a_clear_warning_and_works(client):
         lambda: pruner(model),
         lambda: pruner.update_epoch(1),
         pruner.step,
-        pruner.refresh,
         pruner.rebind,
     ):
         with pytest.raises(RuntimeError, match="make another compressor"):

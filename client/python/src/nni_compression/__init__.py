@@ -17,6 +17,8 @@ Examples in this package have ``import numpy as np``, ``import nni_compression a
 searches by tuners.
 """
 
+# Before gRPC.
+from . import _fork_support  # noqa: F401  # isort: skip
 from ._tls import Tls
 from ._version import __version__
 from .client import Client, server_address

@@ -20,6 +20,7 @@ from google.protobuf.message import DecodeError
 
 from ._address import is_loopback
 from ._credentials import NOBODY, Credentials
+from ._fork_support import fork_support
 from ._frames import fields
 from ._interrupts import interrupts_held
 from ._tls import Tls
@@ -46,12 +47,6 @@ _REQUEST_ID_KEY = "nni-request-id"
 _REVISION_KEY = "nni-session-revision"
 _PUSHBACK_KEY = "grpc-retry-pushback-ms"
 _DETAILS_KEY = "grpc-status-details-bin"
-_FORK_SUPPORT = "GRPC_ENABLE_FORK_SUPPORT"
-# In older versions the handlers of fork() wait for gRPC's threads, which may wait for the end of
-# the fork: 1.51 hangs now and then. Without them a child must not touch what it inherited.
-_FORKS_MAY_HANG = tuple(map(int, grpc.__version__.split(".")[:2])) < (1, 60)
-if _FORKS_MAY_HANG:
-    os.environ.setdefault(_FORK_SUPPORT, "0")  # read when the process makes its first channel
 # What gRPC says of a deadline that passed here; a server says what it waited for.
 _OWN_DEADLINE = ("", "Deadline Exceeded")
 # What gRPC says when the other side's gRPC holds too much at the moment (ENHANCE_YOUR_CALM).
@@ -488,7 +483,7 @@ class _Requests:
 
 def _leave_channels() -> None:
     """In a forked child: nobody takes down what only the parent's threads could, not even exit."""
-    if not _FORKS_MAY_HANG or _fork_support():
+    if fork_support():
         return
     for transport in list(_transports):
         if transport._channel is not None:
@@ -500,17 +495,13 @@ os.register_at_fork(after_in_child=_leave_channels)
 
 def _check_fork() -> None:
     """Raises in a child of a process that has used gRPC, where a new channel might hang."""
-    if _opened_by is None or _opened_by == os.getpid() or _fork_support():
+    if _opened_by is None or _opened_by == os.getpid() or fork_support():
         return
     raise FailedPreconditionError(
         "this process was forked from one that was connected to a compression server, and gRPC "
         "does not work on the other side of a fork; call the server from the parent, start the "
         "process by 'spawn' or 'forkserver', or set GRPC_ENABLE_FORK_SUPPORT=1 for the parent"
     )
-
-
-def _fork_support() -> bool:
-    return os.environ.get(_FORK_SUPPORT, "").lower() in ("1", "true", "yes", "y", "t")
 
 
 def _trailer(status: Any, key: str) -> Optional[str]:

@@ -157,6 +157,7 @@ class Compressor:
         """Compresses the model that was given to the constructor, in place, and returns it."""
         if self._model is None:
             raise RuntimeError("there is no model; call the compressor with one")
+        self._check_not_unwrapped()
         if self._binding is None:
             self.bind_model(self._model)
             self._bind(self._resume)
@@ -204,6 +205,7 @@ class Compressor:
         Warns of layers that the model has got since it was bound, and of those whose module is
         another one by now: `rebind` takes them in.
         """
+        self._check_not_unwrapped()
         epoch = operator.index(epoch)  # a checkpoint is to have a plain number
         self._told += 1
         self._settle()
@@ -217,6 +219,7 @@ class Compressor:
 
     def step(self, step: Optional[int] = None) -> None:
         """Tells that a minibatch is done: the next step, or the one given (absolute)."""
+        self._check_not_unwrapped()
         step = None if step is None else operator.index(step)
         self._told += 1
         self._settle()
@@ -238,6 +241,7 @@ class Compressor:
         when no server answers, is done again by the next call of any method or forward pass, which
         raises until it succeeds.
         """
+        self._check_not_unwrapped()
         self._settle()
         self._until_it_succeeds(lambda: self._bind(self._state(), drop=True))
 
@@ -391,10 +395,13 @@ class Compressor:
             if self._is_custom:
                 tracker.forget()
 
-    def _settle(self) -> None:
-        """Makes up for a rebind that failed; raises as it did when it fails again."""
+    def _check_not_unwrapped(self) -> None:
+        """Nothing that is told would have an effect."""
         if self._unwrapped:
             raise RuntimeError("unwrap() has given the plain model back; make another compressor")
+
+    def _settle(self) -> None:
+        """Makes up for a rebind that failed; raises as it did when it fails again."""
         binding = self._bound()
         if binding.overdue is not None and binding.tracker.owned:
             binding.overdue()
