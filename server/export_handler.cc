@@ -33,14 +33,12 @@ constexpr int64_t kOptionsCopies = 2;
 
 absl::StatusOr<bool> ExportHandler::OnOpen(wire::MessageReader& reader) {
   v1::ExportRequest::Open open;
-  std::string bytes;
-  if (absl::Status status = reader.Read(&bytes); !status.ok()) return status;
-  absl::StatusOr<Reservation> memory = Reserve(kOptionsCopies * ParsedSize(open, bytes));
-  if (!memory.ok()) return memory.status();
-  options_memory_ = *std::move(memory);
-  if (!open.ParseFromString(bytes)) {
-    return absl::InvalidArgumentError("open is not a valid ExportRequest.Open");
-  }
+  const auto reserve = [&](absl::string_view bytes) -> absl::Status {
+    absl::StatusOr<Reservation> memory = Reserve(kOptionsCopies * ParsedSize(open, bytes));
+    if (memory.ok()) options_memory_ = *std::move(memory);
+    return memory.status();
+  };
+  if (absl::Status status = reader.Parse(&open, reserve); !status.ok()) return status;
   const absl::StatusOr<bool> loaded = session_.Join(open.session_id());
   if (!loaded.ok()) return loaded;
   const auto exporter = compression::FindExporter(open.format());

@@ -88,9 +88,8 @@ std::vector<std::string> Warnings(const std::vector<std::shared_ptr<Coded>>& wei
   };
   warn(unloaded,
        "transformers loads packed zero points of channels or groups, and packed embeddings, only "
-       "with CompressedTensorsConfig(dequantize=True); 8 bits, or for layers other than embeddings "
-       "a "
-       "symmetric scheme, load without it");
+       "with CompressedTensorsConfig(dequantize=True); 8 bits load without it, and so does a "
+       "symmetric scheme for other layers than embeddings");
   warn(slow,
        "vLLM has kernels for weights alone in the layout pack-quantized, per channel or in groups, "
        "with 4 or 8 bits, and loads no others; transformers makes floats of these");

@@ -125,11 +125,19 @@ absl::StatusOr<int> MessageReader::ReadFieldLength() {
                    " are allowed");
 }
 
-absl::Status MessageReader::Read(std::string* bytes) {
+absl::Status MessageReader::Parse(google::protobuf::MessageLite* message,
+                                  absl::FunctionRef<absl::Status(absl::string_view)> admit) {
   const auto length = ReadFieldLength();
   if (!length.ok()) return length.status();
-  if (!input_.ReadString(bytes, *length)) {
+  std::string bytes;
+  if (!input_.ReadString(&bytes, *length)) {
     return Malformed("field ", FieldOf(tag_), " is truncated");
+  }
+  if (absl::Status status = admit(bytes); !status.ok()) return status;
+  CodedInputStream field(reinterpret_cast<const uint8_t*>(bytes.data()), *length);
+  field.SetRecursionLimit(kMaxRecursion);
+  if (!message->ParseFromCodedStream(&field) || !field.ConsumedEntireMessage()) {
+    return Malformed("field ", FieldOf(tag_), " is not a valid ", message->GetTypeName());
   }
   return absl::OkStatus();
 }

@@ -14,8 +14,10 @@
 #include <string>
 #include <vector>
 
+#include "absl/functional/function_ref.h"
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
+#include "absl/strings/string_view.h"
 #include "absl/types/span.h"
 
 namespace nni_compression::wire {
@@ -87,8 +89,9 @@ class MessageReader {
   // content is lost.
   absl::Status Parse(google::protobuf::MessageLite* message);
 
-  // Copies the field's bytes, at most kMaxFieldBytes, for the caller to parse.
-  absl::Status Read(std::string* bytes);
+  // The same once `admit` has seen the field's bytes. Its error is returned, with nothing parsed.
+  absl::Status Parse(google::protobuf::MessageLite* message,
+                     absl::FunctionRef<absl::Status(absl::string_view bytes)> admit);
 
   // Reads a chunk up to its payload, which must be its last field. A chunk without a payload has
   // payload_bytes 0.

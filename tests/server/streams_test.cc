@@ -754,6 +754,18 @@ TEST_F(StreamsTest, AnExportNeedsTheBytesOfATensorWhateverItsDigest) {
   EXPECT_EQ(Files(response).size(), 1u);
 }
 
+TEST_F(StreamsTest, AnExportsOptionsAreNestedNoDeeperThanOtherFields) {
+  const std::string id = BindLevel({{kLayer, {4}}});
+  ExportMessage message;
+  message.Open(id).proto().mutable_open()->set_format("masks");
+  google::protobuf::Struct* options = message.proto().mutable_open()->mutable_options();
+  for (int i = 0; i < 20; ++i) options = (*options->mutable_fields())["o"].mutable_struct_value();
+  v1::ExportResponse response;
+  const grpc::Status status = RunCall<ExportStream>(stub(), message, &response);
+  EXPECT_EQ(status.error_code(), grpc::StatusCode::INVALID_ARGUMENT);
+  EXPECT_THAT(status.error_message(), HasSubstr("is not a valid"));
+}
+
 TEST_F(StreamsTest, AnExportThatCannotBeIsRefused) {
   const std::string id = BindLevel({{kLayer, {4}}});
   const auto status = [&](const std::string& format,
