@@ -35,8 +35,9 @@ absl::StatusOr<bool> ExportHandler::OnOpen(wire::MessageReader& reader) {
   v1::ExportRequest::Open open;
   const auto reserve = [&](absl::string_view bytes) -> absl::Status {
     absl::StatusOr<Reservation> memory = Reserve(kOptionsCopies * ParsedSize(open, bytes));
-    if (memory.ok()) options_memory_ = *std::move(memory);
-    return memory.status();
+    if (!memory.ok()) return memory.status();
+    options_memory_ = *std::move(memory);
+    return absl::OkStatus();
   };
   if (absl::Status status = reader.Parse(&open, reserve); !status.ok()) return status;
   const absl::StatusOr<bool> loaded = session_.Join(open.session_id());
