@@ -167,7 +167,6 @@ void Conversation::Run() {
   Learn();
   for (size_t n = 1 + random_.Below(2); n > 0; --n) Bind();
   for (size_t n = 1 + random_.Below(6); n > 0; --n) CallSome();
-  CloseAll();
 }
 
 // Algorithms and their options are those that the server lists.
@@ -479,7 +478,6 @@ void Conversation::Settle(Pending& pending) {
   }
 }
 
-// Also those whose reply was lost.
 void Conversation::CloseAll() {
   for (const std::string& tenant : kTenants) {
     v1::ListSessionsRequest list;
@@ -491,6 +489,8 @@ void Conversation::CloseAll() {
       v1::CloseSessionRequest close;
       close.set_session_id(session.id());
       const Exchange closed = Call(stub_, MethodOf("CloseSession"), tenant, {&close});
+      // One that was broken off may have closed it.
+      if (closed.status.error_code() == grpc::StatusCode::NOT_FOUND) continue;
       EXPECT_TRUE(closed.status.ok()) << closed.status.error_message();
     }
   }
