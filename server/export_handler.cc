@@ -8,7 +8,6 @@
 #include "server/convert.h"
 #include "server/json.h"
 #include "server/parsed_size.h"
-#include "server/status.h"
 
 namespace nni_compression::server {
 
@@ -170,16 +169,8 @@ absl::Status ExportHandler::OnAbandoned(const v1::TensorHeader& header) {
 
 absl::StatusOr<Reservation> ExportHandler::Reserve(int64_t bytes) {
   if (bytes <= 0) return Reservation();
-  if (bytes > core_->budget->limit()) {
-    return absl::ResourceExhaustedError(absl::StrCat(
-        "the export needs ", bytes, " bytes beside its tensors; the server has a memory budget of ",
-        core_->budget->limit()));
-  }
-  auto memory = core_->budget->TryReserve(bytes, share_, MemoryUse::kBookkeeping);
-  if (!memory.ok()) return memory.status();
-  if (*memory) return **std::move(memory);
-  return ExhaustedFor(kRetryWait, absl::StrCat("no memory now for the export, which needs ", bytes,
-                                               " bytes beside its tensors"));
+  return core_->budget->ReserveNow(bytes, share_, MemoryUse::kBookkeeping,
+                                   "the bookkeeping of an export");
 }
 
 void ExportHandler::OnEnd() {

@@ -140,6 +140,20 @@ absl::StatusOr<std::optional<Reservation>> MemoryBudget::TryReserve(int64_t byte
   return memory;
 }
 
+absl::StatusOr<Reservation> MemoryBudget::ReserveNow(int64_t bytes, const MemoryShare& share,
+                                                     MemoryUse use, absl::string_view what) {
+  absl::StatusOr<std::optional<Reservation>> memory = TryReserve(bytes, share, use);
+  if (!memory.ok()) return memory.status();
+  if (!*memory) return Refusal(bytes, what);
+  return **std::move(memory);
+}
+
+absl::Status MemoryBudget::Refusal(int64_t bytes, absl::string_view what) const {
+  const std::string message = absl::StrCat("no memory now for the ", bytes, " bytes of ", what,
+                                           "; the server has a memory budget of ", limit_);
+  return bytes > limit_ ? absl::ResourceExhaustedError(message) : ExhaustedFor(kRetryWait, message);
+}
+
 absl::StatusOr<MemoryBudget::Ticket> MemoryBudget::Reserve(int64_t bytes, const MemoryShare& share,
                                                            Granted granted) {
   Reservation charge(nullptr, nullptr, bytes, Kind::kPayload);
@@ -148,12 +162,7 @@ absl::StatusOr<MemoryBudget::Ticket> MemoryBudget::Reserve(int64_t bytes, const 
   int64_t missing = 0;
   {
     MutexLock lock(&mutex_);
-    if (bytes > Capacity()) {
-      const std::string message = absl::StrCat(
-          "no memory now for ", bytes, " bytes; the server has a memory budget of ", limit_);
-      return bytes > limit_ ? absl::ResourceExhaustedError(message)
-                            : ExhaustedFor(kRetryWait, message);
-    }
+    if (bytes > Capacity()) return Refusal(bytes, "tensors");
     ticket = next_ticket_++;
     waiting_bytes_.insert(bytes);
     waiters_.push_back({ticket, std::move(charge), std::move(granted)});

@@ -12,6 +12,7 @@
 #include "absl/base/thread_annotations.h"
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
+#include "absl/strings/string_view.h"
 #include "server/memory_account.h"
 #include "server/mutex.h"
 
@@ -96,6 +97,13 @@ class MemoryBudget : public std::enable_shared_from_this<MemoryBudget> {
   // The same for memory of a tenant, whose account is charged first. As MemoryAccount::Add.
   absl::StatusOr<std::optional<Reservation>> TryReserve(int64_t bytes, const MemoryShare& share,
                                                         MemoryUse use = MemoryUse::kPayload);
+
+  // The same for those who do not wait: what TryReserve has no room for is a Refusal.
+  absl::StatusOr<Reservation> ReserveNow(int64_t bytes, const MemoryShare& share, MemoryUse use,
+                                         absl::string_view what);
+
+  // RESOURCE_EXHAUSTED: there is no memory for `what`. To be retried, unless the limit is smaller.
+  absl::Status Refusal(int64_t bytes, absl::string_view what) const;
 
   // Calls `granted` once there is room for a payload. The tenant's account is charged from now on:
   // what is above its limit does not wait. RESOURCE_EXHAUSTED for that, and for what there would be

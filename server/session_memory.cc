@@ -1,12 +1,9 @@
 #include "server/session_memory.h"
 
 #include <algorithm>
-#include <optional>
 #include <string>
 
-#include "absl/strings/str_cat.h"
 #include "server/prices.h"
-#include "server/status.h"
 
 namespace nni_compression::server {
 
@@ -95,17 +92,9 @@ int64_t AnswerBytes(const compression::Session& session, int64_t mask, int64_t n
 }  // namespace
 
 absl::Status SessionMemory::Take(int64_t bytes, absl::string_view what) {
-  if (bytes > budget_->limit()) {
-    return absl::ResourceExhaustedError(absl::StrCat(
-        what, " need ", bytes, " bytes; the server has a memory budget of ", budget_->limit()));
-  }
-  auto memory = budget_->TryReserve(bytes, share_, MemoryUse::kKept);
+  absl::StatusOr<Reservation> memory = budget_->ReserveNow(bytes, share_, MemoryUse::kKept, what);
   if (!memory.ok()) return memory.status();
-  if (!*memory) {
-    return ExhaustedFor(kRetryWait,
-                        absl::StrCat("no memory now for ", what, ", which need ", bytes, " bytes"));
-  }
-  taken_.push_back(**std::move(memory));
+  taken_.push_back(*std::move(memory));
   return absl::OkStatus();
 }
 

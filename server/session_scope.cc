@@ -140,11 +140,8 @@ void SessionScope::AnswerDigest(const v1::TensorHeader& header, bool have,
 }
 
 absl::StatusOr<Reservation> SessionScope::ReserveBookkeeping(int64_t bytes) {
-  auto memory = core_->budget->TryReserve(bytes, context_->memory_share(), MemoryUse::kBookkeeping);
-  if (!memory.ok()) return memory.status();
-  if (*memory) return **std::move(memory);
-  return ExhaustedFor(kRetryWait,
-                      absl::StrCat("no memory now for an answer of up to ", bytes, " bytes"));
+  return core_->budget->ReserveNow(bytes, context_->memory_share(), MemoryUse::kBookkeeping,
+                                   "an answer");
 }
 
 void SessionScope::UpdateSummary(const Session& session) {

@@ -25,8 +25,6 @@ constexpr int64_t kTensorBytes = 1024;
 constexpr int64_t kNameBytes = 4;
 constexpr int64_t kDimensionBytes = 4 * sizeof(int64_t);
 
-constexpr size_t kRegionIdBytes = 16;
-
 // Of the pieces in which it is taken.
 constexpr int64_t kMaxPieceBytes = 64 << 10;
 
@@ -47,11 +45,6 @@ void DropUnknownFields(Message* message) {
 
 std::string Describe(const TensorHeader& header) {
   return absl::StrCat("tensor ", header.index(), " ('", Printable(header.layer(), 128), "')");
-}
-
-absl::Status NoMemory(const TensorHeader& header, int64_t bytes) {
-  return ExhaustedFor(kRetryWait, absl::StrCat("no memory now for ", Describe(header),
-                                               ", which needs ", bytes, " bytes"));
 }
 
 }  // namespace
@@ -203,9 +196,9 @@ absl::Status TensorReceiver::CheckHeader(const TensorHeader& header) const {
   }
   for (const auto* place : {&header.shared_memory(), &header.result_place()}) {
     const size_t size = place->region().size();
-    if (size != 0 && size != kRegionIdBytes) {
+    if (size != 0 && size != wire::kRegionIdBytes) {
       return Invalid("headers: region of tensor ", index, " has ", size, " bytes; it must have ",
-                     kRegionIdBytes);
+                     wire::kRegionIdBytes);
     }
   }
   if (!header.digest().empty() && header.digest().size() != 32) {
@@ -338,7 +331,7 @@ absl::StatusOr<Reservation> TensorReceiver::Bookkeep(int64_t bytes, const Tensor
     }
     next_piece_ = std::min(2 * (next_piece_ + bytes), kMaxPieceBytes);
   }
-  if (spare_.bytes() < bytes) return NoMemory(header, bytes);
+  if (spare_.bytes() < bytes) return budget_->Refusal(bytes, Describe(header));
   return spare_.Split(bytes);
 }
 
@@ -353,7 +346,8 @@ absl::StatusOr<TensorReceiver::Progress> TensorReceiver::Admit(Incoming& tensor)
     tensor.memory = *std::exchange(granted_, std::nullopt);
     return Progress::kDone;
   }
-  if (incomplete_ > 0 || sink_->HoldsTensors()) return NoMemory(tensor.header, bytes_needed_);
+  if (incomplete_ > 0 || sink_->HoldsTensors())
+    return budget_->Refusal(bytes_needed_, Describe(tensor.header));
   return Progress::kNeedsMemory;
 }
 

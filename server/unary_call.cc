@@ -96,18 +96,11 @@ void UnaryCall::Handle(const grpc::ByteBuffer& request) {
 
 absl::Status UnaryCall::Reserve(int64_t bytes, absl::string_view what, Reservation* out) {
   if (bytes <= kCallBytes) return absl::OkStatus();
-  auto memory = core_->budget->TryReserve(bytes, memory_share());
+  absl::StatusOr<Reservation> memory =
+      core_->budget->ReserveNow(bytes, memory_share(), MemoryUse::kPayload, what);
   if (!memory.ok()) return memory.status();
-  if (*memory) {
-    *out = **std::move(memory);
-    return absl::OkStatus();
-  }
-  const std::string message =
-      absl::StrCat("there is no memory for ", what, ", which needs ", bytes, " bytes");
-  return bytes <= core_->budget->limit()
-             ? ExhaustedFor(kRetryWait, message)
-             : absl::ResourceExhaustedError(absl::StrCat(
-                   message, "; the server has a memory budget of ", core_->budget->limit()));
+  *out = *std::move(memory);
+  return absl::OkStatus();
 }
 
 absl::Status UnaryCall::ReserveReply() {

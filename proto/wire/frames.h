@@ -29,6 +29,9 @@ constexpr int64_t kChunkBytes = 1 << 20;
 // The largest field that MessageReader::Parse accepts.
 constexpr int64_t kMaxFieldBytes = 1 << 20;
 
+// The length of the id of a region of shared memory.
+constexpr size_t kRegionIdBytes = 16;
+
 // Payloads up to this size are copied into the message: a slice of their own would cost more.
 constexpr size_t kInlineBytes = 1024;
 

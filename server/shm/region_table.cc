@@ -6,13 +6,9 @@
 #include <utility>
 
 #include "absl/strings/str_cat.h"
+#include "proto/wire/frames.h"
 
 namespace nni_compression::server {
-namespace {
-
-constexpr size_t kIdBytes = 16;
-
-}  // namespace
 
 RegionTable::RegionTable(int64_t max_bytes)
     : mapped_(MemoryBudget::Create(max_bytes, [](const auto&) {})) {}
@@ -30,7 +26,7 @@ absl::StatusOr<std::string> RegionTable::Add(absl::string_view tenant, int fd, u
   }
   auto region = Region::Map(fd, byte_length, writable, *std::move(memory));
   if (!region.ok()) return region.status();
-  std::string id(kIdBytes, '\0');
+  std::string id(wire::kRegionIdBytes, '\0');
   if (getrandom(id.data(), id.size(), 0) != static_cast<ssize_t>(id.size())) {
     return absl::InternalError("the system has no random numbers");
   }

@@ -829,8 +829,7 @@ class QuantizerPart(Compressor):
             with tempfile.TemporaryDirectory() as folder:
                 (bundle,) = self.export(folder, "onnx")
                 model = onnx.load(path)
-                names = onnx.present_names(model, self._tied_names())
-                absent = onnx.absent(model, bundle, names)
+                names, absent = onnx.match(model, bundle, self._tied_names())
                 onnx.apply(model, bundle, names=names, left_out=absent)
                 if absent:
                     warnings.warn(

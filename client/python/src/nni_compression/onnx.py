@@ -64,7 +64,7 @@ def apply(
             can hold, under the same name with ".data" at its end.
         names: names of the bundle's weights -> names of the graph's initializers, where they
             differ.
-        left_out: weights of the bundle that the graph does not need: see `absent`.
+        left_out: weights of the bundle that the graph does not need.
 
     Raises InvalidArgumentError when a weight is not in the graph, has another shape or dtype, or
     when the graph's opset lacks what is needed; DataLossError for a damaged bundle.
@@ -88,32 +88,30 @@ def load(path: PathLike) -> Any:
     return onnx.load(os.fspath(path))
 
 
-def present_names(model: Any, tied: Mapping[str, Sequence[str]]) -> dict[str, str]:
-    """`names` for `apply`: weights that the graph has under another of their names only.
+def match(
+    model: Any, bundle: PathLike, tied: Mapping[str, Sequence[str]]
+) -> tuple[dict[str, str], list[str]]:
+    """`names` and `left_out` for `apply`, of a graph that an exporter has made of the model.
 
-    Of weights that are tied, exporters keep one initializer, and one of their names.
+    Of weights that are tied, exporters keep one initializer, under one of their names; they leave
+    out the weights that no output depends on. None is left out where none is found: the graph then
+    names its weights in another way.
 
     Args:
         tied: name of a weight in the bundle -> its other names.
     """
     present = {initializer.name for initializer in model.graph.initializer}
-    found = {}
-    for name, others in tied.items():
-        other = next((other for other in others if other in present), None)
-        if name not in present and other is not None:
-            found[name] = other
-    return found
-
-
-def absent(model: Any, bundle: PathLike, names: Mapping[str, str]) -> list[str]:
-    """Weights of the bundle that the graph has not, as its outputs do not depend on them.
-
-    Empty when it has none at all: it then has other names.
-    """
-    present = {initializer.name for initializer in model.graph.initializer}
     weights = _Bundle(Path(bundle), "onnx").names()
-    missing = [name for name in weights if names.get(name, name) not in present]
-    return missing if len(missing) < len(weights) else []
+    names, missing = {}, []
+    for weight in weights:
+        if weight in present:
+            continue
+        name = next((name for name in tied.get(weight, ()) if name in present), None)
+        if name is None:
+            missing.append(weight)
+        else:
+            names[weight] = name
+    return names, missing if len(missing) < len(weights) else []
 
 
 def save(model: Any, path: Path) -> None:
