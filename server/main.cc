@@ -24,14 +24,14 @@
 #include "access/bytes.h"
 #include "compression/loader.h"
 #include "compression/registry.h"
-#include "server/access.h"
-#include "server/health_check.h"
-#include "server/library_log.h"
-#include "server/log.h"
-#include "server/machine.h"
+#include "server/auth/credentials.h"
+#include "server/auth/tenant_file.h"
+#include "server/base/host_resources.h"
+#include "server/base/library_log.h"
+#include "server/base/log.h"
+#include "server/monitoring/health_check.h"
 #include "server/server.h"
 #include "server/storage/disk_storage.h"
-#include "server/tenant_file.h"
 
 ABSL_FLAG(std::string, listen, "127.0.0.1:50051",
           "Address to listen on, HOST:PORT, where port 0 picks a free one, or unix:PATH.");

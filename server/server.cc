@@ -20,17 +20,17 @@
 
 #include "absl/strings/str_cat.h"
 #include "proto/wire/frames.h"
-#include "server/core.h"
-#include "server/foreign_algorithm.h"
-#include "server/health_service.h"
-#include "server/listen_address.h"
-#include "server/log.h"
-#include "server/machine.h"
-#include "server/metrics_listener.h"
-#include "server/prices.h"
-#include "server/server_metrics.h"
-#include "server/service.h"
-#include "server/session_calls.h"
+#include "server/base/host_resources.h"
+#include "server/base/log.h"
+#include "server/calls/components.h"
+#include "server/calls/health_service.h"
+#include "server/calls/service.h"
+#include "server/calls/session_rpcs.h"
+#include "server/external/external_algorithm.h"
+#include "server/limits/prices.h"
+#include "server/monitoring/metrics_listener.h"
+#include "server/monitoring/server_metrics.h"
+#include "server/net/listen_address.h"
 
 extern "C" void omp_set_num_threads(int threads);  // OpenMP's, which LibTorch uses
 
@@ -178,41 +178,44 @@ class Server::Impl {
                                                    : static_cast<int64_t>(MemoryLimit())),
         sessions_(
             ReportsWithin(options), &timers_,
-            [this](const std::shared_ptr<SessionRecord>& record) { RetireSession(core_, record); },
+            [this](const std::shared_ptr<SessionRecord>& record) {
+              RetireSession(components_, record);
+            },
             [this](const SessionRecord& record) {
               if (durable_ != nullptr) durable_->Forget(record);
             }),
         executor_(std::make_unique<Executor>(ComputeThreads(options),
                                              ShareCores(ComputeThreads(options)))),
-        foreign_(options.registry != nullptr ? *options.registry : compression::Registry::Builtin(),
-                 options.algorithm_timeout, &timers_, ShareCores(ComputeThreads(options))),
+        external_(
+            options.registry != nullptr ? *options.registry : compression::Registry::Builtin(),
+            options.algorithm_timeout, &timers_, ShareCores(ComputeThreads(options))),
         health_(&gate_),
-        service_(&core_) {
+        service_(&components_) {
     const int64_t budget = Budget(options);
-    core_.registry = &foreign_.registry();
-    core_.foreign = &foreign_;
-    core_.gate = &gate_;
-    core_.metrics = &metrics_;
-    core_.executor = executor_.get();
-    core_.timers = &timers_;
-    core_.budget = MemoryBudget::Create(
+    components_.registry = &external_.registry();
+    components_.external = &external_;
+    components_.gate = &gate_;
+    components_.metrics = &metrics_;
+    components_.executor = executor_.get();
+    components_.timers = &timers_;
+    components_.budget = MemoryBudget::Create(
         budget, [this](std::function<void()> granted) { executor_->Schedule(std::move(granted)); });
-    core_.sessions = &sessions_;
+    components_.sessions = &sessions_;
     weights_ = std::make_unique<WeightCache>(
         options.cache_budget.value_or(std::min(budget / 2, kMaxDefaultCache)), executor_.get(),
-        core_.budget.get());
-    core_.weights = weights_.get();
-    core_.regions = &regions_;
-    core_.stall_timeout = options.stall_timeout;
-    core_.min_upload_rate = options.min_upload_rate;
-    core_.version = std::string(ServerVersion());
+        components_.budget.get());
+    components_.weights = weights_.get();
+    components_.regions = &regions_;
+    components_.stall_timeout = options.stall_timeout;
+    components_.min_upload_rate = options.min_upload_rate;
+    components_.version = std::string(ServerVersion());
     if (storage_ == nullptr) return;
     durable_ = std::make_unique<DurableSessions>(DurableSessions::Environment{
         storage_.get(), &sessions_,
-        [this](absl::string_view algorithm) { return core_.executor_of(algorithm); },
-        core_.budget.get(), [this](const std::string& tenant) { return gate_.Account(tenant); },
-        core_.registry});
-    core_.durable = durable_.get();
+        [this](absl::string_view algorithm) { return components_.executor_of(algorithm); },
+        components_.budget.get(),
+        [this](const std::string& tenant) { return gate_.Account(tenant); }, components_.registry});
+    components_.durable = durable_.get();
   }
 
   // From now on: lines of the log that were left out are said every minute.
@@ -232,14 +235,14 @@ class Server::Impl {
       if (!certificates.ok()) return certificates.status();
       certificates_ = *std::move(certificates);
       certificates_->Watch();
-      core_.certificates = certificates_.get();
+      components_.certificates = certificates_.get();
       credentials = certificates_->Credentials();
     }
     auto listener = ConnectionListener::Listen(options.listen, MaxConnections(options),
                                                absl::Milliseconds(kKeepaliveTimeoutMs));
     if (!listener.ok()) return listener.status();
     listener_ = *std::move(listener);
-    core_.connections = listener_.get();
+    components_.connections = listener_.get();
     grpc::ServerBuilder builder;
     if (options.reflection) {
       grpc::reflection::InitProtoReflectionServerBuilderPlugin();
@@ -293,7 +296,7 @@ class Server::Impl {
 
   // Of the memory that the budget leaves by default.
   size_t TransportBytes() const {
-    return std::max(kLeastTransportBytes, static_cast<size_t>(core_.budget->limit() / 3));
+    return std::max(kLeastTransportBytes, static_cast<size_t>(components_.budget->limit() / 3));
   }
 
   absl::Status ListenAside(const ServerOptions& options) {
@@ -308,7 +311,7 @@ class Server::Impl {
     if (options.metrics_listen.empty()) return absl::OkStatus();
     auto listener = MetricsListener::Start(
         options.metrics_listen,
-        [this] { return prometheus::TextSerializer().Serialize(CollectMetrics(core_)); },
+        [this] { return prometheus::TextSerializer().Serialize(CollectMetrics(components_)); },
         [this] { return gate_.open(); });
     if (!listener.ok()) return listener.status();
     metrics_port_ = (*listener)->port();
@@ -328,7 +331,7 @@ class Server::Impl {
       gate_.Close();
       const bool finished = gate_.WaitUntilEmpty(timeout);
       health_.EndWatches();
-      foreign_.Stop();  // calls that wait for foreign code could not end
+      external_.Stop();  // calls that wait for external code could not end
       // What still runs is cancelled after that; the grace lets last statuses reach their peers.
       const absl::Duration grace = finished ? kLastWords : end - Clock::System()->Now();
       listener_->Stop();
@@ -339,17 +342,17 @@ class Server::Impl {
       Log(LogLevel::kInfo, "stopped", {{"cancelled_calls", finished ? "no" : "yes"}});
     }
     metrics_listener_ = nullptr;  // looks at what stops now
-    foreign_.Stop();
+    external_.Stop();
     timers_.Stop();  // first: what they start needs the executors
     if (durable_ != nullptr) durable_->Stop();
-    foreign_.Join();    // before the other, which its work may use
+    external_.Join();   // before the other, which its work may use
     executor_->Stop();  // not destroyed: a write that was under way may still be answered
   }
 
   int port() const { return listener_->port(); }
   int connections() const { return listener_->connections(); }
   int metrics_port() const { return metrics_port_; }
-  const Core& core() const { return core_; }
+  const Components& components() const { return components_; }
   int side_connections() const { return side_ == nullptr ? 0 : side_->connections(); }
 
  private:
@@ -359,11 +362,11 @@ class Server::Impl {
   CallMetrics metrics_;
   Gate gate_;
   RegionTable regions_;
-  Core core_;
+  Components components_;
   SessionStore sessions_;
   std::unique_ptr<Executor> executor_;
   std::unique_ptr<WeightCache> weights_;
-  ForeignAlgorithms foreign_;
+  ExternalAlgorithms external_;
   std::unique_ptr<DurableSessions> durable_;
   HealthService health_;
   Service service_;
@@ -393,9 +396,9 @@ absl::StatusOr<std::unique_ptr<Server>> Server::Start(const ServerOptions& optio
        {"metrics_port", impl->metrics_port()},
        {"tls", options.tls.enabled() ? "yes" : "no"},
        {"asks_who_calls", options.authenticator != nullptr ? "yes" : "no"},
-       {"memory_budget", impl->core().budget->limit()},
-       {"max_connections", impl->core().connections->max_connections()},
-       {"compute_threads", impl->core().executor->threads()},
+       {"memory_budget", impl->components().budget->limit()},
+       {"max_connections", impl->components().connections->max_connections()},
+       {"compute_threads", impl->components().executor->threads()},
        {"version", ServerVersion()}});
   return std::unique_ptr<Server>(new Server(std::move(impl)));
 }
@@ -403,10 +406,10 @@ absl::StatusOr<std::unique_ptr<Server>> Server::Start(const ServerOptions& optio
 int Server::port() const { return impl_->port(); }
 int Server::metrics_port() const { return impl_->metrics_port(); }
 void Server::Drain(absl::Duration timeout) { impl_->Drain(timeout); }
-int64_t Server::memory_reserved() const { return impl_->core().budget->reserved(); }
-int64_t Server::memory_waiting() const { return impl_->core().budget->waiting(); }
-int64_t Server::live_sessions() const { return impl_->core().sessions->live(); }
-int64_t Server::shared_bytes() const { return impl_->core().regions->mapped_bytes(); }
+int64_t Server::memory_reserved() const { return impl_->components().budget->reserved(); }
+int64_t Server::memory_waiting() const { return impl_->components().budget->waiting(); }
+int64_t Server::live_sessions() const { return impl_->components().sessions->live(); }
+int64_t Server::shared_bytes() const { return impl_->components().regions->mapped_bytes(); }
 int Server::connections() const { return impl_->connections(); }
 int Server::side_connections() const { return impl_->side_connections(); }
 

@@ -12,12 +12,12 @@
 #include "absl/strings/string_view.h"
 #include "absl/time/time.h"
 #include "compression/registry.h"
-#include "server/authenticator.h"
-#include "server/clock.h"
-#include "server/session_store.h"
+#include "server/auth/authenticator.h"
+#include "server/base/clock.h"
+#include "server/net/tls.h"
+#include "server/sessions/session_store.h"
 #include "server/shm/side_listener.h"
 #include "server/storage/storage.h"
-#include "server/tls.h"
 
 namespace nni_compression::server {
 

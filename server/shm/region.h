@@ -8,7 +8,7 @@
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include "compression/buffer.h"
-#include "server/memory_budget.h"
+#include "server/limits/memory_budget.h"
 
 namespace nni_compression::server {
 

@@ -13,8 +13,8 @@
 #include "absl/strings/string_view.h"
 #include "compression/buffer.h"
 #include "nni/compression/v1/compression.pb.h"
-#include "server/memory_budget.h"
-#include "server/mutex.h"
+#include "server/base/mutex.h"
+#include "server/limits/memory_budget.h"
 #include "server/shm/region.h"
 
 namespace nni_compression::server {

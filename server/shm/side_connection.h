@@ -11,8 +11,8 @@
 #include "absl/status/statusor.h"
 #include "absl/strings/string_view.h"
 #include "nni/compression/v1/compression.pb.h"
-#include "server/authenticator.h"
-#include "server/shm/file_descriptor.h"
+#include "server/auth/authenticator.h"
+#include "server/base/file_descriptor.h"
 #include "server/shm/region_table.h"
 
 namespace nni_compression::server {

@@ -14,9 +14,9 @@
 #include <utility>
 
 #include "absl/strings/str_cat.h"
-#include "server/clock.h"
-#include "server/listening_sockets.h"
-#include "server/log.h"
+#include "server/base/clock.h"
+#include "server/base/log.h"
+#include "server/net/listening_sockets.h"
 
 namespace nni_compression::server {
 namespace {

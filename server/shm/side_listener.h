@@ -15,11 +15,11 @@
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include "absl/time/time.h"
-#include "server/authenticator.h"
-#include "server/shm/file_descriptor.h"
+#include "server/auth/authenticator.h"
+#include "server/base/file_descriptor.h"
+#include "server/net/socket_file.h"
 #include "server/shm/region_table.h"
 #include "server/shm/side_connection.h"
-#include "server/shm/socket_file.h"
 
 namespace nni_compression::server {
 

@@ -5,7 +5,7 @@
 
 #include "absl/cleanup/cleanup.h"
 #include "absl/strings/str_cat.h"
-#include "server/mutex.h"
+#include "server/base/mutex.h"
 #include "server/storage/data_directory.h"
 #include "server/storage/disk_layout.h"
 #include "server/storage/disk_writer.h"

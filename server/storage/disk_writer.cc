@@ -7,8 +7,8 @@
 #include <utility>
 
 #include "absl/strings/str_cat.h"
-#include "server/log.h"
-#include "server/sha256.h"
+#include "server/base/log.h"
+#include "server/base/sha256.h"
 #include "server/storage/data_directory.h"
 #include "server/storage/disk_layout.h"
 #include "server/storage/write_ahead_log.h"
@@ -358,11 +358,11 @@ bool DiskStorage::Writer::CollectGarbage() {
 FileDescriptor DiskStorage::Writer::OpenKeepFiles() {
   FileDescriptor keep(
       open(keep_files_path_.c_str(), O_RDWR | O_CREAT | O_NOFOLLOW | O_CLOEXEC, kPrivate));
-  if (!keep.valid() && !said_files_stay_) {
+  if (!keep.valid() && !warned_files_stay_) {
     Log(LogLevel::kError, "files_not_removed",
         {{"error", FileError("open", keep_files_path_).message()}});
   }
-  said_files_stay_ = !keep.valid();
+  warned_files_stay_ = !keep.valid();
   return keep;
 }
 

@@ -12,7 +12,7 @@
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include "absl/types/span.h"
-#include "server/shm/file_descriptor.h"
+#include "server/base/file_descriptor.h"
 #include "server/storage/disk_storage.h"
 #include "server/storage/record_files.h"
 #include "server/storage/reserve.h"
@@ -82,7 +82,7 @@ class DiskStorage::Writer {
   const std::string lost_path_;
   // Of rows that are lost, the files are not: what the sweep finds is set aside.
   const bool rows_lost_;
-  bool said_files_stay_ = false;
+  bool warned_files_stay_ = false;
   Reserve reserve_;
   Statement begin_, commit_;
   Statement insert_session_, find_session_, update_session_, erase_session_;

@@ -7,7 +7,7 @@
 #include <vector>
 
 #include "absl/base/thread_annotations.h"
-#include "server/mutex.h"
+#include "server/base/mutex.h"
 #include "server/storage/storage.h"
 
 namespace nni_compression::server {

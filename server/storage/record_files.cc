@@ -13,8 +13,8 @@
 #include "absl/strings/escaping.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
-#include "server/sha256.h"
-#include "server/shm/file_descriptor.h"
+#include "server/base/file_descriptor.h"
+#include "server/base/sha256.h"
 #include "server/storage/data_directory.h"
 
 namespace nni_compression::server {

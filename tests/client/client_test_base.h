@@ -13,7 +13,7 @@
 #include "absl/base/thread_annotations.h"
 #include "absl/strings/str_cat.h"
 #include "nni_compression/client.h"
-#include "server/mutex.h"
+#include "server/base/mutex.h"
 #include "server/server.h"
 
 namespace nni_compression {

@@ -1,4 +1,7 @@
-"""Which folder may include what: arrows run from server and client to compression and proto."""
+"""Which folder may include what: arrows run from server and client to compression and proto.
+
+The folders of the server are the libraries of server/CMakeLists.txt, and may use what they link.
+"""
 
 import os
 import pathlib
@@ -11,14 +14,29 @@ import pytest
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 INCLUDE = re.compile(r'^\s*#\s*include\s*[<"]([^">]+)[">]', re.MULTILINE)
 
-# Folder -> the own folders that it may include from.
+
+
+def server_folders():
+    """Folder of the server -> the others that it links."""
+    listed = re.findall(
+        r"^nni_compression_server_folder\((\w+)\s*(?:FOLDERS ([a-z\s]+))?[^)]*\)$",
+        (ROOT / "server/CMakeLists.txt").read_text(),
+        re.MULTILINE,
+    )
+    return {f"server/{name}": {f"server/{used}" for used in uses.split()} for name, uses in listed}
+
+
+SERVER = server_folders()
+BELOW_SERVER = {"access", "compression", "proto"}
+# Folder -> the own folders that it may include from, besides itself.
 ALLOWED = {
-    "access": {"access"},
-    "proto": {"proto"},
-    "compression": {"compression"},
-    "server": {"server", "access", "compression", "proto"},
-    "client/cpp": {"client/cpp", "proto"},
-    "client/cli": {"client/cli", "client/cpp", "access", "proto"},
+    "access": set(),
+    "proto": set(),
+    "compression": set(),
+    **{folder: uses | BELOW_SERVER for folder, uses in SERVER.items()},
+    "server": {*SERVER, *BELOW_SERVER},
+    "client/cpp": {"proto"},
+    "client/cli": {"client/cpp", "access", "proto"},
 }
 # Generated from the .proto, hence the wire's.
 GENERATED = re.compile(r"^nni/compression/v1/|\.(grpc\.)?pb\.h$")
@@ -28,19 +46,38 @@ TORCH = re.compile(r"^(ATen|c10|torch)(/|$)")
 
 def includes(folder):
     """(file, included path) for every include in a folder's sources."""
-    sources = [p for p in (ROOT / folder).rglob("*") if p.suffix in (".cc", ".h")]
+    sources = [
+        p
+        for p in (ROOT / folder).rglob("*")
+        if p.suffix in (".cc", ".h") and owner(str(p.relative_to(ROOT))) in (folder, None)
+    ]
     assert sources, f"no sources in {folder}"
     for source in sources:
         for include in INCLUDE.findall(source.read_text()):
             yield source.relative_to(ROOT), include
 
 
-def own_folder(include):
-    """Which of the project's folders an include is from; None for other software's."""
-    for folder in ALLOWED:
-        if include.startswith(folder + "/"):
-            return folder
-    return None
+def owner(path):
+    """The innermost of the project's folders that a path is in; None for other software's."""
+    if GENERATED.search(path):
+        return "proto"
+    if path.startswith("nni_compression/"):  # its public headers
+        return "client/cpp"
+    return max((f for f in ALLOWED if path.startswith(f + "/")), key=len, default=None)
+
+
+def uses(folder):
+    """The folders that a folder includes from."""
+    return {owner(include) for _, include in includes(folder)} - {None, folder}
+
+
+def reachable(graph, start):
+    found, front = set(), [start]
+    while front:
+        new = graph[front.pop()] - found
+        found |= new
+        front += new
+    return found
 
 
 @pytest.mark.parametrize("folder", ALLOWED)
@@ -48,9 +85,46 @@ def test_a_folder_includes_only_from_the_folders_below_it(folder):
     wrong = [
         f"{source} includes {include}"
         for source, include in includes(folder)
-        if own_folder(include) not in {None, *ALLOWED[folder]}
+        if owner(include) not in {None, folder, *ALLOWED[folder]}
     ]
     assert not wrong
+
+
+def test_the_folders_of_the_server_are_its_libraries_and_link_what_they_include():
+    folders = {f"server/{p.name}" for p in (ROOT / "server").iterdir() if p.is_dir()}
+    assert folders == set(SERVER)
+    for folder, linked in SERVER.items():
+        assert linked == uses(folder) & set(SERVER), folder
+
+
+@pytest.mark.parametrize("folder", SERVER)
+def test_the_readme_of_a_folder_names_all_that_is_in_it(folder):
+    readme = (ROOT / folder / "README.md").read_text()
+    named = set(re.findall(r"`(\w+)`", readme))
+    stems = {p.stem for p in (ROOT / folder).iterdir() if p.suffix in (".cc", ".h")}
+    assert not stems - named
+
+
+def test_no_folder_includes_itself_by_way_of_others():
+    graph = {folder: uses(folder) for folder in ALLOWED}
+    assert not [folder for folder in graph if folder in reachable(graph, folder)]
+
+
+def test_the_picture_in_the_architecture_has_the_arrows_of_the_code():
+    """Those that follow from others are not drawn."""
+    text = (ROOT / "docs/architecture.md").read_text()
+    picture = re.search(r"```mermaid\n(.*?)```", text, re.DOTALL).group(1)
+    names = dict(re.findall(r'(\w+)\["([\w/]+)"\]', picture))
+    arrows = re.findall(r"(\w+) --> (\w+)", re.sub(r"\[.*?\]", "", picture))
+    drawn = {(names[source], names[target]) for source, target in arrows}
+    graph = {folder: uses(folder) for folder in ALLOWED}
+    needed = {
+        (folder, used)
+        for folder, direct in graph.items()
+        for used in direct
+        if not any(used in reachable(graph, other) for other in direct - {used})
+    }
+    assert drawn == needed
 
 
 def test_the_compression_library_knows_no_transport_and_no_logging():

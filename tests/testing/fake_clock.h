@@ -7,8 +7,8 @@
 
 #include "absl/base/thread_annotations.h"
 #include "absl/time/time.h"
-#include "server/clock.h"
-#include "server/mutex.h"
+#include "server/base/clock.h"
+#include "server/base/mutex.h"
 
 namespace nni_compression::testing {
 

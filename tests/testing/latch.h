@@ -7,7 +7,7 @@
 #include "absl/base/thread_annotations.h"
 #include "absl/time/clock.h"
 #include "absl/time/time.h"
-#include "server/mutex.h"
+#include "server/base/mutex.h"
 
 namespace nni_compression::testing {
 

@@ -8,7 +8,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "compression/algorithm.h"
-#include "server/log.h"
+#include "server/base/log.h"
 
 namespace nni_compression::testing {
 namespace {

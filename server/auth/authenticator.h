@@ -1,0 +1,49 @@
+// Who calls.
+#ifndef NNI_COMPRESSION_SERVER_AUTH_AUTHENTICATOR_H_
+#define NNI_COMPRESSION_SERVER_AUTH_AUTHENTICATOR_H_
+
+#include <grpcpp/server_context.h>
+
+#include <map>
+#include <memory>
+#include <string>
+
+#include "absl/status/statusor.h"
+#include "absl/strings/string_view.h"
+#include "access/tenants.h"
+
+namespace nni_compression::server {
+
+// Who calls, and what he may.
+struct Caller {
+  std::string tenant;  // keys all that is kept
+  bool admin = false;  // sees and closes the sessions of all tenants
+  access::Quota quota = {};
+};
+
+// Asked for every call of every method, health and reflection included, before anything of the
+// request is looked at. Thread-safe; runs on the transport's few threads, so it neither waits nor
+// computes.
+class Authenticator {
+ public:
+  virtual ~Authenticator() = default;
+
+  // Lets everybody in, as the tenant "default".
+  static std::shared_ptr<Authenticator> AllowAll();
+
+  // `context` has the metadata, the peer and its certificate. UNAUTHENTICATED without valid
+  // credentials, PERMISSION_DENIED when they do not allow `method`
+  // ("nni.compression.v1.CompressionService/BindModel").
+  virtual absl::StatusOr<Caller> Authenticate(const grpc::ServerContextBase& context,
+                                              absl::string_view method) = 0;
+
+  using Metadata = std::multimap<std::string, std::string>;
+
+  // The same for a connection to the side socket, whose hello carries the metadata of a call; asked
+  // on that socket's thread. Lets nobody in unless it is overridden.
+  virtual absl::StatusOr<Caller> AuthenticateLocal(const Metadata& metadata);
+};
+
+}  // namespace nni_compression::server
+
+#endif  // NNI_COMPRESSION_SERVER_AUTH_AUTHENTICATOR_H_

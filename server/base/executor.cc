@@ -1,0 +1,79 @@
+#include "server/base/executor.h"
+
+#include <algorithm>
+#include <utility>
+
+namespace nni_compression::server {
+
+Executor::Executor(int threads, std::function<void(int)> prepare)
+    : prepare_(std::move(prepare)), long_limit_(std::max(1, threads - 1)) {
+  for (int i = 0; i < std::max(1, threads); ++i) threads_.emplace_back([this] { Loop(); });
+}
+
+void Executor::Stop() {
+  {
+    MutexLock lock(&mutex_);
+    stopped_ = true;
+    changed_.NotifyAll();
+  }
+  for (std::thread& thread : threads_) {
+    if (thread.joinable()) thread.join();
+  }
+}
+
+bool Executor::Schedule(std::function<void()> function, Work work) {
+  MutexLock lock(&mutex_);
+  if (closed_) return false;
+  auto& queue = work == Work::kShort ? short_ : work == Work::kLong ? long_ : idle_;
+  queue.push_back({std::move(function), scheduled_++});
+  changed_.NotifyOne();
+  return true;
+}
+
+int64_t Executor::waiting(Work work) const {
+  MutexLock lock(&mutex_);
+  const auto& queue = work == Work::kShort ? short_ : work == Work::kLong ? long_ : idle_;
+  return static_cast<int64_t>(queue.size());
+}
+
+std::deque<Executor::Item>* Executor::NextQueue() {
+  const bool may_be_long = !long_.empty() && running_long_ < long_limit_;
+  if (may_be_long && (short_.empty() || long_.front().age < short_.front().age)) return &long_;
+  if (!short_.empty()) return &short_;
+  return long_.empty() && !idle_.empty() && running_idle_ == 0 ? &idle_ : nullptr;
+}
+
+void Executor::Loop() {
+  while (true) {
+    std::function<void()> function;
+    int busy = 0;
+    int* running_of_kind = nullptr;
+    {
+      MutexLock lock(&mutex_);
+      std::deque<Item>* queue = nullptr;
+      while ((queue = NextQueue()) == nullptr) {
+        if (stopped_ && running_ == 0) {  // work that still runs may schedule more
+          closed_ = true;
+          return;
+        }
+        changed_.Wait(&mutex_);
+      }
+      function = std::move(queue->front().function);
+      queue->pop_front();
+      if (queue == &long_) running_of_kind = &running_long_;
+      if (queue == &idle_) running_of_kind = &running_idle_;
+      if (running_of_kind != nullptr) ++*running_of_kind;
+      busy = ++running_;
+    }
+    if (prepare_) prepare_(busy);
+    function();
+    function = nullptr;
+    MutexLock lock(&mutex_);
+    if (running_of_kind != nullptr) --*running_of_kind;
+    if (--running_ == 0 && stopped_) changed_.NotifyAll();
+    // A thread that passed over work may take it now; this one looks for itself.
+    if (!long_.empty() || !idle_.empty()) changed_.NotifyOne();
+  }
+}
+
+}  // namespace nni_compression::server

@@ -1,0 +1,44 @@
+// CalcMask: weights in, masks out.
+#ifndef NNI_COMPRESSION_SERVER_CALLS_CALC_MASK_H_
+#define NNI_COMPRESSION_SERVER_CALLS_CALC_MASK_H_
+
+#include <google/protobuf/message_lite.h>
+
+#include <cstdint>
+#include <memory>
+#include <optional>
+
+#include "server/calls/layer_handler.h"
+
+namespace nni_compression::server {
+
+// A Method of LayerHandler.
+class CalcMask {
+ public:
+  using Open = nni::compression::v1::CalcMaskRequest::Open;
+  using Result = compression::MaskAnswer;
+
+  static constexpr nni::compression::v1::TensorRole kRoles[] = {
+      nni::compression::v1::TENSOR_ROLE_WEIGHT, nni::compression::v1::TENSOR_ROLE_MASK};
+  static std::optional<compression::AlgorithmKind> Kind() { return std::nullopt; }
+  static std::optional<compression::AlgorithmKind> KindFor(nni::compression::v1::TensorRole role);
+
+  absl::Status Configure(const Open& open);
+  int64_t ResultBytes(const SessionRecord& record, int layer,
+                      const nni::compression::v1::TensorHeader& header) const;
+  absl::Status CheckClock(const compression::Session& session) const;
+  absl::StatusOr<Result> Compute(compression::Session& session, ReceivedTensor& tensor) const;
+  absl::StatusOr<Reply> Answer(const compression::Session& session, const ReceivedTensor& tensor,
+                               const Result& result, const LayerTensors& tensors) const;
+  static std::unique_ptr<google::protobuf::MessageLite> Refusal(
+      const nni::compression::v1::TensorHeader& header, const absl::Status& error);
+
+ private:
+  std::optional<int64_t> epoch_;  // that the trainer believes in
+};
+
+using CalcMaskHandler = LayerHandler<CalcMask>;
+
+}  // namespace nni_compression::server
+
+#endif  // NNI_COMPRESSION_SERVER_CALLS_CALC_MASK_H_

@@ -1,0 +1,67 @@
+// What calls did, counted as they do it.
+#ifndef NNI_COMPRESSION_SERVER_CALLS_CALL_METRICS_H_
+#define NNI_COMPRESSION_SERVER_CALLS_CALL_METRICS_H_
+
+#include <prometheus/counter.h>
+#include <prometheus/histogram.h>
+#include <prometheus/metric_family.h>
+#include <prometheus/registry.h>
+
+#include <array>
+#include <cstdint>
+#include <functional>
+#include <map>
+#include <string>
+#include <vector>
+
+#include "absl/status/status.h"
+#include "absl/strings/string_view.h"
+#include "absl/time/time.h"
+#include "compression/registry.h"
+
+namespace nni_compression::server {
+
+// What happened to the calls of one method. Thread-safe; counting takes no lock but that of the
+// histogram, once a call.
+class MethodMetrics {
+ public:
+  // A call ended, or was refused. `duration` is from its admission.
+  void Ended(absl::StatusCode code, absl::Duration duration);
+
+  // Bytes of tensors, whichever way they came: a socket, shared memory.
+  void Received(int64_t bytes) { received_->Increment(static_cast<double>(bytes)); }
+  void Sent(int64_t bytes) { sent_->Increment(static_cast<double>(bytes)); }
+
+ private:
+  friend class CallMetrics;
+  std::array<prometheus::Counter*, 17> calls_ = {};  // by code
+  prometheus::Histogram* seconds_ = nullptr;
+  prometheus::Counter* received_ = nullptr;
+  prometheus::Counter* sent_ = nullptr;
+};
+
+// Labels have the names of the services' descriptors, of status codes and of the registry only,
+// so that nobody who calls can make more of them; all exist, as 0, from the start. Thread-safe.
+class CallMetrics {
+ public:
+  explicit CallMetrics(const compression::Registry& algorithms);
+
+  // `method` is "nni.compression.v1.CompressionService/BindModel", for example; null: the server
+  // has no such method. Lives as long as the metrics.
+  MethodMetrics* Find(absl::string_view method);
+
+  // A task of a session took `time` on a thread that computes.
+  void Computed(absl::string_view algorithm, absl::Duration time);
+
+  std::vector<prometheus::MetricFamily> Collect() const { return registry_.Collect(); }
+
+ private:
+  prometheus::Registry registry_;
+  // Filled by the constructor.
+  std::map<std::string, MethodMetrics, std::less<>> methods_;
+  std::map<std::string, prometheus::Counter*, std::less<>> compute_seconds_;
+};
+
+}  // namespace nni_compression::server
+
+#endif  // NNI_COMPRESSION_SERVER_CALLS_CALL_METRICS_H_

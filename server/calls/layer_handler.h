@@ -1,0 +1,158 @@
+// CalcMask and QuantizeWeight: tensors of layers in, an answer to each out.
+#ifndef NNI_COMPRESSION_SERVER_CALLS_LAYER_HANDLER_H_
+#define NNI_COMPRESSION_SERVER_CALLS_LAYER_HANDLER_H_
+
+#include <memory>
+#include <utility>
+
+#include "server/calls/layer_tensors.h"
+#include "server/calls/session_scope.h"
+#include "server/tensors/stream_call.h"
+
+namespace nni_compression::server {
+
+// Answers every tensor by itself, as soon as it is there. A Method says what is computed:
+//
+//   using Open = ...;                       // the message that opens the call
+//   using Result = ...;                     // what the session answers
+//   static constexpr TensorRole kRoles[];   // of its tensors
+//   // Of the session's algorithm; of any tensor, and of one with this role. Another ends the call.
+//   static std::optional<AlgorithmKind> Kind();
+//   static std::optional<AlgorithmKind> KindFor(TensorRole);
+//   absl::Status Configure(const Open&);
+//   // Of the result of a tensor that was checked.
+//   int64_t ResultBytes(const SessionRecord&, int layer, const TensorHeader&) const;
+//   // FAILED_PRECONDITION when the trainer believes in another epoch or step than the session's.
+//   absl::Status CheckClock(const Session&) const;
+//   // An error is the layer's alone.
+//   absl::StatusOr<Result> Compute(Session&, ReceivedTensor&) const;
+//   // An error ends the call.
+//   absl::StatusOr<Reply> Answer(const Session&, const ReceivedTensor&, Result, const
+//   LayerTensors&);
+//   // The fields of an answer that has none of this.
+//   static std::unique_ptr<MessageLite> Refusal(const TensorHeader&, const absl::Status&);
+//
+// What takes a Session runs on its strand.
+template <typename Method>
+class LayerHandler final : public StreamHandler {
+ public:
+  LayerHandler(Components* components, const std::shared_ptr<CallContext>& context,
+               StreamCall* call)
+      : session_(components, context, call), tensors_(components, context->tenant()) {}
+
+ private:
+  using TensorHeader = nni::compression::v1::TensorHeader;
+
+  // Computing on fewer bytes takes no longer than the small calls that would wait for it.
+  static constexpr int64_t kLongWorkBytes = 4 << 20;
+
+  absl::StatusOr<bool> OnOpen(wire::MessageReader& reader) override {
+    typename Method::Open open;
+    if (absl::Status status = reader.Parse(&open); !status.ok()) return status;
+    if (absl::Status status = method_.Configure(open); !status.ok()) return status;
+    return session_.Join(open.session_id());
+  }
+
+  Loader MakeLoader() override { return session_.MakeLoader(); }
+
+  absl::Status OnReady() override { return session_.CheckKind(Method::Kind()); }
+
+  absl::StatusOr<Admission> OnHeader(const TensorHeader& header,
+                                     Reservation& bookkeeping) override {
+    const SessionScope::Checked checked = session_.Check(header, Method::kRoles);
+    if (!checked.layer) {
+      Refuse(header, checked.error, bookkeeping);
+      return Admission();
+    }
+    absl::Status kind = session_.CheckKind(Method::KindFor(header.role()));
+    if (!kind.ok()) return kind;
+    Admission admission{true, method_.ResultBytes(session_.record(), *checked.layer, header)};
+    admission.layer = *checked.layer;
+    const bool known = tensors_.FindKnown(header, &admission);
+    session_.AnswerDigest(header, known, bookkeeping);
+    if (absl::Status status = tensors_.FindShared(header, &admission); !status.ok()) {
+      Refuse(header, status, bookkeeping);
+      return Admission();
+    }
+    return admission;
+  }
+
+  absl::Status OnTensor(ReceivedTensor tensor) override {
+    session_.CountReceived(tensor.bytes.size());
+    const Work work = tensor.bytes.size() < kLongWorkBytes ? Work::kShort : Work::kLong;
+    session_.Run([this, tensor = std::make_shared<ReceivedTensor>(std::move(tensor))](
+                     compression::Session& session) { return Answer(session, *tensor); },
+                 work);
+    return absl::OkStatus();
+  }
+
+  absl::Status OnHalfClose() override {
+    session_.Run([this](compression::Session& session) -> absl::StatusOr<Reply> {
+      if (absl::Status status = method_.CheckClock(session); !status.ok()) return status;
+      session_.UpdateSummary(session);
+      Reply reply;
+      reply.last = true;
+      return reply;
+    });
+    return absl::OkStatus();
+  }
+
+  void OnEnd() override { session_.End(); }
+
+  // On the session's strand, from here on.
+
+  absl::StatusOr<Reply> Answer(compression::Session& session, ReceivedTensor& tensor) {
+    if (absl::Status status = method_.CheckClock(session); !status.ok()) return status;
+    if (absl::Status status = VerifyChecksum(tensor); !status.ok()) return status;
+    if (!LayerTensors::IsWorthKeeping(tensor)) return Apply(session, tensor);
+    const compression::Buffer bytes = tensor.bytes;
+    Reservation memory = tensor.memory.Split(bytes.size());
+    absl::StatusOr<Reply> reply = Apply(session, tensor);
+    if (!reply.ok()) return reply;
+    absl::Status kept = tensors_.Keep(tensor.header, bytes, std::move(memory));
+    if (!kept.ok()) return kept;
+    return reply;
+  }
+
+  absl::StatusOr<Reply> Apply(compression::Session& session, ReceivedTensor& tensor) {
+    absl::StatusOr<typename Method::Result> result = method_.Compute(session, tensor);
+    tensor.bytes = {};
+    if (!result.ok()) {
+      Reply reply;
+      reply.fields = Method::Refusal(tensor.header, result.status());
+      reply.bookkeeping = std::move(tensor.bookkeeping);
+      return reply;
+    }
+    absl::StatusOr<Reply> reply = method_.Answer(session, tensor, *std::move(result), tensors_);
+    if (!reply.ok()) return reply;
+    int64_t answered = 0, to_send = 0;
+    for (const Payload& payload : reply->payloads) {
+      answered += static_cast<int64_t>(payload.total);
+      to_send += payload.bytes.size();
+    }
+    session_.CountSent(answered);
+    tensor.memory.ShrinkTo(to_send);
+    reply->memory = std::make_shared<Reservation>(std::move(tensor.memory));
+    reply->bookkeeping = std::move(tensor.bookkeeping);
+    return reply;
+  }
+
+  // On any thread.
+  void Refuse(const TensorHeader& header, const absl::Status& error, Reservation& bookkeeping) {
+    const auto own = std::make_shared<Reservation>(bookkeeping.Split(bookkeeping.bytes() / 2));
+    session_.Refuse(header, error, [header, own](const absl::Status& why) {
+      Reply reply;
+      reply.fields = Method::Refusal(header, why);
+      reply.bookkeeping = std::move(*own);
+      return reply;
+    });
+  }
+
+  SessionScope session_;
+  const LayerTensors tensors_;
+  Method method_;
+};
+
+}  // namespace nni_compression::server
+
+#endif  // NNI_COMPRESSION_SERVER_CALLS_LAYER_HANDLER_H_

@@ -1,0 +1,259 @@
+#include "server/calls/session_rpcs.h"
+
+#include <map>
+#include <optional>
+#include <string>
+#include <utility>
+
+#include "absl/strings/str_cat.h"
+#include "proto/wire/frames.h"
+#include "server/base/errors.h"
+#include "server/base/log.h"
+#include "server/convert/convert.h"
+#include "server/sessions/session_report.h"
+
+namespace nni_compression::server {
+
+namespace v1 = ::nni::compression::v1;
+
+using compression::Session;
+
+namespace {
+
+constexpr int kMaxFingerprints = 65536;
+constexpr int kDefaultPage = 100;
+constexpr int kMaxPage = 1000;
+
+// A page ends early rather than not fit into a message.
+constexpr size_t kMaxPageBytes = 3 << 20;
+
+void FillLive(Components* components, const SessionRecord& record, const Session& session,
+              v1::GetSessionResponse* response) {
+  DescribeSession(record, components->sessions->Times(record), response->mutable_session());
+  DescribeLayers(session, response->mutable_session());
+  ToProto(session.plan(), session.binding().layers, response->mutable_plan());
+}
+
+// An operator's calls find the sessions of all tenants.
+std::string TenantOf(const UnaryCall& call, const std::string& id) {
+  if (!call.caller().admin) return call.tenant();
+  return call.components()->sessions->TenantOf(id).value_or(call.tenant());
+}
+
+v1::Session LastReport(SessionStore* sessions, SessionRecord& record, SessionState state) {
+  v1::Session report;
+  if (record.session() != nullptr) record.SetSummary(Summarize(*record.session()));
+  DescribeSession(record, sessions->Times(record), &report);
+  report.set_state(static_cast<v1::SessionState>(state));
+  report.clear_lease();
+  report.clear_disk_bytes();
+  if (record.session() != nullptr) DescribeLayers(*record.session(), &report);
+  return report;
+}
+
+// Without its layers where there is no memory for them.
+v1::Session LastReportOrLess(SessionStore* sessions, SessionRecord& record, SessionState state) {
+  absl::StatusOr<v1::Session> report = CatchExceptions(
+      [&]() -> absl::StatusOr<v1::Session> { return LastReport(sessions, record, state); });
+  if (report.ok()) return *std::move(report);
+  record.Retire();  // its memory may be what is missing
+  return LastReport(sessions, record, state);
+}
+
+// A session that cannot be loaded ends with what its catalogue entry says.
+void StoreEnd(const Components& components, const std::shared_ptr<SessionRecord>& record,
+              SessionState state, DurableSessions::Done done) {
+  record->strand().Post([durable = components.durable, sessions = components.sessions, record,
+                         state, done = std::move(done)] {
+    durable->End(record, LastReportOrLess(sessions, *record, state), done);
+  });
+}
+
+}  // namespace
+
+void FindWeights(const std::shared_ptr<UnaryCall>& call, const v1::FindWeightsRequest& request,
+                 v1::FindWeightsResponse* response) {
+  if (request.fingerprints_size() > kMaxFingerprints) {
+    return call->Finish(absl::InvalidArgumentError(
+        absl::StrCat("there are ", request.fingerprints_size(), " fingerprints; at most ",
+                     kMaxFingerprints, " are allowed")));
+  }
+  absl::StatusOr<SessionUse> use =
+      call->components()->sessions->Use(call->tenant(), request.session_id());
+  if (!use.ok()) return call->Finish(use.status());
+  // Of a session that was not read yet the kind is unknown; a hint may be wrong.
+  const bool for_pruner =
+      !(*use)->loaded() || (*use)->kind() == compression::AlgorithmKind::kPruner;
+  call->components()->weights->Ask(
+      call->tenant(), {request.fingerprints().begin(), request.fingerprints().end()}, for_pruner,
+      // In use until the digests are there, so that the session does not expire.
+      [call, response,
+       use = std::make_shared<SessionUse>(*std::move(use))](const std::vector<bool>& kept) {
+        for (const bool one : kept) response->add_may_have(one);
+        use->Drop();
+        call->Finish(absl::OkStatus());
+      });
+}
+
+void UpdateEpoch(const std::shared_ptr<UnaryCall>& call, const v1::UpdateEpochRequest& request,
+                 v1::UpdateEpochResponse* response) {
+  call->RunInSession(request.session_id(),
+                     [epoch = request.epoch(), response](SessionUse& use, Session& session) {
+                       if (absl::Status status = session.UpdateEpoch(epoch); !status.ok())
+                         return status;
+                       use->SetSummary(Summarize(session));
+                       response->set_epoch(session.clock().epoch);
+                       StaleLayers(session, response->mutable_stale_layers());
+                       return absl::OkStatus();
+                     });
+}
+
+void KeepAlive(const std::shared_ptr<UnaryCall>& call, const v1::KeepAliveRequest& request,
+               v1::KeepAliveResponse* response) {
+  // Not on the strand: a session that computes is alive, and its trainer should hear so now.
+  const absl::StatusOr<SessionUse> use =
+      call->components()->sessions->Use(call->tenant(), request.session_id());
+  if (use.ok())
+    ToProto(call->components()->sessions->Times(**use).lease, response->mutable_lease());
+  call->Finish(use.status());
+}
+
+void GetSession(const std::shared_ptr<UnaryCall>& call, const v1::GetSessionRequest& request,
+                v1::GetSessionResponse* response) {
+  const std::string tenant = TenantOf(*call, request.session_id());
+  absl::StatusOr<SessionUse> use = call->components()->sessions->Use(tenant, request.session_id());
+  std::shared_ptr<SessionRecord> record;
+  if (use.ok()) {
+    if (absl::Status status = call->CheckRevision(**use); !status.ok()) {
+      return call->FinishInSession(*use, status);
+    }
+    record = use->record();
+  } else {
+    auto ended = call->components()->sessions->FindReport(tenant, request.session_id());
+    if (!ended.ok()) return call->Finish(ended.status());
+    record = *std::move(ended);
+  }
+  auto held = std::make_shared<SessionUse>();
+  if (use.ok()) *held = *std::move(use);
+  call->Load(record, [call, record, held, response](const absl::Status& loaded) {
+    if (!loaded.ok()) {
+      held->Drop();
+      return call->Finish(loaded);
+    }
+    // The strand knows the state of both: the report was written there, too.
+    record->strand().Post([call, record, held, response] {
+      const absl::Status status = CatchExceptions([&] {
+        if (record->session() != nullptr) {
+          record->SetSummary(Summarize(*record->session()));
+          FillLive(call->components(), *record, *record->session(), response);
+        } else if (record->report() != nullptr) {
+          *response->mutable_session() = *record->report();
+        }
+        if (call->caller().admin) response->mutable_session()->set_tenant(record->tenant());
+        return absl::OkStatus();
+      });
+      held->Drop();
+      call->Finish(status);
+    });
+  });
+}
+
+void ListSessions(const std::shared_ptr<UnaryCall>& call, const v1::ListSessionsRequest& request,
+                  v1::ListSessionsResponse* response) {
+  if (request.page_size() < 0 || request.page_size() > kMaxPage) {
+    return call->Finish(absl::InvalidArgumentError(
+        absl::StrCat("page_size is ", request.page_size(), "; it must be in [0, ", kMaxPage, "]")));
+  }
+  SessionStore* const sessions = call->components()->sessions;
+  const auto tenant =
+      call->caller().admin ? std::nullopt : std::optional<absl::string_view>(call->tenant());
+  const absl::StatusOr<SessionStore::Page> page = sessions->List(
+      tenant, std::map<std::string, std::string>(request.labels().begin(), request.labels().end()),
+      request.page_size() == 0 ? kDefaultPage : request.page_size(), request.page_token());
+  if (!page.ok()) return call->Finish(page.status());
+  response->set_next_page_token(page->next_token);
+  size_t bytes = 0;
+  for (const auto& record : page->sessions) {
+    if (bytes > kMaxPageBytes) {
+      response->set_next_page_token(sessions->Token(tenant, *record));
+      break;
+    }
+    v1::Session* session = response->add_sessions();
+    DescribeSession(*record, sessions->Times(*record), session);
+    if (call->caller().admin) session->set_tenant(record->tenant());
+    bytes += session->ByteSizeLong();
+  }
+  call->Finish(absl::OkStatus());
+}
+
+void CloseSession(const std::shared_ptr<UnaryCall>& call, const v1::CloseSessionRequest& request,
+                  v1::CloseSessionResponse*) {
+  Components* const components = call->components();
+  const std::string tenant = TenantOf(*call, request.session_id());
+  absl::StatusOr<SessionUse> use = components->sessions->Use(tenant, request.session_id());
+  if (components->durable == nullptr || !use.ok()) {
+    return call->Finish(components->sessions->Close(tenant, request.session_id()));
+  }
+  const auto held = std::make_shared<SessionUse>(*std::move(use));
+  components->durable->Load(held->record(), [call, held](const absl::Status&) {
+    StoreEnd(
+        *call->components(), held->record(), SessionState::kClosed,
+        [call, held](const absl::Status& status) {
+          const std::shared_ptr<SessionRecord> record = held->record();
+          held->Drop();
+          // A session that ended meanwhile is closed, too.
+          const bool ended = status.ok() || absl::IsNotFound(status);
+          call->Finish(ended ? call->components()->sessions->Close(record->tenant(), record->id())
+                             : status);
+        });
+  });
+}
+
+void ListAlgorithms(const std::shared_ptr<UnaryCall>& call, const v1::ListAlgorithmsRequest&,
+                    v1::ListAlgorithmsResponse* response) {
+  for (const compression::AlgorithmInfo* algorithm : call->components()->registry->List()) {
+    v1::Algorithm* entry = response->add_algorithms();
+    ToProto(*algorithm, entry);
+    entry->set_refusal(call->components()->external->Refusal(algorithm->name));
+  }
+  response->set_server_version(call->components()->version);
+  call->Finish(absl::OkStatus());
+}
+
+void ListTenants(const std::shared_ptr<UnaryCall>& call, const v1::ListTenantsRequest&,
+                 v1::ListTenantsResponse* response) {
+  if (!call->caller().admin) {
+    return call->Finish(absl::PermissionDeniedError("only operators see what tenants use"));
+  }
+  std::map<std::string, v1::TenantUse> tenants;
+  for (const auto& [name, use] : call->components()->gate->Uses()) {
+    tenants[name].set_calls(static_cast<uint64_t>(use.calls));
+    tenants[name].set_memory_bytes(static_cast<uint64_t>(use.memory));
+    tenants[name].set_uploads(static_cast<uint64_t>(use.uploads));
+  }
+  for (const auto& [name, live] : call->components()->sessions->LiveByTenant()) {
+    tenants[name].set_sessions(static_cast<uint64_t>(live.sessions));
+    tenants[name].set_disk_bytes(static_cast<uint64_t>(live.disk_bytes));
+  }
+  for (auto& [name, use] : tenants) {
+    use.set_tenant(name);
+    *response->add_tenants() = std::move(use);
+  }
+  call->Finish(absl::OkStatus());
+}
+
+void RetireSession(const Components& components, const std::shared_ptr<SessionRecord>& record) {
+  LogLimited(LogLevel::kInfo,
+             record->state() == SessionState::kClosed ? "session_closed" : "session_expired",
+             record->tenant(), {{"session", record->id()}, {"tenant", record->tenant()}});
+  if (components.durable != nullptr && record->state() == SessionState::kExpired) {
+    StoreEnd(components, record, SessionState::kExpired, [](const absl::Status&) {});
+  }
+  record->strand().Post([sessions = components.sessions, record] {
+    v1::Session report = LastReportOrLess(sessions, *record, record->state());
+    record->Retire();
+    record->KeepReport(std::move(report));
+  });
+}
+
+}  // namespace nni_compression::server

@@ -1,0 +1,127 @@
+// What the unary calls share.
+#ifndef NNI_COMPRESSION_SERVER_CALLS_UNARY_CALL_H_
+#define NNI_COMPRESSION_SERVER_CALLS_UNARY_CALL_H_
+
+#include <google/protobuf/message.h>
+#include <grpcpp/server_context.h>
+#include <grpcpp/support/byte_buffer.h>
+#include <grpcpp/support/server_callback.h>
+
+#include <atomic>
+#include <functional>
+#include <memory>
+#include <optional>
+#include <string>
+#include <utility>
+
+#include "absl/status/status.h"
+#include "absl/strings/string_view.h"
+#include "compression/session.h"
+#include "server/calls/call_context.h"
+#include "server/calls/components.h"
+
+namespace nni_compression::server {
+
+// A unary call that is under way: lets the handler answer later, from any thread, exactly once.
+// Request and response live until it is finished. What they take in memory is reserved, of the
+// server's budget and the tenant's quota, before there is any of it: the request's bytes before
+// they wait for a thread, the parsed request before it is parsed, the reply before it waits for its
+// reader. A call that finds no room is refused; one that fits into what every call is counted with
+// never is, so that sessions can be kept alive and closed on a server that is full.
+class UnaryCall : public std::enable_shared_from_this<UnaryCall> {
+ public:
+  // Lets the call in, parses its request, and hands it to `handle`; or refuses it. A large request
+  // is parsed on the executor. `request` and `reply` are what gRPC received and will send.
+  template <class Request, class Response, class Handle>
+  static grpc::ServerUnaryReactor* Start(Components* components, grpc::CallbackServerContext* grpc,
+                                         absl::string_view method, const grpc::ByteBuffer* request,
+                                         grpc::ByteBuffer* reply, Handle handle) {
+    return Start(components, grpc, method, *request, reply,
+                 {std::make_unique<Request>(), std::make_unique<Response>(),
+                  [handle](const std::shared_ptr<UnaryCall>& call, const Message& parsed,
+                           Message* response) {
+                    handle(call, static_cast<const Request&>(parsed),
+                           static_cast<Response*>(response));
+                  }});
+  }
+
+  // RESOURCE_EXHAUSTED takes the place of `status` when the response is above 4 MiB, or has no
+  // room. Only the first one counts.
+  void Finish(const absl::Status& status);
+
+  // Sees that the response, as it is now, can be sent: for a call that must not have changed
+  // anything otherwise. RESOURCE_EXHAUSTED, as Finish.
+  absl::Status ReserveReply();
+
+  // Finishes the call with what `task` returns, once what it changed is stored. Runs it on the
+  // session's strand, which is given the call's hold on the session; NOT_FOUND when there is no
+  // such session. A call that was cancelled before its turn changes nothing.
+  using Task = std::function<absl::Status(SessionUse& use, compression::Session& session)>;
+  void RunInSession(absl::string_view session_id, Task task);
+  void RunInSession(SessionUse use, Task task);
+
+  // Ends the use, so that the lease runs from now, and then the call.
+  void FinishInSession(SessionUse& use, const absl::Status& status);
+
+  // NOT_FOUND when what is stored of the session is behind what the caller was told.
+  absl::Status CheckRevision(const SessionRecord& record) const {
+    return context_->CheckRevision(record.id(), record.revision);
+  }
+
+  // Calls `done` when the session is in memory, or cannot be brought there.
+  void Load(const std::shared_ptr<SessionRecord>& record, DurableSessions::Done done);
+
+  Components* components() const { return components_; }
+  const Caller& caller() const { return context_->caller(); }
+  const std::string& tenant() const { return context_->tenant(); }
+  MemoryShare memory_share() const { return context_->memory_share(); }
+  Work work() const;  // what it takes to look at all of the request
+  bool cancelled() const { return grpc_->IsCancelled(); }
+
+ private:
+  using Message = google::protobuf::Message;
+  class Reactor;
+
+  struct Method {
+    std::unique_ptr<Message> request;
+    std::unique_ptr<Message> response;
+    std::function<void(const std::shared_ptr<UnaryCall>&, const Message&, Message*)> handle;
+  };
+
+  UnaryCall(Components* components, grpc::CallbackServerContext* grpc,
+            std::unique_ptr<CallContext> context, Reactor* reactor, grpc::ByteBuffer* reply,
+            Method method)
+      : components_(components),
+        grpc_(grpc),
+        context_(std::move(context)),
+        reactor_(reactor),
+        reply_(reply),
+        method_(std::move(method)) {}
+
+  static grpc::ServerUnaryReactor* Start(Components* components, grpc::CallbackServerContext* grpc,
+                                         absl::string_view method, const grpc::ByteBuffer& request,
+                                         grpc::ByteBuffer* reply, Method messages);
+
+  // RESOURCE_EXHAUSTED when there is no room for `bytes` beyond what every call is counted with.
+  absl::Status Reserve(int64_t bytes, absl::string_view what, Reservation* out);
+  absl::Status Reply();
+
+  // Parses and handles, or fails.
+  void Handle(const grpc::ByteBuffer& request);
+  void RunLoaded(SessionUse use, Task task);
+
+  Components* const components_;
+  grpc::CallbackServerContext* const grpc_;
+  std::unique_ptr<CallContext> context_;  // null once it is finished
+  Reactor* const reactor_;
+  grpc::ByteBuffer* const reply_;
+  Method method_;
+  std::atomic<bool> finished_{false};
+  int64_t request_bytes_ = 0;
+  Reservation request_memory_;
+  Reservation reply_memory_;  // until gRPC is done with it
+};
+
+}  // namespace nni_compression::server
+
+#endif  // NNI_COMPRESSION_SERVER_CALLS_UNARY_CALL_H_

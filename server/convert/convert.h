@@ -1,0 +1,67 @@
+// The wire's messages and the compression library's types.
+#ifndef NNI_COMPRESSION_SERVER_CONVERT_CONVERT_H_
+#define NNI_COMPRESSION_SERVER_CONVERT_CONVERT_H_
+
+#include <google/protobuf/duration.pb.h>
+#include <google/protobuf/timestamp.pb.h>
+
+#include <string>
+#include <vector>
+
+#include "absl/status/status.h"
+#include "absl/status/statusor.h"
+#include "absl/strings/string_view.h"
+#include "absl/time/time.h"
+#include "absl/types/span.h"
+#include "compression/algorithm.h"
+#include "compression/buffer.h"
+#include "compression/layer.h"
+#include "compression/quantization.h"
+#include "compression/session.h"
+#include "nni/compression/v1/compression.pb.h"
+
+namespace nni_compression::server {
+
+// INVALID_ARGUMENT, naming `field`, for a value that this server does not know.
+absl::StatusOr<compression::DataType> ToDataType(nni::compression::v1::DataType dtype,
+                                                 absl::string_view field);
+nni::compression::v1::DataType ToProto(compression::DataType dtype);
+
+// Everything that does not fit the compression library's types is INVALID_ARGUMENT; the rest is
+// checked by Session::Bind.
+absl::StatusOr<compression::Binding> ToBinding(
+    const nni::compression::v1::BindModelRequest& request);
+
+// Whether a tensor has the dtype and shape expected, and the byte length that follows from them.
+// INVALID_ARGUMENT names what differs.
+absl::Status CheckTensor(const nni::compression::v1::TensorHeader& header,
+                         compression::DataType dtype, absl::Span<const int64_t> shape);
+
+// The payload of a range tensor.
+compression::Range ToRange(const compression::Buffer& bytes);
+
+// All but scale and zero_point, which a reply has inline or as tensors.
+void ToProto(const compression::QuantizationParameters& parameters,
+             nni::compression::v1::QuantizationParameters* out);
+void ScalesToProto(const compression::QuantizationParameters& parameters,
+                   nni::compression::v1::QuantizationParameters* out);
+
+// What is remembered of a layer.
+compression::RememberedNumbers ToMemory(
+    const google::protobuf::RepeatedPtrField<nni::compression::v1::Memory>& memory);
+void ToProto(const compression::RememberedNumbers& memory,
+             google::protobuf::RepeatedPtrField<nni::compression::v1::Memory>* out);
+
+// Why one tensor of a call failed.
+void ToProto(const absl::Status& status, nni::compression::v1::LayerError* out);
+
+void ToProto(const compression::Plan& plan, absl::Span<const compression::Layer> layers,
+             nni::compression::v1::Plan* out);
+void ToProto(const compression::AlgorithmInfo& algorithm, nni::compression::v1::Algorithm* out);
+
+void ToProto(absl::Duration duration, google::protobuf::Duration* out);
+void ToProto(absl::Time time, google::protobuf::Timestamp* out);
+
+}  // namespace nni_compression::server
+
+#endif  // NNI_COMPRESSION_SERVER_CONVERT_CONVERT_H_

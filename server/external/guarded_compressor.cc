@@ -1,0 +1,298 @@
+#include "server/external/guarded_compressor.h"
+
+#include <map>
+#include <optional>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "absl/strings/str_cat.h"
+#include "compression/check_answer.h"
+#include "compression/suggest.h"
+#include "server/base/log.h"
+#include "server/base/mutex.h"
+
+namespace nni_compression::server {
+namespace {
+
+using compression::Activation;
+using compression::ActivationAnswer;
+using compression::AlgorithmInfo;
+using compression::AlgorithmKind;
+using compression::Compressor;
+using compression::Layer;
+using compression::LayerState;
+using compression::Mask;
+using compression::Options;
+using compression::Pruner;
+using compression::QuantizedWeight;
+using compression::Quantizer;
+using compression::QuantizeReply;
+using compression::Range;
+using compression::Refresh;
+using compression::Weight;
+
+constexpr char kActivations[] = "the activations of a layer";
+
+// For calls that answer nothing.
+absl::StatusOr<bool> Done(const absl::Status& status) {
+  if (!status.ok()) return status;
+  return true;
+}
+
+std::string OnLayer(const Layer& layer) {
+  return absl::StrCat("layer ", compression::Quoted(layer.name));
+}
+
+// Calls `function(state)` with a copy of the state, which comes back when it succeeds.
+template <typename T, typename Function>
+absl::StatusOr<T> CallOn(ExternalHost& host, const std::string& what, LayerState& state,
+                         Function function) {
+  struct Call {
+    LayerState state;
+    std::optional<T> result;
+  };
+  const auto call = std::make_shared<Call>(Call{state, std::nullopt});
+  absl::Status status = host.Run(what, [call, function = std::move(function)] {
+    absl::StatusOr<T> result = function(call->state);
+    if (!result.ok()) return result.status();
+    call->result = *std::move(result);
+    return absl::OkStatus();
+  });
+  if (!status.ok()) return status;
+  state = std::move(call->state);
+  return *std::move(call->result);
+}
+
+// As the above for what cannot fail: `otherwise` takes the place of an answer.
+template <typename T, typename Function>
+T AskOn(ExternalHost& host, const std::string& what, T otherwise, Function function) {
+  const auto answer = std::make_shared<T>(otherwise);
+  const absl::Status status = host.Run(what, [answer, function = std::move(function)] {
+    *answer = function();
+    return absl::OkStatus();
+  });
+  if (status.ok()) return *answer;
+  if (absl::IsInternal(status)) {
+    LogLimited(LogLevel::kWarning, "algorithm_failed", host.name(),
+               {{"algorithm", host.name()}, {"error", status.message()}});
+  }
+  return otherwise;
+}
+
+// What does not change while a compressor lives.
+struct Traits {
+  Refresh refresh = Refresh::kOnce;
+  bool needs_epoch = false;
+  bool needs_step = false;
+  bool wants_gradient = false;
+  bool accepts_range = false;
+  bool wants_range_in_step = false;
+  int bits = 0;
+  int64_t group_size = 0;
+  std::vector<Activation> activations;
+};
+
+Traits TraitsOf(const Compressor& inner) {
+  Traits traits;
+  traits.refresh = inner.refresh();
+  traits.needs_epoch = inner.needs_epoch();
+  traits.needs_step = inner.needs_step();
+  traits.wants_gradient = inner.wants_gradient();
+  if (const auto* quantizer = dynamic_cast<const Quantizer*>(&inner)) {
+    traits.accepts_range = quantizer->accepts_range();
+    traits.wants_range_in_step = quantizer->wants_range_in_step();
+    traits.bits = quantizer->bits();
+    traits.group_size = quantizer->group_size();
+    traits.activations = quantizer->activations();
+  }
+  return traits;
+}
+
+// Keeps what nobody may touch any more, not even to destroy it.
+void KeepForEver(std::shared_ptr<const Compressor> compressor) {
+  static Mutex mutex;
+  static auto* const kept = new std::vector<std::shared_ptr<const Compressor>>;
+  MutexLock lock(&mutex);
+  kept->push_back(std::move(compressor));
+}
+
+// What pruners and quantizers have in common. `Base` is Pruner or Quantizer.
+template <typename Base>
+class Guard : public Base {
+ public:
+  Guard(std::shared_ptr<ExternalHost> host, std::shared_ptr<const Base> inner, Traits traits)
+      : host_(std::move(host)), inner_(std::move(inner)), traits_(std::move(traits)) {}
+
+  // The code of a destructor is external, too.
+  ~Guard() override {
+    if (!host_->refusal().empty()) {
+      KeepForEver(std::move(inner_));
+      return;
+    }
+    const absl::Status ended =
+        host_->Run("the end of a session", [inner = std::exchange(inner_, nullptr)]() mutable {
+          inner.reset();
+          return absl::OkStatus();
+        });
+    ended.IgnoreError();
+  }
+
+  Refresh refresh() const override { return traits_.refresh; }
+  bool needs_epoch() const override { return traits_.needs_epoch; }
+  bool needs_step() const override { return traits_.needs_step; }
+  bool wants_gradient() const override { return traits_.wants_gradient; }
+
+  bool IsStale(const Layer& layer, const LayerState& state,
+               compression::Clock clock) const override {
+    // Nothing else makes an answer old.
+    if (!traits_.needs_epoch && !traits_.needs_step) return false;
+    return AskOn(*host_, OnLayer(layer), true, [inner = inner_, layer, state, clock] {
+      return inner->IsStale(layer, state, clock);
+    });
+  }
+
+  absl::Status AddGradient(const Layer& layer, const at::Tensor& gradient, compression::Clock clock,
+                           LayerState& state) const override {
+    return CallOn<bool>(*host_, OnLayer(layer), state,
+                        [inner = inner_, layer, gradient, clock](LayerState& state) {
+                          return Done(inner->AddGradient(layer, gradient, clock, state));
+                        })
+        .status();
+  }
+
+ protected:
+  const std::shared_ptr<ExternalHost> host_;
+  std::shared_ptr<const Base> inner_;
+  const Traits traits_;
+};
+
+// Statistics belong to a cache, and stay behind.
+class GuardedPruner : public Guard<Pruner> {
+ public:
+  using Guard::Guard;
+
+  absl::StatusOr<Mask> CalcMask(const Layer& layer, const Weight& weight, LayerState& state,
+                                compression::Clock clock) const override {
+    return CallOn<Mask>(*host_, OnLayer(layer), state,
+                        [inner = inner_, layer, values = weight.values, clock](LayerState& state) {
+                          return inner->CalcMask(layer, Weight(values), state, clock);
+                        });
+  }
+
+  std::optional<double> TargetSparsity(compression::Clock clock) const override {
+    return AskOn(*host_, "the target sparsity", std::optional<double>(),
+                 [inner = inner_, clock] { return inner->TargetSparsity(clock); });
+  }
+};
+
+class GuardedQuantizer : public Guard<Quantizer> {
+ public:
+  using Guard::Guard;
+
+  bool accepts_range() const override { return traits_.accepts_range; }
+  bool wants_range_in_step() const override { return traits_.wants_range_in_step; }
+  int bits() const override { return traits_.bits; }
+  int64_t group_size() const override { return traits_.group_size; }
+
+  absl::StatusOr<QuantizedWeight> QuantizeWeight(const Layer& layer, const Weight& weight,
+                                                 QuantizeReply reply, compression::Clock clock,
+                                                 LayerState& state) const override {
+    return CallOn<QuantizedWeight>(
+        *host_, OnLayer(layer), state,
+        [inner = inner_, layer, values = weight.values, reply, clock](LayerState& state) {
+          return inner->QuantizeWeight(layer, Weight(values), reply, clock, state);
+        });
+  }
+
+  absl::StatusOr<QuantizedWeight> QuantizeRange(const Layer& layer, const Range& range,
+                                                compression::Clock clock,
+                                                LayerState& state) const override {
+    return CallOn<QuantizedWeight>(*host_, OnLayer(layer), state,
+                                   [inner = inner_, layer, range, clock](LayerState& state) {
+                                     return inner->QuantizeRange(layer, range, clock, state);
+                                   });
+  }
+
+  // Asked once a layer: it is needed often, and on threads that must not wait.
+  std::optional<int> channel_axis(const Layer& layer) const override {
+    MutexLock lock(&mutex_);
+    const auto [it, fresh] = axes_.try_emplace(layer.name);
+    if (fresh) {
+      it->second = AskOn(*host_, OnLayer(layer), std::optional<int>(),
+                         [inner = inner_, layer] { return inner->channel_axis(layer); });
+    }
+    return it->second;
+  }
+
+  std::vector<Activation> activations() const override { return traits_.activations; }
+
+  absl::Status ObserveActivation(Activation activation, const Range& range,
+                                 LayerState& state) const override {
+    return CallOn<bool>(*host_, kActivations, state,
+                        [inner = inner_, activation, range](LayerState& state) {
+                          return Done(inner->ObserveActivation(activation, range, state));
+                        })
+        .status();
+  }
+
+  absl::StatusOr<ActivationAnswer> QuantizeActivation(Activation activation,
+                                                      compression::Clock clock,
+                                                      const LayerState& state) const override {
+    LayerState copy = state;
+    return CallOn<ActivationAnswer>(*host_, kActivations, copy,
+                                    [inner = inner_, activation, clock](LayerState& state) {
+                                      return inner->QuantizeActivation(activation, clock, state);
+                                    });
+  }
+
+ private:
+  mutable Mutex mutex_;
+  mutable std::map<std::string, std::optional<int>> axes_ ABSL_GUARDED_BY(mutex_);
+};
+
+template <typename Wrapper, typename Base>
+std::unique_ptr<Compressor> Wrap(const std::shared_ptr<ExternalHost>& host,
+                                 const std::shared_ptr<const Compressor>& inner,
+                                 const Traits& traits) {
+  return std::make_unique<Wrapper>(host, std::dynamic_pointer_cast<const Base>(inner), traits);
+}
+
+absl::StatusOr<std::unique_ptr<Compressor>> Create(const AlgorithmInfo& info,
+                                                   const std::shared_ptr<ExternalHost>& host,
+                                                   const Options& options) {
+  struct Made {
+    std::shared_ptr<const Compressor> inner;
+    Traits traits;
+  };
+  const auto made = std::make_shared<Made>();
+  absl::Status status = host->Run(options.path(), [made, info, options] {
+    auto inner = info.create(options);
+    if (!inner.ok()) return inner.status();
+    absl::Status fits = compression::CheckKind(info, inner->get());
+    if (!fits.ok()) return fits;
+    made->inner = *std::move(inner);
+    made->traits = TraitsOf(*made->inner);
+    return absl::OkStatus();
+  });
+  if (!status.ok()) return status;
+  return info.kind == AlgorithmKind::kPruner
+             ? Wrap<GuardedPruner, Pruner>(host, made->inner, made->traits)
+             : Wrap<GuardedQuantizer, Quantizer>(host, made->inner, made->traits);
+}
+
+}  // namespace
+
+AlgorithmInfo Guarded(const AlgorithmInfo& info, const std::shared_ptr<ExternalHost>& host) {
+  AlgorithmInfo guarded = info;
+  guarded.create = [info, host](const Options& options) { return Create(info, host, options); };
+  if (info.check_layer) {
+    guarded.check_layer = [info, host](const Options& options, const Layer& layer) {
+      return host->Run(OnLayer(layer),
+                       [info, options, layer] { return info.check_layer(options, layer); });
+    };
+  }
+  return guarded;
+}
+
+}  // namespace nni_compression::server

@@ -1,0 +1,19 @@
+// A compressor whose code runs on its host's threads.
+#ifndef NNI_COMPRESSION_SERVER_EXTERNAL_GUARDED_COMPRESSOR_H_
+#define NNI_COMPRESSION_SERVER_EXTERNAL_GUARDED_COMPRESSOR_H_
+
+#include <memory>
+
+#include "compression/algorithm.h"
+#include "server/external/external_algorithm.h"
+
+namespace nni_compression::server {
+
+// The same algorithm, whose compressors answer what those of `info` do, or a status. What they are
+// given is copied (a weight by handle), so that a call that is given up harms nobody.
+compression::AlgorithmInfo Guarded(const compression::AlgorithmInfo& info,
+                                   const std::shared_ptr<ExternalHost>& host);
+
+}  // namespace nni_compression::server
+
+#endif  // NNI_COMPRESSION_SERVER_EXTERNAL_GUARDED_COMPRESSOR_H_

@@ -1,0 +1,37 @@
+// What a tenant has of the memory budget.
+#ifndef NNI_COMPRESSION_SERVER_LIMITS_MEMORY_ACCOUNT_H_
+#define NNI_COMPRESSION_SERVER_LIMITS_MEMORY_ACCOUNT_H_
+
+#include <cstdint>
+#include <memory>
+#include <optional>
+
+#include "absl/base/thread_annotations.h"
+#include "absl/status/status.h"
+#include "server/base/mutex.h"
+
+namespace nni_compression::server {
+
+// Counts the bytes of one tenant's reservations. Thread-safe.
+class MemoryAccount {
+ public:
+  // RESOURCE_EXHAUSTED, with nothing added, when that would be more than `limit`; with a time to
+  // wait where the bytes alone are not.
+  absl::Status Add(int64_t bytes, std::optional<int64_t> limit);
+  void Subtract(int64_t bytes);
+  int64_t bytes() const;
+
+ private:
+  mutable Mutex mutex_;
+  int64_t bytes_ ABSL_GUARDED_BY(mutex_) = 0;
+};
+
+// An account, and how far it may go. Without an account nothing is counted.
+struct MemoryShare {
+  std::shared_ptr<MemoryAccount> account;
+  std::optional<int64_t> limit;
+};
+
+}  // namespace nni_compression::server
+
+#endif  // NNI_COMPRESSION_SERVER_LIMITS_MEMORY_ACCOUNT_H_

@@ -1,0 +1,19 @@
+// What a server did and is like, for Prometheus.
+#ifndef NNI_COMPRESSION_SERVER_MONITORING_SERVER_METRICS_H_
+#define NNI_COMPRESSION_SERVER_MONITORING_SERVER_METRICS_H_
+
+#include <prometheus/metric_family.h>
+
+#include <vector>
+
+#include "server/calls/components.h"
+
+namespace nni_compression::server {
+
+// All there is: what calls counted, and what its owners are asked for now. docs/operations.md says
+// what each means. Takes a millisecond with ten thousand sessions. Any thread.
+std::vector<prometheus::MetricFamily> CollectMetrics(const Components& components);
+
+}  // namespace nni_compression::server
+
+#endif  // NNI_COMPRESSION_SERVER_MONITORING_SERVER_METRICS_H_

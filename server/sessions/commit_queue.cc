@@ -1,0 +1,125 @@
+#include "server/sessions/commit_queue.h"
+
+#include <utility>
+
+#include "server/base/log.h"
+
+namespace nni_compression::server {
+
+CommitQueue::CommitQueue(Storage* storage, Rollback rollback)
+    : storage_(storage), rollback_(std::move(rollback)), thread_([this] { Loop(); }) {}
+
+CommitQueue::~CommitQueue() {
+  {
+    MutexLock lock(&mutex_);
+    stopped_ = true;
+    changed_.NotifyAll();
+  }
+  thread_.join();
+}
+
+void CommitQueue::Write(std::shared_ptr<SessionRecord> record, SessionChange change, Done done) {
+  Queue({std::move(record), true, std::move(change), std::move(done)});
+}
+
+void CommitQueue::WaitForWrites(const std::shared_ptr<SessionRecord>& record, Done done) {
+  Queue({record, false, {}, std::move(done)});
+}
+
+void CommitQueue::Queue(Item item) {
+  absl::Status status;
+  {
+    MutexLock lock(&mutex_);
+    if (item.record != nullptr) status = item.record->save_error_;
+    if (status.ok() && (item.writes || item.record->unsaved_ > 0)) {
+      if (item.record != nullptr) ++item.record->unsaved_;
+      queue_.push_back(std::move(item));
+      changed_.NotifyAll();
+      return;
+    }
+  }
+  item.done(status);
+}
+
+void CommitQueue::ClearError(SessionRecord* record) {
+  MutexLock lock(&mutex_);
+  record->save_error_ = absl::OkStatus();
+}
+
+void CommitQueue::Flush() {
+  MutexLock lock(&mutex_);
+  while (busy_ || !queue_.empty()) changed_.Wait(&mutex_);
+}
+
+void CommitQueue::Loop() {
+  bool garbage = true;
+  while (true) {
+    std::vector<Item> items;
+    {
+      MutexLock lock(&mutex_);
+      busy_ = false;
+      changed_.NotifyAll();
+      while (queue_.empty() && !stopped_ && !garbage) changed_.Wait(&mutex_);
+      if (queue_.empty() && stopped_) return;
+      items = std::exchange(queue_, {});
+      busy_ = !items.empty();
+    }
+    if (items.empty()) {
+      garbage = storage_->CollectGarbage();
+    } else {
+      Process(std::move(items));
+      garbage = true;
+    }
+  }
+}
+
+void CommitQueue::Process(std::vector<Item> items) {
+  std::vector<SessionChange> changes;
+  std::vector<size_t> places;  // of the changes in `items`
+  for (size_t i = 0; i < items.size(); ++i) {
+    if (!items[i].writes) continue;
+    changes.push_back(std::move(items[i].change));
+    places.push_back(i);
+  }
+  std::vector<absl::Status> outcomes(items.size());
+  std::vector<absl::Status> statuses = storage_->Apply(changes);
+  for (size_t i = 0; i < places.size(); ++i) outcomes[places[i]] = std::move(statuses[i]);
+
+  std::vector<std::pair<Item, absl::Status>> failed;  // what was queued after a write that failed
+  std::vector<std::pair<std::shared_ptr<SessionRecord>, absl::Status>> lost;
+  {
+    MutexLock lock(&mutex_);
+    for (size_t i = 0; i < items.size(); ++i) {
+      SessionRecord* const record = items[i].record.get();
+      if (record == nullptr) continue;
+      if (!outcomes[i].ok() && record->save_error_.ok()) {
+        record->save_error_ = outcomes[i];
+        lost.emplace_back(items[i].record, outcomes[i]);
+      }
+      // Even where it was written: the session is taken back to what is stored in any case.
+      if (outcomes[i].ok()) outcomes[i] = record->save_error_;
+    }
+    std::vector<Item> kept;
+    for (Item& item : queue_) {
+      if (item.record == nullptr || item.record->save_error_.ok()) {
+        kept.push_back(std::move(item));
+        continue;
+      }
+      const absl::Status error = item.record->save_error_;
+      failed.emplace_back(std::move(item), error);
+    }
+    queue_ = std::move(kept);
+  }
+  // First, so that who hears of a failure and calls again finds the session as it is stored.
+  for (const auto& [record, error] : lost) rollback_(record, error);
+  for (size_t i = 0; i < items.size(); ++i) items[i].done(outcomes[i]);
+  for (auto& [item, error] : failed) item.done(error);
+  // Not before: what has nothing to wait for is answered at once, and would overtake these.
+  MutexLock lock(&mutex_);
+  for (const Item& item : items) {
+    if (item.record != nullptr) --item.record->unsaved_;
+  }
+  for (const auto& [item, error] : failed) --item.record->unsaved_;
+}
+
+}  // namespace nni_compression::server

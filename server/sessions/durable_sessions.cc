@@ -1,0 +1,356 @@
+#include "server/sessions/durable_sessions.h"
+
+#include <utility>
+
+#include "absl/strings/str_cat.h"
+#include "absl/time/clock.h"
+#include "compression/state.h"
+#include "server/base/errors.h"
+#include "server/base/log.h"
+#include "server/convert/convert.h"
+#include "server/limits/parsed_size.h"
+#include "server/sessions/session_memory.h"
+#include "server/sessions/session_report.h"
+
+namespace nni_compression::server {
+
+namespace v1 = ::nni::compression::v1;
+
+using compression::Session;
+
+namespace {
+
+// Reading is mostly waiting for the disk.
+constexpr int kReaders = 2;
+
+// Of a session that a server gave one; each of them would take longer than anybody has.
+constexpr uint64_t kLastSequence = uint64_t{1} << 62;
+
+SessionKey KeyOf(const SessionRecord& record) { return {record.tenant(), record.id()}; }
+
+// What the log has of a session that cannot be read, all of the error: at the start of each, and
+// `limited` where it is callers that cause it.
+void LogError(const SessionKey& key, const absl::Status& error, bool limited = false) {
+  const bool damaged = absl::IsDataLoss(error);
+  const LogLevel level = damaged ? LogLevel::kError : LogLevel::kWarning;
+  const char* const event = damaged ? "session_damaged" : "session_not_read";
+  const std::initializer_list<LogField> fields = {
+      {"session", key.second}, {"tenant", key.first}, {"error", error.message()}};
+  if (limited) return LogLimited(level, event, key.first, fields);
+  Log(level, event, fields);
+}
+
+// What callers are told of an error of the storage, which names files of this machine.
+absl::Status ForCallers(const absl::Status& error) {
+  switch (error.code()) {
+    case absl::StatusCode::kResourceExhausted:
+      return absl::ResourceExhaustedError(
+          "the server's storage is full, or cannot be used; the server's log says why");
+    case absl::StatusCode::kDataLoss:
+      return absl::DataLossError(
+          "the session's stored state is damaged; the server's log says what of it");
+    case absl::StatusCode::kInternal:
+      return absl::InternalError("the server's storage failed; the server's log says why");
+    default:
+      return error;
+  }
+}
+
+DurableSessions::Done ForCallers(DurableSessions::Done done) {
+  return [done = std::move(done)](const absl::Status& status) { done(ForCallers(status)); };
+}
+
+absl::Status Damaged(const absl::Status& status) {
+  return absl::DataLossError(
+      absl::StrCat("the session's stored state cannot be read: ", status.message()));
+}
+
+absl::Time ToTime(const google::protobuf::Timestamp& time) {
+  return absl::FromUnixSeconds(time.seconds()) + absl::Nanoseconds(time.nanos());
+}
+
+}  // namespace
+
+DurableSessions::DurableSessions(const Environment& environment)
+    : environment_(environment),
+      readers_(std::make_unique<Executor>(kReaders)),
+      commits_(std::make_unique<CommitQueue>(
+          environment.storage,
+          [this](const auto& record, const auto& error) { Rollback(record, error); })) {}
+
+absl::Status DurableSessions::Recover() {
+  const absl::Time start = absl::Now();
+  const absl::StatusOr<std::vector<CatalogueRow>> rows = environment_.storage->List();
+  if (!rows.ok()) return rows.status();
+  std::vector<const CatalogueRow*> out_of_order;
+  uint64_t last = 0;
+  for (const CatalogueRow& row : *rows) {
+    if (row.sequence <= last || row.sequence > kLastSequence) {
+      out_of_order.push_back(&row);
+      continue;
+    }
+    last = row.sequence;
+    if (absl::Status status = RecoverOne(row); !status.ok()) LogError(row.key, status);
+  }
+  // They were not written so. Where nothing else is damaged, they are the youngest from now on.
+  for (const CatalogueRow* row : out_of_order) {
+    CatalogueRow mended = *row;
+    mended.sequence = ++last;
+    LogError(row->key, absl::DataLossError(
+                           absl::StrCat("its sequence is ", static_cast<int64_t>(row->sequence),
+                                        ", which another session has or none can have")));
+    if (absl::Status status = RecoverOne(mended); !status.ok()) LogError(row->key, status);
+  }
+  Log(LogLevel::kInfo, "sessions_recovered",
+      {{"live", environment_.sessions->live()},
+       {"stored", rows->size()},
+       {"time", absl::FormatDuration(absl::Now() - start)}});
+  return absl::OkStatus();
+}
+
+absl::Status DurableSessions::RecoverOne(const CatalogueRow& row) {
+  v1::Session entry;
+  if (!entry.ParseFromString(row.entry) || entry.id() != row.key.second) {
+    return absl::DataLossError("its catalogue entry is no session's");
+  }
+  // However little there is: it was there before.
+  SessionMemory memory(environment_.budget, {});
+  (void)memory.Take(EntryBytes(entry), "the session's catalogue entry");
+  const auto record = std::make_shared<SessionRecord>(
+      row.key.first, entry, Strand::Create(environment_.executor_of(entry.algorithm())),
+      std::move(memory));
+  SessionStore::Stored stored;
+  stored.sequence = row.sequence;
+  if (row.ended) {
+    stored.state =
+        entry.state() == v1::SESSION_STATE_EXPIRED ? SessionState::kExpired : SessionState::kClosed;
+  }
+  stored.lease = row.lease;
+  stored.created = ToTime(entry.create_time());
+  stored.last_call = ToTime(entry.last_call_time());
+  stored.request_id = row.request_id;
+  stored.fingerprint = row.fingerprint;
+  environment_.sessions->Restore(record, stored);
+  // It is there, so that its trainer gets DATA_LOSS rather than NOT_FOUND, and can close it.
+  return row.damaged ? absl::DataLossError("its row of the catalogue is damaged")
+                     : absl::OkStatus();
+}
+
+void DurableSessions::Stop() {
+  std::unique_ptr<Executor> readers;
+  {
+    MutexLock lock(&mutex_);
+    readers = std::move(readers_);
+  }
+  readers.reset();  // finishes what was begun
+  commits_->Flush();
+  MutexLock lock(&mutex_);
+  stopped_ = true;
+}
+
+std::string DurableSessions::Entry(const SessionRecord& record) const {
+  v1::Session entry;
+  DescribeSession(record, environment_.sessions->Times(record), &entry);
+  return entry.SerializeAsString();
+}
+
+void DurableSessions::Create(const std::shared_ptr<SessionRecord>& record,
+                             const v1::BindModelRequest& request, absl::string_view fingerprint,
+                             Done done) {
+  Session& session = *record->session();
+  v1::BindModelRequest binding = request;
+  // These are kept elsewhere, and without them the trials of one model share their bindings.
+  binding.clear_request_id();
+  binding.clear_labels();
+  binding.clear_lease();
+  binding.clear_masks();
+  binding.clear_memory();
+  SessionChange change;
+  change.key = KeyOf(*record);
+  change.create.emplace();
+  change.create->binding = binding.SerializeAsString();
+  CatalogueRow& row = change.create->row;
+  row.key = change.key;
+  row.sequence = environment_.sessions->Sequence(*record);
+  row.lease = environment_.sessions->Times(*record).lease;
+  row.request_id = request.request_id();
+  row.fingerprint = std::string(fingerprint);
+  row.entry = Entry(*record);
+  record->stored_summary = record->summary();
+  change.global = session.SaveGlobal();
+  for (const int i : session.TakeChanges().layers) {  // masks and numbers that came with it
+    change.layers[i] = [record, i, state = session.state(i)] {
+      return compression::EncodeLayer(record->layer(i), state);
+    };
+  }
+  commits_->Write(record, std::move(change), ForCallers(std::move(done)));
+}
+
+void DurableSessions::Save(const std::shared_ptr<SessionRecord>& record, Session& session,
+                           Saved saved) {
+  const Session::Changes changes = session.TakeChanges();
+  const SessionRecord::Summary summary = record->summary();
+  if (!changes.empty()) ++record->revision;
+  Done done = ForCallers(
+      [revision = record->revision.load(), saved = std::move(saved)](const absl::Status& status) {
+        saved(status.ok() ? absl::StatusOr<uint64_t>(revision) : status);
+      });
+  if (changes.empty() && summary == record->stored_summary) {
+    return commits_->WaitForWrites(record, std::move(done));
+  }
+  record->stored_summary = summary;
+  SessionChange change;
+  change.key = KeyOf(*record);
+  change.entry = Entry(*record);
+  if (changes.global) change.global = session.SaveGlobal();
+  for (const int i : changes.layers) {
+    change.layers[i] = [record, i, state = session.state(i)] {
+      return compression::EncodeLayer(record->layer(i), state);
+    };
+  }
+  commits_->Write(record, std::move(change), std::move(done));
+}
+
+void DurableSessions::End(const std::shared_ptr<SessionRecord>& record, const v1::Session& report,
+                          Done done) {
+  v1::Session entry = report;
+  entry.clear_layers();
+  SessionChange change;
+  change.key = KeyOf(*record);
+  change.entry = entry.SerializeAsString();
+  change.report = report.SerializeAsString();
+  commits_->Write(record, std::move(change), ForCallers(std::move(done)));
+}
+
+void DurableSessions::Forget(const SessionRecord& record) {
+  SessionChange change;
+  change.key = KeyOf(record);
+  change.erase = true;
+  commits_->Write(nullptr, std::move(change), [id = record.id()](const absl::Status& status) {
+    if (status.ok()) return;
+    Log(LogLevel::kWarning, "session_not_erased", {{"session", id}, {"error", status.message()}});
+  });
+}
+
+void DurableSessions::Load(const std::shared_ptr<SessionRecord>& record, Done done) {
+  absl::Status status;
+  if (!record->loaded()) {
+    MutexLock lock(&mutex_);
+    if (readers_ != nullptr && !record->loaded()) {  // it may have come just now
+      std::vector<Done>& waiting = loading_[record.get()];
+      waiting.push_back(std::move(done));
+      if (waiting.size() == 1) readers_->Schedule([this, record] { Read(record); });
+      return;
+    }
+    if (!record->loaded()) status = absl::UnavailableError("the server is stopping");
+  }
+  done(status);
+}
+
+void DurableSessions::Read(const std::shared_ptr<SessionRecord>& record) {
+  const SessionKey key = KeyOf(*record);
+  absl::Status error;
+  std::function<absl::Status()> revive;
+  if (record->state() == SessionState::kActive) {
+    auto stored = std::make_shared<absl::StatusOr<StoredSession>>(environment_.storage->Load(key));
+    error = stored->status();
+    revive = [this, record, stored] { return Revive(*record, **stored); };
+  } else {
+    absl::StatusOr<std::string> report = environment_.storage->LoadReport(key);
+    error = report.status();
+    revive = [this, record, report = std::move(report)] { return ReviveReport(*record, *report); };
+  }
+  record->strand().Post(
+      [this, record, error, revive = std::move(revive)] {
+        if (record->loaded()) return FinishLoad(record, absl::OkStatus());
+        const absl::Status status = error.ok() ? CatchExceptions(revive) : error;
+        const bool failed = !error.ok() && !absl::IsNotFound(error);  // it may have been closed
+        if (failed || absl::IsDataLoss(status)) LogError(KeyOf(*record), status, /*limited=*/true);
+        FinishLoad(record, error.ok() ? status : ForCallers(error));
+      },
+      Work::kLong);
+}
+
+void DurableSessions::FinishLoad(const std::shared_ptr<SessionRecord>& record,
+                                 const absl::Status& status) {
+  std::vector<Done> waiting;
+  {
+    MutexLock lock(&mutex_);
+    const auto it = loading_.find(record.get());
+    waiting = std::move(it->second);
+    loading_.erase(it);
+  }
+  for (const Done& done : waiting) done(status);
+}
+
+absl::Status DurableSessions::Revive(SessionRecord& record, const StoredSession& stored) {
+  v1::BindModelRequest request;
+  if (!request.ParseFromString(stored.binding)) {
+    return absl::DataLossError("the session's stored binding is none");
+  }
+  SessionMemory memory(environment_.budget,
+                       {environment_.account_of(record.tenant()), std::nullopt});
+  const int64_t binding_bytes = BindingBytes(request);
+  if (absl::Status s = memory.Take(binding_bytes, "the session's layers"); !s.ok()) return s;
+  absl::StatusOr<compression::Binding> binding = ToBinding(request);
+  if (!binding.ok()) return Damaged(binding.status());
+  const auto algorithm = environment_.registry->Find(binding->algorithm);
+  if (!algorithm.ok()) {
+    return absl::FailedPreconditionError(absl::StrCat(
+        "the session was bound by a server with other algorithms: ", algorithm.status().message()));
+  }
+  auto session = Session::Bind(*environment_.registry, *std::move(binding));
+  if (!session.ok() && !(*algorithm)->source.empty()) {  // it may be another plugin by now
+    return absl::FailedPreconditionError(
+        absl::StrCat("the session cannot be bound again: ", session.status().message()));
+  }
+  if (!session.ok()) return Damaged(session.status());
+  if (absl::Status s = memory.Take(AnswerBytes(**session), "the session's masks and scales");
+      !s.ok()) {
+    return s;
+  }
+  std::vector<std::string> layers(record.layer_count());
+  for (int i = 0; i < record.layer_count(); ++i) {
+    const auto it = stored.layers.find(i);
+    layers[i] = it != stored.layers.end() ? it->second : (*session)->SaveLayer(i);
+  }
+  if (absl::Status s = (*session)->Load(stored.global, layers); !s.ok()) return Damaged(s);
+  const SessionRecord::Summary summary = Summarize(**session);
+  absl::Status loaded = record.Load(*std::move(session), std::move(memory), binding_bytes);
+  if (!loaded.ok()) return loaded;
+  record.SetSummary(summary);
+  record.stored_summary = summary;
+  return absl::OkStatus();
+}
+
+absl::Status DurableSessions::ReviveReport(SessionRecord& record, const std::string& bytes) {
+  v1::Session report;
+  // Of the server's, as the reports of sessions that have just ended.
+  SessionMemory memory(environment_.budget, {});
+  const int64_t size = ParsedSize(report, bytes);
+  if (absl::Status s = memory.Take(size, "the session's last report"); !s.ok()) return s;
+  if (!report.ParseFromString(bytes)) return absl::DataLossError("the stored report is none");
+  record.KeepReport(std::move(report), std::move(memory));
+  return absl::OkStatus();
+}
+
+void DurableSessions::Rollback(const std::shared_ptr<SessionRecord>& record,
+                               const absl::Status& error) {
+  // A session that is not stored any more was closed beside its call, which is nobody's loss.
+  if (!absl::IsNotFound(error)) {
+    LogLimited(
+        LogLevel::kError, "session_not_saved", record->tenant(),
+        {{"session", record->id()}, {"tenant", record->tenant()}, {"error", error.message()}});
+  }
+  MutexLock lock(&mutex_);
+  if (stopped_) return;  // the executor is gone
+  // Its last report is written from what is in memory, which is all that was answered.
+  const bool ended = absl::IsNotFound(error) || record->state() != SessionState::kActive;
+  if (!ended) record->Invalidate();
+  record->strand().Post([this, record, error, ended] {
+    if (!ended && record->state() == SessionState::kActive) record->Unload(ForCallers(error));
+    commits_->ClearError(record.get());
+  });
+}
+
+}  // namespace nni_compression::server

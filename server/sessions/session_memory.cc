@@ -1,0 +1,156 @@
+#include "server/sessions/session_memory.h"
+
+#include <algorithm>
+#include <string>
+
+#include "server/limits/prices.h"
+
+namespace nni_compression::server {
+
+namespace v1 = ::nni::compression::v1;
+
+namespace {
+
+// A block of the heap beside what was asked for.
+constexpr int64_t kNameBlock = 16;
+
+// A name is in the binding, in the record, in the indices of both, and in the last report.
+constexpr int64_t kNameCopies = 5;
+constexpr int64_t kAliasBytes = 400;  // of the same, without its letters
+
+// An option is in the binding and, parsed, in the plan.
+constexpr int64_t kRuleCopies = 2;
+constexpr int64_t kRuleBytes = 2 << 10;  // defaults, the compressor, the path
+constexpr int64_t kJsonValue = 2 * 16;   // an element of an array, which grows by doubling
+constexpr int64_t kJsonMember = 96;      // a node of an object
+constexpr int64_t kJsonBlock = 48;       // a string, an array or an object by itself
+
+// The least that a session grows by.
+constexpr int64_t kGrowth = 4 << 10;
+
+// What the catalogue needs of a session, and a layer's record beside its mask and its numbers.
+constexpr int64_t kDiskBytesPerSession = 4 << 10;
+constexpr int64_t kDiskBytesPerLayer = 256;
+
+// A scale and a zero point.
+constexpr int64_t kNumberBytes = sizeof(float) + sizeof(int32_t);
+
+// A mask or a layer's numbers beside their bytes: aligned blocks, and what counts their users.
+constexpr int64_t kMaskBytes = 192;
+constexpr int64_t kNumbersBytes = 96;
+
+int64_t TextBytes(const std::string& text) {
+  return static_cast<int64_t>(text.size()) + kNameBlock;
+}
+
+int64_t JsonBytes(const google::protobuf::Struct& object);
+
+int64_t JsonBytes(const google::protobuf::Value& value) {
+  int64_t bytes = kJsonValue;
+  switch (value.kind_case()) {
+    case google::protobuf::Value::kStringValue:
+      bytes += kJsonBlock + TextBytes(value.string_value());
+      break;
+    case google::protobuf::Value::kStructValue:
+      bytes += JsonBytes(value.struct_value());
+      break;
+    case google::protobuf::Value::kListValue:
+      bytes += kJsonBlock;
+      for (const google::protobuf::Value& element : value.list_value().values()) {
+        bytes += JsonBytes(element);
+      }
+      break;
+    default:
+      break;
+  }
+  return bytes;
+}
+
+int64_t JsonBytes(const google::protobuf::Struct& object) {
+  int64_t bytes = kJsonBlock;
+  for (const auto& [key, value] : object.fields()) {
+    bytes += kJsonMember + TextBytes(key) + JsonBytes(value);
+  }
+  return bytes;
+}
+
+// Of the numbers of a layer in `session`, as they are sent and stored, and with what holds them in
+// memory.
+int64_t AnswerBytes(const compression::Session& session, int64_t mask, int64_t numbers) {
+  int64_t bytes = 0;
+  for (size_t i = 0; i < session.plan().layers.size(); ++i) {
+    const compression::PlannedRule* planned = session.plan().layers[i].planned;
+    if (planned == nullptr) continue;
+    const compression::Layer& layer = session.layer(static_cast<int>(i));
+    bytes += mask + compression::ByteLength(compression::DataType::kBit, layer.elements);
+    const auto* quantizer = dynamic_cast<const compression::Quantizer*>(planned->compressor.get());
+    if (quantizer != nullptr) bytes += numbers + kNumberBytes * quantizer->channels(layer);
+  }
+  return bytes;
+}
+
+}  // namespace
+
+absl::Status SessionMemory::Take(int64_t bytes, absl::string_view what) {
+  absl::StatusOr<Reservation> memory = budget_->ReserveNow(bytes, share_, MemoryUse::kKept, what);
+  if (!memory.ok()) return memory.status();
+  taken_.push_back(*std::move(memory));
+  return absl::OkStatus();
+}
+
+absl::Status SessionMemory::Grow(int64_t bytes, absl::string_view what) {
+  if (bytes > spare_) {
+    const int64_t step = std::max(bytes - spare_, kGrowth);
+    if (absl::Status status = Take(step, what); !status.ok()) return status;
+    spare_ += step;
+  }
+  spare_ -= bytes;
+  return absl::OkStatus();
+}
+
+void SessionMemory::Retire(int64_t bytes) {
+  for (Reservation& memory : taken_) {
+    memory.Uncharge();
+    memory.ShrinkTo(bytes);
+    bytes -= memory.bytes();
+  }
+  spare_ = 0;
+}
+
+int64_t BindingBytes(const v1::BindModelRequest& request) {
+  int64_t bytes = kSessionBytes;
+  for (const auto& [key, value] : request.labels())
+    bytes += kJsonMember + TextBytes(key) + TextBytes(value);
+  for (const v1::Layer& layer : request.layers()) {
+    bytes += kLayerBytes + kNameCopies * static_cast<int64_t>(layer.name().size()) +
+             2 * TextBytes(layer.op_type()) +
+             2 * static_cast<int64_t>(sizeof(int64_t)) * layer.shape_size();
+    for (const std::string& alias : layer.aliases()) {
+      bytes += kAliasBytes + kNameCopies * static_cast<int64_t>(alias.size());
+    }
+  }
+  for (const google::protobuf::Struct& rule : request.config_list()) {
+    bytes += kRuleBytes + kRuleCopies * JsonBytes(rule);
+  }
+  return bytes;
+}
+
+int64_t EntryBytes(const v1::Session& entry) {
+  return kSessionBytes + 2 * static_cast<int64_t>(entry.ByteSizeLong());
+}
+
+int64_t AnswerBytes(const compression::Session& session) {
+  return AnswerBytes(session, kMaskBytes, kNumbersBytes);
+}
+
+int64_t DiskBytes(const compression::Session& session, const v1::BindModelRequest& request) {
+  int64_t binding = static_cast<int64_t>(request.ByteSizeLong());
+  for (const v1::LayerMask& mask : request.masks()) {  // they are counted as the layers'
+    binding -= static_cast<int64_t>(mask.ByteSizeLong());
+  }
+  return kDiskBytesPerSession + kDiskBytesPerLayer * request.layers_size() +
+         2 * binding +  // layers' names are in their records, too
+         AnswerBytes(session, 0, 0);
+}
+
+}  // namespace nni_compression::server

@@ -1,0 +1,138 @@
+#include "server/sessions/session_record.h"
+
+#include <utility>
+
+#include "absl/strings/str_cat.h"
+
+namespace nni_compression::server {
+
+SessionRecord::SessionRecord(std::string tenant, std::map<std::string, std::string> labels,
+                             std::shared_ptr<Strand> strand,
+                             std::unique_ptr<compression::Session> session, SessionMemory memory,
+                             int64_t binding_bytes, int64_t disk_bytes)
+    : tenant_(std::move(tenant)),
+      labels_(std::move(labels)),
+      strand_(std::move(strand)),
+      session_(std::move(session)),
+      memory_(std::move(memory)),
+      binding_bytes_(binding_bytes),
+      disk_bytes_(disk_bytes) {
+  if (session_ == nullptr) return;
+  algorithm_ = session_->algorithm().name;
+  framework_ = session_->binding().framework;
+  layer_count_ = static_cast<int>(session_->binding().layers.size());
+  for (const compression::LayerPlan& layer : session_->plan().layers) {
+    if (layer.planned != nullptr) ++compressed_layers_;
+  }
+  SetLayers();
+}
+
+SessionRecord::SessionRecord(std::string tenant, const nni::compression::v1::Session& entry,
+                             std::shared_ptr<Strand> strand, SessionMemory memory)
+    : tenant_(std::move(tenant)),
+      id_(entry.id()),
+      labels_(entry.labels().begin(), entry.labels().end()),
+      strand_(std::move(strand)),
+      memory_(std::move(memory)),
+      binding_bytes_(EntryBytes(entry)),
+      disk_bytes_(static_cast<int64_t>(entry.disk_bytes())),
+      algorithm_(entry.algorithm()),
+      framework_(entry.framework()),
+      compressed_layers_(static_cast<int>(entry.compressed_layer_count())),
+      layer_count_(static_cast<int>(entry.layer_count())),
+      loaded_(false) {
+  revision = entry.revision();
+  received_bytes = static_cast<int64_t>(entry.received_bytes());
+  sent_bytes = static_cast<int64_t>(entry.sent_bytes());
+  compute_nanoseconds = entry.compute_time().seconds() * 1000000000 + entry.compute_time().nanos();
+  summary_ = {entry.epoch(), entry.step(), static_cast<int64_t>(entry.state_bytes()), std::nullopt};
+  if (entry.has_achieved_sparsity()) summary_.achieved_sparsity = entry.achieved_sparsity();
+}
+
+absl::Status SessionRecord::CountGrowth() {
+  return session_->CountMemory([this](int64_t bytes) {
+    return memory_.Grow(bytes, "the numbers that the session's algorithm remembers");
+  });
+}
+
+absl::Status SessionRecord::Load(std::unique_ptr<compression::Session> session,
+                                 SessionMemory memory, int64_t binding_bytes) {
+  session_ = std::move(session);
+  memory_ = std::move(memory);
+  if (absl::Status status = CountGrowth(); !status.ok()) {
+    session_.reset();
+    memory_ = {};
+    return status;
+  }
+  binding_bytes_.store(binding_bytes, std::memory_order_relaxed);
+  // Once: other threads look at them. A session that was unloaded has the same ones.
+  if (layers_.empty()) SetLayers();
+  loaded_.store(true, std::memory_order_release);
+  return absl::OkStatus();
+}
+
+void SessionRecord::Unload(const absl::Status& why) {
+  if (report_ != nullptr) return;
+  unloaded_ = why;
+  Invalidate();
+  session_.reset();
+  memory_.Retire(binding_bytes());
+}
+
+void SessionRecord::SetLayers() {
+  layers_ = session_->binding().layers;
+  for (size_t i = 0; i < layers_.size(); ++i) {
+    index_.emplace(layers_[i].name, static_cast<int>(i));
+    for (const std::string& alias : layers_[i].aliases) index_.emplace(alias, static_cast<int>(i));
+  }
+  kind_ = session_->algorithm().kind;
+  traits_.resize(layers_.size());
+  for (size_t i = 0; i < layers_.size(); ++i) {
+    const compression::PlannedRule* planned = session_->plan().layers[i].planned;
+    if (planned == nullptr) continue;
+    traits_[i].compressed = true;
+    const auto* quantizer = dynamic_cast<const compression::Quantizer*>(planned->compressor.get());
+    if (quantizer != nullptr && quantizer->channel_axis(layers_[i])) {
+      traits_[i].ranges = quantizer->channels(layers_[i]);
+    }
+  }
+}
+
+std::vector<int64_t> SessionRecord::RangeShape(int i) const {
+  if (!traits_[i].ranges) return {2};
+  return {2, *traits_[i].ranges};
+}
+
+void SessionRecord::Retire() {
+  session_.reset();
+  memory_.Retire(binding_bytes());
+}
+
+void SessionRecord::KeepReport(nni::compression::v1::Session report, SessionMemory memory) {
+  report_ = std::make_unique<nni::compression::v1::Session>(std::move(report));
+  report_memory_ = std::move(memory);
+  loaded_.store(true, std::memory_order_release);
+}
+
+std::optional<int> SessionRecord::FindLayer(absl::string_view name) const {
+  const auto it = index_.find(name);
+  if (it == index_.end()) return std::nullopt;
+  return it->second;
+}
+
+void SessionRecord::SetSummary(const Summary& summary) {
+  MutexLock lock(&mutex_);
+  summary_ = summary;
+}
+
+absl::Status NoSession(const SessionRecord& record) {
+  if (record.state() == SessionState::kActive && !record.unloaded_.ok()) return record.unloaded_;
+  return absl::NotFoundError(absl::StrCat("session '", record.id(), "' has ended"));
+}
+
+SessionRecord::Summary SessionRecord::summary() const {
+  MutexLock lock(&mutex_);
+  return summary_;
+}
+
+}  // namespace nni_compression::server

@@ -1,0 +1,90 @@
+#include "server/sessions/session_report.h"
+
+#include "server/convert/convert.h"
+
+namespace nni_compression::server {
+
+namespace v1 = ::nni::compression::v1;
+
+SessionRecord::Summary Summarize(const compression::Session& session) {
+  SessionRecord::Summary summary;
+  summary.epoch = session.clock().epoch;
+  summary.step = session.clock().step;
+  summary.state_bytes = session.StateBytes();
+  if (session.algorithm().kind != compression::AlgorithmKind::kPruner) return summary;
+  double elements = 0;
+  double pruned = 0;
+  for (size_t i = 0; i < session.plan().layers.size(); ++i) {
+    if (session.plan().layers[i].planned == nullptr) continue;
+    elements += static_cast<double>(session.layer(static_cast<int>(i)).elements);
+    pruned += static_cast<double>(session.state(static_cast<int>(i)).pruned());
+  }
+  if (elements > 0) summary.achieved_sparsity = pruned / elements;
+  return summary;
+}
+
+void DescribeSession(const SessionRecord& record, const SessionTimes& times, v1::Session* out) {
+  const SessionRecord::Summary summary = record.summary();
+  out->set_id(record.id());
+  out->set_algorithm(record.algorithm());
+  out->set_framework(record.framework());
+  out->mutable_labels()->insert(record.labels().begin(), record.labels().end());
+  out->set_state(static_cast<v1::SessionState>(record.state()));
+  ToProto(times.created, out->mutable_create_time());
+  ToProto(times.last_call, out->mutable_last_call_time());
+  if (record.state() == SessionState::kActive) {
+    ToProto(times.lease_left, out->mutable_lease());
+    out->set_disk_bytes(static_cast<uint64_t>(record.disk_bytes()));
+  }
+  out->set_epoch(summary.epoch);
+  out->set_step(summary.step);
+  out->set_layer_count(static_cast<uint32_t>(record.layer_count()));
+  out->set_compressed_layer_count(static_cast<uint32_t>(record.compressed_layers()));
+  if (summary.achieved_sparsity) out->set_achieved_sparsity(*summary.achieved_sparsity);
+  out->set_revision(record.revision.load());
+  out->set_state_bytes(static_cast<uint64_t>(summary.state_bytes));
+  out->set_received_bytes(static_cast<uint64_t>(record.received_bytes.load()));
+  out->set_sent_bytes(static_cast<uint64_t>(record.sent_bytes.load()));
+  ToProto(absl::Nanoseconds(record.compute_nanoseconds.load()), out->mutable_compute_time());
+}
+
+void DescribeLayers(const compression::Session& session, v1::Session* out) {
+  for (size_t n = 0; n < session.plan().layers.size(); ++n) {
+    const int i = static_cast<int>(n);
+    const compression::Layer& layer = session.layer(i);
+    const compression::LayerPlan& plan = session.plan().layers[n];
+    v1::LayerReport* report = out->add_layers();
+    report->set_name(layer.name);
+    report->set_op_type(layer.op_type);
+    report->set_elements(static_cast<uint64_t>(layer.elements));
+    report->set_compressed(plan.planned != nullptr);
+    if (plan.rule) report->set_rule(static_cast<uint32_t>(*plan.rule));
+    if (plan.planned == nullptr) continue;
+    report->set_stale(session.IsStale(i));
+    const compression::Compressor* compressor = plan.planned->compressor.get();
+    if (session.algorithm().kind == compression::AlgorithmKind::kPruner) {
+      const auto target = session.TargetSparsity(*plan.planned, session.clock().epoch);
+      if (target) report->set_target_sparsity(*target);
+      const compression::LayerState& state = session.state(i);
+      report->set_achieved_sparsity(state.mask ? state.mask->sparsity() : 0);
+    } else if (const auto* quantizer = dynamic_cast<const compression::Quantizer*>(compressor)) {
+      if (quantizer->bits() > 0) report->set_bits(static_cast<uint32_t>(quantizer->bits()));
+      for (const compression::Activation activation : quantizer->activations()) {
+        const auto answer = session.QuantizeActivation(i, activation);
+        if (!answer.ok() || !answer->parameters) continue;
+        v1::QuantizationParameters* parameters = activation == compression::Activation::kOutput
+                                                     ? report->mutable_output()
+                                                     : report->mutable_input();
+        ToProto(*answer->parameters, parameters);
+        ScalesToProto(*answer->parameters, parameters);
+      }
+    }
+  }
+}
+
+void StaleLayers(const compression::Session& session,
+                 google::protobuf::RepeatedPtrField<std::string>* out) {
+  for (const int i : session.StaleLayers()) *out->Add() = session.layer(i).name;
+}
+
+}  // namespace nni_compression::server

@@ -1,0 +1,142 @@
+// The states of a streaming call, without transport, threads and time.
+#ifndef NNI_COMPRESSION_SERVER_TENSORS_CALL_MACHINE_H_
+#define NNI_COMPRESSION_SERVER_TENSORS_CALL_MACHINE_H_
+
+#include <cstdint>
+#include <tuple>
+
+namespace nni_compression::server {
+
+// What a StreamCall has to do, as a set.
+class CallActions {
+ public:
+  enum Action : uint32_t {
+    kStartRead = 1 << 0,
+    kProcess = 1 << 1,      // what was read, or continue with it; ends with Processed
+    kAskMemory = 1 << 2,    // ends with Granted, or DropMemory
+    kDropMemory = 1 << 3,   // nobody waits for it any more
+    kAskSession = 1 << 4,   // ends with Loaded
+    kTakeReplies = 1 << 5,  // makes the next message of them; ends with Taken
+    kStartWrite = 1 << 6,   // of that message
+    kWriteAndFinish = 1 << 7,
+    kFinish = 1 << 8,
+    kDropReceived = 1 << 9,  // what was received and not handed on
+    kDropReplies = 1 << 10,
+    kDrained = 1 << 11,   // nothing is queued or being written
+    kTearDown = 1 << 12,  // a status would not get through
+    kEnd = 1 << 13,       // nothing will touch the call's handler any more
+  };
+
+  CallActions(uint32_t actions = 0) : actions_(actions) {}  // NOLINT(google-explicit-constructor)
+  CallActions& operator|=(CallActions other) {
+    actions_ |= other.actions_;
+    return *this;
+  }
+  friend CallActions operator|(CallActions a, CallActions b) { return a |= b; }
+  bool has(Action action) const { return (actions_ & action) != 0; }
+  uint32_t bits() const { return actions_; }
+
+ private:
+  uint32_t actions_;
+};
+
+// One method for each event; each answers what has to be done now. Of its two sides, the reading
+// one is in one state at a time; the writing one writes or not. Thread-compatible: a StreamCall
+// asks it under its mutex, in the order in which things happen.
+//
+//            Start        ReadDone           Processed(kNeedsMemory)
+//   kIdle ---------> kReading ----> kProcessing -------------------> kMemory
+//                       ^              |  ^  |  ^      Granted          |
+//                       |   Processed  |  |  |  +-----------------------+
+//                       +--------------+  |  |  Processed(kNeedsSession)
+//                       ^              |  |  +---------------------> kSession
+//     replies were taken|              |  |            Loaded           |
+//                       |              |  +-----------------------------+
+//                    kBacklog <--------+ too many replies wait
+//
+//   kClosed: after the half-close was processed, or a failure
+class CallMachine {
+ public:
+  enum class Reading { kIdle, kReading, kProcessing, kMemory, kSession, kBacklog, kClosed };
+
+  // How processing ended.
+  enum class Processing { kMessageDone, kNeedsMemory, kNeedsSession, kHalfClosed, kFailed };
+
+  // The replies that wait.
+  struct Queue {
+    int64_t replies = 0;
+    int64_t payload_bytes = 0;
+    int64_t bytes = 0;  // payloads, and what the server keeps account of them with
+  };
+
+  struct Limits {
+    // Nothing is read while more wait.
+    int64_t replies = 4096;
+    int64_t bytes = 64 << 20;
+    // Payloads of fewer bytes wait for those of the short tasks that are under way, so that many
+    // small layers are answered in one message.
+    int64_t held_bytes = 64 << 10;
+  };
+
+  CallMachine() = default;
+  explicit CallMachine(const Limits& limits) : limits_(limits) {}
+
+  // Of the transport.
+  CallActions Start();
+  CallActions ReadDone();
+  CallActions WriteDone();
+  CallActions Done();  // it is gone; nothing of it may be used any more
+
+  // Of what was asked for.
+  CallActions Processed(Processing result);
+  CallActions Granted();
+  CallActions Loaded();
+  CallActions Taken(const Queue& left);
+
+  // Of tasks. `complete`: no reply follows those in the queue.
+  CallActions TaskBegun(bool is_long);
+  CallActions TaskDone(bool is_long, const Queue& queue, bool complete);
+  CallActions Pushed(const Queue& queue);
+
+  // The call fails: an error, a cancellation, a deadline, a shutdown.
+  CallActions Fail();
+  // The peer does not do what it has to do next.
+  CallActions Stall();
+
+  // All of it, for tests that visit every state.
+  auto State() const {
+    return std::make_tuple(reading_, queue_.replies, queue_.payload_bytes, queue_.bytes, writing_,
+                           tasks_, long_tasks_, complete_, failed_, finished_, done_, ended_);
+  }
+
+  Reading reading() const { return reading_; }
+  bool failed() const { return failed_; }
+  bool done() const { return done_; }
+  bool ended() const { return ended_; }
+  // Whose turn it is.
+  bool peer_has_to_read() const { return writing_ || finished_; }
+  bool peer_has_to_send() const { return reading_ == Reading::kReading && tasks_ == 0; }
+
+ private:
+  CallActions StopReading();
+  CallActions ReadOn();
+  CallActions Write();
+  CallActions EndIfOver();
+  bool backlog() const { return queue_.replies > limits_.replies || queue_.bytes > limits_.bytes; }
+
+  Limits limits_;
+  Reading reading_ = Reading::kIdle;
+  Queue queue_;
+  bool writing_ = false;
+  int tasks_ = 0;
+  int long_tasks_ = 0;     // of tasks_
+  bool complete_ = false;  // no reply follows
+  bool failed_ = false;
+  bool finished_ = false;  // the transport was told
+  bool done_ = false;
+  bool ended_ = false;
+};
+
+}  // namespace nni_compression::server
+
+#endif  // NNI_COMPRESSION_SERVER_TENSORS_CALL_MACHINE_H_
