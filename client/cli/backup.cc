@@ -38,6 +38,13 @@ absl::Status Failed(absl::string_view what, const fs::path& path, const std::err
 
 std::error_code LastError() { return std::error_code(errno, std::generic_category()); }
 
+// Whose a copy is to be.
+struct Owner {
+  uid_t uid = 0;
+  gid_t gid = 0;
+  bool required = false;  // where the file system has owners, and root may set them
+};
+
 // A new directory of this process alone; what is made in it goes again unless the copy is finished.
 class Target {
  public:
@@ -52,7 +59,7 @@ class Target {
 
   // The catalogue comes last and in one piece: without it the copy is none. The folder becomes the
   // owner's shortly before, so that nobody else changes names in it that are still to be opened.
-  absl::Status Finish(const struct stat& owner);
+  absl::Status Finish(const Owner& owner);
 
  private:
   Target(fs::path folder, int fd, bool made) : folder_(std::move(folder)), fd_(fd), made_(made) {}
@@ -88,7 +95,7 @@ absl::StatusOr<Target> Target::Make(const fs::path& folder) {
     close(fd);
     if (error != std::errc::operation_would_block) return Failed("lock", folder, error);
     return absl::UnavailableError(
-        absl::StrCat("another backup or restore writes to '", folder.string(), "'"));
+        absl::StrCat("a server, or another backup or restore, uses '", folder.string(), "'"));
   }
   Target target(folder, fd, !there);
   // What a copy leaves that was killed is in nobody's way.
@@ -111,10 +118,9 @@ Target::~Target() {
   if (fd_ >= 0) close(fd_);
 }
 
-absl::Status GiveTo(const struct stat& owner, const fs::path& path) {
-  if (geteuid() != 0 || lchown(path.c_str(), owner.st_uid, owner.st_gid) == 0) {
-    return absl::OkStatus();
-  }
+absl::Status GiveTo(const Owner& owner, const fs::path& path) {
+  if (geteuid() != 0 || lchown(path.c_str(), owner.uid, owner.gid) == 0) return absl::OkStatus();
+  if (errno == EPERM && !owner.required) return absl::OkStatus();
   return Failed("set the owner of", path, LastError());
 }
 
@@ -194,7 +200,7 @@ absl::Status CheckNoneIsNamed(const fs::path& catalogue, const fs::path& records
 }
 
 absl::StatusOr<CopiedData> CopyRecords(const fs::path& from, const fs::path& to, bool verify,
-                                       const struct stat& owner) {
+                                       const Owner& owner) {
   CopiedData copied;
   std::error_code error;
   if (!fs::create_directory(to, error) && error) return Failed("make", to, error);
@@ -225,10 +231,11 @@ absl::StatusOr<CopiedData> CopyRecords(const fs::path& from, const fs::path& to,
   return copied;
 }
 
-absl::Status Target::Finish(const struct stat& owner) {
+absl::Status Target::Finish(const Owner& owner) {
   if (absl::Status given = GiveTo(owner, folder_ / kUnfinished); !given.ok()) return given;
   if (syncfs(fd_) != 0) return Failed("sync", folder_, LastError());
-  if (geteuid() == 0 && fchown(fd_, owner.st_uid, owner.st_gid) != 0) {
+  if (geteuid() == 0 && fchown(fd_, owner.uid, owner.gid) != 0 &&
+      (errno != EPERM || owner.required)) {
     return Failed("set the owner of", folder_, LastError());
   }
   if (renameat(fd_, kUnfinished, fd_, kCatalogue) != 0) {
@@ -258,10 +265,11 @@ absl::StatusOr<CopiedData> Copy(const fs::path& from, const fs::path& to, bool v
     return absl::InvalidArgumentError(
         absl::StrCat("'", from.string(), "' has no ", kCatalogue, "; it is not a server's data"));
   }
-  struct stat owner;
-  if (stat((from / kCatalogue).c_str(), &owner) != 0) {
+  struct stat catalogue;
+  if (stat((from / kCatalogue).c_str(), &catalogue) != 0) {
     return Failed("look at", from / kCatalogue, LastError());
   }
+  const Owner owner = {catalogue.st_uid, catalogue.st_gid, /*required=*/verify};
   absl::StatusOr<Target> target = Target::Make(to);
   if (!target.ok()) return target.status();
   if (absl::Status s = CopyCatalogue(from / kCatalogue, to / kUnfinished); !s.ok()) return s;

@@ -198,11 +198,16 @@ void BindModel(const std::shared_ptr<UnaryCall>& call, const v1::BindModelReques
         if (!use.ok()) return call->Finish(use.status());
         if (&(*use)->strand() != strand.get()) {  // a retry gets the first one's session
           const absl::Duration lease = call->components()->sessions->Times(**use).lease;
-          return call->RunInSession(*std::move(use),
-                                    [lease, response](SessionUse& first, Session& session) {
-                                      FillResponse(*first, session, lease, response);
-                                      return absl::OkStatus();
-                                    });
+          return call->RunInSession(
+              *std::move(use),
+              [lease, response](SessionUse& first, Session& session) -> absl::Status {
+                if (first->state() != SessionState::kActive) {
+                  return absl::UnavailableError(
+                      "the session that the first call bound is gone; retry");
+                }
+                FillResponse(*first, session, lease, response);
+                return absl::OkStatus();
+              });
         }
         LogLimited(LogLevel::kInfo, "session_bound", call->tenant(),
                    {{"session", (*use)->id()},

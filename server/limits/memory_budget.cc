@@ -88,9 +88,12 @@ int64_t& MemoryBudget::Count(Kind kind) {
   return bookkeeping_;
 }
 
+int64_t MemoryBudget::BeyondLimit() const {
+  return std::max(limit_ / kBookkeepingShare, kLeastBookkeeping);
+}
+
 int64_t MemoryBudget::Excess(int64_t more) const {
-  const int64_t beyond = std::max(limit_ / kBookkeepingShare, kLeastBookkeeping);
-  return std::max<int64_t>(0, bookkeeping_ + more - beyond);
+  return std::max<int64_t>(0, bookkeeping_ + more - BeyondLimit());
 }
 
 int64_t MemoryBudget::Capacity() const { return limit_ - passed_ - kept_ - Excess(); }
@@ -144,14 +147,15 @@ absl::StatusOr<Reservation> MemoryBudget::ReserveNow(int64_t bytes, const Memory
                                                      MemoryUse use, absl::string_view what) {
   absl::StatusOr<std::optional<Reservation>> memory = TryReserve(bytes, share, use);
   if (!memory.ok()) return memory.status();
-  if (!*memory) return Refusal(bytes, what);
+  if (!*memory) return Refusal(bytes, use, what);
   return **std::move(memory);
 }
 
-absl::Status MemoryBudget::Refusal(int64_t bytes, absl::string_view what) const {
+absl::Status MemoryBudget::Refusal(int64_t bytes, MemoryUse use, absl::string_view what) const {
+  const int64_t most = limit_ + (use == MemoryUse::kBookkeeping ? BeyondLimit() : 0);
   const std::string message = absl::StrCat("no memory now for the ", bytes, " bytes of ", what,
                                            "; the server has a memory budget of ", limit_);
-  return bytes > limit_ ? absl::ResourceExhaustedError(message) : ExhaustedFor(kRetryWait, message);
+  return bytes > most ? absl::ResourceExhaustedError(message) : ExhaustedFor(kRetryWait, message);
 }
 
 absl::StatusOr<MemoryBudget::Ticket> MemoryBudget::Reserve(int64_t bytes, const MemoryShare& share,
@@ -162,7 +166,7 @@ absl::StatusOr<MemoryBudget::Ticket> MemoryBudget::Reserve(int64_t bytes, const 
   int64_t missing = 0;
   {
     MutexLock lock(&mutex_);
-    if (bytes > Capacity()) return Refusal(bytes, "tensors");
+    if (bytes > Capacity()) return Refusal(bytes, MemoryUse::kPayload, "tensors");
     ticket = next_ticket_++;
     waiting_bytes_.insert(bytes);
     waiters_.push_back({ticket, std::move(charge), std::move(granted)});

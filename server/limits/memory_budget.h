@@ -103,7 +103,7 @@ class MemoryBudget : public std::enable_shared_from_this<MemoryBudget> {
                                          absl::string_view what);
 
   // RESOURCE_EXHAUSTED: there is no memory for `what`. To be retried, unless the limit is smaller.
-  absl::Status Refusal(int64_t bytes, absl::string_view what) const;
+  absl::Status Refusal(int64_t bytes, MemoryUse use, absl::string_view what) const;
 
   // Calls `granted` once there is room for a payload. The tenant's account is charged from now on:
   // what is above its limit does not wait. RESOURCE_EXHAUSTED for that, and for what there would be
@@ -136,6 +136,7 @@ class MemoryBudget : public std::enable_shared_from_this<MemoryBudget> {
   void Reclaim(int64_t bytes) ABSL_LOCKS_EXCLUDED(mutex_, reclaim_mutex_);
 
   int64_t& Count(Kind kind) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
+  int64_t BeyondLimit() const;  // for bookkeeping
   // Bookkeeping that takes the room of payloads, when there were `more` of it.
   int64_t Excess(int64_t more = 0) const ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   // What there is room for once all payloads that did not pass others are gone.

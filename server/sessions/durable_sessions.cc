@@ -284,6 +284,10 @@ void DurableSessions::FinishLoad(const std::shared_ptr<SessionRecord>& record,
 }
 
 absl::Status DurableSessions::Revive(SessionRecord& record, const StoredSession& stored) {
+  v1::Session entry;
+  if (!entry.ParseFromString(stored.entry)) {
+    return absl::DataLossError("the session's stored catalogue entry is none");
+  }
   v1::BindModelRequest request;
   if (!request.ParseFromString(stored.binding)) {
     return absl::DataLossError("the session's stored binding is none");
@@ -320,6 +324,7 @@ absl::Status DurableSessions::Revive(SessionRecord& record, const StoredSession&
   if (!loaded.ok()) return loaded;
   record.SetSummary(summary);
   record.stored_summary = summary;
+  record.revision = entry.revision();  // what was counted for writes that failed is not stored
   return absl::OkStatus();
 }
 

@@ -4,9 +4,11 @@
 #include <sys/file.h>
 #include <sys/stat.h>
 #include <sys/vfs.h>
+#include <unistd.h>
 
 #include <cerrno>
 #include <cstring>
+#include <utility>
 
 #include "absl/strings/str_cat.h"
 #include "absl/time/clock.h"
@@ -17,6 +19,27 @@ namespace nni_compression::server {
 namespace {
 
 constexpr absl::Duration kLockPoll = absl::Milliseconds(50);
+
+// The catalogue until `compressionctl restore` is done: client/cli/backup.cc.
+constexpr char kUnfinishedRestore[] = "/catalogue.db.unfinished";
+
+// Takes flock's lock of a file of the data directory `path`, which is `used` while it cannot be.
+absl::Status Lock(const FileDescriptor& file, int kind, const std::string& path, absl::Time end,
+                  absl::string_view used) {
+  bool logged = false;
+  while (flock(file.get(), kind | LOCK_NB) != 0) {
+    if (errno != EWOULDBLOCK && errno != EINTR) return FileError("lock", path);
+    if (Clock::System()->Now() >= end) {
+      return absl::FailedPreconditionError(
+          absl::StrCat("data_dir '", path, "' is ", used, " (see --data_dir_lock_wait)"));
+    }
+    if (!std::exchange(logged, true)) {
+      Log(LogLevel::kInfo, "waiting_for_data_dir", {{"path", path}});
+    }
+    absl::SleepFor(kLockPoll);
+  }
+  return absl::OkStatus();
+}
 
 struct RemoteFileSystem {
   uint32_t type;
@@ -79,24 +102,28 @@ absl::StatusOr<DataDirectory> DataDirectory::Open(const std::string& path,
   if (statfs(path.c_str(), &system) != 0) return FileError("look at", path);
   if (absl::Status status = CheckFileSystem(path, system.f_type); !status.ok()) return status;
 
+  const absl::Time end = Clock::System()->Now() + lock_wait;
+  FileDescriptor directory(open(path.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC));
+  if (!directory.valid()) return FileError("open", path);
+  if (absl::Status status = Lock(directory, LOCK_SH, path, end, "being written by a restore");
+      !status.ok()) {
+    return status;
+  }
+  // Its records would be taken for ones that no session refers to, and removed.
+  if (access((path + kUnfinishedRestore).c_str(), F_OK) == 0) {
+    return absl::FailedPreconditionError(
+        absl::StrCat("data_dir '", path, "' has a restore that was not finished: run ",
+                     "`compressionctl restore` again, or remove the directory"));
+  }
   const std::string lock_path = path + "/lock";
   FileDescriptor lock(open(lock_path.c_str(), O_RDWR | O_CREAT | O_CLOEXEC, 0600));
   if (!lock.valid()) return FileError("open", lock_path);
-  const absl::Time end = Clock::System()->Now() + lock_wait;
-  bool said = false;
-  while (flock(lock.get(), LOCK_EX | LOCK_NB) != 0) {
-    if (errno != EWOULDBLOCK && errno != EINTR) return FileError("lock", lock_path);
-    if (Clock::System()->Now() >= end) {
-      return absl::FailedPreconditionError(
-          absl::StrCat("data_dir '", path,
-                       "' is in use by another server; two must not share one (see "
-                       "--data_dir_lock_wait)"));
-    }
-    if (!said) Log(LogLevel::kInfo, "waiting_for_data_dir", {{"path", path}});
-    said = true;
-    absl::SleepFor(kLockPoll);
+  if (absl::Status status =
+          Lock(lock, LOCK_EX, path, end, "in use by another server; two must not share one");
+      !status.ok()) {
+    return status;
   }
-  return DataDirectory(path, std::move(lock));
+  return DataDirectory(path, std::move(lock), std::move(directory));
 }
 
 }  // namespace nni_compression::server

@@ -19,19 +19,21 @@ absl::Status CheckFileSystem(const std::string& path, int64_t type);
 // A directory that this process alone writes to, for as long as the object lives.
 class DataDirectory {
  public:
-  // Creates the directory, readable for its owner only, where it is missing, and takes its lock.
-  // Waits up to `lock_wait` for another server to let go of it; FAILED_PRECONDITION when it does
-  // not. Blocks.
+  // Creates the directory, readable for its owner only, where it is missing, and takes its locks:
+  // of the file `lock`, which keeps other servers out, and of the directory itself, which keeps out
+  // `compressionctl restore`. Waits up to `lock_wait` for others to release them;
+  // FAILED_PRECONDITION when they do not, or when a restore was begun and not finished. Blocks.
   static absl::StatusOr<DataDirectory> Open(const std::string& path, absl::Duration lock_wait);
 
   const std::string& path() const { return path_; }
 
  private:
-  DataDirectory(std::string path, FileDescriptor lock)
-      : path_(std::move(path)), lock_(std::move(lock)) {}
+  DataDirectory(std::string path, FileDescriptor lock, FileDescriptor directory)
+      : path_(std::move(path)), lock_(std::move(lock)), directory_(std::move(directory)) {}
 
   std::string path_;
   FileDescriptor lock_;
+  FileDescriptor directory_;
 };
 
 // RESOURCE_EXHAUSTED where there is no room or nothing may be written, INTERNAL otherwise. Reads

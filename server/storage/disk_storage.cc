@@ -36,10 +36,16 @@ class DiskStorage::Reader {
     }
   }
 
-  // The records of a session of this state, those in files read. A session that nobody writes to
+  struct Content {
+    std::string entry;
+    std::map<int, std::string> records;  // by part
+  };
+
+  // The content of a session of this state, records in files read. A session that nobody writes to
   // keeps its files.
-  absl::StatusOr<std::map<int, std::string>> Records(const SessionKey& key, bool ended) {
-    std::map<int, std::string> records;
+  absl::StatusOr<Content> Read(const SessionKey& key, bool ended) {
+    Content content;
+    std::map<int, std::string>& records = content.records;
     std::map<int, std::string> digests;
     {
       MutexLock lock(&mutex_);
@@ -51,12 +57,13 @@ class DiskStorage::Reader {
         records_.Reset();
         find_.Reset();
       });
-      const CatalogueRow row = RowOf(find_);
+      CatalogueRow row = RowOf(find_);
       const int64_t number = find_.Integer(kNumberColumn);
       const std::optional<RecordSet> expected = RecordsOf(find_);
       RecordSet there;
       if (row.damaged) return absl::DataLossError("the row of the catalogue is damaged");
       if (row.ended != ended) return NotStored(key);
+      content.entry = std::move(row.entry);
       records_.With(number);
       while (true) {
         const absl::StatusOr<bool> more = records_.Next();
@@ -86,7 +93,7 @@ class DiskStorage::Reader {
       if (!bytes.ok()) return bytes.status();
       records[part] = *std::move(bytes);
     }
-    return records;
+    return content;
   }
 
  private:
@@ -157,11 +164,12 @@ std::vector<absl::Status> DiskStorage::Apply(absl::Span<const SessionChange> cha
 absl::StatusOr<std::vector<CatalogueRow>> DiskStorage::List() { return reader_->List(); }
 
 absl::StatusOr<StoredSession> DiskStorage::Load(const SessionKey& key) {
-  auto records = reader_->Records(key, /*ended=*/false);
-  if (!records.ok()) return records.status();
-  if (records->count(layout::kBinding) == 0) return Missing(layout::kBinding);
+  auto content = reader_->Read(key, /*ended=*/false);
+  if (!content.ok()) return content.status();
+  if (content->records.count(layout::kBinding) == 0) return Missing(layout::kBinding);
   StoredSession session;
-  for (auto& [part, bytes] : *records) {
+  session.entry = std::move(content->entry);
+  for (auto& [part, bytes] : content->records) {
     if (part == layout::kBinding) {
       session.binding = std::move(bytes);
     } else if (part == layout::kGlobal) {
@@ -174,10 +182,10 @@ absl::StatusOr<StoredSession> DiskStorage::Load(const SessionKey& key) {
 }
 
 absl::StatusOr<std::string> DiskStorage::LoadReport(const SessionKey& key) {
-  auto records = reader_->Records(key, /*ended=*/true);
-  if (!records.ok()) return records.status();
-  const auto report = records->find(layout::kReport);
-  if (report == records->end()) return Missing(layout::kReport);
+  auto content = reader_->Read(key, /*ended=*/true);
+  if (!content.ok()) return content.status();
+  const auto report = content->records.find(layout::kReport);
+  if (report == content->records.end()) return Missing(layout::kReport);
   return std::move(report->second);
 }
 

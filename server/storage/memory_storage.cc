@@ -53,7 +53,9 @@ absl::StatusOr<StoredSession> MemoryStorage::Load(const SessionKey& key) {
   MutexLock lock(&mutex_);
   const auto it = sessions_.find(key);
   if (it == sessions_.end() || it->second.row.ended) return NotStored(key);
-  return it->second.state;
+  StoredSession session = it->second.state;
+  session.entry = it->second.row.entry;
+  return session;
 }
 
 absl::StatusOr<std::string> MemoryStorage::LoadReport(const SessionKey& key) {

@@ -45,6 +45,7 @@ struct CatalogueRow {
 
 // What a session is made of again. All of it is bytes that mean nothing to the storage.
 struct StoredSession {
+  std::string entry;  // as CatalogueRow's
   std::string binding;
   std::string global;
   std::map<int, std::string> layers;  // those that were ever written

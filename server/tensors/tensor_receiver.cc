@@ -331,7 +331,8 @@ absl::StatusOr<Reservation> TensorReceiver::Bookkeep(int64_t bytes, const Tensor
     }
     next_piece_ = std::min(2 * (next_piece_ + bytes), kMaxPieceBytes);
   }
-  if (spare_.bytes() < bytes) return budget_->Refusal(bytes, Describe(header));
+  if (spare_.bytes() < bytes)
+    return budget_->Refusal(bytes, MemoryUse::kBookkeeping, Describe(header));
   return spare_.Split(bytes);
 }
 
@@ -347,7 +348,7 @@ absl::StatusOr<TensorReceiver::Progress> TensorReceiver::Admit(Incoming& tensor)
     return Progress::kDone;
   }
   if (incomplete_ > 0 || sink_->HoldsTensors())
-    return budget_->Refusal(bytes_needed_, Describe(tensor.header));
+    return budget_->Refusal(bytes_needed_, MemoryUse::kPayload, Describe(tensor.header));
   return Progress::kNeedsMemory;
 }
 

@@ -146,15 +146,20 @@ def test_a_thousand_sessions_are_back_at_once(data_dir: Path) -> None:
                 assert len(client.sessions()) == 1000
 
 
-def test_a_second_server_is_refused_and_a_replacement_waits(data_dir: Path) -> None:
-    first = ServerProcess(f"--data_dir={data_dir}")
-    second = subprocess.run(
+def refused_server(data_dir: Path) -> subprocess.CompletedProcess[str]:
+    """A run of a server that is expected not to start."""
+    return subprocess.run(
         [server_binary(), "--listen=127.0.0.1:0", f"--data_dir={data_dir}"],
         capture_output=True,
         text=True,
         timeout=60,
         check=False,
     )
+
+
+def test_a_second_server_is_refused_and_a_replacement_waits(data_dir: Path) -> None:
+    first = ServerProcess(f"--data_dir={data_dir}")
+    second = refused_server(data_dir)
     assert second.returncode == 1
     assert "in use by another server" in second.stderr
     stopper = threading.Timer(0.3, first.stop)
@@ -297,13 +302,13 @@ class TestDamage:
         assert not record.exists()
 
 
-def ctl(*arguments: str) -> subprocess.CompletedProcess[str]:
-    """A run of compressionctl."""
+def ctl(*arguments: str, within: tuple[str, ...] = ()) -> subprocess.CompletedProcess[str]:
+    """A run of compressionctl, by another program if need be."""
     binary = os.environ.get(
         "COMPRESSIONCTL_BINARY", ROOT / "build/release/client/cli/compressionctl"
     )
     return subprocess.run(
-        [binary, *arguments], capture_output=True, text=True, timeout=60, check=False
+        [*within, binary, *arguments], capture_output=True, text=True, timeout=60, check=False
     )
 
 
@@ -460,14 +465,28 @@ class TestBackup:
             fcntl.flock(folder, fcntl.LOCK_EX)
             run = ctl("restore", f"--data_dir={restored}", str(backup))
             assert run.returncode == 1
-            assert "another backup or restore writes to" in run.stderr
+            assert "or another backup or restore, uses" in run.stderr
             assert (restored / "records/ab/cd").exists()
+            server = refused_server(restored)
+            assert server.returncode == 1
+            assert "is being written by a restore" in server.stderr
         finally:
             os.close(folder)
+        server = refused_server(restored)
+        assert server.returncode == 1
+        assert "has a restore that was not finished" in server.stderr
+        assert (restored / "records/ab/cd").exists()
         run = ctl("restore", f"--data_dir={restored}", str(backup))
         assert run.returncode == 0, run.stderr
         assert {path.name for path in restored.iterdir()} == {"catalogue.db", "records"}
         assert not (restored / "records/ab/cd").exists()
+
+    def test_nothing_is_restored_beneath_a_server(self, backup: Path, tmp_path: Path) -> None:
+        restored = tmp_path / "restored"
+        with ServerProcess(f"--data_dir={restored}"):
+            run = ctl("restore", f"--data_dir={restored}", str(backup))
+            assert run.returncode == 1
+            assert f"a server, or another backup or restore, uses '{restored}'" in run.stderr
 
     def test_nothing_else_is_removed_to_make_room(self, backup: Path, tmp_path: Path) -> None:
         restored = tmp_path / "restored"
@@ -499,6 +518,23 @@ class TestBackup:
         for path in (again, *again.rglob("*"), restored, *restored.rglob("*")):
             assert (path.stat().st_uid, path.stat().st_gid) == (owner, owner), path
         assert any(path.is_file() for path in (restored / "records").rglob("*"))
+
+    @pytest.mark.skipif(os.geteuid() != 0, reason="needs root, to be two users")
+    def test_a_backup_goes_where_root_may_not_set_owners(
+        self, data_dir: Path, backup: Path, tmp_path: Path
+    ) -> None:
+        """As on a network file system that takes root for nobody."""
+        for path in (data_dir, *data_dir.rglob("*"), backup, *backup.rglob("*")):
+            os.chown(path, 10001, 10001)
+        no_chown = ("setpriv", "--bounding-set=-chown", "--inh-caps=-chown")
+        run = ctl("backup", f"--data_dir={data_dir}", str(tmp_path / "again"), within=no_chown)
+        assert run.returncode == 0, run.stderr
+        assert (tmp_path / "again/catalogue.db").stat().st_uid == 0
+        # A server could not open it.
+        run = ctl("restore", f"--data_dir={tmp_path}/restored", str(backup), within=no_chown)
+        assert run.returncode == 1
+        assert "cannot set the owner of" in run.stderr
+        assert not (tmp_path / "restored").exists()
 
     @pytest.mark.skipif(os.geteuid() != 0, reason="needs root, to be two users")
     @pytest.mark.parametrize("left", ["nothing", "the server's", "root's"])

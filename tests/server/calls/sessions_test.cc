@@ -173,6 +173,18 @@ TEST_F(SessionsTest, ASessionWhosePlanDoesNotFitIntoAReplyIsNotBound) {
   const grpc::Status status = TryBind(request, &response);
   EXPECT_EQ(status.error_code(), grpc::StatusCode::RESOURCE_EXHAUSTED);
   EXPECT_THAT(status.error_message(), HasSubstr("the reply has"));
+
+  // Nor is one of its retries told of the session that is about to go.
+  v1::BindModelRequest repeated = request;
+  repeated.set_request_id("once");
+  std::vector<std::thread> retries;
+  for (int i = 0; i < 8; ++i) {
+    retries.emplace_back([&] {
+      v1::BindModelResponse ignored;
+      EXPECT_FALSE(TryBind(repeated, &ignored).ok());
+    });
+  }
+  for (std::thread& retry : retries) retry.join();
   grpc::ClientContext context;
   context.AddMetadata("tenant", "default");
   v1::ListSessionsResponse sessions;

@@ -157,6 +157,7 @@ TEST_P(StorageContractTest, WhatWasAppliedIsThereAfterARestart) {
   EXPECT_EQ(row.fingerprint, std::string("\0\xff", 2));
   EXPECT_EQ(row.entry, "entry 2");
   const auto session = storage_->Load(a_);
+  EXPECT_EQ(session->entry, "entry 2");
   EXPECT_EQ(session->binding, "binding");
   EXPECT_EQ(session->global, "global 2");
   EXPECT_THAT(session->layers,

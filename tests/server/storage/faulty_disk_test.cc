@@ -14,6 +14,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_join.h"
+#include "server/calls/call_context.h"
 #include "server/storage/disk_storage.h"
 #include "tests/testing/test_server.h"
 
@@ -194,6 +195,21 @@ class FaultyDiskTest : public ::testing::TestWithParam<Parameter> {
         << status.error_code() << ": " << status.error_message();
   }
 
+  // Sets the epoch as a trainer does who was told of a revision; the one that it is told of then.
+  std::string EpochAt(const std::string& told, const std::string& id, int64_t epoch) {
+    grpc::ClientContext context;
+    if (!told.empty()) context.AddMetadata(server::kRevisionKey, told);
+    v1::UpdateEpochRequest request;
+    request.set_session_id(id);
+    request.set_epoch(epoch);
+    v1::UpdateEpochResponse response;
+    const grpc::Status status = stub().UpdateEpoch(&context, request, &response);
+    EXPECT_TRUE(status.ok()) << status.error_message();
+    const auto& trailers = context.GetServerTrailingMetadata();
+    const auto it = trailers.find(server::kRevisionKey);
+    return it == trailers.end() ? "" : std::string(it->second.data(), it->second.size());
+  }
+
   // All calls of a job, those that fail once more when the disk is well, beside another session.
   void RunJob(Job* job, const std::vector<std::string>& expected) {
     const std::vector<Job::Call> calls = job->Calls();
@@ -245,6 +261,32 @@ TEST_P(FaultyDiskTest, CallsThatFailCanBeRepeatedAsIfNothingHadBeen) {
     EXPECT_EQ(report.session().step(), 2);
   }
   EXPECT_GT(at, 30) << "the disk does not see what the server does";
+}
+
+// A call that is told a revision that was never stored would be refused after the next restart,
+// as if the directory had lost something.
+TEST_P(FaultyDiskTest, NobodyIsToldOfARevisionThatWasNotStored) {
+  int failures = 1;
+  int at = 1;
+  for (; failures > 0; ++at) {
+    SCOPED_TRACE(absl::StrCat("operation ", at));
+    Begin();
+    const std::string id = Bind(
+        stub(), BindRequest("agp", {{"final_sparsity", 0.8}, {"end_epoch", 10}}, {{"w", {4}}}));
+    std::string told = EpochAt("", id, 3);
+    disk_->Arm({GetParam().error, at, GetParam().lasting});
+    v1::UpdateEpochResponse response;
+    const grpc::Status status = UpdateEpoch(stub(), id, 4, &response);
+    if (!status.ok()) ExpectIsFault(status);
+    failures = disk_->failures();
+    disk_->Heal();
+    // Nothing changes, so nothing is written.
+    told = EpochAt(told, id, status.ok() ? 4 : 3);
+    Restart();
+    EpochAt(told, id, 5);
+    if (HasFailure()) return;
+  }
+  EXPECT_GT(at, 2) << "the disk does not see what the server does";
 }
 
 INSTANTIATE_TEST_SUITE_P(
