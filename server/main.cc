@@ -1,5 +1,6 @@
 // compression_server: reads flags, serves until SIGTERM or SIGINT, drains.
 #include <grpc/grpc.h>
+#include <malloc.h>
 #include <semaphore.h>
 #include <signal.h>
 #include <unistd.h>
@@ -353,10 +354,22 @@ absl::Status Run() {
   return absl::OkStatus();
 }
 
+// Weights and messages of the same sizes come and go with every call. glibc would give their pages
+// back to the kernel each time, and fault them in anew for the next. What an operator has set for
+// the heap holds.
+void KeepPagesOfTheHeap() {
+  for (const char* name : {"MALLOC_MMAP_THRESHOLD_", "MALLOC_TRIM_THRESHOLD_", "GLIBC_TUNABLES"}) {
+    if (std::getenv(name) != nullptr) return;
+  }
+  mallopt(M_MMAP_THRESHOLD, 8 << 20);  // larger ones are mappings: see compression/buffer.cc
+  mallopt(M_TRIM_THRESHOLD, 64 << 20);
+}
+
 }  // namespace
 }  // namespace nni_compression::server
 
 int main(int argc, char** argv) {
+  nni_compression::server::KeepPagesOfTheHeap();
   nni_compression::server::StopOnSignals();
   signal(SIGXFSZ, SIG_IGN);  // a file that may not grow is an error like others
   absl::SetProgramUsageMessage(

@@ -50,28 +50,5 @@ TEST(ToScalarTypeTest, KnowsAllButTheTypesThatLibTorchLacks) {
   }
 }
 
-TEST(BufferTest, AViewReachesNeitherBeyondTheBufferNorShortOfItsEnd) {
-  const Buffer buffer = Buffer::Allocate(24);
-  EXPECT_NO_THROW(buffer.AsTensor(DataType::kFloat32, {6}));
-  EXPECT_THROW(buffer.AsTensor(DataType::kFloat32, {7}), std::length_error);
-  EXPECT_THROW(buffer.AsTensor(DataType::kFloat32, {5}), std::length_error);
-  EXPECT_THROW(buffer.AsTensor(DataType::kFloat64, {6}), std::length_error);
-  EXPECT_THROW(buffer.AsTensor(DataType::kFloat32, {}), std::length_error);
-  EXPECT_THROW(buffer.AsTensor(DataType::kFloat32, {INT64_MAX, INT64_MAX}), std::length_error);
-}
-
-TEST(BufferTest, IsAlignedAndShownAsATensorThatKeepsItAlive) {
-  at::Tensor tensor;
-  {
-    Buffer buffer = Buffer::Allocate(24);
-    EXPECT_EQ(reinterpret_cast<uintptr_t>(buffer.data()) % 64, 0u);
-    EXPECT_EQ(buffer.size(), 24);
-    tensor = buffer.AsTensor(DataType::kFloat32, {2, 3});
-    tensor.fill_(7);
-    EXPECT_EQ(reinterpret_cast<float*>(buffer.data())[5], 7.0f);
-  }
-  EXPECT_EQ(tensor.sum().item<float>(), 42.0f);
-}
-
 }  // namespace
 }  // namespace nni_compression::compression

@@ -64,3 +64,21 @@ def test_a_tensor_that_is_too_large_costs_only_its_call(
         assert eventually(lambda: memory(server, "RssAnon") < before + 16 * MEGABYTE)
         assert session.stale == {"large"}
         assert server.stop() == 0
+
+
+def test_the_memory_of_weights_does_not_stay_with_the_reports_of_their_sessions() -> None:
+    """The heap is as it is in production, where small blocks that live on come between weights."""
+    layers = [nc.Layer("a", "Linear", (1024, 1024)), nc.Layer("b", "Linear", (1024, 350))]
+    random = np.random.default_rng(5)
+    model = {each.name: random.normal(size=each.shape).astype(np.float32) for each in layers}
+    with ServerProcess("--cache_budget=0") as server, nc.Client(server.address) as client:
+
+        def sessions(count: int) -> int:
+            """Binds so many, one after the other; what is resident then."""
+            for _ in range(count):
+                with client.bind_model("level", [{"sparsity": 0.5}], layers) as session:
+                    session.calc_mask(model)
+            return memory(server, "RssAnon")
+
+        before = sessions(10)
+        assert sessions(100) < before + 100 * MEGABYTE  # of 540 that came

@@ -1,6 +1,7 @@
 """Servers on real disks of their own that are full or may only be read.
 
-tests/server/storage/faulty_disk_test.cc lets every operation of a disk fail; here the kernel does it.
+tests/server/storage/faulty_disk_test.cc lets every operation of a disk fail; here the
+kernel does it.
 """
 
 from __future__ import annotations
