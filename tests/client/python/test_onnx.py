@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import shutil
 import tempfile
 from collections import Counter
@@ -27,6 +28,12 @@ onnxruntime = pytest.importorskip("onnxruntime", reason="not packaged by Debian"
 
 from nni_compression.onnx import apply  # noqa: E402
 
+# What keeps an exporter from folding anything into the weights.
+UNFOLDED: dict[str, Any] = (
+    {"do_constant_folding": False, "training": torch.onnx.TrainingMode.PRESERVE}
+    if torch.__version__ < "2"
+    else {"optimize": False}
+)
 INPUTS = torch.randn(8, 1, 6, 6, generator=torch.Generator().manual_seed(3))
 
 
@@ -219,6 +226,106 @@ def test_export_model_writes_the_codes_of_tied_weights(
     (found,) = run_with({graph.graph.input[0].name: tokens}, graph)
     expected = model.eval()(tokens).detach().numpy()
     np.testing.assert_allclose(found, expected, atol=1e-5 if targets == ("weight",) else 0.05)
+    quantizer.close()
+
+
+class Equal(nn.Module):
+    """Three layers that begin alike, as copies or with zeros; their outputs differ in range."""
+
+    def __init__(self, zeros: bool) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.a = nn.Linear(8, 8)
+        if zeros:
+            nn.init.zeros_(self.a.weight)
+        self.b, self.c = copy.deepcopy(self.a), copy.deepcopy(self.a)
+        self.head = nn.Linear(8, 4)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        hidden = 10 * torch.relu(self.a(x))
+        hidden = 10 * torch.relu(self.b(hidden))
+        result: torch.Tensor = self.head(torch.relu(self.c(hidden)))
+        return result
+
+
+@pytest.mark.parametrize("shape", [(16, 8), (4, 4, 8)], ids=["Gemm", "MatMul"])
+@pytest.mark.parametrize("zeros", [False, True], ids=["copies", "zeros"])
+@pytest.mark.parametrize("targets", [("weight",), ("weight", "output", "input")])
+@pytest.mark.parametrize("excluded", [[], ["b"], ["a"]], ids=["all", "without-b", "without-a"])
+def test_weights_that_are_equal_are_still_each_a_layers_own(
+    client: nc.Client,
+    tmp_path: Path,
+    recwarn: Any,
+    shape: tuple[int, ...],
+    zeros: bool,
+    targets: tuple[str, ...],
+    excluded: list[str],
+) -> None:
+    rules: list[Any] = [{"op_types": ["Linear"], "quant_types": list(targets)}]
+    rules += [{"exclude": True, "op_names": excluded}] if excluded else []
+    quantizer = QATQuantizer(rules, client=client)
+    model = quantizer(Equal(zeros))
+    x = torch.randn(shape, generator=torch.Generator().manual_seed(1)) * 50
+    for _ in range(3):
+        model(x)
+        quantizer.step()
+    expected = model.eval()(x).detach().numpy()
+    graph = exported(quantizer, tmp_path, example_inputs=(x,))
+    assert not [w for w in recwarn if "onnx_path" in str(w.message)]
+    codes = {i.name for i in graph.graph.initializer if i.name.endswith("weight_codes")}
+    assert codes == {f"{name}.weight_codes" for name in {"a", "b", "c", "head"} - set(excluded)}
+    operators = Counter(node.op_type for node in graph.graph.node)
+    assert operators["QuantizeLinear"] == len(codes) * (len(targets) - 1)
+    (found,) = run_with({graph.graph.input[0].name: x}, graph)
+    # A number between two codes may be rounded the other way: x / scale for x * (1 / scale).
+    far = np.abs(found - expected) > 1e-4 * np.abs(expected).max()
+    assert far.mean() <= (0 if targets == ("weight",) else 0.05)
+    quantizer.close()
+
+
+@pytest.mark.parametrize("shape", [(8, 36), (8, 1, 36)], ids=["Gemm", "MatMul"])
+def test_a_weight_that_was_equal_to_a_compressed_one_stays_as_it_is(
+    client: nc.Client, tmp_path: Path, shape: tuple[int, ...]
+) -> None:
+    torch.manual_seed(0)
+    first = nn.Linear(36, 36, bias=False)
+    model = nn.Sequential(first, nn.ReLU(), copy.deepcopy(first), nn.ReLU(), nn.Linear(36, 2))
+    x = torch.randn(shape, generator=torch.Generator().manual_seed(1))
+    with tempfile.TemporaryDirectory() as folder:
+        torch.onnx.export(model.eval(), (x,), f"{folder}/model.onnx", **UNFOLDED)
+        graph = onnx.load(f"{folder}/model.onnx")
+    rule = {"op_names": ["0"], "quant_types": ["weight", "output"]}
+    quantizer = QATQuantizer([{**rule, "quant_bits": {"weight": 2, "output": 8}}], client=client)
+    quantizer(model)
+    model.train()(x)
+    quantizer.step()
+    (bundle,) = quantizer.export(tmp_path, "onnx")
+    apply(graph, bundle)
+    assert [node.op_type for node in graph.graph.node].count("QuantizeLinear") == 1
+    (found,) = run_with({graph.graph.input[0].name: x}, graph)
+    np.testing.assert_allclose(found, model.eval()(x).detach().numpy(), atol=0.02)
+    quantizer.close()
+
+
+def test_a_weight_that_an_identity_passes_on_is_recognized(
+    client: nc.Client, tmp_path: Path
+) -> None:
+    model = net()
+    graph = graph_of(model)
+    (gemm,) = (n for n in graph.graph.node if "3.weight" in n.input)
+    passed_on = onnx.helper.make_node("Identity", ["3.weight"], ["val_0"])
+    gemm.input[1] = "val_0"
+    graph.graph.node.insert(0, passed_on)
+    rule = {"op_types": ["Linear"], "quant_types": ["weight", "output"]}
+    quantizer = QATQuantizer([rule], client=client)
+    quantizer(model)
+    model.train()(INPUTS)
+    quantizer.step()
+    (bundle,) = quantizer.export(tmp_path, "onnx")
+    apply(graph, bundle)
+    assert [node.op_type for node in graph.graph.node].count("QuantizeLinear") == 2
+    far = np.abs(run(graph)[0] - model.eval()(INPUTS).detach().numpy()) > 1e-4
+    assert far.mean() < 0.05
     quantizer.close()
 
 

@@ -50,7 +50,8 @@ def apply(
     which give the values of the session bit for bit; quantized outputs and inputs get a
     QuantizeLinear and a DequantizeLinear, with a Clip between them where the codes do not fill
     their type. An initializer of two dimensions that is there transposed, as exporters do to it for
-    MatMul, is recognized.
+    MatMul, is recognized. Where the exporter has merged initializers of equal contents, as
+    PyTorch's did before version 2.9, each weight gets one of its own again.
 
     A weight that is far from what the graph has under its name gets a warning: the graph is of
     another moment of the training, or its exporter has folded something into the weight, as those
@@ -73,7 +74,9 @@ def apply(
     changed = onnx.ModelProto()
     changed.CopyFrom(proto)
     graph = _Graph(changed)
-    for weight in _Bundle(Path(bundle), "onnx").weights(names or {}, left_out):
+    weights = _Bundle(Path(bundle), "onnx").weights(names or {}, left_out)
+    graph.separate({weight.name for weight in weights})
+    for weight in weights:
         graph.put(weight)
     if _tensor_bytes(changed) <= _files.LARGEST_ONNX:  # the checker takes no more
         onnx.checker.check_model(changed)
@@ -94,22 +97,21 @@ def match(
     """`names` and `left_out` for `apply`, of a graph that an exporter has made of the model.
 
     Of weights that are tied, exporters keep one initializer, under one of their names; they leave
-    out the weights that no output depends on. None is left out where none is found: the graph then
-    names its weights in another way.
+    out the weights that no output depends on, whose names are then nowhere in the graph. None is
+    left out where none is found: the graph then names its weights in another way.
 
     Args:
         tied: name of a weight in the bundle -> its other names.
     """
-    present = {initializer.name for initializer in model.graph.initializer}
+    graph = _Graph(model)
     weights = _Bundle(Path(bundle), "onnx").names()
     names, missing = {}, []
     for weight in weights:
-        if weight in present:
-            continue
-        name = next((name for name in tied.get(weight, ()) if name in present), None)
-        if name is None:
+        known = (weight, *tied.get(weight, ()))
+        name = next((name for name in known if graph.has_constant(name)), None)
+        if name is None and not any(graph.mentions(name) for name in known):
             missing.append(weight)
-        else:
+        elif name is not None and name != weight:
             names[weight] = name
     return names, missing if len(missing) < len(weights) else []
 
@@ -216,6 +218,40 @@ class _Graph:
         self._initializers = {i.name: i for i in model.graph.initializer}
         self._opset = max(o.version for o in model.opset_import if o.domain in ("", "ai.onnx"))
         self._taken = {n for node in model.graph.node for n in (*node.input, *node.output)}
+        # What is another name of an initializer -> the initializer's own.
+        self._merged: dict[str, str] = {}
+        for node in model.graph.node:
+            if _is_plain_identity(node):
+                source = self._merged.get(node.input[0], node.input[0])
+                if source in self._initializers:
+                    self._merged[node.output[0]] = source
+
+    def mentions(self, name: str) -> bool:
+        """Whether anything in the graph has this name."""
+        return name in self._initializers or name in self._taken
+
+    def has_constant(self, name: str) -> bool:
+        """Whether this is an initializer, or one that was merged with another one."""
+        return name in self._initializers or name in self._merged
+
+    def separate(self, weights: Container[str]) -> None:
+        """Gives each of the weights an initializer of its own, and each of those they were merged
+        with.
+
+        An exporter that merges puts an Identity in place of the second weight, under its name. Any
+        other Identity of a weight is a part of what the model computes.
+        """
+        results = {value.name for value in self._graph.output}
+        for name, source in list(self._merged.items()):
+            other_weight = source in weights and _last_part(name) == _last_part(source) != ""
+            if name in results or not (name in weights or other_weight):
+                continue
+            own = self._graph.initializer.add()
+            own.CopyFrom(self._initializers[source])
+            own.name = name
+            self._initializers[name] = own
+            del self._merged[name]
+            self._graph.node.remove(next(n for n in self._graph.node if name in n.output))
 
     def put(self, weight: _Weight) -> None:
         found = self._initializers.get(weight.name)
@@ -290,8 +326,8 @@ class _Graph:
         found = []
         for node in self._graph.node:
             if name in node.input and node.op_type not in _NO_NUMBERS:
-                turns = node.op_type == "Transpose"
-                found += self._users(node.output[0]) if turns else [(node, name)]
+                passes_on = node.op_type == "Transpose" or _is_plain_identity(node)
+                found += self._users(node.output[0]) if passes_on else [(node, name)]
         return found
 
     def _marks(self, text: str) -> list[Any]:
@@ -331,7 +367,7 @@ class _Graph:
         users = [n for n in self._graph.node if node.output[0] in n.input]
         if node.op_type == "MatMul" and len(users) == 1 and users[0].op_type == "Add":
             other = [value for value in users[0].input if value != node.output[0]]
-            if other and other[0] in self._initializers:
+            if other and self.has_constant(other[0]):
                 return users[0]
         return node
 
@@ -383,6 +419,18 @@ class _Graph:
             raise InvalidArgumentError(
                 f"the graph has opset {self._opset}; {what} needs at least {version}"
             )
+
+
+def _is_plain_identity(node: Any) -> bool:
+    """Whether a node passes on what it is given, and is none of our marks."""
+    starts = tuple(mark("", kind) for kind in _ACTIVATIONS)
+    return node.op_type == "Identity" and not node.doc_string.startswith(starts)
+
+
+def _last_part(name: str) -> str:
+    """What a parameter is called in its layer; empty where the name has no layer."""
+    layer, _, last = name.rpartition(".")
+    return last if layer else ""
 
 
 def _turned(weight: _Weight, before: np.ndarray[Any, Any]) -> _Weight:
