@@ -17,6 +17,7 @@ import torch
 from torch import nn
 
 from nni_compression.torch import AGPPruner, QATQuantizer, unwrap
+from nni_compression.torch import modules as torch_modules
 from torch_helpers import AGP, COMPRESSED, Net, dense, images, train_step
 
 OUTPUTS = [{"quant_types": ["weight", "input", "output"], "op_types": ["default"]}]
@@ -35,6 +36,20 @@ class ByData(nn.Module):
             mine.data.mul_(0.5).add_(other.data, alpha=0.5)
 
 
+@pytest.fixture(params=["cpu", "device", "channels_last"])
+def weights_are(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Where weights are, or how: on a device they give no sample of their elements."""
+    if request.param == "device":
+        monkeypatch.setattr(torch_modules, "sample_of", lambda weight: None)
+    return str(request.param)
+
+
+def net(weights_are: str) -> Net:
+    if weights_are == "channels_last":
+        return Net().to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    return Net()
+
+
 AVERAGES = [torch.optim.swa_utils.AveragedModel, ByData]
 
 
@@ -51,10 +66,13 @@ def trained(compressor: Any, model: Net, *averages: Any) -> None:
 @pytest.mark.parametrize("ended", [lambda made: None, lambda made: made.unwrap()], ids=["", "over"])
 @pytest.mark.parametrize("make_average", AVERAGES)
 def test_an_average_that_was_begun_first_has_the_masks_of_its_model(
-    client: nc.Client, make_average: Callable[[nn.Module], Any], ended: Callable[[Any], None]
+    client: nc.Client,
+    make_average: Callable[[nn.Module], Any],
+    ended: Callable[[Any], None],
+    weights_are: str,
 ) -> None:
     pruner = AGPPruner(AGP, client=client)
-    model = pruner(Net())
+    model = pruner(net(weights_are))
     average = make_average(model)
     trained(pruner, model, average)
     masks = pruner.masks
@@ -72,10 +90,10 @@ def test_an_average_that_was_begun_first_has_the_masks_of_its_model(
 
 @pytest.mark.parametrize("make_average", AVERAGES)
 def test_an_average_of_a_quantized_model_is_quantized_as_that_is(
-    client: nc.Client, make_average: Callable[[nn.Module], Any]
+    client: nc.Client, make_average: Callable[[nn.Module], Any], weights_are: str
 ) -> None:
     quantizer = QATQuantizer(OUTPUTS, client=client)
-    model = quantizer(Net())
+    model = quantizer(net(weights_are))
     average = make_average(model)
     trained(quantizer, model, average)
     model.eval()(images())
@@ -87,9 +105,11 @@ def test_an_average_of_a_quantized_model_is_quantized_as_that_is(
 
 
 @pytest.mark.parametrize(("make", "config_list"), COMPRESSORS)
-def test_a_snapshot_stays_what_it_was(client: nc.Client, make: Any, config_list: Any) -> None:
+def test_a_snapshot_stays_what_it_was(
+    client: nc.Client, make: Any, config_list: Any, weights_are: str
+) -> None:
     compressor = make(config_list, client=client)
-    model = compressor(Net())
+    model = compressor(net(weights_are))
     average = ByData(model)
     trained(compressor, model, average)
     model.eval(), average.eval()

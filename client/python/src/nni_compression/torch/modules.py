@@ -13,6 +13,7 @@ import copy
 import copyreg
 import threading
 import weakref
+from dataclasses import dataclass
 from typing import Any, Callable, Optional, Protocol
 
 import numpy as np
@@ -21,7 +22,7 @@ from torch import nn
 
 from ..masks import Mask
 from .activations import Activation
-from .checksums import sample_of
+from .checksums import checksum_of, sample_of
 from .masking import is_exporting, is_traced, keep, masked
 from .passing import STATE, CompressedWeight
 from .rounding import Parameters
@@ -64,6 +65,43 @@ class Answers:
         self.activations: dict[str, Optional[Parameters]] = {}  # "output" and "input"
 
 
+@dataclass(frozen=True)
+class _Bits:
+    """What shows whether a weight was written to: some elements, or a checksum of all of them.
+
+    The elements can be had on the CPU alone. A device is waited for when a checksum is compared.
+    """
+
+    dtype: torch.dtype
+    sample: object
+    checksum: Optional[torch.Tensor]
+
+    @staticmethod
+    def of(dense: torch.Tensor) -> Optional[_Bits]:
+        """Those of a weight; None where it cannot be looked at."""
+        sample = sample_of(dense)
+        if sample is not None:
+            return _Bits(dense.dtype, sample, None)
+        return _Bits(dense.dtype, None, checksum_of(dense)) if _can_be_read(dense) else None
+
+    def differ_from(self, dense: torch.Tensor) -> bool:
+        """Whether they are known to be no longer the weight's; it may be on another device now."""
+        if dense.dtype != self.dtype or not _can_be_read(dense):
+            return False
+        if self.checksum is not None:
+            return not torch.equal(self.checksum, checksum_of(dense).to(self.checksum.device))
+        return sample_of(dense.detach().to("cpu").contiguous()) != self.sample
+
+
+def _can_be_read(dense: torch.Tensor) -> bool:
+    """Whether a weight is a plain tensor, with numbers, on a device that may be waited for."""
+    if type(dense) not in (torch.Tensor, nn.Parameter) or dense.device.type == "meta":
+        return False
+    if dense.device.type != "cuda":
+        return True
+    return not torch.cuda.is_current_stream_capturing()  # type: ignore[no-untyped-call]
+
+
 class WeightState:
     """What stands between a module's dense weight and the one that is read.
 
@@ -87,8 +125,9 @@ class WeightState:
         self.answers = Answers()  # for copies
         self.origin: Optional[Answers] = None  # of a copy: what the original is answered
         self._followed = 0  # its version that is in force here
-        self._copied: Any = None  # of a copy: bits of the dense weight as it was copied
-        self._sample: Any = None  # for a copy that is being made
+        self._copied: Optional[_Bits] = None  # of a copy: the dense weight as it was copied
+        self._written = False  # of a copy: whether it is known to have been written to since
+        self._present: Optional[_Bits] = None  # for a copy that is being made
 
     @property
     def name(self) -> str:
@@ -150,7 +189,8 @@ class WeightState:
         if self.pruner is not None or self.quantizer is not None:
             self.origin = None  # it is bound to a session of its own
             return
-        if not self._is_written(dense):
+        self._written = self._written or self._is_written(dense)
+        if not self._written:
             return
         self._followed = origin.version
         self.mask = origin.mask
@@ -165,22 +205,21 @@ class WeightState:
         # A fresh parameter has version 0, and moving it to a device or dtype leaves that.
         if not dense.is_inference() and dense._version > 0:
             return True
-        now = _sample_of(dense)  # `.data` is written without a trace
-        known = now is not None and self._copied is not None and now[0] == self._copied[0]
-        return known and bool(now != self._copied)
+        # `.data` is written without a trace.
+        return self._copied is not None and self._copied.differ_from(dense)
 
     def before_copy(self, dense: Optional[torch.Tensor]) -> None:
         """The module is about to be copied: a copy computes what this does."""
         self.refresh()
         self.follow(dense)
-        self._sample = None if dense is None else _sample_of(dense)
+        self._present = None if dense is None else _Bits.of(dense)
 
     def __deepcopy__(self, memo: Any) -> WeightState:
         copied = WeightState.__new__(WeightState)
         copied.__setstate__(copy.deepcopy(self.__getstate__(), memo))
         copied.origin = self.answers if self.origin is None else self.origin
         copied._followed = copied.origin.version
-        copied._copied = self._sample
+        copied._copied = self._present
         memo[id(self)] = copied
         return copied
 
@@ -338,11 +377,6 @@ if hasattr(torch, "compiler") and hasattr(torch.compiler, "disable"):
     _refresh = torch.compiler.disable(_refresh)
 elif hasattr(torch, "_dynamo"):
     _refresh = torch._dynamo.disable(_refresh)
-
-
-def _sample_of(dense: torch.Tensor) -> Any:
-    sample = sample_of(dense)
-    return None if sample is None else (dense.dtype, sample)
 
 
 _classes: dict[type, type] = {}
