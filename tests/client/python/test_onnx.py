@@ -329,6 +329,24 @@ def test_a_weight_that_an_identity_passes_on_is_recognized(
     quantizer.close()
 
 
+def test_export_model_writes_the_codes_of_layers_within_adapters(
+    client: nc.Client, tmp_path: Path, recwarn: Any
+) -> None:
+    rule = {"op_types": ["default"], "quant_types": ["weight", "output"]}
+    quantizer = QATQuantizer([rule], client=client)
+    model = quantizer(net())
+    model(INPUTS)
+    quantizer.step()
+    model[3] = nn.Sequential(model[3], nn.Dropout(0.1))
+    graph = with_input_x(exported(quantizer, tmp_path, input_shape=(8, 1, 6, 6)))
+    assert not [w for w in recwarn if "onnx_path" in str(w.message)]
+    operators = Counter(node.op_type for node in graph.graph.node)
+    assert (operators["QuantizeLinear"], operators["DequantizeLinear"]) == (3, 6)
+    far = np.abs(run(graph)[0] - model.eval()(INPUTS).detach().numpy()) > 1e-4
+    assert far.mean() < 0.05
+    quantizer.close()
+
+
 class Unused(nn.Module):
     """A model whose second layer no output depends on."""
 

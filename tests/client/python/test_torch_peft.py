@@ -96,6 +96,21 @@ def test_an_adapter_that_is_merged_is_kept(
     assert torch.equal(logits(merged), kept)
 
 
+def test_exports_have_the_names_of_the_model_without_its_adapters(client: nc.Client) -> None:
+    model = language_model()
+    quantizer = QATQuantizer(QAT, client=client)
+    quantizer(model)
+    logits(model)
+    before = quantizer.compressed_state_dict()
+    peft.get_peft_model(model, peft.LoraConfig(r=4, target_modules=TARGETS))
+    after = quantizer.compressed_state_dict()
+    added = after.keys() - before.keys()
+    assert after.keys() > before.keys()
+    assert all(".lora_" in key for key in added)
+    assert all(torch.equal(after[key], value) for key, value in before.items())
+    assert len(quantizer._exported()[0]) == len(after)
+
+
 def test_an_adapter_is_unmerged_again(client: nc.Client) -> None:
     model = language_model()
     pruner = LevelPruner(LINEAR, client=client)

@@ -165,3 +165,101 @@ def test_a_layer_within_an_adapter_is_still_the_one_that_was_bound(
     pruner.step()
     assert not list(recwarn)
     assert pruner.export(tmp_path)
+
+
+class _AdapterWithBias(_Adapter):
+    """One that has a parameter of a name that the layer within it has, too."""
+
+    def __init__(self, base: nn.Linear) -> None:
+        super().__init__(base)
+        self.bias = nn.Parameter(torch.full((4,), 7.0))
+
+
+def put_within(model: nn.Sequential) -> None:
+    model[2] = _Adapter(model[2])
+
+
+def put_within_twice(model: nn.Sequential) -> None:
+    model[0] = nn.Sequential(model[0], nn.Dropout())
+    model[2] = nn.Sequential(nn.Dropout(), _Adapter(model[2]))
+
+
+def put_within_and_wrap(model: nn.Sequential) -> None:
+    put_within_twice(model)
+    model[2] = nn.DataParallel(model[2])
+
+
+@pytest.mark.parametrize("adapt", [put_within, put_within_twice, put_within_and_wrap])
+@pytest.mark.parametrize(
+    ("make", "config_list", "format"),
+    [
+        (make, config_list, format)
+        for make, config_list in COMPRESSORS
+        for format in ("safetensors", "onnx", "pth", "compressed-tensors")
+        if make is not LevelPruner or format != "compressed-tensors"
+    ],
+)
+def test_exports_with_adapters_are_those_without(
+    client: nc.Client, tmp_path: Path, make, config_list, format: str, adapt
+) -> None:
+    compressor = make(config_list, client=client)
+    model = compressor(network())
+    ask(model)
+    compressor.step()
+    model.eval()
+    before = [path.read_bytes() for path in compressor.export(tmp_path / "before", format)]
+    state = compressor.compressed_state_dict()
+    adapt(model)
+    model.eval()
+    after = [path.read_bytes() for path in compressor.export(tmp_path / "after", format)]
+    assert after == before
+    now = compressor.compressed_state_dict()
+    assert list(now) == list(state)
+    assert all(torch.equal(now[key], value) for key, value in state.items())
+    plain = network()
+    plain.load_state_dict(now)
+    assert torch.equal(ask(plain), ask(model)) or make is QATQuantizer  # it rounds outputs
+    compressor.close()
+
+
+def test_an_adapters_own_parameters_are_exported_next_to_the_layers(client: nc.Client) -> None:
+    pruner = LevelPruner(LEVEL, client=client)
+    model = pruner(network())
+    ask(model)
+    put_within(model)
+    model[2].lora_A = nn.Linear(32, 2, bias=False)
+    keys = {"0.weight", "0.bias", "2.weight", "2.bias", "2.lora_A.weight"}
+    assert pruner.compressed_state_dict().keys() == keys
+
+
+def test_a_block_of_layers_within_another_one_has_its_names_of_before(client: nc.Client) -> None:
+    inner = nn.Sequential(nn.Linear(16, 32), nn.BatchNorm1d(32), nn.Linear(32, 4))
+    inner[2].register_buffer("scale", torch.ones(1))
+    model = nn.Sequential(inner, nn.ReLU())
+    pruner = LevelPruner(LEVEL, client=client)
+    pruner(model)
+    ask(model)
+    keys = list(pruner.compressed_state_dict())
+    model[0] = _Adapter(inner)
+    assert list(pruner.compressed_state_dict()) == keys
+    assert set(pruner._exported()[0]) >= {"0.0", "0.2", "0.1.running_mean", "0.2.scale"}
+    pruner.rebind()
+    assert all(key.startswith("0.base_layer.") for key in pruner.compressed_state_dict())
+
+
+def test_no_parameter_of_an_adapter_gets_lost_where_names_clash(
+    client: nc.Client, tmp_path: Path
+) -> None:
+    quantizer = NaiveQuantizer(NAIVE, client=client)
+    model = quantizer(network())
+    ask(model)
+    quantizer.step()
+    bias = model[2].bias.detach().clone()
+    model[2] = _AdapterWithBias(model[2])
+    state = quantizer.compressed_state_dict()
+    layer = {"2.base_layer.weight", "2.base_layer.bias"}
+    assert state.keys() == {"0.weight", "0.bias", "2.bias", *layer}
+    assert torch.equal(state["2.base_layer.bias"], bias)
+    assert (state["2.bias"] == 7).all()
+    (path,) = quantizer.export(tmp_path, "pth")
+    assert torch.load(path).keys() == state.keys()

@@ -847,7 +847,7 @@ class QuantizerPart(Compressor):
             )
 
     def _tied_names(self) -> Mapping[str, Sequence[str]]:
-        """What exports call a weight -> what else the model calls it, as it is tied."""
+        """What exports call a weight -> what the model calls it, once or, as it is tied, often."""
         return {}
 
     def _quantization(self) -> QuantizerBinding[Any]:

@@ -101,7 +101,7 @@ def match(
     left out where none is found: the graph then names its weights in another way.
 
     Args:
-        tied: name of a weight in the bundle -> its other names.
+        tied: name of a weight in the bundle -> all its names in the model.
     """
     graph = _Graph(model)
     weights = _Bundle(Path(bundle), "onnx").names()

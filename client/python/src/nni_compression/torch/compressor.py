@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import importlib
 import types
@@ -59,6 +60,8 @@ class Compressor(compressor.Compressor):
     _model_type: ClassVar[str] = "torch.nn.Module"
     _runs_custom: ClassVar[bool] = True
 
+    _names_then: Optional[naming.NamesThen] = None  # when the model was bound
+
     def _export_model(
         self,
         files: ModelFiles,
@@ -75,23 +78,26 @@ class Compressor(compressor.Compressor):
             files.save_onnx(plain, onnx_path, given)
 
     def _exported(self) -> tuple[Mapping[str, Any], Mapping[str, str]]:
-        layers = {
-            "weight" if name == "." else f"{name}.weight": name for name in self._bound().weights
-        }
+        names = self._weight_keys()
+        layers = {key: name for name, key in names.items()}
         state = self._exported_state()
         tensors = to_host({layers.get(key, key): value for key, value in state.items()})
-        return tensors, {layer: key for key, layer in layers.items()}
+        return tensors, names
 
     def _exported_state(self) -> Mapping[str, torch.Tensor]:
         """The model's tensors, with the weights that the server makes the compressed ones of."""
         state = self.compressed_state_dict()
+        keys = self._weight_keys()
         for name, weight in self._bound().weights.items():
             if weight.state.parameters is None:
-                state["weight" if name == "." else f"{name}.weight"] = weight.dense.detach()
+                state[keys[name]] = weight.dense.detach()
         return state
 
     def compressed_state_dict(self) -> dict[str, Any]:
         """The plain model's `state_dict()` with zeros or quantized values in the weights.
+
+        A layer that was put into another module since the model was bound, as adapters do, has its
+        name of before: that of the model without adapters.
 
         Raises as `export` does where modules were replaced.
         """
@@ -103,10 +109,42 @@ class Compressor(compressor.Compressor):
             key = f"{name}.weight" if name else "weight"
             if isinstance(module, modules.CompressedModule) and key in state:
                 state[key] = module.weight.detach()
-        plain = naming.plain_key(model)
-        for key in list(state):  # of those within, one by one, so that their order stays
-            state[plain(key)] = state.pop(key)
+        keys = self._keys(model, state)
+        items = [(keys[key], value) for key, value in state.items()]
+        state.clear()  # and not another one: it has attributes, too
+        state.update(items)
         return state
+
+    def _keys(self, model: nn.Module, state: Iterable[str]) -> dict[str, str]:
+        """Keys of the `state_dict()` of a model, without what wraps it -> what exports call them.
+
+        The plain model's, as it was bound; wrappers that are within it are left out.
+        """
+        plain = naming.plain_key(model)
+        keys = {key: plain(key) for key in state}
+        if self._names_then is None:
+            return keys
+        then = self._names_then.renamed(model, keys.values())
+        return {key: then[name] for key, name in keys.items()}
+
+    def _weight_keys(self) -> dict[str, str]:
+        """Layer name -> what exports call its weight."""
+        model = naming.without_wrappers(self._model)
+        keys = self._keys(model, model.state_dict())
+        present = {id(module): name for name, module in model.named_modules(remove_duplicate=False)}
+        found = {}
+        exported = set(keys.values())
+        for name, weight in self._bound().weights.items():
+            key = naming.weight_key("" if name == "." else name)
+            if key not in exported:  # it would have two values
+                key = keys[naming.weight_key(present[id(weight.op)])]
+            found[name] = key
+        return found
+
+    def _installed(self, state: Optional[Mapping[str, Any]], undo: contextlib.ExitStack) -> None:
+        undo.callback(setattr, self, "_names_then", self._names_then)
+        self._names_then = naming.NamesThen(self._model)
+        super()._installed(state, undo)
 
     def on_every_rank(self, model: Any, state: Optional[Mapping[str, Any]] = None) -> Any:
         """Compresses the model on every rank of `torch.distributed`, all of them in one session.

@@ -8,6 +8,9 @@ such wrappers, so layers are called as if there were none.
 from __future__ import annotations
 
 import sys
+import weakref
+from collections import Counter
+from collections.abc import Collection
 from typing import Any, Callable, Optional
 
 from torch import nn
@@ -92,6 +95,63 @@ def plain_key(model: nn.Module) -> Callable[[str], str]:
         return key
 
     return plain
+
+
+class NamesThen:
+    """What the modules of a model are called now, for later, when adapters have been put around
+    some.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        self._names: dict[int, tuple[weakref.ref[nn.Module], list[str]]] = {}
+        for name, module in named_modules(model):
+            self._names.setdefault(id(module), (weakref.ref(module), []))[1].append(name)
+
+    def renamed(self, model: nn.Module, keys: Collection[str]) -> dict[str, str]:
+        """Keys of the plain model's `state_dict()` -> the same with the modules' names of then.
+
+        Modules that came into the model since keep their names; so does one where a key would have
+        two values otherwise.
+        """
+        now: dict[str, nn.Module] = dict(named_modules(model))
+        moved = self._moved(now)
+        owners = {key: _owner(key, now) for key in keys}
+        while True:
+            found = {
+                key: f"{moved[owner]}{key[len(owner) :]}" if owner in moved else key
+                for key, owner in owners.items()
+            }
+            times = Counter(found.values())
+            clashing = {owners[key] for key, name in found.items() if times[name] > 1}
+            if clashing.isdisjoint(moved):
+                return found
+            for owner in clashing:
+                moved.pop(owner, None)
+
+    def _moved(self, now: dict[str, nn.Module]) -> dict[str, str]:
+        """A name that a module has now -> the one that it had and has no more."""
+        names_now: dict[int, list[str]] = {}
+        for name, module in now.items():
+            names_now.setdefault(id(module), []).append(name)
+        moved: dict[str, str] = {}
+        for number, (reference, before) in self._names.items():
+            present = names_now.get(number, []) if reference() is not None else []
+            new = [name for name in present if name not in before]
+            moved.update(zip(new, (name for name in before if name not in present)))
+        return moved
+
+
+def _owner(key: str, modules: Collection[str]) -> str:
+    """The name of the innermost module that a key of a `state_dict()` belongs to."""
+    owner = key.rpartition(".")[0]
+    while owner not in modules:
+        owner = owner.rpartition(".")[0]
+    return owner
+
+
+def weight_key(module: str) -> str:
+    """The key of a module's weight in a `state_dict()`."""
+    return f"{module}.weight" if module else "weight"
 
 
 def layer_key(name: str) -> str:

@@ -10,6 +10,7 @@ import torch
 
 from ..adapter import Tracker
 from ..compressor import QuantizerPart
+from . import naming
 from ._files import ExampleInputs, ModelFiles
 from .binding import QuantizerBinding, TrackedWeight
 from .compressor import Compressor
@@ -109,13 +110,18 @@ class Quantizer(QuantizerPart, Compressor):
     def _exported_state(self) -> Mapping[str, torch.Tensor]:
         state = self.compressed_state_dict()
         if not self._is_custom:  # otherwise the server has no way to the values
+            keys = self._weight_keys()
             for name, weight in self._quantization().weights.items():
-                state["weight" if name == "." else f"{name}.weight"] = weight.dense.detach()
+                state[keys[name]] = weight.dense.detach()
         return state
 
     def _tied_names(self) -> Mapping[str, Sequence[str]]:
+        present: dict[int, list[str]] = {}
+        for name, module in naming.named_modules(self._model):
+            present.setdefault(id(module), []).append(naming.weight_key(name))
+        keys = self._weight_keys()
         return {
-            f"{name}.weight": [f"{alias}.weight" for alias in weight.aliases]
+            keys[name]: [key for module in weight.modules for key in present.get(id(module), ())]
             for name, weight in self._quantization().weights.items()
         }
 
