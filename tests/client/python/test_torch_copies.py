@@ -104,6 +104,35 @@ def test_an_average_of_a_quantized_model_is_quantized_as_that_is(
     assert torch.equal(average.module.eval()(images()), model(images()))
 
 
+@pytest.mark.parametrize("reads_meanwhile", [False, True])
+def test_an_average_does_not_keep_a_mask_that_was_undone(
+    client: nc.Client, monkeypatch: pytest.MonkeyPatch, reads_meanwhile: bool
+) -> None:
+    pruner = AGPPruner(AGP, client=client)
+    model = pruner(Net())
+    model(images())
+    average = ByData(model)
+    state = pruner.state_dict()
+    trained(pruner, model, average)
+    average.module(images())
+
+    def fail(*args: Any) -> None:
+        if reads_meanwhile:
+            average.module(images())
+        raise RuntimeError("no memory")
+
+    monkeypatch.setattr(pruner, "_installed", fail)
+    with pytest.raises(RuntimeError, match="no memory"):
+        pruner.load_state_dict(state)
+    masks = pruner.masks
+    for _ in range(2):
+        average.module(images())
+        for name in COMPRESSED:
+            assert torch.equal(getattr(average.module, name).weight_mask, masks[name])
+            assert not masks[name].all()
+        average.update_parameters(model)
+
+
 @pytest.mark.parametrize(("make", "config_list"), COMPRESSORS)
 def test_a_snapshot_stays_what_it_was(
     client: nc.Client, make: Any, config_list: Any, weights_are: str

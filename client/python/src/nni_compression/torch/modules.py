@@ -224,9 +224,16 @@ class WeightState:
         return copied
 
     def snapshot(self) -> Callable[[], None]:
-        """What makes this again what it is now."""
-        before = dict(self.__dict__)
-        return lambda: self.__dict__.update(before)
+        """What makes this again what it is now, and tells copies so, which may have read since."""
+        before, told = dict(self.__dict__), dict(self.answers.__dict__)
+
+        def restore() -> None:
+            self.__dict__.update(before)
+            version = self.answers.version
+            if version != told["version"]:
+                self.answers.__dict__.update(told, version=version + 1)
+
+        return restore
 
     def __getstate__(self) -> dict[str, Any]:
         packed = None
