@@ -110,6 +110,11 @@ class World:
             shutil.copytree(self.data_dir, self.backup)
             self.start()
 
+    def forget_backup(self) -> None:
+        """The server cannot go back before the next backup."""
+        if self.data_dir is not None:
+            shutil.rmtree(self.backup, ignore_errors=True)
+
     def go_back(self) -> None:
         """The server goes on with its backup, which its trainers do not know."""
         if self.data_dir is not None and self.backup.is_dir():
@@ -548,6 +553,7 @@ class Story:
     def __init__(self, seed: int, worlds: Mapping[bool, World]) -> None:
         self.rng = random.Random(seed)
         self.world = worlds[self.rng.random() < 0.5]
+        self.world.forget_backup()  # so that the seed has the same story alone
         self.kills = self.rng.random() < 0.25  # they cost time
         self.kind: type = self.rng.choice([Adapted, Adapted, Bare])
         algorithm, rule = draw_rule(self.rng)
@@ -633,6 +639,17 @@ def test_every_trainer_computes_as_if_it_had_never_been_disturbed(
         story.world.when_answered.clear()
         told = "\n  ".join(story.events)
         raise AssertionError(f"seed {seed}, where this happened:\n  {told}\n{error!r}") from error
+
+
+def test_a_story_knows_of_no_backup_of_another_one(worlds: Mapping[bool, World]) -> None:
+    worlds[True].back_up()
+    durable = next(seed for seed in SEEDS if random.Random(seed).random() < 0.5)
+    story = Story(durable, worlds)
+    assert story.world is worlds[True]
+    server = story.world.server
+    story.world.go_back()
+    assert story.world.server is server
+    story.end()
 
 
 def test_the_judgement_notices_a_trainer_whose_session_has_gone_on(
