@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import grpc
 import numpy as np
+import pytest
 
 import nni_compression as nc
 from metered import eventually
+from nni_compression import _frames
 from nni_compression._wire import compression_pb2 as pb
 from servers import SERVICE, ServerProcess
 from usage import Peers
@@ -58,6 +62,50 @@ def test_a_call_that_runs_when_its_connection_is_old_may_finish() -> None:
         over.set()
         assert list(call) == []
         assert call.code() == grpc.StatusCode.OK
+
+
+def test_a_client_does_not_repeat_a_call_that_its_connection_outlives(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Weights that are being uploaded when connections are replaced are sent once."""
+    layers = [nc.Layer(name, "Linear", (1024, 1024)) for name in ("first", "second")]
+    weights = {layer.name: np.linspace(-1, 2, 1 << 20, dtype=np.float32) for layer in layers}
+    weights = {name: weight.reshape(1024, 1024) for name, weight in weights.items()}
+    over, uploads = threading.Event(), []
+    request_messages = _frames.request_messages
+
+    def held_back(*args: Any, **kwargs: Any) -> Iterator[bytes]:
+        """All but the last message, and that when the time has come."""
+        *messages, last = request_messages(*args, **kwargs)
+        uploads.append(len(messages))
+        yield from messages
+        over.wait(60)
+        yield last
+
+    monkeypatch.setattr(_frames, "request_messages", held_back)
+    with (
+        ServerProcess("--max_connection_age=300ms") as server,
+        nc.Client(server.address) as client,
+        client.bind_model("level", CONFIG, layers) as session,
+        ThreadPoolExecutor() as pool,
+    ):
+        masks = pool.submit(session.calc_mask, weights)
+        try:
+            # What the server has begun to answer it has taken: before, a call may be repeated.
+            assert eventually(lambda: session.info().layers[0].achieved_sparsity == 0.5)
+            begun = len(uploads)
+            peers = Peers(server.port)
+
+            def replaced() -> bool:
+                client.health()
+                return peers.look() >= 6
+
+            assert eventually(replaced)
+            assert not masks.done()
+        finally:
+            over.set()
+        assert [mask.pruned for mask in masks.result().values()] == [1 << 19, 1 << 19]
+        assert len(uploads) == begun
 
 
 def test_a_call_that_does_not_finish_in_the_grace_is_cut_off() -> None:
