@@ -118,9 +118,12 @@ Target::~Target() {
   if (fd_ >= 0) close(fd_);
 }
 
-absl::Status GiveTo(const Owner& owner, const fs::path& path) {
-  if (geteuid() != 0 || lchown(path.c_str(), owner.uid, owner.gid) == 0) return absl::OkStatus();
-  if (errno == EPERM && !owner.required) return absl::OkStatus();
+// Gives what is at `path` to its owner; by `fd` where it is open.
+absl::Status GiveTo(const Owner& owner, const fs::path& path, int fd = -1) {
+  if (geteuid() != 0) return absl::OkStatus();
+  const int result =
+      fd < 0 ? lchown(path.c_str(), owner.uid, owner.gid) : fchown(fd, owner.uid, owner.gid);
+  if (result == 0 || (errno == EPERM && !owner.required)) return absl::OkStatus();
   return Failed("set the owner of", path, LastError());
 }
 
@@ -234,10 +237,7 @@ absl::StatusOr<CopiedData> CopyRecords(const fs::path& from, const fs::path& to,
 absl::Status Target::Finish(const Owner& owner) {
   if (absl::Status given = GiveTo(owner, folder_ / kUnfinished); !given.ok()) return given;
   if (syncfs(fd_) != 0) return Failed("sync", folder_, LastError());
-  if (geteuid() == 0 && fchown(fd_, owner.uid, owner.gid) != 0 &&
-      (errno != EPERM || owner.required)) {
-    return Failed("set the owner of", folder_, LastError());
-  }
+  if (absl::Status given = GiveTo(owner, folder_, fd_); !given.ok()) return given;
   if (renameat(fd_, kUnfinished, fd_, kCatalogue) != 0) {
     return Failed("finish", folder_, LastError());
   }
