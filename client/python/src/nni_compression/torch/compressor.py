@@ -106,7 +106,7 @@ class Compressor(compressor.Compressor):
         model = naming.without_wrappers(self._model)
         state: dict[str, Any] = model.state_dict()
         for name, module in model.named_modules(remove_duplicate=False):
-            key = f"{name}.weight" if name else "weight"
+            key = naming.weight_key(name)
             if isinstance(module, modules.CompressedModule) and key in state:
                 state[key] = module.weight.detach()
         keys = self._keys(model, state)
