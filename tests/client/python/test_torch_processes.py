@@ -42,36 +42,38 @@ import torch
 import torch.distributed as dist
 from torch.nn.parallel import DistributedDataParallel
 
-rank, ranks, meeting, address, join = sys.argv[1:]
 from nni_compression.torch import AGPPruner
-from torch_helpers import AGP, COMPRESSED, Net, dense, train_step
+from torch_helpers import AGP, COMPRESSED, Net, dense, process_group, train_step
+
+rank, ranks, meeting, address, join = int(sys.argv[1]), int(sys.argv[2]), *sys.argv[3:]
+
+def main():
+    model = Net(seed=rank)  # DDP makes the weights equal
+    wrapped = DistributedDataParallel(model)
+    session = [None]
+    if join == "yes" and rank != 0:
+        dist.broadcast_object_list(session, src=0)
+    pruner = AGPPruner(AGP, server=address, session=session[0])
+    pruner(model)
+    if join == "yes" and rank == 0:
+        dist.broadcast_object_list([pruner.session.id], src=0)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    for epoch in range(4):
+        pruner.update_epoch(epoch)
+        train_step(wrapped, optimizer, seed=10 * epoch + rank)
+        pruner.step()
+    for name in COMPRESSED:
+        for tensor in (pruner.masks[name].to(torch.uint8), dense(getattr(model, name)).detach()):
+            everywhere = [torch.empty_like(tensor) for _ in range(ranks)]
+            dist.all_gather(everywhere, tensor)
+            assert all(torch.equal(tensor, other) for other in everywhere), name
+    assert model.fc1.weight.eq(0).sum() == int(0.8 * (1 - (1 - 3 / 9) ** 3) * 4096)
+    dist.barrier()
+    print("session", pruner.session.id)
 
 torch.set_num_threads(1)
-dist.init_process_group(
-    "gloo", init_method="file://" + meeting, rank=int(rank), world_size=int(ranks)
-)
-model = Net(seed=int(rank))  # DDP makes the weights equal
-wrapped = DistributedDataParallel(model)
-session = [None]
-if join == "yes" and rank != "0":
-    dist.broadcast_object_list(session, src=0)
-pruner = AGPPruner(AGP, server=address, session=session[0])
-pruner(model)
-if join == "yes" and rank == "0":
-    dist.broadcast_object_list([pruner.session.id], src=0)
-optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-for epoch in range(4):
-    pruner.update_epoch(epoch)
-    train_step(wrapped, optimizer, seed=10 * epoch + int(rank))
-    pruner.step()
-for name in COMPRESSED:
-    for tensor in (pruner.masks[name].to(torch.uint8), dense(getattr(model, name)).detach()):
-        everywhere = [torch.empty_like(tensor) for _ in range(int(ranks))]
-        dist.all_gather(everywhere, tensor)
-        assert all(torch.equal(tensor, other) for other in everywhere), name
-assert model.fc1.weight.eq(0).sum() == int(0.8 * (1 - (1 - 3 / 9) ** 3) * 4096)
-dist.barrier()
-print("session", pruner.session.id)
+with process_group(rank, ranks, meeting):
+    main()
 """
 
 

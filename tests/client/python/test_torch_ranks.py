@@ -22,10 +22,9 @@ from torch.nn.parallel import DistributedDataParallel
 
 rank, meeting, address, kind = int(sys.argv[1]), *sys.argv[2:]
 from nni_compression.torch import AGPPruner, QATQuantizer
-from torch_helpers import AGP, Net, images, train_step
+from torch_helpers import AGP, Net, images, process_group, train_step
 
 torch.set_num_threads(1)
-dist.init_process_group("gloo", init_method="file://" + meeting, rank=rank, world_size=2)
 OUTPUTS = [{"quant_types": ["weight", "output"], "op_types": ["default"]}]
 
 def compressor():
@@ -50,19 +49,23 @@ def train(made, model, wrapped, optimizer, epochs):
         model.train()
     return outputs
 
-first = begin(None)
-train(*first, range(3))
-saved = [{"model": first[1].state_dict(), "compressor": first[0].state_dict()}]
-dist.broadcast_object_list(saved, src=0)  # rank 0 saves for all
-saved = copy.deepcopy(saved[0])
-expected = train(*first, range(3, 6))
-second = begin(saved)
-assert second[0].session.id != first[0].session.id
-assert (second[0].epoch, second[0].steps) == (2, 3)
-for found, output in zip(train(*second, range(3, 6)), expected):
-    assert torch.equal(found, output)
-dist.barrier()
-print(second[0].session.id)
+def main():
+    first = begin(None)
+    train(*first, range(3))
+    saved = [{"model": first[1].state_dict(), "compressor": first[0].state_dict()}]
+    dist.broadcast_object_list(saved, src=0)  # rank 0 saves for all
+    saved = copy.deepcopy(saved[0])
+    expected = train(*first, range(3, 6))
+    second = begin(saved)
+    assert second[0].session.id != first[0].session.id
+    assert (second[0].epoch, second[0].steps) == (2, 3)
+    for found, output in zip(train(*second, range(3, 6)), expected):
+        assert torch.equal(found, output)
+    dist.barrier()
+    print(second[0].session.id)
+
+with process_group(rank, 2, meeting):
+    main()
 """
 
 # Each rank saves for itself, between a forward pass and its step, with other images than the other.
@@ -74,9 +77,8 @@ import torch.distributed as dist
 
 rank, meeting, address = int(sys.argv[1]), *sys.argv[2:]
 from nni_compression.torch import QATQuantizer
-from torch_helpers import Net, images
+from torch_helpers import Net, images, process_group
 
-dist.init_process_group("gloo", init_method="file://" + meeting, rank=rank, world_size=2)
 OUTPUTS = [{"quant_types": ["weight", "output"], "op_types": ["default"]}]
 WIDTHS = (1.0, 3.0)  # what rank 1 sees is wider
 
@@ -92,33 +94,37 @@ def run(model, seed):
 def ranges(made):
     return {name: found["output_range"] for name, found in made.calibration.items()}
 
-made, model = begin(None)
-run(model, 0)
-made.step()
-run(model, 1)
-saved = copy.deepcopy(made.state_dict())
-made.step()
-expected = ranges(made)
-second, resumed = begin(saved)
-second.step()
-assert ranges(second) == expected, (ranges(second), expected)
-dist.barrier()
-print(expected)
+def main():
+    made, model = begin(None)
+    run(model, 0)
+    made.step()
+    run(model, 1)
+    saved = copy.deepcopy(made.state_dict())
+    made.step()
+    expected = ranges(made)
+    second, resumed = begin(saved)
+    second.step()
+    assert ranges(second) == expected, (ranges(second), expected)
+    dist.barrier()
+    print(expected)
+
+with process_group(rank, 2, meeting):
+    main()
 """
 
 FAILS = """
 import sys
-import torch.distributed as dist
-rank, meeting = int(sys.argv[1]), sys.argv[2]
-from nni_compression.torch import LevelPruner
-from torch_helpers import LEVEL, Net
-dist.init_process_group("gloo", init_method="file://" + meeting, rank=rank, world_size=2)
 import nni_compression as nc
-pruner = LevelPruner(LEVEL, client=nc.Client("127.0.0.1:1", connect_timeout=0.2))
-try:
-    pruner.on_every_rank(Net())
-except (RuntimeError, nc.UnavailableError) as error:
-    print("127.0.0.1:1" in str(error))
+from nni_compression.torch import LevelPruner
+from torch_helpers import LEVEL, Net, process_group
+
+rank, meeting = int(sys.argv[1]), sys.argv[2]
+with process_group(rank, 2, meeting):
+    pruner = LevelPruner(LEVEL, client=nc.Client("127.0.0.1:1", connect_timeout=0.2))
+    try:
+        pruner.on_every_rank(Net())
+    except (RuntimeError, nc.UnavailableError) as error:
+        print("127.0.0.1:1" in str(error))
 """
 
 

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
+import gc
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import nn
 from torch.nn import functional as F  # noqa: N812
 
@@ -86,6 +90,19 @@ def lowest_k_mask(weight: torch.Tensor, k: int) -> torch.Tensor:
     mask = torch.ones(weight.numel(), dtype=torch.bool)
     mask[order[:k]] = False
     return mask.reshape(weight.shape)
+
+
+@contextlib.contextmanager
+def process_group(rank: int, ranks: int, meeting: str) -> Iterator[None]:
+    """Makes this process a rank of so many that meet at a file, and ends that.
+
+    Nothing may hold the group any more at the end: a thread of Gloo that gives up a tensor while
+    the interpreter ends brings the process down.
+    """
+    dist.init_process_group("gloo", init_method=f"file://{meeting}", rank=rank, world_size=ranks)
+    yield
+    gc.collect()
+    dist.destroy_process_group()
 
 
 def run_ranks(ranks: int, program: str, *arguments: str) -> list[str]:
