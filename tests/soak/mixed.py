@@ -20,7 +20,7 @@ import jobs
 import nni_compression as nc
 from metered import Metered, eventually
 from servers import ROOT, ServerProcess
-from usage import FRUGAL_HEAP, Usage, connections, growth
+from usage import EXACT_HEAP, Usage, connections, growth
 
 HERE = Path(__file__).resolve().parent
 PATHS = [HERE, ROOT / "client/python/src", ROOT / "tests/testing/python"]
@@ -155,7 +155,7 @@ class _Soak:
         with ServerProcess(*flags) as quiet, nc.Client(quiet.address) as client:
             self._expected.write_bytes(pickle.dumps(jobs.quiet_runs(client, jobs.ALL)))
         self._trainers: list[_Trainer] = []
-        self._server = Metered(folder, *self._flags, environment=FRUGAL_HEAP)
+        self._server = Metered(folder, *self._flags, environment=EXACT_HEAP)
         self._begin = time.monotonic()
 
     def run(self) -> Soaked:
@@ -208,7 +208,7 @@ class _Soak:
             self._drain()
             self.found.servers_drained += 1
         self._server = Metered(
-            self._folder, *self._flags, port=self._server.port, environment=FRUGAL_HEAP
+            self._folder, *self._flags, port=self._server.port, environment=EXACT_HEAP
         )
 
     def _drain(self) -> None:

@@ -84,6 +84,9 @@ class ServerProcess:
             )
         try:
             self.port = self._wait_for_port(port_file)
+            preloaded = (environment or {}).get("LD_PRELOAD", "")
+            maps = Path(f"/proc/{self.process.pid}/maps").read_text()
+            assert preloaded in maps, f"{preloaded} is not installed"  # the loader only warns
         except BaseException:
             self.kill()
             raise
