@@ -112,13 +112,15 @@ cpp() { build_all; cpp_part cpp $build "${1:-*}"; }
 python() { build_all; pytest_part python $python tests/client/python "$@"; }
 integration() { build_all; pytest_part integration $python tests/integration --ignore=tests/integration/nni "$@"; }
 
-# The client must work with the newest gRPC and Protocol Buffers too, and the safetensors package has
-# to open what exports write. The environment is kept, and made anew once a month.
+# The client must work with the newest gRPC and Protocol Buffers too, and other packages have to open
+# what exports write. The environment is kept, and made anew once a month.
 newest_venv() {
   make_venv build/venv-newest "$(date +%Y-%m) onnx" quietly pip-newest \
     pip install --upgrade grpcio protobuf onnx onnxruntime safetensors 'numpy<2'
 }
 
+# What knows of PyTorch runs with the newest of all in the part torch; here is what Debian's PyTorch
+# writes for packages that Debian does not have.
 python-newest() {
   build_all
   finish python-newest newest_venv
@@ -126,7 +128,12 @@ python-newest() {
     'import google.protobuf, grpc, onnx, onnxruntime, safetensors; print("grpcio", grpc.__version__,
       "protobuf", google.protobuf.__version__, "safetensors", safetensors.__version__,
       "onnx", onnx.__version__, "onnxruntime", onnxruntime.__version__)')"
-  pytest_part python-newest build/venv-newest/bin/python tests/client/python "$@"
+  local files
+  mapfile -t files < <(cd tests/client/python && {
+    grep -Lw torch test_*.py
+    grep -lE 'importorskip\("(onnx|safetensors)"' test_*.py
+  } | sort -u)
+  pytest_part python-newest build/venv-newest/bin/python "${files[@]/#/tests/client/python/}" "$@"
 }
 
 # The newest PyTorch, and what its users bring along: the libraries that load exports, and those that
