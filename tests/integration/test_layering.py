@@ -3,6 +3,7 @@
 The folders of the server are the libraries of server/CMakeLists.txt, and may use what they link.
 """
 
+import ast
 import os
 import pathlib
 import re
@@ -168,6 +169,72 @@ def test_no_header_of_the_project_includes_the_expensive_headers_of_libtorch():
         if include in expensive
     ]
     assert not wrong
+
+
+PYTHON = ROOT / "client/python/src/nni_compression"
+# What lies on top of the package is its interface: a client, its sessions, and their companions.
+PYTHON_ALLOWED = {
+    "errors": set(),
+    "_wire": {"errors"},
+    "values": {"_wire", "errors"},
+    "_files": {"errors", "values"},
+    "_transport": {"_wire", "errors", "values"},
+    "_calls": {"_transport", "_wire", "errors", "values"},
+    "_lifetime": {"errors"},
+    "top": {"_calls", "_files", "_lifetime", "_transport", "_wire", "errors", "values"},
+    "adapters": {"_wire", "errors", "top", "values"},
+    "torch": {"_files", "adapters", "errors", "top", "values"},
+    "tensorflow": {"_files", "adapters", "errors", "top", "values"},
+}
+
+
+def python_folder(module):
+    """That of nni_compression.MODULE."""
+    first = module.split(".")[0]
+    return first if first in PYTHON_ALLOWED else "top"
+
+
+def python_uses(source):
+    """Folders that a module imports from when it runs; annotations alone need none."""
+    package = source.relative_to(PYTHON).parent.parts
+    tree = ast.parse(source.read_text())
+    for_types = {
+        inner
+        for node in ast.walk(tree)
+        if isinstance(node, ast.If) and getattr(node.test, "id", "") == "TYPE_CHECKING"
+        for inner in ast.walk(node)
+    }
+    used = set()
+    for node in ast.walk(tree):
+        if not isinstance(node, ast.ImportFrom) or node.level == 0 or node in for_types:
+            continue
+        base = package[: len(package) - node.level + 1]
+        name = ".".join((*base, *([node.module] if node.module else [])))
+        used |= {python_folder(name)} if name else {python_folder(n.name) for n in node.names}
+    return used
+
+
+@pytest.mark.parametrize("folder", PYTHON_ALLOWED)
+def test_the_folders_of_the_python_client_use_those_that_they_may(folder):
+    sources = [p for p in PYTHON.rglob("*.py") if p.name != "_renamed.py"]
+    mine = [
+        p
+        for p in sources
+        if p != PYTHON / "__init__.py"
+        and python_folder(".".join(p.relative_to(PYTHON).with_suffix("").parts)) == folder
+    ]
+    assert mine
+    wrong = {
+        f"{p.relative_to(PYTHON)} uses {used}"
+        for p in mine
+        for used in python_uses(p) - PYTHON_ALLOWED[folder] - {folder}
+    }
+    assert not wrong
+
+
+def test_the_folders_of_the_python_client_have_no_cycle():
+    graph = {folder: set(used) for folder, used in PYTHON_ALLOWED.items()}
+    assert not [folder for folder in graph if folder in reachable(graph, folder)]
 
 
 def test_the_python_client_imports_no_framework_unless_asked():

@@ -26,7 +26,7 @@ from torch import nn
 
 import nni_compression as nc
 import reference
-from nni_compression import _transport
+from nni_compression._transport import channel
 from nni_compression.torch import (
     AGPPruner,
     DoReFaQuantizer,
@@ -618,7 +618,7 @@ class Story:
 def worlds(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Mapping[bool, World]]:
     """One that keeps its sessions when it is killed, and one that does not."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(_transport, "_FIRST_DELAY", 0.002)
+        patch.setattr(channel, "_FIRST_DELAY", 0.002)
         both = {True: World(tmp_path_factory.mktemp("data")), False: World(None)}
         yield both
         for world in both.values():

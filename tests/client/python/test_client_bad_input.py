@@ -19,8 +19,8 @@ import numpy as np
 import pytest
 
 import nni_compression as nc
-from nni_compression import _frames
 from nni_compression._wire import compression_pb2 as pb
+from nni_compression._wire import frames
 from servers import SERVICE, ServerProcess
 
 SOURCES = Path(nc.__file__).parents[1]
@@ -493,7 +493,7 @@ class TestFrames:
         assert message
 
     def test_names_that_are_no_utf_8_leave_no_line_of_a_library_in_the_log(self) -> None:
-        request = _frames.encode_field(1, b"\xff")  # request_id
+        request = frames.encode_field(1, b"\xff")  # request_id
         with ServerProcess("--log_level=debug") as server:
             with grpc.insecure_channel(server.address) as channel:
                 bind = channel.unary_unary(f"/{SERVICE}/BindModel")
@@ -516,7 +516,7 @@ class TestFrames:
         assert raised.value.code() == grpc.StatusCode.INVALID_ARGUMENT
 
     def test_a_million_empty_chunks_end_the_call_at_the_first(self, raw: RawCall) -> None:
-        empty = _frames.encode_field(_frames.CHUNK, b"") * 50_000
+        empty = frames.encode_field(frames.CHUNK, b"") * 50_000
         opening = pb.CalcMaskRequest(open=raw.opening, headers=[header()]).SerializeToString()
         with pytest.raises(grpc.RpcError) as raised:
             raw(opening, *[empty] * 20)
@@ -604,13 +604,13 @@ class TestInterruptions:
             import sys, threading
             import numpy as np
             import nni_compression as nc
-            from nni_compression import _frames
+            from nni_compression._wire import frames
             session = nc.Client({server.address!r}).join({session.id!r})
-            real = _frames.MessageBuilder.commit
+            real = frames.MessageBuilder.commit
             def stall(*unused):
                 print("stalled", flush=True)
                 threading.Event().wait()
-            _frames.MessageBuilder.commit = stall
+            frames.MessageBuilder.commit = stall
             session.calc_mask({{"fc": np.ones((10, 20), np.float32)}})
             """
         )

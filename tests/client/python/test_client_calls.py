@@ -26,8 +26,8 @@ from google.protobuf import any_pb2
 from google.protobuf.duration_pb2 import Duration
 
 import nni_compression as nc
-from nni_compression import _frames
 from nni_compression._wire import compression_pb2 as pb
+from nni_compression._wire import frames
 from servers import ROOT, ScriptedServer, fails, in_turn, replies
 
 LAYERS = [nc.Layer("a", "Linear", (4,)), nc.Layer("b", "Linear", (9,))]
@@ -283,11 +283,11 @@ class TestRetries:
         self, scripted: ScriptedServer, session: nc.Session
     ) -> None:
         retry = any_pb2.Any(type_url="type.googleapis.com/google.rpc.RetryInfo")
-        retry.value = _frames.encode_field(1, Duration(nanos=200_000_000).SerializeToString())
+        retry.value = frames.encode_field(1, Duration(nanos=200_000_000).SerializeToString())
         other = any_pb2.Any(type_url="type.googleapis.com/google.rpc.Help", value=b"\x0a\x00")
-        details = b"\x08\x08" + _frames.encode_field(2, b"full")  # of a google.rpc.Status
+        details = b"\x08\x08" + frames.encode_field(2, b"full")  # of a google.rpc.Status
         for detail in (other, retry):
-            details += _frames.encode_field(3, detail.SerializeToString())
+            details += frames.encode_field(3, detail.SerializeToString())
         exhausted = grpc.StatusCode.RESOURCE_EXHAUSTED
         full = fails(exhausted, "full", ("grpc-status-details-bin", details))
         scripted.behaviours["CalcMask"] = in_turn(full, BOTH)
@@ -531,10 +531,10 @@ class TestEndings:
     def test_what_happens_while_a_message_is_made_reaches_the_caller(
         self, session: nc.Session, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        def broken(self: _frames.MessageBuilder, *unused: Any) -> None:
+        def broken(self: frames.MessageBuilder, *unused: Any) -> None:
             raise MemoryError("no room for a message")
 
-        monkeypatch.setattr(_frames.MessageBuilder, "chunk", broken)
+        monkeypatch.setattr(frames.MessageBuilder, "chunk", broken)
         with pytest.raises(MemoryError, match="no room for a message"):
             session.calc_mask(WEIGHTS)
 
@@ -727,7 +727,7 @@ class TestBrokenReplies:
     def test_fields_of_a_newer_server_are_passed_over(
         self, scripted: ScriptedServer, session: nc.Session
     ) -> None:
-        newer = _frames.encode_field(77, b"news") + b"\xe8\x07\x01"
+        newer = frames.encode_field(77, b"news") + b"\xe8\x07\x01"
         raw = mask_reply(0, "a", 4).SerializeToString() + newer
         scripted.behaviours["CalcMask"] = replies(newer, raw, mask_reply(1, "b", 9, index=1))
         assert list(session.calc_mask(WEIGHTS)) == ["a", "b"]

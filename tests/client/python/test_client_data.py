@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 
 import nni_compression as nc
-from nni_compression import _config
 from nni_compression._wire import compression_pb2 as pb
-from nni_compression.binding import Binding
+from nni_compression._wire import structs
+from nni_compression.adapters.binding import Binding
 from nni_compression.errors import code_from_number, make_error
 
 
@@ -136,7 +136,7 @@ class TestPlan:
             rules=[
                 pb.PlannedRule(
                     rule=1,
-                    options=_config.to_struct({"quant_bits": 8, "x": 0.5}, "r"),
+                    options=structs.to_struct({"quant_bits": 8, "x": 0.5}, "r"),
                     refresh=pb.REFRESH_ON_WEIGHT_CHANGE,
                     step_inputs=[pb.TENSOR_ROLE_RANGE],
                     range_per_channel=True,
@@ -166,7 +166,7 @@ class TestConfig:
             "empty": [],
             "nested": {"a": [{"b": {}}]},
         }
-        assert _config.from_struct(_config.to_struct(rule, "r")) == rule
+        assert structs.from_struct(structs.to_struct(rule, "r")) == rule
 
     def test_numpy_numbers_tuples_nan_and_infinity_pass(self) -> None:
         rule = {
@@ -176,10 +176,10 @@ class TestConfig:
             "d": ("x",),
             "e": float("inf"),
         }
-        back = _config.from_struct(_config.to_struct(rule, "r"))
+        back = structs.from_struct(structs.to_struct(rule, "r"))
         assert back == {"a": 0.5, "b": 3, "c": True, "d": ["x"], "e": float("inf")}
         assert isinstance(back["c"], bool)
-        nan = _config.from_struct(_config.to_struct({"n": float("nan")}, "r"))["n"]
+        nan = structs.from_struct(structs.to_struct({"n": float("nan")}, "r"))["n"]
         assert nan != nan
 
     @pytest.mark.parametrize(
@@ -196,7 +196,7 @@ class TestConfig:
     )
     def test_what_json_cannot_hold_is_refused_by_its_path(self, rule: Any, message: str) -> None:
         with pytest.raises(nc.InvalidArgumentError, match=message):
-            _config.to_struct(rule, "r")
+            structs.to_struct(rule, "r")
 
 
 class TestQuantizedTensor:

@@ -13,8 +13,8 @@ import pytest
 
 import nni_compression as nc
 from metered import eventually
-from nni_compression import _frames
 from nni_compression._wire import compression_pb2 as pb
+from nni_compression._wire import frames
 from servers import SERVICE, ServerProcess
 from usage import Peers
 
@@ -72,7 +72,7 @@ def test_a_client_does_not_repeat_a_call_that_its_connection_outlives(
     weights = {layer.name: np.linspace(-1, 2, 1 << 20, dtype=np.float32) for layer in layers}
     weights = {name: weight.reshape(1024, 1024) for name, weight in weights.items()}
     over, uploads = threading.Event(), []
-    request_messages = _frames.request_messages
+    request_messages = frames.request_messages
 
     def held_back(*args: Any, **kwargs: Any) -> Iterator[bytes]:
         """All but the last message, and that when the time has come."""
@@ -82,7 +82,7 @@ def test_a_client_does_not_repeat_a_call_that_its_connection_outlives(
         over.wait(60)
         yield last
 
-    monkeypatch.setattr(_frames, "request_messages", held_back)
+    monkeypatch.setattr(frames, "request_messages", held_back)
     with (
         ServerProcess("--max_connection_age=300ms") as server,
         nc.Client(server.address) as client,

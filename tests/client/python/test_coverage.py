@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 import nni_compression as nc
-from nni_compression.plan import Coverage, LayerPlan, Parameter
+from nni_compression.values.plan import Coverage, LayerPlan, Parameter
 
 pytest.importorskip("torch")
 

@@ -1,4 +1,4 @@
-"""nni_compression._interrupts: Ctrl-C waits for the end of a block that it would break."""
+"""interrupts_held: Ctrl-C waits for the end of a block that it would break."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from nni_compression._interrupts import interrupts_held
+from nni_compression._transport.interrupts import interrupts_held
 
 
 @pytest.fixture(autouse=True)

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 import nni_compression as nc
-from nni_compression import _known_weights
+from nni_compression._calls import known_weights
+from nni_compression._calls.exchange import LayerExchange, tensor_header
 from nni_compression.errors import UnimplementedError
 
 SHAPE = (1200, 1000)  # 4.8 MB: more than one message
@@ -32,10 +33,10 @@ def keep(client: nc.Client, arrays: dict[str, np.ndarray]) -> None:
     with bind(client, layers=len(arrays)) as session:
         masks_of(session, arrays)
         exchange = [
-            nc._exchange.tensor_header(name, nc.Tensor.of(array, name), i)
+            tensor_header(name, nc.Tensor.of(array, name), i)
             for i, (name, array) in enumerate(arrays.items())
         ]
-        prints = [_known_weights.fingerprint(request) for request in exchange]
+        prints = [known_weights.fingerprint(request) for request in exchange]
         for _ in range(10_000):
             request = nc._wire.compression_pb2.FindWeightsRequest(
                 session_id=session.id, fingerprints=prints
@@ -96,10 +97,10 @@ def test_a_change_that_no_sample_sees_is_seen(client):
     flat = changed["fc0"].reshape(-1)
     place = 2 * 146 + 2  # right after a sampled word
     flat[place] = 100.0
-    request = nc._exchange.tensor_header("fc0", nc.Tensor.of(changed["fc0"], "fc0"), 0)
-    before = nc._exchange.tensor_header("fc0", nc.Tensor.of(arrays["fc0"], "fc0"), 0)
-    assert _known_weights.fingerprint(request) == _known_weights.fingerprint(before)
-    assert _known_weights.digests([request]) != _known_weights.digests([before])
+    request = tensor_header("fc0", nc.Tensor.of(changed["fc0"], "fc0"), 0)
+    before = tensor_header("fc0", nc.Tensor.of(arrays["fc0"], "fc0"), 0)
+    assert known_weights.fingerprint(request) == known_weights.fingerprint(before)
+    assert known_weights.digests([request]) != known_weights.digests([before])
     with bind(client, rule={"sparsity": 0.9}) as session:
         assert masks_of(session, changed)["fc0"].reshape(-1)[place]
 
@@ -140,13 +141,13 @@ def test_an_older_server_is_asked_once(client, monkeypatch):
 
 def test_weights_that_train_are_not_asked_for(client, monkeypatch):
     asked = []
-    learn = nc._exchange.LayerExchange.learn
+    learn = LayerExchange.learn
 
     def spy(exchange, may_have):
         asked.append(len(may_have))
         learn(exchange, may_have)
 
-    monkeypatch.setattr(nc._exchange.LayerExchange, "learn", spy)
+    monkeypatch.setattr(LayerExchange, "learn", spy)
     with bind(client, "qat", {"quant_bits": 8}) as session:
         for seed in range(3):
             session.quantize_weight(weights(seed))
@@ -163,8 +164,8 @@ def test_a_small_model_pays_no_question(client):
     arrays = {"fc0": np.ones((100, 100), dtype=np.float32)}
     layer = nc.Layer(name="fc0", op_type="Linear", shape=(100, 100))
     with client.bind_model("level", [{"sparsity": 0.5}], layers=[layer]) as session:
-        exchange = [nc._exchange.tensor_header("fc0", nc.Tensor.of(arrays["fc0"], "fc0"), 0)]
-        assert _known_weights.worth_asking(exchange) == []
+        exchange = [tensor_header("fc0", nc.Tensor.of(arrays["fc0"], "fc0"), 0)]
+        assert known_weights.worth_asking(exchange) == []
         assert session.calc_mask(arrays)["fc0"].sparsity == 0.5
 
 

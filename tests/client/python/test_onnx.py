@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 import nni_compression as nc
-from nni_compression import _files
+from nni_compression._files import atomic
 from nni_compression.torch import (
     DoReFaQuantizer,
     LevelPruner,
@@ -592,7 +592,7 @@ def test_weights_of_more_than_one_file_lie_beside_it(
     quantizer = QATQuantizer([rule], client=client)
     quantizer(model)
     (bundle,) = quantizer.export(tmp_path / "bundle", "onnx")
-    monkeypatch.setattr(_files, "LARGEST_ONNX", 1000)
+    monkeypatch.setattr(atomic, "LARGEST_ONNX", 1000)
     dense = graph.SerializeToString()
     for _ in range(2):
         changed = apply(onnx.load_from_string(dense), bundle, path)
@@ -611,7 +611,7 @@ def test_export_model_puts_weights_beside_the_file_when_it_must(
     model = nn.Sequential(nn.Flatten(), nn.Linear(36, 64), nn.Linear(64, 8))
     quantizer = QATQuantizer([{"op_types": ["Linear"], "quant_bits": 8}], client=client)
     quantizer(model)
-    monkeypatch.setattr(_files, "LARGEST_ONNX", largest)
+    monkeypatch.setattr(atomic, "LARGEST_ONNX", largest)
     path = tmp_path / "model.onnx"
     for _ in range(2):
         quantizer.export_model(

@@ -22,8 +22,8 @@ import pytest
 
 import nni_compression as nc
 from forks import in_fork
-from nni_compression import _shared_memory
-from nni_compression._credentials import Credentials
+from nni_compression._transport import shared_memory
+from nni_compression._transport.credentials import Credentials
 from servers import ROOT, ServerProcess
 
 LARGE = 300_000  # elements: more than MIN_BYTES in every dtype
@@ -94,7 +94,7 @@ class TestAStrangerAtTheSocket:
         with subprocess.Popen(command, user=STRANGER, stdout=subprocess.PIPE, text=True) as peer:
             assert peer.stdout is not None
             assert peer.stdout.readline() == "listens\n"
-            memory = _shared_memory.SharedMemory(path, Credentials("secret"))
+            memory = shared_memory.SharedMemory(path, Credentials("secret"))
             assert memory.lease(MEGABYTE, MEGABYTE) is None
             return peer.stdout.read()
 
@@ -239,7 +239,7 @@ class TestMemory:
     def test_what_does_not_fit_goes_over_the_network(
         self, shared: nc.Client, network: nc.Client, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr(_shared_memory, "memory_limit", lambda: 16 * MEGABYTE)
+        monkeypatch.setattr(shared_memory, "memory_limit", lambda: 16 * MEGABYTE)
         weights = weights_of(6)  # 7.2 MB, where there are 4 MiB
         assert mask_bits(shared, weights) == mask_bits(network, weights)
         assert 3_000_000 < shared.stats.bytes_sent < 6_000_000
@@ -361,7 +361,7 @@ class TestFallback:
     def test_the_environment_names_the_socket(
         self, local: ServerProcess, folder: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setenv(_shared_memory.SOCKET_VARIABLE, str(folder / "side"))
+        monkeypatch.setenv(shared_memory.SOCKET_VARIABLE, str(folder / "side"))
         with nc.Client(local.address) as client:
             assert not uses_network(client, weights_of(1))
         with nc.Client(local.address, shm_socket="") as client:

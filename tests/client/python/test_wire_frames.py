@@ -7,14 +7,14 @@ import zlib
 import numpy as np
 import pytest
 
-from nni_compression import _frames
 from nni_compression._wire import compression_pb2 as pb
+from nni_compression._wire import frames
 from nni_compression.errors import DataLossError
 
 MAX_MESSAGE = 4 << 20
 
 
-def outgoing(index: int, size: int, seed: int = 0) -> _frames.Outgoing:
+def outgoing(index: int, size: int, seed: int = 0) -> frames.Outgoing:
     data = np.random.default_rng(seed + index).integers(0, 256, size, dtype=np.uint8)
     header = pb.TensorHeader(
         index=index,
@@ -24,12 +24,12 @@ def outgoing(index: int, size: int, seed: int = 0) -> _frames.Outgoing:
         shape=[max(size, 1)],
         byte_length=size,
     )
-    return _frames.Outgoing(header, memoryview(data))
+    return frames.Outgoing(header, memoryview(data))
 
 
-def messages_of(tensors: list[_frames.Outgoing], **options: object) -> list[bytes]:
+def messages_of(tensors: list[frames.Outgoing], **options: object) -> list[bytes]:
     opening = pb.CalcMaskRequest.Open(session_id="abc").SerializeToString()
-    return list(_frames.request_messages(opening, tensors, **options))  # type: ignore[arg-type]
+    return list(frames.request_messages(opening, tensors, **options))  # type: ignore[arg-type]
 
 
 def reassemble(messages: list[bytes]) -> dict[int, bytes]:
@@ -61,14 +61,14 @@ def reassemble(messages: list[bytes]) -> dict[int, bytes]:
 
 @pytest.mark.parametrize("value", [0, 1, 127, 128, 300, 2**32 - 1, 2**48, 2**64 - 1])
 def test_a_varint_is_read_back(value: int) -> None:
-    encoded = _frames.encode_varint(value)
-    assert list(_frames.walk(memoryview(b"\x08" + encoded))) == [(1, value)]
+    encoded = frames.encode_varint(value)
+    assert list(frames.walk(memoryview(b"\x08" + encoded))) == [(1, value)]
 
 
 @pytest.mark.parametrize(("index", "offset", "size"), [(0, 0, 1), (200, 2**40, 130), (3, 5, 70000)])
 def test_a_chunk_is_what_protobuf_reads(index: int, offset: int, size: int) -> None:
     payload = bytes(i % 251 for i in range(size))
-    raw = _frames.encode_chunk_prefix(index, offset, size) + payload
+    raw = frames.encode_chunk_prefix(index, offset, size) + payload
     expected = pb.CalcMaskRequest(chunks=[pb.Chunk(index=index, offset=offset, payload=payload)])
     assert pb.CalcMaskRequest.FromString(raw) == expected
 
@@ -76,9 +76,9 @@ def test_a_chunk_is_what_protobuf_reads(index: int, offset: int, size: int) -> N
 def test_a_chunk_of_protobuf_is_read_without_copying_its_payload() -> None:
     message = pb.CalcMaskResponse(chunks=[pb.Chunk(index=7, offset=2**33, payload=b"abc")])
     raw = message.SerializeToString()
-    ((number, content),) = _frames.fields(raw)
-    chunk = _frames.decode_chunk(content)
-    assert (number, chunk.index, chunk.offset) == (_frames.CHUNK, 7, 2**33)
+    ((number, content),) = frames.fields(raw)
+    chunk = frames.decode_chunk(content)
+    assert (number, chunk.index, chunk.offset) == (frames.CHUNK, 7, 2**33)
     assert chunk.payload == b"abc"
     assert chunk.payload.obj is raw
 
@@ -103,12 +103,12 @@ def test_a_small_models_tensors_go_in_one_message() -> None:
 @pytest.mark.parametrize(
     "sizes",
     [
-        [_frames.LONE_BYTES],
-        [_frames.LONE_BYTES + 1],
-        [_frames.CHUNK_BYTES],
-        [_frames.CHUNK_BYTES + 1],
-        [10, 3 * _frames.CHUNK_BYTES, 10, 10],
-        [2 * _frames.CHUNK_BYTES, 2 * _frames.CHUNK_BYTES - 1, 5],
+        [frames.LONE_BYTES],
+        [frames.LONE_BYTES + 1],
+        [frames.CHUNK_BYTES],
+        [frames.CHUNK_BYTES + 1],
+        [10, 3 * frames.CHUNK_BYTES, 10, 10],
+        [2 * frames.CHUNK_BYTES, 2 * frames.CHUNK_BYTES - 1, 5],
         [300_000] * 20,
         [3] * 5000,
     ],
@@ -120,14 +120,14 @@ def test_tensors_of_any_size_arrive(sizes: list[int], headers_first: bool, check
 
 
 def test_a_tensor_of_many_chunks_shares_no_message_with_others_payloads() -> None:
-    tensors = [outgoing(0, 100), outgoing(1, 3 * _frames.CHUNK_BYTES + 5), outgoing(2, 100)]
+    tensors = [outgoing(0, 100), outgoing(1, 3 * frames.CHUNK_BYTES + 5), outgoing(2, 100)]
     for raw in messages_of(tensors):
         indices = {chunk.index for chunk in pb.CalcMaskRequest.FromString(raw).chunks}
         assert indices in ({0}, {1}, {2})
 
 
 def test_all_headers_come_before_the_first_payload_when_asked() -> None:
-    tensors = [outgoing(i, 2 * _frames.CHUNK_BYTES) for i in range(3)]
+    tensors = [outgoing(i, 2 * frames.CHUNK_BYTES) for i in range(3)]
     messages = [pb.CalcMaskRequest.FromString(m) for m in messages_of(tensors, headers_first=True)]
     first_payload = next(i for i, message in enumerate(messages) if message.chunks)
     assert sum(len(message.headers) for message in messages[: first_payload + 1]) == 3
@@ -142,9 +142,9 @@ def test_a_tensor_without_bytes_is_sent_without_chunks() -> None:
 def test_fields_come_in_the_order_in_which_they_take_effect() -> None:
     late = pb.CalcMaskResponse(commits=[pb.Commit(index=1)]).SerializeToString()
     early = pb.CalcMaskResponse(results=[pb.MaskResult(answers=1)]).SerializeToString()
-    unknown = _frames.encode_field(99, b"newer") + b"\x98\x06\x01"  # and a varint field 99
-    numbers = [number for number, _ in _frames.fields(late + unknown + early)]
-    assert numbers == [_frames.RESULT, _frames.COMMIT, 99]
+    unknown = frames.encode_field(99, b"newer") + b"\x98\x06\x01"  # and a varint field 99
+    numbers = [number for number, _ in frames.fields(late + unknown + early)]
+    assert numbers == [frames.RESULT, frames.COMMIT, 99]
 
 
 def test_every_truncation_is_either_a_shorter_message_or_an_error() -> None:
@@ -159,7 +159,7 @@ def test_every_truncation_is_either_a_shorter_message_or_an_error() -> None:
     whole = []
     for length in range(len(raw)):
         try:
-            whole.append(len(_frames.fields(raw[:length])))
+            whole.append(len(frames.fields(raw[:length])))
         except DataLossError:
             continue
     assert whole == [0, 1, 2, 3]  # the cuts between fields
@@ -181,7 +181,7 @@ def test_every_truncation_is_either_a_shorter_message_or_an_error() -> None:
 )
 def test_bytes_that_are_no_message_are_data_loss(raw: bytes) -> None:
     with pytest.raises(DataLossError, match="the server sent a message"):
-        _frames.fields(raw)
+        frames.fields(raw)
 
 
 def test_random_bytes_never_raise_anything_else() -> None:
@@ -189,7 +189,7 @@ def test_random_bytes_never_raise_anything_else() -> None:
     for _ in range(3000):
         raw = random.integers(0, 256, random.integers(0, 60), dtype=np.uint8).tobytes()
         try:
-            for _, content in _frames.fields(raw):
-                _frames.decode_chunk(content)
+            for _, content in frames.fields(raw):
+                frames.decode_chunk(content)
         except DataLossError:
             continue

@@ -18,8 +18,9 @@ searches by tuners.
 """
 
 # Before gRPC.
-from . import _fork_support  # noqa: F401  # isort: skip
-from ._tls import Tls
+from ._transport import fork_support  # noqa: F401  # isort: skip
+from ._renamed import renamed as __getattr__  # noqa: F401
+from ._transport.tls import Tls
 from ._version import __version__
 from .client import Client, server_address
 from .errors import (
@@ -40,14 +41,14 @@ from .errors import (
     UnavailableError,
     UnimplementedError,
 )
-from .masks import Mask
-from .plan import Layer, LayerPlan, Plan
-from .quantization import QuantizedTensor
-from .reports import Algorithm, AlgorithmOption, LayerReport, SessionInfo
 from .session import Session, StepResult
 from .sparse import load_sparse
-from .statistics import Stats
-from .tensors import Tensor
+from .values.masks import Mask
+from .values.plan import Layer, LayerPlan, Plan
+from .values.quantization import QuantizedTensor
+from .values.reports import Algorithm, AlgorithmOption, LayerReport, SessionInfo
+from .values.statistics import Stats
+from .values.tensors import Tensor
 
 __all__ = [
     "AbortedError",

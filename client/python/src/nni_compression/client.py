@@ -13,24 +13,25 @@ from typing import Any, Optional, TypeVar, Union
 import numpy as np
 import numpy.typing as npt
 
-from . import _exchange, _frames
-from ._address import check_address
-from ._config import text, to_struct
-from ._credentials import check_privacy, make_credentials
-from ._keep_alive import KeepAlive
-from ._shared_memory import SharedMemory, socket_path
-from ._tls import Tls, make_tls
-from ._transport import HEALTH, SERVICE, Transport, mint_route
-from ._trial import trial_labels, watch
+from ._calls import exchange
+from ._lifetime.keep_alive import KeepAlive
+from ._lifetime.trial import trial_labels, watch
+from ._transport.address import check_address
+from ._transport.channel import HEALTH, SERVICE, Transport, mint_route
+from ._transport.credentials import check_privacy, make_credentials
+from ._transport.shared_memory import SharedMemory, socket_path
+from ._transport.tls import Tls, make_tls
 from ._wire import compression_pb2 as pb
+from ._wire import frames
+from ._wire.structs import text, to_struct
 from .errors import CompressionError, InvalidArgumentError, NotFoundError
-from .masks import Mask
-from .plan import Layer, Plan
-from .quantization import Memory
-from .reports import Algorithm, SessionInfo, seconds
 from .session import Session
-from .statistics import Stats
-from .tensors import dtype_name, numpy_dtype
+from .values.masks import Mask
+from .values.plan import Layer, Plan
+from .values.quantization import Memory
+from .values.reports import Algorithm, SessionInfo, seconds
+from .values.statistics import Stats
+from .values.tensors import dtype_name, numpy_dtype
 
 _M = TypeVar("_M")
 
@@ -277,7 +278,7 @@ class Client:
         reply = self._transport.unary(
             f"{HEALTH}/Check", b"", route=self._route, timeout=timeout, retry=False
         )
-        status = dict(_frames.walk(memoryview(reply))).get(1, 0)
+        status = dict(frames.walk(memoryview(reply))).get(1, 0)
         return _HEALTH_STATES.get(status, "UNKNOWN") if isinstance(status, int) else "UNKNOWN"
 
     def shared_array(self, shape: Sequence[int], dtype: Any = "float32") -> npt.NDArray[Any]:
@@ -376,7 +377,7 @@ class Client:
             stats=(self.stats,),
             timeout=timeout,
         )
-        reply: _M = _exchange.decode(reply_type, memoryview(raw))
+        reply: _M = exchange.decode(reply_type, memoryview(raw))
         return reply
 
 

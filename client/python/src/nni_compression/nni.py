@@ -15,9 +15,9 @@ import numbers
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple, Optional
 
-from ._trial import end_with_parent, trial_labels
+from ._lifetime.trial import end_with_parent, trial_labels
 from .errors import InvalidArgumentError
-from .plan import Layer
+from .values.plan import Layer
 
 __all__ = [
     "Choice",

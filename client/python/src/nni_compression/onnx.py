@@ -21,8 +21,8 @@ import numpy as np
 import onnx
 from onnx import helper, numpy_helper
 
-from . import _files
-from ._safetensors import SafetensorsFile
+from ._files import atomic
+from ._files.safetensors import SafetensorsFile
 from .errors import InvalidArgumentError
 
 PathLike = Union[str, "os.PathLike[str]"]
@@ -78,7 +78,7 @@ def apply(
     graph.separate({weight.name for weight in weights})
     for weight in weights:
         graph.put(weight)
-    if _tensor_bytes(changed) <= _files.LARGEST_ONNX:  # the checker takes no more
+    if _tensor_bytes(changed) <= atomic.LARGEST_ONNX:  # the checker takes no more
         onnx.checker.check_model(changed)
     proto.CopyFrom(changed)  # all of it, or nothing
     if output is not None:
@@ -119,7 +119,7 @@ def match(
 def save(model: Any, path: Path) -> None:
     """Writes a `ModelProto` in place of the file that is there, and of what that kept beside it."""
     beside = path.with_name(f"{path.name}.data")
-    if _tensor_bytes(model) <= _files.LARGEST_ONNX:
+    if _tensor_bytes(model) <= atomic.LARGEST_ONNX:
         onnx.save(model, str(path))
         return
     beside.unlink(missing_ok=True)  # or its bytes stay, and the new ones come behind them

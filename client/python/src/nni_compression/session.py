@@ -13,12 +13,21 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Callable, Optional, TypeVar, Union
 
-from . import _exchange, _frames, quantization
-from ._config import text, to_struct
-from ._export import ExportExchange
-from ._shared_memory import SharedMemory
-from ._transport import SERVICE, Exchange, Revision, Transport
+from ._calls.exchange import (
+    LayerExchange,
+    MaskExchange,
+    QuantizeExchange,
+    decode,
+    mask_header,
+    range_header,
+    tensor_header,
+)
+from ._calls.export import ExportExchange
+from ._transport.channel import SERVICE, Exchange, Revision, Transport
+from ._transport.shared_memory import SharedMemory
 from ._wire import compression_pb2 as pb
+from ._wire import frames
+from ._wire.structs import text, to_struct
 from .errors import (
     CompressionError,
     FailedPreconditionError,
@@ -29,12 +38,13 @@ from .errors import (
     code_from_number,
     make_error,
 )
-from .masks import Mask
-from .plan import Plan
-from .quantization import QuantizedTensor
-from .reports import SessionInfo, seconds
-from .statistics import Stats
-from .tensors import DTYPES, Tensor, TensorLike
+from .values import quantization
+from .values.masks import Mask
+from .values.plan import Plan
+from .values.quantization import QuantizedTensor
+from .values.reports import SessionInfo, seconds
+from .values.statistics import Stats
+from .values.tensors import DTYPES, Tensor, TensorLike
 
 _CLOSE_TIMEOUT = 10.0  # seconds, where something has failed before
 
@@ -207,14 +217,14 @@ class Session:
         requests = {}
         for i, (name, value) in enumerate(weights.items()):
             if isinstance(value, Mask):
-                requests[i] = _exchange.mask_header(name, value, i)
+                requests[i] = mask_header(name, value, i)
             else:
                 tensor = Tensor.of(value, f"weights[{name!r}]")
-                requests[i] = _exchange.tensor_header(name, tensor, i)
+                requests[i] = tensor_header(name, tensor, i)
         opening = pb.CalcMaskRequest.Open(session_id=self.id)
         if epoch is not None:
             opening.epoch = _counter(epoch, "epoch")
-        exchange = _exchange.MaskExchange(
+        exchange = MaskExchange(
             opening.SerializeToString(), requests, self._checksum, self._shared_memory
         )
         return self._exchange_layers("CalcMask", exchange, timeout)
@@ -265,7 +275,7 @@ class Session:
         requests = {}
         for i, (name, value) in enumerate(weights.items()):
             tensor = Tensor.of(value, f"weights[{name!r}]")
-            requests[i] = _exchange.tensor_header(name, tensor, i)
+            requests[i] = tensor_header(name, tensor, i)
         return self._quantize(requests, _REPLIES[reply], step, timeout)
 
     def quantize_range(
@@ -287,8 +297,7 @@ class Session:
         UnimplementedError from algorithms that need the whole weight.
         """
         requests = {
-            i: _exchange.range_header(name, value, i)
-            for i, (name, value) in enumerate(ranges.items())
+            i: range_header(name, value, i) for i, (name, value) in enumerate(ranges.items())
         }
         return self._quantize(requests, _REPLIES["parameters"], step, timeout)
 
@@ -343,18 +352,15 @@ class Session:
             for name, value in (values or {}).items()
         ]
         requests = [
-            _exchange.range_header(name, value, i, role)
-            for i, (name, value, role) in enumerate(sent)
+            range_header(name, value, i, role) for i, (name, value, role) in enumerate(sent)
         ]
         for name, value in (gradients or {}).items():
             tensor = Tensor.of(value, f"gradients[{name!r}]")
-            requests.append(
-                _exchange.tensor_header(name, tensor, len(requests), pb.TENSOR_ROLE_GRADIENT)
-            )
+            requests.append(tensor_header(name, tensor, len(requests), pb.TENSOR_ROLE_GRADIENT))
 
         def messages() -> Iterator[bytes]:
             content = opening.SerializeToString()
-            return _frames.request_messages(content, requests, checksum=self._checksum)
+            return frames.request_messages(content, requests, checksum=self._checksum)
 
         def call() -> StepResult:
             raw = self._transport.upload(
@@ -366,7 +372,7 @@ class Session:
                 timeout=timeout,
                 payload_bytes=sum(len(request.data) for request in requests),
             )
-            return _step_result(_exchange.decode(pb.StepResponse, memoryview(raw)), len(requests))
+            return _step_result(decode(pb.StepResponse, memoryview(raw)), len(requests))
 
         result = self._call(call)
         with self._lock:
@@ -404,7 +410,7 @@ class Session:
         requests = []
         for i, (name, value) in enumerate((weights or {}).items()):
             tensor = Tensor.of(value, f"weights[{name!r}]", DTYPES)
-            requests.append(_exchange.tensor_header(name, tensor, i))
+            requests.append(tensor_header(name, tensor, i))
         opening = pb.ExportRequest.Open(session_id=self.id, format=text(format, "format"))
         if options is not None:
             opening.options.CopyFrom(to_struct(options, "options"))
@@ -486,7 +492,7 @@ class Session:
 
     def _quantize(
         self,
-        requests: Mapping[int, _frames.Outgoing],
+        requests: Mapping[int, frames.Outgoing],
         reply: int,
         step: Optional[int],
         timeout: Optional[float],
@@ -497,14 +503,14 @@ class Session:
         )
         if step is not None:
             opening.step = _counter(step, "step")
-        exchange = _exchange.QuantizeExchange(
+        exchange = QuantizeExchange(
             opening.SerializeToString(), requests, self._checksum, self._shared_memory
         )
         exchange.reply_bytes = _REPLY_BYTES[reply]
         return self._exchange_layers("QuantizeWeight", exchange, timeout)
 
     def _exchange_layers(
-        self, method: str, exchange: _exchange.LayerExchange[_R], timeout: Optional[float]
+        self, method: str, exchange: LayerExchange[_R], timeout: Optional[float]
     ) -> dict[str, _R]:
         if exchange.empty:
             return {}
@@ -527,9 +533,7 @@ class Session:
         _raise_layer_errors(exchange.errors, exchange.results)
         return exchange.results
 
-    def _find_weights(
-        self, exchange: _exchange.LayerExchange[Any], timeout: Optional[float]
-    ) -> None:
+    def _find_weights(self, exchange: LayerExchange[Any], timeout: Optional[float]) -> None:
         """Finds out which weights need not be sent."""
         fingerprints = exchange.question()
         if fingerprints and self._server_keeps_weights:
@@ -573,7 +577,7 @@ class Session:
                 timeout=timeout,
                 counted=counted,
             )
-            reply: _M = _exchange.decode(reply_type, memoryview(raw))
+            reply: _M = decode(reply_type, memoryview(raw))
             return reply
 
         return self._call(call) if open_only else call()

@@ -10,8 +10,8 @@ from typing import Any, Union
 
 import numpy as np
 
-from ._safetensors import SafetensorsFile, count
-from .tensors import Tensor
+from ._files.safetensors import SafetensorsFile, count
+from .values.tensors import Tensor
 
 
 def load_sparse(

@@ -1,1 +1,5 @@
-"""The wire contract's messages, generated from compression.proto."""
+"""The messages of the service: generated code, their frames, and what their structs hold.
+
+May use `errors`. A new field of the contract is generated into compression_pb2; what a reply says
+becomes a value in `values`.
+"""

@@ -19,7 +19,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from ..plan import Layer
+from ..values.plan import Layer
 from .compressor import (
     AGPPruner,
     Compressor,

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from .._files import NewFiles
+from .._files.atomic import NewFiles
 from ..errors import InvalidArgumentError
 
 _v1 = tf.compat.v1

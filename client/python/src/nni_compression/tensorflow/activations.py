@@ -12,7 +12,7 @@ from typing import Any, Callable, Optional
 import numpy as np
 import tensorflow as tf
 
-from ..quantization import QuantizedTensor
+from ..values.quantization import QuantizedTensor
 from . import kernels
 
 NOTHING = (-np.inf, -np.inf)  # seen

@@ -12,12 +12,12 @@ from typing import Any, Callable, ClassVar, Optional, Union
 
 import tensorflow as tf
 
-from .. import compressor
-from ..adapter import Tracker
-from ..binding import Binding
+from ..adapters import compressor
+from ..adapters.binding import Binding
+from ..adapters.tracker import Tracker
 from ..errors import UnimplementedError
-from ..masks import Mask
-from ..plan import Parameter
+from ..values.masks import Mask
+from ..values.plan import Parameter
 from . import custom, graph, keras, rounding
 from ._files import ModelFiles
 from .counted import CountedBinding

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 from typing import Any, TypeVar
 
-from .. import binding
+from ..adapters import binding
 
 W = TypeVar("W", bound=Any)
 

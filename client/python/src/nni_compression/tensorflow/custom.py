@@ -10,7 +10,7 @@ from typing import Any, Callable, Optional
 import numpy as np
 import tensorflow as tf
 
-from .. import custom
+from ..adapters import custom
 from . import graph, keras, kernels
 
 

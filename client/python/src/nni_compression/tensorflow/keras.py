@@ -11,11 +11,11 @@ from typing import Any, Optional
 import numpy as np
 import tensorflow as tf
 
-from .. import binding
-from ..adapter import Tracker
-from ..masks import Mask
-from ..plan import Layer, Parameter
-from ..quantization import QuantizedTensor
+from ..adapters import binding
+from ..adapters.tracker import Tracker
+from ..values.masks import Mask
+from ..values.plan import Layer, Parameter
+from ..values.quantization import QuantizedTensor
 from . import counted, kernels, rounding
 from .activations import NOTHING, Activation
 

@@ -11,8 +11,8 @@ from typing import Any, Optional
 import numpy as np
 import tensorflow as tf
 
-from ..quantization import QuantizedTensor
-from ..tensors import Tensor
+from ..values.quantization import QuantizedTensor
+from ..values.tensors import Tensor
 
 
 def host(array: Any, dtype: str) -> Any:

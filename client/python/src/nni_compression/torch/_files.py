@@ -10,14 +10,14 @@ from typing import Any, Optional, Union
 import torch
 from torch import nn
 
-from .. import _files
+from .._files import atomic
 from ..errors import InvalidArgumentError
 
 # What a model is called with: positional arguments, or keyword arguments by their names.
 ExampleInputs = Union[tuple[Any, ...], Mapping[str, Any]]
 
 
-class ModelFiles(_files.NewFiles):
+class ModelFiles(atomic.NewFiles):
     """Files of PyTorch and of ONNX."""
 
     def save(self, value: Any, path: str) -> None:
@@ -39,7 +39,7 @@ class ModelFiles(_files.NewFiles):
                 model, positional, kwargs=named, optimize=False, verbose=False
             )
             _fold_constants(program.model, set(model.state_dict()))
-            program.save(target, external_data=_tensor_bytes(model) > _files.LARGEST_ONNX)
+            program.save(target, external_data=_tensor_bytes(model) > atomic.LARGEST_ONNX)
         else:
             # The last of the arguments, when it is a dict, has those that are named.
             torch.onnx.export(

@@ -11,11 +11,11 @@ from typing import Any, Callable, Optional
 import torch
 from torch import nn
 
-from .. import binding
-from ..adapter import ON_WEIGHT_CHANGE
-from ..masks import Mask
-from ..plan import Layer, Parameter
-from ..quantization import QuantizedTensor
+from ..adapters import binding
+from ..adapters.tracker import ON_WEIGHT_CHANGE
+from ..values.masks import Mask
+from ..values.plan import Layer, Parameter
+from ..values.quantization import QuantizedTensor
 from . import modules, naming
 from .activations import Activation, ranges
 from .checksums import checksum_of, sample_of

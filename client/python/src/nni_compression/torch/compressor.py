@@ -13,8 +13,8 @@ from typing import Any, Callable, ClassVar, Optional, Union
 import torch
 from torch import nn
 
-from .. import binding, compressor
-from ..plan import Parameter
+from ..adapters import binding, compressor
+from ..values.plan import Parameter
 from . import modules, naming
 from ._files import ExampleInputs, ModelFiles, example_inputs
 from .binding import TrackedWeight, find_weights, parameters, weak_method

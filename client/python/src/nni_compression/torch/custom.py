@@ -7,7 +7,7 @@ from typing import Any, Callable, Optional
 
 import torch
 
-from .. import custom
+from ..adapters import custom
 from . import modules
 from .activations import Activation
 from .binding import PrunerBinding, QuantizerBinding, TrackedWeight

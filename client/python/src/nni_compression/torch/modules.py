@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from ..masks import Mask
+from ..values.masks import Mask
 from .activations import Activation
 from .checksums import checksum_of, sample_of
 from .masking import is_exporting, is_traced, keep, masked

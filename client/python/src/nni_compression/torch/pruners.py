@@ -7,9 +7,9 @@ from typing import Any, Optional, Union
 
 import torch
 
-from ..adapter import Tracker
-from ..compressor import PrunerPart
-from ..masks import Mask
+from ..adapters.compressor import PrunerPart
+from ..adapters.tracker import Tracker
+from ..values.masks import Mask
 from ._files import ExampleInputs, ModelFiles
 from .binding import PrunerBinding, TrackedWeight
 from .compressor import Compressor

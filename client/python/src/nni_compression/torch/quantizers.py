@@ -8,8 +8,8 @@ from typing import Any, Optional, Union
 import numpy as np
 import torch
 
-from ..adapter import Tracker
-from ..compressor import QuantizerPart
+from ..adapters.compressor import QuantizerPart
+from ..adapters.tracker import Tracker
 from . import naming
 from ._files import ExampleInputs, ModelFiles
 from .binding import QuantizerBinding, TrackedWeight

@@ -12,7 +12,7 @@ from typing import Optional
 import numpy as np
 import torch
 
-from ..quantization import QuantizedTensor
+from ..values.quantization import QuantizedTensor
 
 DOREFA = "dorefa"
 HALF_EVEN = "half_even"

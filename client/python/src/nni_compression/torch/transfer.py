@@ -8,7 +8,7 @@ from typing import Any, Union
 import numpy as np
 import torch
 
-from ..tensors import Tensor
+from ..values.tensors import Tensor
 
 # The dtypes of weights that can travel, by the wire's name.
 DTYPES = {

@@ -14,10 +14,10 @@ from typing import Any, Callable, Optional
 
 import numpy as np
 
-from .adapter import split_results
+from ..errors import InvalidArgumentError
+from ..values.masks import Mask
 from .binding import Binding, PrunerBinding, QuantizerBinding, W, Weight
-from .errors import InvalidArgumentError
-from .masks import Mask
+from .tracker import split_results
 
 _RULE_KEYS = ("op_types", "op_names", "exclude")
 _PLAIN = (str, bool, int, float, type(None))

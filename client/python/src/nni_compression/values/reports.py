@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from datetime import datetime, timezone
 from typing import Any, Optional
 
+from .._wire import compression_pb2 as pb
+from .._wire.structs import from_struct, from_value
 from . import quantization
-from ._config import from_struct, from_value
-from ._wire import compression_pb2 as pb
 from .quantization import QuantizedTensor
 
 _STATES = {

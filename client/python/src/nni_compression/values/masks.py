@@ -9,7 +9,7 @@ from typing import Any, Optional
 import numpy as np
 import numpy.typing as npt
 
-from .errors import InvalidArgumentError
+from ..errors import InvalidArgumentError
 
 
 class Mask:

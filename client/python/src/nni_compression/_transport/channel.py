@@ -18,13 +18,8 @@ import grpc
 from google.protobuf import any_pb2, duration_pb2
 from google.protobuf.message import DecodeError
 
-from ._address import is_loopback
-from ._credentials import NOBODY, Credentials
-from ._fork_support import fork_support
-from ._frames import fields
-from ._interrupts import interrupts_held
-from ._tls import Tls
-from .errors import (
+from .._wire.frames import fields
+from ..errors import (
     CancelledError,
     CompressionError,
     DataLossError,
@@ -33,7 +28,12 @@ from .errors import (
     UnavailableError,
     make_error,
 )
-from .statistics import Stats
+from ..values.statistics import Stats
+from .address import is_loopback
+from .credentials import NOBODY, Credentials
+from .fork_support import fork_support
+from .interrupts import interrupts_held
+from .tls import Tls
 
 T = TypeVar("T")
 

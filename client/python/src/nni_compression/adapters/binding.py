@@ -12,12 +12,12 @@ import logging
 from collections.abc import Mapping, Sequence
 from typing import Any, Callable, Generic, Optional, Protocol, TypeVar
 
-from .adapter import ON_WEIGHT_CHANGE, Tracker, split_results
-from .errors import CompressionError, InvalidArgumentError, NotFoundError, StatusCode
-from .masks import Mask
-from .plan import Layer
-from .quantization import Memory, QuantizedTensor
-from .session import AnswerKey
+from ..errors import CompressionError, InvalidArgumentError, NotFoundError, StatusCode
+from ..session import AnswerKey
+from ..values.masks import Mask
+from ..values.plan import Layer
+from ..values.quantization import Memory, QuantizedTensor
+from .tracker import ON_WEIGHT_CHANGE, Tracker, split_results
 
 TARGETS = ("output", "input")  # what of a layer is quantized beside its weight
 

@@ -12,10 +12,10 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, BinaryIO, Optional
 
-from . import _frames
-from ._exchange import decode
-from ._wire import compression_pb2 as pb
-from .errors import AlreadyExistsError, DataLossError
+from .._wire import compression_pb2 as pb
+from .._wire import frames
+from ..errors import AlreadyExistsError, DataLossError
+from .exchange import decode
 
 _LONGEST_NAME = 255
 
@@ -60,7 +60,7 @@ class _File:
         self._crc = 0
         self.complete = False
 
-    def write(self, chunk: _frames.ReceivedChunk) -> None:
+    def write(self, chunk: frames.ReceivedChunk) -> None:
         end = chunk.offset + len(chunk.payload)
         if self.complete or chunk.offset != self._received or end > self._length:
             raise DataLossError(
@@ -104,7 +104,7 @@ class ExportExchange:
         self,
         directory: Path,
         open_content: bytes,
-        requests: Sequence[_frames.Outgoing],
+        requests: Sequence[frames.Outgoing],
         checksum: bool,
     ) -> None:
         self.payload_bytes = sum(len(request.data) for request in requests)
@@ -129,18 +129,18 @@ class ExportExchange:
 
     def messages(self) -> Iterator[bytes]:
         self._discard()
-        return _frames.request_messages(
+        return frames.request_messages(
             self._open, self._requests, headers_first=True, checksum=self._checksum
         )
 
     def receive(self, message: bytes) -> None:
-        for number, content in _frames.fields(message):
-            if number == _frames.FILE:
+        for number, content in frames.fields(message):
+            if number == frames.FILE:
                 self._begin(decode(pb.FileHeader, content))
-            elif number == _frames.CHUNK:
-                chunk = _frames.decode_chunk(content)
+            elif number == frames.CHUNK:
+                chunk = frames.decode_chunk(content)
                 self._at(chunk.index).write(chunk)
-            elif number == _frames.COMMIT:
+            elif number == frames.COMMIT:
                 commit = decode(pb.Commit, content)
                 self._at(commit.index).finish(commit)
 

@@ -13,8 +13,8 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Optional, Union
 
-from ._wire import compression_pb2 as pb
-from .errors import DataLossError
+from ..errors import DataLossError
+from . import compression_pb2 as pb
 
 # Field numbers that all streaming messages share.
 OPEN = RESULT = FILE = 1

@@ -13,11 +13,11 @@ import numpy as np
 import numpy.typing as npt
 from google.protobuf.message import DecodeError
 
-from . import _frames, _known_weights, quantization, tensors
-from ._config import text
-from ._shared_memory import MIN_BYTES, SPACING, Arena, SharedMemory
-from ._wire import compression_pb2 as pb
-from .errors import (
+from .._transport.shared_memory import MIN_BYTES, SPACING, Arena, SharedMemory
+from .._wire import compression_pb2 as pb
+from .._wire import frames
+from .._wire.structs import text
+from ..errors import (
     CompressionError,
     DataLossError,
     InternalError,
@@ -26,21 +26,23 @@ from .errors import (
     code_from_number,
     make_error,
 )
-from .masks import Mask
-from .quantization import QuantizedTensor
-from .tensors import Tensor
+from ..values import quantization, tensors
+from ..values.masks import Mask
+from ..values.quantization import QuantizedTensor
+from ..values.tensors import Tensor
+from . import known_weights
 
 R = TypeVar("R")
 
 
-def mask_header(layer: str, mask: Mask, index: int) -> _frames.Outgoing:
+def mask_header(layer: str, mask: Mask, index: int) -> frames.Outgoing:
     """A mask, ready to be sent."""
     return _outgoing(layer, index, pb.TENSOR_ROLE_MASK, pb.DATA_TYPE_BIT, mask.shape, mask.bits)
 
 
 def tensor_header(
     layer: str, tensor: Tensor, index: int, role: int = pb.TENSOR_ROLE_WEIGHT
-) -> _frames.Outgoing:
+) -> frames.Outgoing:
     """A tensor, ready to be sent."""
     dtype = tensors.wire_dtype(tensor.dtype)
     return _outgoing(layer, index, role, dtype, tensor.shape, tensor.data)
@@ -48,7 +50,7 @@ def tensor_header(
 
 def range_header(
     layer: str, value: Any, index: int, role: int = pb.TENSOR_ROLE_RANGE
-) -> _frames.Outgoing:
+) -> frames.Outgoing:
     """A layer's smallest and largest weights, or activations, ready to be sent."""
     array = np.ascontiguousarray(np.asarray(value, dtype="<f4"))
     if array.ndim not in (1, 2) or array.shape[0] != 2:
@@ -61,7 +63,7 @@ def range_header(
 
 def _outgoing(
     layer: str, index: int, role: int, dtype: int, shape: tuple[int, ...], data: Any
-) -> _frames.Outgoing:
+) -> frames.Outgoing:
     view = memoryview(data)
     try:
         header = pb.TensorHeader(
@@ -76,7 +78,7 @@ def _outgoing(
         if isinstance(error, InvalidArgumentError):
             raise
         raise InvalidArgumentError(f"{layer!r}: {error}") from error
-    return _frames.Outgoing(header, view)
+    return frames.Outgoing(header, view)
 
 
 def decode(message_type: Any, content: memoryview) -> Any:
@@ -96,7 +98,7 @@ class _Incoming:
     data: npt.NDArray[np.uint8]
     received: int = 0
 
-    def write(self, chunk: _frames.ReceivedChunk) -> None:
+    def write(self, chunk: frames.ReceivedChunk) -> None:
         end = chunk.offset + len(chunk.payload)
         if chunk.offset != self.received or end > len(self.data):
             raise DataLossError(
@@ -144,7 +146,7 @@ class LayerExchange(ABC, Generic[R]):
     def __init__(
         self,
         open_content: bytes,
-        requests: Mapping[int, _frames.Outgoing],
+        requests: Mapping[int, frames.Outgoing],
         checksum: bool,
         shared: Optional[SharedMemory] = None,
     ) -> None:
@@ -192,14 +194,14 @@ class LayerExchange(ABC, Generic[R]):
         if self._shared is not None and self._shared.usable:
             return []
         stable = [r for r in self._pending.values() if r.header.layer not in self.changing]
-        asked = _known_weights.worth_asking(stable)
-        self._fingerprints = {r.header.index: _known_weights.fingerprint(r) for r in asked}
+        asked = known_weights.worth_asking(stable)
+        self._fingerprints = {r.header.index: known_weights.fingerprint(r) for r in asked}
         return list(self._fingerprints.values())
 
     def learn(self, may_have: Sequence[bool]) -> None:
         """Takes the answer: weights that the server may have are named by their digest."""
         known = [index for index, may in zip(self._fingerprints, may_have) if may]
-        named = _known_weights.digests([self._pending[index] for index in known])
+        named = known_weights.digests([self._pending[index] for index in known])
         self._digests = dict(zip(known, named))
 
     def messages(self) -> Iterator[bytes]:
@@ -217,24 +219,24 @@ class LayerExchange(ABC, Generic[R]):
             )
             results = sum(self.result_bytes(request.header) + SPACING for request in large)
             self._arena = self._shared.lease(weights, results)
-        chunk_bytes = _frames.best_chunk_bytes(sum(len(request.data) for request in waiting))
+        chunk_bytes = frames.best_chunk_bytes(sum(len(request.data) for request in waiting))
         sent = map(self._prepare, waiting)
-        return _frames.request_messages(
+        return frames.request_messages(
             self._open, sent, checksum=self._checksum, chunk_bytes=chunk_bytes
         )
 
     def receive(self, message: bytes) -> None:
-        for number, content in _frames.fields(message):
-            if number == _frames.RESULT:
+        for number, content in frames.fields(message):
+            if number == frames.RESULT:
                 self._on_result(decode(self.result_type(), content))
-            elif number == _frames.HEADER:
+            elif number == frames.HEADER:
                 self._on_header(decode(pb.TensorHeader, content))
-            elif number == _frames.CHUNK:
-                chunk = _frames.decode_chunk(content)
+            elif number == frames.CHUNK:
+                chunk = frames.decode_chunk(content)
                 self._at(chunk.index).write(chunk)
-            elif number == _frames.COMMIT:
+            elif number == frames.COMMIT:
                 self._on_commit(decode(pb.Commit, content))
-            elif number == _frames.ANSWER:
+            elif number == frames.ANSWER:
                 answer = decode(pb.TensorAnswer, content)
                 if answer.index in self._digests and answer.answer != pb.TensorAnswer.ANSWER_HAVE:
                     self._missed.add(answer.index)
@@ -309,14 +311,14 @@ class LayerExchange(ABC, Generic[R]):
             raise DataLossError(f"layer {header.layer!r} was answered where it should not be")
         return self._arena.result(place, size)
 
-    def _may_share(self, request: _frames.Outgoing) -> bool:
+    def _may_share(self, request: frames.Outgoing) -> bool:
         return (
             len(request.data) >= MIN_BYTES
             and request.header.role == pb.TENSOR_ROLE_WEIGHT
             and request.header.index not in self._refused
         )
 
-    def _prepare(self, request: _frames.Outgoing) -> _frames.Outgoing:
+    def _prepare(self, request: frames.Outgoing) -> frames.Outgoing:
         """The request as it is sent: by reference where that will do."""
         index = request.header.index
         if index not in self._fingerprints:
@@ -327,9 +329,9 @@ class LayerExchange(ABC, Generic[R]):
             header.digest = self._digests[index]
         else:
             header.fingerprint = self._fingerprints[index]
-        return _frames.Outgoing(header, request.data)
+        return frames.Outgoing(header, request.data)
 
-    def _share(self, request: _frames.Outgoing) -> _frames.Outgoing:
+    def _share(self, request: frames.Outgoing) -> frames.Outgoing:
         """The request as it is sent: in shared memory, or as it was where there is no room."""
         if self._shared is None or not self._may_share(request):
             return request
@@ -347,7 +349,7 @@ class LayerExchange(ABC, Generic[R]):
         if result is not None:
             header.result_place.CopyFrom(result)
         self._places[header.index] = (weight is not None, result)
-        return _frames.Outgoing(header, request.data)
+        return frames.Outgoing(header, request.data)
 
     def _region_is_gone(self, result: Any) -> bool:
         """Whether an error may be the region's rather than the layer's: sends it once more then."""

@@ -10,8 +10,8 @@ from typing import Any, Optional, Union
 import numpy as np
 import numpy.typing as npt
 
-from ._wire import compression_pb2 as pb
-from .errors import DataLossError, FailedPreconditionError
+from .._wire import compression_pb2 as pb
+from ..errors import DataLossError, FailedPreconditionError
 
 Number = Union[float, npt.NDArray[np.float32]]
 Integer = Union[int, npt.NDArray[np.int32]]

@@ -7,10 +7,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Optional
 
+from .._wire import compression_pb2 as pb
+from .._wire.structs import from_struct, text
+from ..errors import InvalidArgumentError
 from . import tensors
-from ._config import from_struct, text
-from ._wire import compression_pb2 as pb
-from .errors import InvalidArgumentError
 
 _REFRESH = {
     pb.REFRESH_ONCE: "once",

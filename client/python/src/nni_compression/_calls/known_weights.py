@@ -16,8 +16,8 @@ from typing import Any
 
 import numpy as np
 
-from ._frames import LONE_BYTES, Outgoing
-from ._wire import compression_pb2 as pb
+from .._wire import compression_pb2 as pb
+from .._wire.frames import LONE_BYTES, Outgoing
 
 # Smaller weights are sent sooner than asked for.
 MIN_BYTES = 16 << 10

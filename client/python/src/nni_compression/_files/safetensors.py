@@ -11,8 +11,8 @@ from typing import Any, Union
 
 import numpy as np
 
-from .errors import DataLossError
-from .tensors import Tensor
+from ..errors import DataLossError
+from ..values.tensors import Tensor
 
 _LONGEST_HEADER = 100_000_000
 

@@ -19,9 +19,9 @@ from collections.abc import Iterable, Mapping
 from types import MappingProxyType
 from typing import Any, Callable, Optional, TypeVar
 
-from .errors import CompressionError
-from .plan import Plan
-from .session import AnswerKey, Session
+from ..errors import CompressionError
+from ..session import AnswerKey, Session
+from ..values.plan import Plan
 
 K = TypeVar("K")
 

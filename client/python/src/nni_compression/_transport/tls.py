@@ -9,7 +9,7 @@ from typing import Any, Optional, Union
 
 import grpc
 
-from .errors import InvalidArgumentError
+from ..errors import InvalidArgumentError
 
 TLS_VARIABLE = "NNI_COMPRESSION_TLS"
 CA_VARIABLE = "NNI_COMPRESSION_TLS_CA"

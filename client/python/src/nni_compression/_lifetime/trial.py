@@ -15,7 +15,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Optional
 
 if TYPE_CHECKING:
-    from .session import Session
+    from ..session import Session
 
 # Label -> the variable in which NNI tells a trial.
 _VARIABLES = {

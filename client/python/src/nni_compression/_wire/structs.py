@@ -8,7 +8,7 @@ from typing import Any
 
 from google.protobuf import struct_pb2
 
-from .errors import InvalidArgumentError
+from ..errors import InvalidArgumentError
 
 _LARGEST_EXACT = 2**53
 

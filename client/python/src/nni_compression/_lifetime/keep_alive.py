@@ -9,10 +9,10 @@ import time
 import weakref
 from typing import TYPE_CHECKING, Optional
 
-from .errors import CompressionError, NotFoundError
+from ..errors import CompressionError, NotFoundError
 
 if TYPE_CHECKING:
-    from .session import Session
+    from ..session import Session
 
 _LONGEST_WAIT = 3600.0  # seconds
 _JOIN_TIMEOUT = 2.0

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ipaddress
 
-from .errors import InvalidArgumentError
+from ..errors import InvalidArgumentError
 
 # Schemes of gRPC that are followed by one HOST:PORT, or by several.
 _WITH_PORTS = ("dns:", "ipv4:", "ipv6:")

@@ -20,22 +20,22 @@ from typing import Any, Callable, ClassVar, Optional, Union
 
 import numpy as np
 
-from . import _checkpoints, custom
-from .adapter import Closer, Tracker, close_quietly, is_on_this_host
-from .binding import Binding, PrunerBinding, QuantizerBinding, Weight
-from .client import Client
-from .errors import (
+from ..client import Client
+from ..errors import (
     CompressionError,
     FailedPreconditionError,
     InvalidArgumentError,
     NotFoundError,
     StatusCode,
 )
-from .masks import Mask
-from .plan import Coverage, Layer, Parameter, Plan
-from .quantization import Memory
-from .session import Session
-from .statistics import Stats
+from ..session import Session
+from ..values.masks import Mask
+from ..values.plan import Coverage, Layer, Parameter, Plan
+from ..values.quantization import Memory
+from ..values.statistics import Stats
+from . import checkpoints, custom
+from .binding import Binding, PrunerBinding, QuantizerBinding, Weight
+from .tracker import Closer, Tracker, close_quietly, is_on_this_host
 
 _STATE_VERSION = 1
 _PACKAGE = __name__.partition(".")[0] + "."
@@ -567,7 +567,7 @@ class Compressor:
         """What `state_dict` gave, under the names of these layers, and of nothing else."""
         bound = self._binding.shapes if drop and self._binding is not None else {}
         changed = {la.name for la in layers if bound.get(la.name, la.shape) != tuple(la.shape)}
-        result, left_out = _checkpoints.fitted(state, layers, self._layer_key, changed)
+        result, left_out = checkpoints.fitted(state, layers, self._layer_key, changed)
         if not left_out:
             return result
         told = ", ".join(left_out[:10]) + (", ..." if len(left_out) > 10 else "")
@@ -822,7 +822,7 @@ class QuantizerPart(Compressor):
     def _put_codes(self, path: Path) -> None:
         """Writes what the session has made of the model into its ONNX graph."""
         try:
-            from . import onnx
+            from .. import onnx
 
             if self._final_calibration is not None:
                 raise InvalidArgumentError("unwrap() has ended the session")

@@ -6,8 +6,8 @@ import os
 from pathlib import Path
 from typing import Optional, Union
 
-from ._address import is_loopback
-from .errors import InvalidArgumentError
+from ..errors import InvalidArgumentError
+from .address import is_loopback
 
 TOKEN_VARIABLE = "NNI_COMPRESSION_TOKEN"
 TOKEN_FILE_VARIABLE = "NNI_COMPRESSION_TOKEN_FILE"

@@ -26,8 +26,8 @@ import numpy as np
 import numpy.typing as npt
 from google.protobuf.message import DecodeError
 
-from ._credentials import Credentials
-from ._wire import compression_pb2 as pb
+from .._wire import compression_pb2 as pb
+from .credentials import Credentials
 
 _log = logging.getLogger("nni_compression")
 

@@ -9,8 +9,8 @@ from typing import Any, Union
 
 import numpy as np
 
-from ._wire import compression_pb2 as pb
-from .errors import InvalidArgumentError
+from .._wire import compression_pb2 as pb
+from ..errors import InvalidArgumentError
 
 # Name, wire type, numpy type. bfloat16 has no numpy type: its bits travel as uint16.
 _TABLE: tuple[tuple[str, int, str], ...] = (

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any, Callable, Optional
 
-from .plan import Layer
+from ..values.plan import Layer
 
 _SECTIONS = ("masks", "memory", "activations", "seen")  # each: layer name -> what is known of it
 

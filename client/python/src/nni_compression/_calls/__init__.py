@@ -1,0 +1,4 @@
+"""Streams of layers: weights go out, masks, quantized weights and exports come in.
+
+May use `_transport`, `_wire`, `values` and `errors`. `session.Session` is what callers see of it.
+"""

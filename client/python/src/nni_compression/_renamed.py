@@ -1,0 +1,56 @@
+"""Modules under the names that they had in the first version, for one release."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+import warnings
+from collections.abc import Sequence
+from importlib.abc import Loader, MetaPathFinder
+from importlib.machinery import ModuleSpec
+from types import ModuleType
+from typing import Optional
+
+_PACKAGE = __name__.rpartition(".")[0]
+_NOW = {
+    "adapter": "adapters.tracker",
+    "binding": "adapters.binding",
+    "compressor": "adapters.compressor",
+    "custom": "adapters.custom",
+    "masks": "values.masks",
+    "plan": "values.plan",
+    "quantization": "values.quantization",
+    "reports": "values.reports",
+    "statistics": "values.statistics",
+    "tensors": "values.tensors",
+}
+
+
+def renamed(name: str, stacklevel: int = 2) -> ModuleType:
+    """The module that once was `nni_compression.NAME`. Raises AttributeError if none was."""
+    if name not in _NOW:
+        raise AttributeError(f"module {_PACKAGE!r} has no attribute {name!r}")
+    now = f"{_PACKAGE}.{_NOW[name]}"
+    message = f"{_PACKAGE}.{name} is {now} now; the old name goes with the next release"
+    warnings.warn(message, DeprecationWarning, stacklevel=stacklevel)
+    return importlib.import_module(now)
+
+
+class _Finder(MetaPathFinder, Loader):
+    """Finds them for `import nni_compression.NAME` and `from nni_compression.NAME import ...`."""
+
+    def find_spec(
+        self, fullname: str, path: Optional[Sequence[str]], target: Optional[ModuleType] = None
+    ) -> Optional[ModuleSpec]:
+        package, _, name = fullname.rpartition(".")
+        return ModuleSpec(fullname, self) if package == _PACKAGE and name in _NOW else None
+
+    def create_module(self, spec: ModuleSpec) -> Optional[ModuleType]:
+        return None
+
+    def exec_module(self, module: ModuleType) -> None:
+        # The module itself, so that its classes and variables are the same under both names.
+        sys.modules[module.__name__] = renamed(module.__name__.rpartition(".")[2], 3)
+
+
+sys.meta_path.append(_Finder())
