@@ -1,19 +1,10 @@
 """A real server that all tests share, named in the environment as a user would."""
 
 import os
-import pathlib
-import sys
 
+import attacked
 import pytest
-
-ROOT = pathlib.Path(__file__).resolve().parents[2]
-sys.path[:0] = [
-    str(ROOT / folder)
-    for folder in ("client/python/src", "tests/testing/python", "tests/integration")
-]
-
-import attacked  # noqa: E402
-import servers  # noqa: E402
+import servers
 
 
 @pytest.fixture(scope="session")

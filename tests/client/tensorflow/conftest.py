@@ -1,33 +1,5 @@
-"""Fixtures: a real server for the whole run, and a client of it; what both Keras versions share."""
-
-from __future__ import annotations
+"""What both Keras versions share."""
 
 import os
-import sys
-from collections.abc import Iterator
-from pathlib import Path
-
-import pytest
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
-
-_ROOT = Path(__file__).resolve().parents[3]
-for _folder in ("client/python/src", "tests/testing/python"):
-    sys.path.insert(0, str(_ROOT / _folder))
-
-import nni_compression as nc  # noqa: E402
-import servers  # noqa: E402
-
-
-@pytest.fixture(scope="session")
-def server() -> Iterator[servers.ServerProcess]:
-    """A server that all tests share; its sessions are kept apart by their ids."""
-    with servers.ServerProcess() as process:
-        yield process
-
-
-@pytest.fixture
-def client(server: servers.ServerProcess) -> Iterator[nc.Client]:
-    """A client of the shared server."""
-    with nc.Client(server.address, timeout=60) as connected:
-        yield connected

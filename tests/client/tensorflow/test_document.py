@@ -11,13 +11,9 @@ from typing import Any
 
 import pytest
 
+import documents
 import nni_compression.tensorflow as adapter
-from servers import ServerProcess
-
-ROOT = Path(__file__).resolve().parents[3]
-sys.path.insert(0, str(ROOT / "tests/integration"))
-
-import documents  # noqa: E402
+from servers import ROOT, ServerProcess
 
 PAGE = ROOT / "docs/tensorflow.md"
 

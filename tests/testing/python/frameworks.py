@@ -2,17 +2,12 @@
 
 from __future__ import annotations
 
-import sys
 import tempfile
-from pathlib import Path
 from typing import Any
 
-_ROOT = Path(__file__).resolve().parents[3]
-sys.path.insert(0, str(_ROOT / "tests/integration"))
+import documents
 
-import documents  # noqa: E402
-
-PAGE = _ROOT / "docs/frameworks.md"
+PAGE = documents.ROOT / "docs/frameworks.md"
 COLUMNS = ("PyTorch", "TensorFlow graph", "Keras")
 
 

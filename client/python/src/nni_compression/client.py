@@ -31,7 +31,7 @@ from .values.plan import Layer, Plan
 from .values.quantization import Memory
 from .values.reports import Algorithm, SessionInfo, seconds
 from .values.statistics import Stats
-from .values.tensors import dtype_name, numpy_dtype
+from .values.dtypes import dtype_name, numpy_dtype
 
 _M = TypeVar("_M")
 

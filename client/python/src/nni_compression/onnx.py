@@ -195,8 +195,9 @@ class _Bundle(SafetensorsFile):
         activations = {kind: told[kind] for kind in _ACTIVATIONS if told.get(kind)}
         nothing = np.empty(0, np.float32)
         if name in self.entries:
-            if self.entries[name]["dtype"] == "BF16":
-                raise InvalidArgumentError(f"weight {name!r} is bfloat16, which numpy lacks")
+            if self.dtype(name).bits_only:
+                kind = self.dtype(name).name
+                raise InvalidArgumentError(f"weight {name!r} is {kind}, which numpy lacks")
             values = self.array(name).reshape(self.entries[name]["shape"])
             return _Weight(target, values, None, nothing, nothing, None, activations)
         shape = self.entries[f"{name}.codes"]["shape"]

@@ -44,7 +44,8 @@ from .values.plan import Plan
 from .values.quantization import QuantizedTensor
 from .values.reports import SessionInfo, seconds
 from .values.statistics import Stats
-from .values.tensors import DTYPES, Tensor, TensorLike
+from .values.dtypes import DTYPES
+from .values.tensors import Tensor, TensorLike
 
 _CLOSE_TIMEOUT = 10.0  # seconds, where something has failed before
 

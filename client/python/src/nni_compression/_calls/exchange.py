@@ -26,7 +26,7 @@ from ..errors import (
     code_from_number,
     make_error,
 )
-from ..values import quantization, tensors
+from ..values import dtypes, quantization
 from ..values.masks import Mask
 from ..values.quantization import QuantizedTensor
 from ..values.tensors import Tensor
@@ -44,7 +44,7 @@ def tensor_header(
     layer: str, tensor: Tensor, index: int, role: int = pb.TENSOR_ROLE_WEIGHT
 ) -> frames.Outgoing:
     """A tensor, ready to be sent."""
-    dtype = tensors.wire_dtype(tensor.dtype)
+    dtype = dtypes.wire_dtype(tensor.dtype)
     return _outgoing(layer, index, role, dtype, tensor.shape, tensor.data)
 
 
@@ -436,7 +436,7 @@ class QuantizeExchange(LayerExchange[QuantizedTensor]):
         return int(result.tensors)
 
     def size_of(self, header: Any, request: Any) -> int:
-        dtype = tensors.dtype_from_wire(header.dtype)
+        dtype = dtypes.dtype_from_wire(header.dtype)
         if header.role in (pb.TENSOR_ROLE_SCALE, pb.TENSOR_ROLE_ZERO_POINT):
             wanted = "float32" if header.role == pb.TENSOR_ROLE_SCALE else "int32"
             fits = dtype == wanted and len(header.shape) == 1
@@ -450,7 +450,7 @@ class QuantizeExchange(LayerExchange[QuantizedTensor]):
             fits = fits and list(header.shape) == list(request.shape)
         if not fits:
             return 0
-        return math.prod(map(int, header.shape)) * tensors.numpy_dtype(dtype).itemsize
+        return math.prod(map(int, header.shape)) * dtypes.numpy_dtype(dtype).itemsize
 
     def result_bytes(self, request: Any) -> int:
         if self.reply_bytes is None:
@@ -472,5 +472,5 @@ class QuantizeExchange(LayerExchange[QuantizedTensor]):
 def _array(incoming: Optional[_Incoming]) -> Any:
     if incoming is None:
         return None
-    dtype = tensors.numpy_dtype(tensors.dtype_from_wire(incoming.header.dtype))
+    dtype = dtypes.numpy_dtype(dtypes.dtype_from_wire(incoming.header.dtype))
     return incoming.data.view(dtype).reshape(tuple(incoming.header.shape))

@@ -12,26 +12,10 @@ from typing import Any, Union
 import numpy as np
 
 from ..errors import DataLossError
+from ..values.dtypes import SAFETENSORS, DType
 from ..values.tensors import Tensor
 
 _LONGEST_HEADER = 100_000_000
-
-# The format's names. bfloat16, which numpy lacks, is read as its bits.
-_DTYPES = {
-    "BOOL": "?",
-    "U8": "u1",
-    "I8": "i1",
-    "U16": "<u2",
-    "I16": "<i2",
-    "U32": "<u4",
-    "I32": "<i4",
-    "U64": "<u8",
-    "I64": "<i8",
-    "F16": "<f2",
-    "BF16": "<u2",
-    "F32": "<f4",
-    "F64": "<f8",
-}
 
 
 class SafetensorsFile:
@@ -74,16 +58,19 @@ class SafetensorsFile:
         entry = self.entries[name]
         begin, end = entry["data_offsets"]
         raw = self._bytes[self._begin + begin : self._begin + end]
-        array: np.ndarray[Any, Any] = np.frombuffer(raw, _DTYPES[entry["dtype"]])
+        array: np.ndarray[Any, Any] = np.frombuffer(raw, SAFETENSORS[entry["dtype"]].numpy)
         return array
 
     def typed(
         self, name: str, array: np.ndarray[Any, Any], shape: Sequence[int]
     ) -> Union[np.ndarray[Any, Any], Tensor]:
         """The array with its shape, or a `Tensor` where numpy lacks the dtype of tensor `name`."""
-        if self.entries[name]["dtype"] == "BF16":
-            return Tensor(array, "bfloat16", tuple(shape))
-        return array.reshape(shape)
+        dtype = self.dtype(name)
+        return Tensor(array, dtype.name, shape) if dtype.bits_only else array.reshape(shape)
+
+    def dtype(self, name: str) -> DType:
+        """That of tensor `name`."""
+        return SAFETENSORS[self.entries[name]["dtype"]]
 
     def damaged(self, why: str) -> DataLossError:
         """An error that names the file."""
@@ -92,9 +79,9 @@ class SafetensorsFile:
     def _check(self, name: str) -> None:
         entry = self.entries[name]
         begin, end = entry["data_offsets"]
-        if entry["dtype"] not in _DTYPES:
+        if entry["dtype"] not in SAFETENSORS:
             raise self.damaged(f"tensor {name} has dtype {entry['dtype']}, which numpy lacks")
-        size = count(entry["shape"]) * np.dtype(_DTYPES[entry["dtype"]]).itemsize
+        size = count(entry["shape"]) * self.dtype(name).numpy.itemsize
         if not 0 <= begin <= end <= len(self._bytes) - self._begin or end - begin != size:
             raise self.damaged(f"tensor {name} is said to be at {begin} to {end}")
 

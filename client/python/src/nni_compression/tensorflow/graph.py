@@ -19,6 +19,7 @@ import tensorflow as tf
 
 from ..adapters import binding
 from ..adapters.tracker import Tracker
+from ..values.dtypes import WEIGHT_DTYPES
 from ..values.masks import Mask
 from ..values.plan import Layer, Parameter
 from ..values.quantization import QuantizedTensor
@@ -38,7 +39,6 @@ _READERS = (
 WEIGHT_INPUT = 1
 _BETWEEN = ("Identity", "Cast", "ReadVariableOp")
 _VARIABLE_TYPES = ("VarHandleOp", "VariableV2", "Variable")
-_DTYPES = ("float32", "float16", "bfloat16", "float64")
 
 
 class CompressedGraph:
@@ -454,7 +454,7 @@ def _variable_of(tensor: Any) -> Any:
         return None
     dtype = tf.as_dtype(operation.get_attr("dtype")).base_dtype
     shape = tf.TensorShape(operation.get_attr("shape"))
-    fits = dtype.name in _DTYPES and shape.is_fully_defined() and shape.num_elements() > 0
+    fits = dtype.name in WEIGHT_DTYPES and shape.is_fully_defined() and shape.num_elements() > 0
     return operation if fits else None
 
 

@@ -13,6 +13,7 @@ import tensorflow as tf
 
 from ..adapters import binding
 from ..adapters.tracker import Tracker
+from ..values.dtypes import WEIGHT_DTYPES
 from ..values.masks import Mask
 from ..values.plan import Layer, Parameter
 from ..values.quantization import QuantizedTensor
@@ -35,7 +36,6 @@ _CLASSES = (
     "EinsumDense",
     "Embedding",
 )
-_DTYPES = ("float32", "float16", "bfloat16", "float64")
 
 
 class TrackedWeight:
@@ -180,7 +180,7 @@ def _is_weight(value: Any) -> bool:
     dtype = getattr(value, "dtype", None)
     return (
         hasattr(value, "assign")
-        and tf.as_dtype(dtype).name in _DTYPES
+        and tf.as_dtype(dtype).name in WEIGHT_DTYPES
         and len(value.shape) > 0
         and 0 not in value.shape
     )

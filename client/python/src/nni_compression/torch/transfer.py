@@ -8,15 +8,11 @@ from typing import Any, Union
 import numpy as np
 import torch
 
+from ..values.dtypes import WEIGHT_DTYPES
 from ..values.tensors import Tensor
 
 # The dtypes of weights that can travel, by the wire's name.
-DTYPES = {
-    torch.float32: "float32",
-    torch.float16: "float16",
-    torch.bfloat16: "bfloat16",
-    torch.float64: "float64",
-}
+DTYPES = {getattr(torch, name): name for name in WEIGHT_DTYPES}
 
 HostTensor = Union["np.ndarray[Any, Any]", Tensor]
 

@@ -10,7 +10,7 @@ from typing import Any, Optional
 from .._wire import compression_pb2 as pb
 from .._wire.structs import from_struct, text
 from ..errors import InvalidArgumentError
-from . import tensors
+from . import dtypes
 
 _REFRESH = {
     pb.REFRESH_ONCE: "once",
@@ -47,7 +47,7 @@ class Layer:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "shape", tuple(int(size) for size in self.shape))
-        object.__setattr__(self, "dtype", tensors.dtype_name(self.dtype))
+        object.__setattr__(self, "dtype", dtypes.dtype_name(self.dtype))
         object.__setattr__(self, "aliases", tuple(self.aliases))
 
     def to_wire(self, path: str) -> pb.Layer:
@@ -56,7 +56,7 @@ class Layer:
             return pb.Layer(
                 name=text(self.name, f"{path}.name"),
                 op_type=text(self.op_type, f"{path}.op_type"),
-                dtype=tensors.wire_dtype(self.dtype),  # type: ignore[arg-type]
+                dtype=dtypes.wire_dtype(self.dtype),  # type: ignore[arg-type]
                 shape=self.shape,
                 channel_axis=self.channel_axis,
                 aliases=[text(alias, f"{path}.aliases") for alias in self.aliases],

@@ -9,62 +9,8 @@ from typing import Any, Union
 
 import numpy as np
 
-from .._wire import compression_pb2 as pb
 from ..errors import InvalidArgumentError
-
-# Name, wire type, numpy type. bfloat16 has no numpy type: its bits travel as uint16.
-_TABLE: tuple[tuple[str, int, str], ...] = (
-    ("float32", pb.DATA_TYPE_FLOAT32, "<f4"),
-    ("float16", pb.DATA_TYPE_FLOAT16, "<f2"),
-    ("bfloat16", pb.DATA_TYPE_BFLOAT16, "<u2"),
-    ("float64", pb.DATA_TYPE_FLOAT64, "<f8"),
-    ("uint8", pb.DATA_TYPE_UINT8, "u1"),
-    ("int8", pb.DATA_TYPE_INT8, "i1"),
-    ("uint16", pb.DATA_TYPE_UINT16, "<u2"),
-    ("int16", pb.DATA_TYPE_INT16, "<i2"),
-    ("int32", pb.DATA_TYPE_INT32, "<i4"),
-    ("int64", pb.DATA_TYPE_INT64, "<i8"),
-    ("bool", pb.DATA_TYPE_BOOL, "?"),
-)
-_WIRE_TYPES = {name: wire for name, wire, _ in _TABLE}
-_NAMES = {wire: name for name, wire, _ in _TABLE}
-_NUMPY_TYPES = {name: np.dtype(numpy_type) for name, _, numpy_type in _TABLE}
-
-WEIGHT_DTYPES = ("float32", "float16", "bfloat16", "float64")
-DTYPES = tuple(name for name, _, _ in _TABLE)
-
-
-def dtype_name(dtype: Any) -> str:
-    """The wire's name of a dtype: a name ("float32", "torch.float32") or a numpy dtype.
-
-    Raises InvalidArgumentError for a dtype that cannot travel.
-    """
-    if isinstance(dtype, str):
-        name = dtype
-    else:
-        try:
-            name = np.dtype(dtype).name
-        except TypeError:  # a framework's own: "torch.float32", "<dtype: 'float32'>"
-            name = str(dtype)
-    name = name.rpartition(".")[2]
-    if name not in _WIRE_TYPES:
-        raise InvalidArgumentError(f"dtype is {dtype}; it must be one of {', '.join(_WIRE_TYPES)}")
-    return name
-
-
-def wire_dtype(name: str) -> int:
-    """The wire's enum value of a dtype name."""
-    return _WIRE_TYPES[name]
-
-
-def dtype_from_wire(wire: int) -> str:
-    """The name of a wire enum value; "" when it is unknown or DATA_TYPE_BIT."""
-    return _NAMES.get(wire, "")
-
-
-def numpy_dtype(name: str) -> np.dtype[Any]:
-    """The numpy type that holds elements of this dtype; uint16, as bits, for bfloat16."""
-    return _NUMPY_TYPES[name]
+from .dtypes import WEIGHT_DTYPES, dtype_name, numpy_dtype
 
 
 class Tensor:

@@ -3,7 +3,7 @@
 # of the tree, which is built and passes the new test and the contract suite; then compressionctl and
 # PyTorch use the new algorithm through the copy's server.
 set -euo pipefail
-cd "$(dirname "$0")/../.."
+cd "$(dirname "$0")/../../.."
 copy=$PWD/build/adding-an-algorithm
 page=docs/adding-an-algorithm.md
 
@@ -35,4 +35,4 @@ cmake --build "$copy/build/release" --target compression_test compression_server
 
 COMPRESSION_SERVER_BINARY=$copy/build/release/server/compression_server \
   COMPRESSIONCTL_BINARY=$copy/build/release/client/cli/compressionctl \
-  /usr/bin/python3 tests/integration/new_algorithm_in_use.py
+  /usr/bin/python3 tests/integration/documents/new_algorithm_in_use.py

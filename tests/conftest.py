@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-_ROOT = Path(__file__).resolve().parents[3]
+_ROOT = Path(__file__).resolve().parents[1]
 for _folder in ("client/python/src", "tests/testing/python"):
     if str(_ROOT / _folder) not in sys.path:
         sys.path.insert(0, str(_ROOT / _folder))

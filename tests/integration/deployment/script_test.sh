@@ -3,7 +3,7 @@
 # are saved by PyTorch; a server runs them for trainers, with gradients, tells what they raise in their own
 # words, and survives one that hangs. Then what must keep a server from starting.
 set -euo pipefail
-cd "$(dirname "$0")/../.."
+cd "$(dirname "$0")/../../.."
 # shellcheck source=deploy/common.sh
 source deploy/common.sh
 work=$(mktemp -d)

@@ -18,56 +18,13 @@ import torch
 
 import nni_compression as nc
 import servers
+from safetensors_files import Tensors, read_safetensors, write_safetensors
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 BINARY = Path(
     os.environ.get("COMPRESSIONCTL_BINARY", ROOT / "build/release/client/cli/compressionctl")
 )
-DTYPES = {
-    "F64": np.float64,
-    "F32": np.float32,
-    "F16": np.float16,
-    "I64": np.int64,
-    "U32": np.uint32,
-    "U8": np.uint8,
-    "BOOL": np.bool_,
-}
 LEVEL = [{"sparsity": 0.8, "op_types": ["default"]}]
-
-Tensors = dict[str, tuple[str, np.ndarray]]
-
-
-def write_safetensors(path: Path, tensors: Tensors, metadata: dict[str, str] | None = None) -> None:
-    """Writes the tensors, {name: (dtype of the format, array)}, in their order."""
-    header: dict[str, Any] = {"__metadata__": metadata} if metadata else {}
-    data = b""
-    for name, (dtype, array) in tensors.items():
-        offsets = [len(data), len(data) + array.nbytes]
-        header[name] = {"dtype": dtype, "shape": list(array.shape), "data_offsets": offsets}
-        data += array.tobytes()
-    text = json.dumps(header).encode()
-    path.write_bytes(struct.pack("<Q", len(text)) + text + data)
-
-
-def read_safetensors(path: Path) -> tuple[Tensors, dict[str, str]]:
-    """Tensors and metadata; checks that every tensor is aligned to its elements."""
-    content = path.read_bytes()
-    (length,) = struct.unpack("<Q", content[:8])
-    header = json.loads(content[8 : 8 + length])
-    metadata = header.pop("__metadata__", {})
-    tensors = {}
-    end = 0
-    for name, entry in sorted(header.items(), key=lambda item: item[1]["data_offsets"]):
-        begin, stop = entry["data_offsets"]
-        assert begin == end
-        end = stop
-        dtype = np.dtype(DTYPES[entry["dtype"]])
-        assert (8 + length + begin) % dtype.itemsize == 0, f"{name} is not aligned"
-        raw = content[8 + length + begin : 8 + length + stop]
-        tensors[name] = (entry["dtype"], np.frombuffer(raw, dtype).reshape(entry["shape"]))
-    assert 8 + length + end == len(content)
-    return tensors, metadata
-
 
 def ctl(*arguments: object, server: str | None = None) -> subprocess.CompletedProcess[str]:
     """Runs compressionctl; without `server` the environment says where it is."""

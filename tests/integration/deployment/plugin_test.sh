@@ -3,7 +3,7 @@
 # installation; an installed server loads it, prunes with it, and survives a plugin that throws and
 # hangs. Then what must keep a server from starting.
 set -euo pipefail
-cd "$(dirname "$0")/../.."
+cd "$(dirname "$0")/../../.."
 # shellcheck source=deploy/common.sh
 source deploy/common.sh
 work=$(mktemp -d)

@@ -2,7 +2,7 @@
 # Installs the build (build/release, or the folder given) into a fresh folder, builds the example
 # against it as a program outside the tree, and runs that against the installed server.
 set -euo pipefail
-cd "$(dirname "$0")/../.."
+cd "$(dirname "$0")/../../.."
 build=${1:-build/release}
 work=$(mktemp -d)
 server_pid=

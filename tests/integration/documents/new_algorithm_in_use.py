@@ -14,7 +14,7 @@ import sys
 import tempfile
 from typing import Any
 
-ROOT = pathlib.Path(__file__).resolve().parents[2]
+ROOT = pathlib.Path(__file__).resolve().parents[3]
 sys.path[:0] = [str(ROOT / "client/python/src"), str(ROOT / "tests/testing/python")]
 
 import numpy as np  # noqa: E402
@@ -22,7 +22,7 @@ import torch  # noqa: E402
 
 import servers  # noqa: E402
 from documents import blocks  # noqa: E402
-from test_compressionctl import read_safetensors, write_safetensors  # noqa: E402
+from safetensors_files import read_safetensors, write_safetensors  # noqa: E402
 
 CONFIG_LIST: list[dict[str, Any]] = [{"sparsity": 0.3, "seed": 7, "op_types": ["default"]}]
 
