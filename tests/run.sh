@@ -109,7 +109,7 @@ build_all() {
 }
 
 cpp() { build_all; cpp_part cpp $build "${1:-*}"; }
-python() { build_all; pytest_part python $python tests/client/python "$@"; }
+python() { build_all; pytest_part python $python tests/client/python tests/client/torch "$@"; }
 integration() { build_all; pytest_part integration $python tests/integration --ignore=tests/integration/nni "$@"; }
 
 # The client must work with the newest gRPC and Protocol Buffers too, and other packages have to open
@@ -119,8 +119,8 @@ newest_venv() {
     pip install --upgrade grpcio protobuf onnx onnxruntime safetensors 'numpy<2'
 }
 
-# What knows of PyTorch runs with the newest of all in the part torch; here is what Debian's PyTorch
-# writes for packages that Debian does not have.
+# The part torch has the newest gRPC, too, and runs what knows of PyTorch; here is the rest, and what
+# Debian's PyTorch writes for packages that Debian does not have.
 python-newest() {
   build_all
   finish python-newest newest_venv
@@ -128,12 +128,9 @@ python-newest() {
     'import google.protobuf, grpc, onnx, onnxruntime, safetensors; print("grpcio", grpc.__version__,
       "protobuf", google.protobuf.__version__, "safetensors", safetensors.__version__,
       "onnx", onnx.__version__, "onnxruntime", onnxruntime.__version__)')"
-  local files
-  mapfile -t files < <(cd tests/client/python && {
-    grep -Lw torch test_*.py
-    grep -lE 'importorskip\("(onnx|safetensors)"' test_*.py
-  } | sort -u)
-  pytest_part python-newest build/venv-newest/bin/python "${files[@]/#/tests/client/python/}" "$@"
+  pytest_part python-newest build/venv-newest/bin/python tests/client/python \
+    tests/client/torch/test_{onnx,safetensors}.py tests/integration/{access,compatibility} \
+    tests/integration/durability/test_durable_sessions.py "$@"
 }
 
 # The newest PyTorch, and what its users bring along: the libraries that load exports, and those that
@@ -146,16 +143,16 @@ torch_venv() {
     pip install --upgrade "${packages[@]}"
 }
 
-# Every test of the Python client that knows of PyTorch, and the documents, whose examples use it.
+# And the documents, whose examples use it.
 torch() {
   build_all
   finish torch torch_venv
   say "torch: $(build/venv-torch/bin/python -c \
     'import importlib.metadata as m; print(*(f"{n} {m.version(n)}" for n in ("torch", "transformers",
       "compressed-tensors", "peft", "onnx", "onnxscript", "onnxruntime")))')"
-  local files
-  mapfile -t files < <(grep -lw torch tests/client/python/test_*.py)
-  pytest_part torch build/venv-torch/bin/python "${files[@]}" tests/integration/test_documents.py "$@"
+  pytest_part torch build/venv-torch/bin/python tests/client/torch \
+    tests/integration/documents/test_documents.py \
+    tests/integration/durability/test_any_order_of_events.py "$@"
 }
 
 # The newest TensorFlow, which has Keras 3, and the last with Keras 2, whose ml_dtypes is too old for
@@ -186,7 +183,7 @@ scripts() {
   build_all
   local script name started=$SECONDS
   rm -f "$results"/scripts-*.xml
-  for script in tests/integration/*_test.sh; do
+  for script in tests/integration/*/*_test.sh; do
     name=$(basename "$script" .sh)
     local status=0
     quietly "$name" timeout --kill-after=10 900 bash "$script" || status=$?

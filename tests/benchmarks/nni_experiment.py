@@ -12,10 +12,10 @@ import sys
 import time
 from pathlib import Path
 
+import nni
 import search
 from nni.experiment import Experiment
 
-import nni
 import nni_compression as nc
 
 LOCAL_TRIAL = Path(__file__).resolve().parent / "local_trial.py"

@@ -2,8 +2,9 @@
 
 import os
 
-import attacked
 import pytest
+
+import attacked
 import servers
 
 

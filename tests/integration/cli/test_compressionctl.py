@@ -6,7 +6,6 @@ import json
 import os
 import resource
 import signal
-import struct
 import subprocess
 import zipfile
 from pathlib import Path
@@ -25,6 +24,7 @@ BINARY = Path(
     os.environ.get("COMPRESSIONCTL_BINARY", ROOT / "build/release/client/cli/compressionctl")
 )
 LEVEL = [{"sparsity": 0.8, "op_types": ["default"]}]
+
 
 def ctl(*arguments: object, server: str | None = None) -> subprocess.CompletedProcess[str]:
     """Runs compressionctl; without `server` the environment says where it is."""

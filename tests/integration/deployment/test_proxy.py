@@ -22,9 +22,9 @@ import nni_compression as nc
 from certificates import Authority
 from haproxy import HAPROXY, Behind, Proxy
 from http2 import Peer
+from metered import Metered, eventually
 from nni_compression._wire import compression_pb2 as pb
 from servers import ROOT, ServerProcess, add_tenant
-from test_metrics import Metered, eventually
 from usage import Peers
 
 pytestmark = pytest.mark.skipif(HAPROXY is None, reason="haproxy is not installed")

@@ -12,9 +12,9 @@ import time
 from pathlib import Path
 from typing import Callable, Optional
 
+import nni
 import numpy as np
 
-import nni
 import nni_compression as nc
 from nni_compression.nni import pruning_choice
 

@@ -12,11 +12,11 @@ import numpy as np
 import outcome
 import pytest
 import search
+from conftest import EXAMPLES, ROOT
 from nni.experiment import CustomAlgorithmConfig, Experiment
 
 import nni_compression as nc
 import servers
-from conftest import EXAMPLES, ROOT
 from nni_compression.nni import pruning_space
 
 TIMEOUT = 180.0

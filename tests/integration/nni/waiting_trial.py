@@ -3,9 +3,9 @@
 import os
 import threading
 
+import nni
 from killed_trial import LAYER
 
-import nni
 import nni_compression as nc
 from nni_compression.nni import end_with_parent, pruning_choice
 

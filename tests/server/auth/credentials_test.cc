@@ -1,4 +1,4 @@
-// Tokens; what needs a connection is in tests/client/python/test_access.py.
+// Tokens; what needs a connection is in tests/integration/access/test_access.py.
 #include "server/auth/credentials.h"
 
 #include <gmock/gmock.h>

@@ -1,5 +1,5 @@
 // What is said about files, and which of them count; connections are in
-// tests/client/python/test_tls.py.
+// tests/integration/access/test_tls.py.
 #include "server/net/tls.h"
 
 #include <gmock/gmock.h>

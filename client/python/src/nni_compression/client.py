@@ -26,12 +26,12 @@ from ._wire import frames
 from ._wire.structs import text, to_struct
 from .errors import CompressionError, InvalidArgumentError, NotFoundError
 from .session import Session
+from .values.dtypes import dtype_name, numpy_dtype
 from .values.masks import Mask
 from .values.plan import Layer, Plan
 from .values.quantization import Memory
 from .values.reports import Algorithm, SessionInfo, seconds
 from .values.statistics import Stats
-from .values.dtypes import dtype_name, numpy_dtype
 
 _M = TypeVar("_M")
 

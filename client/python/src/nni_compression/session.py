@@ -39,12 +39,12 @@ from .errors import (
     make_error,
 )
 from .values import quantization
+from .values.dtypes import DTYPES
 from .values.masks import Mask
 from .values.plan import Plan
 from .values.quantization import QuantizedTensor
 from .values.reports import SessionInfo, seconds
 from .values.statistics import Stats
-from .values.dtypes import DTYPES
 from .values.tensors import Tensor, TensorLike
 
 _CLOSE_TIMEOUT = 10.0  # seconds, where something has failed before
