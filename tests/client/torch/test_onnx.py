@@ -307,6 +307,83 @@ def test_a_weight_that_was_equal_to_a_compressed_one_stays_as_it_is(
     quantizer.close()
 
 
+class Kernel(nn.Module):
+    """A layer of somebody's own, whose weight is called otherwise, and began as another's copy."""
+
+    def __init__(self, other: nn.Linear, kind: str) -> None:
+        super().__init__()
+        values = other.weight.detach().clone()
+        if kind == "parameter":
+            self.kernel = nn.Parameter(values)
+        else:
+            self.register_buffer("kernel", values)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return torch.nn.functional.linear(x, self.kernel)
+
+
+@pytest.mark.parametrize("shape", [(8, 16), (4, 4, 16)], ids=["Gemm", "MatMul"])
+@pytest.mark.parametrize("kind", ["parameter", "buffer"])
+def test_what_was_equal_to_a_compressed_weight_stays_as_it_is_whatever_its_name(
+    client: nc.Client, tmp_path: Path, recwarn: Any, kind: str, shape: tuple[int, ...]
+) -> None:
+    torch.manual_seed(0)
+    first = nn.Linear(16, 16, bias=False)
+    model = nn.Sequential(first, nn.ReLU(), Kernel(first, kind))
+    x = torch.randn(shape, generator=torch.Generator().manual_seed(1))
+    torch.onnx.export(model.eval(), (x,), tmp_path / "dense.onnx", **UNFOLDED)
+    graph = onnx.load(tmp_path / "dense.onnx")
+    other = {"2.kernel": model[2].kernel.detach().numpy().copy()}
+    rule = {"op_types": ["Linear"], "quant_types": ["weight", "output"]}
+    quantizer = QATQuantizer([{**rule, "quant_bits": {"weight": 2, "output": 8}}], client=client)
+    quantizer(model)
+    model.train()(x)
+    quantizer.step()
+    (bundle,) = quantizer.export(tmp_path, "onnx")
+    merged = "2.kernel" not in {i.name for i in graph.graph.initializer}
+    assert merged == (torch.__version__ < "2")
+    if merged:
+        with pytest.warns(UserWarning, match=r"several operators use .*\['0.weight'\]"):
+            apply(copy.deepcopy(graph), bundle)
+    apply(graph, bundle, others=other)
+    assert [node.op_type for node in graph.graph.node].count("QuantizeLinear") == 1
+    (found,) = run_with({graph.graph.input[0].name: x}, graph)
+    np.testing.assert_allclose(found, model.eval()(x).detach().numpy(), atol=0.02)
+    assert not [w for w in recwarn if "several operators" in str(w.message)]
+    quantizer.close()
+
+
+def test_a_weight_that_an_optimizer_has_merged_with_another_is_not_given_its_codes(
+    client: nc.Client, tmp_path: Path, recwarn: Any
+) -> None:
+    torch.manual_seed(0)
+    first = nn.Linear(36, 36)
+    model = nn.Sequential(first, nn.ReLU(), copy.deepcopy(first))
+    x = torch.randn(8, 36, generator=torch.Generator().manual_seed(1))
+    other = {"2.weight": model[2].weight.detach().numpy().copy()}
+    torch.onnx.export(model.eval(), (x,), tmp_path / "model.onnx", **UNFOLDED)
+    graph = onnx.load(tmp_path / "model.onnx")
+    for node in list(graph.graph.node):
+        if "2.weight" in node.output:  # PyTorch 1 says that they are one
+            graph.graph.node.remove(node)
+        node.input[:] = ["0.weight" if name == "2.weight" else name for name in node.input]
+    for unused in [i for i in graph.graph.initializer if i.name == "2.weight"]:
+        graph.graph.initializer.remove(unused)
+    quantizer = QATQuantizer([{"op_names": ["0"], "quant_types": ["weight"]}], client=client)
+    quantizer(model)
+    (bundle,) = quantizer.export(tmp_path, "onnx")
+    before = graph.SerializeToString()
+    with pytest.raises(nc.InvalidArgumentError, match="'2.weight'.* was merged into '0.weight'"):
+        apply(graph, bundle, others=other)
+    assert graph.SerializeToString() == before
+    assert not recwarn.list
+    with pytest.warns(
+        UserWarning, match=r"several operators use .*\['0.weight'\]"
+    ):
+        apply(graph, bundle)
+    quantizer.close()
+
+
 def test_a_weight_that_an_identity_passes_on_is_recognized(
     client: nc.Client, tmp_path: Path
 ) -> None:

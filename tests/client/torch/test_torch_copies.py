@@ -176,3 +176,47 @@ def test_a_copy_that_is_compressed_itself_follows_its_own_session(client: nc.Cli
     average.module(images())
     assert not dense(average.module.fc1).eq(0).any()
     assert torch.equal(average.module.fc1.weight, dense(average.module.fc1))
+
+
+@pytest.mark.parametrize("view", [lambda w: w[:, ::2], lambda w: w[:, :1], lambda w: w.t()[:1]])
+def test_a_weight_that_is_a_view_can_be_copied_and_the_copy_follows(
+    client: nc.Client, view: Callable[[torch.Tensor], torch.Tensor]
+) -> None:
+    weight = view(torch.randn(64, 128, generator=torch.Generator().manual_seed(1)))
+    layer = nn.Linear(weight.shape[1], weight.shape[0], bias=False)
+    layer.weight = nn.Parameter(weight)
+    pruner = AGPPruner(AGP, client=client)
+    model = pruner(nn.Sequential(layer))
+    inputs = torch.ones(2, weight.shape[1])
+    average, snapshot = ByData(model), copy.deepcopy(model)
+    for epoch in range(4):
+        pruner.update_epoch(epoch)
+        with torch.no_grad():
+            dense(model[0]).mul_(1.5)
+        model(inputs)
+        average.update_parameters(model)
+    average.module(inputs), snapshot(inputs)
+    assert torch.equal(average.module[0].weight_mask, model[0].weight_mask)
+    assert not model[0].weight_mask.all()
+    assert snapshot[0].weight_mask is None or snapshot[0].weight_mask.all()
+
+
+@pytest.mark.skipif(not hasattr(torch, "func"), reason="torch.func came with PyTorch 2.0")
+@pytest.mark.parametrize("format", [torch.contiguous_format, torch.channels_last])
+def test_copies_can_be_run_as_an_ensemble(client: nc.Client, format: torch.memory_format) -> None:
+    pruner = AGPPruner(AGP, client=client)
+    layer = nn.Conv2d(3, 8, 3)
+    model = pruner(nn.Sequential(layer.to(memory_format=format)))  # type: ignore[call-overload]
+    inputs = torch.ones(2, 3, 5, 5)
+    model(inputs)
+    copies = [copy.deepcopy(model) for _ in range(2)]
+    pruner.update_epoch(5)
+    model(inputs)
+    parameters, buffers = torch.func.stack_module_state(copies)
+
+    def run(parameters: Any, buffers: Any) -> Any:
+        return torch.func.functional_call(copies[0], (parameters, buffers), (inputs,))
+
+    found = torch.vmap(run)(parameters, buffers)
+    for one, other in zip(found, copies):
+        torch.testing.assert_close(one, other(inputs))

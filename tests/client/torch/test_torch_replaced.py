@@ -263,3 +263,28 @@ def test_no_parameter_of_an_adapter_gets_lost_where_names_clash(
     assert (state["2.bias"] == 7).all()
     (path,) = quantizer.export(tmp_path, "pth")
     assert torch.load(path).keys() == state.keys()
+
+
+@pytest.mark.parametrize("kind", ["buffer", "parameter"])
+def test_a_weight_of_an_adapter_is_not_taken_for_the_layers(
+    client: nc.Client, tmp_path: Path, kind: str
+) -> None:
+    quantizer = NaiveQuantizer(NAIVE, client=client)
+    model = quantizer(network())
+    ask(model)
+    quantizer.step()
+    layer = model[2]
+    model[2] = _Adapter(layer)
+    nines = torch.full((4, 32), 9.0)
+    if kind == "buffer":
+        model[2].register_buffer("weight", nines)
+    else:
+        model[2].other = nn.Module()
+        model[2].other.weight = nn.Parameter(nines)
+    own = "2.weight" if kind == "buffer" else "2.other.weight"
+    name = "2.base_layer.weight" if kind == "buffer" else "2.weight"
+    (path,) = quantizer.export(tmp_path, "pth")
+    state = torch.load(path)
+    assert torch.equal(state[own], nines)
+    assert torch.equal(state[name], layer.weight.detach())
+    assert torch.equal(state[name], quantizer.compressed_state_dict()[name])

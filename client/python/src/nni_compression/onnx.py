@@ -12,7 +12,7 @@ import difflib
 import json
 import os
 import warnings
-from collections.abc import Container, Mapping, Sequence
+from collections.abc import Collection, Container, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Optional, Union
@@ -42,6 +42,7 @@ def apply(
     *,
     names: Optional[Mapping[str, str]] = None,
     left_out: Container[str] = (),
+    others: Optional[Mapping[str, np.ndarray[Any, Any]]] = None,
 ) -> Any:
     """Writes compressed weights and encodings into a graph; the `ModelProto`, changed.
 
@@ -66,16 +67,21 @@ def apply(
         names: names of the bundle's weights -> names of the graph's initializers, where they
             differ.
         left_out: weights of the bundle that the graph does not need.
+        others: the model's other parameters, or those that may be equal to a weight of the bundle.
+            Exporters merge what is equal: one that has become another name of a weight gets an
+            initializer of its own. Without them only one whose name ends as the weight's does gets
+            one, and a weight that several operators use gets a warning.
 
     Raises InvalidArgumentError when a weight is not in the graph, has another shape or dtype, or
-    when the graph's opset lacks what is needed; DataLossError for a damaged bundle.
+    one of the others has been merged into it without a trace, or when the graph's opset lacks what
+    is needed; DataLossError for a damaged bundle.
     """
     proto = model if isinstance(model, onnx.ModelProto) else load(model)
     changed = onnx.ModelProto()
     changed.CopyFrom(proto)
     graph = _Graph(changed)
     weights = _Bundle(Path(bundle), "onnx").weights(names or {}, left_out)
-    graph.separate({weight.name for weight in weights})
+    graph.separate({weight.name for weight in weights}, others)
     for weight in weights:
         graph.put(weight)
     if _tensor_bytes(changed) <= atomic.LARGEST_ONNX:  # the checker takes no more
@@ -235,17 +241,21 @@ class _Graph:
         """Whether this is an initializer, or one that was merged with another one."""
         return name in self._initializers or name in self._merged
 
-    def separate(self, weights: Container[str]) -> None:
+    def separate(
+        self, weights: Collection[str], others: Optional[Mapping[str, np.ndarray[Any, Any]]]
+    ) -> None:
         """Gives each of the weights an initializer of its own, and each of those they were merged
         with.
 
         An exporter that merges puts an Identity in place of the second weight, under its name. Any
-        other Identity of a weight is a part of what the model computes.
+        other Identity of a weight is a part of what the model computes. An optimizer leaves no
+        Identity.
         """
         results = {value.name for value in self._graph.output}
         for name, source in list(self._merged.items()):
-            other_weight = source in weights and _last_part(name) == _last_part(source) != ""
-            if name in results or not (name in weights or other_weight):
+            like_it = source in weights and _last_part(name) == _last_part(source) != ""
+            known = name in weights or (like_it if others is None else name in others)
+            if name in results or not known:
                 continue
             own = self._graph.initializer.add()
             own.CopyFrom(self._initializers[source])
@@ -253,6 +263,24 @@ class _Graph:
             self._initializers[name] = own
             del self._merged[name]
             self._graph.node.remove(next(n for n in self._graph.node if name in n.output))
+
+        shared = [w for w in weights if w in self._initializers and len(self._users(w)) > 1]
+        if others is None and shared:
+            warnings.warn(
+                f"several operators use each of the weights {shared[:10]}: a parameter that is not "
+                "compressed, and was equal to one of them, may have been merged with it when the "
+                "graph was exported (`others` tells)",
+                UserWarning,
+                stacklevel=3,
+            )
+        for name, values in (others or {}).items():
+            for weight in shared if not self.mentions(name) else ():
+                found = numpy_helper.to_array(self._initializers[weight])
+                if np.array_equal(found, values) or np.array_equal(found, values.T):
+                    raise InvalidArgumentError(
+                        f"{name!r}, which is not compressed, was merged into {weight!r} when the "
+                        "graph was exported (torch.onnx.export needs optimize=False)"
+                    )
 
     def put(self, weight: _Weight) -> None:
         found = self._initializers.get(weight.name)

@@ -830,7 +830,8 @@ class QuantizerPart(Compressor):
                 (bundle,) = self.export(folder, "onnx")
                 model = onnx.load(path)
                 names, absent = onnx.match(model, bundle, self._tied_names())
-                onnx.apply(model, bundle, names=names, left_out=absent)
+                others = self._other_weights()
+                onnx.apply(model, bundle, names=names, left_out=absent, others=others)
                 if absent:
                     warnings.warn(
                         f"onnx_path has no weights {absent[:10]}: no output depends on them",
@@ -848,6 +849,13 @@ class QuantizerPart(Compressor):
 
     def _tied_names(self) -> Mapping[str, Sequence[str]]:
         """What exports call a weight -> what the model calls it, once or, as it is tied, often."""
+        return {}
+
+    def _other_weights(self) -> Mapping[str, np.ndarray[Any, Any]]:
+        """Name -> the tensors that are not compressed and have the shape of one that is.
+
+        An exporter may have merged those with these.
+        """
         return {}
 
     def _quantization(self) -> QuantizerBinding[Any]:

@@ -25,7 +25,7 @@ def checksum_of(weight: torch.Tensor) -> torch.Tensor:
     places, almost surely. Words have half the bits of a sum because the highest bit of a factor
     counts as even or odd only: signs, which are in it, would cancel out in pairs.
     """
-    flat = weight.detach().reshape(-1).view(torch.uint8)
+    flat = weight.detach().reshape(-1).contiguous().view(torch.uint8)
     if flat.numel() % 4:
         flat = torch.nn.functional.pad(flat, (0, -flat.numel() % 4))
     if flat.storage_offset() % 4:

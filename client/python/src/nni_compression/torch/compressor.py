@@ -131,14 +131,14 @@ class Compressor(compressor.Compressor):
         """Layer name -> what exports call its weight."""
         model = naming.without_wrappers(self._model)
         keys = self._keys(model, model.state_dict())
-        present = {id(module): name for name, module in model.named_modules(remove_duplicate=False)}
+        present: dict[int, list[str]] = {}
+        for module_name, module in model.named_modules(remove_duplicate=False):
+            present.setdefault(id(module), []).append(module_name)
         found = {}
-        exported = set(keys.values())
         for name, weight in self._bound().weights.items():
-            key = naming.weight_key("" if name == "." else name)
-            if key not in exported:  # it would have two values
-                key = keys[naming.weight_key(present[id(weight.op)])]
-            found[name] = key
+            mine = [keys[naming.weight_key(n)] for n in present[id(weight.op)]]
+            bound = naming.weight_key("" if name == "." else name)
+            found[name] = bound if bound in mine else mine[0]
         return found
 
     def _installed(self, state: Optional[Mapping[str, Any]], undo: contextlib.ExitStack) -> None:

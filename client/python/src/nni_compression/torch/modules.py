@@ -79,7 +79,7 @@ class _Bits:
     @staticmethod
     def of(dense: torch.Tensor) -> Optional[_Bits]:
         """Those of a weight; None where it cannot be looked at."""
-        sample = sample_of(dense)
+        sample = None if _is_of_functorch(dense) else sample_of(dense)
         if sample is not None:
             return _Bits(dense.dtype, sample, None)
         return _Bits(dense.dtype, None, checksum_of(dense)) if _can_be_read(dense) else None
@@ -97,9 +97,17 @@ def _can_be_read(dense: torch.Tensor) -> bool:
     """Whether a weight is a plain tensor, with numbers, on a device that may be waited for."""
     if type(dense) not in (torch.Tensor, nn.Parameter) or dense.device.type == "meta":
         return False
+    if _is_of_functorch(dense):
+        return False
     if dense.device.type != "cuda":
         return True
     return not torch.cuda.is_current_stream_capturing()  # type: ignore[no-untyped-call]
+
+
+def _is_of_functorch(dense: torch.Tensor) -> bool:
+    """Whether a weight stands for many, under `torch.vmap`, or for one that is differentiated."""
+    wrapped = getattr(getattr(torch._C, "_functorch", None), "is_functorch_wrapped_tensor", None)
+    return wrapped is not None and bool(wrapped(dense))
 
 
 class WeightState:

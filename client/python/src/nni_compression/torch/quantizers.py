@@ -125,6 +125,20 @@ class Quantizer(QuantizerPart, Compressor):
             for name, weight in self._quantization().weights.items()
         }
 
+    def _other_weights(self) -> Mapping[str, np.ndarray[Any, Any]]:
+        weights = self._quantization().weights.values()
+        shapes = {weight.dense.shape for weight in weights}
+        compressed = {id(weight.dense) for weight in weights}
+        return {
+            f"{name}.{part}" if name else part: parameter.detach().cpu().numpy()
+            for name, module in naming.named_modules(self._model)
+            for part, parameter in (*module._parameters.items(), *module._buffers.items())
+            if parameter is not None
+            and id(parameter) not in compressed
+            and parameter.shape in shapes
+            and parameter.dtype in (torch.float32, torch.float16, torch.float64)
+        }
+
     def _kept(self, weight: TrackedWeight) -> Optional[np.ndarray[Any, Any]]:
         weight.state.refresh()
         return None if weight.mask is None else weight.mask.cpu().numpy()
