@@ -358,9 +358,11 @@ absl::Status Run() {
 // back to the kernel each time, and fault them in anew for the next. What an operator has set for
 // the heap holds.
 void KeepPagesOfTheHeap() {
-  for (const char* name : {"MALLOC_MMAP_THRESHOLD_", "MALLOC_TRIM_THRESHOLD_", "GLIBC_TUNABLES"}) {
+  for (const char* name : {"MALLOC_MMAP_THRESHOLD_", "MALLOC_TRIM_THRESHOLD_"}) {
     if (std::getenv(name) != nullptr) return;
   }
+  const char* tunables = std::getenv("GLIBC_TUNABLES");
+  if (tunables != nullptr && absl::StrContains(tunables, "glibc.malloc.")) return;
   mallopt(M_MMAP_THRESHOLD, 8 << 20);  // larger ones are mappings: see compression/buffer.cc
   mallopt(M_TRIM_THRESHOLD, 64 << 20);
 }

@@ -79,6 +79,14 @@ void RemoveCopy(const fs::path& folder) {
   }
 }
 
+// Another one that fails removes the folder that it has made.
+bool IsAt(int fd, const fs::path& folder) {
+  struct stat mine = {};
+  struct stat there = {};
+  return fstat(fd, &mine) == 0 && stat(folder.c_str(), &there) == 0 &&
+         mine.st_dev == there.st_dev && mine.st_ino == there.st_ino;
+}
+
 absl::StatusOr<Target> Target::Make(const fs::path& folder) {
   std::error_code error;
   const auto not_empty = [&] {
@@ -90,10 +98,11 @@ absl::StatusOr<Target> Target::Make(const fs::path& folder) {
   if (!fs::create_directories(folder, error) && error) return Failed("make", folder, error);
   const int fd = open(folder.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC);
   if (fd < 0) return Failed("open", folder, LastError());
-  if (flock(fd, LOCK_EX | LOCK_NB) != 0) {
+  const bool locked = flock(fd, LOCK_EX | LOCK_NB) == 0;
+  if (!locked || !IsAt(fd, folder)) {
     error = LastError();
     close(fd);
-    if (error != std::errc::operation_would_block) return Failed("lock", folder, error);
+    if (!locked && error != std::errc::operation_would_block) return Failed("lock", folder, error);
     return absl::UnavailableError(
         absl::StrCat("a server, or another backup or restore, uses '", folder.string(), "'"));
   }
@@ -123,7 +132,9 @@ absl::Status GiveTo(const Owner& owner, const fs::path& path, int fd = -1) {
   if (geteuid() != 0) return absl::OkStatus();
   const int result =
       fd < 0 ? lchown(path.c_str(), owner.uid, owner.gid) : fchown(fd, owner.uid, owner.gid);
-  if (result == 0 || (errno == EPERM && !owner.required)) return absl::OkStatus();
+  // EINVAL: a user namespace does not have the owner.
+  const bool refused = result != 0 && (errno == EPERM || errno == EINVAL);
+  if (result == 0 || (refused && !owner.required)) return absl::OkStatus();
   return Failed("set the owner of", path, LastError());
 }
 
@@ -246,15 +257,20 @@ absl::Status Target::Finish(const Owner& owner) {
 }
 
 // The server makes the file, unless it is of the first version, and has to be able to open it: it
-// stays, or becomes, the server's, although it may be root who makes the backup. -1 on errors.
-int OpenKeepFiles(const std::string& data_dir, const fs::path& keep) {
-  int fd = open(keep.c_str(), O_RDWR | O_CREAT | O_NOFOLLOW | O_CLOEXEC, 0600);
+// stays, or becomes, the server's, although it may be root who makes the backup.
+absl::StatusOr<int> OpenKeepFiles(const std::string& data_dir, const fs::path& keep) {
+  const bool there = fs::exists(fs::symlink_status(keep));
+  const int fd = open(keep.c_str(), O_RDWR | O_CREAT | O_NOFOLLOW | O_CLOEXEC, 0600);
+  if (fd < 0) return Failed("open", keep, LastError());
   struct stat directory;
   struct stat file;
-  if (fd < 0 || stat(data_dir.c_str(), &directory) != 0 || fstat(fd, &file) != 0) return fd;
+  if (stat(data_dir.c_str(), &directory) != 0 || fstat(fd, &file) != 0) return fd;
   if (geteuid() == 0 && file.st_uid != directory.st_uid &&
       fchown(fd, directory.st_uid, directory.st_gid) != 0) {
-    close(std::exchange(fd, -1));
+    const std::error_code error = LastError();
+    close(fd);
+    if (!there) unlink(keep.c_str());
+    return Failed("set the owner of", keep, error);
   }
   return fd;
 }
@@ -287,10 +303,11 @@ absl::StatusOr<CopiedData> Copy(const fs::path& from, const fs::path& to, bool v
 
 absl::StatusOr<CopiedData> Backup(const std::string& data_dir, const std::string& target) {
   const fs::path keep = fs::path(data_dir) / kKeepFiles;
-  const int fd = OpenKeepFiles(data_dir, keep);
-  const auto closer = absl::MakeCleanup([fd] { close(fd); });
+  const absl::StatusOr<int> fd = OpenKeepFiles(data_dir, keep);
+  if (!fd.ok()) return fd.status();
+  const auto closer = absl::MakeCleanup([&] { close(*fd); });
   // While it is held, the server removes no file that the copy of the catalogue may refer to.
-  if (fd < 0 || flock(fd, LOCK_SH) != 0) return Failed("lock", keep, LastError());
+  if (flock(*fd, LOCK_SH) != 0) return Failed("lock", keep, LastError());
   return Copy(data_dir, target, /*verify=*/false);
 }
 

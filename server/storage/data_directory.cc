@@ -14,14 +14,12 @@
 #include "absl/time/clock.h"
 #include "server/base/clock.h"
 #include "server/base/log.h"
+#include "server/storage/disk_layout.h"
 
 namespace nni_compression::server {
 namespace {
 
 constexpr absl::Duration kLockPoll = absl::Milliseconds(50);
-
-// The catalogue until `compressionctl restore` is done: client/cli/backup.cc.
-constexpr char kUnfinishedRestore[] = "/catalogue.db.unfinished";
 
 // Takes flock's lock of a file of the data directory `path`, which is `used` while it cannot be.
 absl::Status Lock(const FileDescriptor& file, int kind, const std::string& path, absl::Time end,
@@ -39,6 +37,18 @@ absl::Status Lock(const FileDescriptor& file, int kind, const std::string& path,
     absl::SleepFor(kLockPoll);
   }
   return absl::OkStatus();
+}
+
+bool IsAt(const FileDescriptor& file, const std::string& path) {
+  struct stat mine = {};
+  struct stat there = {};
+  return fstat(file.get(), &mine) == 0 && stat(path.c_str(), &there) == 0 &&
+         mine.st_dev == there.st_dev && mine.st_ino == there.st_ino;
+}
+
+bool Exists(const std::string& path) {
+  struct stat file = {};
+  return lstat(path.c_str(), &file) == 0;
 }
 
 struct RemoteFileSystem {
@@ -97,26 +107,31 @@ absl::Status SyncDirectory(const std::string& path) {
 
 absl::StatusOr<DataDirectory> DataDirectory::Open(const std::string& path,
                                                   absl::Duration lock_wait) {
-  if (absl::Status status = MakeDirectory(path); !status.ok()) return status;
-  struct statfs system = {};
-  if (statfs(path.c_str(), &system) != 0) return FileError("look at", path);
-  if (absl::Status status = CheckFileSystem(path, system.f_type); !status.ok()) return status;
-
   const absl::Time end = Clock::System()->Now() + lock_wait;
-  FileDescriptor directory(open(path.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC));
-  if (!directory.valid()) return FileError("open", path);
-  if (absl::Status status = Lock(directory, LOCK_SH, path, end, "being written by a restore");
-      !status.ok()) {
-    return status;
-  }
-  // Its records would be taken for ones that no session refers to, and removed.
-  if (access((path + kUnfinishedRestore).c_str(), F_OK) == 0) {
+  FileDescriptor directory;
+  do {
+    if (absl::Status status = MakeDirectory(path); !status.ok()) return status;
+    directory = FileDescriptor(open(path.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC));
+    if (!directory.valid()) return FileError("open", path);
+    struct statfs system = {};
+    if (fstatfs(directory.get(), &system) != 0) return FileError("look at", path);
+    if (absl::Status status = CheckFileSystem(path, system.f_type); !status.ok()) return status;
+    if (absl::Status status = Lock(directory, LOCK_SH, path, end, "being written by a restore");
+        !status.ok()) {
+      return status;
+    }
+    // A restore that fails removes the directory that it has made, and another one may make it
+    // anew.
+  } while (!IsAt(directory, path));
+  // Its records would be taken for ones that no session refers to, and removed. Where there is a
+  // catalogue, an earlier version has done that, and has sessions here now.
+  if (Exists(path + layout::kUnfinishedRestore) && !Exists(path + layout::kCatalogue)) {
     return absl::FailedPreconditionError(
         absl::StrCat("data_dir '", path, "' has a restore that was not finished: run ",
                      "`compressionctl restore` again, or remove the directory"));
   }
   const std::string lock_path = path + "/lock";
-  FileDescriptor lock(open(lock_path.c_str(), O_RDWR | O_CREAT | O_CLOEXEC, 0600));
+  FileDescriptor lock(openat(directory.get(), "lock", O_RDWR | O_CREAT | O_CLOEXEC, 0600));
   if (!lock.valid()) return FileError("open", lock_path);
   if (absl::Status status =
           Lock(lock, LOCK_EX, path, end, "in use by another server; two must not share one");

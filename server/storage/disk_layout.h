@@ -12,6 +12,8 @@ namespace nni_compression::server::layout {
 constexpr int kVersion = 2;
 
 constexpr char kCatalogue[] = "/catalogue.db";
+// What it is called until `compressionctl restore` is done: client/cli/backup.cc.
+constexpr char kUnfinishedRestore[] = "/catalogue.db.unfinished";
 constexpr char kRecords[] = "/records";
 constexpr char kKeepFiles[] = "/keep-files";
 constexpr char kReserve[] = "/reserve";

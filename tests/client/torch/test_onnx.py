@@ -377,9 +377,7 @@ def test_a_weight_that_an_optimizer_has_merged_with_another_is_not_given_its_cod
         apply(graph, bundle, others=other)
     assert graph.SerializeToString() == before
     assert not recwarn.list
-    with pytest.warns(
-        UserWarning, match=r"several operators use .*\['0.weight'\]"
-    ):
+    with pytest.warns(UserWarning, match=r"several operators use .*\['0.weight'\]"):
         apply(graph, bundle)
     quantizer.close()
 

@@ -481,6 +481,44 @@ class TestBackup:
         assert {path.name for path in restored.iterdir()} == {"catalogue.db", "records"}
         assert not (restored / "records/ab/cd").exists()
 
+    def test_a_server_waits_for_the_directory_that_is_there(self, tmp_path: Path) -> None:
+        """A restore that fails removes the directory that it made; another one makes it anew."""
+        restored, log = tmp_path / "restored", tmp_path / "log"
+        waiting = [server_binary(), "--listen=127.0.0.1:0", f"--data_dir={restored}"]
+        waiting += ["--data_dir_lock_wait=600s", f"--port_file={tmp_path / 'port'}"]
+
+        def locked() -> int:
+            restored.mkdir()
+            folder = os.open(restored, os.O_RDONLY)
+            fcntl.flock(folder, fcntl.LOCK_EX)
+            return folder
+
+        first = locked()
+        with log.open("wb") as out:
+            server = subprocess.Popen(waiting, stdout=out, stderr=out)
+        try:
+            assert eventually(lambda: log.read_text().count("waiting_for_data_dir") == 1)
+            restored.rmdir()
+            second = locked()
+            os.close(first)
+            assert eventually(lambda: log.read_text().count("waiting_for_data_dir") == 2)
+            assert list(restored.iterdir()) == []
+            os.close(second)
+            assert eventually((tmp_path / "port").exists), log.read_text()
+            assert (restored / "catalogue.db").exists()
+        finally:
+            server.kill()
+            server.wait()
+
+    def test_sessions_of_a_server_that_did_not_mind_an_unfinished_restore_live_on(
+        self, data_dir: Path
+    ) -> None:
+        with ServerProcess(f"--data_dir={data_dir}") as server, nc.Client(server.address) as client:
+            sessions = {client.bind_model("level", [{"sparsity": 0.5}], LAYERS).id}
+        (data_dir / "catalogue.db.unfinished").write_text("half")
+        with ServerProcess(f"--data_dir={data_dir}") as server, nc.Client(server.address) as client:
+            assert {session.id for session in client.sessions()} == sessions
+
     def test_nothing_is_restored_beneath_a_server(self, backup: Path, tmp_path: Path) -> None:
         restored = tmp_path / "restored"
         with ServerProcess(f"--data_dir={restored}"):
@@ -535,6 +573,37 @@ class TestBackup:
         assert run.returncode == 1
         assert "cannot set the owner of" in run.stderr
         assert not (tmp_path / "restored").exists()
+
+    @pytest.mark.skipif(os.geteuid() != 0, reason="needs root, to be two users")
+    def test_a_lock_that_cannot_be_the_servers_is_not_left_behind(
+        self, data_dir: Path, tmp_path: Path
+    ) -> None:
+        ServerProcess(f"--data_dir={data_dir}").stop()
+        for path in (data_dir, *data_dir.rglob("*")):
+            os.chown(path, 10001, 10001)
+        keep = data_dir / "keep-files"
+        keep.unlink()
+        no_chown = ("setpriv", "--bounding-set=-chown", "--inh-caps=-chown")
+        run = ctl("backup", f"--data_dir={data_dir}", str(tmp_path / "again"), within=no_chown)
+        assert run.returncode == 1
+        assert f"cannot set the owner of '{keep}'" in run.stderr
+        assert not keep.exists()
+
+    def test_a_backup_is_made_in_a_namespace_that_lacks_the_owner(
+        self, data_dir: Path, tmp_path: Path
+    ) -> None:
+        alone = ("unshare", "--user", "--map-root-user")
+        if os.geteuid() != 0 or subprocess.run([*alone, "true"], check=False).returncode != 0:
+            pytest.skip("needs root, and user namespaces")
+        ServerProcess(f"--data_dir={data_dir}").stop()
+        for path in (data_dir, *data_dir.rglob("*")):
+            os.chown(path, 10001, 10001)
+            path.chmod(0o755 if path.is_dir() else 0o666)  # root of the namespace is another user
+        data_dir.chmod(0o777)
+        for parent in data_dir.parents[:3]:
+            parent.chmod(0o777)
+        run = ctl("backup", f"--data_dir={data_dir}", str(tmp_path / "again"), within=alone)
+        assert run.returncode == 0, run.stderr
 
     @pytest.mark.skipif(os.geteuid() != 0, reason="needs root, to be two users")
     @pytest.mark.parametrize("left", ["nothing", "the server's", "root's"])
