@@ -152,10 +152,11 @@ absl::StatusOr<Reservation> MemoryBudget::ReserveNow(int64_t bytes, const Memory
 }
 
 absl::Status MemoryBudget::Refusal(int64_t bytes, MemoryUse use, absl::string_view what) const {
-  const int64_t most = limit_ + (use == MemoryUse::kBookkeeping ? BeyondLimit() : 0);
-  const std::string message = absl::StrCat("no memory now for the ", bytes, " bytes of ", what,
-                                           "; the server has a memory budget of ", limit_);
-  return bytes > most ? absl::ResourceExhaustedError(message) : ExhaustedFor(kRetryWait, message);
+  const bool never = bytes > limit_ + (use == MemoryUse::kBookkeeping ? BeyondLimit() : 0);
+  const std::string message =
+      absl::StrCat("no memory ", never ? "" : "now ", "for the ", bytes, " bytes of ", what,
+                   "; the server has a memory budget of ", limit_);
+  return never ? absl::ResourceExhaustedError(message) : ExhaustedFor(kRetryWait, message);
 }
 
 absl::StatusOr<MemoryBudget::Ticket> MemoryBudget::Reserve(int64_t bytes, const MemoryShare& share,
