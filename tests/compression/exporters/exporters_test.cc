@@ -448,7 +448,7 @@ json Report(const Session& session, const std::vector<ExportTensor>& sent,
     EXPECT_THAT(plan->observe(static_cast<int>(t), buffer), IsOk());
   }
   const auto files = plan->conclude();
-  EXPECT_THAT(files, IsOk());
+  EXPECT_THAT(files.status(), IsOk());
   EXPECT_EQ(files->at(0).name(), "report.json");
   EXPECT_EQ(files->at(1).name(), "report.html");
   return json::parse(Stream(files->at(0), {}, 1000));
