@@ -1,5 +1,6 @@
 // What things take in memory that are counted by their number: measured, and compared with the
-// allocator by tests/integration/attacks/test_accounting.py. docs/reliability.md has the same table.
+// allocator by tests/integration/attacks/test_accounting.py. docs/reliability.md has the same
+// table.
 #ifndef NNI_COMPRESSION_SERVER_LIMITS_PRICES_H_
 #define NNI_COMPRESSION_SERVER_LIMITS_PRICES_H_
 
