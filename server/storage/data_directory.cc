@@ -131,7 +131,7 @@ absl::StatusOr<DataDirectory> DataDirectory::Open(const std::string& path,
                      "`compressionctl restore` again, or remove the directory"));
   }
   const std::string lock_path = path + "/lock";
-  FileDescriptor lock(openat(directory.get(), "lock", O_RDWR | O_CREAT | O_CLOEXEC, 0600));
+  FileDescriptor lock(open(lock_path.c_str(), O_RDWR | O_CREAT | O_CLOEXEC, 0600));
   if (!lock.valid()) return FileError("open", lock_path);
   if (absl::Status status =
           Lock(lock, LOCK_EX, path, end, "in use by another server; two must not share one");
