@@ -34,10 +34,9 @@ Record = list[Any]
 def normal(message: Message, names: dict[str, str]) -> Message:
     """Without times, and with the workload's own names for ids and tokens."""
     for field, value in message.ListFields():
-        many = field.label == field.LABEL_REPEATED
         if field.message_type is not None and field.message_type.full_name in TIMES:
             message.ClearField(field.name)
-        elif field.message_type is not None and not many:
+        elif isinstance(value, Message):
             normal(value, names)
         elif field.message_type is not None and not field.message_type.GetOptions().map_entry:
             for element in value:
