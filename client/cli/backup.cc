@@ -265,12 +265,12 @@ absl::StatusOr<int> OpenKeepFiles(const std::string& data_dir, const fs::path& k
   struct stat directory;
   struct stat file;
   if (stat(data_dir.c_str(), &directory) != 0 || fstat(fd, &file) != 0) return fd;
-  if (geteuid() == 0 && file.st_uid != directory.st_uid &&
-      fchown(fd, directory.st_uid, directory.st_gid) != 0) {
-    const std::error_code error = LastError();
+  if (file.st_uid == directory.st_uid) return fd;
+  const Owner owner = {directory.st_uid, directory.st_gid, /*required=*/true};
+  if (absl::Status given = GiveTo(owner, keep, fd); !given.ok()) {
     close(fd);
     if (!there) unlink(keep.c_str());
-    return Failed("set the owner of", keep, error);
+    return given;
   }
   return fd;
 }

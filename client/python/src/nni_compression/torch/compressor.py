@@ -131,9 +131,7 @@ class Compressor(compressor.Compressor):
         """Layer name -> what exports call its weight."""
         model = naming.without_wrappers(self._model)
         keys = self._keys(model, model.state_dict())
-        present: dict[int, list[str]] = {}
-        for module_name, module in model.named_modules(remove_duplicate=False):
-            present.setdefault(id(module), []).append(module_name)
+        present = naming.names_by_module(model.named_modules(remove_duplicate=False))
         found = {}
         for name, weight in self._bound().weights.items():
             mine = [keys[naming.weight_key(n)] for n in present[id(weight.op)]]

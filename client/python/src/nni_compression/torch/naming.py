@@ -10,7 +10,7 @@ from __future__ import annotations
 import sys
 import weakref
 from collections import Counter
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 from typing import Any, Callable, Optional
 
 from torch import nn
@@ -77,6 +77,14 @@ def named_modules(model: nn.Module) -> list[tuple[str, nn.Module]]:
     return [(plain, module) for _, plain, module in both_names(model)]
 
 
+def names_by_module(named: Iterable[tuple[str, nn.Module]]) -> dict[int, list[str]]:
+    """id of a module -> all its names."""
+    names: dict[int, list[str]] = {}
+    for name, module in named:
+        names.setdefault(id(module), []).append(name)
+    return names
+
+
 def plain_key(model: nn.Module) -> Callable[[str], str]:
     """A key of the model's `state_dict()` -> that of the plain model's."""
     modules = model.named_modules(remove_duplicate=False)
@@ -130,9 +138,7 @@ class NamesThen:
 
     def _moved(self, now: dict[str, nn.Module]) -> dict[str, str]:
         """A name that a module has now -> the one that it had and has no more."""
-        names_now: dict[int, list[str]] = {}
-        for name, module in now.items():
-            names_now.setdefault(id(module), []).append(name)
+        names_now = names_by_module(now.items())
         moved: dict[str, str] = {}
         for number, (reference, before) in self._names.items():
             present = names_now.get(number, []) if reference() is not None else []
@@ -149,9 +155,14 @@ def _owner(key: str, modules: Collection[str]) -> str:
     return owner
 
 
+def key_of(module: str, part: str) -> str:
+    """The key of a part of a module in a `state_dict()`."""
+    return f"{module}.{part}" if module else part
+
+
 def weight_key(module: str) -> str:
-    """The key of a module's weight in a `state_dict()`."""
-    return f"{module}.weight" if module else "weight"
+    """That of its weight."""
+    return key_of(module, "weight")
 
 
 def layer_key(name: str) -> str:

@@ -116,12 +116,14 @@ class Quantizer(QuantizerPart, Compressor):
         return state
 
     def _tied_names(self) -> Mapping[str, Sequence[str]]:
-        present: dict[int, list[str]] = {}
-        for name, module in naming.named_modules(self._model):
-            present.setdefault(id(module), []).append(naming.weight_key(name))
+        present = naming.names_by_module(naming.named_modules(self._model))
         keys = self._weight_keys()
         return {
-            keys[name]: [key for module in weight.modules for key in present.get(id(module), ())]
+            keys[name]: [
+                naming.weight_key(each)
+                for module in weight.modules
+                for each in present.get(id(module), ())
+            ]
             for name, weight in self._quantization().weights.items()
         }
 
@@ -130,7 +132,7 @@ class Quantizer(QuantizerPart, Compressor):
         shapes = {weight.dense.shape for weight in weights}
         compressed = {id(weight.dense) for weight in weights}
         return {
-            f"{name}.{part}" if name else part: parameter.detach().cpu().numpy()
+            naming.key_of(name, part): parameter.detach().cpu().numpy()
             for name, module in naming.named_modules(self._model)
             for part, parameter in (*module._parameters.items(), *module._buffers.items())
             if parameter is not None
