@@ -20,7 +20,6 @@
 
 #include "absl/strings/str_cat.h"
 #include "proto/wire/frames.h"
-#include "server/base/host_resources.h"
 #include "server/base/log.h"
 #include "server/calls/components.h"
 #include "server/calls/health_service.h"
@@ -31,6 +30,7 @@
 #include "server/monitoring/metrics_listener.h"
 #include "server/monitoring/server_metrics.h"
 #include "server/net/listen_address.h"
+#include "server/platform/host_resources.h"
 
 extern "C" void omp_set_num_threads(int threads);  // OpenMP's, which LibTorch uses
 

@@ -1,7 +1,6 @@
 #include "client/cli/backup.h"
 
 #include <fcntl.h>
-#include <openssl/sha.h>
 #include <sqlite3.h>
 #include <sys/file.h>
 #include <sys/stat.h>
@@ -16,19 +15,22 @@
 #include <system_error>
 #include <utility>
 
-#include "absl/cleanup/cleanup.h"
-#include "absl/strings/escaping.h"
 #include "absl/strings/str_cat.h"
+#include "server/disk/layout.h"
+#include "server/platform/file_descriptor.h"
+#include "server/platform/sha256.h"
 
 namespace nni_compression::cli {
 namespace {
 
 namespace fs = std::filesystem;
 
-constexpr char kCatalogue[] = "catalogue.db";
-constexpr char kUnfinished[] = "catalogue.db.unfinished";
-constexpr char kRecords[] = "records";
-constexpr char kKeepFiles[] = "keep-files";
+using server::FileDescriptor;
+using server::layout::kCatalogue;
+using server::layout::kKeepFiles;
+using server::layout::kRecords;
+using server::layout::kUnfinishedCatalogue;
+
 constexpr int kBusyTimeoutMs = 10000;
 
 absl::Status Failed(absl::string_view what, const fs::path& path, const std::error_code& error) {
@@ -52,7 +54,7 @@ class Target {
 
   Target(Target&& other) noexcept
       : folder_(std::move(other.folder_)),
-        fd_(std::exchange(other.fd_, -1)),
+        directory_(std::move(other.directory_)),
         made_(other.made_),
         unfinished_(std::exchange(other.unfinished_, false)) {}
   ~Target();
@@ -62,10 +64,11 @@ class Target {
   absl::Status Finish(const Owner& owner);
 
  private:
-  Target(fs::path folder, int fd, bool made) : folder_(std::move(folder)), fd_(fd), made_(made) {}
+  Target(fs::path folder, FileDescriptor directory, bool made)
+      : folder_(std::move(folder)), directory_(std::move(directory)), made_(made) {}
 
   fs::path folder_;
-  int fd_ = -1;
+  FileDescriptor directory_;
   bool made_ = false;
   bool unfinished_ = false;
 };
@@ -75,16 +78,8 @@ void RemoveCopy(const fs::path& folder) {
   std::error_code ignored;
   fs::remove_all(folder / kRecords, ignored);
   for (const char* const suffix : {"-journal", "-wal", "-shm", ""}) {
-    fs::remove(folder / absl::StrCat(kUnfinished, suffix), ignored);
+    fs::remove(folder / absl::StrCat(kUnfinishedCatalogue, suffix), ignored);
   }
-}
-
-// Another one that fails removes the folder that it has made.
-bool IsAt(int fd, const fs::path& folder) {
-  struct stat mine = {};
-  struct stat there = {};
-  return fstat(fd, &mine) == 0 && stat(folder.c_str(), &there) == 0 &&
-         mine.st_dev == there.st_dev && mine.st_ino == there.st_ino;
 }
 
 absl::StatusOr<Target> Target::Make(const fs::path& folder) {
@@ -96,21 +91,18 @@ absl::StatusOr<Target> Target::Make(const fs::path& folder) {
   const bool there = fs::exists(folder, error);
   if (there && !fs::is_directory(folder, error)) return not_empty();
   if (!fs::create_directories(folder, error) && error) return Failed("make", folder, error);
-  const int fd = open(folder.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC);
-  if (fd < 0) return Failed("open", folder, LastError());
-  const bool locked = flock(fd, LOCK_EX | LOCK_NB) == 0;
-  if (!locked || !IsAt(fd, folder)) {
+  FileDescriptor directory(open(folder.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC));
+  if (!directory.valid()) return Failed("open", folder, LastError());
+  const bool locked = flock(directory.get(), LOCK_EX | LOCK_NB) == 0;
+  if (!locked || !server::layout::IsAt(directory.get(), folder)) {
     error = LastError();
-    close(fd);
     if (!locked && error != std::errc::operation_would_block) return Failed("lock", folder, error);
     return absl::UnavailableError(
         absl::StrCat("a server, or another backup or restore, uses '", folder.string(), "'"));
   }
-  Target target(folder, fd, !there);
+  Target target(folder, std::move(directory), !there);
   // What a copy leaves that was killed is in nobody's way.
-  if (!fs::exists(folder / kCatalogue, error) && fs::exists(folder / kUnfinished, error)) {
-    RemoveCopy(folder);
-  }
+  if (server::layout::HasUnfinishedCopy(folder)) RemoveCopy(folder);
   if (!fs::is_empty(folder, error)) return error ? Failed("read", folder, error) : not_empty();
   fs::permissions(folder, fs::perms::owner_all, error);
   if (error) return Failed("protect", folder, error);
@@ -124,7 +116,6 @@ Target::~Target() {
     std::error_code ignored;
     if (made_) fs::remove(folder_, ignored);
   }
-  if (fd_ >= 0) close(fd_);
 }
 
 // Gives what is at `path` to its owner; by `fd` where it is open.
@@ -186,12 +177,10 @@ absl::Status CheckDigest(const fs::path& path) {
   std::ifstream file(path, std::ios::binary);
   std::stringstream content;
   content << file.rdbuf();
-  const std::string bytes = content.str();
-  std::string digest(SHA256_DIGEST_LENGTH, '\0');
-  SHA256(reinterpret_cast<const uint8_t*>(bytes.data()), bytes.size(),
-         reinterpret_cast<uint8_t*>(digest.data()));
-  const std::string name = path.parent_path().filename().string() + path.filename().string();
-  if (file && absl::BytesToHexString(digest) == name) return absl::OkStatus();
+  const std::string name = path.parent_path().filename() / path.filename();
+  if (file && server::layout::RecordPath(server::Sha256(content.str())) == name) {
+    return absl::OkStatus();
+  }
   return absl::DataLossError(absl::StrCat("'", path.string(), "' is damaged"));
 }
 
@@ -246,29 +235,28 @@ absl::StatusOr<CopiedData> CopyRecords(const fs::path& from, const fs::path& to,
 }
 
 absl::Status Target::Finish(const Owner& owner) {
-  if (absl::Status given = GiveTo(owner, folder_ / kUnfinished); !given.ok()) return given;
-  if (syncfs(fd_) != 0) return Failed("sync", folder_, LastError());
-  if (absl::Status given = GiveTo(owner, folder_, fd_); !given.ok()) return given;
-  if (renameat(fd_, kUnfinished, fd_, kCatalogue) != 0) {
+  if (absl::Status given = GiveTo(owner, folder_ / kUnfinishedCatalogue); !given.ok()) return given;
+  if (syncfs(directory_.get()) != 0) return Failed("sync", folder_, LastError());
+  if (absl::Status given = GiveTo(owner, folder_, directory_.get()); !given.ok()) return given;
+  if (renameat(directory_.get(), kUnfinishedCatalogue, directory_.get(), kCatalogue) != 0) {
     return Failed("finish", folder_, LastError());
   }
   unfinished_ = false;
-  return fsync(fd_) == 0 ? absl::OkStatus() : Failed("sync", folder_, LastError());
+  return fsync(directory_.get()) == 0 ? absl::OkStatus() : Failed("sync", folder_, LastError());
 }
 
 // The server makes the file, unless it is of the first version, and has to be able to open it: it
 // stays, or becomes, the server's, although it may be root who makes the backup.
-absl::StatusOr<int> OpenKeepFiles(const std::string& data_dir, const fs::path& keep) {
+absl::StatusOr<FileDescriptor> OpenKeepFiles(const std::string& data_dir, const fs::path& keep) {
   const bool there = fs::exists(fs::symlink_status(keep));
-  const int fd = open(keep.c_str(), O_RDWR | O_CREAT | O_NOFOLLOW | O_CLOEXEC, 0600);
-  if (fd < 0) return Failed("open", keep, LastError());
+  FileDescriptor fd(open(keep.c_str(), O_RDWR | O_CREAT | O_NOFOLLOW | O_CLOEXEC, 0600));
+  if (!fd.valid()) return Failed("open", keep, LastError());
   struct stat directory;
   struct stat file;
-  if (stat(data_dir.c_str(), &directory) != 0 || fstat(fd, &file) != 0) return fd;
+  if (stat(data_dir.c_str(), &directory) != 0 || fstat(fd.get(), &file) != 0) return fd;
   if (file.st_uid == directory.st_uid) return fd;
   const Owner owner = {directory.st_uid, directory.st_gid, /*required=*/true};
-  if (absl::Status given = GiveTo(owner, keep, fd); !given.ok()) {
-    close(fd);
+  if (absl::Status given = GiveTo(owner, keep, fd.get()); !given.ok()) {
     if (!there) unlink(keep.c_str());
     return given;
   }
@@ -288,9 +276,11 @@ absl::StatusOr<CopiedData> Copy(const fs::path& from, const fs::path& to, bool v
   const Owner owner = {catalogue.st_uid, catalogue.st_gid, /*required=*/verify};
   absl::StatusOr<Target> target = Target::Make(to);
   if (!target.ok()) return target.status();
-  if (absl::Status s = CopyCatalogue(from / kCatalogue, to / kUnfinished); !s.ok()) return s;
+  if (absl::Status s = CopyCatalogue(from / kCatalogue, to / kUnfinishedCatalogue); !s.ok())
+    return s;
   if (!fs::exists(from / kRecords, error)) {
-    if (absl::Status s = CheckNoneIsNamed(to / kUnfinished, from / kRecords); !s.ok()) return s;
+    if (absl::Status s = CheckNoneIsNamed(to / kUnfinishedCatalogue, from / kRecords); !s.ok())
+      return s;
   }
   absl::StatusOr<CopiedData> copied = CopyRecords(from / kRecords, to / kRecords, verify, owner);
   if (!copied.ok()) return copied;
@@ -303,11 +293,10 @@ absl::StatusOr<CopiedData> Copy(const fs::path& from, const fs::path& to, bool v
 
 absl::StatusOr<CopiedData> Backup(const std::string& data_dir, const std::string& target) {
   const fs::path keep = fs::path(data_dir) / kKeepFiles;
-  const absl::StatusOr<int> fd = OpenKeepFiles(data_dir, keep);
+  const absl::StatusOr<FileDescriptor> fd = OpenKeepFiles(data_dir, keep);
   if (!fd.ok()) return fd.status();
-  const auto closer = absl::MakeCleanup([&] { close(*fd); });
   // While it is held, the server removes no file that the copy of the catalogue may refer to.
-  if (flock(*fd, LOCK_SH) != 0) return Failed("lock", keep, LastError());
+  if (flock(fd->get(), LOCK_SH) != 0) return Failed("lock", keep, LastError());
   return Copy(data_dir, target, /*verify=*/false);
 }
 

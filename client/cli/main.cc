@@ -17,7 +17,6 @@
 #include "absl/strings/str_split.h"
 #include "absl/time/clock.h"
 #include "absl/time/time.h"
-#include "access/tenant_editor.h"
 #include "client/cli/backup.h"
 #include "client/cli/compress.h"
 #include "client/cli/export.h"
@@ -27,6 +26,7 @@
 #include "client/cli/top.h"
 #include "client/cli/usage.h"
 #include "nni_compression/client.h"
+#include "server/access/tenant_editor.h"
 
 ABSL_FLAG(std::string, server, "", "address of the server");
 ABSL_FLAG(absl::Duration, connect_timeout, absl::Seconds(5), "how long to wait for the server");

@@ -8,8 +8,8 @@
 #include <string>
 #include <vector>
 
-#include "access/tenants.h"
 #include "nni_compression/client.h"
+#include "server/access/tenants.h"
 
 namespace nni_compression::cli {
 

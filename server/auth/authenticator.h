@@ -10,7 +10,7 @@
 
 #include "absl/status/statusor.h"
 #include "absl/strings/string_view.h"
-#include "access/tenants.h"
+#include "server/access/tenants.h"
 
 namespace nni_compression::server {
 

@@ -9,9 +9,10 @@
 #include "absl/status/status.h"
 #include "absl/strings/ascii.h"
 #include "absl/strings/str_cat.h"
-#include "access/tenants.h"
+#include "server/access/tenants.h"
 #include "server/base/log.h"
 #include "server/base/mutex.h"
+#include "server/platform/sha256.h"
 
 namespace nni_compression::server {
 namespace {
@@ -82,7 +83,7 @@ absl::StatusOr<std::shared_ptr<TenantFile>> TenantFile::Open(const std::string& 
 
 std::optional<Caller> TenantFile::Find(absl::string_view token) const {
   const std::shared_ptr<const Table> table = current_->Get();
-  const auto it = table->callers.find(access::DigestOf(token));
+  const auto it = table->callers.find(Sha256(token));
   if (it == table->callers.end()) return std::nullopt;
   return it->second;
 }

@@ -13,9 +13,9 @@
 #include "absl/base/thread_annotations.h"
 #include "absl/strings/str_cat.h"
 #include "absl/time/time.h"
-#include "server/base/file_descriptor.h"
 #include "server/base/log.h"
 #include "server/base/mutex.h"
+#include "server/platform/file_descriptor.h"
 
 namespace nni_compression::server {
 namespace {

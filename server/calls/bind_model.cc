@@ -12,8 +12,8 @@
 #include "compression/binding.h"
 #include "server/base/errors.h"
 #include "server/base/log.h"
-#include "server/base/sha256.h"
 #include "server/convert/convert.h"
+#include "server/platform/sha256.h"
 #include "server/sessions/session_memory.h"
 #include "server/sessions/session_report.h"
 

@@ -13,8 +13,8 @@
 
 #include "absl/base/thread_annotations.h"
 #include "absl/status/statusor.h"
-#include "server/base/file_descriptor.h"
 #include "server/base/mutex.h"
+#include "server/platform/file_descriptor.h"
 
 namespace nni_compression::server {
 

@@ -8,8 +8,8 @@
 #include <utility>
 
 #include "absl/strings/str_cat.h"
-#include "server/base/host_resources.h"
 #include "server/limits/prices.h"
+#include "server/platform/host_resources.h"
 
 namespace nni_compression::server {
 namespace {

@@ -15,9 +15,9 @@
 #include "absl/base/thread_annotations.h"
 #include "absl/status/statusor.h"
 #include "absl/time/time.h"
-#include "server/base/file_descriptor.h"
 #include "server/base/mutex.h"
 #include "server/net/socket_file.h"
+#include "server/platform/file_descriptor.h"
 
 namespace nni_compression::server {
 

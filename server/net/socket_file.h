@@ -9,7 +9,7 @@
 
 #include "absl/status/statusor.h"
 #include "absl/strings/string_view.h"
-#include "server/base/file_descriptor.h"
+#include "server/platform/file_descriptor.h"
 
 namespace nni_compression::server {
 

@@ -11,7 +11,7 @@
 #include "absl/strings/ascii.h"
 #include "absl/strings/escaping.h"
 #include "absl/strings/str_cat.h"
-#include "server/base/sha256.h"
+#include "server/platform/sha256.h"
 
 namespace nni_compression::server {
 namespace {

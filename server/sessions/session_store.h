@@ -18,7 +18,7 @@
 #include "absl/status/statusor.h"
 #include "absl/strings/string_view.h"
 #include "absl/time/time.h"
-#include "access/tenants.h"
+#include "server/access/tenants.h"
 #include "server/base/mutex.h"
 #include "server/base/timer_thread.h"
 #include "server/sessions/page_tokens.h"

@@ -12,7 +12,7 @@
 #include "absl/strings/string_view.h"
 #include "nni/compression/v1/compression.pb.h"
 #include "server/auth/authenticator.h"
-#include "server/base/file_descriptor.h"
+#include "server/platform/file_descriptor.h"
 #include "server/shm/region_table.h"
 
 namespace nni_compression::server {

@@ -14,7 +14,7 @@
 #include "absl/time/clock.h"
 #include "server/base/clock.h"
 #include "server/base/log.h"
-#include "server/storage/disk_layout.h"
+#include "server/disk/layout.h"
 
 namespace nni_compression::server {
 namespace {
@@ -37,18 +37,6 @@ absl::Status Lock(const FileDescriptor& file, int kind, const std::string& path,
     absl::SleepFor(kLockPoll);
   }
   return absl::OkStatus();
-}
-
-bool IsAt(const FileDescriptor& file, const std::string& path) {
-  struct stat mine = {};
-  struct stat there = {};
-  return fstat(file.get(), &mine) == 0 && stat(path.c_str(), &there) == 0 &&
-         mine.st_dev == there.st_dev && mine.st_ino == there.st_ino;
-}
-
-bool Exists(const std::string& path) {
-  struct stat file = {};
-  return lstat(path.c_str(), &file) == 0;
 }
 
 struct RemoteFileSystem {
@@ -120,17 +108,13 @@ absl::StatusOr<DataDirectory> DataDirectory::Open(const std::string& path,
         !status.ok()) {
       return status;
     }
-    // A restore that fails removes the directory that it has made, and another one may make it
-    // anew.
-  } while (!IsAt(directory, path));
-  // Its records would be taken for ones that no session refers to, and removed. Where there is a
-  // catalogue, an earlier version has done that, and has sessions here now.
-  if (Exists(path + layout::kUnfinishedRestore) && !Exists(path + layout::kCatalogue)) {
+  } while (!layout::IsAt(directory.get(), path));
+  if (layout::HasUnfinishedCopy(path)) {
     return absl::FailedPreconditionError(
         absl::StrCat("data_dir '", path, "' has a restore that was not finished: run ",
                      "`compressionctl restore` again, or remove the directory"));
   }
-  const std::string lock_path = path + "/lock";
+  const std::string lock_path = layout::PathIn(path, layout::kLock);
   FileDescriptor lock(open(lock_path.c_str(), O_RDWR | O_CREAT | O_CLOEXEC, 0600));
   if (!lock.valid()) return FileError("open", lock_path);
   if (absl::Status status =

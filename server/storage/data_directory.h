@@ -8,7 +8,7 @@
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include "absl/time/time.h"
-#include "server/base/file_descriptor.h"
+#include "server/platform/file_descriptor.h"
 
 namespace nni_compression::server {
 

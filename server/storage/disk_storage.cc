@@ -6,8 +6,8 @@
 #include "absl/cleanup/cleanup.h"
 #include "absl/strings/str_cat.h"
 #include "server/base/mutex.h"
+#include "server/disk/layout.h"
 #include "server/storage/data_directory.h"
-#include "server/storage/disk_layout.h"
 #include "server/storage/disk_writer.h"
 #include "server/storage/row_checksums.h"
 
@@ -145,7 +145,8 @@ absl::StatusOr<std::unique_ptr<DiskStorage>> DiskStorage::Open(const DiskStorage
   absl::StatusOr<std::unique_ptr<Writer>> writer =
       Writer::Open(options.directory, options.durability);
   if (!writer.ok()) return writer.status();
-  absl::StatusOr<Database> database = Database::Open(options.directory + layout::kCatalogue);
+  absl::StatusOr<Database> database =
+      Database::Open(layout::PathIn(options.directory, layout::kCatalogue));
   if (!database.ok()) return database.status();
   auto reader = std::make_unique<Reader>(*std::move(database), (*writer)->files());
   return std::unique_ptr<DiskStorage>(

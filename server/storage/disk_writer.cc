@@ -8,9 +8,9 @@
 
 #include "absl/strings/str_cat.h"
 #include "server/base/log.h"
-#include "server/base/sha256.h"
+#include "server/disk/layout.h"
+#include "server/platform/sha256.h"
 #include "server/storage/data_directory.h"
-#include "server/storage/disk_layout.h"
 #include "server/storage/write_ahead_log.h"
 
 namespace nni_compression::server {
@@ -75,7 +75,7 @@ void MakePrivate(const std::string& path) {
 
 absl::StatusOr<std::unique_ptr<DiskStorage::Writer>> DiskStorage::Writer::Open(
     const std::string& directory, DurabilityLevel durability) {
-  const std::string path = directory + layout::kCatalogue;
+  const std::string path = layout::PathIn(directory, layout::kCatalogue);
   MakePrivate(path);
   const int lost = LostTransactions(path + "-wal");
   if (lost > 0) {
@@ -88,7 +88,8 @@ absl::StatusOr<std::unique_ptr<DiskStorage::Writer>> DiskStorage::Writer::Open(
     return absl::Status(status.code(), absl::StrCat("'", path, "': ", status.message()));
   }
   const bool sync = durability == DurabilityLevel::kPower;
-  absl::StatusOr<RecordFiles> files = RecordFiles::Open(directory + layout::kRecords, sync);
+  absl::StatusOr<RecordFiles> files =
+      RecordFiles::Open(layout::PathIn(directory, layout::kRecords), sync);
   if (!files.ok()) return files.status();
   for (const std::string& made : {directory, directory + "/.."}) {
     if (!sync) break;
@@ -102,10 +103,10 @@ DiskStorage::Writer::Writer(Database database, RecordFiles files, const std::str
                             bool rows_lost)
     : database_(std::move(database)),
       files_(std::move(files)),
-      keep_files_path_(directory + layout::kKeepFiles),
-      lost_path_(directory + layout::kLost),
+      keep_files_path_(layout::PathIn(directory, layout::kKeepFiles)),
+      lost_path_(layout::PathIn(directory, layout::kLost)),
       rows_lost_(rows_lost),
-      reserve_(directory + layout::kReserve),
+      reserve_(layout::PathIn(directory, layout::kReserve)),
       begin_(database_, "BEGIN IMMEDIATE"),
       commit_(database_, "COMMIT"),
       insert_session_(database_,

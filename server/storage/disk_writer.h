@@ -12,7 +12,7 @@
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include "absl/types/span.h"
-#include "server/base/file_descriptor.h"
+#include "server/platform/file_descriptor.h"
 #include "server/storage/disk_storage.h"
 #include "server/storage/record_files.h"
 #include "server/storage/reserve.h"

@@ -1,7 +1,6 @@
 #include "server/storage/record_files.h"
 
 #include <fcntl.h>
-#include <openssl/sha.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
@@ -13,8 +12,9 @@
 #include "absl/strings/escaping.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
-#include "server/base/file_descriptor.h"
-#include "server/base/sha256.h"
+#include "server/disk/layout.h"
+#include "server/platform/file_descriptor.h"
+#include "server/platform/sha256.h"
 #include "server/storage/data_directory.h"
 
 namespace nni_compression::server {
@@ -129,7 +129,7 @@ void RecordFiles::List(int folder,
        !error && file != std::filesystem::directory_iterator(); file.increment(error)) {
     const std::string name = prefix + file->path().filename().string();
     // Nobody else's files are touched.
-    if (name.size() == 2 * SHA256_DIGEST_LENGTH &&
+    if (name.size() == 2 * kSha256Bytes &&
         name.find_first_not_of("0123456789abcdef") == std::string::npos) {
       visit(absl::HexStringToBytes(name));
     }
@@ -137,8 +137,7 @@ void RecordFiles::List(int folder,
 }
 
 std::string RecordFiles::Path(absl::string_view digest) const {
-  const std::string name = absl::BytesToHexString(digest);
-  return absl::StrCat(folder_, "/", name.substr(0, 2), "/", name.substr(2));
+  return layout::PathIn(folder_, layout::RecordPath(digest));
 }
 
 std::string RecordFiles::Subfolder(int i) const {

@@ -3,7 +3,7 @@
 #include <fcntl.h>
 #include <unistd.h>
 
-#include "server/base/file_descriptor.h"
+#include "server/platform/file_descriptor.h"
 
 namespace nni_compression::server {
 namespace {

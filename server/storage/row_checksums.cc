@@ -5,7 +5,7 @@
 #include "absl/strings/str_cat.h"
 #include "absl/strings/string_view.h"
 #include "absl/time/time.h"
-#include "server/storage/disk_layout.h"
+#include "server/disk/layout.h"
 
 namespace nni_compression::server {
 namespace {

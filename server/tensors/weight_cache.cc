@@ -1,7 +1,5 @@
 #include "server/tensors/weight_cache.h"
 
-#include <openssl/evp.h>
-
 #include <algorithm>
 #include <iterator>
 #include <optional>
@@ -45,28 +43,19 @@ TensorHeader KindOf(const TensorHeader& header) {
   return kind;
 }
 
-EVP_MD_CTX* Context(void* context) { return static_cast<EVP_MD_CTX*>(context); }
-
 }  // namespace
 
-TensorDigest::TensorDigest(const TensorHeader& header) : context_(EVP_MD_CTX_new()) {
-  EVP_DigestInit_ex(Context(context_), EVP_sha256(), nullptr);
+TensorDigest::TensorDigest(const TensorHeader& header) {
   AddNumber(*this, static_cast<uint8_t>(header.dtype()));
   AddNumber(*this, static_cast<uint32_t>(header.shape_size()));
   for (const int64_t dimension : header.shape()) AddNumber(*this, dimension);
 }
 
-TensorDigest::~TensorDigest() { EVP_MD_CTX_free(Context(context_)); }
-
 void TensorDigest::Add(const uint8_t* bytes, int64_t size) {
-  EVP_DigestUpdate(Context(context_), bytes, static_cast<size_t>(size));
+  hasher_.Add(bytes, static_cast<size_t>(size));
 }
 
-std::string TensorDigest::Finish() {
-  std::string digest(32, '\0');
-  EVP_DigestFinal_ex(Context(context_), reinterpret_cast<unsigned char*>(digest.data()), nullptr);
-  return digest;
-}
+std::string TensorDigest::Finish() { return hasher_.Finish(); }
 
 std::string TensorDigest::Of(const TensorHeader& header, const compression::Buffer& bytes) {
   TensorDigest digest(header);

@@ -19,6 +19,7 @@
 #include "server/base/executor.h"
 #include "server/base/mutex.h"
 #include "server/limits/memory_budget.h"
+#include "server/platform/sha256.h"
 
 namespace nni_compression::server {
 
@@ -26,9 +27,6 @@ namespace nni_compression::server {
 class TensorDigest {
  public:
   explicit TensorDigest(const nni::compression::v1::TensorHeader& header);
-  ~TensorDigest();
-  TensorDigest(const TensorDigest&) = delete;
-  TensorDigest& operator=(const TensorDigest&) = delete;
 
   void Add(const uint8_t* bytes, int64_t size);
   std::string Finish();  // 32 bytes; once
@@ -37,7 +35,7 @@ class TensorDigest {
                         const compression::Buffer& bytes);
 
  private:
-  void* const context_;
+  Sha256Hasher hasher_;
 };
 
 class WeightCache;

@@ -8,7 +8,7 @@
 
 #include <cstdint>
 
-#include "server/base/file_descriptor.h"
+#include "server/platform/file_descriptor.h"
 
 namespace nni_compression::testing {
 

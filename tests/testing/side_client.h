@@ -6,7 +6,7 @@
 #include <vector>
 
 #include "nni/compression/v1/compression.pb.h"
-#include "server/base/file_descriptor.h"
+#include "server/platform/file_descriptor.h"
 
 namespace nni_compression::testing {
 

@@ -6,13 +6,13 @@
 
 #include "absl/strings/escaping.h"
 #include "absl/strings/str_cat.h"
-#include "access/tenants.h"
+#include "server/platform/sha256.h"
 
 namespace nni_compression::testing {
 
 // With the digest of the tenant's token.
 inline std::string TokenLine(const std::string& token, const std::string& tenant) {
-  return absl::StrCat(absl::BytesToHexString(access::DigestOf(token)), " ", tenant, "\n");
+  return absl::StrCat(absl::BytesToHexString(server::Sha256(token)), " ", tenant, "\n");
 }
 
 }  // namespace nni_compression::testing

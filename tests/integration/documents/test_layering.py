@@ -1,6 +1,7 @@
 """Which folder may include what: arrows run from server and client to compression and proto.
 
 The folders of the server are the libraries of server/CMakeLists.txt, and may use what they link.
+Those that a build without the server has, too, are shared with the clients.
 """
 
 import ast
@@ -16,27 +17,29 @@ ROOT = pathlib.Path(__file__).resolve().parents[3]
 INCLUDE = re.compile(r'^\s*#\s*include\s*[<"]([^">]+)[">]', re.MULTILINE)
 
 
-def server_folders():
-    """Folder of the server -> the others that it links."""
+def folders_of(cmake):
+    """Folder of the server -> the others that it links, from lines of server/CMakeLists.txt."""
     listed = re.findall(
         r"^nni_compression_server_folder\((\w+)\s*(?:FOLDERS ([a-z\s]+))?[^)]*\)$",
-        (ROOT / "server/CMakeLists.txt").read_text(),
+        cmake,
         re.MULTILINE,
     )
     return {f"server/{name}": {f"server/{used}" for used in uses.split()} for name, uses in listed}
 
 
-SERVER = server_folders()
-BELOW_SERVER = {"access", "compression", "proto"}
+CMAKE = (ROOT / "server/CMakeLists.txt").read_text()
+SERVER = folders_of(CMAKE)
+SHARED = folders_of(CMAKE.partition("if(NOT NNI_COMPRESSION_BUILD_SERVER)")[0])
+BELOW_SERVER = {"compression", "proto"}
 # Folder -> the own folders that it may include from, besides itself.
 ALLOWED = {
-    "access": set(),
     "proto": set(),
     "compression": set(),
     **{folder: uses | BELOW_SERVER for folder, uses in SERVER.items()},
+    **SHARED,
     "server": {*SERVER, *BELOW_SERVER},
     "client/cpp": {"proto"},
-    "client/cli": {"client/cpp", "access", "proto"},
+    "client/cli": {"client/cpp", "proto", *SHARED},
 }
 # Generated from the .proto, hence the wire's.
 GENERATED = re.compile(r"^nni/compression/v1/|\.(grpc\.)?pb\.h$")
@@ -105,6 +108,13 @@ def test_the_readme_of_a_folder_names_all_that_is_in_it(folder):
     assert not stems - named
 
 
+@pytest.mark.parametrize("folder", SERVER)
+def test_the_readme_of_a_folder_says_what_it_uses(folder):
+    text = re.search(r"^Uses .*", (ROOT / folder / "README.md").read_text(), re.MULTILINE | re.DOTALL)
+    named = {f"server/{name}" for name in re.findall(r"`(\w+)/`", text[0])}
+    assert text[0].startswith("Uses all folders") or SERVER[folder] <= named
+
+
 def test_no_folder_includes_itself_by_way_of_others():
     graph = {folder: uses(folder) for folder in ALLOWED}
     assert not [folder for folder in graph if folder in reachable(graph, folder)]
@@ -150,7 +160,7 @@ def test_exporters_call_no_algorithm():
     assert not wrong
 
 
-@pytest.mark.parametrize("folder", ["client/cpp", "client/cli", "proto"])
+@pytest.mark.parametrize("folder", ["client/cpp", "client/cli", "proto", *SHARED])
 def test_clients_need_no_libtorch(folder):
     wrong = [
         f"{source} includes {include}"

@@ -10,7 +10,7 @@
 #include <string>
 
 #include "absl/strings/str_cat.h"
-#include "access/tenant_editor.h"
+#include "server/access/tenant_editor.h"
 #include "tests/testing/token_line.h"
 
 namespace nni_compression::server {

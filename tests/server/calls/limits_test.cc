@@ -18,7 +18,7 @@
 #include "google/rpc/error_details.pb.h"
 #include "google/rpc/status.pb.h"
 #include "proto/wire/frames.h"
-#include "server/base/file_descriptor.h"
+#include "server/platform/file_descriptor.h"
 #include "server/storage/memory_storage.h"
 #include "tests/testing/test_server.h"
 

@@ -13,7 +13,7 @@
 
 #include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
-#include "server/base/file_descriptor.h"
+#include "server/platform/file_descriptor.h"
 #include "tests/testing/latch.h"
 
 namespace nni_compression::server {

@@ -20,7 +20,7 @@
 #include <utility>
 #include <vector>
 
-#include "server/base/file_descriptor.h"
+#include "server/platform/file_descriptor.h"
 #include "server/storage/data_directory.h"
 #include "server/storage/row_checksums.h"
 #include "server/storage/sqlite.h"

@@ -1,4 +1,4 @@
-#include "access/bytes.h"
+#include "server/access/bytes.h"
 
 #include <limits>
 #include <utility>

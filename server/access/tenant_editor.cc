@@ -1,4 +1,4 @@
-#include "access/tenant_editor.h"
+#include "server/access/tenant_editor.h"
 
 #include <fcntl.h>
 #include <openssl/rand.h>
@@ -25,6 +25,7 @@
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_join.h"
 #include "absl/strings/str_split.h"
+#include "server/platform/sha256.h"
 
 namespace nni_compression::access {
 namespace {
@@ -200,7 +201,7 @@ absl::StatusOr<std::string> TenantEditor::Add(absl::string_view tenant, bool adm
       entry.admin = true;
       SetTenant(name, entry, &lines);
     }
-    lines.push_back(absl::StrCat(absl::BytesToHexString(DigestOf(token)), " ", name));
+    lines.push_back(absl::StrCat(absl::BytesToHexString(server::Sha256(token)), " ", name));
     return absl::OkStatus();
   });
   if (!status.ok()) return status;

@@ -1,6 +1,6 @@
 // Changes of the file of tenants while a server uses it.
-#ifndef NNI_COMPRESSION_ACCESS_TENANT_EDITOR_H_
-#define NNI_COMPRESSION_ACCESS_TENANT_EDITOR_H_
+#ifndef NNI_COMPRESSION_SERVER_ACCESS_TENANT_EDITOR_H_
+#define NNI_COMPRESSION_SERVER_ACCESS_TENANT_EDITOR_H_
 
 #include <string>
 #include <vector>
@@ -9,7 +9,7 @@
 #include "absl/status/statusor.h"
 #include "absl/strings/string_view.h"
 #include "absl/types/span.h"
-#include "access/tenants.h"
+#include "server/access/tenants.h"
 
 namespace nni_compression::access {
 
@@ -47,4 +47,4 @@ class TenantEditor {
 
 }  // namespace nni_compression::access
 
-#endif  // NNI_COMPRESSION_ACCESS_TENANT_EDITOR_H_
+#endif  // NNI_COMPRESSION_SERVER_ACCESS_TENANT_EDITOR_H_

@@ -1,4 +1,4 @@
-#include "access/tenant_editor.h"
+#include "server/access/tenant_editor.h"
 
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
@@ -13,6 +13,7 @@
 #include <vector>
 
 #include "absl/strings/escaping.h"
+#include "server/platform/sha256.h"
 
 namespace nni_compression::access {
 namespace {
@@ -52,7 +53,7 @@ TEST_F(TenantEditorTest, ATokenIsShownOnceAndKeptAsItsDigest) {
   EXPECT_THAT(Text(), Not(HasSubstr(token)));
   const Tenants tenants = *editor.Read();
   ASSERT_EQ(tenants.tokens.size(), 2u);
-  EXPECT_EQ(tenants.tokens[0].digest, DigestOf(token));
+  EXPECT_EQ(tenants.tokens[0].digest, server::Sha256(token));
   EXPECT_EQ(tenants.tokens[0].tenant, "a");
   EXPECT_EQ(Mode(), 0600u);
 }
@@ -72,8 +73,8 @@ TEST_F(TenantEditorTest, TokensAreRevokedOneByOneOrAll) {
   const std::string first = *editor.Add("a", true);
   const std::string second = *editor.Add("a", false);
   ASSERT_TRUE(editor.Add("b", false).ok());
-  EXPECT_EQ(*editor.Revoke("a", absl::BytesToHexString(DigestOf(first)).substr(0, 12)), 1);
-  EXPECT_EQ(editor.Read()->tokens[0].digest, DigestOf(second));
+  EXPECT_EQ(*editor.Revoke("a", absl::BytesToHexString(server::Sha256(first)).substr(0, 12)), 1);
+  EXPECT_EQ(editor.Read()->tokens[0].digest, server::Sha256(second));
   EXPECT_TRUE(editor.Read()->named.at("a").admin);
   EXPECT_EQ(*editor.Revoke("a", ""), 1);
   EXPECT_EQ(editor.Read()->named.count("a"), 0u);

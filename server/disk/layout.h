@@ -1,23 +1,45 @@
-// What the reading and the writing side of DiskStorage agree on; see disk_storage.h.
-#ifndef NNI_COMPRESSION_SERVER_STORAGE_DISK_LAYOUT_H_
-#define NNI_COMPRESSION_SERVER_STORAGE_DISK_LAYOUT_H_
+// The data directory of a server, as its storage writes it and `compressionctl` copies it:
+//
+//   catalogue.db    sessions and their small records, in SQLite
+//   records/ab/...  large records, each named by its SHA-256: two digits, then the rest
+//   keep-files      locked by a backup; no record file is removed meanwhile
+//   reserve         space that is released to write with when the disk is full
+//   lost/           record files that were damaged
+//   lock            locked by the server
+#ifndef NNI_COMPRESSION_SERVER_DISK_LAYOUT_H_
+#define NNI_COMPRESSION_SERVER_DISK_LAYOUT_H_
 
 #include <cstddef>
 #include <string>
 
-#include "absl/strings/str_cat.h"
+#include "absl/strings/string_view.h"
 
 namespace nni_compression::server::layout {
 
 constexpr int kVersion = 2;
 
-constexpr char kCatalogue[] = "/catalogue.db";
-// What it is called until `compressionctl restore` is done: client/cli/backup.cc.
-constexpr char kUnfinishedRestore[] = "/catalogue.db.unfinished";
-constexpr char kRecords[] = "/records";
-constexpr char kKeepFiles[] = "/keep-files";
-constexpr char kReserve[] = "/reserve";
-constexpr char kLost[] = "/lost";
+constexpr char kCatalogue[] = "catalogue.db";
+// What a copy of it is called until the rest has been copied.
+constexpr char kUnfinishedCatalogue[] = "catalogue.db.unfinished";
+constexpr char kRecords[] = "records";
+constexpr char kKeepFiles[] = "keep-files";
+constexpr char kReserve[] = "reserve";
+constexpr char kLost[] = "lost";
+constexpr char kLock[] = "lock";
+
+// What the directory has under one of the names above.
+std::string PathIn(const std::string& directory, absl::string_view name);
+
+// Of the record file with this SHA-256, below kRecords.
+std::string RecordPath(absl::string_view digest);
+
+// Whether a copy into the directory was begun and not finished. Its records would be taken for ones
+// that no session refers to. Where there is a catalogue as well, sessions have been stored since.
+bool HasUnfinishedCopy(const std::string& directory);
+
+// Whether the open directory is still what `path` names. A copy that fails removes the directory
+// that it has made, and another one may be made under the same name.
+bool IsAt(int directory, const std::string& path);
 
 // Parts of a session that are no layers.
 constexpr int kBinding = -1;
@@ -25,18 +47,7 @@ constexpr int kGlobal = -2;
 constexpr int kReport = -3;
 
 // For errors.
-inline std::string PartName(int part) {
-  switch (part) {
-    case kBinding:
-      return "the binding";
-    case kGlobal:
-      return "the global record";
-    case kReport:
-      return "the report";
-    default:
-      return absl::StrCat("the record of layer ", part);
-  }
-}
+std::string PartName(int part);
 
 // Larger records are files.
 constexpr size_t kMaxInlineBytes = 32 << 10;
@@ -90,4 +101,4 @@ ALTER TABLE sessions ADD COLUMN record_checksums INTEGER;
 
 }  // namespace nni_compression::server::layout
 
-#endif  // NNI_COMPRESSION_SERVER_STORAGE_DISK_LAYOUT_H_
+#endif  // NNI_COMPRESSION_SERVER_DISK_LAYOUT_H_

@@ -1,6 +1,6 @@
 // Numbers of bytes as people write them.
-#ifndef NNI_COMPRESSION_ACCESS_BYTES_H_
-#define NNI_COMPRESSION_ACCESS_BYTES_H_
+#ifndef NNI_COMPRESSION_SERVER_ACCESS_BYTES_H_
+#define NNI_COMPRESSION_SERVER_ACCESS_BYTES_H_
 
 #include <cstdint>
 
@@ -15,4 +15,4 @@ absl::StatusOr<int64_t> ParseBytes(absl::string_view text);
 
 }  // namespace nni_compression::access
 
-#endif  // NNI_COMPRESSION_ACCESS_BYTES_H_
+#endif  // NNI_COMPRESSION_SERVER_ACCESS_BYTES_H_

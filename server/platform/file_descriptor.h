@@ -1,6 +1,6 @@
 // A file descriptor that closes itself.
-#ifndef NNI_COMPRESSION_SERVER_BASE_FILE_DESCRIPTOR_H_
-#define NNI_COMPRESSION_SERVER_BASE_FILE_DESCRIPTOR_H_
+#ifndef NNI_COMPRESSION_SERVER_PLATFORM_FILE_DESCRIPTOR_H_
+#define NNI_COMPRESSION_SERVER_PLATFORM_FILE_DESCRIPTOR_H_
 
 #include <unistd.h>
 
@@ -33,4 +33,4 @@ class FileDescriptor {
 
 }  // namespace nni_compression::server
 
-#endif  // NNI_COMPRESSION_SERVER_BASE_FILE_DESCRIPTOR_H_
+#endif  // NNI_COMPRESSION_SERVER_PLATFORM_FILE_DESCRIPTOR_H_

@@ -1,6 +1,6 @@
 // Who may call a server: the file of tenants, as the server reads and compressionctl edits it.
-#ifndef NNI_COMPRESSION_ACCESS_TENANTS_H_
-#define NNI_COMPRESSION_ACCESS_TENANTS_H_
+#ifndef NNI_COMPRESSION_SERVER_ACCESS_TENANTS_H_
+#define NNI_COMPRESSION_SERVER_ACCESS_TENANTS_H_
 
 #include <cstdint>
 #include <map>
@@ -69,9 +69,6 @@ bool IsTenantName(absl::string_view name);
 inline constexpr absl::string_view kTenantNameRule =
     "1 to 128 letters, digits, '.', '_', '-', ':', '/' and '@'";
 
-// The SHA-256 of a token, 32 bytes.
-std::string DigestOf(absl::string_view token);
-
 // Reads NAME=N, for a number of bytes with an optional suffix K, M or G, into `quota`; `none` in
 // place of the number takes the limit away.
 absl::Status ReadLimit(absl::string_view text, Quota* quota);
@@ -81,4 +78,4 @@ std::string ToText(const Quota& quota);
 
 }  // namespace nni_compression::access
 
-#endif  // NNI_COMPRESSION_ACCESS_TENANTS_H_
+#endif  // NNI_COMPRESSION_SERVER_ACCESS_TENANTS_H_

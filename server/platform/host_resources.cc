@@ -1,4 +1,4 @@
-#include "server/base/host_resources.h"
+#include "server/platform/host_resources.h"
 
 #include <sys/resource.h>
 #include <time.h>

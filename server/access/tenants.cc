@@ -1,6 +1,4 @@
-#include "access/tenants.h"
-
-#include <openssl/sha.h>
+#include "server/access/tenants.h"
 
 #include <algorithm>
 #include <iterator>
@@ -13,7 +11,8 @@
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_join.h"
 #include "absl/strings/str_split.h"
-#include "access/bytes.h"
+#include "server/access/bytes.h"
+#include "server/platform/sha256.h"
 
 namespace nni_compression::access {
 namespace {
@@ -23,7 +22,7 @@ constexpr size_t kMaxNameBytes = 128;
 using Words = std::vector<absl::string_view>;
 
 bool IsDigest(absl::string_view word) {
-  return word.size() == 2 * SHA256_DIGEST_LENGTH &&
+  return word.size() == 2 * server::kSha256Bytes &&
          std::all_of(word.begin(), word.end(),
                      [](char c) { return absl::ascii_isxdigit(static_cast<unsigned char>(c)); });
 }
@@ -83,13 +82,6 @@ bool IsTenantName(absl::string_view name) {
            return absl::ascii_isalnum(static_cast<unsigned char>(c)) ||
                   absl::StrContains("._-:/@", c);
          });
-}
-
-std::string DigestOf(absl::string_view token) {
-  std::string digest(SHA256_DIGEST_LENGTH, '\0');
-  SHA256(reinterpret_cast<const uint8_t*>(token.data()), token.size(),
-         reinterpret_cast<uint8_t*>(digest.data()));
-  return digest;
 }
 
 absl::Status ReadLimit(absl::string_view text, Quota* quota) {

@@ -7,7 +7,7 @@
 #include <memory>
 #include <string>
 
-#include "access/tenant_editor.h"
+#include "server/access/tenant_editor.h"
 #include "tests/testing/faulty_disk.h"
 
 namespace nni_compression::access {

@@ -1,6 +1,6 @@
 // What this machine, or the container that the process runs in, has.
-#ifndef NNI_COMPRESSION_SERVER_BASE_HOST_RESOURCES_H_
-#define NNI_COMPRESSION_SERVER_BASE_HOST_RESOURCES_H_
+#ifndef NNI_COMPRESSION_SERVER_PLATFORM_HOST_RESOURCES_H_
+#define NNI_COMPRESSION_SERVER_PLATFORM_HOST_RESOURCES_H_
 
 #include <cstdint>
 #include <string>
@@ -30,4 +30,4 @@ ProcessUse ReadProcessUse();
 
 }  // namespace nni_compression::server
 
-#endif  // NNI_COMPRESSION_SERVER_BASE_HOST_RESOURCES_H_
+#endif  // NNI_COMPRESSION_SERVER_PLATFORM_HOST_RESOURCES_H_

@@ -1,4 +1,4 @@
-#include "access/tenants.h"
+#include "server/access/tenants.h"
 
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
@@ -7,6 +7,7 @@
 
 #include "absl/strings/escaping.h"
 #include "absl/strings/str_cat.h"
+#include "server/platform/sha256.h"
 
 namespace nni_compression::access {
 namespace {
@@ -15,7 +16,7 @@ using ::testing::HasSubstr;
 using ::testing::Not;
 
 std::string Line(const std::string& token, const std::string& tenant) {
-  return absl::StrCat(absl::BytesToHexString(DigestOf(token)), " ", tenant, "\n");
+  return absl::StrCat(absl::BytesToHexString(server::Sha256(token)), " ", tenant, "\n");
 }
 
 TEST(TenantsTest, ATextHasTokensAndWhatTenantsMay) {
@@ -24,7 +25,7 @@ TEST(TenantsTest, ATextHasTokensAndWhatTenantsMay) {
       "\ttenant a uploads=5 sessions=3 memory=2G disk=1G calls=7\n" + Line("u", "ops"));
   ASSERT_EQ(tenants.tokens.size(), 2u);
   EXPECT_EQ(tenants.tokens[0].tenant, "a");
-  EXPECT_EQ(tenants.tokens[0].digest, DigestOf("t"));
+  EXPECT_EQ(tenants.tokens[0].digest, server::Sha256("t"));
   EXPECT_TRUE(tenants.named.at("ops").admin);
   const Tenant& a = tenants.named.at("a");
   EXPECT_FALSE(a.admin);
