@@ -3,6 +3,8 @@
 #include <map>
 #include <optional>
 #include <string>
+#include <tuple>
+#include <type_traits>
 #include <utility>
 #include <vector>
 
@@ -34,51 +36,16 @@ using compression::Weight;
 
 constexpr char kActivations[] = "the activations of a layer";
 
-// For calls that answer nothing.
-absl::StatusOr<bool> Done(const absl::Status& status) {
-  if (!status.ok()) return status;
-  return true;
-}
-
 std::string OnLayer(const Layer& layer) {
   return absl::StrCat("layer ", compression::Quoted(layer.name));
 }
 
-// Calls `function(state)` with a copy of the state, which comes back when it succeeds.
-template <typename T, typename Function>
-absl::StatusOr<T> CallOn(ExternalHost& host, const std::string& what, LayerState& state,
-                         Function function) {
-  struct Call {
-    LayerState state;
-    std::optional<T> result;
-  };
-  const auto call = std::make_shared<Call>(Call{state, std::nullopt});
-  absl::Status status = host.Run(what, [call, function = std::move(function)] {
-    absl::StatusOr<T> result = function(call->state);
-    if (!result.ok()) return result.status();
-    call->result = *std::move(result);
-    return absl::OkStatus();
-  });
-  if (!status.ok()) return status;
-  state = std::move(call->state);
-  return *std::move(call->result);
+// What a call that is given up may still use. Statistics belong to a cache, and stay behind.
+template <typename T>
+const T& Own(const T& argument) {
+  return argument;
 }
-
-// As the above for what cannot fail: `otherwise` takes the place of an answer.
-template <typename T, typename Function>
-T AskOn(ExternalHost& host, const std::string& what, T otherwise, Function function) {
-  const auto answer = std::make_shared<T>(otherwise);
-  const absl::Status status = host.Run(what, [answer, function = std::move(function)] {
-    *answer = function();
-    return absl::OkStatus();
-  });
-  if (status.ok()) return *answer;
-  if (absl::IsInternal(status)) {
-    LogLimited(LogLevel::kWarning, "algorithm_failed", host.name(),
-               {{"algorithm", host.name()}, {"error", status.message()}});
-  }
-  return otherwise;
-}
+Weight Own(const Weight& weight) { return Weight(weight.values); }
 
 // What does not change while a compressor lives.
 struct Traits {
@@ -147,42 +114,84 @@ class Guard : public Base {
                compression::Clock clock) const override {
     // Nothing else makes an answer old.
     if (!traits_.needs_epoch && !traits_.needs_step) return false;
-    return AskOn(*host_, OnLayer(layer), true, [inner = inner_, layer, state, clock] {
-      return inner->IsStale(layer, state, clock);
-    });
+    return Ask(OnLayer(layer), true, &Base::IsStale, layer, state, clock);
   }
 
   absl::Status AddGradient(const Layer& layer, const at::Tensor& gradient, compression::Clock clock,
                            LayerState& state) const override {
-    return CallOn<bool>(*host_, OnLayer(layer), state,
-                        [inner = inner_, layer, gradient, clock](LayerState& state) {
-                          return Done(inner->AddGradient(layer, gradient, clock, state));
-                        })
-        .status();
+    return Invoke(OnLayer(layer), &Base::AddGradient, layer, gradient, clock, state);
   }
 
  protected:
+  // What `method` answers, called on the host's threads with copies of the arguments. Of these, a
+  // state that it may write comes back when it succeeds.
+  template <typename Method, typename... Arguments>
+  auto Invoke(const std::string& what, Method method, Arguments&... arguments) const {
+    using Answer = decltype((std::declval<const Base&>().*method)(arguments...));
+    struct Call {
+      std::tuple<std::remove_const_t<Arguments>...> arguments;
+      std::optional<Answer> answer;
+    };
+    const auto call = std::make_shared<Call>(Call{{Own(arguments)...}, std::nullopt});
+    const absl::Status status = host_->Run(what, [call, method, inner = inner_] {
+      call->answer =
+          std::apply([&](auto&... own) { return ((*inner).*method)(own...); }, call->arguments);
+      return StatusOf(*call->answer);
+    });
+    if (!status.ok()) return Answer(status);
+    std::apply([&](auto&... own) { (ReturnTo(own, arguments), ...); }, call->arguments);
+    return *std::move(call->answer);
+  }
+
+  // As the above for what cannot fail: `otherwise` takes the place of an answer.
+  template <typename Answer, typename Method, typename... Arguments>
+  Answer Ask(const std::string& what, Answer otherwise, Method method,
+             const Arguments&... arguments) const {
+    struct Call {
+      std::tuple<Arguments...> arguments;
+      Answer answer;
+    };
+    const auto call = std::make_shared<Call>(Call{{arguments...}, otherwise});
+    const absl::Status status = host_->Run(what, [call, method, inner = inner_] {
+      call->answer = std::apply([&](const auto&... own) { return ((*inner).*method)(own...); },
+                                call->arguments);
+      return absl::OkStatus();
+    });
+    if (status.ok()) return call->answer;
+    if (absl::IsInternal(status)) {
+      LogLimited(LogLevel::kWarning, "algorithm_failed", host_->name(),
+                 {{"algorithm", host_->name()}, {"error", status.message()}});
+    }
+    return otherwise;
+  }
+
   const std::shared_ptr<ExternalHost> host_;
   std::shared_ptr<const Base> inner_;
   const Traits traits_;
+
+ private:
+  static absl::Status StatusOf(const absl::Status& status) { return status; }
+  template <typename T>
+  static absl::Status StatusOf(const absl::StatusOr<T>& answer) {
+    return answer.status();
+  }
+
+  template <typename T>
+  static void ReturnTo(T&, const T&) {}
+  static void ReturnTo(LayerState& own, LayerState& state) { state = std::move(own); }
 };
 
-// Statistics belong to a cache, and stay behind.
 class GuardedPruner : public Guard<Pruner> {
  public:
   using Guard::Guard;
 
   absl::StatusOr<Mask> CalcMask(const Layer& layer, const Weight& weight, LayerState& state,
                                 compression::Clock clock) const override {
-    return CallOn<Mask>(*host_, OnLayer(layer), state,
-                        [inner = inner_, layer, values = weight.values, clock](LayerState& state) {
-                          return inner->CalcMask(layer, Weight(values), state, clock);
-                        });
+    return Invoke(OnLayer(layer), &Pruner::CalcMask, layer, weight, state, clock);
   }
 
   std::optional<double> TargetSparsity(compression::Clock clock) const override {
-    return AskOn(*host_, "the target sparsity", std::optional<double>(),
-                 [inner = inner_, clock] { return inner->TargetSparsity(clock); });
+    return Ask("the target sparsity", std::optional<double>(), &Pruner::TargetSparsity, clock);
   }
 };
 
@@ -194,24 +203,18 @@ class GuardedQuantizer : public Guard<Quantizer> {
   bool wants_range_in_step() const override { return traits_.wants_range_in_step; }
   int bits() const override { return traits_.bits; }
   int64_t group_size() const override { return traits_.group_size; }
+  std::vector<Activation> activations() const override { return traits_.activations; }
 
   absl::StatusOr<QuantizedWeight> QuantizeWeight(const Layer& layer, const Weight& weight,
                                                  QuantizeReply reply, compression::Clock clock,
                                                  LayerState& state) const override {
-    return CallOn<QuantizedWeight>(
-        *host_, OnLayer(layer), state,
-        [inner = inner_, layer, values = weight.values, reply, clock](LayerState& state) {
-          return inner->QuantizeWeight(layer, Weight(values), reply, clock, state);
-        });
+    return Invoke(OnLayer(layer), &Quantizer::QuantizeWeight, layer, weight, reply, clock, state);
   }
 
   absl::StatusOr<QuantizedWeight> QuantizeRange(const Layer& layer, const Range& range,
                                                 compression::Clock clock,
                                                 LayerState& state) const override {
-    return CallOn<QuantizedWeight>(*host_, OnLayer(layer), state,
-                                   [inner = inner_, layer, range, clock](LayerState& state) {
-                                     return inner->QuantizeRange(layer, range, clock, state);
-                                   });
+    return Invoke(OnLayer(layer), &Quantizer::QuantizeRange, layer, range, clock, state);
   }
 
   // Asked once a layer: it is needed often, and on threads that must not wait.
@@ -219,31 +222,20 @@ class GuardedQuantizer : public Guard<Quantizer> {
     MutexLock lock(&mutex_);
     const auto [it, fresh] = axes_.try_emplace(layer.name);
     if (fresh) {
-      it->second = AskOn(*host_, OnLayer(layer), std::optional<int>(),
-                         [inner = inner_, layer] { return inner->channel_axis(layer); });
+      it->second = Ask(OnLayer(layer), std::optional<int>(), &Quantizer::channel_axis, layer);
     }
     return it->second;
   }
 
-  std::vector<Activation> activations() const override { return traits_.activations; }
-
   absl::Status ObserveActivation(Activation activation, const Range& range,
                                  LayerState& state) const override {
-    return CallOn<bool>(*host_, kActivations, state,
-                        [inner = inner_, activation, range](LayerState& state) {
-                          return Done(inner->ObserveActivation(activation, range, state));
-                        })
-        .status();
+    return Invoke(kActivations, &Quantizer::ObserveActivation, activation, range, state);
   }
 
   absl::StatusOr<ActivationAnswer> QuantizeActivation(Activation activation,
                                                       compression::Clock clock,
                                                       const LayerState& state) const override {
-    LayerState copy = state;
-    return CallOn<ActivationAnswer>(*host_, kActivations, copy,
-                                    [inner = inner_, activation, clock](LayerState& state) {
-                                      return inner->QuantizeActivation(activation, clock, state);
-                                    });
+    return Invoke(kActivations, &Quantizer::QuantizeActivation, activation, clock, state);
   }
 
  private:
