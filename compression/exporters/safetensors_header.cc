@@ -5,8 +5,8 @@
 #include <utility>
 
 #include "absl/strings/str_cat.h"
-#include "compression/binding.h"
-#include "compression/suggest.h"
+#include "compression/messages/names.h"
+#include "compression/messages/suggest.h"
 
 namespace nni_compression::compression {
 namespace {

@@ -5,7 +5,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "compression/exporters/segments.h"
-#include "compression/suggest.h"
+#include "compression/messages/suggest.h"
 
 namespace nni_compression::compression {
 namespace {

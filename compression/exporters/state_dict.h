@@ -6,7 +6,7 @@
 #include <vector>
 
 #include "absl/status/statusor.h"
-#include "compression/exporter.h"
+#include "compression/exporters/exporter.h"
 #include "compression/exporters/zip_archive.h"
 
 namespace nni_compression::compression {

@@ -5,7 +5,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_join.h"
-#include "compression/options.h"
+#include "compression/algorithms/options.h"
 #include "server/base/log.h"
 #include "server/convert/json.h"
 
