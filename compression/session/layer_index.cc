@@ -1,8 +1,11 @@
+#include "compression/session/layer_index.h"
+
 #include "absl/status/status.h"
 #include "absl/strings/str_cat.h"
+#include "absl/strings/str_join.h"
+#include "absl/strings/string_view.h"
 #include "compression/messages/names.h"
 #include "compression/messages/suggest.h"
-#include "compression/session/layer_index.h"
 
 namespace nni_compression::compression {
 namespace {
@@ -10,6 +13,14 @@ namespace {
 constexpr size_t kMaxLayers = 32768;
 constexpr size_t kMaxNames = 4 * kMaxLayers;
 constexpr size_t kMaxTypeBytes = 256;
+
+std::string WeightTypes() {
+  std::vector<absl::string_view> names;
+  for (const DataTypeInfo& type : DataTypes()) {
+    if (type.is_weight) names.push_back(type.name);
+  }
+  return absl::StrJoin(names, ", ");
+}
 
 absl::Status CheckLayer(Layer& layer, const std::string& path) {
   if (auto s = CheckName(layer.name, kMaxLayerNameBytes, path + ".name"); !s.ok()) return s;
@@ -20,9 +31,8 @@ absl::Status CheckLayer(Layer& layer, const std::string& path) {
     if (!s.ok()) return s;
   }
   if (!IsWeightType(layer.dtype)) {
-    return absl::InvalidArgumentError(
-        absl::StrCat(path, ".dtype is ", DataTypeName(layer.dtype),
-                     "; it must be one of float32, float16, bfloat16, float64"));
+    return absl::InvalidArgumentError(absl::StrCat(path, ".dtype is ", DataTypeName(layer.dtype),
+                                                   "; it must be one of ", WeightTypes()));
   }
   const auto elements = CountElements(layer.shape);
   if (!elements.ok()) {

@@ -1,6 +1,7 @@
 #include "compression/types/dtype.h"
 
 #include <cstddef>
+#include <iterator>
 
 #include "absl/status/status.h"
 #include "absl/strings/str_cat.h"
@@ -11,65 +12,40 @@ namespace {
 
 constexpr int64_t kMaxElements = (int64_t{1} << 48) - 1;
 
-// Of one element; 0 for kBit.
-int ByteWidth(DataType dtype) {
-  switch (dtype) {
-    case DataType::kFloat64:
-    case DataType::kInt64:
-      return 8;
-    case DataType::kFloat32:
-    case DataType::kInt32:
-      return 4;
-    case DataType::kFloat16:
-    case DataType::kBFloat16:
-    case DataType::kUInt16:
-    case DataType::kInt16:
-      return 2;
-    case DataType::kUInt8:
-    case DataType::kInt8:
-    case DataType::kBool:
-      return 1;
-    case DataType::kBit:
-      return 0;
+constexpr DataTypeInfo kDataTypes[] = {
+    {DataType::kFloat32, "float32", "F32", 32, c10::ScalarType::Float, true},
+    {DataType::kFloat16, "float16", "F16", 16, c10::ScalarType::Half, true},
+    {DataType::kBFloat16, "bfloat16", "BF16", 16, c10::ScalarType::BFloat16, true},
+    {DataType::kFloat64, "float64", "F64", 64, c10::ScalarType::Double, true},
+    {DataType::kUInt8, "uint8", "U8", 8, c10::ScalarType::Byte, false},
+    {DataType::kInt8, "int8", "I8", 8, c10::ScalarType::Char, false},
+    {DataType::kUInt16, "uint16", "U16", 16, c10::ScalarType::Undefined, false},
+    {DataType::kInt16, "int16", "I16", 16, c10::ScalarType::Short, false},
+    {DataType::kInt32, "int32", "I32", 32, c10::ScalarType::Int, false},
+    {DataType::kInt64, "int64", "I64", 64, c10::ScalarType::Long, false},
+    {DataType::kBool, "bool", "BOOL", 8, c10::ScalarType::Bool, false},
+    {DataType::kBit, "bit", "", 1, c10::ScalarType::Undefined, false},
+};
+constexpr DataTypeInfo kUnknown = {DataType{}, "unknown", "", 0, c10::ScalarType::Undefined, false};
+
+constexpr int kFirst = static_cast<int>(kDataTypes[0].type);
+
+constexpr bool RowsFollowTheirTypes() {
+  int type = kFirst;
+  for (const DataTypeInfo& row : kDataTypes) {
+    if (static_cast<int>(row.type) != type++) return false;
   }
-  return 0;
+  return true;
 }
+static_assert(RowsFollowTheirTypes());
 
 }  // namespace
 
-absl::string_view DataTypeName(DataType dtype) {
-  switch (dtype) {
-    case DataType::kFloat32:
-      return "float32";
-    case DataType::kFloat16:
-      return "float16";
-    case DataType::kBFloat16:
-      return "bfloat16";
-    case DataType::kFloat64:
-      return "float64";
-    case DataType::kUInt8:
-      return "uint8";
-    case DataType::kInt8:
-      return "int8";
-    case DataType::kUInt16:
-      return "uint16";
-    case DataType::kInt16:
-      return "int16";
-    case DataType::kInt32:
-      return "int32";
-    case DataType::kInt64:
-      return "int64";
-    case DataType::kBool:
-      return "bool";
-    case DataType::kBit:
-      return "bit";
-  }
-  return "unknown";
-}
+absl::Span<const DataTypeInfo> DataTypes() { return kDataTypes; }
 
-bool IsWeightType(DataType dtype) {
-  return dtype == DataType::kFloat32 || dtype == DataType::kFloat16 ||
-         dtype == DataType::kBFloat16 || dtype == DataType::kFloat64;
+const DataTypeInfo& InfoOf(DataType dtype) {
+  const auto row = static_cast<size_t>(static_cast<int>(dtype) - kFirst);
+  return row < std::size(kDataTypes) ? kDataTypes[row] : kUnknown;
 }
 
 absl::StatusOr<int64_t> CountElements(absl::Span<const int64_t> shape) {
@@ -93,36 +69,12 @@ absl::StatusOr<int64_t> CountElements(absl::Span<const int64_t> shape) {
 }
 
 int64_t ByteLength(DataType dtype, int64_t elements) {
-  if (dtype == DataType::kBit) return (elements + 7) / 8;
-  return elements * ByteWidth(dtype);
+  return (elements * InfoOf(dtype).bits + 7) / 8;
 }
 
 absl::StatusOr<c10::ScalarType> ToScalarType(DataType dtype) {
-  switch (dtype) {
-    case DataType::kFloat32:
-      return c10::ScalarType::Float;
-    case DataType::kFloat16:
-      return c10::ScalarType::Half;
-    case DataType::kBFloat16:
-      return c10::ScalarType::BFloat16;
-    case DataType::kFloat64:
-      return c10::ScalarType::Double;
-    case DataType::kUInt8:
-      return c10::ScalarType::Byte;
-    case DataType::kInt8:
-      return c10::ScalarType::Char;
-    case DataType::kInt16:
-      return c10::ScalarType::Short;
-    case DataType::kInt32:
-      return c10::ScalarType::Int;
-    case DataType::kInt64:
-      return c10::ScalarType::Long;
-    case DataType::kBool:
-      return c10::ScalarType::Bool;
-    case DataType::kUInt16:
-    case DataType::kBit:
-      break;
-  }
+  const c10::ScalarType type = InfoOf(dtype).torch;
+  if (type != c10::ScalarType::Undefined) return type;
   return absl::InvalidArgumentError(
       absl::StrCat("libtorch has no element type ", DataTypeName(dtype)));
 }

@@ -1,5 +1,7 @@
 #include "compression/types/dtype.h"
 
+#include "absl/strings/match.h"
+#include "absl/strings/str_cat.h"
 #include "tests/compression/testing.h"
 
 namespace nni_compression::compression {
@@ -31,6 +33,30 @@ TEST(CountElementsTest, RefusesProductsThatAreTooLargeOrOverflow) {
               IsInvalid(HasSubstr("fewer than 2^48 elements")));
   EXPECT_THAT(CountElements({int64_t{1} << 32, int64_t{1} << 32, 16}),
               IsInvalid(HasSubstr("fewer than 2^48 elements")));
+}
+
+TEST(DataTypesTest, SayOfEachTypeWhatOtherSoftwareCallsIt) {
+  std::vector<std::string> table;
+  for (const DataTypeInfo& type : DataTypes()) {
+    EXPECT_EQ(&InfoOf(type.type), &type) << type.name;
+    table.push_back(absl::StrCat(type.name, " ", type.safetensors, " ", type.bits));
+  }
+  EXPECT_THAT(table, testing::ElementsAre("float32 F32 32", "float16 F16 16", "bfloat16 BF16 16",
+                                          "float64 F64 64", "uint8 U8 8", "int8 I8 8",
+                                          "uint16 U16 16", "int16 I16 16", "int32 I32 32",
+                                          "int64 I64 64", "bool BOOL 8", "bit  1"));
+}
+
+TEST(DataTypesTest, KnowNothingOfANumberThatIsNoType) {
+  EXPECT_EQ(DataTypeName(static_cast<DataType>(0)), "unknown");
+  EXPECT_EQ(DataTypeName(static_cast<DataType>(200)), "unknown");
+  EXPECT_FALSE(IsWeightType(static_cast<DataType>(200)));
+}
+
+TEST(IsWeightTypeTest, IsAboutFloatingPoint) {
+  for (const DataTypeInfo& type : DataTypes()) {
+    EXPECT_EQ(IsWeightType(type.type), absl::StrContains(type.name, "float")) << type.name;
+  }
 }
 
 TEST(ByteLengthTest, CountsBytesAndRoundsBitsUp) {
