@@ -11,7 +11,7 @@
 #include "absl/status/statusor.h"
 #include "absl/strings/string_view.h"
 #include "absl/time/time.h"
-#include "compression/registry.h"
+#include "compression/algorithms/registry.h"
 #include "server/auth/authenticator.h"
 #include "server/base/clock.h"
 #include "server/net/tls.h"

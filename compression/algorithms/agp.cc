@@ -13,7 +13,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "compression/algorithms/magnitude_pruner.h"
-#include "compression/suggest.h"
+#include "compression/messages/suggest.h"
 
 namespace nni_compression::compression {
 namespace {

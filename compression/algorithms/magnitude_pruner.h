@@ -6,7 +6,7 @@
 #include <optional>
 
 #include "absl/status/statusor.h"
-#include "compression/algorithm.h"
+#include "compression/algorithms/algorithm.h"
 
 namespace nni_compression::compression {
 

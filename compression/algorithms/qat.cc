@@ -32,7 +32,7 @@
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_join.h"
 #include "compression/algorithms/range_quantizer.h"
-#include "compression/suggest.h"
+#include "compression/messages/suggest.h"
 
 namespace nni_compression::compression {
 namespace {

@@ -10,7 +10,7 @@
 #include "compression/kernels/finite.h"
 #include "compression/kernels/quantize.h"
 #include "compression/kernels/range.h"
-#include "compression/suggest.h"
+#include "compression/messages/suggest.h"
 
 namespace nni_compression::compression {
 

@@ -9,7 +9,7 @@
 #include <vector>
 
 #include "absl/status/statusor.h"
-#include "compression/algorithm.h"
+#include "compression/algorithms/algorithm.h"
 
 namespace nni_compression::compression {
 

@@ -6,7 +6,7 @@
 #include "absl/strings/str_cat.h"
 #include "compression/kernels/apply_mask.h"
 #include "compression/kernels/quantize.h"
-#include "compression/suggest.h"
+#include "compression/messages/suggest.h"
 
 namespace nni_compression::compression {
 namespace {
@@ -86,7 +86,7 @@ Transform Codes(const std::shared_ptr<Coded>& coded) {
     if (const auto& mask = coded->snapshot.mask()) {
       const Channels channels =
           Channels::Of(layer.shape, coded->parameters.channel_axis, coded->parameters.group_size);
-      ApplyMask(*mask, channels, coded->parameters, bytes.data());
+      ApplyMask(mask->bits().data(), channels, coded->parameters, bytes.data());
     }
     return absl::OkStatus();
   };

@@ -21,9 +21,9 @@
 #include "absl/strings/str_join.h"
 #include "absl/strings/strip.h"
 #include "compression/exporters/coded_model.h"
-#include "compression/exporters/formats.h"
+#include "compression/exporters/exporter.h"
 #include "compression/exporters/safetensors_header.h"
-#include "compression/suggest.h"
+#include "compression/messages/suggest.h"
 
 namespace nni_compression::compression {
 namespace {

@@ -7,7 +7,7 @@
 #include <vector>
 
 #include "absl/strings/str_cat.h"
-#include "compression/exporters/formats.h"
+#include "compression/exporters/exporter.h"
 #include "compression/exporters/model_tensors.h"
 #include "compression/exporters/safetensors_header.h"
 #include "compression/exporters/segments.h"

@@ -7,9 +7,9 @@
 #include "absl/container/flat_hash_set.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_join.h"
-#include "compression/binding.h"
 #include "compression/kernels/apply_mask.h"
-#include "compression/suggest.h"
+#include "compression/messages/names.h"
+#include "compression/messages/suggest.h"
 
 namespace nni_compression::compression {
 namespace {
@@ -66,7 +66,7 @@ absl::Status Rename(const nlohmann::json& options, std::vector<ModelTensor>& ten
 
 Transform Masked(Mask mask, DataType dtype) {
   return [mask = std::move(mask), dtype](Buffer& bytes) {
-    ApplyMask(mask, dtype, bytes.data());
+    ApplyMask(mask.bits().data(), mask.elements(), dtype, bytes.data());
     return absl::OkStatus();
   };
 }
@@ -89,7 +89,9 @@ absl::StatusOr<Transform> CompressedWeight(const Session& session, int i) {
                                                         " is not quantized before its start step"));
     }
     bytes = std::move(result->data);
-    if (layer.mask()) ApplyMask(*layer.mask(), layer.layer().dtype, bytes.data());
+    if (const auto& mask = layer.mask()) {
+      ApplyMask(mask->bits().data(), mask->elements(), layer.layer().dtype, bytes.data());
+    }
     return absl::OkStatus();
   });
 }

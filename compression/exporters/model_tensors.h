@@ -11,7 +11,7 @@
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include "absl/types/span.h"
-#include "compression/exporter.h"
+#include "compression/exporters/exporter.h"
 
 namespace nni_compression::compression {
 

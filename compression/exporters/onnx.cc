@@ -16,10 +16,10 @@
 
 #include "absl/strings/str_cat.h"
 #include "compression/exporters/coded_model.h"
-#include "compression/exporters/formats.h"
+#include "compression/exporters/exporter.h"
 #include "compression/exporters/safetensors_header.h"
 #include "compression/kernels/quantize.h"
-#include "compression/suggest.h"
+#include "compression/messages/suggest.h"
 
 namespace nni_compression::compression {
 namespace {

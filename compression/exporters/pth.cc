@@ -6,7 +6,7 @@
 #include <utility>
 #include <vector>
 
-#include "compression/exporters/formats.h"
+#include "compression/exporters/exporter.h"
 #include "compression/exporters/model_tensors.h"
 #include "compression/exporters/segments.h"
 #include "compression/exporters/state_dict.h"

@@ -13,7 +13,8 @@
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_join.h"
 #include "absl/strings/str_replace.h"
-#include "compression/exporters/formats.h"
+#include "compression/algorithms/weight_error.h"
+#include "compression/exporters/exporter.h"
 #include "compression/exporters/model_tensors.h"
 #include "compression/exporters/report_page.h"
 #include "compression/exporters/segments.h"
@@ -281,7 +282,9 @@ class Reporter {
       AddSizes(layer, ByteLength(layer.dtype, layer.elements), figures);
       return "";
     }
-    if (snapshot.mask()) ApplyMask(*snapshot.mask(), layer.dtype, values->data.data());
+    if (const auto& mask = snapshot.mask()) {
+      ApplyMask(mask->bits().data(), mask->elements(), layer.dtype, values->data.data());
+    }
     const QuantizationParameters& parameters = *values->parameters;
     figures["bits"] = parameters.bits;
     figures["code_min"] = parameters.code_min;

@@ -1,7 +1,7 @@
 #ifndef NNI_COMPRESSION_COMPRESSION_EXPORTERS_REPORT_PAGE_H_
 #define NNI_COMPRESSION_COMPRESSION_EXPORTERS_REPORT_PAGE_H_
 
-#include "compression/exporter.h"
+#include "compression/exporters/exporter.h"
 
 namespace nni_compression::compression {
 

@@ -9,7 +9,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
-#include "compression/exporters/formats.h"
+#include "compression/exporters/exporter.h"
 #include "compression/exporters/model_tensors.h"
 #include "compression/exporters/safetensors_header.h"
 #include "compression/exporters/segments.h"

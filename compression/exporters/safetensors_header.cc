@@ -5,44 +5,13 @@
 #include <utility>
 
 #include "absl/strings/str_cat.h"
-#include "compression/binding.h"
-#include "compression/suggest.h"
+#include "compression/messages/names.h"
+#include "compression/messages/suggest.h"
 
 namespace nni_compression::compression {
 namespace {
 
 constexpr char kMetadata[] = "__metadata__";
-
-// Null: the format has no such type.
-const char* FormatName(DataType dtype) {
-  switch (dtype) {
-    case DataType::kFloat32:
-      return "F32";
-    case DataType::kFloat16:
-      return "F16";
-    case DataType::kBFloat16:
-      return "BF16";
-    case DataType::kFloat64:
-      return "F64";
-    case DataType::kUInt8:
-      return "U8";
-    case DataType::kInt8:
-      return "I8";
-    case DataType::kUInt16:
-      return "U16";
-    case DataType::kInt16:
-      return "I16";
-    case DataType::kInt32:
-      return "I32";
-    case DataType::kInt64:
-      return "I64";
-    case DataType::kBool:
-      return "BOOL";
-    case DataType::kBit:
-      return nullptr;
-  }
-  return nullptr;
-}
 
 }  // namespace
 
@@ -57,8 +26,8 @@ absl::StatusOr<std::string> SafetensorsHeader(absl::Span<const ExportTensor> ten
     const ExportTensor& tensor = tensors[i];
     const std::string path = absl::StrCat("tensors[", i, "]");
     if (auto s = CheckName(tensor.name, kMaxLayerNameBytes, path + ".name"); !s.ok()) return s;
-    const char* dtype = FormatName(tensor.dtype);
-    if (dtype == nullptr) {
+    const std::string dtype(InfoOf(tensor.dtype).safetensors);
+    if (dtype.empty()) {
       return absl::InvalidArgumentError(absl::StrCat(path, ".dtype is ", DataTypeName(tensor.dtype),
                                                      ", which safetensors files cannot hold"));
     }

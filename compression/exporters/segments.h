@@ -10,7 +10,7 @@
 #include <utility>
 #include <vector>
 
-#include "compression/exporter.h"
+#include "compression/exporters/exporter.h"
 
 namespace nni_compression::compression {
 

@@ -9,7 +9,7 @@
 #include <vector>
 
 #include "absl/strings/str_cat.h"
-#include "compression/exporters/formats.h"
+#include "compression/exporters/exporter.h"
 #include "compression/exporters/model_tensors.h"
 #include "compression/exporters/safetensors_header.h"
 #include "compression/exporters/segments.h"
@@ -23,7 +23,7 @@ Segment ValuesSegment(const Mask& mask, const ExportTensor& tensor, size_t t) {
   segment.byte_length = ByteLength(tensor.dtype, mask.elements() - mask.pruned());
   segment.tensor = static_cast<int>(t);
   segment.transform = [mask, dtype = tensor.dtype, kept = segment.byte_length](Buffer& bytes) {
-    GatherKept(mask, dtype, bytes.data());
+    GatherKept(mask.bits().data(), mask.elements(), dtype, bytes.data());
     bytes = Buffer::Alias(bytes.data(), kept, std::make_shared<Buffer>(bytes));
     return absl::OkStatus();
   };

@@ -5,7 +5,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "compression/exporters/segments.h"
-#include "compression/suggest.h"
+#include "compression/messages/suggest.h"
 
 namespace nni_compression::compression {
 namespace {
@@ -27,36 +27,6 @@ constexpr char kInt32[] = "J";
 constexpr char kLong[] = "\x8a";
 constexpr char kStop[] = ".";
 
-// Null: PyTorch has no such type.
-const char* StorageName(DataType dtype) {
-  switch (dtype) {
-    case DataType::kFloat32:
-      return "FloatStorage";
-    case DataType::kFloat16:
-      return "HalfStorage";
-    case DataType::kBFloat16:
-      return "BFloat16Storage";
-    case DataType::kFloat64:
-      return "DoubleStorage";
-    case DataType::kUInt8:
-      return "ByteStorage";
-    case DataType::kInt8:
-      return "CharStorage";
-    case DataType::kInt16:
-      return "ShortStorage";
-    case DataType::kInt32:
-      return "IntStorage";
-    case DataType::kInt64:
-      return "LongStorage";
-    case DataType::kBool:
-      return "BoolStorage";
-    case DataType::kUInt16:
-    case DataType::kBit:
-      return nullptr;
-  }
-  return nullptr;
-}
-
 void AppendLittleEndian(uint64_t value, int count, std::string& out) {
   for (int i = 0; i < count; ++i) out.push_back(static_cast<char>(value >> (8 * i)));
 }
@@ -71,7 +41,7 @@ void StateDict::PutText(const std::string& text) {
   pickle_ += text;
 }
 
-void StateDict::PutGlobal(const char* module, const char* name) {
+void StateDict::PutGlobal(const char* module, absl::string_view name) {
   absl::StrAppend(&pickle_, kGlobal, module, "\n", name, "\n");
 }
 
@@ -93,8 +63,8 @@ void StateDict::PutIntegers(const std::vector<int64_t>& values) {
 }
 
 absl::Status StateDict::PutTensor(const ExportTensor& tensor, Segment bytes) {
-  const char* storage = StorageName(tensor.dtype);
-  if (storage == nullptr) {
+  const absl::StatusOr<c10::ScalarType> type = ToScalarType(tensor.dtype);
+  if (!type.ok()) {
     return absl::InvalidArgumentError(absl::StrCat("tensor ", Quoted(tensor.name), " is ",
                                                    DataTypeName(tensor.dtype),
                                                    ", which PyTorch has no type for"));
@@ -109,7 +79,7 @@ absl::Status StateDict::PutTensor(const ExportTensor& tensor, Segment bytes) {
   Put(kMark);
   Put(kMark);  // the storage
   PutText("storage");
-  PutGlobal("torch", storage);
+  PutGlobal("torch", absl::StrCat(c10::toString(*type), "Storage"));
   PutText(absl::StrCat(contents_.size()));
   PutText("cpu");
   PutInteger(elements);

@@ -6,7 +6,8 @@
 #include <vector>
 
 #include "absl/status/statusor.h"
-#include "compression/exporter.h"
+#include "absl/strings/string_view.h"
+#include "compression/exporters/exporter.h"
 #include "compression/exporters/zip_archive.h"
 
 namespace nni_compression::compression {
@@ -28,7 +29,7 @@ class StateDict {
   absl::Status PutTensor(const ExportTensor& tensor, Segment bytes);
   void Put(const char* text);
   void PutText(const std::string& text);
-  void PutGlobal(const char* module, const char* name);
+  void PutGlobal(const char* module, absl::string_view name);
   void PutInteger(int64_t value);
   void PutIntegers(const std::vector<int64_t>& values);
 

@@ -8,7 +8,7 @@
 
 #include "absl/functional/function_ref.h"
 #include "absl/types/span.h"
-#include "compression/dtype.h"
+#include "compression/types/dtype.h"
 
 namespace nni_compression::compression {
 

@@ -7,7 +7,7 @@
 #include <string>
 #include <vector>
 
-#include "compression/exporter.h"
+#include "compression/exporters/exporter.h"
 
 namespace nni_compression::compression {
 

@@ -7,7 +7,7 @@
 
 #include <utility>
 
-#include "compression/dtype.h"
+#include "compression/types/dtype.h"
 
 namespace nni_compression::compression {
 

@@ -4,18 +4,12 @@
 
 #include <cstdint>
 
-#include "absl/status/status.h"
-#include "compression/dtype.h"
-#include "compression/layer.h"
+#include "compression/types/dtype.h"
 
 namespace nni_compression::compression {
 
 // Whether none of the n elements is infinite or NaN; on several threads.
 bool AllFinite(DataType dtype, const void* weight, int64_t n);
-
-// The error for a weight that has an element that is infinite, NaN, or, if `as_float32`, too large
-// for float32: INVALID_ARGUMENT that names the layer, the first such flat index and the value.
-absl::Status NonFiniteError(const Layer& layer, const void* weight, bool as_float32 = false);
 
 }  // namespace nni_compression::compression
 

@@ -1,6 +1,5 @@
 #include "compression/kernels/gather.h"
 
-#include <cstdint>
 #include <cstring>
 
 #include "absl/numeric/bits.h"
@@ -11,11 +10,10 @@ namespace {
 
 // T has the elements' size: as integers they move bit for bit.
 template <class T>
-void Gather(const Mask& mask, T* elements) {
-  const int64_t n = mask.elements();
+void Gather(const uint8_t* mask, int64_t n, T* elements) {
   T* out = elements;
   for (int64_t i = 0; i < n; i += 64) {
-    uint64_t kept = LoadWord(mask.bits().data(), i, n);
+    uint64_t kept = LoadWord(mask, i, n);
     if (kept == ~uint64_t{0}) {
       std::memmove(out, elements + i, 64 * sizeof(T));
       out += 64;
@@ -27,14 +25,14 @@ void Gather(const Mask& mask, T* elements) {
 
 }  // namespace
 
-void GatherKept(const Mask& mask, DataType dtype, void* weight) {
+void GatherKept(const uint8_t* mask, int64_t elements, DataType dtype, void* weight) {
   switch (ByteLength(dtype, 1)) {
     case 2:
-      return Gather(mask, static_cast<uint16_t*>(weight));
+      return Gather(mask, elements, static_cast<uint16_t*>(weight));
     case 4:
-      return Gather(mask, static_cast<uint32_t*>(weight));
+      return Gather(mask, elements, static_cast<uint32_t*>(weight));
     default:
-      return Gather(mask, static_cast<uint64_t*>(weight));
+      return Gather(mask, elements, static_cast<uint64_t*>(weight));
   }
 }
 

@@ -2,14 +2,15 @@
 #ifndef NNI_COMPRESSION_COMPRESSION_KERNELS_GATHER_H_
 #define NNI_COMPRESSION_COMPRESSION_KERNELS_GATHER_H_
 
-#include "compression/dtype.h"
-#include "compression/mask.h"
+#include <cstdint>
+
+#include "compression/types/dtype.h"
 
 namespace nni_compression::compression {
 
-// Moves the kept elements of `weight`, which has the mask's number of elements of a weight's type,
-// to its beginning, in their order and bit for bit. What comes after them is unspecified.
-void GatherKept(const Mask& mask, DataType dtype, void* weight);
+// Moves the elements of `weight` that the packed mask keeps to its beginning, in their order and
+// bit for bit. `dtype` is a weight's. What comes after them is unspecified.
+void GatherKept(const uint8_t* mask, int64_t elements, DataType dtype, void* weight);
 
 }  // namespace nni_compression::compression
 

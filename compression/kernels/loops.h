@@ -6,9 +6,9 @@
 #include <type_traits>
 #include <vector>
 
-#include "compression/dtype.h"
 #include "compression/kernels/range.h"
-#include "compression/quantization.h"
+#include "compression/types/dtype.h"
+#include "compression/types/quantization.h"
 
 namespace nni_compression::compression {
 

@@ -2,9 +2,9 @@
 #ifndef NNI_COMPRESSION_COMPRESSION_KERNELS_QUANTIZE_H_
 #define NNI_COMPRESSION_COMPRESSION_KERNELS_QUANTIZE_H_
 
-#include "compression/dtype.h"
 #include "compression/kernels/range.h"
-#include "compression/quantization.h"
+#include "compression/types/dtype.h"
+#include "compression/types/quantization.h"
 
 namespace nni_compression::compression {
 

@@ -5,8 +5,8 @@
 #include <optional>
 
 #include "absl/types/span.h"
-#include "compression/dtype.h"
-#include "compression/quantization.h"
+#include "compression/types/dtype.h"
+#include "compression/types/quantization.h"
 
 namespace nni_compression::compression {
 

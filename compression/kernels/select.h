@@ -4,12 +4,18 @@
 
 #include <cstdint>
 #include <optional>
+#include <vector>
 
-#include "compression/dtype.h"
 #include "compression/kernels/parallel.h"
-#include "compression/weight.h"
+#include "compression/types/dtype.h"
 
 namespace nni_compression::compression {
+
+// How many elements have magnitudes of which size: counts by the upper bits of their keys (see
+// magnitude.h), 16 of them, or all 15 of a half type. Of a finite weight.
+struct MagnitudeHistogram {
+  std::vector<int64_t> counts;
+};
 
 // Sizes at which the selection takes another path; none changes the result. Tests choose small
 // ones, so that short weights take every path.

@@ -7,7 +7,7 @@
 #include "absl/strings/cord.h"
 #include "absl/strings/numbers.h"
 #include "absl/strings/str_cat.h"
-#include "compression/exception_text.h"
+#include "compression/messages/exception_text.h"
 
 namespace nni_compression::server {
 namespace {

@@ -5,7 +5,7 @@
 
 #include "absl/strings/numbers.h"
 #include "absl/strings/str_cat.h"
-#include "compression/suggest.h"
+#include "compression/messages/suggest.h"
 #include "server/base/clock.h"
 #include "server/base/errors.h"
 #include "server/base/log.h"

@@ -17,7 +17,7 @@
 #include "absl/status/status.h"
 #include "absl/strings/string_view.h"
 #include "absl/time/time.h"
-#include "compression/registry.h"
+#include "compression/algorithms/registry.h"
 
 namespace nni_compression::server {
 

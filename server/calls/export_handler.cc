@@ -4,7 +4,7 @@
 #include <utility>
 
 #include "absl/strings/str_cat.h"
-#include "compression/binding.h"
+#include "compression/messages/names.h"
 #include "server/convert/convert.h"
 #include "server/convert/json.h"
 #include "server/limits/parsed_size.h"

@@ -9,7 +9,7 @@
 #include <string>
 #include <vector>
 
-#include "compression/exporter.h"
+#include "compression/exporters/exporter.h"
 #include "server/base/strand.h"
 #include "server/calls/session_scope.h"
 #include "server/tensors/stream_call.h"

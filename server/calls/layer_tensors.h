@@ -6,7 +6,7 @@
 #include <string>
 
 #include "absl/status/status.h"
-#include "compression/buffer.h"
+#include "compression/types/buffer.h"
 #include "nni/compression/v1/compression.pb.h"
 #include "server/calls/components.h"
 #include "server/tensors/reply_queue.h"

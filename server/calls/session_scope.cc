@@ -5,7 +5,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_join.h"
-#include "compression/suggest.h"
+#include "compression/messages/suggest.h"
 #include "server/convert/convert.h"
 #include "server/sessions/session_report.h"
 

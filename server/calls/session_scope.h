@@ -13,7 +13,7 @@
 #include "absl/status/statusor.h"
 #include "absl/strings/string_view.h"
 #include "absl/types/span.h"
-#include "compression/session.h"
+#include "compression/session/session.h"
 #include "nni/compression/v1/compression.pb.h"
 #include "server/calls/call_context.h"
 #include "server/calls/components.h"

@@ -16,7 +16,7 @@
 
 #include "absl/status/status.h"
 #include "absl/strings/string_view.h"
-#include "compression/session.h"
+#include "compression/session/session.h"
 #include "server/calls/call_context.h"
 #include "server/calls/components.h"
 

@@ -13,11 +13,11 @@
 #include "absl/strings/string_view.h"
 #include "absl/time/time.h"
 #include "absl/types/span.h"
-#include "compression/algorithm.h"
-#include "compression/buffer.h"
-#include "compression/layer.h"
-#include "compression/quantization.h"
-#include "compression/session.h"
+#include "compression/algorithms/algorithm.h"
+#include "compression/session/session.h"
+#include "compression/types/buffer.h"
+#include "compression/types/layer.h"
+#include "compression/types/quantization.h"
 #include "nni/compression/v1/compression.pb.h"
 
 namespace nni_compression::server {

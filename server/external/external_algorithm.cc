@@ -4,7 +4,7 @@
 
 #include "absl/strings/cord.h"
 #include "absl/strings/str_cat.h"
-#include "compression/exception_text.h"
+#include "compression/messages/exception_text.h"
 #include "server/base/errors.h"
 #include "server/base/log.h"
 #include "server/external/guarded_compressor.h"

@@ -10,7 +10,7 @@
 #include "absl/status/status.h"
 #include "absl/strings/string_view.h"
 #include "absl/time/time.h"
-#include "compression/registry.h"
+#include "compression/algorithms/registry.h"
 #include "server/base/executor.h"
 #include "server/base/mutex.h"
 #include "server/base/timer_thread.h"

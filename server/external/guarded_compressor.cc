@@ -9,8 +9,8 @@
 #include <vector>
 
 #include "absl/strings/str_cat.h"
-#include "compression/check_answer.h"
-#include "compression/suggest.h"
+#include "compression/messages/suggest.h"
+#include "compression/session/check_answer.h"
 #include "server/base/log.h"
 #include "server/base/mutex.h"
 

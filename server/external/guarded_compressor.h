@@ -4,7 +4,7 @@
 
 #include <memory>
 
-#include "compression/algorithm.h"
+#include "compression/algorithms/algorithm.h"
 #include "server/external/external_algorithm.h"
 
 namespace nni_compression::server {

@@ -4,7 +4,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "absl/time/clock.h"
-#include "compression/state.h"
+#include "compression/session/state.h"
 #include "server/base/errors.h"
 #include "server/base/log.h"
 #include "server/convert/convert.h"

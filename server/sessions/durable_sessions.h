@@ -14,7 +14,7 @@
 #include "absl/status/statusor.h"
 #include "absl/strings/string_view.h"
 #include "absl/time/time.h"
-#include "compression/registry.h"
+#include "compression/algorithms/registry.h"
 #include "nni/compression/v1/compression.pb.h"
 #include "server/base/executor.h"
 #include "server/base/mutex.h"

@@ -8,7 +8,7 @@
 
 #include "absl/status/status.h"
 #include "absl/strings/string_view.h"
-#include "compression/session.h"
+#include "compression/session/session.h"
 #include "nni/compression/v1/compression.pb.h"
 #include "server/limits/memory_budget.h"
 

@@ -16,7 +16,7 @@
 #include "absl/status/status.h"
 #include "absl/strings/string_view.h"
 #include "absl/time/time.h"
-#include "compression/session.h"
+#include "compression/session/session.h"
 #include "nni/compression/v1/compression.pb.h"
 #include "server/base/mutex.h"
 #include "server/base/strand.h"

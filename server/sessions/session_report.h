@@ -2,7 +2,7 @@
 #ifndef NNI_COMPRESSION_SERVER_SESSIONS_SESSION_REPORT_H_
 #define NNI_COMPRESSION_SERVER_SESSIONS_SESSION_REPORT_H_
 
-#include "compression/session.h"
+#include "compression/session/session.h"
 #include "nni/compression/v1/compression.pb.h"
 #include "server/sessions/session_record.h"
 #include "server/sessions/session_store.h"

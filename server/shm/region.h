@@ -7,7 +7,7 @@
 
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
-#include "compression/buffer.h"
+#include "compression/types/buffer.h"
 #include "server/limits/memory_budget.h"
 
 namespace nni_compression::server {

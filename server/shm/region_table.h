@@ -11,7 +11,7 @@
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include "absl/strings/string_view.h"
-#include "compression/buffer.h"
+#include "compression/types/buffer.h"
 #include "nni/compression/v1/compression.pb.h"
 #include "server/base/mutex.h"
 #include "server/limits/memory_budget.h"

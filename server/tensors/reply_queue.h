@@ -11,7 +11,7 @@
 #include <optional>
 #include <vector>
 
-#include "compression/buffer.h"
+#include "compression/types/buffer.h"
 #include "proto/wire/frames.h"
 #include "server/limits/memory_budget.h"
 

@@ -6,7 +6,7 @@
 #include <utility>
 
 #include "absl/strings/str_cat.h"
-#include "compression/binding.h"
+#include "compression/messages/names.h"
 #include "server/base/errors.h"
 #include "server/base/log.h"
 

@@ -7,7 +7,7 @@
 #include <cstring>
 #include <random>
 
-#include "compression/loader.h"
+#include "compression/extensions/loader.h"
 
 namespace nni_compression::compression {
 

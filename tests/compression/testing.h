@@ -15,7 +15,7 @@
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include "compression/kernels/isa.h"
-#include "compression/session.h"
+#include "compression/session/session.h"
 
 namespace nni_compression::compression {
 

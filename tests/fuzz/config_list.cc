@@ -1,7 +1,6 @@
 // A config_list as JSON: planned for some layers by every algorithm.
-#include "compression/config_list.h"
-
-#include "compression/registry.h"
+#include "compression/algorithms/registry.h"
+#include "compression/session/plan.h"
 #include "tests/fuzz/targets.h"
 
 namespace nni_compression::fuzz {

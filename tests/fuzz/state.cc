@@ -1,6 +1,6 @@
 // A record of a session's state, as a damaged data directory may hold it. The input is the record
 // without its checksum, which no change would get past.
-#include "compression/state.h"
+#include "compression/session/state.h"
 
 #include <zlib.h>
 

@@ -7,7 +7,7 @@
 #include <utility>
 
 #include "absl/strings/str_cat.h"
-#include "compression/algorithm.h"
+#include "compression/algorithms/algorithm.h"
 #include "server/base/log.h"
 
 namespace nni_compression::testing {

@@ -12,7 +12,7 @@
 #include <string>
 #include <vector>
 
-#include "compression/registry.h"
+#include "compression/algorithms/registry.h"
 #include "grpc/health/v1/health.grpc.pb.h"
 #include "nni/compression/v1/compression.grpc.pb.h"
 #include "server/server.h"

@@ -6,7 +6,7 @@
 #include <utility>
 
 #include "absl/strings/str_cat.h"
-#include "compression/exporter.h"
+#include "compression/exporters/exporter.h"
 #include "compression/exporters/safetensors_header.h"
 #include "tests/compression/testing.h"
 

@@ -25,8 +25,8 @@ block '// Random pruner' >"$copy/compression/algorithms/random.cc"
 block '#include "tests/' >"$copy/tests/compression/algorithms/random_test.cc"
 line=$(block '  ALGORITHM(')
 [[ -n $line && -s $copy/compression/algorithms/random.cc ]]
-sed -i "s/^  ALGORITHM(Qat)\$/  ALGORITHM(Qat) \\\\\n  ALGORITHM(Random)/" "$copy/compression/registry.cc"
-grep -q 'ALGORITHM(Random)' "$copy/compression/registry.cc"
+sed -i "s/^  ALGORITHM(Qat)\$/  ALGORITHM(Qat) \\\\\n  ALGORITHM(Random)/" "$copy/compression/algorithms/registry.cc"
+grep -q 'ALGORITHM(Random)' "$copy/compression/algorithms/registry.cc"
 
 export CCACHE_BASEDIR=$copy CCACHE_NOHASHDIR=1
 cmake -S "$copy" -B "$copy/build/release" -G Ninja -DCMAKE_BUILD_TYPE=Release -DNNI_COMPRESSION_WERROR=ON

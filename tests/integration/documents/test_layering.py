@@ -1,7 +1,7 @@
 """Which folder may include what: arrows run from server and client to compression and proto.
 
-The folders of the server are the libraries of server/CMakeLists.txt, and may use what they link.
-Those that a build without the server has, too, are shared with the clients.
+The folders of server/ and compression/ are the libraries of their CMakeLists.txt, and may use what
+they link. Those of server/ that a build without the server has, too, are shared with the clients.
 """
 
 import ast
@@ -17,24 +17,27 @@ ROOT = pathlib.Path(__file__).resolve().parents[3]
 INCLUDE = re.compile(r'^\s*#\s*include\s*[<"]([^">]+)[">]', re.MULTILINE)
 
 
-def folders_of(cmake):
-    """Folder of the server -> the others that it links, from lines of server/CMakeLists.txt."""
+def libraries(top, until=None):
+    """Folder of server or compression -> the others that it links; those before `until`."""
     listed = re.findall(
-        r"^nni_compression_server_folder\((\w+)\s*(?:FOLDERS ([a-z\s]+))?[^)]*\)$",
-        cmake,
+        rf"^nni_compression_{top}_folder\((\w+)\s*(?:FOLDERS ([a-z\s]+))?[^)]*\)$",
+        (ROOT / top / "CMakeLists.txt").read_text().partition(until or "\0")[0],
         re.MULTILINE,
     )
-    return {f"server/{name}": {f"server/{used}" for used in uses.split()} for name, uses in listed}
+    return {f"{top}/{name}": {f"{top}/{used}" for used in uses.split()} for name, uses in listed}
 
 
-CMAKE = (ROOT / "server/CMakeLists.txt").read_text()
-SERVER = folders_of(CMAKE)
-SHARED = folders_of(CMAKE.partition("if(NOT NNI_COMPRESSION_BUILD_SERVER)")[0])
-BELOW_SERVER = {"compression", "proto"}
+COMPRESSION = libraries("compression")
+SERVER = libraries("server")
+SHARED = libraries("server", until="if(NOT NNI_COMPRESSION_BUILD_SERVER)")
+LIBRARIES = {**COMPRESSION, **SERVER}
+BELOW_SERVER = {"proto", *COMPRESSION}
 # Folder -> the own folders that it may include from, besides itself.
 ALLOWED = {
     "proto": set(),
-    "compression": set(),
+    # Its examples, and the headers that plugins include: nothing of the project includes these.
+    "compression": set(COMPRESSION),
+    **COMPRESSION,
     **{folder: uses | BELOW_SERVER for folder, uses in SERVER.items()},
     **SHARED,
     "server": {*SERVER, *BELOW_SERVER},
@@ -93,26 +96,29 @@ def test_a_folder_includes_only_from_the_folders_below_it(folder):
     assert not wrong
 
 
-def test_the_folders_of_the_server_are_its_libraries_and_link_what_they_include():
-    folders = {f"server/{p.name}" for p in (ROOT / "server").iterdir() if p.is_dir()}
-    assert folders == set(SERVER)
-    for folder, linked in SERVER.items():
-        assert linked == uses(folder) & set(SERVER), folder
+@pytest.mark.parametrize("top", ["compression", "server"])
+def test_the_folders_are_libraries_and_link_what_they_include(top):
+    linked = libraries(top)
+    folders = {f"{top}/{p.name}" for p in (ROOT / top).iterdir() if p.is_dir()}
+    assert folders - {"compression/examples"} == set(linked)
+    for folder in folders & set(linked):
+        assert linked[folder] == uses(folder) & set(linked), folder
 
 
-@pytest.mark.parametrize("folder", SERVER)
+@pytest.mark.parametrize("folder", LIBRARIES)
 def test_the_readme_of_a_folder_names_all_that_is_in_it(folder):
     readme = (ROOT / folder / "README.md").read_text()
-    named = set(re.findall(r"`(\w+)`", readme))
+    named = set(re.findall(r"`([\w-]+)`", readme))
     stems = {p.stem for p in (ROOT / folder).iterdir() if p.suffix in (".cc", ".h")}
     assert not stems - named
 
 
-@pytest.mark.parametrize("folder", SERVER)
+@pytest.mark.parametrize("folder", [folder for folder, linked in LIBRARIES.items() if linked])
 def test_the_readme_of_a_folder_says_what_it_uses(folder):
-    text = re.search(r"^Uses .*", (ROOT / folder / "README.md").read_text(), re.MULTILINE | re.DOTALL)
-    named = {f"server/{name}" for name in re.findall(r"`(\w+)/`", text[0])}
-    assert text[0].startswith("Uses all folders") or SERVER[folder] <= named
+    readme = (ROOT / folder / "README.md").read_text()
+    uses = re.search(r"^Uses .*", readme, re.MULTILINE | re.DOTALL)[0]
+    named = {f"{folder.split('/')[0]}/{name}" for name in re.findall(r"`(\w+)/`", uses)}
+    assert uses.startswith("Uses all folders") or LIBRARIES[folder] <= named
 
 
 def test_no_folder_includes_itself_by_way_of_others():
@@ -140,7 +146,8 @@ def test_the_picture_in_the_architecture_has_the_arrows_of_the_code():
 def test_the_compression_library_knows_no_transport_and_no_logging():
     wrong = [
         f"{source} includes {include}"
-        for source, include in includes("compression")
+        for folder in ("compression", *COMPRESSION)
+        for source, include in includes(folder)
         if TRANSPORT.search(include) or GENERATED.search(include)
     ]
     assert not wrong
@@ -174,7 +181,7 @@ def test_no_header_of_the_project_includes_the_expensive_headers_of_libtorch():
     expensive = {"ATen/ATen.h", "torch/torch.h", "torch/extension.h"}
     wrong = [
         f"{source} includes {include}"
-        for folder in ("compression", "server", "tests")
+        for folder in ("compression", "server", *LIBRARIES, "tests")
         for source, include in includes(folder)
         if include in expensive
     ]

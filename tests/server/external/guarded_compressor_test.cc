@@ -8,7 +8,7 @@
 #include <utility>
 #include <vector>
 
-#include "compression/session.h"
+#include "compression/session/session.h"
 #include "tests/compression/testing.h"
 #include "tests/testing/fake_clock.h"
 

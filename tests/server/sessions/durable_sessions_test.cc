@@ -15,8 +15,8 @@
 #include <vector>
 
 #include "absl/strings/str_cat.h"
-#include "compression/registry.h"
-#include "compression/session.h"
+#include "compression/algorithms/registry.h"
+#include "compression/session/session.h"
 #include "server/base/executor.h"
 #include "server/convert/convert.h"
 #include "server/storage/memory_storage.h"

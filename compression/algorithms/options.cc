@@ -1,0 +1,301 @@
+#include "compression/algorithms/options.h"
+
+#include <algorithm>
+#include <cmath>
+#include <utility>
+
+#include "absl/status/status.h"
+#include "absl/strings/str_cat.h"
+#include "absl/strings/str_join.h"
+#include "compression/messages/suggest.h"
+
+namespace nni_compression::compression {
+
+using nlohmann::json;
+
+namespace {
+
+const std::vector<std::string>& PerTypeKeys() {
+  static const auto* keys = new std::vector<std::string>{"weight", "output", "input"};
+  return *keys;
+}
+
+absl::Status Bad(absl::string_view path, const json& value, absl::string_view must_be) {
+  return absl::InvalidArgumentError(
+      absl::StrCat(path, " is ", Shown(value), "; it must be ", must_be));
+}
+
+absl::StatusOr<json> ReadNumber(const OptionSpec& spec, const json& value, absl::string_view path) {
+  if (!value.is_number()) {
+    return Bad(path, value, absl::StrCat("a number in ", OptionRange(spec)));
+  }
+  const auto number = value.get<double>();
+  if (!(number >= spec.minimum && number <= spec.maximum)) {
+    return Bad(path, value, absl::StrCat("in ", OptionRange(spec)));
+  }
+  return json(number);
+}
+
+absl::StatusOr<json> ReadInteger(const OptionSpec& spec, const json& value,
+                                 absl::string_view path) {
+  // JSON that came through a protobuf Struct has doubles only.
+  if (!value.is_number() || value.get<double>() != std::trunc(value.get<double>())) {
+    return Bad(path, value, absl::StrCat("an integer in ", OptionRange(spec)));
+  }
+  const auto number = value.get<double>();
+  if (!(number >= spec.minimum && number <= spec.maximum)) {
+    return Bad(path, value, absl::StrCat("in ", OptionRange(spec)));
+  }
+  return json(static_cast<int64_t>(number));
+}
+
+absl::StatusOr<json> ReadIntegerPerType(const OptionSpec& spec, const json& value,
+                                        absl::string_view path) {
+  if (!value.is_object()) return ReadInteger(spec, value, path);
+  json result = json::object();
+  for (const auto& [type, number] : value.items()) {
+    const std::string entry_path = absl::StrCat(path, ".", type);
+    const auto& keys = PerTypeKeys();
+    if (std::find(keys.begin(), keys.end(), type) == keys.end()) {
+      return absl::InvalidArgumentError(
+          absl::StrCat(path, " has the unknown key ", Quoted(type), "; it must be one of ",
+                       absl::StrJoin(keys, ", "), Suggestion(type, keys)));
+    }
+    auto read = ReadInteger(spec, number, entry_path);
+    if (!read.ok()) return read.status();
+    result[type] = *read;
+  }
+  return result;
+}
+
+absl::Status CheckChoice(const OptionSpec& spec, const std::string& value, absl::string_view path) {
+  const auto& choices = spec.choices;
+  if (choices.empty() || std::find(choices.begin(), choices.end(), value) != choices.end()) {
+    return absl::OkStatus();
+  }
+  return absl::InvalidArgumentError(absl::StrCat(path, " is ", Quoted(value), "; it must be ",
+                                                 OptionRange(spec), Suggestion(value, choices)));
+}
+
+absl::StatusOr<json> ReadString(const OptionSpec& spec, const json& value, absl::string_view path) {
+  if (!value.is_string()) return Bad(path, value, absl::StrCat("a string, ", OptionRange(spec)));
+  const auto& text = value.get_ref<const std::string&>();
+  if (auto status = CheckChoice(spec, text, path); !status.ok()) return status;
+  return value;
+}
+
+absl::StatusOr<json> ReadStringList(const OptionSpec& spec, const json& value,
+                                    absl::string_view path) {
+  auto strings = ReadStrings(value, path);
+  if (!strings.ok()) return strings.status();
+  for (size_t i = 0; i < strings->size(); ++i) {
+    auto status = CheckChoice(spec, (*strings)[i], absl::StrCat(path, "[", i, "]"));
+    if (!status.ok()) return status;
+  }
+  return json(*strings);
+}
+
+absl::StatusOr<json> ReadNumberList(const OptionSpec& spec, const json& value,
+                                    absl::string_view path) {
+  if (!value.is_array())
+    return Bad(path, value, absl::StrCat("a list of numbers in ", OptionRange(spec)));
+  json numbers = json::array();
+  for (size_t i = 0; i < value.size(); ++i) {
+    auto number = ReadNumber(spec, value[i], absl::StrCat(path, "[", i, "]"));
+    if (!number.ok()) return number.status();
+    numbers.push_back(*std::move(number));
+  }
+  return numbers;
+}
+
+absl::StatusOr<json> ReadOption(const OptionSpec& spec, const json& value, absl::string_view path) {
+  switch (spec.type) {
+    case OptionType::kNumber:
+      return ReadNumber(spec, value, path);
+    case OptionType::kInteger:
+      return ReadInteger(spec, value, path);
+    case OptionType::kBoolean:
+      if (!value.is_boolean()) return Bad(path, value, "true or false");
+      return value;
+    case OptionType::kString:
+      return ReadString(spec, value, path);
+    case OptionType::kStringList:
+      return ReadStringList(spec, value, path);
+    case OptionType::kObject:
+      if (!value.is_object()) return Bad(path, value, "an object");
+      return value;
+    case OptionType::kNumberList:
+      return ReadNumberList(spec, value, path);
+    case OptionType::kIntegerPerType:
+      return ReadIntegerPerType(spec, value, path);
+  }
+  return absl::InternalError("unknown type of option");
+}
+
+const OptionSpec* FindSpec(const std::vector<OptionSpec>& specs, const std::string& key) {
+  for (const OptionSpec& spec : specs) {
+    if (spec.name == key || std::count(spec.aliases.begin(), spec.aliases.end(), key) > 0) {
+      return &spec;
+    }
+  }
+  return nullptr;
+}
+
+absl::Status UnknownKey(const std::vector<OptionSpec>& specs,
+                        const std::vector<std::string>& common_keys, const std::string& key,
+                        absl::string_view path) {
+  std::vector<std::string> known = common_keys;
+  for (const OptionSpec& spec : specs) known.push_back(spec.name);
+  const std::string names = absl::StrJoin(known, ", ");
+  for (const OptionSpec& spec : specs) {
+    known.insert(known.end(), spec.aliases.begin(), spec.aliases.end());
+  }
+  return absl::InvalidArgumentError(absl::StrCat(path, " has the unknown key ", Quoted(key),
+                                                 "; it must be one of ", names,
+                                                 Suggestion(key, known)));
+}
+
+// The options that `rule` gives, by their names.
+absl::StatusOr<json> ReadGiven(const std::vector<OptionSpec>& specs,
+                               const std::vector<std::string>& common_keys, const json& rule,
+                               absl::string_view path) {
+  if (!rule.is_object()) return Bad(path, rule, "an object");
+  json values = json::object();
+  for (const auto& [key, value] : rule.items()) {
+    if (std::count(common_keys.begin(), common_keys.end(), key) > 0) continue;
+    const OptionSpec* spec = FindSpec(specs, key);
+    if (spec == nullptr) return UnknownKey(specs, common_keys, key, path);
+    if (values.contains(spec->name)) {
+      return absl::InvalidArgumentError(
+          absl::StrCat(path, ".", spec->name, " is given twice, by different names"));
+    }
+    auto read = ReadOption(*spec, value, absl::StrCat(path, ".", key));
+    if (!read.ok()) return read.status();
+    values[spec->name] = *std::move(read);
+  }
+  return values;
+}
+
+std::string Bound(double value) { return value >= kUnbounded ? "inf" : Shown(json(value)); }
+
+}  // namespace
+
+const std::vector<std::string>& CommonKeys() {
+  static const auto* keys = new std::vector<std::string>{"op_types", "op_names", "exclude"};
+  return *keys;
+}
+
+std::string OptionRange(const OptionSpec& spec) {
+  switch (spec.type) {
+    case OptionType::kNumber:
+    case OptionType::kInteger:
+    case OptionType::kNumberList:
+    case OptionType::kIntegerPerType:
+      return absl::StrCat("[", Bound(spec.minimum), ", ", Bound(spec.maximum),
+                          spec.maximum >= kUnbounded ? ")" : "]");
+    case OptionType::kBoolean:
+      return "true or false";
+    case OptionType::kObject:
+      return "any";
+    case OptionType::kString:
+    case OptionType::kStringList:
+      return spec.choices.empty() ? "any"
+                                  : absl::StrCat("one of ", absl::StrJoin(spec.choices, ", "));
+  }
+  return "";
+}
+
+absl::string_view OptionTypeName(OptionType type) {
+  switch (type) {
+    case OptionType::kNumber:
+      return "number";
+    case OptionType::kInteger:
+      return "integer";
+    case OptionType::kBoolean:
+      return "boolean";
+    case OptionType::kString:
+      return "string";
+    case OptionType::kStringList:
+      return "list of strings";
+    case OptionType::kObject:
+      return "object";
+    case OptionType::kNumberList:
+      return "list of numbers";
+    case OptionType::kIntegerPerType:
+      return "integer or per-type object";
+  }
+  return "";
+}
+
+absl::StatusOr<std::vector<std::string>> ReadStrings(const json& value, absl::string_view path) {
+  if (value.is_string()) return std::vector<std::string>{value.get<std::string>()};
+  if (!value.is_array()) return Bad(path, value, "a list of strings");
+  if (value.empty()) {
+    return absl::InvalidArgumentError(
+        absl::StrCat(path, " is empty; leave it out, or name at least one"));
+  }
+  std::vector<std::string> strings;
+  for (size_t i = 0; i < value.size(); ++i) {
+    if (!value[i].is_string()) return Bad(absl::StrCat(path, "[", i, "]"), value[i], "a string");
+    strings.push_back(value[i].get<std::string>());
+  }
+  return strings;
+}
+
+Options::Options(nlohmann::json values, std::string path)
+    : values_(std::move(values)), path_(std::move(path)) {}
+
+absl::StatusOr<Options> Options::Parse(const std::vector<OptionSpec>& specs,
+                                       const std::vector<std::string>& common_keys,
+                                       const nlohmann::json& rule, absl::string_view path) {
+  auto values = ReadGiven(specs, common_keys, rule, path);
+  if (!values.ok()) return values.status();
+  for (const OptionSpec& spec : specs) {
+    if (values->contains(spec.name)) continue;
+    if (spec.default_value.is_null()) {
+      return absl::InvalidArgumentError(absl::StrCat(
+          path, ".", spec.name, " is missing; it must be a",
+          spec.type == OptionType::kInteger ? "n " : " ", OptionTypeName(spec.type), " in ",
+          OptionRange(spec), ". Each rule stands alone: nothing is taken from earlier ones"));
+    }
+    (*values)[spec.name] = spec.default_value;
+  }
+  return Options(*std::move(values), std::string(path));
+}
+
+absl::Status Options::Check(const std::vector<OptionSpec>& specs,
+                            const std::vector<std::string>& common_keys, const nlohmann::json& rule,
+                            absl::string_view path) {
+  return ReadGiven(specs, common_keys, rule, path).status();
+}
+
+double Options::Number(absl::string_view name) const {
+  return values_.at(std::string(name)).get<double>();
+}
+
+int64_t Options::Integer(absl::string_view name) const {
+  return values_.at(std::string(name)).get<int64_t>();
+}
+
+bool Options::Boolean(absl::string_view name) const {
+  return values_.at(std::string(name)).get<bool>();
+}
+
+const std::string& Options::String(absl::string_view name) const {
+  return values_.at(std::string(name)).get_ref<const std::string&>();
+}
+
+std::vector<std::string> Options::StringList(absl::string_view name) const {
+  return values_.at(std::string(name)).get<std::vector<std::string>>();
+}
+
+std::vector<double> Options::NumberList(absl::string_view name) const {
+  return values_.at(std::string(name)).get<std::vector<double>>();
+}
+
+int64_t Options::IntegerFor(absl::string_view name, absl::string_view type) const {
+  const nlohmann::json& value = values_.at(std::string(name));
+  return value.is_object() ? value.at(std::string(type)).get<int64_t>() : value.get<int64_t>();
+}
+
+}  // namespace nni_compression::compression

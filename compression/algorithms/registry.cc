@@ -1,0 +1,61 @@
+#include "compression/algorithms/registry.h"
+
+#include "absl/strings/str_cat.h"
+#include "absl/strings/str_join.h"
+#include "compression/messages/suggest.h"
+
+namespace nni_compression::compression {
+
+// One line for each algorithm of algorithms/: the function that describes it.
+#define NNI_COMPRESSION_ALGORITHMS(ALGORITHM) \
+  ALGORITHM(Agp)                              \
+  ALGORITHM(CustomPruner)                     \
+  ALGORITHM(CustomQuantizer)                  \
+  ALGORITHM(Dorefa)                           \
+  ALGORITHM(Level)                            \
+  ALGORITHM(Naive)                            \
+  ALGORITHM(Qat)
+
+#define NNI_COMPRESSION_DECLARE(name) AlgorithmInfo name##Algorithm();
+NNI_COMPRESSION_ALGORITHMS(NNI_COMPRESSION_DECLARE)
+#undef NNI_COMPRESSION_DECLARE
+
+const Registry& Registry::Builtin() {
+  static const Registry* const registry = [] {
+    auto* filled = new Registry;
+#define NNI_COMPRESSION_ADD(name) filled->Add(name##Algorithm()).IgnoreError();
+    NNI_COMPRESSION_ALGORITHMS(NNI_COMPRESSION_ADD)
+#undef NNI_COMPRESSION_ADD
+    return filled;
+  }();
+  return *registry;
+}
+
+absl::Status Registry::Add(const AlgorithmInfo& info) {
+  const auto [it, added] = algorithms_.try_emplace(info.name, info);
+  if (added) return absl::OkStatus();
+  const std::string& source = it->second.source;
+  return absl::AlreadyExistsError(
+      absl::StrCat("there is an algorithm ", Quoted(info.name), " already, ",
+                   source.empty() ? "a built-in one" : absl::StrCat("of ", source)));
+}
+
+absl::StatusOr<const AlgorithmInfo*> Registry::Find(absl::string_view name) const {
+  const auto found = algorithms_.find(std::string(name));
+  if (found != algorithms_.end()) return &found->second;
+  std::vector<std::string> names;
+  names.reserve(algorithms_.size());
+  for (const auto& entry : algorithms_) names.push_back(entry.first);
+  return absl::InvalidArgumentError(absl::StrCat("algorithm is ", Quoted(name),
+                                                 "; it must be one of ", absl::StrJoin(names, ", "),
+                                                 Suggestion(name, names)));
+}
+
+std::vector<const AlgorithmInfo*> Registry::List() const {
+  std::vector<const AlgorithmInfo*> list;
+  list.reserve(algorithms_.size());
+  for (const auto& entry : algorithms_) list.push_back(&entry.second);
+  return list;
+}
+
+}  // namespace nni_compression::compression

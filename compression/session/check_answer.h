@@ -1,0 +1,69 @@
+// What a session does not take on trust from an algorithm, which may be a plugin or a script.
+// Errors are INTERNAL, as the algorithm is to blame, and name it. The functions that call an
+// algorithm are the only way to its answers about weights and activations.
+#ifndef NNI_COMPRESSION_COMPRESSION_SESSION_CHECK_ANSWER_H_
+#define NNI_COMPRESSION_COMPRESSION_SESSION_CHECK_ANSWER_H_
+
+#include <exception>
+#include <new>
+#include <optional>
+#include <string>
+
+#include "absl/functional/function_ref.h"
+#include "absl/status/status.h"
+#include "absl/status/statusor.h"
+#include "absl/strings/string_view.h"
+#include "compression/algorithms/algorithm.h"
+#include "compression/messages/exception_text.h"
+
+namespace nni_compression::compression {
+
+// LibTorch and allocations throw, and so may plugins.
+template <class T>
+absl::StatusOr<T> CatchAll(absl::FunctionRef<absl::StatusOr<T>()> compute) {
+  try {
+    return compute();
+  } catch (const std::bad_alloc&) {
+    return absl::ResourceExhaustedError("out of memory");
+  } catch (const std::exception& e) {
+    return absl::InternalError(TextOf(e));
+  } catch (...) {
+    return absl::InternalError("unknown exception");
+  }
+}
+
+// Who answers. Of what was loaded from a file the numbers are checked, too, which takes a pass over
+// them.
+struct Answerer {
+  std::string algorithm;
+  bool loaded = false;
+};
+
+// That `create` made a compressor of the kind that `info` promises.
+absl::Status CheckKind(const AlgorithmInfo& info, const Compressor* compressor);
+
+// That the channel axis of a quantizer is a dimension of the weight, and that groups fit.
+absl::Status CheckAxis(absl::string_view algorithm, const Compressor& compressor,
+                       const Layer& layer);
+
+absl::Status CheckMask(absl::string_view algorithm, const Layer& layer, const Mask& mask);
+
+// What `call` gets from the quantizer for this layer.
+absl::StatusOr<QuantizedWeight> CheckedQuantize(
+    const Answerer& answerer, const Quantizer& quantizer, const Layer& layer, QuantizeReply reply,
+    absl::FunctionRef<absl::StatusOr<QuantizedWeight>()> call);
+
+absl::StatusOr<ActivationAnswer> CheckedActivation(const Answerer& answerer,
+                                                   const Quantizer& quantizer, const Layer& layer,
+                                                   Activation activation, Clock clock,
+                                                   const LayerState& state);
+
+// Nothing for what is no share.
+std::optional<double> CheckedTarget(const Pruner& pruner, Clock clock);
+
+// That what is remembered stays in proportion to the weight.
+absl::Status CheckState(absl::string_view algorithm, const Layer& layer, const LayerState& state);
+
+}  // namespace nni_compression::compression
+
+#endif  // NNI_COMPRESSION_COMPRESSION_SESSION_CHECK_ANSWER_H_

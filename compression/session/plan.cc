@@ -1,0 +1,339 @@
+#include "compression/session/plan.h"
+
+#include <algorithm>
+#include <utility>
+
+#include "absl/container/flat_hash_map.h"
+#include "absl/container/flat_hash_set.h"
+#include "absl/status/status.h"
+#include "absl/strings/str_cat.h"
+#include "compression/messages/suggest.h"
+#include "compression/session/check_answer.h"
+
+namespace nni_compression::compression {
+namespace {
+
+using nlohmann::json;
+
+constexpr size_t kMaxRules = 1024;
+constexpr size_t kMaxWarnings = 100;
+constexpr size_t kLayersBetweenLooks = 256;  // for a cancellation
+constexpr char kDefault[] = "default";
+
+std::string RulePath(int rule) { return absl::StrCat("config_list[", rule, "]"); }
+
+// A rule before it is known which layers it wins.
+struct Rule {
+  std::optional<absl::flat_hash_set<std::string>> op_types;
+  std::vector<std::string> named_types;  // those of op_types that `default` does not stand for
+  std::optional<std::vector<std::string>> op_names;
+  bool exclude = false;
+  std::optional<Options> options;  // unless exclude
+  std::shared_ptr<const Compressor> compressor;
+  bool matches = false;
+  bool wins = false;
+  int left_out = 0;  // layers that have too few dimensions for a rule without filters
+  std::string first_left_out;
+
+  bool filters() const { return op_types.has_value() || op_names.has_value(); }
+};
+
+absl::Status ReadOpTypes(const json& value, absl::string_view path, absl::string_view framework,
+                         const std::vector<std::string>& defaults, Rule& rule) {
+  auto given = ReadStrings(value, path);
+  if (!given.ok()) return given.status();
+  absl::flat_hash_set<std::string>& types = rule.op_types.emplace();
+  for (size_t i = 0; i < given->size(); ++i) {
+    if ((*given)[i] == kDefault) {
+      types.insert(defaults.begin(), defaults.end());
+    } else if (framework == "generic") {
+      return absl::InvalidArgumentError(
+          absl::StrCat(path, "[", i, "] is ", Quoted((*given)[i]),
+                       "; it must be \"default\": a checkpoint alone (framework generic) does not "
+                       "tell what types its layers have"));
+    } else if (types.insert((*given)[i]).second) {
+      rule.named_types.push_back((*given)[i]);
+    }
+  }
+  return absl::OkStatus();
+}
+
+absl::StatusOr<Rule> ReadRule(const AlgorithmInfo& algorithm, const json& config,
+                              const std::string& path, absl::string_view framework,
+                              const std::vector<std::string>& default_types) {
+  Rule rule;
+  if (auto status = Options::Check(algorithm.options, CommonKeys(), config, path); !status.ok()) {
+    return status;
+  }
+  if (const auto it = config.find("exclude"); it != config.end()) {
+    if (!it->is_boolean()) {
+      return absl::InvalidArgumentError(
+          absl::StrCat(path, ".exclude is ", Shown(*it), "; it must be true or false"));
+    }
+    rule.exclude = it->get<bool>();
+  }
+  if (const auto it = config.find("op_types"); it != config.end()) {
+    auto status = ReadOpTypes(*it, path + ".op_types", framework, default_types, rule);
+    if (!status.ok()) return status;
+  }
+  if (const auto it = config.find("op_names"); it != config.end()) {
+    auto names = ReadStrings(*it, path + ".op_names");
+    if (!names.ok()) return names.status();
+    rule.op_names = *std::move(names);
+  }
+  if (rule.exclude) return rule;
+
+  auto options = Options::Parse(algorithm.options, CommonKeys(), config, path);
+  if (!options.ok()) return options.status();
+  auto compressor = algorithm.create(*options);
+  if (!compressor.ok()) return compressor.status();
+  if (auto status = CheckKind(algorithm, compressor->get()); !status.ok()) return status;
+  rule.options = *std::move(options);
+  rule.compressor = *std::move(compressor);
+  return rule;
+}
+
+// Finds the last rule that matches, without trying every rule on every layer: in all it takes as
+// long as there are names in the rules and in the layers, and rules for each type.
+class Matcher {
+ public:
+  Matcher(std::vector<Rule>& rules, Unfiltered unfiltered)
+      : rules_(rules), unfiltered_(unfiltered) {
+    for (int i = 0; i < static_cast<int>(rules.size()); ++i) {
+      if (rules[i].op_names) {
+        for (const std::string& name : *rules[i].op_names) by_name_[name].push_back(i);
+      } else if (rules[i].op_types) {
+        for (const std::string& type : *rules[i].op_types) by_type_[type].push_back(i);
+      } else {
+        everywhere_.push_back(i);
+      }
+    }
+  }
+
+  // The index of the winner for a layer by one of its names; -1: none. Each name once.
+  int Match(const std::string& name, const Layer& layer) {
+    int winner = MatchType(layer);
+    const auto found = by_name_.find(name);
+    if (found == by_name_.end()) return winner;
+    for (const int i : found->second) {
+      if (rules_[i].op_types && !rules_[i].op_types->contains(layer.op_type)) continue;
+      rules_[i].matches = true;
+      winner = std::max(winner, i);
+    }
+    return winner;
+  }
+
+  // Notes for the warnings that no rule has won the layer.
+  void Unmatched(const Layer& layer) {
+    for (int i : everywhere_) {
+      if (!LeavesOut(rules_[i], layer)) continue;
+      if (rules_[i].left_out++ == 0) rules_[i].first_left_out = layer.name;
+    }
+  }
+
+ private:
+  bool LeavesOut(const Rule& rule, const Layer& layer) const {
+    return unfiltered_ == Unfiltered::kMatrices && !rule.filters() && !rule.exclude &&
+           IsVector(layer);
+  }
+  static bool IsVector(const Layer& layer) { return layer.shape.size() < 2; }
+
+  // The winner of the rules without names, which is that of all layers of the type that are
+  // vectors, or of all that are not.
+  int MatchType(const Layer& layer) {
+    const auto [known, fresh] = type_winners_.try_emplace({layer.op_type, IsVector(layer)}, -1);
+    if (!fresh) return known->second;
+    const auto match = [&, &winner = known->second](const std::vector<int>& candidates) {
+      for (const int i : candidates) {
+        if (LeavesOut(rules_[i], layer)) continue;
+        rules_[i].matches = true;
+        winner = std::max(winner, i);
+      }
+    };
+    if (const auto found = by_type_.find(layer.op_type); found != by_type_.end()) {
+      match(found->second);
+    }
+    match(everywhere_);
+    return known->second;
+  }
+
+  std::vector<Rule>& rules_;
+  const Unfiltered unfiltered_;
+  absl::flat_hash_map<std::string, std::vector<int>> by_name_;
+  absl::flat_hash_map<std::string, std::vector<int>> by_type_;
+  absl::flat_hash_map<std::pair<std::string, bool>, int> type_winners_;
+  std::vector<int> everywhere_;
+};
+
+// Numbers for what rules do to a layer: equal where they do the same.
+class Effects {
+ public:
+  explicit Effects(const std::vector<Rule>& rules) : rules_(rules), known_(rules.size(), -1) {}
+
+  int Of(int rule) {
+    if (known_[rule] < 0) {
+      const std::string text =
+          rules_[rule].exclude ? "" : rules_[rule].options->json().dump(-1, ' ', false, kReplace);
+      known_[rule] = numbers_.try_emplace(text, static_cast<int>(numbers_.size())).first->second;
+    }
+    return known_[rule];
+  }
+
+ private:
+  static constexpr auto kReplace = json::error_handler_t::replace;
+
+  const std::vector<Rule>& rules_;
+  std::vector<int> known_;
+  absl::flat_hash_map<std::string, int> numbers_;
+};
+
+// The winner among the names of one weight; -1: none.
+absl::StatusOr<int> MatchLayer(const Layer& layer, Matcher& matcher, Effects& effects) {
+  int winner = matcher.Match(layer.name, layer);
+  const std::string* winner_name = &layer.name;
+  for (const std::string& alias : layer.aliases) {
+    const int other = matcher.Match(alias, layer);
+    if (other < 0 || other == winner) continue;
+    if (winner >= 0 && effects.Of(winner) != effects.Of(other)) {
+      return absl::InvalidArgumentError(
+          absl::StrCat(RulePath(winner), " applies to ", Quoted(*winner_name), " and ",
+                       RulePath(other), " to ", Quoted(alias),
+                       "; they are names of one weight and must get the same options, so a rule "
+                       "that names one must name all of them"));
+    }
+    if (other > winner) {
+      winner = other;
+      winner_name = &alias;
+    }
+  }
+  return winner;
+}
+
+std::vector<std::string> Warnings(const std::vector<Rule>& rules, absl::Span<const Layer> layers) {
+  absl::flat_hash_set<absl::string_view> known;
+  absl::flat_hash_set<absl::string_view> known_types;
+  std::vector<std::string> names;  // the first ones, to suggest
+  std::vector<std::string> types;
+  const auto add = [](const std::string& name, auto& all, std::vector<std::string>& first) {
+    if (all.insert(name).second && first.size() < kMaxSuggestions) first.push_back(name);
+  };
+  for (const Layer& layer : layers) {
+    add(layer.name, known, names);
+    for (const std::string& alias : layer.aliases) add(alias, known, names);
+    add(layer.op_type, known_types, types);
+  }
+  std::vector<std::string> warnings;
+  const auto warn_of_unknown = [&](const std::string& path, const std::vector<std::string>& given,
+                                   const absl::flat_hash_set<absl::string_view>& all,
+                                   absl::string_view lack,
+                                   const std::vector<std::string>& similar) {
+    for (const std::string& name : given) {
+      if (warnings.size() >= kMaxWarnings) return;
+      if (all.contains(name)) continue;
+      warnings.push_back(
+          absl::StrCat(path, " names ", Quoted(name), lack, Suggestion(name, similar)));
+    }
+  };
+  for (int i = 0; i < static_cast<int>(rules.size()) && warnings.size() < kMaxWarnings; ++i) {
+    if (!rules[i].matches) {
+      warnings.push_back(absl::StrCat(RulePath(i), " matches no layer"));
+    } else if (!rules[i].wins) {
+      warnings.push_back(absl::StrCat(
+          RulePath(i), " has no effect: later rules win for every layer that it matches"));
+    }
+    if (rules[i].left_out > 0 && warnings.size() < kMaxWarnings) {
+      warnings.push_back(absl::StrCat(
+          RulePath(i), " has neither op_types nor op_names and leaves ", rules[i].left_out,
+          rules[i].left_out == 1 ? " weight" : " weights", " of one dimension out, ",
+          rules[i].left_out == 1 ? "" : "such as ", Quoted(rules[i].first_left_out),
+          ": such weights, like the scales of norms, are compressed only when a rule names their "
+          "type or name"));
+    }
+    warn_of_unknown(RulePath(i) + ".op_types", rules[i].named_types, known_types,
+                    ", which is the type of no layer", types);
+    if (!rules[i].op_names) continue;
+    warn_of_unknown(RulePath(i) + ".op_names", *rules[i].op_names, known,
+                    ", which the model does not have", names);
+  }
+  return warnings;
+}
+
+}  // namespace
+
+absl::StatusOr<std::vector<std::string>> DefaultOpTypes(absl::string_view framework) {
+  if (framework == "pytorch") {
+    return std::vector<std::string>{
+        "Conv1d", "Conv2d",   "Conv3d", "ConvTranspose1d", "ConvTranspose2d", "ConvTranspose3d",
+        "Linear", "Bilinear", "PReLU",  "Embedding",       "EmbeddingBag"};
+  }
+  if (framework == "tensorflow") {
+    return std::vector<std::string>{"Conv2D", "Conv3D", "DepthwiseConv2dNative", "MatMul"};
+  }
+  if (framework == "keras") {
+    return std::vector<std::string>{"Conv1D",          "Conv2D",          "Conv3D",
+                                    "Conv1DTranspose", "Conv2DTranspose", "Conv3DTranspose",
+                                    "DepthwiseConv2D", "SeparableConv1D", "SeparableConv2D",
+                                    "Dense",           "Embedding"};
+  }
+  if (framework == "generic") return std::vector<std::string>{"weight"};
+  return absl::InvalidArgumentError(absl::StrCat(
+      "framework is ", Quoted(framework), "; it must be one of pytorch, tensorflow, keras, generic",
+      Suggestion(framework, {"pytorch", "tensorflow", "keras", "generic"})));
+}
+
+absl::StatusOr<Plan> MakePlan(const AlgorithmInfo& algorithm, absl::Span<const json> config_list,
+                              absl::string_view framework, absl::Span<const Layer> layers,
+                              Unfiltered unfiltered, const std::function<bool()>& cancelled) {
+  const auto stopped = [&] { return cancelled != nullptr && cancelled(); };
+  if (config_list.empty() || config_list.size() > kMaxRules) {
+    return absl::InvalidArgumentError(absl::StrCat("config_list has ", config_list.size(),
+                                                   " rules; it must have 1 to ", kMaxRules));
+  }
+  auto default_types = DefaultOpTypes(framework);
+  if (!default_types.ok()) return default_types.status();
+  std::vector<Rule> rules;
+  for (size_t i = 0; i < config_list.size(); ++i) {
+    if (stopped()) return absl::CancelledError("cancelled");
+    auto rule = ReadRule(algorithm, config_list[i], RulePath(i), framework, *default_types);
+    if (!rule.ok()) return rule.status();
+    rules.push_back(*std::move(rule));
+  }
+
+  Plan plan;
+  plan.layers.resize(layers.size());
+  Matcher matcher(rules, unfiltered);
+  Effects effects(rules);
+  for (size_t i = 0; i < layers.size(); ++i) {
+    if (i % kLayersBetweenLooks == 0 && stopped()) return absl::CancelledError("cancelled");
+    auto winner = MatchLayer(layers[i], matcher, effects);
+    if (!winner.ok()) return winner.status();
+    if (*winner < 0) {
+      matcher.Unmatched(layers[i]);
+      continue;
+    }
+    Rule& rule = rules[*winner];
+    rule.wins = true;
+    plan.layers[i].rule = *winner;
+    if (rule.exclude || !algorithm.check_layer) continue;
+    if (auto status = algorithm.check_layer(*rule.options, layers[i]); !status.ok()) return status;
+  }
+
+  std::vector<const PlannedRule*> planned(rules.size());
+  for (int i = 0; i < static_cast<int>(rules.size()); ++i) {
+    if (!rules[i].wins) continue;
+    if (rules[i].exclude) continue;
+    const bool needs_epoch = rules[i].compressor->needs_epoch();
+    plan.needs_epoch |= needs_epoch;
+    plan.needs_step |= rules[i].compressor->needs_step() || rules[i].compressor->wants_gradient();
+    plan.rules.push_back(std::make_unique<const PlannedRule>(
+        PlannedRule{i, *std::move(rules[i].options), rules[i].compressor, needs_epoch}));
+    planned[i] = plan.rules.back().get();
+  }
+  for (LayerPlan& layer : plan.layers) {
+    if (layer.rule) layer.planned = planned[*layer.rule];
+  }
+  plan.warnings = Warnings(rules, layers);
+  return plan;
+}
+
+}  // namespace nni_compression::compression

@@ -1,0 +1,70 @@
+// NNI's config_list: which rule compresses which layer.
+#ifndef NNI_COMPRESSION_COMPRESSION_SESSION_PLAN_H_
+#define NNI_COMPRESSION_COMPRESSION_SESSION_PLAN_H_
+
+#include <functional>
+#include <memory>
+#include <nlohmann/json.hpp>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "absl/status/statusor.h"
+#include "absl/strings/string_view.h"
+#include "absl/types/span.h"
+#include "compression/algorithms/algorithm.h"
+
+namespace nni_compression::compression {
+
+// The op types that "default" stands for. `framework`: "pytorch", "tensorflow" (graph), "keras" or
+// "generic"; INVALID_ARGUMENT for another.
+absl::StatusOr<std::vector<std::string>> DefaultOpTypes(absl::string_view framework);
+
+// A rule that won for at least one layer.
+struct PlannedRule {
+  int rule = 0;  // index in the config_list
+  Options options;
+  std::shared_ptr<const Compressor> compressor;
+  bool needs_epoch = false;  // the compressor's
+};
+
+// What happens to one layer.
+struct LayerPlan {
+  std::optional<int> rule;               // index in the config_list of the rule that won
+  const PlannedRule* planned = nullptr;  // null: not compressed (no rule, or `exclude`)
+};
+
+struct Plan {
+  std::vector<std::unique_ptr<const PlannedRule>> rules;  // by index
+  std::vector<LayerPlan> layers;                          // as the layers given
+  std::vector<std::string> warnings;                      // at most 100
+  bool needs_epoch = false;
+  bool needs_step = false;
+};
+
+// What a rule that has neither `op_types` nor `op_names`, and does not exclude, matches.
+enum class Unfiltered {
+  kEveryLayer,
+  kMatrices,  // layers of two or more dimensions: the scales of norms have one
+};
+
+// Applies the rules to the layers. A rule is an object with the optional keys `op_types` (a list,
+// or one string; "default" anywhere in it means DefaultOpTypes), `op_names` (likewise, without
+// default) and `exclude`, and the algorithm's options. A rule matches a layer when both filters
+// that it has do (any alias counts for op_names). The last rule that matches wins and stands alone:
+// earlier ones add nothing to it.
+//
+// Warnings: a rule that matches nothing, a rule that never wins, an op_name or op_type that no
+// layer has, layers that a rule without filters leaves out. INVALID_ARGUMENT names the field, the
+// value and the allowed range; an unknown key gets a suggestion. Every rule is validated, the
+// losing ones too. Takes time in proportion to the size of what it is given, and CANCELLED is its
+// answer soon after `cancelled` says so.
+absl::StatusOr<Plan> MakePlan(const AlgorithmInfo& algorithm,
+                              absl::Span<const nlohmann::json> config_list,
+                              absl::string_view framework, absl::Span<const Layer> layers,
+                              Unfiltered unfiltered = Unfiltered::kEveryLayer,
+                              const std::function<bool()>& cancelled = nullptr);
+
+}  // namespace nni_compression::compression
+
+#endif  // NNI_COMPRESSION_COMPRESSION_SESSION_PLAN_H_

@@ -1,0 +1,431 @@
+#include "compression/session/session.h"
+
+#include <algorithm>
+#include <cmath>
+#include <cstring>
+#include <utility>
+
+#include "absl/functional/function_ref.h"
+#include "absl/strings/str_cat.h"
+#include "absl/strings/str_join.h"
+#include "compression/messages/suggest.h"
+#include "compression/session/check_answer.h"
+#include "compression/session/layer_index.h"
+
+namespace nni_compression::compression {
+namespace {
+
+// Unknown names that similar ones are looked for, one after another.
+constexpr int kMaxNamesInARow = 10;
+
+// Bit for bit, as -0.0 may answer otherwise than 0.0.
+bool SameBits(const std::vector<float>& a, const std::vector<float>& b) {
+  return a.size() == b.size() &&
+         (a.empty() || std::memcmp(a.data(), b.data(), a.size() * sizeof(float)) == 0);
+}
+
+// Whether nothing needs to be saved when one takes the place of the other.
+bool SameState(const LayerState& a, const LayerState& b) {
+  const auto same_memory = [](const auto& x, const auto& y) {
+    return x.first == y.first && SameBits(x.second, y.second);
+  };
+  return a.answered == b.answered && a.mask.has_value() == b.mask.has_value() &&
+         (!a.mask || a.mask->bits().data() == b.mask->bits().data()) &&
+         a.parameters == b.parameters && a.opaque == b.opaque &&
+         a.memory.size() == b.memory.size() &&
+         std::equal(a.memory.begin(), a.memory.end(), b.memory.begin(), same_memory);
+}
+
+// With what holds it: a map's nodes, and blocks of the heap.
+int64_t RememberedBytes(const LayerState& state) {
+  constexpr int64_t kNode = 128;
+  constexpr int64_t kBlock = 16;
+  int64_t bytes = state.opaque.empty() ? 0 : static_cast<int64_t>(state.opaque.size()) + kBlock;
+  for (const auto& [name, values] : state.memory) {
+    bytes += kNode + static_cast<int64_t>(name.size() + values.size() * sizeof(float)) + kBlock;
+  }
+  return bytes;
+}
+
+absl::Status CheckRange(const Layer& layer, const Range& range, int64_t channels) {
+  const auto minima = static_cast<int64_t>(range.minimum.size());
+  const auto maxima = static_cast<int64_t>(range.maximum.size());
+  if (minima != channels || maxima != channels) {
+    return absl::InvalidArgumentError(absl::StrCat("range of layer ", Quoted(layer.name), " has ",
+                                                   minima, " minima and ", maxima,
+                                                   " maxima; it must have ", channels, " of each"));
+  }
+  for (int64_t c = 0; c < channels; ++c) {
+    // NaN fails the comparisons, too.
+    if (std::isfinite(range.minimum[c]) && std::isfinite(range.maximum[c]) &&
+        range.minimum[c] <= range.maximum[c]) {
+      continue;
+    }
+    return absl::InvalidArgumentError(
+        absl::StrCat("range of layer ", Quoted(layer.name), ": channel ", c, " has [",
+                     Shown(static_cast<double>(range.minimum[c])), ", ",
+                     Shown(static_cast<double>(range.maximum[c])),
+                     "]; both must be finite and the minimum not above the maximum"));
+  }
+  return absl::OkStatus();
+}
+
+// Whether these numbers are what an algorithm may find in its memory.
+absl::Status CheckRemembered(const Layer& layer, const Remembered& remembered,
+                             const std::vector<float>& values) {
+  const bool finite =
+      std::all_of(values.begin(), values.end(), [](float value) { return std::isfinite(value); });
+  const bool scale = remembered.kind == Remembered::Kind::kScale;
+  const bool fits = finite && (scale ? values.size() == 1 && values[0] >= 0
+                                     : values.size() == 2 && values[0] <= values[1]);
+  if (fits) return absl::OkStatus();
+  std::vector<std::string> shown;
+  for (size_t i = 0; i < std::min<size_t>(values.size(), 3); ++i) {
+    shown.push_back(Shown(static_cast<double>(values[i])));
+  }
+  if (values.size() > shown.size()) shown.push_back("...");
+  return absl::InvalidArgumentError(
+      absl::StrCat(Quoted(remembered.name), " of layer ", Quoted(layer.name), " is [",
+                   absl::StrJoin(shown, ", "), "]; it must be ",
+                   scale ? "one finite number that is not negative"
+                         : "two finite numbers, of which the first is not above the second"));
+}
+
+// What a stored session may have more of than CheckCounter admits today.
+absl::Status CheckNotNegative(absl::string_view name, int64_t value) {
+  if (value >= 0) return absl::OkStatus();
+  return absl::InvalidArgumentError(absl::StrCat(name, " is ", value, "; it must be at least 0"));
+}
+
+}  // namespace
+
+absl::Status CheckCounter(absl::string_view name, int64_t value) {
+  if (value >= 0 && value <= kMaxCounter) return absl::OkStatus();
+  return absl::InvalidArgumentError(
+      absl::StrCat(name, " is ", value, "; it must be in [0, ", kMaxCounter, "]"));
+}
+
+Session::Session(const AlgorithmInfo* algorithm, Binding binding, compression::Plan plan)
+    : algorithm_(algorithm),
+      binding_(std::make_shared<const Binding>(std::move(binding))),
+      plan_(std::move(plan)),
+      clock_(binding_->clock),
+      last_step_(binding_->step_applied ? binding_->clock.step : binding_->clock.step - 1),
+      states_(binding_->layers.size(), std::make_shared<const LayerState>()) {}
+
+absl::StatusOr<std::unique_ptr<Session>> Session::Bind(const Registry& registry, Binding binding,
+                                                       const std::function<bool()>& cancelled) {
+  auto algorithm = registry.Find(binding.algorithm);
+  if (!algorithm.ok()) return algorithm.status();
+  if (auto status = CheckNotNegative("epoch", binding.clock.epoch); !status.ok()) return status;
+  if (auto status = CheckNotNegative("step", binding.clock.step); !status.ok()) return status;
+  auto index = IndexLayers(binding.layers);
+  if (!index.ok()) return index.status();
+  auto plan = MakePlan(**algorithm, binding.config_list, binding.framework, binding.layers,
+                       binding.unfiltered, cancelled);
+  if (!plan.ok()) return plan.status();
+  for (size_t i = 0; i < plan->layers.size(); ++i) {
+    const PlannedRule* planned = plan->layers[i].planned;
+    if (planned == nullptr) continue;
+    auto status = CheckAxis((*algorithm)->name, *planned->compressor, binding.layers[i]);
+    if (!status.ok()) return status;
+  }
+  std::unique_ptr<Session> session(new Session(*algorithm, std::move(binding), *std::move(plan)));
+  session->index_ = *std::move(index);
+  return session;
+}
+
+std::optional<int> Session::IndexOf(absl::string_view name) const {
+  const auto found = index_.find(name);
+  return found == index_.end() ? std::nullopt : std::make_optional(found->second);
+}
+
+absl::StatusOr<int> Session::FindLayer(absl::string_view name) const {
+  if (const std::optional<int> index = IndexOf(name)) {
+    unknown_names_ = 0;
+    return *index;
+  }
+  std::vector<std::string> names;
+  if (++unknown_names_ > kMaxNamesInARow) {
+    return absl::NotFoundError(absl::StrCat("the session has no layer ", Quoted(name)));
+  }
+  for (const Layer& layer : absl::MakeConstSpan(binding_->layers).subspan(0, kMaxSuggestions)) {
+    names.push_back(layer.name);
+  }
+  return absl::NotFoundError(
+      absl::StrCat("the session has no layer ", Quoted(name), Suggestion(name, names)));
+}
+
+const Compressor* Session::CompressorOf(int i) const {
+  const PlannedRule* planned = plan_.layers[i].planned;
+  return planned == nullptr ? nullptr : planned->compressor.get();
+}
+
+bool Session::IsStale(int i) const {
+  const Compressor* compressor = CompressorOf(i);
+  if (compressor == nullptr) return false;
+  return !state(i).answered || compressor->IsStale(layer(i), state(i), clock_);
+}
+
+std::vector<int> Session::StaleLayers() const {
+  std::vector<int> stale;
+  for (int i = 0; i < static_cast<int>(states_.size()); ++i) {
+    if (IsStale(i)) stale.push_back(i);
+  }
+  return stale;
+}
+
+absl::Status Session::CheckCompressed(int i, AlgorithmKind kind) const {
+  if (algorithm_->kind != kind) {
+    return absl::FailedPreconditionError(
+        absl::StrCat("the session's algorithm is ", algorithm_->name,
+                     kind == AlgorithmKind::kPruner ? ", a quantizer: it has no masks"
+                                                    : ", a pruner: it does not quantize"));
+  }
+  const LayerPlan& plan = plan_.layers[i];
+  if (plan.planned != nullptr) return absl::OkStatus();
+  const std::string why =
+      plan.rule ? absl::StrCat("config_list[", *plan.rule, "] excludes it") : "no rule matches it";
+  return absl::InvalidArgumentError(
+      absl::StrCat("layer ", Quoted(layer(i).name), " is not compressed: ", why));
+}
+
+absl::Status Session::CheckWeight(int i, const at::Tensor& weight) const {
+  const Layer& bound = layer(i);
+  if (!weight.defined() || !weight.device().is_cpu() || !weight.is_contiguous()) {
+    return absl::InvalidArgumentError(absl::StrCat("weight of layer ", Quoted(bound.name),
+                                                   " must be contiguous and in CPU memory"));
+  }
+  const c10::ScalarType dtype = ToScalarType(bound.dtype).value();
+  if (weight.scalar_type() != dtype) {
+    return absl::InvalidArgumentError(absl::StrCat(
+        "weight of layer ", Quoted(bound.name), " has dtype ", c10::toString(weight.scalar_type()),
+        "; it must be the bound one, ", DataTypeName(bound.dtype)));
+  }
+  if (weight.sizes() != at::IntArrayRef(bound.shape)) {
+    return absl::InvalidArgumentError(absl::StrCat(
+        "weight of layer ", Quoted(bound.name), " has shape [", absl::StrJoin(weight.sizes(), ", "),
+        "]; it must be the bound one, [", absl::StrJoin(bound.shape, ", "), "]"));
+  }
+  return absl::OkStatus();
+}
+
+MaskAnswer Session::AnswerMask(int i) const {
+  return {*state(i).mask, TargetSparsity(*plan_.layers[i].planned, clock_.epoch), clock_.epoch};
+}
+
+absl::StatusOr<MaskAnswer> Session::CalcMask(int i, const Weight& weight) {
+  if (auto status = CheckCompressed(i, AlgorithmKind::kPruner); !status.ok()) return status;
+  if (auto status = CheckWeight(i, weight.values); !status.ok()) return status;
+  if (!IsStale(i)) return AnswerMask(i);
+  const auto& pruner = static_cast<const Pruner&>(*CompressorOf(i));
+  LayerState state = *states_[i];
+  auto mask = CatchAll<Mask>([&] { return pruner.CalcMask(layer(i), weight, state, clock_); });
+  if (!mask.ok()) return mask.status();
+  if (auto s = CheckMask(algorithm_->name, layer(i), *mask); !s.ok()) return s;
+  state.mask = *std::move(mask);
+  state.parameters.reset();
+  state.answered = true;
+  if (auto s = Commit(i, std::move(state)); !s.ok()) return s;
+  return AnswerMask(i);
+}
+
+absl::StatusOr<MaskAnswer> Session::SetMask(int i, Mask mask) {
+  if (auto status = CheckCompressed(i, algorithm_->kind); !status.ok()) return status;
+  if (mask.elements() != layer(i).elements) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("mask of layer ", Quoted(layer(i).name), " has ", mask.elements(),
+                     " elements; it must have the weight's ", layer(i).elements));
+  }
+  LayerState state = *states_[i];
+  state.mask = std::move(mask);
+  state.answered |= algorithm_->kind == AlgorithmKind::kPruner;
+  if (auto s = Commit(i, std::move(state)); !s.ok()) return s;
+  return AnswerMask(i);
+}
+
+RememberedNumbers Session::RememberedOf(int i) const {
+  RememberedNumbers found;
+  const Compressor* compressor = CompressorOf(i);
+  if (compressor == nullptr) return found;
+  for (const Remembered& remembered : compressor->remembered()) {
+    const auto numbers = states_[i]->memory.find(remembered.name);
+    if (numbers != states_[i]->memory.end()) found.insert(*numbers);
+  }
+  return found;
+}
+
+absl::Status Session::Remember(int i, const RememberedNumbers& memory) {
+  if (auto status = CheckCompressed(i, algorithm_->kind); !status.ok()) return status;
+  const std::vector<Remembered> known = CompressorOf(i)->remembered();
+  LayerState state = *states_[i];
+  for (const auto& [name, values] : memory) {
+    const auto found = std::find_if(known.begin(), known.end(),
+                                    [&name = name](const auto& r) { return r.name == name; });
+    if (found == known.end()) {
+      std::vector<std::string> names;
+      names.reserve(known.size());
+      for (const Remembered& remembered : known) names.push_back(remembered.name);
+      return absl::InvalidArgumentError(absl::StrCat(
+          "layer ", Quoted(layer(i).name), " has ", Quoted(name), "; ",
+          names.empty() ? absl::StrCat("the algorithm ", algorithm_->name,
+                                       " remembers nothing there that it could be given")
+                        : absl::StrCat("it must be one of ", absl::StrJoin(names, ", "))));
+    }
+    if (auto status = CheckRemembered(layer(i), *found, values); !status.ok()) return status;
+    state.memory[name] = values;
+  }
+  return Commit(i, std::move(state));
+}
+
+absl::Status Session::CountMemory(TakeMemory take) {
+  take_memory_ = std::move(take);
+  remembered_ = 0;
+  taken_ = 0;
+  for (const auto& state : states_) remembered_ += RememberedBytes(*state);
+  return TakeFor(remembered_);
+}
+
+absl::Status Session::TakeFor(int64_t remembered) {
+  if (take_memory_ == nullptr || remembered <= taken_) return absl::OkStatus();
+  if (absl::Status status = take_memory_(remembered - taken_); !status.ok()) return status;
+  taken_ = remembered;
+  return absl::OkStatus();
+}
+
+absl::Status Session::Commit(int i, LayerState state) {
+  if (auto s = CheckState(algorithm_->name, layer(i), state); !s.ok()) return s;
+  const int64_t remembered = remembered_ - RememberedBytes(*states_[i]) + RememberedBytes(state);
+  if (auto s = TakeFor(remembered); !s.ok()) return s;
+  remembered_ = remembered;
+  if (!SameState(*states_[i], state)) changes_.layers.insert(i);
+  states_[i] = std::make_shared<const LayerState>(std::move(state));
+  return absl::OkStatus();
+}
+
+absl::StatusOr<QuantizedWeight> Session::Quantize(
+    int i, QuantizeReply reply,
+    absl::FunctionRef<absl::StatusOr<QuantizedWeight>(const Quantizer&, LayerState&)> call) {
+  const auto& quantizer = static_cast<const Quantizer&>(*CompressorOf(i));
+  LayerState state = *states_[i];
+  auto result = CheckedQuantize(answerer(), quantizer, layer(i), reply,
+                                [&] { return call(quantizer, state); });
+  if (!result.ok()) return result.status();
+  state.mask = states_[i]->mask;
+  state.parameters = result->parameters;
+  state.answered = true;
+  if (auto s = Commit(i, std::move(state)); !s.ok()) return s;
+  return result;
+}
+
+absl::StatusOr<QuantizedWeight> Session::QuantizeWeight(int i, const Weight& weight,
+                                                        QuantizeReply reply) {
+  if (auto status = CheckCompressed(i, AlgorithmKind::kQuantizer); !status.ok()) return status;
+  if (auto status = CheckWeight(i, weight.values); !status.ok()) return status;
+  return Quantize(i, reply, [&](const Quantizer& quantizer, LayerState& state) {
+    return quantizer.QuantizeWeight(layer(i), weight, reply, clock_, state);
+  });
+}
+
+absl::StatusOr<QuantizedWeight> Session::QuantizeRange(int i, const Range& range) {
+  if (auto status = CheckCompressed(i, AlgorithmKind::kQuantizer); !status.ok()) return status;
+  const auto& quantizer = static_cast<const Quantizer&>(*CompressorOf(i));
+  if (!quantizer.accepts_range()) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("the algorithm ", algorithm_->name, " needs weights, a range is not enough"));
+  }
+  auto status = CheckRange(layer(i), range, quantizer.channels(layer(i)));
+  if (!status.ok()) return status;
+  return Quantize(i, QuantizeReply::kParameters,
+                  [&](const Quantizer& quantizer, LayerState& state) {
+                    return quantizer.QuantizeRange(layer(i), range, clock_, state);
+                  });
+}
+
+absl::Status Session::AddGradient(int i, const at::Tensor& gradient) {
+  if (auto status = CheckCompressed(i, algorithm_->kind); !status.ok()) return status;
+  if (auto status = CheckWeight(i, gradient); !status.ok()) return status;
+  const Compressor& compressor = *CompressorOf(i);
+  if (!compressor.wants_gradient()) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("the algorithm ", algorithm_->name, " has no use for gradients"));
+  }
+  LayerState state = *states_[i];
+  auto added = CatchAll<bool>([&]() -> absl::StatusOr<bool> {
+    auto status = compressor.AddGradient(layer(i), gradient, clock_, state);
+    return status.ok() ? absl::StatusOr<bool>(true) : status;
+  });
+  if (!added.ok()) return added.status();
+  state.mask = states_[i]->mask;
+  state.parameters = states_[i]->parameters;
+  state.answered = states_[i]->answered;
+  return Commit(i, std::move(state));
+}
+
+absl::StatusOr<const Quantizer*> Session::QuantizerOf(int i, Activation activation) const {
+  if (auto status = CheckCompressed(i, AlgorithmKind::kQuantizer); !status.ok()) return status;
+  if (Quantizes(i, activation)) return static_cast<const Quantizer*>(CompressorOf(i));
+  const PlannedRule& planned = *plan_.layers[i].planned;
+  return absl::InvalidArgumentError(
+      absl::StrCat("the ", activation == Activation::kOutput ? "outputs" : "inputs", " of layer ",
+                   Quoted(layer(i).name), " are not quantized: ", planned.options.path(),
+                   ".quant_types would have to name them, under an algorithm that does"));
+}
+
+absl::StatusOr<ActivationAnswer> Session::ObserveActivation(int i, Activation activation,
+                                                            const Range& range) {
+  const auto quantizer = QuantizerOf(i, activation);
+  if (!quantizer.ok()) return quantizer.status();
+  if (auto status = CheckRange(layer(i), range, /*channels=*/1); !status.ok()) return status;
+  LayerState state = *states_[i];
+  auto observed = CatchAll<bool>([&]() -> absl::StatusOr<bool> {
+    auto status = (*quantizer)->ObserveActivation(activation, range, state);
+    return status.ok() ? absl::StatusOr<bool>(true) : status;
+  });
+  if (!observed.ok()) return observed.status();
+  auto answer = CheckedActivation(answerer(), **quantizer, layer(i), activation, clock_, state);
+  if (!answer.ok()) return answer;
+  if (auto s = Commit(i, std::move(state)); !s.ok()) return s;
+  return answer;
+}
+
+bool Session::Quantizes(int i, Activation activation) const {
+  const auto* const quantizer = dynamic_cast<const Quantizer*>(CompressorOf(i));
+  if (quantizer == nullptr) return false;
+  const std::vector<Activation> activations = quantizer->activations();
+  return std::count(activations.begin(), activations.end(), activation) > 0;
+}
+
+absl::StatusOr<ActivationAnswer> Session::QuantizeActivation(int i, Activation activation) const {
+  const auto quantizer = QuantizerOf(i, activation);
+  if (!quantizer.ok()) return quantizer.status();
+  return CheckedActivation(answerer(), **quantizer, layer(i), activation, clock_, state(i));
+}
+
+LayerSnapshot Session::Snapshot(int i) const {
+  return LayerSnapshot(answerer(), std::shared_ptr<const Layer>(binding_, &layer(i)), states_[i],
+                       plan_.layers[i].planned->compressor, clock_);
+}
+
+std::optional<double> Session::TargetSparsity(const PlannedRule& rule, int64_t epoch) const {
+  if (algorithm_->kind != AlgorithmKind::kPruner) return std::nullopt;
+  return CheckedTarget(static_cast<const Pruner&>(*rule.compressor), {epoch, clock_.step});
+}
+
+absl::Status Session::UpdateEpoch(int64_t epoch) {
+  if (auto status = CheckCounter("epoch", epoch); !status.ok()) return status;
+  changes_.global |= clock_.epoch != epoch;
+  clock_.epoch = epoch;
+  return absl::OkStatus();
+}
+
+absl::StatusOr<bool> Session::Step(int64_t step) {
+  if (auto status = CheckCounter("step", step); !status.ok()) return status;
+  if (step <= last_step_) return false;
+  changes_.global = true;
+  last_step_ = step;
+  clock_.step = step;
+  return true;
+}
+
+}  // namespace nni_compression::compression

@@ -1,0 +1,199 @@
+#include "compression/session/state.h"
+
+#include <zlib.h>
+
+#include <cstring>
+#include <nlohmann/json.hpp>
+#include <utility>
+
+#include "absl/status/status.h"
+#include "absl/strings/str_cat.h"
+#include "compression/messages/suggest.h"
+
+namespace nni_compression::compression {
+namespace {
+
+using nlohmann::json;
+
+constexpr int kRecordVersion = 1;
+constexpr size_t kLengthBytes = 8;
+constexpr size_t kCrcBytes = 4;
+
+template <class T>
+json ToBytes(const std::vector<T>& values) {
+  json::binary_t bytes;
+  bytes.resize(values.size() * sizeof(T));
+  if (!values.empty()) std::memcpy(bytes.data(), values.data(), bytes.size());
+  return json(std::move(bytes));
+}
+
+// Throws json::exception when `value` is no byte string, std::length_error when it is no whole
+// number of elements.
+template <class T>
+std::vector<T> FromBytes(const json& value) {
+  const json::binary_t& bytes = value.get_binary();
+  if (bytes.size() % sizeof(T) != 0) throw std::length_error("odd length");
+  std::vector<T> values(bytes.size() / sizeof(T));
+  if (!values.empty()) std::memcpy(values.data(), bytes.data(), bytes.size());
+  return values;
+}
+
+uint32_t Crc(absl::string_view bytes) {
+  return static_cast<uint32_t>(
+      crc32_z(0, reinterpret_cast<const Bytef*>(bytes.data()), bytes.size()));
+}
+
+std::string Seal(const json& fields, absl::Span<const uint8_t> tail = {}) {
+  std::string packed;
+  json::to_msgpack(fields, packed);
+  const uint64_t length = packed.size();
+  std::string record;
+  record.reserve(kLengthBytes + packed.size() + tail.size() + kCrcBytes);
+  record.append(reinterpret_cast<const char*>(&length), kLengthBytes);
+  record.append(packed);
+  record.append(reinterpret_cast<const char*>(tail.data()), tail.size());
+  const uint32_t crc = Crc(record);
+  record.append(reinterpret_cast<const char*>(&crc), kCrcBytes);
+  return record;
+}
+
+struct Unsealed {
+  json fields;
+  absl::string_view tail;
+};
+
+absl::StatusOr<Unsealed> Unseal(absl::string_view record) {
+  if (record.size() < kLengthBytes + kCrcBytes) {
+    return absl::DataLossError(absl::StrCat("state record has only ", record.size(), " bytes"));
+  }
+  uint32_t crc;
+  std::memcpy(&crc, record.data() + record.size() - kCrcBytes, kCrcBytes);
+  record.remove_suffix(kCrcBytes);
+  if (crc != Crc(record)) return absl::DataLossError("state record has a wrong checksum");
+  uint64_t length;
+  std::memcpy(&length, record.data(), kLengthBytes);
+  record.remove_prefix(kLengthBytes);
+  if (length > record.size()) return absl::DataLossError("state record is cut off");
+  Unsealed unsealed;
+  unsealed.fields = json::from_msgpack(record.begin(), record.begin() + length, /*strict=*/true,
+                                       /*allow_exceptions=*/false);
+  unsealed.tail = record.substr(length);
+  if (!unsealed.fields.is_object()) return absl::DataLossError("state record has no fields");
+  if (unsealed.fields.value("version", json()) != kRecordVersion) {
+    return absl::DataLossError(absl::StrCat("state record has version ",
+                                            Shown(unsealed.fields.value("version", json())),
+                                            "; this server reads ", kRecordVersion));
+  }
+  return unsealed;
+}
+
+json EncodeParameters(const QuantizationParameters& parameters) {
+  json fields = {{"formula", static_cast<int>(parameters.formula)},
+                 {"rounding", static_cast<int>(parameters.rounding)},
+                 {"bits", parameters.bits},
+                 {"code_min", parameters.code_min},
+                 {"code_max", parameters.code_max},
+                 {"scale", ToBytes(parameters.scale)},
+                 {"zero_point", ToBytes(parameters.zero_point)}};
+  if (parameters.channel_axis) fields["channel_axis"] = *parameters.channel_axis;
+  if (parameters.group_size > 0) fields["group_size"] = parameters.group_size;
+  return fields;
+}
+
+QuantizationParameters DecodeParameters(const json& fields) {
+  QuantizationParameters parameters;
+  parameters.formula = static_cast<Formula>(fields.at("formula").get<int>());
+  parameters.rounding = static_cast<Rounding>(fields.at("rounding").get<int>());
+  parameters.bits = fields.at("bits").get<int>();
+  parameters.code_min = fields.at("code_min").get<int32_t>();
+  parameters.code_max = fields.at("code_max").get<int32_t>();
+  parameters.scale = FromBytes<float>(fields.at("scale"));
+  parameters.zero_point = FromBytes<int32_t>(fields.at("zero_point"));
+  if (fields.contains("channel_axis")) parameters.channel_axis = fields["channel_axis"].get<int>();
+  parameters.group_size = fields.value("group_size", int64_t{0});
+  return parameters;
+}
+
+absl::StatusOr<LayerState> ReadLayer(const Layer& layer, const Unsealed& record) {
+  const json& fields = record.fields;
+  if (fields.at("name") != layer.name || fields.at("elements") != layer.elements) {
+    return absl::DataLossError(absl::StrCat("state record is that of layer ",
+                                            Shown(fields.at("name")), " with ",
+                                            Shown(fields.at("elements")), " weights"));
+  }
+  LayerState state;
+  state.answered = fields.at("answered").get<bool>();
+  if (fields.at("mask").get<bool>()) {
+    Buffer bits = Buffer::Allocate(static_cast<int64_t>(record.tail.size()));
+    std::memcpy(bits.data(), record.tail.data(), record.tail.size());
+    auto mask = Mask::FromBits(std::move(bits), layer.elements);
+    if (!mask.ok()) return mask.status();
+    state.mask = *std::move(mask);
+  } else if (!record.tail.empty()) {
+    return absl::DataLossError("state record has bytes left over");
+  }
+  if (fields.contains("parameters")) state.parameters = DecodeParameters(fields["parameters"]);
+  for (const auto& [name, values] : fields.at("memory").items()) {
+    state.memory[name] = FromBytes<float>(values);
+  }
+  if (fields.contains("opaque")) {
+    const json::binary_t& opaque = fields["opaque"].get_binary();
+    state.opaque.assign(opaque.begin(), opaque.end());
+  }
+  return state;
+}
+
+}  // namespace
+
+std::string EncodeGlobal(const GlobalState& state) {
+  return Seal({{"version", kRecordVersion},
+               {"algorithm", state.algorithm},
+               {"layers", state.layers},
+               {"epoch", state.clock.epoch},
+               {"step", state.clock.step},
+               {"last_step", state.last_step}});
+}
+
+std::string EncodeLayer(const Layer& layer, const LayerState& state) {
+  json fields = {{"version", kRecordVersion},      {"name", layer.name},
+                 {"elements", layer.elements},     {"answered", state.answered},
+                 {"mask", state.mask.has_value()}, {"memory", json::object()}};
+  if (state.parameters) fields["parameters"] = EncodeParameters(*state.parameters);
+  for (const auto& [name, values] : state.memory) fields["memory"][name] = ToBytes(values);
+  if (!state.opaque.empty()) {
+    fields["opaque"] = json::binary({state.opaque.begin(), state.opaque.end()});
+  }
+  return state.mask ? Seal(fields, state.mask->bits().span()) : Seal(fields);
+}
+
+absl::StatusOr<GlobalState> DecodeGlobal(absl::string_view record) {
+  auto unsealed = Unseal(record);
+  if (!unsealed.ok()) return unsealed.status();
+  try {
+    GlobalState state;
+    state.algorithm = unsealed->fields.at("algorithm").get<std::string>();
+    state.layers = unsealed->fields.at("layers").get<int64_t>();
+    state.clock.epoch = unsealed->fields.at("epoch").get<int64_t>();
+    state.clock.step = unsealed->fields.at("step").get<int64_t>();
+    state.last_step = unsealed->fields.at("last_step").get<int64_t>();
+    return state;
+  } catch (const std::exception& e) {
+    return absl::DataLossError(absl::StrCat("state record: ", e.what()));
+  }
+}
+
+absl::StatusOr<LayerState> DecodeLayer(const Layer& layer, absl::string_view record) {
+  try {
+    auto unsealed = Unseal(record);
+    auto state = unsealed.ok() ? ReadLayer(layer, *unsealed) : unsealed.status();
+    if (!state.ok()) {
+      return absl::DataLossError(
+          absl::StrCat("layer ", Quoted(layer.name), ": ", state.status().message()));
+    }
+    return state;
+  } catch (const std::exception& e) {
+    return absl::DataLossError(absl::StrCat("layer ", Quoted(layer.name), ": ", e.what()));
+  }
+}
+
+}  // namespace nni_compression::compression

@@ -1,0 +1,45 @@
+#include "compression/tensors/weight.h"
+
+namespace nni_compression::compression {
+namespace {
+
+// What holds them: a node of a map, or what counts the users, and blocks of the heap.
+constexpr int64_t kOverhead = 160;
+
+int64_t BytesOf(const MagnitudeHistogram& histogram) {
+  return kOverhead + static_cast<int64_t>(histogram.counts.size() * sizeof(int64_t));
+}
+
+int64_t BytesOf(const Range& range) {
+  return kOverhead + static_cast<int64_t>(2 * range.minimum.size() * sizeof(float));
+}
+
+}  // namespace
+
+void WeightStatistics::Prepare(DataType dtype, const void* weight, int64_t elements) {
+  std::optional<MagnitudeHistogram> histogram = CountMagnitudes(dtype, weight, elements);
+  if (!histogram || magnitudes() != nullptr || !Admitted(BytesOf(*histogram))) return;
+  auto shared = std::make_shared<const MagnitudeHistogram>(*std::move(histogram));
+  std::lock_guard<std::mutex> lock(mutex_);
+  magnitudes_ = std::move(shared);
+}
+
+std::shared_ptr<const MagnitudeHistogram> WeightStatistics::magnitudes() const {
+  std::lock_guard<std::mutex> lock(mutex_);
+  return magnitudes_;
+}
+
+std::optional<Range> WeightStatistics::range(const Granularity& granularity) const {
+  std::lock_guard<std::mutex> lock(mutex_);
+  const auto found = ranges_.find(granularity);
+  return found == ranges_.end() ? std::nullopt : std::make_optional(found->second);
+}
+
+void WeightStatistics::SetRange(const Granularity& granularity, const Range& range) {
+  // Without the lock, as the bytes may have to be taken from other weights.
+  if (this->range(granularity) || !Admitted(BytesOf(range))) return;
+  std::lock_guard<std::mutex> lock(mutex_);
+  ranges_.emplace(granularity, range);
+}
+
+}  // namespace nni_compression::compression
