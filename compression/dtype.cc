@@ -11,7 +11,7 @@ namespace {
 
 constexpr int64_t kMaxElements = (int64_t{1} << 48) - 1;
 
-// Of one element; 0 for kBit.
+// Bytes of one element; 0 for kBit.
 int ByteWidth(DataType dtype) {
   switch (dtype) {
     case DataType::kFloat64:

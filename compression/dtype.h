@@ -43,7 +43,7 @@ absl::StatusOr<int64_t> CountElements(absl::Span<const int64_t> shape);
 // Payload bytes of `elements` (at most 2^48) elements; kBit rounds up to whole bytes.
 int64_t ByteLength(DataType dtype, int64_t elements);
 
-// LibTorch's name of the type; nothing for kUInt16 and kBit, which LibTorch 1.13 lacks.
+// LibTorch's type; nullopt for kUInt16 and kBit, which LibTorch 1.13 lacks.
 absl::StatusOr<c10::ScalarType> ToScalarType(DataType dtype);
 
 }  // namespace nni_compression::compression

@@ -9,7 +9,7 @@ namespace nni_compression::compression {
 
 namespace {
 
-// A segment with its functions and what these hold.
+// Memory of a segment, its functions and their captures.
 constexpr int64_t kSegmentBytes = 320;
 
 }  // namespace

@@ -6,7 +6,7 @@
 
 namespace nni_compression::compression {
 
-// They live forever.
+// Never destroyed.
 const Exporter* CompressedTensorsExporter();
 const Exporter* MasksExporter();
 const Exporter* OnnxExporter();

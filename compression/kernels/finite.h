@@ -10,7 +10,7 @@
 
 namespace nni_compression::compression {
 
-// Whether none of the n elements is infinite or NaN; on several threads.
+// Whether all of the n elements are finite; uses several threads.
 bool AllFinite(DataType dtype, const void* weight, int64_t n);
 
 // The error for a weight that has an element that is infinite, NaN, or, if `as_float32`, too large
