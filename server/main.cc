@@ -36,115 +36,125 @@
 
 ABSL_FLAG(std::string, listen, "127.0.0.1:50051",
           "Address to listen on, HOST:PORT, where port 0 picks a free one, or unix:PATH.");
-ABSL_FLAG(bool, allow_insecure_listen, false,
-          "Listen beyond loopback although connections are not encrypted, or callers not asked who "
-          "they are. Whoever reaches the port can read along, or use and exhaust the server.");
-ABSL_FLAG(std::string, tls_certificate, "",
-          "PEM file with the server's certificate and its chain. Connections are encrypted then. "
-          "Changes of this and the next two count within a second, for new connections.");
-ABSL_FLAG(std::string, tls_key, "", "PEM file with the key of tls_certificate.");
-ABSL_FLAG(std::string, tls_client_ca, "",
-          "PEM file with the authorities that sign clients' certificates. Connections need one "
-          "then, and its name (URI, else DNS name, else common name) is the tenant of calls that "
-          "carry no token.");
-ABSL_FLAG(std::string, token_file, "",
-          "File of tenants, their tokens and their limits, which `compressionctl tenant` writes. "
-          "Calls need a token then, unless they have another name, and see what is their tenant's "
-          "only. Changes count within a second.");
-ABSL_FLAG(std::vector<std::string>, trusted_proxy, {},
-          "Addresses and networks, separated by commas, of proxies that end TLS, verify clients "
-          "and say who calls in `nni-client-name`; 'unix' for those on a Unix socket.");
+ABSL_FLAG(
+    bool, allow_insecure_listen, false,
+    "Listen beyond loopback without TLS or without authentication. Anyone who reaches the port "
+    "can then eavesdrop, or use and exhaust the server.");
+ABSL_FLAG(
+    std::string, tls_certificate, "",
+    "PEM file with the server's certificate and its chain; enables TLS. Changes of this file, "
+    "tls_key and tls_client_ca take effect within a second, for new connections.");
+ABSL_FLAG(std::string, tls_key, "", "PEM file with the private key of tls_certificate.");
+ABSL_FLAG(
+    std::string, tls_client_ca, "",
+    "PEM file with the authorities of client certificates; enables mutual TLS (mTLS). "
+    "Connections then need a certificate, and its name (URI, else DNS name, else common name) "
+    "is the tenant of calls without a token.");
+ABSL_FLAG(
+    std::string, token_file, "",
+    "File of tenants, their tokens and quotas, written by `compressionctl tenant`; enables "
+    "authentication. Calls then need a token, unless a certificate or a trusted proxy names their "
+    "tenant, and access that tenant's sessions only. Changes take effect within a second.");
+ABSL_FLAG(
+    std::vector<std::string>, trusted_proxy, {},
+    "Addresses and networks, separated by commas, of proxies that terminate mTLS and send the "
+    "name in the client certificate as `nni-client-name`; 'unix' for proxies on a Unix socket.");
 ABSL_FLAG(std::string, port_file, "",
-          "File to write the port to, in one piece, once calls are accepted.");
-ABSL_FLAG(std::string, metrics_listen, "",
-          "Address, HOST:PORT, of an HTTP port for Prometheus' /metrics and for the probes /livez "
-          "and /readyz. It asks nobody who calls, so beyond loopback it needs "
-          "allow_insecure_listen. Empty: none.");
+          "File to write the port to, atomically, once calls are accepted.");
+ABSL_FLAG(
+    std::string, metrics_listen, "",
+    "Address, HOST:PORT, for HTTP: /metrics for Prometheus and the probes /livez and /readyz. "
+    "Without authentication, so beyond loopback it needs allow_insecure_listen. Empty: none.");
 ABSL_FLAG(std::string, metrics_port_file, "",
           "File to write the port of metrics_listen to, as port_file.");
-ABSL_FLAG(std::string, healthcheck, "",
-          "Serve nothing, but ask the server at HOST:PORT whether it serves, and exit with 0 if so "
-          "and with 1 if not. http://HOST:PORT/readyz asks at its metrics_listen, which needs no "
-          "TLS. A bare --healthcheck asks the server that runs with this metrics_listen, or else "
-          "listen.");
+ABSL_FLAG(
+    std::string, healthcheck, "",
+    "Check the health of the server at HOST:PORT instead of serving: exit with 0 if it serves, "
+    "with 1 if not. http://HOST:PORT/readyz uses the probe at its metrics_listen, which needs "
+    "no TLS. A bare --healthcheck checks the server with this metrics_listen, or else this "
+    "listen.");
 ABSL_FLAG(std::string, data_dir, "",
-          "Directory for sessions that survive the server's end, on a disk of this machine. Empty: "
-          "sessions live in memory only.");
-ABSL_FLAG(std::string, durability, "process",
-          "What an answered call in data_dir survives: 'process', the end of the server; 'power', "
-          "that of the machine, too, as everything is synced to the disk before the answer.");
+          "Directory for durable sessions, on a local disk. Empty: sessions live in memory only.");
+ABSL_FLAG(
+    std::string, durability, "process",
+    "What answered calls survive in data_dir: 'process', a crash of the server; 'power', also a "
+    "power failure, since everything is synced to disk before the answer.");
 ABSL_FLAG(absl::Duration, data_dir_lock_wait, absl::ZeroDuration(),
-          "How long to wait at the start for another server to let go of data_dir.");
-ABSL_FLAG(std::string, memory_budget, "0",
-          "Bytes that tensors may take over all calls, with an optional suffix K, M or G; 0: 60 % "
-          "of the container's or machine's memory.");
-ABSL_FLAG(std::string, cache_budget, "",
-          "Of these, bytes for weights that came before, so that nobody has to send them again; "
-          "they go when their place is needed. Empty: half, at most 2G. 0: none are kept.");
+          "How long to wait at startup for another server to release data_dir.");
+ABSL_FLAG(
+    std::string, memory_budget, "0",
+    "Bytes of memory for the tensors of all calls and the state of sessions, with an optional "
+    "suffix K, M or G; 0: 60 % of the container's or machine's memory.");
+ABSL_FLAG(
+    std::string, cache_budget, "",
+    "Bytes of memory_budget for caching received weights, so that they need not be sent again; "
+    "evicted when the memory is needed. Empty: half, at most 2G. 0: no cache.");
 ABSL_FLAG(int, compute_threads, 0,
-          "Threads that compute; 0: as many as there are cores, or its cgroup may use.");
+          "Compute threads; 0: one per core, or as many as the cgroup's quota allows.");
 ABSL_FLAG(int, max_connections, 4096,
-          "Connections that may live at a time; further ones are closed at once. Fewer where the "
-          "process may not have as many file descriptors and 512, or half, for the rest.");
-ABSL_FLAG(int, max_calls, 4096, "Calls that may run at a time.");
-ABSL_FLAG(int64_t, max_sessions, 10000, "Sessions that may live at a time.");
+          "Maximum number of open connections; further ones are closed at once. Reduced if the "
+          "descriptor limit leaves less than 512, or half of it, for everything else.");
+ABSL_FLAG(int, max_calls, 4096, "Maximum number of running calls.");
+ABSL_FLAG(int64_t, max_sessions, 10000, "Maximum number of live sessions.");
 ABSL_FLAG(std::string, disk_budget, "",
-          "Bytes that all live sessions may come to take in data_dir, with an optional suffix K, M "
-          "or G. Empty: as many as the disk has.");
+          "Bytes that all live sessions may need in data_dir, with an optional suffix K, M or G. "
+          "Empty: no limit.");
 ABSL_FLAG(absl::Duration, default_lease, absl::Minutes(30),
-          "How long a session lives without a call, when BindModel does not say.");
+          "How long a session lives without a call, if BindModel does not set a lease.");
 ABSL_FLAG(absl::Duration, max_lease, absl::Hours(24),
-          "The longest lease that BindModel can ask for; the shortest is 1s.");
+          "The longest lease that BindModel may set; the shortest is 1s.");
 ABSL_FLAG(absl::Duration, report_retention, absl::Hours(1),
           "How long the report of a session is kept after its end.");
 ABSL_FLAG(absl::Duration, stall_timeout, absl::Seconds(60),
-          "After this long without sending or reading a peer loses its streaming call.");
-ABSL_FLAG(std::string, min_upload_rate, "16K",
-          "Bytes a second, with an optional suffix K, M or G, that a peer has to send of a tensor "
-          "that it has begun; who is slower over stall_timeout loses the call. 0: none.");
+          "A streaming call is ended when its peer neither sends nor reads for this long.");
+ABSL_FLAG(
+    std::string, min_upload_rate, "16K",
+    "Minimum throughput of a peer that is sending a tensor, in bytes per second with an optional "
+    "suffix K, M or G; a call that is slower over stall_timeout is ended. 0: none.");
 ABSL_FLAG(absl::Duration, handshake_timeout, absl::Seconds(10),
-          "How long a new connection may take for TLS and to begin with HTTP/2.");
+          "How long a new connection may take for the handshakes of TLS and HTTP/2.");
 ABSL_FLAG(absl::Duration, idle_timeout, absl::Minutes(10),
-          "After this long without a call a connection is closed; clients make another by "
-          "themselves. inf: never.");
-ABSL_FLAG(absl::Duration, max_connection_age, absl::Hours(1),
-          "After this long a connection takes no more calls; clients make another by themselves, "
-          "with the certificates that they have then. inf: never.");
-ABSL_FLAG(absl::Duration, max_connection_grace, absl::Hours(24),
-          "How long calls that run at max_connection_age may take to finish. inf: as they like.");
+          "A connection is closed after this long without a call; clients reconnect by themselves. "
+          "inf: never.");
 ABSL_FLAG(
-    std::string, plugin_dir, "",
-    "Folder of plugins, *.so, whose algorithms are offered too; they are the operator's trusted "
-    "code. Empty: none.");
-ABSL_FLAG(std::string, script_dir, "",
-          "Folder of TorchScript modules, *.pt, which are offered as algorithms of their names. "
+    absl::Duration, max_connection_age, absl::Hours(1),
+    "After this long a connection accepts no new calls; clients reconnect by themselves, with "
+    "their current certificates. inf: never.");
+ABSL_FLAG(
+    absl::Duration, max_connection_grace, absl::Hours(24),
+    "How long calls that are running at max_connection_age may take to finish. inf: no limit.");
+ABSL_FLAG(std::string, plugin_dir, "",
+          "Folder of plugins, *.so, whose algorithms are served, too; they are trusted code. "
           "Empty: none.");
+ABSL_FLAG(std::string, script_dir, "",
+          "Folder of TorchScript modules, *.pt, each served as the algorithm of the file's name. "
+          "Empty: none.");
+ABSL_FLAG(absl::Duration, algorithm_timeout, absl::Seconds(60),
+          "How long a plugin or script may take for one layer; an algorithm that takes longer is "
+          "disabled until the server is restarted.");
 ABSL_FLAG(
-    absl::Duration, algorithm_timeout, absl::Seconds(60),
-    "How long the code of a plugin or script may take for one layer; one that takes longer is "
-    "refused until the server is restarted.");
-ABSL_FLAG(double, drain_seconds, 30,
-          "After SIGTERM or SIGINT, how long running calls may take to finish; then they are "
-          "cancelled, but for a layer that is being computed, which is finished first.");
+    double, drain_seconds, 30,
+    "How long running calls may take to finish after SIGTERM or SIGINT; then they are cancelled, "
+    "except that a layer that is being computed is finished first.");
 ABSL_FLAG(bool, reflection, false,
-          "Offer gRPC's server reflection. It asks nobody for credentials, so not with token_file, "
-          "tls_client_ca or trusted_proxy.");
+          "Serve gRPC server reflection. It has no authentication, so it cannot be combined with "
+          "token_file, tls_client_ca or trusted_proxy.");
 ABSL_FLAG(std::string, shm_socket, "",
-          "Unix socket to create, over which trainers on this host share memory with the server. "
-          "Clients are given the same path in $NNI_COMPRESSION_SHM_SOCKET.");
+          "Path of the shared-memory socket, a Unix socket over which trainers on this host share "
+          "memory with the server. Clients get the same path in $NNI_COMPRESSION_SHM_SOCKET.");
 ABSL_FLAG(std::vector<std::string>, shm_uids, {},
-          "Numbers of the users that shm_socket lets in, separated by commas; by default the "
-          "server's own only.");
+          "Numeric ids of the users that may use shm_socket, separated by commas. Empty: only the "
+          "server's own user.");
 ABSL_FLAG(std::string, log_level, "info",
-          "Least level to log: debug, which has every call, info, warning or error.");
-ABSL_FLAG(std::string, log_format, "text", "Form of the log's lines: text or json.");
+          "Minimum level to log: debug (every call), info, warning or error.");
+ABSL_FLAG(std::string, log_format, "text", "Format of the log's lines: text or json.");
 
 namespace nni_compression::server {
 namespace {
 
 using access::ParseBytes;
 
-// Null without a data_dir.
+// Null without data_dir.
 absl::StatusOr<std::shared_ptr<Storage>> StorageFromFlags() {
   DiskStorageOptions options;
   options.directory = absl::GetFlag(FLAGS_data_dir);
@@ -166,7 +176,7 @@ absl::StatusOr<std::shared_ptr<Storage>> StorageFromFlags() {
   return std::shared_ptr<Storage>(*std::move(storage));
 }
 
-// Null where nothing tells one caller from another.
+// Null without authentication.
 absl::StatusOr<std::shared_ptr<Authenticator>> AuthenticatorFromFlags() {
   AccessOptions options;
   if (const std::string path = absl::GetFlag(FLAGS_token_file); !path.empty()) {
@@ -182,12 +192,12 @@ absl::StatusOr<std::shared_ptr<Authenticator>> AuthenticatorFromFlags() {
       return absl::InvalidArgumentError(
           absl::StrCat("trusted_proxy: ", network.status().message()));
     }
-    // Whoever is on this host would be whomever he says.
+    // Every user of this host could claim any name.
     if (text == "unix" && absl::StartsWith(absl::GetFlag(FLAGS_listen), "unix-abstract:")) {
       return absl::InvalidArgumentError(absl::StrCat(
-          "trusted_proxy is 'unix' and listen '", absl::GetFlag(FLAGS_listen),
-          "', to which every user of this host may connect; listen must be unix:PATH, whose mode "
-          "and folder let in the proxy only"));
+          "trusted_proxy is 'unix' and listen is '", absl::GetFlag(FLAGS_listen),
+          "', to which every user of this host may connect; listen must be unix:PATH, with a mode "
+          "and folder that admit the proxy only"));
     }
     options.trusted_proxies.push_back(*network);
   }
@@ -197,7 +207,7 @@ absl::StatusOr<std::shared_ptr<Authenticator>> AuthenticatorFromFlags() {
   return std::make_shared<Access>(std::move(options));
 }
 
-// `Number` may be optional; an empty text leaves it as it is then.
+// `Number` may be an optional, which an empty text leaves unchanged.
 template <typename Number>
 absl::Status ReadBytes(absl::string_view flag, const std::string& text, Number* bytes) {
   if (text.empty() && !std::is_same_v<Number, int64_t>) return absl::OkStatus();
@@ -243,17 +253,18 @@ absl::StatusOr<ServerOptions> OptionsFromFlags() {
   options.authenticator = *std::move(authenticator);
   if (options.reflection && options.authenticator != nullptr) {
     return absl::InvalidArgumentError(
-        "reflection cannot be offered with token_file, tls_client_ca or trusted_proxy: it asks "
-        "nobody for credentials");
+        "reflection cannot be combined with token_file, tls_client_ca or trusted_proxy: it has no "
+        "authentication");
   }
-  options.side_socket.path = absl::GetFlag(FLAGS_shm_socket);
+  options.shm_socket.path = absl::GetFlag(FLAGS_shm_socket);
   for (const std::string& text : absl::GetFlag(FLAGS_shm_uids)) {
     uint32_t uid;
     if (!absl::SimpleAtoi(text, &uid)) {
-      return absl::InvalidArgumentError(absl::StrCat(
-          "shm_uids has '", Printable(text, 64), "'; it must be numbers, 1000,1001 for example"));
+      return absl::InvalidArgumentError(
+          absl::StrCat("shm_uids has '", Printable(text, 64),
+                       "'; it must be numeric user ids, such as 1000,1001"));
     }
-    options.side_socket.uids.push_back(uid);
+    options.shm_socket.uids.push_back(uid);
   }
   options.sessions.max_sessions = absl::GetFlag(FLAGS_max_sessions);
   options.sessions.default_lease = absl::GetFlag(FLAGS_default_lease);
@@ -262,7 +273,7 @@ absl::StatusOr<ServerOptions> OptionsFromFlags() {
   return options;
 }
 
-// The built-in algorithms and those of the folders. Lives for good, as plugins do.
+// The built-in algorithms and those of the folders. Never destroyed, like the plugins.
 absl::StatusOr<const compression::Registry*> LoadAlgorithms() {
   auto* const registry = new compression::Registry(compression::Registry::Builtin());
   if (const std::string folder = absl::GetFlag(FLAGS_plugin_dir); !folder.empty()) {
@@ -280,7 +291,7 @@ absl::StatusOr<const compression::Registry*> LoadAlgorithms() {
   return registry;
 }
 
-// Written beside and renamed, so that nobody reads half of it.
+// Writes a temporary file and renames it, so that a reader never sees half of it.
 absl::Status WritePortFile(absl::string_view flag, const std::string& path, int port) {
   if (path.empty()) return absl::OkStatus();
   const std::string temporary = absl::StrCat(path, ".", getpid());
@@ -293,9 +304,9 @@ absl::Status WritePortFile(absl::string_view flag, const std::string& path, int 
   return absl::OkStatus();
 }
 
-// Posted by SIGTERM and SIGINT. A handler, and not sigwait with the signals blocked: libraries
-// start threads while they are loaded, before main could block anything, and a signal would end the
-// process through one of those.
+// Posted by SIGTERM and SIGINT. A handler rather than sigwait with blocked signals: libraries start
+// threads while they are loaded, before main could block signals, and a signal delivered to one of
+// those would end the process.
 sem_t stop_requested;
 
 void RequestStop(int) { sem_post(&stop_requested); }
@@ -317,7 +328,7 @@ void WaitForStopRequest() {
 constexpr char kOwnAddress[] = "own";
 constexpr absl::Duration kHealthTimeout = absl::Seconds(3);
 
-// Where to ask a server that runs with these flags.
+// The address for the health check of a server with these flags.
 std::string OwnHealth() {
   const std::string metrics = absl::GetFlag(FLAGS_metrics_listen);
   if (!metrics.empty()) return absl::StrCat("http://", LocalAddress(metrics), "/readyz");
@@ -354,16 +365,16 @@ absl::Status Run() {
   return absl::OkStatus();
 }
 
-// Weights and messages of the same sizes come and go with every call. glibc would give their pages
-// back to the kernel each time, and fault them in anew for the next. What an operator has set for
-// the heap holds.
+// Every call allocates and frees weights and messages of the same sizes. By default glibc returns
+// their pages to the kernel each time and faults them in again. Settings of an operator take
+// precedence.
 void KeepPagesOfTheHeap() {
   for (const char* name : {"MALLOC_MMAP_THRESHOLD_", "MALLOC_TRIM_THRESHOLD_"}) {
     if (std::getenv(name) != nullptr) return;
   }
   const char* tunables = std::getenv("GLIBC_TUNABLES");
   if (tunables != nullptr && absl::StrContains(tunables, "glibc.malloc.")) return;
-  mallopt(M_MMAP_THRESHOLD, 8 << 20);  // larger ones are mappings: see compression/buffer.cc
+  mallopt(M_MMAP_THRESHOLD, 8 << 20);  // larger blocks are mapped: see compression/buffer.cc
   mallopt(M_TRIM_THRESHOLD, 64 << 20);
 }
 
@@ -373,10 +384,10 @@ void KeepPagesOfTheHeap() {
 int main(int argc, char** argv) {
   nni_compression::server::KeepPagesOfTheHeap();
   nni_compression::server::StopOnSignals();
-  signal(SIGXFSZ, SIG_IGN);  // a file that may not grow is an error like others
+  signal(SIGXFSZ, SIG_IGN);  // exceeding the file size limit is an ordinary error
   absl::SetProgramUsageMessage(
       "Serves model compression over gRPC.\n\n  compression_server --listen=127.0.0.1:50051\n\n"
-      "Flags can also come from --flagfile=FILE, one a line.");
+      "Flags can also be read from --flagfile=FILE, one per line.");
   absl::FlagsUsageConfig usage;
   usage.contains_help_flags = [](absl::string_view file) {
     return absl::EndsWith(file, "server/main.cc");
@@ -395,7 +406,7 @@ int main(int argc, char** argv) {
     std::cerr << "compression_server: unexpected argument '" << rest[1] << "'; see --help\n";
     return 2;
   }
-  // Held to the end: giving up the last hold on gRPC waits for its pollers, for up to 10 s.
+  // Never released: shutting down gRPC waits for its pollers, for up to 10 s.
   grpc_init();
   const absl::Status status = nni_compression::server::Run();
   if (!status.ok()) std::cerr << "compression_server: " << status.message() << std::endl;

@@ -26,22 +26,22 @@
 #include "server/calls/service.h"
 #include "server/calls/session_rpcs.h"
 #include "server/external/external_algorithm.h"
-#include "server/limits/prices.h"
+#include "server/limits/memory_costs.h"
 #include "server/monitoring/metrics_listener.h"
 #include "server/monitoring/server_metrics.h"
 #include "server/net/listen_address.h"
 #include "server/platform/host_resources.h"
 
-extern "C" void omp_set_num_threads(int threads);  // OpenMP's, which LibTorch uses
+extern "C" void omp_set_num_threads(int threads);  // from OpenMP, which LibTorch uses
 
 namespace nni_compression::server {
 namespace {
 
-// Of the memory there is, what tensors may take by default; the rest is for the transport and for
-// what computing needs beside its results.
+// The default memory budget as a fraction of all memory; the rest is for the transport and for
+// scratch memory.
 constexpr double kDefaultBudgetShare = 0.6;
 
-// A server that nobody has told what memory to keep should not keep most of it.
+// A server without a configured cache should not use most of the memory for it.
 constexpr int64_t kMaxDefaultCache = int64_t{2} << 30;
 
 constexpr int kMaxMetadataBytes = 8 << 10;
@@ -50,15 +50,15 @@ constexpr size_t kLeastTransportBytes = 256 << 20;
 
 constexpr int kKeepaliveMs = 60000;
 constexpr int kKeepaliveTimeoutMs = 20000;
-constexpr absl::Duration kLastWords = absl::Seconds(2);
+constexpr absl::Duration kFinalStatusGrace = absl::Seconds(2);
 
-// As gRPC takes it, for which the largest number means never.
+// For gRPC, where the largest number means never.
 int Milliseconds(absl::Duration duration) {
   return static_cast<int>(
       std::min<int64_t>(absl::ToInt64Milliseconds(duration), std::numeric_limits<int>::max()));
 }
 
-// As gRPC takes it, which does not count on the machine's clock then.
+// For gRPC; a timespan does not depend on the system clock.
 gpr_timespec Timespan(absl::Duration duration) {
   const int64_t seconds = absl::IDivDuration(duration, absl::Seconds(1), &duration);
   return {seconds, static_cast<int32_t>(absl::ToInt64Nanoseconds(duration)), GPR_TIMESPAN};
@@ -71,16 +71,15 @@ absl::Status CheckOptions(const ServerOptions& options) {
   const bool guarded = options.tls.enabled() && options.authenticator != nullptr;
   absl::Status listen = CheckListenAddress(
       options.listen, guarded || options.allow_insecure_listen, "listen",
-      "set tls_certificate, and token_file or tls_client_ca, so that connections are encrypted and "
-      "callers are asked who they are, listen on 127.0.0.1 behind a proxy that does both, or say "
-      "--allow_insecure_listen");
+      "set tls_certificate, and token_file or tls_client_ca, for encryption and authentication, "
+      "listen on 127.0.0.1 behind a proxy that does both, or set --allow_insecure_listen");
   if (!listen.ok()) return listen;
   if (!options.metrics_listen.empty()) {
     absl::Status status = CheckListenAddress(
         options.metrics_listen, options.allow_insecure_listen, "metrics_listen",
-        "metrics are not encrypted and nobody is asked who they are there, whatever listen does: "
-        "listen on 127.0.0.1, behind a proxy that does both or next to what collects them, or say "
-        "--allow_insecure_listen, with which listen keeps its TLS and tokens, but is not refused "
+        "metrics have neither encryption nor authentication, whatever listen has: listen on "
+        "127.0.0.1, behind a proxy that does both or next to the collector, or set "
+        "--allow_insecure_listen, with which listen keeps its TLS and tokens but is not refused "
         "without them");
     if (!status.ok()) return status;
     if (IsUnixAddress(options.metrics_listen)) {
@@ -116,13 +115,13 @@ absl::Status CheckOptions(const ServerOptions& options) {
   return absl::OkStatus();
 }
 
-// LibTorch's threads are counted in: a call that computes alone uses all cores, several share them.
-// LibTorch is told through OpenMP: its own set_num_threads also makes another pool anew, whose
-// threads then spin for a while.
+// Divides the cores among busy threads, each of which uses LibTorch's threads: a single call uses
+// all cores. Set through OpenMP, since LibTorch's own set_num_threads also recreates another pool,
+// whose threads then spin for a while.
 std::function<void(int)> ShareCores(int cores) {
   return [cores](int busy) {
     thread_local int threads = 0;
-    if (threads == 0) at::get_num_threads();  // sets what is overwritten here
+    if (threads == 0) at::get_num_threads();  // initializes what is overwritten here
     const int share = std::max(1, cores / busy);
     if (share == threads) return;
     threads = share;
@@ -139,14 +138,14 @@ int64_t Budget(const ServerOptions& options) {
                                    : static_cast<int64_t>(MemoryLimit() * kDefaultBudgetShare);
 }
 
-// Reports of sessions that have ended take little of the memory that others wait for.
+// Limits the reports of ended sessions to a small part of the memory budget.
 SessionStore::Options ReportsWithin(const ServerOptions& options) {
   SessionStore::Options sessions = options.sessions;
   sessions.all_report_bytes = sessions.all_report_bytes.value_or(Budget(options) / 8);
   return sessions;
 }
 
-// Reflection's library adds it to every server of a program that is linked with it.
+// The reflection library adds itself to every server of a program that links it.
 class NoReflection : public grpc::ServerBuilderOption {
  public:
   void UpdateArguments(grpc::ChannelArguments* /*arguments*/) override {}
@@ -163,7 +162,7 @@ class NoReflection : public grpc::ServerBuilderOption {
 
 absl::string_view ServerVersion() { return NNI_COMPRESSION_VERSION; }
 
-// Members are destroyed from the last to the first, each before what it uses.
+// Members are destroyed in reverse order, each before what it uses.
 class Server::Impl {
  public:
   explicit Impl(const ServerOptions& options)
@@ -174,8 +173,8 @@ class Server::Impl {
         metrics_(options.registry != nullptr ? *options.registry
                                              : compression::Registry::Builtin()),
         gate_(authenticator_, options.max_calls, &metrics_, timers_.clock()),
-        regions_(options.side_socket.max_bytes > 0 ? options.side_socket.max_bytes
-                                                   : static_cast<int64_t>(MemoryLimit())),
+        regions_(options.shm_socket.max_bytes > 0 ? options.shm_socket.max_bytes
+                                                  : static_cast<int64_t>(MemoryLimit())),
         sessions_(
             ReportsWithin(options), &timers_,
             [this](const std::shared_ptr<SessionRecord>& record) {
@@ -218,7 +217,7 @@ class Server::Impl {
     components_.durable = durable_.get();
   }
 
-  // From now on: lines of the log that were left out are said every minute.
+  // Logs the suppressed lines every minute from now on.
   void CountSuppressedLines() {
     timers_.RunAt(timers_.clock()->Now() + absl::Minutes(1), [this] {
       LogSuppressed();
@@ -255,28 +254,28 @@ class Server::Impl {
     builder.RegisterService(&service_);
     builder.RegisterService(&health_);
     builder.SetMaxReceiveMessageSize(static_cast<int>(wire::kMaxMessageBytes));
-    // A message would be unpacked before its size is looked at, and weights hardly become smaller.
+    // gRPC would decompress a message before it checks its size, and weights hardly compress.
     for (const auto algorithm : {GRPC_COMPRESS_DEFLATE, GRPC_COMPRESS_GZIP}) {
       builder.SetCompressionAlgorithmSupportStatus(algorithm, false);
     }
-    // Messages that have not come to their end yet, from whomever, are counted nowhere else.
+    // Incomplete messages of all peers are limited here only.
     builder.SetResourceQuota(grpc::ResourceQuota("transport").Resize(TransportBytes()));
     builder.AddChannelArgument(GRPC_ARG_MAX_METADATA_SIZE, kMaxMetadataBytes);
     builder.AddChannelArgument(GRPC_ARG_MAX_CONCURRENT_STREAMS, kMaxStreamsPerConnection);
-    // From the connection to HTTP/2's first settings, with TLS in between.
+    // From accepting the connection to HTTP/2's first SETTINGS, TLS included.
     builder.AddChannelArgument(GRPC_ARG_SERVER_HANDSHAKE_TIMEOUT_MS,
                                Milliseconds(options.handshake_timeout));
     builder.AddChannelArgument(GRPC_ARG_MAX_CONNECTION_IDLE_MS, Milliseconds(options.idle_timeout));
-    // So that credentials of connections, certificates, are looked at again. Calls that run finish.
+    // So that client certificates are verified again. Running calls may finish.
     builder.AddChannelArgument(GRPC_ARG_MAX_CONNECTION_AGE_MS,
                                Milliseconds(options.max_connection_age));
     builder.AddChannelArgument(GRPC_ARG_MAX_CONNECTION_AGE_GRACE_MS,
                                Milliseconds(options.max_connection_grace));
-    // Finds peers whose machine is gone.
+    // Detects peers whose machine has failed.
     builder.AddChannelArgument(GRPC_ARG_KEEPALIVE_TIME_MS, kKeepaliveMs);
     builder.AddChannelArgument(GRPC_ARG_KEEPALIVE_TIMEOUT_MS, kKeepaliveTimeoutMs);
     grpc_ = builder.BuildAndStart();
-    if (grpc_ == nullptr) return absl::InternalError("gRPC does not start its server");
+    if (grpc_ == nullptr) return absl::InternalError("gRPC cannot start its server");
     listener_->Start([acceptor](int listener, int socket) {
       Acceptor::NewConnectionParameters connection;
       connection.listener_fd = listener;
@@ -286,7 +285,7 @@ class Server::Impl {
     return absl::OkStatus();
   }
 
-  // Idle ones take half of the transport's memory at most.
+  // Idle connections use at most half of the transport's memory.
   int MaxConnections(const ServerOptions& options) const {
     const auto each =
         static_cast<size_t>(options.tls.enabled() ? kTlsConnectionBytes : kConnectionBytes);
@@ -294,16 +293,16 @@ class Server::Impl {
         std::min(static_cast<size_t>(options.max_connections), TransportBytes() / 2 / each));
   }
 
-  // Of the memory that the budget leaves by default.
+  // A part of the memory that the default budget leaves.
   size_t TransportBytes() const {
     return std::max(kLeastTransportBytes, static_cast<size_t>(components_.budget->limit() / 3));
   }
 
-  absl::Status ListenAside(const ServerOptions& options) {
-    if (options.side_socket.path.empty()) return absl::OkStatus();
-    auto side = SideListener::Start(options.side_socket, authenticator_, &regions_);
-    if (!side.ok()) return side.status();
-    side_ = *std::move(side);
+  absl::Status ListenForSharedMemory(const ServerOptions& options) {
+    if (options.shm_socket.path.empty()) return absl::OkStatus();
+    auto listener = SocketListener::Start(options.shm_socket, authenticator_, &regions_);
+    if (!listener.ok()) return listener.status();
+    shm_listener_ = *std::move(listener);
     return absl::OkStatus();
   }
 
@@ -324,16 +323,16 @@ class Server::Impl {
   void Drain(absl::Duration timeout) {
     MutexLock lock(&drain_mutex_);
     if (grpc_ != nullptr) {
-      // Not by the clock of the machine, which somebody may set meanwhile.
+      // Not the system clock, which may be set in the meantime.
       const absl::Time end = Clock::System()->Now() + timeout;
       Log(LogLevel::kInfo, "drain", {{"timeout", absl::FormatDuration(timeout)}});
       health_.StopServing();
       gate_.Close();
       const bool finished = gate_.WaitUntilEmpty(timeout);
       health_.EndWatches();
-      external_.Stop();  // calls that wait for external code could not end
-      // What still runs is cancelled after that; the grace lets last statuses reach their peers.
-      const absl::Duration grace = finished ? kLastWords : end - Clock::System()->Now();
+      external_.Stop();  // otherwise calls that wait for external code could not end
+      // Running calls are cancelled after the grace, which lets final statuses reach their peers.
+      const absl::Duration grace = finished ? kFinalStatusGrace : end - Clock::System()->Now();
       listener_->Stop();
       grpc_->Shutdown(gpr_time_add(gpr_now(GPR_CLOCK_MONOTONIC),
                                    Timespan(std::max(grace, absl::ZeroDuration()))));
@@ -341,19 +340,21 @@ class Server::Impl {
       LogSuppressed();
       Log(LogLevel::kInfo, "stopped", {{"cancelled_calls", finished ? "no" : "yes"}});
     }
-    metrics_listener_ = nullptr;  // looks at what stops now
+    metrics_listener_ = nullptr;  // it reads the components that stop now
     external_.Stop();
-    timers_.Stop();  // first: what they start needs the executors
+    timers_.Stop();  // first: its functions need the executors
     if (durable_ != nullptr) durable_->Stop();
-    external_.Join();   // before the other, which its work may use
-    executor_->Stop();  // not destroyed: a write that was under way may still be answered
+    external_.Join();   // before the executor, which its work may use
+    executor_->Stop();  // not destroyed: a running write may still be answered
   }
 
   int port() const { return listener_->port(); }
   int connections() const { return listener_->connections(); }
   int metrics_port() const { return metrics_port_; }
   const Components& components() const { return components_; }
-  int side_connections() const { return side_ == nullptr ? 0 : side_->connections(); }
+  int shm_connections() const {
+    return shm_listener_ == nullptr ? 0 : shm_listener_->connections();
+  }
 
  private:
   const std::shared_ptr<Storage> storage_;
@@ -374,7 +375,7 @@ class Server::Impl {
   std::unique_ptr<ConnectionListener> listener_;
   Mutex drain_mutex_;
   std::unique_ptr<grpc::Server> grpc_;
-  std::unique_ptr<SideListener> side_;
+  std::unique_ptr<SocketListener> shm_listener_;
   int metrics_port_ = 0;
   std::unique_ptr<MetricsListener> metrics_listener_;
 };
@@ -387,7 +388,7 @@ absl::StatusOr<std::unique_ptr<Server>> Server::Start(const ServerOptions& optio
   auto impl = std::make_unique<Impl>(options);
   if (absl::Status status = impl->Recover(); !status.ok()) return status;
   if (absl::Status status = impl->Listen(options); !status.ok()) return status;
-  if (absl::Status status = impl->ListenAside(options); !status.ok()) return status;
+  if (absl::Status status = impl->ListenForSharedMemory(options); !status.ok()) return status;
   if (absl::Status status = impl->ListenForMetrics(options); !status.ok()) return status;
   impl->CountSuppressedLines();
   Log(LogLevel::kInfo, "listening",
@@ -411,6 +412,6 @@ int64_t Server::memory_waiting() const { return impl_->components().budget->wait
 int64_t Server::live_sessions() const { return impl_->components().sessions->live(); }
 int64_t Server::shared_bytes() const { return impl_->components().regions->mapped_bytes(); }
 int Server::connections() const { return impl_->connections(); }
-int Server::side_connections() const { return impl_->side_connections(); }
+int Server::shm_connections() const { return impl_->shm_connections(); }
 
 }  // namespace nni_compression::server

@@ -21,8 +21,8 @@ export TRANSPORT_BENCHMARK=$PWD/$build/tests/benchmarks/transport/transport_benc
 folder=$(mktemp -d)
 trap 'stop_server || true; rm -rf "$folder"' EXIT
 # Under another name than the one that clients look for: most figures are those of the network.
-export SIDE_SOCKET=$folder/side
-start_server "$folder" --shm_socket="$SIDE_SOCKET"
+export SHM_SOCKET=$folder/side
+start_server "$folder" --shm_socket="$SHM_SOCKET"
 export SERVER_PID=$server_pid
 $python tests/benchmarks/run.py "$@"
 stop_server

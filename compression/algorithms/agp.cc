@@ -4,8 +4,8 @@
 //   target(e) = final + (initial - final) * (1 - (e - start) / span)^3  start <= e < end
 //   target(e) = final                                                   e >= end
 //
-// clamped into [initial, final]. The mask is renewed at the epochs start, start + frequency, ...:
-// the trunc(n * target) smallest weights go, those that went before first.
+// clamped into [initial, final]. The mask is updated at the epochs start, start + frequency, ...:
+// the trunc(n * target) smallest weights are pruned, those of the last mask first.
 #include <algorithm>
 #include <cmath>
 #include <memory>
@@ -44,7 +44,7 @@ class AgpPruner : public MagnitudePruner {
   Refresh refresh() const override { return Refresh::kWhenStale; }
   bool needs_epoch() const override { return true; }
 
-  // Of the last renewal at or before the epoch.
+  // The epoch of the last update at or before `epoch`.
   std::optional<double> TargetSparsity(Clock clock) const override {
     if (clock.epoch < schedule_.start_epoch) return 0;
     return schedule_.Target(clock.epoch -

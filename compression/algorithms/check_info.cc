@@ -42,9 +42,9 @@ absl::Status CheckInfo(const AlgorithmInfo& info) {
   for (const OptionSpec& spec : info.options) {
     if (!IsName(spec.name)) return BadName(absl::StrCat(info.name, ": an option"), spec.name);
     for (const std::string& name : spec.aliases) {
-      if (!names.insert(name).second) return bad("there are two options ", Quoted(name));
+      if (!names.insert(name).second) return bad("duplicate option ", Quoted(name));
     }
-    if (!names.insert(spec.name).second) return bad("there are two options ", Quoted(spec.name));
+    if (!names.insert(spec.name).second) return bad("duplicate option ", Quoted(spec.name));
     if (!spec.default_value.is_null()) defaults[spec.name] = spec.default_value;
   }
   if (auto status = Options::Check(info.options, {}, defaults, "its default"); !status.ok()) {

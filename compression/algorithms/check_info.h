@@ -7,8 +7,8 @@
 
 namespace nni_compression::compression {
 
-// An entry of the registry that can be served: named as others are, with options whose names and
-// defaults are fine and an example that fits them. INVALID_ARGUMENT otherwise.
+// Checks a registry entry: its name, the names and defaults of its options, and its example.
+// INVALID_ARGUMENT.
 absl::Status CheckInfo(const AlgorithmInfo& info);
 
 }  // namespace nni_compression::compression

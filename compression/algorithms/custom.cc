@@ -1,7 +1,7 @@
-// custom_pruner, custom_quantizer: what an algorithm in the trainer computed. The session holds its
-// results, so that export, report, listing and resuming work as for any other.
+// custom_pruner, custom_quantizer: algorithms that run in the trainer. The session stores their
+// results, so that export, reports, listing and resuming work as for any other algorithm.
 //
-//   custom_pruner     the mask that the trainer has put in force; all kept before the first one
+//   custom_pruner     the mask that the trainer has set; all kept before the first one
 //   custom_quantizer  weights pass unchanged: the trainer writes the values that it computed
 #include <memory>
 #include <optional>
@@ -13,7 +13,7 @@
 namespace nni_compression::compression {
 namespace {
 
-// Both are told the epoch, though it changes no answer here: for reports.
+// Both get the epoch for reports only; it changes no answer.
 class CustomPruner : public Pruner {
  public:
   Refresh refresh() const override { return Refresh::kOnWeightChange; }

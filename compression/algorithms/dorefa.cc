@@ -18,7 +18,7 @@ class DoReFaQuantizer : public RangeQuantizer {
  public:
   using RangeQuantizer::RangeQuantizer;
 
-  // The parameters are the same whatever the weights (but for all zeros, which anybody sees).
+  // The parameters do not depend on the weights, except for all zeros.
   bool wants_range_in_step() const override { return false; }
 
  protected:

@@ -13,9 +13,8 @@ namespace nni_compression::compression {
 // How many of n weights a sparsity prunes: trunc(n * sparsity), in double.
 int64_t CountToPrune(int64_t elements, double sparsity);
 
-// A pruner that, at any time, wants a certain share of the smallest weights pruned; a weight that
-// was pruned stays so. It is stale when it would prune more than is pruned now, so that nothing has
-// to be remembered but the mask.
+// A pruner with a target sparsity for any time; pruned weights stay pruned. A layer is stale when
+// the target exceeds the sparsity of its mask, so the mask is the only state.
 class MagnitudePruner : public Pruner {
  public:
   bool IsStale(const Layer& layer, const LayerState& state, Clock clock) const override;
@@ -23,7 +22,7 @@ class MagnitudePruner : public Pruner {
                                 Clock clock) const override;
 
  protected:
-  // The share to prune, should the mask be renewed now; nothing: it is not to be renewed now.
+  // The target sparsity if the mask were updated now; nullopt: it is not to be updated now.
   virtual std::optional<double> SparsityNow(Clock clock) const = 0;
 };
 

@@ -5,7 +5,7 @@
 //   value = code * scale
 //
 // A layer that was all zeros so far has codes 0; its scale is answered as 1, so that a trainer that
-// rounds for itself divides by no zero.
+// quantizes locally does not divide by zero.
 #include <algorithm>
 #include <memory>
 #include <optional>

@@ -38,7 +38,7 @@ absl::StatusOr<json> ReadNumber(const OptionSpec& spec, const json& value, absl:
 
 absl::StatusOr<json> ReadInteger(const OptionSpec& spec, const json& value,
                                  absl::string_view path) {
-  // JSON that came through a protobuf Struct has doubles only.
+  // JSON from a protobuf Struct has doubles only.
   if (!value.is_number() || value.get<double>() != std::trunc(value.get<double>())) {
     return Bad(path, value, absl::StrCat("an integer in ", OptionRange(spec)));
   }
@@ -167,7 +167,7 @@ absl::StatusOr<json> ReadGiven(const std::vector<OptionSpec>& specs,
     if (spec == nullptr) return UnknownKey(specs, common_keys, key, path);
     if (values.contains(spec->name)) {
       return absl::InvalidArgumentError(
-          absl::StrCat(path, ".", spec->name, " is given twice, by different names"));
+          absl::StrCat(path, ".", spec->name, " is set twice, under different names"));
     }
     auto read = ReadOption(*spec, value, absl::StrCat(path, ".", key));
     if (!read.ok()) return read.status();
@@ -256,7 +256,7 @@ absl::StatusOr<Options> Options::Parse(const std::vector<OptionSpec>& specs,
       return absl::InvalidArgumentError(absl::StrCat(
           path, ".", spec.name, " is missing; it must be a",
           spec.type == OptionType::kInteger ? "n " : " ", OptionTypeName(spec.type), " in ",
-          OptionRange(spec), ". Each rule stands alone: nothing is taken from earlier ones"));
+          OptionRange(spec), ". A rule does not inherit options from earlier ones"));
     }
     (*values)[spec.name] = spec.default_value;
   }

@@ -18,12 +18,12 @@ enum class OptionType {
   kBoolean,
   kString,
   kStringList,
-  kObject,  // of JSON-like values, which are not looked at
+  kObject,  // of JSON-like values, which are not checked
   kNumberList,
   kIntegerPerType,  // an integer, or an object from "weight", "output", "input" to integers
 };
 
-// A maximum that is none: the largest integer that a double holds exactly.
+// No maximum: the largest integer that a double holds exactly.
 constexpr double kUnbounded = 9007199254740992.0;
 
 // Reads a list of strings, or one string as a list of one. INVALID_ARGUMENT for anything else and
@@ -47,7 +47,7 @@ struct OptionSpec {
 std::string OptionRange(const OptionSpec& spec);
 absl::string_view OptionTypeName(OptionType type);
 
-// The keys that a rule has beside the algorithm's options: which layers it is for.
+// The keys of a rule other than the algorithm's options.
 const std::vector<std::string>& CommonKeys();
 
 // The options of one rule after validation: every option of the table has a value of its type and
@@ -61,8 +61,8 @@ class Options {
                                        const std::vector<std::string>& common_keys,
                                        const nlohmann::json& rule, absl::string_view path);
 
-  // The same checks where required options may be missing: for a rule with `exclude`, whose options
-  // nobody uses.
+  // The same checks, but required options may be missing: for a rule with `exclude`, whose options
+  // are not used.
   static absl::Status Check(const std::vector<OptionSpec>& specs,
                             const std::vector<std::string>& common_keys, const nlohmann::json& rule,
                             absl::string_view path);

@@ -8,17 +8,18 @@
 //   code  = clamp(round_half_even(w * (1 / scale)) + zero_point)
 //   value = (code - zero_point) * scale
 //
-// With group_size each so many consecutive weights of a channel, its slices flattened in C order,
-// are rounded as a channel of their own.
+// With group_size, each group of that many consecutive weights of a channel, flattened in C order,
+// is quantized like a channel of its own.
 //
 // The scale is at least the smallest normal float32, and 1 where all weights are zero. Where hi -
 // lo overflows, the scale is computed in double. Before quant_start_step weights pass unchanged.
 //
-// Outputs and inputs: per tensor, with parameters as above of a running range,
+// Activations: per tensor, with parameters as above of a moving-average (EMA) range,
 //
 //   lo = 0.99 * lo + 0.01 * (smallest number since the last step), hi likewise
 //
-// in float32, which the first range seen begins. Ranges are tracked before quant_start_step, too.
+// in float32, initialized by the first range observed. Ranges are also observed before
+// quant_start_step.
 #include <algorithm>
 #include <cmath>
 #include <limits>
@@ -42,7 +43,7 @@ float FloorScale(float scale, bool zeros) {
   return zeros ? 1.0f : std::max(scale, std::numeric_limits<float>::min());
 }
 
-// Of codes, per type; 0: the type is not quantized.
+// Bits of codes, per type; 0: the type is not quantized.
 struct Bits {
   int weight = 0;
   int output = 0;
@@ -51,7 +52,7 @@ struct Bits {
   int of(Activation activation) const { return activation == Activation::kOutput ? output : input; }
 };
 
-// Where LayerState::memory has the running range: minimum, maximum.
+// The keys of the moving-average range, minimum and maximum, in LayerState::memory.
 const char* MemoryKey(Activation activation) {
   return activation == Activation::kOutput ? "output_range" : "input_range";
 }
@@ -68,12 +69,12 @@ class QatQuantizer : public RangeQuantizer {
 
   bool needs_step() const override { return start_step_ > 0 || !activations().empty(); }
 
-  // The numbers of groups may be more than a reply to Step can hold.
+  // The parameters of groups may exceed the reply to Step.
   bool wants_range_in_step() const override {
     return group_size_ == 0 && RangeQuantizer::wants_range_in_step();
   }
 
-  // The start step was crossed, in either direction, since the last answer.
+  // Whether the step crossed quant_start_step, in either direction, since the last answer.
   bool IsStale(const Layer&, const LayerState& state, Clock clock) const override {
     return bits() > 0 && state.parameters.has_value() != (clock.step >= start_step_);
   }

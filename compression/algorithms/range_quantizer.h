@@ -13,13 +13,13 @@
 
 namespace nni_compression::compression {
 
-// Range, then parameters, then codes: an algorithm says what the parameters are. A weight and its
-// range therefore give the same parameters, bit for bit. Weights count as float32: half types are
-// widened, float64 is rounded, and a float64 weight that is too large for float32 is refused as a
-// non-finite one.
+// Computes the range, then the parameters, which the algorithm defines, then the codes. A weight
+// and its range therefore give the same parameters, bit for bit. Weights are converted to float32:
+// 16-bit floats are widened, float64 is rounded, and a float64 weight beyond the range of float32
+// is refused like a non-finite one.
 class RangeQuantizer : public Quantizer {
  public:
-  // `bits`: of a weight's code; 0: weights pass unchanged, and ParametersFor says so.
+  // `bits`: of a weight's code; 0: weights pass unchanged, and ParametersFor returns nullopt.
   explicit RangeQuantizer(int bits) : bits_(bits) {}
 
   int bits() const override { return bits_; }
@@ -33,7 +33,7 @@ class RangeQuantizer : public Quantizer {
                                                 LayerState& state) const override;
 
  protected:
-  // The parameters of a weight with this finite range; nothing: it passes unchanged at this time.
+  // The parameters of a weight with this finite range; nullopt: it passes unchanged at this time.
   // May write `state.memory`.
   virtual std::optional<QuantizationParameters> ParametersFor(const Layer& layer,
                                                               const Range& range, Clock clock,
@@ -51,8 +51,8 @@ OptionSpec QuantBits(int minimum, int maximum);
 // `types`: those that the algorithm quantizes, of "weight", "output" and "input".
 OptionSpec QuantTypes(std::vector<std::string> types = {"weight"});
 
-// The bits that the two options above give a type; 0 for a type that is not quantized.
-// INVALID_ARGUMENT when they are given per type and not for this one.
+// The bits of a type from the two options above; 0 for a type that is not quantized.
+// INVALID_ARGUMENT when they are set per type, but not for this one.
 absl::StatusOr<int> BitsFor(const Options& options, const std::string& type);
 
 }  // namespace nni_compression::compression

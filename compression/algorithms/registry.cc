@@ -36,8 +36,8 @@ absl::Status Registry::Add(const AlgorithmInfo& info) {
   if (added) return absl::OkStatus();
   const std::string& source = it->second.source;
   return absl::AlreadyExistsError(
-      absl::StrCat("there is an algorithm ", Quoted(info.name), " already, ",
-                   source.empty() ? "a built-in one" : absl::StrCat("of ", source)));
+      absl::StrCat("the algorithm ", Quoted(info.name), " exists already, ",
+                   source.empty() ? "built in" : absl::StrCat("in ", source)));
 }
 
 absl::StatusOr<const AlgorithmInfo*> Registry::Find(absl::string_view name) const {

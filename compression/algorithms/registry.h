@@ -19,10 +19,10 @@ class Registry {
   // All algorithms of algorithms/.
   static const Registry& Builtin();
 
-  // ALREADY_EXISTS for a second algorithm of one name.
+  // ALREADY_EXISTS for a duplicate name.
   absl::Status Add(const AlgorithmInfo& info);
 
-  // INVALID_ARGUMENT with a suggestion when there is none.
+  // INVALID_ARGUMENT, with a suggestion, for an unknown name.
   absl::StatusOr<const AlgorithmInfo*> Find(absl::string_view name) const;
 
   // By name.

@@ -28,7 +28,7 @@ absl::Status NonFiniteError(const Layer& layer, const void* weight, bool as_floa
                          Shown(nlohmann::json(value)), "; it must be in the range of float32"));
       }
     }
-    // The caller saw one, so the bytes changed meanwhile.
+    // The caller found one, so the bytes have changed since.
     return absl::InvalidArgumentError(
         absl::StrCat("weight of layer ", Quoted(layer.name), " changed while it was read"));
   });

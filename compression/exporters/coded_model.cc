@@ -13,13 +13,13 @@ namespace {
 
 int64_t Words(int64_t codes, int64_t per_word) { return (codes + per_word - 1) / per_word; }
 
-// Code i of a weight as an unsigned number of `bits`.
+// Code i of a weight as an unsigned integer of `bits` bits.
 uint32_t Unsigned(const Coded& coded, const uint8_t* codes, int64_t i) {
   const uint32_t half = uint32_t{1} << (coded.parameters.bits - 1);
   return coded.symmetric() ? static_cast<uint32_t>(static_cast<int8_t>(codes[i])) + half : codes[i];
 }
 
-// Rows of words for rows of codes.
+// Packs rows of codes into rows of words.
 void PackRows(const Coded& coded, const uint8_t* codes, uint32_t* words) {
   const int64_t per_word = coded.per_word(), columns = coded.columns();
   for (int64_t row = 0; row < coded.rows(); ++row) {
@@ -46,12 +46,12 @@ uint32_t PackedZeroPoints(const Coded& coded, int64_t i) {
   return word;
 }
 
-// Zero point i, moved as much as the affine codes were to become signed.
+// Zero point i, with the same offset as the codes that were made signed.
 int8_t SignedZeroPoint(const Coded& coded, int64_t i) {
   return static_cast<int8_t>(coded.parameters.zero_point[i] - (1 << (coded.parameters.bits - 1)));
 }
 
-// Files are planned by all that the parameters say but their numbers.
+// Files are planned from the parameters without their scales and zero points.
 absl::Status CheckAsPlanned(const Coded& coded, const QuantizationParameters& found) {
   const QuantizationParameters& planned = coded.parameters;
   if (found.formula == planned.formula && found.bits == planned.bits &&
@@ -63,10 +63,10 @@ absl::Status CheckAsPlanned(const Coded& coded, const QuantizationParameters& fo
     return absl::StrCat(p.bits, p.code_min < 0 ? " signed bits" : " bits",
                         p.formula == Formula::kAffine ? "" : " by DoReFa's formula");
   };
-  return absl::FailedPreconditionError(absl::StrCat(
-      "the weight of layer ", Quoted(coded.layer().name), " is quantized to ", describe(found),
-      ", and the one that was answered last to ", describe(planned),
-      ", by which the file was planned; quantize this weight in the session, and export then"));
+  return absl::FailedPreconditionError(
+      absl::StrCat("the weight of layer ", Quoted(coded.layer().name), " is quantized to ",
+                   describe(found), ", but the file was planned for its last answer, ",
+                   describe(planned), "; quantize this weight in the session before the export"));
 }
 
 }  // namespace

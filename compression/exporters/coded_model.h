@@ -24,7 +24,7 @@ struct Coded {
   ExportTensor tensor;
   LayerSnapshot snapshot;
   QuantizationParameters
-      parameters;  // as planned, without scales; the weight's, once it has passed
+      parameters;  // as planned, without scales; complete once the weight was streamed
 
   const Layer& layer() const { return snapshot.layer(); }
   bool symmetric() const { return parameters.code_min < 0; }
@@ -32,7 +32,7 @@ struct Coded {
   int64_t rows() const { return layer().shape[0]; }
   int64_t columns() const { return layer().shape[1]; }
   int64_t per_word() const { return 32 / parameters.bits; }
-  int64_t groups() const {  // of a row; 1: one scale for it
+  int64_t groups() const {  // per row; 1: one scale per row
     return parameters.group_size > 0 ? columns() / parameters.group_size : 1;
   }
   absl::string_view Prefix() const { return absl::StripSuffix(tensor.name, kWeightSuffix); }
@@ -50,22 +50,22 @@ struct Coded {
   }
 };
 
-// Makes codes of the weight, masked ones being zero points, and sets `coded->parameters`. The
-// planned formula is kAffine; FAILED_PRECONDITION when the weight gets other parameters than were
-// planned, in more than their numbers.
+// Replaces the weight by its codes, with zero points for masked elements, and sets
+// `coded->parameters`. The planned formula is kAffine; FAILED_PRECONDITION when the parameters
+// differ from the planned ones in more than scales and zero points.
 Transform Codes(const std::shared_ptr<Coded>& coded);
 
-// The scales. Counts what `coded` holds of numbers until the file is complete.
+// The scales. Its memory includes the scales and zero points in `coded`, held until the file is
+// complete.
 Segment ScaleSegment(const std::shared_ptr<Coded>& coded);
 
-// The model.safetensors of "compressed-tensors", while tensors are added to it. The numbers come
-// after all weights.
+// Builds the model.safetensors of "compressed-tensors". Scales and zero points follow all weights.
 struct CodedModel {
   bool packed = false;
   std::vector<ExportTensor> entries, number_entries;
   std::vector<Segment> segments, number_segments;
 
-  // The weight, which is tensor t.
+  // Adds the weight, which is tensor t.
   void AddWeight(const std::shared_ptr<Coded>& coded, size_t t);
 
  private:

@@ -39,7 +39,7 @@ OptionSpec Layout() {
   spec.type = OptionType::kString;
   spec.default_value = "auto";
   spec.choices = {"auto", kInt, kPack};
-  spec.description = "How codes lie; auto: int-quantized where all weights have 8 bits.";
+  spec.description = "Layout of codes; auto: int-quantized if all weights have 8 bits.";
   return spec;
 }
 
@@ -51,7 +51,7 @@ absl::Status CheckFits(const Coded& coded) {
   };
   const QuantizationParameters& parameters = coded.parameters;
   if (!absl::EndsWith(coded.tensor.name, kWeightSuffix)) {
-    return refuse("'s weight is called ", Quoted(coded.tensor.name), ", not NAME.weight");
+    return refuse("'s weight is named ", Quoted(coded.tensor.name), "; it must be NAME.weight");
   }
   if (coded.layer().shape.size() != 2) {
     return refuse(" has the shape [", absl::StrJoin(coded.layer().shape, ", "), "]");
@@ -66,8 +66,8 @@ absl::Status CheckFits(const Coded& coded) {
   return absl::OkStatus();
 }
 
-// What is known of runtimes: transformers 5 with compressed-tensors 0.20 reads the files that these
-// warnings are of only when it is told to make floats of them, and vLLM has no kernels for some.
+// Known limits of runtimes: transformers 5 with compressed-tensors 0.20 loads the files of these
+// warnings only if it is told to dequantize them, and vLLM has no kernels for some.
 std::vector<std::string> Warnings(const std::vector<std::shared_ptr<Coded>>& weights, bool packed) {
   std::vector<const Coded*> unloaded, slow;
   for (const auto& coded : weights) {
@@ -88,16 +88,17 @@ std::vector<std::string> Warnings(const std::vector<std::shared_ptr<Coded>>& wei
   };
   warn(unloaded,
        "transformers loads packed zero points of channels or groups, and packed embeddings, only "
-       "with CompressedTensorsConfig(dequantize=True); 8 bits load without it, and so does a "
-       "symmetric scheme for other layers than embeddings");
+       "with CompressedTensorsConfig(dequantize=True); it is not needed for 8 bits, or for a "
+       "symmetric scheme in layers other than embeddings");
   warn(slow,
        "vLLM has kernels for weights alone in the layout pack-quantized, per channel or in groups, "
-       "with 4 or 8 bits, and loads no others; transformers makes floats of these");
+       "with 4 or 8 bits, and loads no others; transformers dequantizes these");
   return warnings;
 }
 
 // config.json: a group for each kind of quantization that there is. Readers before version 0.13 of
-// compressed-tensors take the layout from `format` beside the groups, later ones from that in each.
+// compressed-tensors read the layout from the `format` of the config, later ones from that of each
+// group.
 json Config(const std::vector<std::shared_ptr<Coded>>& weights,
             const std::vector<std::string>& ignored, bool packed) {
   json groups = json::object();
@@ -167,7 +168,7 @@ class CompressedTensors : public Exporter {
       if (!parameters) {
         return absl::FailedPreconditionError(
             absl::StrCat("layer ", Quoted(layer.layer().name),
-                         " is not quantized, or not yet: ask for its codes first"));
+                         " is not quantized, or not yet; call QuantizeWeight first"));
       }
       weights[t] =
           std::make_shared<Coded>(Coded{tensor.tensor, std::move(layer), *std::move(parameters)});

@@ -23,7 +23,7 @@ NNI_COMPRESSION_EXPORTERS(NNI_COMPRESSION_DECLARE)
 
 namespace {
 
-// A segment with its functions and what these hold.
+// Memory of a segment, its functions and their captures.
 constexpr int64_t kSegmentBytes = 320;
 
 }  // namespace

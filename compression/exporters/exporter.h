@@ -30,28 +30,28 @@ struct ExportTensor {
   int64_t byte_length = 0;
 };
 
-// A stretch of a file, produced when the stream gets there, so that no file is ever whole in
-// memory.
+// A range of a file, produced when the stream reaches it, so that a file is never in memory as a
+// whole.
 struct Segment {
   int64_t byte_length = 0;
-  int64_t memory = 0;  // bytes that it holds, until the file is complete, beside itself
+  int64_t memory = 0;  // bytes that it holds until the file is complete, without itself
 
   // Either bytes computed from the session: writes the segment's [offset, offset + out.size()).
   std::function<void(int64_t offset, absl::Span<uint8_t> out)> fill;
 
-  // Or a tensor of the client: index in the tensors given, and what is done to its bytes before
-  // they are sent, in place or by putting another buffer there, which has the segment's length;
-  // unset: nothing. Segments use the tensors in their order, each once. Segments are produced in
-  // their order too, so a later one's `fill` may tell what an earlier one's `transform` has found.
+  // Or a tensor of the client: its index, and a function that changes its bytes before they are
+  // sent, in place or by replacing the buffer with one of the segment's length; unset: no change.
+  // Segments use the tensors in their order, each once. Segments are also produced in order, so the
+  // `fill` of a later one may use results of an earlier `transform`.
   std::optional<int> tensor;
   std::function<absl::Status(Buffer& bytes)> transform;
 
-  // Makes the segment's bytes of the tensor's: `transform`, and what it leaves must have the
-  // segment's length, or else the next tensor would take its place: INTERNAL.
+  // Applies `transform` to the tensor's bytes. INTERNAL unless the result has the segment's length,
+  // since the next tensor would fill the gap.
   absl::Status Apply(Buffer& bytes) const;
 };
 
-// Asked now and then whether the caller has lost interest; cheap.
+// Polled from time to time for cancellation; cheap.
 using Cancelled = absl::FunctionRef<bool()>;
 inline bool NeverCancelled() { return false; }
 
@@ -63,7 +63,7 @@ class ExportFile {
 
   void Add(Segment segment);
 
-  // For whoever is going to read the file.
+  // Warnings for readers of the file.
   void Warn(std::vector<std::string> warnings) { warnings_ = std::move(warnings); }
 
   const std::string& name() const { return name_; }
@@ -71,7 +71,7 @@ class ExportFile {
   const std::vector<Segment>& segments() const { return segments_; }
   const std::vector<std::string>& warnings() const { return warnings_; }
   int64_t byte_length() const { return byte_length_; }
-  int64_t memory() const { return memory_; }  // that the segments take
+  int64_t memory() const { return memory_; }  // of the segments
 
  private:
   std::string name_;
@@ -82,26 +82,26 @@ class ExportFile {
   int64_t memory_ = 0;
 };
 
-// What an export consists of: files that are streamed while the tensors come, or files that are
-// made of what was found in all of them.
+// The plan of an export: files that are streamed while the tensors are received, or files that
+// depend on all of them.
 struct ExportPlan {
   std::vector<ExportFile> files;
 
-  // What `observe` and `conclude` keep until the end, at most.
+  // Upper bound of the memory that `observe` and `conclude` keep until the end.
   int64_t memory = 0;
 
-  // When set, no file of `files` has segments that are tensors: `observe` gets the tensors in their
-  // order, and then `conclude` says which files follow.
+  // If set, no file of `files` has tensor segments: `observe` gets the tensors in order, and then
+  // `conclude` returns the files.
   std::function<absl::Status(int tensor, const Buffer& bytes)> observe;
   std::function<absl::StatusOr<std::vector<ExportFile>>()> conclude;
 
-  // All that the plan takes until its last byte is produced.
+  // Total memory of the plan until its last byte is produced.
   int64_t memory_needed() const;
 };
 
-// One format. Stateless, hence thread-safe; the files that it plans own all that they need
-// (masks are shared, not copied), so the session may move on while they are streamed. What a weight
-// becomes is asked of a LayerSnapshot: nothing here calls an algorithm.
+// One format. Stateless, hence thread-safe; the planned files own all that they need (masks are
+// shared, not copied), so the session may change while they are streamed. Weights are compressed by
+// a LayerSnapshot: nothing here calls an algorithm.
 class Exporter {
  public:
   virtual ~Exporter() = default;
@@ -123,7 +123,7 @@ class Exporter {
                                             Cancelled cancelled) const = 0;
 };
 
-// INVALID_ARGUMENT, with the formats there are, for another name.
+// INVALID_ARGUMENT, listing the formats, for an unknown name.
 absl::StatusOr<const Exporter*> FindExporter(absl::string_view format);
 
 }  // namespace nni_compression::compression

@@ -1,6 +1,6 @@
 // "masks": the masks in force, of every compressed layer, in two files.
 //   masks.safetensors         U8, the weight's shape, 1 = kept
-//   masks.packed.safetensors  U8 [ceil(n / 8)], one bit an element; the metadata tells the shapes
+//   masks.packed.safetensors  U8 [ceil(n / 8)], one bit per element; shapes in the metadata
 #include <map>
 #include <string>
 #include <utility>
@@ -22,7 +22,7 @@ absl::Status CheckRequest(const Session& session, absl::Span<const ExportTensor>
   if (auto status = CheckPruner(session); !status.ok()) return status;
   if (!tensors.empty()) {
     return absl::InvalidArgumentError(
-        absl::StrCat("format masks was sent ", tensors.size(), " tensors; it takes none"));
+        absl::StrCat("format masks got ", tensors.size(), " tensors; it must have none"));
   }
   return Options::Check({}, {}, options, "options");
 }
@@ -34,7 +34,7 @@ Segment PlainSegment(const Mask& mask) {
   return segment;
 }
 
-// One of the two files, while layers are added to it.
+// Builds one of the two files.
 struct File {
   std::string name;
   std::vector<ExportTensor> tensors;

@@ -59,7 +59,7 @@ absl::Status Rename(const nlohmann::json& options, std::vector<ModelTensor>& ten
   for (const auto& [name, in_file] : names->items()) {
     if (sent.contains(name)) continue;
     return absl::InvalidArgumentError(
-        absl::StrCat(path, " has ", Quoted(name), ", which is no tensor that was sent"));
+        absl::StrCat(path, " has ", Quoted(name), ", which is not a tensor that was sent"));
   }
   return absl::OkStatus();
 }
@@ -71,7 +71,8 @@ Transform Masked(Mask mask, DataType dtype) {
   };
 }
 
-// The compressed weight of compressed layer i, of the same size. Unset: it passes unchanged.
+// Computes the compressed weight of compressed layer i, of the same size. Unset: it passes
+// unchanged.
 absl::StatusOr<Transform> CompressedWeight(const Session& session, int i) {
   LayerSnapshot layer = session.Snapshot(i);
   if (session.algorithm().kind == AlgorithmKind::kPruner) {
@@ -136,8 +137,8 @@ absl::Status CheckWanted(Cancelled cancelled) {
 
 absl::StatusOr<Mask> MaskOf(const Session& session, int i) {
   if (session.state(i).mask) return *session.state(i).mask;
-  return absl::FailedPreconditionError(
-      absl::StrCat("layer ", Quoted(session.layer(i).name), " has no mask yet: ask for one first"));
+  return absl::FailedPreconditionError(absl::StrCat("layer ", Quoted(session.layer(i).name),
+                                                    " has no mask yet; call CalcMask first"));
 }
 
 Segment BitsSegment(const Mask& mask) {

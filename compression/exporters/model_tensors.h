@@ -32,7 +32,7 @@ absl::StatusOr<std::vector<ModelTensor>> ModelTensors(const Session& session,
                                                       const nlohmann::json& options,
                                                       Cancelled cancelled);
 
-// CANCELLED when it is so. Plans ask once for each tensor or layer.
+// CANCELLED if `cancelled` returns true. Plans poll it once per tensor or layer.
 absl::Status CheckWanted(Cancelled cancelled);
 
 // The mask of compressed layer i. FAILED_PRECONDITION when there is none yet.
@@ -41,16 +41,16 @@ absl::StatusOr<Mask> MaskOf(const Session& session, int i);
 // A mask's packed bits.
 Segment BitsSegment(const Mask& mask);
 
-// OK when the session's algorithm is a pruner, else FAILED_PRECONDITION.
+// FAILED_PRECONDITION unless the session's algorithm is a pruner.
 absl::Status CheckPruner(const Session& session);
 
-// How the outputs or inputs of compressed layer i are quantized: {"bits", "scale", "zero_point",
-// "code_min", "code_max", "minimum", "maximum"}, the last two being the running range; null where
-// they are not, or not yet.
+// How the activations of compressed layer i are quantized: {"bits", "scale", "zero_point",
+// "code_min", "code_max", "minimum", "maximum"}, the last two being the moving-average range; null
+// if they are not quantized, or not yet.
 absl::StatusOr<nlohmann::json> Encoding(const Session& session, int i, Activation activation);
 
-// Makes what stands in a file out of the weight sent, in place or by putting another buffer there.
-// What it needs outlives the session.
+// Converts the weight sent to the one in the file, in place or by replacing the buffer. It owns
+// what it uses and outlives the session.
 using Transform = std::function<absl::Status(Buffer& bytes)>;
 
 // The segment of tensor t, compressed when it is a compressed layer's weight.

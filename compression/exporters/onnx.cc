@@ -26,7 +26,7 @@ namespace {
 
 using nlohmann::json;
 
-// Of the codes' type.
+// The zero points, in the type of the codes.
 Segment ZeroPointSegment(const std::shared_ptr<Coded>& coded) {
   const auto zero_point = [coded](int64_t i) {
     return static_cast<uint16_t>(coded->parameters.zero_point[i]);
@@ -69,7 +69,7 @@ class Onnx : public Exporter {
     return plan;
   }
 
-  // The file, while tensors are added to it. The numbers come after all weights.
+  // Builds the file. Scales and zero points follow all weights.
   struct File {
     json weights = json::object();
     std::vector<ExportTensor> entries, number_entries;

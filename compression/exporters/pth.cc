@@ -15,7 +15,7 @@
 namespace nni_compression::compression {
 namespace {
 
-// The mask as numbers of a weight's type.
+// The mask in the element type of the weight.
 Segment MaskSegment(const Mask& mask, DataType dtype) {
   return DispatchWeight(dtype, [&](auto tag) {
     using T = typename decltype(tag)::Type;

@@ -1,6 +1,6 @@
-// "report": report.json, and report.html, which shows it. Per layer what it was and has become, how
-// much smaller and how far from the weight sent, and how its outputs and inputs are quantized; the
-// curve of rules that go by epochs; totals. A layer becomes text as soon as its weight has passed,
+// "report": report.json, and report.html, which shows it. Per layer: before and after, compression
+// ratio, error against the weight sent, quantization of its activations; the sparsity curve of
+// rules that depend on the epoch; totals. A layer is serialized as soon as its weight was streamed,
 // and both files share the text.
 #include <algorithm>
 #include <cmath>
@@ -31,7 +31,7 @@ constexpr int64_t kMaxCurvePoints = 500;        // of a rule
 constexpr int64_t kMaxAllCurvePoints = 20'000;  // of all rules, but for two of each
 constexpr int64_t kMaxScales = 256;             // listed one by one
 
-// At most this much of text says what a layer has become, beside its scales and its histogram.
+// Upper bound of the text of a layer, without its scales and histogram.
 constexpr int64_t kFigureBytes = 1536;
 constexpr int64_t kScaleBytes = 40;  // of a scale and its zero point
 
@@ -57,8 +57,8 @@ json Series(const std::vector<float>& values) {
   return series;
 }
 
-// The targets of a rule over the epochs that it lasts, and up to the present one, in at most so
-// many points.
+// The target sparsity of a rule over its epochs, and up to the present one, in a limited number of
+// points.
 json Curve(const Session& session, const PlannedRule& rule, int64_t most) {
   const int64_t epoch = session.clock().epoch;
   int64_t last = epoch;
@@ -74,12 +74,12 @@ json Curve(const Session& session, const PlannedRule& rule, int64_t most) {
   return {{"rule", rule.rule}, {"epochs", epochs}, {"targets", targets}, {"epoch", epoch}};
 }
 
-// JSON that cannot end the element of a page that it is in.
+// JSON that cannot end the HTML element that contains it.
 std::string Text(const json& value) {
   return absl::StrReplaceAll(value.dump(), {{"<", "\\u003c"}});
 }
 
-// Of two objects with different keys, both not empty, the one that has the keys of both.
+// Merges two nonempty objects with different keys.
 std::string Joined(std::string object, absl::string_view more) {
   object.back() = ',';
   absl::StrAppend(&object, more.substr(1));
@@ -111,7 +111,7 @@ struct Totals {
   }
 };
 
-// Filled in while the weights pass. Owns all that it needs of the session.
+// Filled while the weights are streamed. Owns what it needs of the session.
 class Reporter {
  public:
   static absl::StatusOr<std::shared_ptr<Reporter>> Create(const Session& session,
@@ -131,7 +131,7 @@ class Reporter {
     return reporter;
   }
 
-  // What the reporter and its files take in the end, at most.
+  // Upper bound of the final memory of the reporter and its files.
   int64_t memory() const {
     auto bytes = static_cast<int64_t>(head_.capacity());
     for (const ModelTensor& tensor : tensors_) {
@@ -209,7 +209,7 @@ class Reporter {
                   {"curves", std::move(curves)}});
   }
 
-  // What is known of a layer before its weight comes.
+  // What is known of a layer before its weight is received.
   static absl::StatusOr<json> EntryOf(const Session& session, int i) {
     const Layer& layer = session.layer(i);
     const LayerPlan& plan = session.plan().layers[i];
@@ -234,8 +234,8 @@ class Reporter {
   // The longest text that Observe can add.
   int64_t FigureBytes(const LayerSnapshot& snapshot) const {
     const int64_t n = snapshot.layer().elements;
-    // Of a histogram each bin has a comma and a digit, and those that hold something have more: the
-    // most where all hold the same number.
+    // Each bin of a histogram takes a comma and a digit, nonempty ones more; the maximum is reached
+    // when all have the same count.
     const auto filled = static_cast<double>(std::min<int64_t>(bins_, n));
     const auto digits = static_cast<int64_t>(filled * std::log10(static_cast<double>(n) / filled));
     const int64_t histograms = 2 * (2 * bins_ + digits + 2);
@@ -292,7 +292,7 @@ class Reporter {
     figures["scale"] = Series(parameters.scale);
     if (parameters.group_size > 0) figures["group_size"] = parameters.group_size;
     figures["zero_point"] = Series({parameters.zero_point.begin(), parameters.zero_point.end()});
-    // Codes side by side, and a scale and a zero point for each channel or group.
+    // Packed codes, and a scale and a zero point per channel or group.
     const auto numbers = static_cast<int64_t>(parameters.scale.size());
     AddSizes(layer, (layer.elements * parameters.bits + 7) / 8 + 8 * numbers, figures);
     return AddFigures(layer, figures,
@@ -315,7 +315,7 @@ class Reporter {
     figures["sqnr_db"] = Optional(Sqnr(found.signal, found.noise));
     totals_.signal += found.signal;
     totals_.noise += found.noise;
-    // Not by way of JSON values, which take many times the text of a bin.
+    // Not through JSON values, which take many times the memory of a bin's text.
     return absl::StrCat("{\"histogram\":{\"minimum\":", json(found.minimum).dump(),
                         ",\"maximum\":", json(found.maximum).dump(), ",\"before\":[",
                         absl::StrJoin(found.before, ","), "],\"after\":[",
@@ -327,7 +327,7 @@ class Reporter {
   const bool pruner_;
   std::string head_;                                     // an object
   std::vector<std::string> layers_;                      // objects
-  std::vector<std::optional<LayerSnapshot>> snapshots_;  // of layers_; nothing: not compressed
+  std::vector<std::optional<LayerSnapshot>> snapshots_;  // of layers_; nullopt: not compressed
   Totals totals_;
 };
 

@@ -5,8 +5,7 @@
 
 namespace nni_compression::compression {
 
-// One HTML page that shows a report and needs nothing else: no network, no other file. `report` is
-// its JSON, without a "<".
+// A self-contained HTML page that shows a report. `report` is its JSON, without a "<".
 ExportFile ReportPage(Segment report);
 
 }  // namespace nni_compression::compression

@@ -23,11 +23,11 @@ OptionSpec MaxShardBytes() {
   spec.type = OptionType::kInteger;
   spec.default_value = 5'000'000'000;
   spec.minimum = 1;
-  spec.description = "Tensor bytes of a file; only a tensor that is larger makes a larger one.";
+  spec.description = "Tensor bytes per file; only a single larger tensor exceeds it.";
   return spec;
 }
 
-// Where each shard begins, as an index of a tensor; the last entry is the number of tensors.
+// The index of the first tensor of each shard; the last entry is the number of tensors.
 std::vector<size_t> ShardsOf(const std::vector<ModelTensor>& tensors, int64_t max_bytes) {
   std::vector<size_t> begins = {0};
   int64_t bytes = 0;

@@ -19,7 +19,7 @@ absl::StatusOr<std::string> SafetensorsHeader(absl::Span<const ExportTensor> ten
                                               const std::map<std::string, std::string>& metadata) {
   nlohmann::ordered_json header = nlohmann::ordered_json::object();
   header[kMetadata] = metadata;
-  // An ordered_json of all entries would search its keys one by one.
+  // Not one ordered_json, whose insertion is a linear search.
   std::map<std::string, nlohmann::ordered_json> entries;
   int64_t offset = 0;
   for (size_t i = 0; i < tensors.size(); ++i) {

@@ -13,9 +13,9 @@
 
 namespace nni_compression::compression {
 
-// Length and header of a file whose tensors follow one another in the order given; the data begins
-// at a multiple of 8. INVALID_ARGUMENT for names that are empty, no plain UTF-8, used twice or
-// reserved, and for element types that the format lacks (kBit).
+// Length and header of a file with these tensors in order; the data begins at a multiple of 8.
+// INVALID_ARGUMENT for names that are empty, not plain UTF-8, duplicate or reserved, and for
+// element types that the format lacks (kBit).
 absl::StatusOr<std::string> SafetensorsHeader(absl::Span<const ExportTensor> tensors,
                                               const std::map<std::string, std::string>& metadata);
 

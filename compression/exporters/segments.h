@@ -17,7 +17,7 @@ namespace nni_compression::compression {
 // These bytes.
 Segment BytesSegment(std::string bytes);
 
-// A text in parts, one after the other. Immutable; segments share it.
+// A text in consecutive parts. Immutable; segments share it.
 class Parts {
  public:
   explicit Parts(std::vector<std::string> parts);
@@ -30,10 +30,10 @@ class Parts {
   std::vector<int64_t> ends_;
 };
 
-// The text. Its memory is counted by who made it, once.
+// A segment of the text, whose memory its creator counts once.
 Segment PartsSegment(const std::shared_ptr<const Parts>& parts);
 
-// `count` numbers of type T: number(i) is asked for when its bytes are.
+// `count` numbers of type T: number(i) is called when its bytes are produced.
 template <class T, class F>
 Segment NumbersSegment(int64_t count, F number) {
   constexpr int64_t kWidth = sizeof(T);

@@ -1,4 +1,4 @@
-// What torch.load reads: a zip archive with a pickle and the tensors' bytes beside it.
+// What torch.load reads: a zip archive of a pickle and the tensors' bytes.
 #ifndef NNI_COMPRESSION_COMPRESSION_EXPORTERS_STATE_DICT_H_
 #define NNI_COMPRESSION_COMPRESSION_EXPORTERS_STATE_DICT_H_
 

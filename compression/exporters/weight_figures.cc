@@ -59,9 +59,9 @@ WeightFigures Compare(int64_t n, int bins, WeightReader read) {
   });
   figures.before.resize(bins);
   figures.after.resize(bins);
-  // All that follows is computed of numbers that are scaled by powers of two, which change no
-  // rounding: no square and no difference overflows, and none that matters vanishes. The range, the
-  // weight and the differences may each be far larger than the other two.
+  // Numbers are scaled by powers of two, which does not change rounding, so that no square or
+  // difference overflows, and none that matters underflows. The range, the weight and the
+  // differences may each be far larger than the other two.
   const double scale = std::ldexp(1.0, -ExponentOf(std::max(-figures.minimum, figures.maximum)));
   const double minimum = figures.minimum * scale;
   const double span = figures.maximum * scale - minimum;

@@ -24,7 +24,7 @@ struct SquareSum {
 };
 
 struct WeightFigures {
-  // What both histograms span, in `bins` parts of one width; the last one includes its end.
+  // The range of both histograms, in `bins` parts of equal width; the last one includes its end.
   double minimum = 0;
   double maximum = 0;
   std::vector<int64_t> before;
@@ -34,14 +34,14 @@ struct WeightFigures {
   SquareSum noise;   // of the differences
 };
 
-// Gives elements [begin, begin + before.size()) of both.
+// Reads elements [begin, begin + before.size()) of both.
 using WeightReader =
     absl::FunctionRef<void(int64_t begin, absl::Span<double> before, absl::Span<double> after)>;
 
 // Reads the n elements twice, in blocks. All must be finite.
 WeightFigures Compare(int64_t n, int bins, WeightReader read);
 
-// Signal to quantization noise in decibels; nothing where there is no noise or no signal.
+// Signal to quantization noise ratio in decibels; nullopt without noise or signal.
 std::optional<double> Sqnr(const SquareSum& signal, const SquareSum& noise);
 
 // Elements [begin, begin + out.size()) of a weight.

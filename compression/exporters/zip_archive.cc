@@ -15,11 +15,11 @@ constexpr int64_t kContentAlignment = 64;
 constexpr int64_t kLocalHeaderBytes = 30;
 constexpr uint32_t kMax32 = std::numeric_limits<uint32_t>::max();
 constexpr uint16_t kMax16 = std::numeric_limits<uint16_t>::max();
-constexpr uint16_t kZipVersion = 45;           // what reads zip64
-constexpr uint16_t kFlags = 1 << 3 | 1 << 11;  // checksum behind the content; name is UTF-8
-constexpr uint16_t kDate = 1 << 5 | 1;         // 1 January 1980: archives depend on contents alone
+constexpr uint16_t kZipVersion = 45;           // the version that supports zip64
+constexpr uint16_t kFlags = 1 << 3 | 1 << 11;  // checksum after the content; UTF-8 name
+constexpr uint16_t kDate = 1 << 5 | 1;         // 1 January 1980: archives depend on contents only
 constexpr uint16_t kZip64 = 0x0001;
-constexpr uint16_t kPadding = 0x4246;  // as PyTorch's own writer calls it
+constexpr uint16_t kPadding = 0x4246;  // the field id of PyTorch's writer
 
 // Little-endian numbers in a row.
 class Fields {
@@ -131,7 +131,7 @@ std::string ZipArchive::Directory(const std::vector<std::shared_ptr<const Entry>
   }
   const size_t size = fields.bytes().size();
   const int64_t end = offset + static_cast<int64_t>(size);
-  // Always there: whoever does not need it passes over it.
+  // Always present; readers that do not need it skip it.
   fields.U32(0x06064b50).U64(44).U16(kZipVersion).U16(kZipVersion).U32(0).U32(0);
   fields.U64(entries.size()).U64(entries.size()).U64(size).U64(offset);
   fields.U32(0x07064b50).U32(0).U64(end).U32(1);
@@ -145,7 +145,7 @@ std::vector<Segment> ZipArchive::Finish() && {
   Segment directory;
   directory.byte_length = static_cast<int64_t>(Directory(entries_, offset_).size());
   directory.memory = directory.byte_length;
-  // Made once its first byte is asked for: by then all checksums are there.
+  // Created when its first byte is requested: by then all checksums are known.
   directory.fill = [entries = std::move(entries_), offset = offset_,
                     bytes = std::make_shared<std::string>()](int64_t from,
                                                              absl::Span<uint8_t> out) {

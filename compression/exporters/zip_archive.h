@@ -11,10 +11,10 @@
 
 namespace nni_compression::compression {
 
-// An archive whose entries are stored as they are. Their checksums are computed while they are
-// produced and stand behind them and in the directory at the end, so an archive of any size is
-// written front to back; sizes and offsets of 4 GiB and more are in zip64's fields. Contents begin
-// at multiples of 64 bytes, so that readers may map them into memory. Thread-compatible.
+// An archive of uncompressed entries. Checksums are computed while the entries are produced, and
+// written after each and in the directory at the end, so an archive of any size is streamed front
+// to back; sizes and offsets of 4 GiB and more use zip64. Contents begin at multiples of 64 bytes,
+// so that readers may map them into memory. Thread-compatible.
 class ZipArchive {
  public:
   ZipArchive();

@@ -13,19 +13,19 @@
 namespace nni_compression::compression {
 
 // Adds the algorithms of all files *.so in `folder`, in alphabetical order. They stay loaded for
-// good. INVALID_ARGUMENT, naming the file, for one that is no plugin or has another stamp than this
-// program (see plugin.h); ALREADY_EXISTS for an algorithm whose name is taken.
+// good. INVALID_ARGUMENT, naming the file, unless it is a plugin with the stamp of this program
+// (see plugin.h); ALREADY_EXISTS for an algorithm whose name is in use.
 absl::Status LoadPlugins(const std::string& folder, Registry* registry);
 
 // The same for TorchScript modules, *.pt: each is one algorithm of the file's name.
 absl::Status LoadScripts(const std::string& folder, Registry* registry);
 
 // The regular files in `folder` that end in `extension`, in alphabetical order. NOT_FOUND when it
-// is no folder.
+// is not a folder.
 absl::StatusOr<std::vector<std::string>> FilesWith(const std::string& folder,
                                                    absl::string_view extension);
 
-// Checks an entry, notes that it is of `file`, and adds it. Messages begin with the file's name.
+// Checks an entry, sets its source to `file`, and adds it. Messages begin with the file's name.
 absl::Status AddFrom(const std::string& file, AlgorithmInfo info, Registry* registry);
 
 }  // namespace nni_compression::compression

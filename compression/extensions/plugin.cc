@@ -31,7 +31,7 @@ absl::Status Bad(const std::string& file, const Parts&... parts) {
   return absl::InvalidArgumentError(absl::StrCat("plugin ", Quoted(file), parts...));
 }
 
-// The dynamic linker maps what the file's headers say, and dies of a file that was cut off.
+// The dynamic linker maps what the file's headers describe, and crashes on a truncated file.
 bool IsCutOff(const std::string& file) {
   std::error_code error;
   const uint64_t size = std::filesystem::file_size(file, error);
@@ -39,7 +39,7 @@ bool IsCutOff(const std::string& file) {
   ElfW(Ehdr) header;
   if (error || !in.read(reinterpret_cast<char*>(&header), sizeof header) ||
       std::memcmp(header.e_ident, ELFMAG, SELFMAG) != 0) {
-    return false;  // the linker says what is wrong with it
+    return false;  // the linker reports what is wrong
   }
   in.seekg(static_cast<std::streamoff>(header.e_phoff));
   for (int i = 0; i < header.e_phnum; ++i) {
@@ -51,9 +51,9 @@ bool IsCutOff(const std::string& file) {
 }
 
 absl::StatusOr<std::vector<AlgorithmInfo>> LoadPlugin(const std::string& file) {
-  if (IsCutOff(file)) return Bad(file, " cannot be loaded: it is cut off");
-  // Its symbols are its own, and whatever it lacks is missed now. It is never closed: what it made
-  // may live to the end.
+  if (IsCutOff(file)) return Bad(file, " cannot be loaded: the file is truncated");
+  // RTLD_LOCAL keeps its symbols private, RTLD_NOW reports missing ones here. Never closed: its
+  // objects may live until the end.
   void* const library = dlopen(file.c_str(), RTLD_NOW | RTLD_LOCAL);
   if (library == nullptr) return Bad(file, " cannot be loaded: ", dlerror());
   const auto* const stamp =
@@ -61,7 +61,7 @@ absl::StatusOr<std::vector<AlgorithmInfo>> LoadPlugin(const std::string& file) {
   const auto describe =
       reinterpret_cast<DescribeFunction>(dlsym(library, "nni_compression_plugin_algorithms"));
   if (stamp == nullptr || describe == nullptr) {
-    return Bad(file, " is no plugin: it does not use NNI_COMPRESSION_PLUGIN");
+    return Bad(file, " is not a plugin: it does not use NNI_COMPRESSION_PLUGIN");
   }
   if (std::strncmp(stamp, kStamp, sizeof kStamp) != 0) {
     return Bad(file, " was built for [", std::string(stamp, strnlen(stamp, kMaxStampBytes)),

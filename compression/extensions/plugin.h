@@ -28,7 +28,7 @@
   ", JSON " NNI_COMPRESSION_TEXT(NLOHMANN_JSON_VERSION_MAJOR) "." NNI_COMPRESSION_TEXT(      \
       NLOHMANN_JSON_VERSION_MINOR)
 
-// Exports what the server looks for.
+// Exports the symbols that the server looks up.
 #define NNI_COMPRESSION_PLUGIN()                                                              \
   static std::vector<nni_compression::compression::AlgorithmInfo> NniCompressionAlgorithms(); \
   extern "C" {                                                                                \

@@ -3,17 +3,17 @@
 //   calc_mask(self, weight: Tensor, layer: Layer, options: Options, epoch: int, step: int) ->
 //   Tensor
 //
-// which answers what to keep (true, or not 0), and a quantizer
+// which returns the elements to keep (true, or not 0), and a quantizer
 //
 //   quantize_weight(... the same ...) -> Tuple[Tensor, Tensor]
 //
-// which answers scale and zero point. With on_gradient(self, gradient: Tensor, layer: Layer,
-// options: Options, epoch: int, step: int) a module asks for gradients. Layer and Options are
-// NamedTuples of the script; what cannot be told from them is in the archive's file
-// nni_compression.json. See docs/scripts.md.
+// which returns scale and zero point. A module that has on_gradient(self, gradient: Tensor, layer:
+// Layer, options: Options, epoch: int, step: int) gets gradients. Layer and Options are NamedTuples
+// of the script; further details are in the archive's file nni_compression.json. See
+// docs/scripts.md.
 //
-// Every layer of a session has a module of its own, made anew for each call from the file and from
-// the attributes and buffers that the last call left; they are the layer's `opaque` state, behind
+// Every layer of a session has a module of its own, created for each call from the file and from
+// the attributes and buffers that the last call left; they are the layer's `opaque` state, after
 // the epoch and the step of the last answer.
 #include <ATen/core/grad_mode.h>
 #include <torch/csrc/jit/api/module.h>
@@ -52,7 +52,7 @@ constexpr char kCalcMask[] = "calc_mask";
 constexpr char kQuantizeWeight[] = "quantize_weight";
 constexpr char kOnGradient[] = "on_gradient";
 
-// A file, read. Immutable, shared by all that it made; modules are only copied from it.
+// A loaded file. Immutable, shared by its compressors; modules are only copied from it.
 struct Script {
   Module module;
   std::string method;  // calc_mask or quantize_weight
@@ -60,10 +60,10 @@ struct Script {
   c10::TypePtr layer_type;
   c10::TypePtr options_type;
   json details;
-  std::string fresh_state;  // of a module that was never called
+  std::string fresh_state;  // of a module that was not called yet
 };
 
-// Everything that a call may change: attributes and buffers, of submodules too, but parameters.
+// What a call may change: attributes and buffers, also of submodules, but not parameters.
 std::string SaveModule(const Module& module) {
   std::set<std::string> parameters;
   for (const auto& parameter : module.named_parameters()) parameters.insert(parameter.name);
@@ -93,7 +93,8 @@ void LoadModule(const std::string& saved, const Module& module) {
   }
 }
 
-// What a layer remembers: when it was answered, and the module's state unless it is as at first.
+// The state of a layer: when it was answered, and the module's state unless that is the initial
+// one.
 struct Memory {
   Clock answered;
   std::string module;
@@ -130,13 +131,14 @@ class ScriptRule {
   ScriptRule(std::shared_ptr<const Script> script, Options options)
       : script_(std::move(script)), options_(std::move(options)) {}
 
-  // Calls the method and keeps the state that it leaves in `state`. What the script is given is a
-  // copy: it may write there, and the tensor may be somebody else's.
+  // Calls the method and stores the resulting state in `state`. The script gets a copy of the
+  // tensor, since it may write to it and the tensor may be shared.
   absl::StatusOr<IValue> Call(const std::string& method, const Layer& layer,
                               const at::Tensor& tensor, Clock clock, LayerState& state) const {
     Memory memory = ReadMemory(state.opaque);
     const at::NoGradGuard no_grad;
-    // Optimising pays after many calls of one shape, and differs between the first and the third.
+    // Optimizing pays off only after many calls of one shape, and results differ between the first
+    // and the third call.
     const torch::jit::GraphOptimizerEnabledGuard no_optimizer(false);
     try {
       Module module = script_->module.deepcopy();
@@ -217,7 +219,7 @@ class ScriptPruner : public Pruner {
       return WrongResult(kCalcMask, Describe(mask), "a mask of the weight's shape");
     }
     if (mask.ne(mask).any().item<bool>()) {
-      return WrongResult(kCalcMask, "a mask with NaN", "one that says of each weight what to do");
+      return WrongResult(kCalcMask, "a mask with NaN", "one without NaN");
     }
     const at::Tensor kept = mask.ne(0).to(at::kCPU).contiguous();
     const bool* const keep = kept.data_ptr<bool>();
@@ -361,7 +363,7 @@ absl::Status ReadSignature(Script* script) {
 absl::Status CheckDetails(const json& details) {
   static const auto* const known = new std::vector<std::string>{
       "summary", "reference", "options", "example", "renewed", "signed", "per_channel"};
-  if (!details.is_object()) return absl::InvalidArgumentError("it is no JSON object");
+  if (!details.is_object()) return absl::InvalidArgumentError("it is not a JSON object");
   for (const auto& entry : details.items()) {
     if (std::find(known->begin(), known->end(), entry.key()) != known->end()) continue;
     return absl::InvalidArgumentError(absl::StrCat("it has the unknown key ", Quoted(entry.key()),

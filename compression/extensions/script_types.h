@@ -16,11 +16,11 @@
 namespace nni_compression::compression {
 
 // The options that a NamedTuple declares: float, int, bool, str, List[str] and List[float].
-// `details` says more of each by name: default, minimum, maximum, choices, description.
+// `details` has properties of each by name: default, minimum, maximum, choices, description.
 absl::StatusOr<std::vector<OptionSpec>> ReadOptionTypes(const c10::TypePtr& type,
                                                         const nlohmann::json& details);
 
-// A NamedTuple's value. Its type is one that the function above, or CheckLayerType, took.
+// A NamedTuple's value. Its type has passed the function above or CheckLayerType.
 c10::IValue ToTuple(const c10::TypePtr& type, const Options& options);
 c10::IValue ToTuple(const c10::TypePtr& type, const Layer& layer);
 

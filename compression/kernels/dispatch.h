@@ -16,7 +16,7 @@ struct TypeTag {
   using Type = T;
 };
 
-// Calls f(TypeTag<T>()) with T the C++ type of a weight's elements; IsWeightType(dtype).
+// Calls f(TypeTag<T>()) with T the C++ type of a weight's elements. Requires IsWeightType(dtype).
 template <class F>
 auto DispatchWeight(DataType dtype, F&& f) {
   switch (dtype) {

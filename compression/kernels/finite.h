@@ -8,7 +8,7 @@
 
 namespace nni_compression::compression {
 
-// Whether none of the n elements is infinite or NaN; on several threads.
+// Whether all of the n elements are finite; uses several threads.
 bool AllFinite(DataType dtype, const void* weight, int64_t n);
 
 }  // namespace nni_compression::compression

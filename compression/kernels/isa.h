@@ -12,13 +12,14 @@ enum class Isa { kPortable = 0, kAvx2 = 1, kAvx512 = 2 };
 
 const char* IsaName(Isa isa);
 
-// What this processor has, the best last. Results do not depend on it, bit for bit.
+// The instruction sets of this processor, the best last. Results do not depend on them, bit for
+// bit.
 std::vector<Isa> SupportedIsas();
 
 // The one in use: the best, unless a test has set another.
 Isa CurrentIsa();
 
-// Sets one of SupportedIsas() for all threads; nothing: the best again.
+// Sets one of SupportedIsas() for all threads; nullopt: the best again.
 void SetIsaForTesting(std::optional<Isa> isa);
 
 }  // namespace nni_compression::compression

@@ -230,7 +230,8 @@ struct Comparer {
 #endif
 
 // Calls f(index, ge_lo, ge_hi, kept, keys) for each 64 elements of [begin, end): the bits of
-// Comparer, the candidates, and the place of the elements. What lies past the end is no candidate.
+// Comparer, the candidates, and the place of the elements. Elements past the end are not
+// candidates.
 template <bool kTwo, class Key, class F>
 Key ForWords(const typename ScanLoops<Key>::Scan& scan, int64_t begin, int64_t end, const F& f) {
   Comparer<Key> comparer(scan.lo, scan.hi);

@@ -31,8 +31,8 @@ void Bounds::Add(const Bounds& other) {
 
 }  // namespace nni_compression::compression
 
-// The same source, once for each instruction set. Whatever it defines is compiled for that set, and
-// lies in a namespace of its own, so that no other code can come to use it.
+// The same source, once for each instruction set. Its definitions are compiled for that set and are
+// in a separate namespace, so that no other code can link to them.
 #define NNI_COMPRESSION_ISA portable
 #define NNI_COMPRESSION_ISA_LEVEL 0
 #include "compression/kernels/loops-inl.h"

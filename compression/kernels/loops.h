@@ -12,8 +12,8 @@
 
 namespace nni_compression::compression {
 
-// Loops over magnitudes: see magnitude.h for keys. They read each element a few times and take any
-// bits for an answer, so that a weight that changes meanwhile does no harm.
+// Loops over magnitudes: see magnitude.h for keys. They read each element a few times and accept
+// any bits, so that a weight that changes during the loop is harmless.
 template <class Key>
 struct ScanLoops {
   // What is scanned, and for which keys. The candidates are the elements that `previous` keeps.
@@ -34,7 +34,7 @@ struct ScanLoops {
   static constexpr int kBucketBits = 12;
   static constexpr int64_t kBuckets = int64_t{1} << kBucketBits;
 
-  // (key - lo) >> shift, or the last bucket, wherever a key lies that changed since it was
+  // (key - lo) >> shift, limited to the last bucket, since a key may have changed since it was
   // compared.
   static int64_t BucketOf(Key key, Key lo, int shift) {
     using Unsigned = std::make_unsigned_t<Key>;
@@ -49,11 +49,11 @@ struct ScanLoops {
   int64_t (*count)(const Scan& scan, int64_t begin, int64_t end, int shift, uint32_t* counts,
                    Key& largest);
 
-  // What `pack` counted.
+  // The counts of `pack`.
   struct Counts {
     int64_t below = 0;   // candidates below lo
     int64_t inside = 0;  // candidates inside
-    int64_t found = 0;   // of these, the ones that had room
+    int64_t found = 0;   // of these, the ones that fitted into `found`
   };
 
   // Of the same elements, writes the mask that keeps the candidates from lo on, and those inside to

@@ -1,5 +1,6 @@
 // Magnitudes as integers: the bits of a float without its sign order as |w| does, -0.0 equals 0.0,
-// and infinities and NaNs come after all finite numbers. Half types order as their widened values.
+// and infinities and NaNs come after all finite numbers. 16-bit floats order like their widened
+// values.
 #ifndef NNI_COMPRESSION_COMPRESSION_KERNELS_MAGNITUDE_H_
 #define NNI_COMPRESSION_COMPRESSION_KERNELS_MAGNITUDE_H_
 
@@ -12,7 +13,7 @@
 namespace nni_compression::compression {
 
 // Key: a signed integer, since SSE2 compares no unsigned ones. kBits: how many of its bits a
-// magnitude uses. kNonFinite: the smallest key that is no finite number.
+// magnitude uses. kNonFinite: the smallest key that is not a finite number.
 template <class T>
 struct Magnitude;
 

@@ -44,7 +44,7 @@ void ParallelFor(int64_t n, int64_t grain, absl::FunctionRef<void(int64_t, int64
   try {
     for (; t < threads; ++t) workers.emplace_back(run, t);
   } catch (const std::system_error&) {
-    // No more threads to be had: the caller does the rest.
+    // No further thread can be started: the caller does the rest.
   }
   run(0);
   for (; t < threads; ++t) run(t);

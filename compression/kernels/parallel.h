@@ -8,7 +8,7 @@
 
 namespace nni_compression::compression {
 
-// A block of elements that is worth a thread of its own; a multiple of the 64 of a mask's word.
+// The least number of elements that is worth a thread; a multiple of the 64 of a mask's word.
 constexpr int64_t kGrain = int64_t{1} << 18;
 
 // Calls f(begin, end) for consecutive stretches that together are [0, n), each once, on the calling
@@ -16,8 +16,8 @@ constexpr int64_t kGrain = int64_t{1} << 18;
 // begin at multiples of `grain`, but how many there are depends on the thread count: results must
 // not. Rethrows what f throws.
 //
-// Threads are started for the call. That costs some 20 us where a block takes 100 and more, and
-// unlike a pool per calling thread, as OpenMP has it, it leaves nothing behind that spins.
+// Threads are started per call. That costs about 20 us while a block takes at least 100, and unlike
+// OpenMP's pool per calling thread it leaves no spinning threads behind.
 void ParallelFor(int64_t n, int64_t grain, absl::FunctionRef<void(int64_t, int64_t)> f);
 
 }  // namespace nni_compression::compression

@@ -18,15 +18,15 @@ struct Channels {
 
   int64_t elements() const { return outer * channels * inner; }
 
-  // `axis`: the dimension of the channels; nothing: all is one channel. `group_size`: not 0 for
-  // axis 0 alone; each so many consecutive elements are a channel of their own then.
+  // `axis`: the dimension of the channels; nullopt: a single channel. `group_size`: only with axis
+  // 0; each group of that many consecutive elements is then a channel. 0: no groups.
   static Channels Of(absl::Span<const int64_t> shape, std::optional<int> axis,
                      int64_t group_size = 0);
 };
 
 // The range of each channel of a weight, as float32: other types are widened, float64 is rounded to
 // float32 first. Zeros are positive, so that equal weights give equal bits on any number of
-// threads. Nothing when an element is not finite (as float32).
+// threads. nullopt when an element is not finite (as float32).
 std::optional<Range> FindRange(DataType dtype, const void* weight, const Channels& channels);
 
 }  // namespace nni_compression::compression

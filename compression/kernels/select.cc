@@ -21,7 +21,7 @@
 namespace nni_compression::compression {
 namespace {
 
-// Only a weight that changes all the time takes more.
+// Only a weight that changes during the selection needs more.
 constexpr int kMaxPasses = 16;
 // Counters of one thread have 32 bits, so they are added up before they can overflow.
 constexpr int64_t kFlush = int64_t{1} << 31;
@@ -30,15 +30,16 @@ constexpr int64_t kTieBlocks = int64_t{1} << 16;
 
 constexpr int64_t kMinSample = 512;
 constexpr int64_t kMaxSample = 65536;
-// Half the bracket's width, in standard deviations of a sample's quantile: one in a hundred is
-// wrong, which costs a pass, and every weight gains by a narrow one.
+// Half the bracket's width, in standard deviations of a sample's quantile: one bracket in a hundred
+// misses the threshold, which costs a pass, while a narrow one speeds up every weight.
 constexpr double kDeviations = 2.6;
 
 // The bits of a key that MagnitudeHistogram leaves out.
 template <class T>
 constexpr int kHistogramShift = std::max(0, Magnitude<T>::kBits - 16);
 
-// The same places for every weight of a size, in no pattern that a weight could have.
+// Sample positions: the same for every weight of a size, and without a pattern that a weight could
+// have.
 int64_t SamplePlace(int64_t i, int64_t elements) {
   const uint64_t random = static_cast<uint64_t>(i + 1) * 0x9e3779b97f4a7c15u;
   return static_cast<int64_t>(
@@ -77,13 +78,13 @@ class Selector {
   static constexpr int64_t kBuckets = Scans::kBuckets;
   static constexpr int64_t kUnknown = -1;
 
-  // Keys [lo, hi), among which the threshold is, or is thought to be.
+  // Keys [lo, hi) that contain the threshold, known or estimated.
   struct Bracket {
     Key lo = 0;
     Key hi = kEnd;
     int64_t below = 0;          // candidates below lo
     int64_t inside = kUnknown;  // candidates in [lo, hi)
-    double guess = 1;           // the share of the weight's elements that is inside
+    double guess = 1;           // the fraction of the weight's elements that is inside
   };
 
   // What was found in a stretch of the weight.
@@ -94,7 +95,7 @@ class Selector {
     absl::Span<const Found> span() const { return {found.get(), static_cast<size_t>(size)}; }
   };
 
-  // What a pass that packs found out.
+  // The result of a packing pass.
   struct Packed {
     int64_t below = 0;         // candidates below the scan's limits
     int64_t inside = 0;        // candidates inside
@@ -131,7 +132,7 @@ class Selector {
     return bracket;
   }
 
-  // The keys around the quantile of a sample, as wide as it may be off.
+  // The keys around the quantile of a sample, within its error.
   Bracket SampledBracket(double quantile) const {
     const int64_t wanted = std::clamp(a_.elements / 256, kMinSample, kMaxSample);
     std::vector<Key> keys;
@@ -169,8 +170,8 @@ class Selector {
     return shift;
   }
 
-  // A pass over the weight: the part of the bracket that has the threshold, or, where the bracket
-  // was wrong, all that lies on the right side of it.
+  // A pass over the weight: returns the part of the bracket that has the threshold or, if the
+  // bracket missed it, everything on the correct side of it.
   Bracket Narrow(const Bracket& bracket, int64_t rank, int64_t candidates) {
     const int shift = BucketShift(bracket);
     std::vector<int64_t> counts(kBuckets);
@@ -216,8 +217,8 @@ class Selector {
     return finite_;
   }
 
-  // The whole selection in one pass, where what is inside the bracket can be put in order. False:
-  // there was too much of it, or the bracket was wrong and is the rest now.
+  // The whole selection in one pass, if the candidates inside the bracket can be sorted. False:
+  // there were too many, or the bracket missed the threshold and has been replaced by the rest.
   bool PackAtOnce(Bracket& bracket, int64_t rank, int64_t candidates, uint8_t* bits) {
     const double density = 1.25 * bracket.guess;
     const double expected = density * static_cast<double>(a_.elements);

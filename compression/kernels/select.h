@@ -11,8 +11,8 @@
 
 namespace nni_compression::compression {
 
-// How many elements have magnitudes of which size: counts by the upper bits of their keys (see
-// magnitude.h), 16 of them, or all 15 of a half type. Of a finite weight.
+// A histogram of the magnitudes of a finite weight: counts by the upper 16 bits of their keys (see
+// magnitude.h), or all 15 bits of a 16-bit float.
 struct MagnitudeHistogram {
   std::vector<int64_t> counts;
 };
@@ -39,7 +39,7 @@ struct SelectArguments {
   const uint8_t* previous = nullptr;
   int64_t previously_pruned = 0;
 
-  // Of this very weight; null: nothing is known. Of use without a previous mask.
+  // The histogram of this weight, or null. Used only without a previous mask.
   const MagnitudeHistogram* magnitudes = nullptr;
 
   SelectLimits limits = {};
@@ -50,16 +50,16 @@ struct SelectArguments {
 // `bits` unspecified, when an element is not finite.
 //
 // A sample of the weights brackets the threshold. One pass packs the mask that keeps what is not
-// below the bracket, and collects the few elements inside it; the smallest of these are then
-// pruned. Where they would be too many, because the weight is huge or its values agree, a pass
-// counts them by 4096 ranges of magnitude first, which leaves a range with a handful of elements;
-// with `magnitudes` nothing has to be counted. Unlucky samples cost a pass more, and values that
-// agree in many bits one for each 12 of them: O(n) whatever the values. No copy of the weight, at
-// most 10 MB of scratch. The bits depend neither on the number of threads nor on the instruction
-// set. A weight that changes meanwhile gives some mask, and does no harm.
+// below the bracket and collects the few candidates inside it; the smallest of these are then
+// pruned. If the bracket holds too many candidates (a huge weight, or many ties), a pass over a
+// histogram of 4096 magnitude ranges narrows it first; `magnitudes` makes that pass unnecessary. A
+// sample that misses the threshold costs one extra pass, and values that agree in many bits one for
+// each 12 of them: O(n) for any values. No copy of the weight, at most 10 MB of scratch memory. The
+// bits depend neither on the number of threads nor on the instruction set. A weight that changes
+// during the selection gives an arbitrary mask and is harmless.
 bool SelectSmallest(const SelectArguments& arguments, uint8_t* bits);
 
-// Nothing when an element is not finite.
+// nullopt when an element is not finite.
 std::optional<MagnitudeHistogram> CountMagnitudes(DataType dtype, const void* weight,
                                                   int64_t elements);
 

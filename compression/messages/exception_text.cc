@@ -7,7 +7,7 @@
 namespace nni_compression::compression {
 namespace {
 
-// In every text of an exception that came through TorchScript's interpreter.
+// Part of the text of every exception from TorchScript's interpreter.
 constexpr char kTraceback[] = "Traceback of TorchScript";
 
 }  // namespace

@@ -7,8 +7,8 @@
 
 namespace nni_compression::compression {
 
-// The message alone: what() of LibTorch's exceptions also has the stack, with addresses of this
-// process, and of a script's the traceback, with paths of the machine that compiled it.
+// The message without the rest of what(): LibTorch's exceptions append the stack, with addresses of
+// this process, and those of scripts a traceback, with paths of the machine that compiled them.
 std::string TextOf(const std::exception& e);
 
 // The payload of a status that has all of what(), for logs.

@@ -9,7 +9,7 @@
 
 namespace nni_compression::compression {
 
-// Of the name of a layer or a tensor.
+// The maximum length of the name of a layer or a tensor.
 constexpr size_t kMaxLayerNameBytes = 1024;
 
 // 1 to `max_bytes` bytes of UTF-8 without control characters. INVALID_ARGUMENT begins with `path`.

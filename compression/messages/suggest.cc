@@ -14,14 +14,14 @@ namespace {
 constexpr size_t kMaxWord = 64;
 constexpr size_t kMaxShown = 120;
 
-// How many letters of `word` have to be inserted, deleted, replaced or swapped with their neighbour
-// to get another one; case aside. One step for each letter of the other word, as a column of the
-// usual table is the bits of a few numbers:
+// The Damerau-Levenshtein distance between `word` and another word, ignoring case: insertions,
+// deletions, replacements and swaps of neighbouring letters. One step per letter of the other word,
+// since a column of the usual table is stored as the bits of a few integers:
 //
 //   Hyyrö 2003, "A bit-vector algorithm for computing Levenshtein and Damerau edit distances"
 class EditDistance {
  public:
-  // Of 1 to 64 bytes.
+  // `word` has 1 to 64 bytes.
   explicit EditDistance(absl::string_view word) : size_(word.size()) {
     for (size_t i = 0; i < word.size(); ++i) places_[Folded(word[i])] |= uint64_t{1} << i;
   }
@@ -87,7 +87,7 @@ std::string Shown(const nlohmann::json& value) {
   std::string text =
       value.dump(-1, ' ', /*ensure_ascii=*/true, nlohmann::json::error_handler_t::replace);
   if (text.size() > kMaxShown) text = absl::StrCat(text.substr(0, kMaxShown), "...");
-  // 1.0 is how JSON tells a whole double from an integer; people wrote 1.
+  // JSON writes a whole double as 1.0; users wrote 1.
   if (value.is_number_float() && text.size() > 2 && text.substr(text.size() - 2) == ".0") {
     text.resize(text.size() - 2);
   }

@@ -11,12 +11,12 @@
 
 namespace nni_compression::compression {
 
-// How many of the known words are looked at.
+// How many of the known words are compared.
 constexpr size_t kMaxSuggestions = 1024;
 
-// "; did you mean `op_names`?" when one of `known` is a typing error away from `word` (about one
-// letter in three, case aside), "" otherwise. Looks at the first thousand only, and at no long
-// words, so that its time is bounded whatever it is given.
+// "; did you mean `op_names`?" when one of `known` is within a typing error of `word` (about one
+// letter in three, ignoring case), "" otherwise. Compares only the first thousand, and no long
+// words, so that its time is bounded.
 std::string Suggestion(absl::string_view word, absl::Span<const std::string> known);
 
 // A value as a message shows it: JSON in printable form, cut when long. Numbers are "1.3", "nan";

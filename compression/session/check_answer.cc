@@ -11,12 +11,12 @@
 namespace nni_compression::compression {
 namespace {
 
-// Twice two moments of the weight's size, and whatever small things there are beside.
+// Twice the size of two moments of the weight, and room for small values.
 constexpr int64_t kStatePerWeight = 4;
 constexpr int64_t kSmallState = 1 << 20;
 
 template <typename... Parts>
-absl::Status Nonsense(absl::string_view algorithm, const Layer& layer, const Parts&... parts) {
+absl::Status InvalidAnswer(absl::string_view algorithm, const Layer& layer, const Parts&... parts) {
   return absl::InternalError(absl::StrCat("the algorithm ", algorithm, " answered layer ",
                                           Quoted(layer.name), " with ", parts...));
 }
@@ -25,50 +25,50 @@ absl::Status CheckParameters(absl::string_view algorithm, const Layer& layer,
                              const QuantizationParameters& p, int64_t channels) {
   if ((p.formula != Formula::kAffine && p.formula != Formula::kDoReFa) ||
       p.rounding < Rounding::kHalfEven || p.rounding > Rounding::kDoReFa) {
-    return Nonsense(algorithm, layer, "an unknown formula or rounding");
+    return InvalidAnswer(algorithm, layer, "an unknown formula or rounding");
   }
   if (p.bits < 1 || p.bits > kMaxBits) {
-    return Nonsense(algorithm, layer, p.bits, " bits; it must be in [1, ", kMaxBits, "]");
+    return InvalidAnswer(algorithm, layer, p.bits, " bits; it must be in [1, ", kMaxBits, "]");
   }
   const int32_t least = p.code_min < 0 ? -(1 << (p.bits - 1)) : 0;
   const int32_t most = least + (1 << p.bits) - 1;
   if (p.code_min > p.code_max || p.code_min < least || p.code_max > most) {
-    return Nonsense(algorithm, layer, "codes from ", p.code_min, " to ", p.code_max, " in ", p.bits,
-                    " bits; they must be in [", least, ", ", most, "]");
+    return InvalidAnswer(algorithm, layer, "codes from ", p.code_min, " to ", p.code_max, " in ",
+                         p.bits, " bits; they must be in [", least, ", ", most, "]");
   }
   if (p.formula == Formula::kDoReFa && (p.code_min != 0 || p.code_max != most)) {
-    return Nonsense(algorithm, layer, "codes from ", p.code_min, " to ", p.code_max,
-                    " by DoReFa's formula; they must be all of ", p.bits, " bits");
+    return InvalidAnswer(algorithm, layer, "codes from ", p.code_min, " to ", p.code_max,
+                         " by DoReFa's formula; they must be all of ", p.bits, " bits");
   }
   const auto scales = static_cast<int64_t>(p.scale.size());
   if (p.formula == Formula::kDoReFa) channels = 0;
   if (scales != channels || p.zero_point.size() != p.scale.size()) {
-    return Nonsense(algorithm, layer, scales, " scales and ", p.zero_point.size(),
-                    " zero points; there must be ", channels, " of each");
+    return InvalidAnswer(algorithm, layer, scales, " scales and ", p.zero_point.size(),
+                         " zero points; there must be ", channels, " of each");
   }
   for (int64_t c = 0; c < channels; ++c) {
     if (!std::isfinite(p.scale[c]) || p.scale[c] <= 0) {
-      return Nonsense(algorithm, layer, "scale[", c, "] = ", Shown(double{p.scale[c]}),
-                      "; it must be finite and above 0");
+      return InvalidAnswer(algorithm, layer, "scale[", c, "] = ", Shown(double{p.scale[c]}),
+                           "; it must be finite and above 0");
     }
     if (p.rounding == Rounding::kHalfEven && !std::isfinite(1 / p.scale[c])) {
-      return Nonsense(algorithm, layer, "scale[", c, "] = ", Shown(double{p.scale[c]}),
-                      "; its reciprocal, which weights are multiplied with, must be finite");
+      return InvalidAnswer(algorithm, layer, "scale[", c, "] = ", Shown(double{p.scale[c]}),
+                           "; its reciprocal, which weights are multiplied with, must be finite");
     }
     if (p.zero_point[c] < p.code_min || p.zero_point[c] > p.code_max) {
-      return Nonsense(algorithm, layer, "zero_point[", c, "] = ", p.zero_point[c],
-                      "; it must be in [", p.code_min, ", ", p.code_max, "]");
+      return InvalidAnswer(algorithm, layer, "zero_point[", c, "] = ", p.zero_point[c],
+                           "; it must be in [", p.code_min, ", ", p.code_max, "]");
     }
   }
   return absl::OkStatus();
 }
 
-// The codes or values themselves.
+// Checks the codes or values themselves.
 absl::Status CheckContents(const Answerer& answerer, const Layer& layer, QuantizeReply reply,
                            const QuantizedWeight& result) {
   if (reply == QuantizeReply::kValues) {
     if (AllFinite(result.dtype, result.data.data(), layer.elements)) return absl::OkStatus();
-    return Nonsense(answerer.algorithm, layer, "values that are not all finite");
+    return InvalidAnswer(answerer.algorithm, layer, "values that are not all finite");
   }
   const auto outside = [&](const auto* codes) -> std::optional<int32_t> {
     for (int64_t i = 0; i < layer.elements; ++i) {
@@ -94,8 +94,8 @@ absl::Status CheckContents(const Answerer& answerer, const Layer& layer, Quantiz
       found = outside(reinterpret_cast<const uint16_t*>(data));
   }
   if (!found) return absl::OkStatus();
-  return Nonsense(answerer.algorithm, layer, "the code ", *found, "; codes must be in [",
-                  result.parameters->code_min, ", ", result.parameters->code_max, "]");
+  return InvalidAnswer(answerer.algorithm, layer, "the code ", *found, "; codes must be in [",
+                       result.parameters->code_min, ", ", result.parameters->code_max, "]");
 }
 
 absl::Status CheckQuantized(const Answerer& answerer, const Quantizer& quantizer,
@@ -109,22 +109,24 @@ absl::Status CheckQuantized(const Answerer& answerer, const Quantizer& quantizer
     auto status = CheckParameters(algorithm, layer, p, quantizer.channels(layer));
     if (!status.ok()) return status;
     if (p.bits != quantizer.bits()) {
-      return Nonsense(algorithm, layer, p.bits, " bits; it must be the rule's ", quantizer.bits());
+      return InvalidAnswer(algorithm, layer, p.bits, " bits; it must be the rule's ",
+                           quantizer.bits());
     }
     if (p.channel_axis != quantizer.channel_axis(layer)) {
-      return Nonsense(algorithm, layer, "the channel axis ", p.channel_axis.value_or(-1),
-                      "; it must be the rule's, ", quantizer.channel_axis(layer).value_or(-1));
+      return InvalidAnswer(algorithm, layer, "the channel axis ", p.channel_axis.value_or(-1),
+                           "; it must be the rule's, ", quantizer.channel_axis(layer).value_or(-1));
     }
     if (p.group_size != quantizer.group_size()) {
-      return Nonsense(algorithm, layer, "groups of ", p.group_size,
-                      "; they must be the rule's, of ", quantizer.group_size());
+      return InvalidAnswer(algorithm, layer, "groups of ", p.group_size,
+                           "; they must be the rule's, of ", quantizer.group_size());
     }
     if (reply == QuantizeReply::kCodes) dtype = CodeType(*result.parameters);
     if (reply != QuantizeReply::kParameters) size = ByteLength(dtype, layer.elements);
   }
   if (result.data.size() != size || (size != 0 && result.dtype != dtype)) {
-    return Nonsense(algorithm, layer, result.data.size(), " bytes of ", DataTypeName(result.dtype),
-                    "; it must be ", size, " of ", DataTypeName(dtype));
+    return InvalidAnswer(algorithm, layer, result.data.size(), " bytes of ",
+                         DataTypeName(result.dtype), "; it must be ", size, " of ",
+                         DataTypeName(dtype));
   }
   if (!answerer.loaded || size == 0) return absl::OkStatus();
   return CheckContents(answerer, layer, reply, result);
@@ -133,13 +135,13 @@ absl::Status CheckQuantized(const Answerer& answerer, const Quantizer& quantizer
 absl::Status CheckActivation(absl::string_view algorithm, const Layer& layer,
                              const ActivationAnswer& answer) {
   if (answer.range && (answer.range->minimum.size() != 1 || answer.range->maximum.size() != 1)) {
-    return Nonsense(algorithm, layer, "a range of activations of ", answer.range->minimum.size(),
-                    " minima and ", answer.range->maximum.size(),
-                    " maxima; it must be one of each");
+    return InvalidAnswer(algorithm, layer, "a range of activations of ",
+                         answer.range->minimum.size(), " minima and ", answer.range->maximum.size(),
+                         " maxima; it must be one of each");
   }
   if (!answer.parameters) return absl::OkStatus();
   if (answer.parameters->formula != Formula::kAffine) {
-    return Nonsense(algorithm, layer, "another formula for activations than the affine one");
+    return InvalidAnswer(algorithm, layer, "a formula for activations other than the affine one");
   }
   return CheckParameters(algorithm, layer, *answer.parameters, /*channels=*/1);
 }
@@ -164,14 +166,14 @@ absl::Status CheckAxis(absl::string_view algorithm, const Compressor& compressor
   if (const int64_t size = quantizer->group_size(); size != 0) {
     const int64_t columns = layer.shape.empty() ? 1 : layer.elements / layer.shape[0];
     if (axis == 0 && size > 0 && columns % size == 0) return absl::OkStatus();
-    return Nonsense(algorithm, layer, "groups of ", size, " along the channel axis ",
-                    axis.value_or(-1), "; the axis must be 0 and the size divide ", columns);
+    return InvalidAnswer(algorithm, layer, "groups of ", size, " along the channel axis ",
+                         axis.value_or(-1), "; the axis must be 0 and the size divide ", columns);
   }
   if (!axis || (*axis >= 0 && *axis < static_cast<int>(layer.shape.size()))) {
     return absl::OkStatus();
   }
-  return Nonsense(algorithm, layer, "the channel axis ", *axis, "; it must be in [0, ",
-                  layer.shape.size() - 1, "]");
+  return InvalidAnswer(algorithm, layer, "the channel axis ", *axis, "; it must be in [0, ",
+                       layer.shape.size() - 1, "]");
 }
 
 absl::Status CheckMask(absl::string_view algorithm, const Layer& layer, const Mask& mask) {
@@ -179,8 +181,8 @@ absl::Status CheckMask(absl::string_view algorithm, const Layer& layer, const Ma
       mask.bits().size() == ByteLength(DataType::kBit, layer.elements)) {
     return absl::OkStatus();
   }
-  return Nonsense(algorithm, layer, "a mask of ", mask.elements(),
-                  " elements; it must have the weight's ", layer.elements);
+  return InvalidAnswer(algorithm, layer, "a mask of ", mask.elements(),
+                       " elements; it must have the weight's ", layer.elements);
 }
 
 absl::StatusOr<QuantizedWeight> CheckedQuantize(
@@ -219,7 +221,7 @@ absl::Status CheckState(absl::string_view algorithm, const Layer& layer, const L
   }
   const int64_t limit = kSmallState + kStatePerWeight * ByteLength(layer.dtype, layer.elements);
   if (bytes <= limit) return absl::OkStatus();
-  return Nonsense(algorithm, layer, bytes, " bytes to remember; there may be at most ", limit);
+  return InvalidAnswer(algorithm, layer, bytes, " bytes of state; it may have at most ", limit);
 }
 
 }  // namespace nni_compression::compression

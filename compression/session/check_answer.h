@@ -18,7 +18,7 @@
 
 namespace nni_compression::compression {
 
-// LibTorch and allocations throw, and so may plugins.
+// LibTorch and allocations throw, and plugins may.
 template <class T>
 absl::StatusOr<T> CatchAll(absl::FunctionRef<absl::StatusOr<T>()> compute) {
   try {
@@ -32,23 +32,23 @@ absl::StatusOr<T> CatchAll(absl::FunctionRef<absl::StatusOr<T>()> compute) {
   }
 }
 
-// Who answers. Of what was loaded from a file the numbers are checked, too, which takes a pass over
-// them.
+// The algorithm that answers. For a plugin or script the values are checked, too, which takes a
+// pass over them.
 struct Answerer {
   std::string algorithm;
   bool loaded = false;
 };
 
-// That `create` made a compressor of the kind that `info` promises.
+// Checks that `create` returned a compressor of the kind in `info`.
 absl::Status CheckKind(const AlgorithmInfo& info, const Compressor* compressor);
 
-// That the channel axis of a quantizer is a dimension of the weight, and that groups fit.
+// Checks that the channel axis of a quantizer is a dimension of the weight, and that groups fit.
 absl::Status CheckAxis(absl::string_view algorithm, const Compressor& compressor,
                        const Layer& layer);
 
 absl::Status CheckMask(absl::string_view algorithm, const Layer& layer, const Mask& mask);
 
-// What `call` gets from the quantizer for this layer.
+// Calls the quantizer for this layer and checks the answer.
 absl::StatusOr<QuantizedWeight> CheckedQuantize(
     const Answerer& answerer, const Quantizer& quantizer, const Layer& layer, QuantizeReply reply,
     absl::FunctionRef<absl::StatusOr<QuantizedWeight>()> call);
@@ -58,10 +58,10 @@ absl::StatusOr<ActivationAnswer> CheckedActivation(const Answerer& answerer,
                                                    Activation activation, Clock clock,
                                                    const LayerState& state);
 
-// Nothing for what is no share.
+// nullopt unless the value is in [0, 1].
 std::optional<double> CheckedTarget(const Pruner& pruner, Clock clock);
 
-// That what is remembered stays in proportion to the weight.
+// Checks that the state stays in proportion to the weight.
 absl::Status CheckState(absl::string_view algorithm, const Layer& layer, const LayerState& state);
 
 }  // namespace nni_compression::compression

@@ -17,22 +17,22 @@ using nlohmann::json;
 
 constexpr size_t kMaxRules = 1024;
 constexpr size_t kMaxWarnings = 100;
-constexpr size_t kLayersBetweenLooks = 256;  // for a cancellation
+constexpr size_t kLayersBetweenPolls = 256;  // polls of `cancelled`
 constexpr char kDefault[] = "default";
 
 std::string RulePath(int rule) { return absl::StrCat("config_list[", rule, "]"); }
 
-// A rule before it is known which layers it wins.
+// A parsed rule, before matching.
 struct Rule {
   std::optional<absl::flat_hash_set<std::string>> op_types;
-  std::vector<std::string> named_types;  // those of op_types that `default` does not stand for
+  std::vector<std::string> named_types;  // those of op_types that were named, not from `default`
   std::optional<std::vector<std::string>> op_names;
   bool exclude = false;
   std::optional<Options> options;  // unless exclude
   std::shared_ptr<const Compressor> compressor;
   bool matches = false;
   bool wins = false;
-  int left_out = 0;  // layers that have too few dimensions for a rule without filters
+  int left_out = 0;  // one-dimensional weights that a rule without filters skips
   std::string first_left_out;
 
   bool filters() const { return op_types.has_value() || op_names.has_value(); }
@@ -50,7 +50,7 @@ absl::Status ReadOpTypes(const json& value, absl::string_view path, absl::string
       return absl::InvalidArgumentError(
           absl::StrCat(path, "[", i, "] is ", Quoted((*given)[i]),
                        "; it must be \"default\": a checkpoint alone (framework generic) does not "
-                       "tell what types its layers have"));
+                       "have the types of its layers"));
     } else if (types.insert((*given)[i]).second) {
       rule.named_types.push_back((*given)[i]);
     }
@@ -93,8 +93,8 @@ absl::StatusOr<Rule> ReadRule(const AlgorithmInfo& algorithm, const json& config
   return rule;
 }
 
-// Finds the last rule that matches, without trying every rule on every layer: in all it takes as
-// long as there are names in the rules and in the layers, and rules for each type.
+// Finds the last rule that matches without trying every rule on every layer: its total time is
+// linear in the names of rules and layers and in the rules per type.
 class Matcher {
  public:
   Matcher(std::vector<Rule>& rules, Unfiltered unfiltered)
@@ -110,7 +110,8 @@ class Matcher {
     }
   }
 
-  // The index of the winner for a layer by one of its names; -1: none. Each name once.
+  // The index of the winning rule for a layer under one of its names; -1: none. Called once per
+  // name.
   int Match(const std::string& name, const Layer& layer) {
     int winner = MatchType(layer);
     const auto found = by_name_.find(name);
@@ -123,7 +124,7 @@ class Matcher {
     return winner;
   }
 
-  // Notes for the warnings that no rule has won the layer.
+  // Records, for the warnings, that no rule won the layer.
   void Unmatched(const Layer& layer) {
     for (int i : everywhere_) {
       if (!LeavesOut(rules_[i], layer)) continue;
@@ -138,8 +139,8 @@ class Matcher {
   }
   static bool IsVector(const Layer& layer) { return layer.shape.size() < 2; }
 
-  // The winner of the rules without names, which is that of all layers of the type that are
-  // vectors, or of all that are not.
+  // The winner among rules without names: the same for all vectors of a type, and for all other
+  // layers of it.
   int MatchType(const Layer& layer) {
     const auto [known, fresh] = type_winners_.try_emplace({layer.op_type, IsVector(layer)}, -1);
     if (!fresh) return known->second;
@@ -165,7 +166,7 @@ class Matcher {
   std::vector<int> everywhere_;
 };
 
-// Numbers for what rules do to a layer: equal where they do the same.
+// Ids of what rules do to a layer: equal for equal effects.
 class Effects {
  public:
   explicit Effects(const std::vector<Rule>& rules) : rules_(rules), known_(rules.size(), -1) {}
@@ -187,7 +188,7 @@ class Effects {
   absl::flat_hash_map<std::string, int> numbers_;
 };
 
-// The winner among the names of one weight; -1: none.
+// The winning rule over all names of a weight; -1: none.
 absl::StatusOr<int> MatchLayer(const Layer& layer, Matcher& matcher, Effects& effects) {
   int winner = matcher.Match(layer.name, layer);
   const std::string* winner_name = &layer.name;
@@ -212,7 +213,7 @@ absl::StatusOr<int> MatchLayer(const Layer& layer, Matcher& matcher, Effects& ef
 std::vector<std::string> Warnings(const std::vector<Rule>& rules, absl::Span<const Layer> layers) {
   absl::flat_hash_set<absl::string_view> known;
   absl::flat_hash_set<absl::string_view> known_types;
-  std::vector<std::string> names;  // the first ones, to suggest
+  std::vector<std::string> names;  // the first ones, for suggestions
   std::vector<std::string> types;
   const auto add = [](const std::string& name, auto& all, std::vector<std::string>& first) {
     if (all.insert(name).second && first.size() < kMaxSuggestions) first.push_back(name);
@@ -304,7 +305,7 @@ absl::StatusOr<Plan> MakePlan(const AlgorithmInfo& algorithm, absl::Span<const j
   Matcher matcher(rules, unfiltered);
   Effects effects(rules);
   for (size_t i = 0; i < layers.size(); ++i) {
-    if (i % kLayersBetweenLooks == 0 && stopped()) return absl::CancelledError("cancelled");
+    if (i % kLayersBetweenPolls == 0 && stopped()) return absl::CancelledError("cancelled");
     auto winner = MatchLayer(layers[i], matcher, effects);
     if (!winner.ok()) return winner.status();
     if (*winner < 0) {

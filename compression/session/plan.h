@@ -28,7 +28,7 @@ struct PlannedRule {
   bool needs_epoch = false;  // the compressor's
 };
 
-// What happens to one layer.
+// The plan for one layer.
 struct LayerPlan {
   std::optional<int> rule;               // index in the config_list of the rule that won
   const PlannedRule* planned = nullptr;  // null: not compressed (no rule, or `exclude`)
@@ -42,7 +42,7 @@ struct Plan {
   bool needs_step = false;
 };
 
-// What a rule that has neither `op_types` nor `op_names`, and does not exclude, matches.
+// What a rule matches that has neither `op_types` nor `op_names` and is not an `exclude`.
 enum class Unfiltered {
   kEveryLayer,
   kMatrices,  // layers of two or more dimensions: the scales of norms have one
@@ -57,8 +57,7 @@ enum class Unfiltered {
 // Warnings: a rule that matches nothing, a rule that never wins, an op_name or op_type that no
 // layer has, layers that a rule without filters leaves out. INVALID_ARGUMENT names the field, the
 // value and the allowed range; an unknown key gets a suggestion. Every rule is validated, the
-// losing ones too. Takes time in proportion to the size of what it is given, and CANCELLED is its
-// answer soon after `cancelled` says so.
+// losing ones too. Takes linear time, and returns CANCELLED soon after `cancelled` returns true.
 absl::StatusOr<Plan> MakePlan(const AlgorithmInfo& algorithm,
                               absl::Span<const nlohmann::json> config_list,
                               absl::string_view framework, absl::Span<const Layer> layers,

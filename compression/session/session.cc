@@ -15,16 +15,16 @@
 namespace nni_compression::compression {
 namespace {
 
-// Unknown names that similar ones are looked for, one after another.
+// Consecutive unknown names that get a suggestion.
 constexpr int kMaxNamesInARow = 10;
 
-// Bit for bit, as -0.0 may answer otherwise than 0.0.
+// Bit for bit, since -0.0 may give another answer than 0.0.
 bool SameBits(const std::vector<float>& a, const std::vector<float>& b) {
   return a.size() == b.size() &&
          (a.empty() || std::memcmp(a.data(), b.data(), a.size() * sizeof(float)) == 0);
 }
 
-// Whether nothing needs to be saved when one takes the place of the other.
+// Whether replacing one by the other needs no save.
 bool SameState(const LayerState& a, const LayerState& b) {
   const auto same_memory = [](const auto& x, const auto& y) {
     return x.first == y.first && SameBits(x.second, y.second);
@@ -36,7 +36,7 @@ bool SameState(const LayerState& a, const LayerState& b) {
          std::equal(a.memory.begin(), a.memory.end(), b.memory.begin(), same_memory);
 }
 
-// With what holds it: a map's nodes, and blocks of the heap.
+// Including the overhead of map nodes and heap blocks.
 int64_t RememberedBytes(const LayerState& state) {
   constexpr int64_t kNode = 128;
   constexpr int64_t kBlock = 16;
@@ -70,7 +70,7 @@ absl::Status CheckRange(const Layer& layer, const Range& range, int64_t channels
   return absl::OkStatus();
 }
 
-// Whether these numbers are what an algorithm may find in its memory.
+// Whether these numbers are valid in the algorithm's memory.
 absl::Status CheckRemembered(const Layer& layer, const Remembered& remembered,
                              const std::vector<float>& values) {
   const bool finite =
@@ -91,7 +91,7 @@ absl::Status CheckRemembered(const Layer& layer, const Remembered& remembered,
                          : "two finite numbers, of which the first is not above the second"));
 }
 
-// What a stored session may have more of than CheckCounter admits today.
+// A stored session may exceed the limit of CheckCounter.
 absl::Status CheckNotNegative(absl::string_view name, int64_t value) {
   if (value >= 0) return absl::OkStatus();
   return absl::InvalidArgumentError(absl::StrCat(name, " is ", value, "; it must be at least 0"));
@@ -268,9 +268,9 @@ absl::Status Session::Remember(int i, const RememberedNumbers& memory) {
       for (const Remembered& remembered : known) names.push_back(remembered.name);
       return absl::InvalidArgumentError(absl::StrCat(
           "layer ", Quoted(layer(i).name), " has ", Quoted(name), "; ",
-          names.empty() ? absl::StrCat("the algorithm ", algorithm_->name,
-                                       " remembers nothing there that it could be given")
-                        : absl::StrCat("it must be one of ", absl::StrJoin(names, ", "))));
+          names.empty()
+              ? absl::StrCat("the algorithm ", algorithm_->name, " has no state that can be set")
+              : absl::StrCat("it must be one of ", absl::StrJoin(names, ", "))));
     }
     if (auto status = CheckRemembered(layer(i), *found, values); !status.ok()) return status;
     state.memory[name] = values;
@@ -278,25 +278,25 @@ absl::Status Session::Remember(int i, const RememberedNumbers& memory) {
   return Commit(i, std::move(state));
 }
 
-absl::Status Session::CountMemory(TakeMemory take) {
-  take_memory_ = std::move(take);
+absl::Status Session::CountMemory(ReserveMemory reserve) {
+  reserve_memory_ = std::move(reserve);
   remembered_ = 0;
-  taken_ = 0;
+  reserved_ = 0;
   for (const auto& state : states_) remembered_ += RememberedBytes(*state);
-  return TakeFor(remembered_);
+  return ReserveFor(remembered_);
 }
 
-absl::Status Session::TakeFor(int64_t remembered) {
-  if (take_memory_ == nullptr || remembered <= taken_) return absl::OkStatus();
-  if (absl::Status status = take_memory_(remembered - taken_); !status.ok()) return status;
-  taken_ = remembered;
+absl::Status Session::ReserveFor(int64_t remembered) {
+  if (reserve_memory_ == nullptr || remembered <= reserved_) return absl::OkStatus();
+  if (absl::Status status = reserve_memory_(remembered - reserved_); !status.ok()) return status;
+  reserved_ = remembered;
   return absl::OkStatus();
 }
 
 absl::Status Session::Commit(int i, LayerState state) {
   if (auto s = CheckState(algorithm_->name, layer(i), state); !s.ok()) return s;
   const int64_t remembered = remembered_ - RememberedBytes(*states_[i]) + RememberedBytes(state);
-  if (auto s = TakeFor(remembered); !s.ok()) return s;
+  if (auto s = ReserveFor(remembered); !s.ok()) return s;
   remembered_ = remembered;
   if (!SameState(*states_[i], state)) changes_.layers.insert(i);
   states_[i] = std::make_shared<const LayerState>(std::move(state));
@@ -332,7 +332,7 @@ absl::StatusOr<QuantizedWeight> Session::QuantizeRange(int i, const Range& range
   const auto& quantizer = static_cast<const Quantizer&>(*CompressorOf(i));
   if (!quantizer.accepts_range()) {
     return absl::InvalidArgumentError(
-        absl::StrCat("the algorithm ", algorithm_->name, " needs weights, a range is not enough"));
+        absl::StrCat("the algorithm ", algorithm_->name, " needs weights; a range is not enough"));
   }
   auto status = CheckRange(layer(i), range, quantizer.channels(layer(i)));
   if (!status.ok()) return status;
@@ -348,7 +348,7 @@ absl::Status Session::AddGradient(int i, const at::Tensor& gradient) {
   const Compressor& compressor = *CompressorOf(i);
   if (!compressor.wants_gradient()) {
     return absl::InvalidArgumentError(
-        absl::StrCat("the algorithm ", algorithm_->name, " has no use for gradients"));
+        absl::StrCat("the algorithm ", algorithm_->name, " does not use gradients"));
   }
   LayerState state = *states_[i];
   auto added = CatchAll<bool>([&]() -> absl::StatusOr<bool> {

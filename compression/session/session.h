@@ -32,18 +32,18 @@ constexpr int64_t kMaxCounter = int64_t{1} << 53;
 // INVALID_ARGUMENT, naming the counter, when it is not in [0, kMaxCounter].
 absl::Status CheckCounter(absl::string_view name, int64_t value);
 
-// What BindModel is given.
+// The input of BindModel.
 struct Binding {
   std::string algorithm;
   std::vector<nlohmann::json> config_list;
   std::vector<Layer> layers;
   std::string framework;      // "pytorch", "tensorflow", "keras", "generic"
   Clock clock;                // where training resumes
-  bool step_applied = false;  // whether what comes with the step at which it does counts no more
+  bool step_applied = false;  // whether inputs for `clock.step` have been applied already
   Unfiltered unfiltered = Unfiltered::kEveryLayer;
 };
 
-// Numbers that an algorithm remembers of a layer, by name; see Compressor::remembered().
+// Saved state of a layer, by name; see Compressor::remembered().
 using RememberedNumbers = std::map<std::string, std::vector<float>>;
 
 struct MaskAnswer {
@@ -52,14 +52,13 @@ struct MaskAnswer {
   int64_t epoch = 0;
 };
 
-// The state machine behind every call; knows nothing of the wire. A method that fails leaves the
-// session as it was. Thread-compatible: calls come one at a time.
+// The state machine behind every call, independent of the wire format. A method that fails does not
+// change the session. Thread-compatible.
 class Session {
  public:
   // Validates everything; see MakePlan for the config_list. INVALID_ARGUMENT names the field
-  // ("layers[3].shape[1] is -2; ...").
-  // `cancelled`, if given, is asked now and then: when it says so, nothing more is computed, and
-  // the answer is CANCELLED.
+  // ("layers[3].shape[1] is -2; ..."). `cancelled`, if given, is polled from time to time; when it
+  // returns true, the result is CANCELLED.
   static absl::StatusOr<std::unique_ptr<Session>> Bind(
       const Registry& registry, Binding binding, const std::function<bool()>& cancelled = nullptr);
 
@@ -69,37 +68,37 @@ class Session {
   Clock clock() const { return clock_; }
 
   // The index of a bound layer; aliases count. NOT_FOUND otherwise, with a suggestion for the first
-  // few unknown names after a known one: looking for similar names is work.
+  // few unknown names after a known one, since searching for similar names is expensive.
   absl::StatusOr<int> FindLayer(absl::string_view name) const;
   std::optional<int> IndexOf(absl::string_view name) const;  // as FindLayer, without a message
   const Layer& layer(int i) const { return binding_->layers[i]; }
   const LayerState& state(int i) const { return *states_[i]; }
 
-  // Compressed layer i as it is now, for exporters.
+  // A snapshot of compressed layer i, for exporters.
   LayerSnapshot Snapshot(int i) const;
 
-  // The share that a rule of the plan would have removed at an epoch, for reports. Nothing for
-  // quantizers, and where the algorithm does not say.
+  // The target sparsity of a rule of the plan at an epoch, for reports. nullopt for quantizers, and
+  // if the algorithm does not define it.
   std::optional<double> TargetSparsity(const PlannedRule& rule, int64_t epoch) const;
 
-  // Whether the layer's result was never handed out or would now be answered differently.
+  // Whether the layer was never answered or would now be answered differently.
   bool IsStale(int i) const;
   std::vector<int> StaleLayers() const;
 
   // The layer's mask at the present epoch. The first weight of a stale layer decides; afterwards
-  // the weight is not looked at. FAILED_PRECONDITION when the algorithm is a quantizer,
-  // INVALID_ARGUMENT when the layer is not compressed, or the dtype or shape is not the bound one,
-  // or the weight is not finite (layer and first flat index named).
+  // the weight is ignored. FAILED_PRECONDITION when the algorithm is a quantizer, INVALID_ARGUMENT
+  // when the layer is not compressed, or the dtype or shape is not the bound one, or the weight is
+  // not finite (layer and first flat index named).
   absl::StatusOr<MaskAnswer> CalcMask(int i, const Weight& weight);
 
-  // Puts a mask that the trainer has in force, in place of what was there. In a quantizer's session
-  // it counts in exports alone: what it removes is 0 there.
+  // Sets a mask of the trainer, replacing the previous one. In a quantizer's session it affects
+  // exports only, where removed weights are 0.
   absl::StatusOr<MaskAnswer> SetMask(int i, Mask mask);
 
-  // What is remembered of a layer beside its mask, as far as another session can be given it.
+  // The state of a layer, without its mask, that can be passed to another session.
   RememberedNumbers RememberedOf(int i) const;
-  // Puts it in place of what is remembered. INVALID_ARGUMENT, naming what and the allowed range,
-  // for what the layer's algorithm does not remember, or not so.
+  // Replaces that state. INVALID_ARGUMENT, naming the entry and the allowed range, for entries that
+  // the layer's algorithm does not have, or invalid values.
   absl::Status Remember(int i, const RememberedNumbers& memory);
 
   // Quantizes a weight at the present step. Errors as CalcMask's.
@@ -108,24 +107,24 @@ class Session {
   // is not finite, or there are not as many as the rule's granularity asks for.
   absl::StatusOr<QuantizedWeight> QuantizeRange(int i, const Range& range);
 
-  // Takes in the range of a layer's activations since the last step. Errors as QuantizeRange's, and
+  // Observes the range of a layer's activations since the last step. Errors as QuantizeRange, and
   // INVALID_ARGUMENT when the layer's rule does not quantize these activations.
   absl::StatusOr<ActivationAnswer> ObserveActivation(int i, Activation activation,
                                                      const Range& range);
   // Whether the rule of compressed layer i quantizes these activations.
   bool Quantizes(int i, Activation activation) const;
-  // What was answered for them last, at the present step.
+  // The last answer for them, at the present step.
   absl::StatusOr<ActivationAnswer> QuantizeActivation(int i, Activation activation) const;
 
-  // Hands the algorithm a gradient of the layer's weight. INVALID_ARGUMENT when it wants none, or
-  // dtype or shape is not the weight's.
+  // Passes a gradient of the layer's weight to the algorithm. INVALID_ARGUMENT when it does not use
+  // gradients, or dtype or shape is not the weight's.
   absl::Status AddGradient(int i, const at::Tensor& gradient);
 
   // Sets the epoch; in [0, kMaxCounter].
   absl::Status UpdateEpoch(int64_t epoch);
 
-  // Sets the step, in [0, kMaxCounter], when it is above the last one applied, and says whether it
-  // was: what came with the step counts only then.
+  // Sets the step, in [0, kMaxCounter], if it is above the last one applied; returns whether it
+  // was. Only then are inputs for the step applied.
   absl::StatusOr<bool> Step(int64_t step);
 
   // The state as bytes: one global record and one per layer, each versioned. A session bound to the
@@ -135,7 +134,7 @@ class Session {
   std::string SaveLayer(int i) const;
   absl::Status Load(absl::string_view global, absl::Span<const std::string> layers);
 
-  // What differs from when this was last called, or from the binding: all that has to be saved.
+  // The changes since the last call, or since the binding: what has to be saved.
   struct Changes {
     bool global = false;
     std::set<int> layers;
@@ -146,11 +145,11 @@ class Session {
   // Memory that the state holds, masks included.
   int64_t StateBytes() const;
 
-  // From now on, `take` is asked before what algorithms remember of layers (LayerState's `memory`
-  // and `opaque`) grows above what it ever was; now, for what is there already. Where it refuses, a
-  // method fails with its status and leaves the session as it was.
-  using TakeMemory = std::function<absl::Status(int64_t bytes)>;
-  absl::Status CountMemory(TakeMemory take);
+  // From now on, `reserve` is called before the state of layers (LayerState's `memory` and
+  // `opaque`) grows beyond its previous maximum; it is called now for the present state. If it
+  // fails, the method fails with its status and does not change the session.
+  using ReserveMemory = std::function<absl::Status(int64_t bytes)>;
+  absl::Status CountMemory(ReserveMemory reserve);
 
  private:
   Session(const AlgorithmInfo* algorithm, Binding binding, Plan plan);
@@ -162,7 +161,7 @@ class Session {
   absl::StatusOr<const Quantizer*> QuantizerOf(int i, Activation activation) const;
   MaskAnswer AnswerMask(int i) const;
   absl::Status Commit(int i, LayerState state);
-  absl::Status TakeFor(int64_t remembered);
+  absl::Status ReserveFor(int64_t remembered);
   absl::StatusOr<QuantizedWeight> Quantize(
       int i, QuantizeReply reply,
       absl::FunctionRef<absl::StatusOr<QuantizedWeight>(const Quantizer&, LayerState&)> call);
@@ -175,10 +174,10 @@ class Session {
   Clock clock_;
   int64_t last_step_ = -1;                                 // the highest step applied
   std::vector<std::shared_ptr<const LayerState>> states_;  // replaced, never written
-  TakeMemory take_memory_;
+  ReserveMemory reserve_memory_;
   int64_t remembered_ = 0;         // bytes, of all layers
-  int64_t taken_ = 0;              // the most there were
-  mutable int unknown_names_ = 0;  // that FindLayer was given since it found one
+  int64_t reserved_ = 0;           // the maximum of remembered_ so far
+  mutable int unknown_names_ = 0;  // in a row, given to FindLayer
   Changes changes_;
   absl::flat_hash_map<std::string, int> index_;
 };

@@ -39,7 +39,7 @@ absl::Status Session::Load(absl::string_view global, absl::Span<const std::strin
   return absl::OkStatus();
 }
 
-// Whether a record of the right layer is this algorithm's and rule's, too.
+// Whether a record of the right layer also fits this algorithm and rule.
 absl::Status Session::CheckFits(int i, const LayerState& state) const {
   const Compressor* compressor = CompressorOf(i);
   bool fits = compressor != nullptr || !(state.answered || state.mask || state.parameters);

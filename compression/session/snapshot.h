@@ -11,10 +11,9 @@
 
 namespace nni_compression::compression {
 
-// A compressed layer of a session as it was at one moment. It shares what it needs, so the session
-// may go on, or end, while the snapshot is used, and taking one copies nothing that is large.
-// Whatever an algorithm answers was checked; one that throws or answers nonsense is INTERNAL.
-// Immutable, hence thread-safe.
+// A snapshot of a compressed layer of a session. It shares immutable data, so the session may
+// change or end while the snapshot is used, and taking one is cheap. Answers of the algorithm are
+// checked; an exception or an invalid answer is INTERNAL. Immutable, hence thread-safe.
 class LayerSnapshot {
  public:
   // `compressor` is a Quantizer or a Pruner.
@@ -25,22 +24,22 @@ class LayerSnapshot {
   const Layer& layer() const { return *layer_; }
   const std::optional<Mask>& mask() const { return state_->mask; }
 
-  // Whether weights are rounded; otherwise nothing but a mask changes them.
+  // Whether weights are quantized; otherwise only a mask changes them.
   bool rounds() const { return quantizer_ != nullptr && quantizer_->bits() > 0; }
 
-  // Scales that a weight has. Only if rounds().
+  // The number of scales of a weight. Only if rounds().
   int64_t scales() const { return quantizer_->channels(*layer_); }
 
-  // Of a pruner.
+  // Only for a pruner.
   std::optional<double> TargetSparsity() const;
 
   // Codes or values of a weight with the layer's dtype and shape, all elements finite (otherwise
   // INVALID_ARGUMENT), as the session would have answered. Only if rounds().
   absl::StatusOr<QuantizedWeight> QuantizeWeight(const Buffer& weight, QuantizeReply reply) const;
 
-  // What the parameters of every weight have in common that is not all zeros: they are without
-  // scales and zero points. Nothing when weights pass unchanged at this step, or when that is
-  // known only once a weight was answered, and none was. Only if rounds().
+  // The parameters, without scales and zero points, that all weights except all-zero ones have in
+  // common. nullopt when weights pass unchanged at this step, or when the parameters are known only
+  // after a first answer, and there was none. Only if rounds().
   absl::StatusOr<std::optional<QuantizationParameters>> CommonParameters() const;
 
  private:

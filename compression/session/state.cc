@@ -27,8 +27,8 @@ json ToBytes(const std::vector<T>& values) {
   return json(std::move(bytes));
 }
 
-// Throws json::exception when `value` is no byte string, std::length_error when it is no whole
-// number of elements.
+// Throws json::exception when `value` is not a byte string, std::length_error when it is not a
+// whole number of elements.
 template <class T>
 std::vector<T> FromBytes(const json& value) {
   const json::binary_t& bytes = value.get_binary();
@@ -73,7 +73,7 @@ absl::StatusOr<Unsealed> Unseal(absl::string_view record) {
   uint64_t length;
   std::memcpy(&length, record.data(), kLengthBytes);
   record.remove_prefix(kLengthBytes);
-  if (length > record.size()) return absl::DataLossError("state record is cut off");
+  if (length > record.size()) return absl::DataLossError("state record is truncated");
   Unsealed unsealed;
   unsealed.fields = json::from_msgpack(record.begin(), record.begin() + length, /*strict=*/true,
                                        /*allow_exceptions=*/false);
@@ -130,7 +130,7 @@ absl::StatusOr<LayerState> ReadLayer(const Layer& layer, const Unsealed& record)
     if (!mask.ok()) return mask.status();
     state.mask = *std::move(mask);
   } else if (!record.tail.empty()) {
-    return absl::DataLossError("state record has bytes left over");
+    return absl::DataLossError("state record has trailing bytes");
   }
   if (fields.contains("parameters")) state.parameters = DecodeParameters(fields["parameters"]);
   for (const auto& [name, values] : fields.at("memory").items()) {

@@ -27,7 +27,7 @@ struct GlobalState {
 std::string EncodeGlobal(const GlobalState& state);
 std::string EncodeLayer(const Layer& layer, const LayerState& state);
 
-// DATA_LOSS for anything that the functions above did not write, or wrote for another layer.
+// DATA_LOSS for bytes that the functions above did not write, or wrote for another layer.
 absl::StatusOr<GlobalState> DecodeGlobal(absl::string_view record);
 absl::StatusOr<LayerState> DecodeLayer(const Layer& layer, absl::string_view record);
 

@@ -15,16 +15,16 @@ namespace nni_compression::compression {
 // after the last element are 0. Copies share the bits. Thread-safe.
 class Mask {
  public:
-  // Everything kept.
+  // A mask that keeps everything.
   static Mask Ones(int64_t elements);
 
-  // Takes the bits; the caller writes them no more. INVALID_ARGUMENT when the size is not
-  // ceil(elements / 8) or a bit after the last element is set.
+  // Shares the bits, which the caller must not write any more. INVALID_ARGUMENT when the size is
+  // not ceil(elements / 8) or a bit after the last element is set.
   static absl::StatusOr<Mask> FromBits(Buffer bits, int64_t elements);
 
   int64_t elements() const { return elements_; }
   int64_t pruned() const { return pruned_; }  // zeros
-  double sparsity() const {                   // share removed, in [0, 1]
+  double sparsity() const {                   // fraction removed, in [0, 1]
     return static_cast<double>(pruned_) / static_cast<double>(elements_);
   }
   bool kept(int64_t i) const { return (bits_.data()[i >> 3] >> (i & 7)) & 1; }

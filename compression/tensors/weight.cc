@@ -3,7 +3,7 @@
 namespace nni_compression::compression {
 namespace {
 
-// What holds them: a node of a map, or what counts the users, and blocks of the heap.
+// Overhead: a map node or a reference count, and heap blocks.
 constexpr int64_t kOverhead = 160;
 
 int64_t BytesOf(const MagnitudeHistogram& histogram) {
@@ -36,7 +36,7 @@ std::optional<Range> WeightStatistics::range(const Granularity& granularity) con
 }
 
 void WeightStatistics::SetRange(const Granularity& granularity, const Range& range) {
-  // Without the lock, as the bytes may have to be taken from other weights.
+  // Without the lock, since reserving may evict other weights.
   if (this->range(granularity) || !Admitted(BytesOf(range))) return;
   std::lock_guard<std::mutex> lock(mutex_);
   ranges_.emplace(granularity, range);

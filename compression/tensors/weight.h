@@ -19,24 +19,23 @@
 
 namespace nni_compression::compression {
 
-// What follows from a weight's bytes alone, kept with them so that the next question about them
-// costs less. Thread-safe.
+// Statistics of a weight's bytes, cached with them to speed up later calls. Thread-safe.
 class WeightStatistics {
  public:
-  // `admit` is asked before more than the object itself is held, with the bytes, and on any thread;
-  // what it refuses is not kept. Null: all is.
+  // `admit` is called, on any thread, before `bytes` of memory in addition to the object are held;
+  // statistics that it refuses are not kept. Null: no limit.
   using Admit = std::function<bool(int64_t bytes)>;
   explicit WeightStatistics(Admit admit = nullptr) : admit_(std::move(admit)) {}
 
-  // Computes what takes a pass of its own; half a second for a billion weights. Nothing for a
-  // weight that is not finite.
+  // Computes the histogram in a pass of its own; half a second for a billion weights. Does nothing
+  // for a non-finite weight.
   void Prepare(DataType dtype, const void* weight, int64_t elements);
 
   // Null before Prepare.
   std::shared_ptr<const MagnitudeHistogram> magnitudes() const;
 
-  // What of a weight has a range of its own: channels along an axis, or groups of so many weights
-  // in them; or the whole tensor.
+  // The granularity of ranges: channels along an axis, groups of weights in them, or the whole
+  // tensor.
   struct Granularity {
     std::optional<int> axis;
     int64_t group_size = 0;
@@ -46,7 +45,7 @@ class WeightStatistics {
     }
   };
 
-  // The ranges, when someone has set them.
+  // The ranges, if they have been set.
   std::optional<Range> range(const Granularity& granularity) const;
   void SetRange(const Granularity& granularity, const Range& range);
 
@@ -59,8 +58,8 @@ class WeightStatistics {
   std::map<Granularity, Range> ranges_;
 };
 
-// Checked by the session: of the bound dtype and shape, contiguous, on the CPU. `values` may alias
-// memory that dies with the call. `statistics`, of these very values, may be null.
+// Checked by the session: bound dtype and shape, contiguous, on the CPU. `values` may alias memory
+// that is valid during the call only. `statistics`, those of these values, may be null.
 struct Weight {
   Weight(at::Tensor values, WeightStatistics* statistics = nullptr)  // NOLINT: a tensor is a weight
       : values(std::move(values)), statistics(statistics) {}

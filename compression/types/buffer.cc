@@ -17,14 +17,13 @@ namespace {
 
 constexpr size_t kAlignment = 64;
 
-// The first write to each page of a fresh buffer costs more than the copy that does it, so large
-// buffers ask for pages of 2 MiB.
+// The page fault of the first write to a page costs more than copying the page, so large buffers
+// request huge pages of 2 MiB.
 constexpr size_t kHugePage = size_t{2} << 20;
 constexpr size_t kHugeBuffer = 4 * kHugePage;
 
-// Aligned here: to find an aligned block glibc's aligned_alloc asks its heap for a larger one,
-// which the place that a buffer of this size has left does not have. So the heap would grow with
-// every buffer as long as the blocks between those places live.
+// Aligned here: glibc's aligned_alloc needs a larger block to find an aligned one, so it cannot
+// reuse the gap of a freed buffer of the same size, and the heap would grow with every buffer.
 std::shared_ptr<uint8_t> FromHeap(size_t size) {
   void* const block = std::malloc(size + kAlignment - 1);
   if (block == nullptr) throw std::bad_alloc();
@@ -34,7 +33,7 @@ std::shared_ptr<uint8_t> FromHeap(size_t size) {
   return {std::shared_ptr<void>(block, std::free), bytes};
 }
 
-// The heap keeps what is freed between others, which is too much for buffers of this size.
+// The heap keeps freed blocks between live ones, which wastes too much at this size.
 std::shared_ptr<uint8_t> FromKernel(size_t size) {
   const size_t rounded = (size + kHugePage - 1) / kHugePage * kHugePage;
   void* const mapping = mmap(nullptr, rounded + kHugePage, PROT_READ | PROT_WRITE,
@@ -45,14 +44,14 @@ std::shared_ptr<uint8_t> FromKernel(size_t size) {
   uint8_t* const bytes = begin + before;
   if (before > 0) munmap(begin, before);
   munmap(bytes + rounded, kHugePage - before);
-  madvise(bytes, rounded, MADV_HUGEPAGE);  // without them it works too
+  madvise(bytes, rounded, MADV_HUGEPAGE);  // an optimization; errors are ignored
   return std::shared_ptr<uint8_t>(bytes, [rounded](uint8_t* mapped) { munmap(mapped, rounded); });
 }
 
 }  // namespace
 
 Buffer Buffer::Allocate(int64_t size) {
-  // Never nothing: an empty tensor still has an address.
+  // Never empty: an empty tensor still has an address.
   const auto needed = static_cast<size_t>(size) + 1;
   Buffer buffer;
   buffer.data_ = needed < kHugeBuffer ? FromHeap(needed) : FromKernel(needed);

@@ -12,19 +12,19 @@
 
 namespace nni_compression::compression {
 
-// A shared handle on a block of uninitialised memory, aligned to 64 bytes. The last handle frees
-// it, so a result can be sent from where it was computed without a copy. Handles may be copied and
-// dropped on any thread; the bytes are as thread-safe as bytes are.
+// A shared handle to a block of uninitialised memory, aligned to 64 bytes. The last handle frees
+// it, so a result can be sent without a copy. Handles may be copied and dropped on any thread; the
+// bytes have no synchronization.
 class Buffer {
  public:
   Buffer() = default;
 
-  // Address space only: pages cost memory when they are first written. Throws
-  // std::bad_alloc; callers admit `size` against a budget first.
+  // Allocates address space only: pages take memory when they are first written. Throws
+  // std::bad_alloc; callers reserve `size` from a budget first.
   static Buffer Allocate(int64_t size);
 
-  // Foreign memory that `owner` keeps alive: a handle on it, not a copy. Of memory that may not be
-  // written to, a reader's handle.
+  // A handle to external memory that `owner` keeps alive, not a copy. For read-only memory the
+  // handle must only be read.
   static Buffer Alias(uint8_t* data, int64_t size, const std::shared_ptr<const void>& owner);
 
   uint8_t* data() const { return data_.get(); }
@@ -32,8 +32,8 @@ class Buffer {
   absl::Span<const uint8_t> span() const { return {data_.get(), static_cast<size_t>(size_)}; }
 
   // A LibTorch view of the bytes, which keeps them alive. `dtype` must be one that LibTorch has.
-  // Throws std::length_error unless the shape has exactly these bytes: whatever a caller missed, a
-  // view never reaches beyond its buffer.
+  // Throws std::length_error unless the shape has exactly these bytes, so that a view never exceeds
+  // its buffer.
   at::Tensor AsTensor(DataType dtype, absl::Span<const int64_t> shape) const;
 
  private:

@@ -12,10 +12,10 @@ namespace nni_compression::compression {
 
 struct Layer {
   std::string name;
-  std::string op_type;  // as the framework calls it: "Conv2d", "MatMul"
+  std::string op_type;  // the framework's name: "Conv2d", "MatMul"
   DataType dtype = DataType::kFloat32;
   std::vector<int64_t> shape;        // of the weight, C order
-  int channel_axis = 0;              // the dimension that per-channel quantization keeps apart
+  int channel_axis = 0;              // the dimension of per-channel quantization
   std::vector<std::string> aliases;  // further names of the same (tied) weight
 
   int64_t elements = 0;  // product of `shape`; Session::Bind fills it in

@@ -11,13 +11,14 @@
 
 namespace nni_compression::compression {
 
-// How codes become values: float32 arithmetic, where an infinity becomes the largest finite number.
+// The dequantization formula: float32 arithmetic, where an infinity becomes the largest finite
+// number.
 enum class Formula {
   kAffine = 1,  // (code - zero_point) * scale
   kDoReFa = 2,  // 2 * code / (2^bits - 1) - 1
 };
 
-// How a float became a code: float32 arithmetic.
+// The quantization formula: float32 arithmetic.
 enum class Rounding {
   kHalfEven = 1,  // clamp(round_half_even(w * (1 / scale)) + zero_point, code_min, code_max)
   kTruncate = 2,  // clamp(trunc(w / scale), code_min, code_max); the zero point is 0
@@ -40,30 +41,30 @@ struct QuantizationParameters {
   friend bool operator==(const QuantizationParameters&, const QuantizationParameters&);
 };
 
-// Smallest and largest weight, per tensor (one each), per channel or per group.
-// Groups are in C order: all of the first channel, then those of the second.
+// The minimum and maximum, per tensor (one each), per channel or per group. Groups are in C order:
+// all of the first channel, then those of the second.
 struct Range {
   std::vector<float> minimum;
   std::vector<float> maximum;
 };
 
-// What of a layer is quantized beside its weight.
+// The kinds of quantized activations.
 enum class Activation { kOutput, kInput };
 
-// What a caller wants beside the parameters.
+// What an answer contains in addition to the parameters.
 enum class QuantizeReply { kCodes = 1, kValues = 2, kParameters = 3 };
 
 struct QuantizedWeight {
   // Unset: before quant_start_step, values pass unchanged and `data` is empty.
   std::optional<QuantizationParameters> parameters;
   DataType dtype = DataType::kUInt8;  // of `data`
-  Buffer data;                        // codes or values, as asked for; empty for kParameters
+  Buffer data;                        // codes or values, as requested; empty for kParameters
 };
 
-// What is known of a layer's activations.
+// The answer for a layer's activations.
 struct ActivationAnswer {
   std::optional<QuantizationParameters> parameters;  // unset: they pass unchanged at this time
-  std::optional<Range> range;                        // the running one; unset: none was seen
+  std::optional<Range> range;  // the moving average (EMA); unset: none was observed
 };
 
 }  // namespace nni_compression::compression

@@ -231,7 +231,7 @@ absl::Status MessageReader::Skip() {
       skipped = input_.Skip(*length);
       break;
     }
-    default:  // groups, which nothing here uses, and what is no wire type
+    default:  // groups, which are not used here, and invalid wire types
       return Malformed("field ", FieldOf(tag_), " has wire type ", TypeOf(tag_));
   }
   return skipped ? absl::OkStatus() : Malformed("field ", FieldOf(tag_), " is truncated");

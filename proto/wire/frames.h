@@ -46,7 +46,7 @@ class MessageWriter {
   void Append(const google::protobuf::MessageLite& fields);
 
   // Appends a chunk whose payload aliases `payload`; one of up to kInlineBytes is copied, and the
-  // slice is dropped at once.
+  // slice is released at once.
   void AppendChunk(uint32_t index, uint64_t offset, grpc::Slice payload);
 
   int64_t byte_size() const { return byte_size_; }
@@ -63,17 +63,17 @@ class MessageWriter {
   int64_t byte_size_ = 0;
 };
 
-// The fields of a chunk but its payload.
+// The fields of a chunk without its payload.
 struct ChunkPrefix {
   uint32_t index = 0;
   uint64_t offset = 0;
   int64_t payload_bytes = 0;
 };
 
-// Walks over the fields of one message in wire order, so that a payload can be copied once, from
-// the transport's memory to where it belongs. Every error is INVALID_ARGUMENT: the bytes are not
-// such a message, or it is larger than kMaxMessageBytes; the reader is of no use afterwards.
-// Lengths are checked against the message before they are believed. Thread-compatible.
+// Reads the fields of one message in wire order, so that a payload is copied exactly once, from the
+// transport's memory to its destination. Every error is INVALID_ARGUMENT: the message is malformed
+// or larger than kMaxMessageBytes; the reader must not be used afterwards. Lengths are checked
+// against the message before they are used. Thread-compatible.
 //
 //   while (true) {
 //     auto field = reader.Next();            // error, or 0 at the end
@@ -104,13 +104,13 @@ class MessageReader {
   absl::Status ReadPayload(absl::Span<uint8_t> out);
   absl::Status SkipPayload();
 
-  // Passes over the field.
+  // Skips the field.
   absl::Status Skip();
 
  private:
-  // Reads the length of the present field; it lies within the message.
+  // Reads the length of the current field; checked to lie within the message.
   absl::StatusOr<int> ReadLength();
-  // The same of a field that may be parsed.
+  // The same, limited to kMaxFieldBytes.
   absl::StatusOr<int> ReadFieldLength();
   int64_t Remaining() const;
 

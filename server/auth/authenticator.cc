@@ -14,7 +14,8 @@ class AllowAllAuthenticator : public Authenticator {
 }  // namespace
 
 absl::StatusOr<Caller> Authenticator::AuthenticateLocal(const Metadata&) {
-  return absl::UnauthenticatedError("the server's authenticator does not know the side socket");
+  return absl::UnauthenticatedError(
+      "the server's authenticator does not support the shared-memory socket");
 }
 
 std::shared_ptr<Authenticator> Authenticator::AllowAll() {

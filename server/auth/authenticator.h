@@ -1,4 +1,4 @@
-// Who calls.
+// Authentication of callers.
 #ifndef NNI_COMPRESSION_SERVER_AUTH_AUTHENTICATOR_H_
 #define NNI_COMPRESSION_SERVER_AUTH_AUTHENTICATOR_H_
 
@@ -14,21 +14,20 @@
 
 namespace nni_compression::server {
 
-// Who calls, and what he may.
+// An authenticated caller and its permissions.
 struct Caller {
-  std::string tenant;  // keys all that is kept
+  std::string tenant;  // owns the caller's sessions, weights and quotas
   bool admin = false;  // sees and closes the sessions of all tenants
   access::Quota quota = {};
 };
 
-// Asked for every call of every method, health and reflection included, before anything of the
-// request is looked at. Thread-safe; runs on the transport's few threads, so it neither waits nor
-// computes.
+// Consulted for every call of every method, health and reflection included, before the request is
+// read. Thread-safe. Runs on gRPC's few threads, so it neither blocks nor computes.
 class Authenticator {
  public:
   virtual ~Authenticator() = default;
 
-  // Lets everybody in, as the tenant "default".
+  // Admits every caller, as the tenant "default".
   static std::shared_ptr<Authenticator> AllowAll();
 
   // `context` has the metadata, the peer and its certificate. UNAUTHENTICATED without valid
@@ -39,8 +38,8 @@ class Authenticator {
 
   using Metadata = std::multimap<std::string, std::string>;
 
-  // The same for a connection to the side socket, whose hello carries the metadata of a call; asked
-  // on that socket's thread. Lets nobody in unless it is overridden.
+  // The same for a connection to the shared-memory socket, whose hello carries the metadata of a
+  // call; called on that socket's thread. Refuses every caller unless it is overridden.
   virtual absl::StatusOr<Caller> AuthenticateLocal(const Metadata& metadata);
 };
 

@@ -33,12 +33,11 @@ absl::Status Refused(absl::string_view why, absl::string_view how) {
 
 absl::Status TokenRefused(absl::string_view why) {
   return Refused(why,
-                 "the server asks for `authorization: Bearer TOKEN`, which clients send for "
-                 "$NNI_COMPRESSION_TOKEN_FILE");
+                 "the server requires `authorization: Bearer TOKEN`, which clients send if "
+                 "$NNI_COMPRESSION_TOKEN_FILE is set");
 }
 
-// What the peer's certificate has of a kind of names. gRPC lists them of verified certificates
-// only.
+// The names of one kind in the peer's certificate. gRPC lists those of verified certificates only.
 std::vector<absl::string_view> NamesOf(const grpc::AuthContext& peer, const char* kind) {
   std::vector<absl::string_view> names;
   for (const grpc::string_ref& name : peer.FindPropertyValues(kind)) {
@@ -50,10 +49,10 @@ std::vector<absl::string_view> NamesOf(const grpc::AuthContext& peer, const char
 }  // namespace
 
 absl::StatusOr<Caller> Access::ByToken(const Values& authorization) const {
-  // A second one may be there to hide the first from a proxy.
+  // A second token may be meant to hide the first one from a proxy.
   if (authorization.size() != 1) return TokenRefused("the call has more than one token");
   if (!absl::StartsWithIgnoreCase(authorization[0], kScheme)) {
-    return TokenRefused("the call's authorization is no bearer token");
+    return TokenRefused("the call's authorization is not a bearer token");
   }
   const absl::string_view token =
       absl::StripAsciiWhitespace(authorization[0].substr(sizeof(kScheme) - 1));
@@ -65,7 +64,7 @@ absl::StatusOr<Caller> Access::ByToken(const Values& authorization) const {
 
 absl::StatusOr<Caller> Access::ByName(absl::string_view name, absl::string_view what) const {
   if (!access::IsTenantName(name)) {
-    return Refused(absl::StrCat("the name in ", what, " is no tenant's"),
+    return Refused(absl::StrCat("the name in ", what, " is not a valid tenant name"),
                    absl::StrCat("it must have ", access::kTenantNameRule));
   }
   if (options_.tenants != nullptr) return options_.tenants->Named(std::string(name));
@@ -80,7 +79,7 @@ absl::StatusOr<Caller> Access::Authenticate(const grpc::ServerContextBase& conte
   const Values forwarded = ValuesOf(context.client_metadata(), kClientNameKey);
   if (forwarded.size() > (proxied ? 1 : 0)) {
     return Refused(absl::StrCat("the call has ", kClientNameKey),
-                   "only a proxy of --trusted_proxy may say so, and once");
+                   "only a proxy of --trusted_proxy may send it, and only once");
   }
   const Values authorization = ValuesOf(context.client_metadata(), kTokenKey);
   if (!authorization.empty()) return ByToken(authorization);
@@ -94,11 +93,11 @@ absl::StatusOr<Caller> Access::Authenticate(const grpc::ServerContextBase& conte
       if (names.size() == 1) return ByName(names[0], "the certificate");
       if (names.size() > 1) {
         return Refused("the certificate has more than one name of a kind",
-                       "it must have one URI, DNS name or common name, which is the tenant's");
+                       "it must have one URI, DNS name or common name, the tenant's name");
       }
     }
     return Refused("the certificate has no name",
-                   "it must have a URI, a DNS name or a common name, which is the tenant's");
+                   "it must have a URI, a DNS name or a common name, the tenant's name");
   }
   return TokenRefused("the call has no token");
 }

@@ -1,4 +1,4 @@
-// Who is let in.
+// Authentication by token, trusted proxy or client certificate.
 #ifndef NNI_COMPRESSION_SERVER_AUTH_CREDENTIALS_H_
 #define NNI_COMPRESSION_SERVER_AUTH_CREDENTIALS_H_
 
@@ -14,24 +14,25 @@
 
 namespace nni_compression::server {
 
-// The metadata key in which a trusted proxy says whose certificate it has verified.
+// The metadata key in which a trusted proxy sends the name of the client certificate that it has
+// verified.
 inline constexpr char kClientNameKey[] = "nni-client-name";
 
 struct AccessOptions {
-  std::shared_ptr<TenantFile> tenants;  // null: nobody has a token
-  bool certificates = false;            // the server verifies its clients' certificates
+  std::shared_ptr<TenantFile> tenants;  // null: there are no tokens
+  bool certificates = false;            // mTLS: the server verifies client certificates
   std::vector<Network> trusted_proxies;
 };
 
-// The one place that decides who calls; nobody is let in but by one of these, in this order:
-//  1. `authorization: Bearer TOKEN`, once, with a token of the file. One that is not valid is
-//     refused, whatever else there is.
-//  2. Over a connection from a trusted proxy: the client's name in `nni-client-name`, once. From
-//     anywhere else that key is refused: the proxy did not strip it, or somebody forges it. The
-//     proxy's own certificate is nobody's.
-//  3. The name in the verified certificate of the client: its URI, else its DNS name, else its
-//     common name. More than one of a kind is refused.
-// Names are those of tenants, who may have limits and be operators by the file. Thread-safe.
+// The only authenticator of a server that has one configured. A caller is admitted by the first of:
+//  1. `authorization: Bearer TOKEN`, once, with a token of the file. An invalid token is refused,
+//     whatever other credentials there are.
+//  2. On a connection from a trusted proxy: the client's name in `nni-client-name`, once. From any
+//     other peer that key is refused: a proxy did not strip it, or it is forged. The proxy's own
+//     certificate identifies no tenant.
+//  3. The name in the verified client certificate: its URI, else its DNS name, else its common
+//     name. More than one of a kind is refused.
+// The name is the tenant's; the file may give it quotas and make it an operator. Thread-safe.
 class Access : public Authenticator {
  public:
   explicit Access(AccessOptions options) : options_(std::move(options)) {}
@@ -39,7 +40,7 @@ class Access : public Authenticator {
   absl::StatusOr<Caller> Authenticate(const grpc::ServerContextBase& context,
                                       absl::string_view method) override;
 
-  // By a token only: the peer has no certificate there.
+  // By token only: the peer has no certificate there.
   absl::StatusOr<Caller> AuthenticateLocal(const Metadata& metadata) override;
 
  private:

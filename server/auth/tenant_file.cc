@@ -17,7 +17,7 @@
 namespace nni_compression::server {
 namespace {
 
-constexpr size_t kMaxTokenFileBytes = 64 << 20;  // some 800,000 tokens
+constexpr size_t kMaxTokenFileBytes = 64 << 20;  // about 800,000 tokens
 constexpr char kTokenFileFlag[] = "token_file";
 
 Caller CallerOf(const std::map<std::string, access::Tenant>& named, const std::string& name) {
@@ -28,15 +28,15 @@ Caller CallerOf(const std::map<std::string, access::Tenant>& named, const std::s
 
 }  // namespace
 
-// What one version of the file says.
+// The content of one version of the file.
 struct TenantFile::Table {
-  // By the digest of their token. How long a lookup takes may tell something of digests, which
-  // helps nobody to find a token: its digest is not what a caller sends.
+  // By the digest of the token. The time of a lookup may leak something about digests, which helps
+  // no attacker to find a token: a caller sends the token, not its digest.
   absl::flat_hash_map<std::string, Caller> callers;
   std::map<std::string, access::Tenant> named;
 };
 
-// Where calls find the newest table.
+// The newest table, shared with the loader.
 class TenantFile::Current {
  public:
   std::shared_ptr<const Table> Get() const {
@@ -49,7 +49,7 @@ class TenantFile::Current {
   }
 
  private:
-  mutable Mutex mutex_;  // held while a pointer is copied
+  mutable Mutex mutex_;  // held only to copy or swap the pointer
   std::shared_ptr<const Table> table_ ABSL_GUARDED_BY(mutex_) = std::make_shared<const Table>();
 };
 
@@ -60,9 +60,10 @@ absl::StatusOr<std::shared_ptr<TenantFile>> TenantFile::Open(const std::string& 
     const auto wrong = [&](absl::string_view why) {
       return absl::InvalidArgumentError(absl::StrCat(kTokenFileFlag, " '", path, "', ", why));
     };
-    // What a full disk, or a copy that has just begun, leaves.
+    // A full disk or an unfinished copy leaves an empty file.
     if (absl::StripAsciiWhitespace(text).empty() && !current->Get()->callers.empty()) {
-      return wrong("which had tokens, is empty; a comment line, '# nobody', takes them away");
+      return wrong(
+          "which had tokens, is empty; to revoke all, write a comment, such as `# nobody`");
     }
     absl::StatusOr<access::Tenants> tenants = access::Tenants::Parse(text);
     if (!tenants.ok()) return wrong(tenants.status().message());

@@ -1,4 +1,4 @@
-// The file of tenants, as it is now.
+// The tenants' file, reloaded when it changes.
 #ifndef NNI_COMPRESSION_SERVER_AUTH_TENANT_FILE_H_
 #define NNI_COMPRESSION_SERVER_AUTH_TENANT_FILE_H_
 
@@ -14,25 +14,25 @@
 
 namespace nni_compression::server {
 
-// Knows whose a token is, and what a tenant may, from a file as access/tenants.h has it. A file
-// that changed is read again; one that is gone, cannot be read or is empty where there were tokens
-// changes nothing, which is logged. Calls look things up in memory: none waits for the file.
+// Looks up tenants and their permissions by token, from a file in the format of access/tenants.h. A
+// changed file is reloaded; one that is missing, unreadable, or empty where there were tokens
+// changes nothing, and the error is logged. Lookups use memory only and never wait for the file.
 // Thread-safe.
 class TenantFile {
  public:
-  // INVALID_ARGUMENT that names the line.
+  // INVALID_ARGUMENT, naming the line.
   static absl::StatusOr<std::shared_ptr<TenantFile>> Open(const std::string& path);
 
-  // Changes of the file count within a second from now on. Once.
+  // Starts watching the file: changes take effect within a second. At most once.
   void Watch() { watcher_->Start(); }
 
-  // As FileWatcher::Look.
-  void Look() { watcher_->Look(); }
+  // As FileWatcher::Poll.
+  void Poll() { watcher_->Poll(); }
 
-  // Nullopt for a token that the file does not have.
+  // nullopt for a token that is not in the file.
   std::optional<Caller> Find(absl::string_view token) const;
 
-  // The tenant of this name, which may have no line in the file.
+  // The tenant of this name, which needs no line in the file.
   Caller Named(const std::string& tenant) const;
 
  private:

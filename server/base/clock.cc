@@ -15,10 +15,10 @@ class SystemClock : public Clock {
     return start_ + absl::FromChrono(std::chrono::steady_clock::now() - steady_start_);
   }
   absl::Duration SleepUntil(absl::Time time) const override {
-    // An hour at most: whoever waits adds this to a time of its own, which must not overflow.
+    // At most an hour: callers add this to a time of their own, which must not overflow.
     return std::clamp(time - Now(), absl::ZeroDuration(), absl::Hours(1));
   }
-  void SetListener(std::function<void()>) override {}  // it does not jump
+  void SetListener(std::function<void()>) override {}  // this clock never jumps
 
  private:
   const absl::Time start_ = absl::Now();

@@ -1,4 +1,4 @@
-// Time, so that tests can move it.
+// Time behind an interface, so that tests can control it.
 #ifndef NNI_COMPRESSION_SERVER_BASE_CLOCK_H_
 #define NNI_COMPRESSION_SERVER_BASE_CLOCK_H_
 
@@ -13,18 +13,18 @@ class Clock {
  public:
   virtual ~Clock() = default;
 
-  // The machine's time when this was first asked for, and on from there evenly: somebody who sets
-  // the machine's clock, by an hour or a year, ends no lease and stalls nothing. Lives for ever.
+  // Starts at the system time of its first use and advances monotonically from there: setting the
+  // system clock expires no lease and stalls no call. Never destroyed.
   static Clock* System();
 
   virtual absl::Time Now() const = 0;
 
-  // How long a thread may sleep, in real time, until this clock shows `time`. A clock that stands
-  // still answers InfiniteDuration, and calls the listener when it moves.
+  // How long a thread may sleep, in real time, until this clock reaches `time`. A stopped clock
+  // returns InfiniteDuration and calls the listener when it moves.
   virtual absl::Duration SleepUntil(absl::Time time) const = 0;
 
-  // `listener` is called, on any thread, whenever the clock jumps. Null removes it; after that it
-  // is not called any more. A clock has one listener at a time.
+  // `listener` is called, on any thread, whenever the clock jumps. Null removes it; it is not
+  // called after that. A clock has at most one listener.
   virtual void SetListener(std::function<void()> listener) = 0;
 };
 

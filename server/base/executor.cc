@@ -24,7 +24,7 @@ void Executor::Stop() {
 bool Executor::Schedule(std::function<void()> function, Work work) {
   MutexLock lock(&mutex_);
   if (closed_) return false;
-  auto& queue = work == Work::kShort ? short_ : work == Work::kLong ? long_ : idle_;
+  auto& queue = work == Work::kShort ? short_ : work == Work::kLong ? long_ : background_;
   queue.push_back({std::move(function), scheduled_++});
   changed_.NotifyOne();
   return true;
@@ -32,7 +32,7 @@ bool Executor::Schedule(std::function<void()> function, Work work) {
 
 int64_t Executor::waiting(Work work) const {
   MutexLock lock(&mutex_);
-  const auto& queue = work == Work::kShort ? short_ : work == Work::kLong ? long_ : idle_;
+  const auto& queue = work == Work::kShort ? short_ : work == Work::kLong ? long_ : background_;
   return static_cast<int64_t>(queue.size());
 }
 
@@ -40,7 +40,7 @@ std::deque<Executor::Item>* Executor::NextQueue() {
   const bool may_be_long = !long_.empty() && running_long_ < long_limit_;
   if (may_be_long && (short_.empty() || long_.front().age < short_.front().age)) return &long_;
   if (!short_.empty()) return &short_;
-  return long_.empty() && !idle_.empty() && running_idle_ == 0 ? &idle_ : nullptr;
+  return long_.empty() && !background_.empty() && running_background_ == 0 ? &background_ : nullptr;
 }
 
 void Executor::Loop() {
@@ -52,7 +52,7 @@ void Executor::Loop() {
       MutexLock lock(&mutex_);
       std::deque<Item>* queue = nullptr;
       while ((queue = NextQueue()) == nullptr) {
-        if (stopped_ && running_ == 0) {  // work that still runs may schedule more
+        if (stopped_ && running_ == 0) {  // running work may schedule more
           closed_ = true;
           return;
         }
@@ -61,7 +61,7 @@ void Executor::Loop() {
       function = std::move(queue->front().function);
       queue->pop_front();
       if (queue == &long_) running_of_kind = &running_long_;
-      if (queue == &idle_) running_of_kind = &running_idle_;
+      if (queue == &background_) running_of_kind = &running_background_;
       if (running_of_kind != nullptr) ++*running_of_kind;
       busy = ++running_;
     }
@@ -71,8 +71,8 @@ void Executor::Loop() {
     MutexLock lock(&mutex_);
     if (running_of_kind != nullptr) --*running_of_kind;
     if (--running_ == 0 && stopped_) changed_.NotifyAll();
-    // A thread that passed over work may take it now; this one looks for itself.
-    if (!long_.empty() || !idle_.empty()) changed_.NotifyOne();
+    // Work that could not run may run now. This thread checks the queues itself.
+    if (!long_.empty() || !background_.empty()) changed_.NotifyOne();
   }
 }
 

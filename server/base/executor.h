@@ -1,4 +1,4 @@
-// The threads that compute.
+// The compute threads.
 #ifndef NNI_COMPRESSION_SERVER_BASE_EXECUTOR_H_
 #define NNI_COMPRESSION_SERVER_BASE_EXECUTOR_H_
 
@@ -13,31 +13,30 @@
 
 namespace nni_compression::server {
 
-// How long a function takes: kLong is what computes on megabytes. kIdle is work that nobody waits
-// for; it takes a few milliseconds at a time.
-enum class Work { kShort, kLong, kIdle };
+// Classes of work. kLong computes on megabytes. kBackground runs only when no other work is queued,
+// a few milliseconds at a time.
+enum class Work { kShort, kLong, kBackground };
 
-// A fixed number of threads that take the oldest work there is. Long work, which spreads over the
-// cores by itself, never takes the last of several threads, so that a small layer does not wait for
-// the huge ones of others; idle work is taken when there is nothing else, by one thread at a time.
-// Thread-safe.
+// A fixed pool of threads that runs the oldest work first. Long work, which is parallel by itself,
+// never occupies the last of several threads, so that a small layer does not wait for the huge
+// layers of others. Background work runs on one thread at a time. Thread-safe.
 class Executor {
  public:
-  // `prepare`, if given, is called before each function on its thread, with the number of threads
-  // that are busy, this one included.
+  // `prepare`, if given, is called on a thread before each of its functions, with the number of
+  // busy threads, this one included.
   explicit Executor(int threads, std::function<void(int busy)> prepare = nullptr);
 
   ~Executor() { Stop(); }
 
-  // Runs what is queued, including what that work schedules in turn, and joins the threads. Call it
-  // on no thread of the executor.
+  // Runs what is queued, including what that work schedules in turn, and joins the threads. Must
+  // not be called on a thread of the executor.
   void Stop();
 
-  // Runs `function` on one of the threads; it must not throw. False, and it is dropped, once the
-  // executor has stopped: what comes in late from elsewhere finds nobody to wait for it.
+  // Runs `function` on one of the threads; it must not throw. Returns false, and drops it, once the
+  // executor has stopped.
   bool Schedule(std::function<void()> function, Work work = Work::kShort);
 
-  // Functions that wait for a thread.
+  // Queued functions.
   int64_t waiting(Work work) const;
 
   int threads() const { return static_cast<int>(threads_.size()); }
@@ -49,22 +48,22 @@ class Executor {
   };
 
   void Loop();
-  // The queue whose turn it is; null: there is no work that may run now.
+  // The queue to take the next function from; null when no work may run now.
   std::deque<Item>* NextQueue() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
 
   const std::function<void(int)> prepare_;
-  const int long_limit_;  // threads that may do long work at a time
+  const int long_limit_;  // threads that may run long work at a time
   mutable Mutex mutex_;
   CondVar changed_;
   std::deque<Item> short_ ABSL_GUARDED_BY(mutex_);
   std::deque<Item> long_ ABSL_GUARDED_BY(mutex_);
-  std::deque<Item> idle_ ABSL_GUARDED_BY(mutex_);
+  std::deque<Item> background_ ABSL_GUARDED_BY(mutex_);
   uint64_t scheduled_ ABSL_GUARDED_BY(mutex_) = 0;
   int running_ ABSL_GUARDED_BY(mutex_) = 0;
   int running_long_ ABSL_GUARDED_BY(mutex_) = 0;
-  int running_idle_ ABSL_GUARDED_BY(mutex_) = 0;
-  bool stopped_ ABSL_GUARDED_BY(mutex_) = false;  // when there is no more work
-  bool closed_ ABSL_GUARDED_BY(mutex_) = false;   // there is none, and none is taken
+  int running_background_ ABSL_GUARDED_BY(mutex_) = 0;
+  bool stopped_ ABSL_GUARDED_BY(mutex_) = false;  // threads end once no work is left
+  bool closed_ ABSL_GUARDED_BY(mutex_) = false;   // no work is left, and none is accepted
   std::vector<std::thread> threads_;
 };
 

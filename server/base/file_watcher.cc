@@ -20,8 +20,8 @@
 namespace nni_compression::server {
 namespace {
 
-// A change counts after one to two of these.
-constexpr absl::Duration kLookPeriod = absl::Milliseconds(250);
+// A change takes effect after one to two periods.
+constexpr absl::Duration kPollPeriod = absl::Milliseconds(250);
 
 // What tells one version of a file from another.
 struct FileVersion {
@@ -29,7 +29,7 @@ struct FileVersion {
   ino_t inode = 0;
   off_t size = 0;
   timespec modified = {};
-  timespec changed = {};  // its metadata, too
+  timespec changed = {};  // st_ctim, which covers metadata
 
   bool operator==(const FileVersion& other) const {
     const auto same = [](const timespec& a, const timespec& b) {
@@ -40,7 +40,7 @@ struct FileVersion {
   }
 };
 
-// One for each file; nullopt where there is none.
+// One for each file; nullopt for a missing one.
 using FileVersions = std::vector<std::optional<FileVersion>>;
 
 FileVersions FileVersionsOf(const std::vector<FileWatcher::File>& files) {
@@ -61,7 +61,7 @@ absl::StatusOr<FileContents> ReadRegularFile(const FileWatcher::File& file, size
     return absl::InvalidArgumentError(
         absl::StrCat(file.flag, " '", file.path, "' cannot be read: ", why));
   };
-  // A pipe would make even the opening wait.
+  // O_NONBLOCK, since even opening a pipe could block.
   const FileDescriptor fd(open(file.path.c_str(), O_RDONLY | O_CLOEXEC | O_NONBLOCK | O_NOCTTY));
   struct stat found;
   if (!fd.valid() || fstat(fd.get(), &found) != 0) return cannot(std::strerror(errno));
@@ -72,7 +72,7 @@ absl::StatusOr<FileContents> ReadRegularFile(const FileWatcher::File& file, size
   contents.mode = found.st_mode;
   while (true) {
     const size_t done = contents.bytes.size();
-    if (done > max_bytes) return cannot(too_large);  // it has grown meanwhile
+    if (done > max_bytes) return cannot(too_large);  // the file has grown
     contents.bytes.resize(std::max<size_t>(done + 4096, static_cast<size_t>(found.st_size) + 1));
     const ssize_t count =
         read(fd.get(), contents.bytes.data() + done, contents.bytes.size() - done);
@@ -91,12 +91,12 @@ class FileWatcher::State {
   absl::Status LoadFirst() {
     seen_ = FileVersionsOf(options_.files);
     if (absl::Status status = ReadAndLoad(); !status.ok()) return status;
-    // Whatever was written while they were read is found at the next look.
+    // The next poll finds what was written while the files were read.
     unread_ = FileVersionsOf(options_.files) != seen_;
     return absl::OkStatus();
   }
 
-  void Look() {
+  void Poll() {
     FileVersions now = FileVersionsOf(options_.files);
     if (now != seen_) {
       seen_ = std::move(now);
@@ -114,32 +114,32 @@ class FileWatcher::State {
   }
 
   void Loop() {
-    while (BeginLook()) {
-      Look();
-      EndLook();
+    while (BeginPoll()) {
+      Poll();
+      EndPoll();
     }
   }
 
-  // Whether the thread ends right away.
+  // Returns whether the thread ends at once, so that it can be joined.
   bool Stop() {
     MutexLock lock(&mutex_);
     stopped_ = true;
     changed_.NotifyAll();
-    return !looking_;
+    return !polling_;
   }
 
  private:
-  // When it is time; false once it is stopped.
-  bool BeginLook() {
+  // Waits until the next poll is due. False once stopped.
+  bool BeginPoll() {
     MutexLock lock(&mutex_);
-    if (!stopped_) changed_.WaitFor(&mutex_, kLookPeriod);
-    looking_ = !stopped_;
-    return looking_;
+    if (!stopped_) changed_.WaitFor(&mutex_, kPollPeriod);
+    polling_ = !stopped_;
+    return polling_;
   }
 
-  void EndLook() {
+  void EndPoll() {
     MutexLock lock(&mutex_);
-    looking_ = false;
+    polling_ = false;
   }
 
   absl::Status ReadAndLoad() {
@@ -155,14 +155,14 @@ class FileWatcher::State {
 
   const Options options_;
   const Load load_;
-  // Of the thread that looks.
+  // Used by the polling thread only.
   FileVersions seen_;
-  bool unread_ = false;     // what was seen last
-  std::string last_error_;  // said in the log
+  bool unread_ = false;     // whether `seen_` was not loaded yet
+  std::string last_error_;  // the last one logged
   Mutex mutex_;
   CondVar changed_;
   bool stopped_ ABSL_GUARDED_BY(mutex_) = false;
-  bool looking_ ABSL_GUARDED_BY(mutex_) = false;
+  bool polling_ ABSL_GUARDED_BY(mutex_) = false;
 };
 
 absl::StatusOr<std::unique_ptr<FileWatcher>> FileWatcher::Open(Options options, Load load) {
@@ -185,6 +185,6 @@ void FileWatcher::Start() {
   thread_ = std::thread([state = state_] { state->Loop(); });
 }
 
-void FileWatcher::Look() { state_->Look(); }
+void FileWatcher::Poll() { state_->Poll(); }
 
 }  // namespace nni_compression::server

@@ -16,47 +16,47 @@
 
 namespace nni_compression::server {
 
-// A file as it was read.
+// The content of a file, and its mode at that time.
 struct FileContents {
   std::string bytes;
   mode_t mode = 0;
 };
 
-// Keeps what was read from a set of files up to date. A change counts once two looks in a row have
-// found the same versions, so that a file that is being written is not read half; the files are
-// then read together. What cannot be read or used changes nothing, which is logged; it is read
-// again once it has changed, or, where reading failed, at the next look.
+// Reloads a set of files when they change. A change takes effect once two polls in a row have found
+// the same versions, so that a half-written file is not loaded; the files are then read together.
+// Files that cannot be read or loaded change nothing; the error is logged, and they are read again
+// once they have changed or, if reading failed, at the next poll.
 //
-// Only regular files are read, so that no pipe makes a reader wait. A disk that does not answer
-// holds up the watcher's own thread and nothing else, the destructor included.
+// Only regular files are read, since a pipe could block. A disk that hangs blocks the watcher's own
+// thread and nothing else, not even the destructor.
 class FileWatcher {
  public:
   struct File {
-    std::string flag;  // that names it, for messages
+    std::string flag;  // the flag that names the file, for messages
     std::string path;
   };
   struct Options {
-    std::string subject;  // "tokens": the log has tokens_not_read
+    std::string subject;  // "tokens" for the log event tokens_not_read
     std::vector<File> files;
-    size_t max_bytes = 0;  // of each
+    size_t max_bytes = 0;  // of each file
   };
 
-  // Takes the contents, in the order of the files, or says what is wrong with them. Called by one
-  // thread at a time. It may outlive the watcher, so it holds on to what it needs.
+  // Accepts the contents, in the order of the files, or returns what is wrong with them. Called by
+  // one thread at a time. It may outlive the watcher, so it must own what it uses.
   using Load = std::function<absl::Status(const std::vector<FileContents>& contents)>;
 
-  // Reads and loads the files. INVALID_ARGUMENT that names the flag and the file when one cannot
-  // be read; an error of `load` is passed on.
+  // Reads and loads the files. INVALID_ARGUMENT, naming the flag and the file, when one cannot be
+  // read; an error of `load` is returned as it is.
   static absl::StatusOr<std::unique_ptr<FileWatcher>> Open(Options options, Load load);
 
-  // Stops. Does not wait for a look that is under way.
+  // Stops. Does not wait for a poll that is running.
   ~FileWatcher();
 
-  // Looks four times a second from now on, on a thread of its own. Once.
+  // Starts polling four times a second, on a thread of its own. At most once.
   void Start();
 
-  // One look. For tests, instead of Start.
-  void Look();
+  // Polls once. For tests, instead of Start.
+  void Poll();
 
  private:
   class State;

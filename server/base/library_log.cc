@@ -15,7 +15,7 @@ namespace nni_compression::server {
 namespace {
 
 #if GOOGLE_PROTOBUF_VERSION < 4022000
-// Anybody can cause these, with a name that is no UTF-8 for example, and the call's failure is
+// Any caller can cause these, for example by a name that is not UTF-8, and the call's failure is
 // logged anyway.
 void OnProtobuf(google::protobuf::LogLevel, const char*, int, const std::string& message) {
   LogLimited(LogLevel::kDebug, "protobuf", "", {{"message", message}});
@@ -24,7 +24,7 @@ void OnProtobuf(google::protobuf::LogLevel, const char*, int, const std::string&
 
 #if GRPC_CPP_VERSION_MAJOR == 1 && GRPC_CPP_VERSION_MINOR < 65
 void OnGrpc(gpr_log_func_args* args) {
-  // Strangers cause some of these, by connections that fail.
+  // Unauthenticated peers cause some of these, by connections that fail.
   LogLimited(args->severity == GPR_LOG_SEVERITY_ERROR ? LogLevel::kWarning : LogLevel::kDebug,
              "grpc", args->file, {{"message", args->message}});
 }

@@ -38,13 +38,13 @@ spdlog::logger& Logger() {
   return *logger;
 }
 
-// Of the process, as its log is.
+// Process-wide, like the log itself.
 LogLimiter& Limiter() {
   static auto* const limiter = new LogLimiter;
   return *limiter;
 }
 
-// Bytes of the UTF-8 sequence that `text` begins with; 0 when it is none.
+// Length of the UTF-8 sequence that `text` begins with; 0 when it is invalid.
 size_t SequenceLength(absl::string_view text) {
   const auto byte = [&](size_t i) { return static_cast<unsigned char>(text[i]); };
   const size_t length = byte(0) < 0x80       ? 1
@@ -56,7 +56,7 @@ size_t SequenceLength(absl::string_view text) {
   for (size_t i = 1; i < length; ++i) {
     if (byte(i) >> 6 != 2) return 0;
   }
-  // Longer than it had to be, a surrogate, or above U+10FFFF.
+  // An overlong encoding, a surrogate, or above U+10FFFF.
   const bool is_strange =
       byte(0) == 0xc0 || byte(0) == 0xc1 || byte(0) > 0xf4 || (byte(0) == 0xe0 && byte(1) < 0xa0) ||
       (byte(0) == 0xed && byte(1) > 0x9f) || (byte(0) == 0xf0 && byte(1) < 0x90) ||
@@ -64,7 +64,7 @@ size_t SequenceLength(absl::string_view text) {
   return is_strange ? 0 : length;
 }
 
-// What ends a line, or moves a terminal's cursor, somewhere: C0, C1, U+2028 and U+2029.
+// Characters that end a line or move a terminal's cursor in some reader: C0, C1, U+2028 and U+2029.
 bool IsControl(absl::string_view sequence) {
   const auto first = static_cast<unsigned char>(sequence[0]);
   return first < 0x20 || first == 0x7f ||
@@ -126,7 +126,8 @@ void Log(LogLevel level, absl::string_view event, std::initializer_list<LogField
 void LogLimited(LogLevel level, absl::string_view event, absl::string_view subject,
                 std::initializer_list<LogField> fields) {
   if (!IsLogged(level)) return;
-  // Errors, which are the server's, are not left out for what callers do wrong.
+  // Errors, which are the server's own, have a limit of their own: events that callers cause must
+  // not suppress them.
   const std::string name =
       level == LogLevel::kError ? absl::StrCat(event, "/error") : std::string(event);
   if (Limiter().Admit(name, subject, std::chrono::steady_clock::now())) Log(level, event, fields);
@@ -147,8 +148,7 @@ std::string FormatEvent(absl::string_view event, std::initializer_list<LogField>
   std::string line =
       json ? absl::StrCat("\"event\":", Quoted(event)) : absl::StrCat("event=", event);
   for (const auto& [name, value] : fields) {
-    // Without control characters and invalid UTF-8, these are the only escapes that JSON needs,
-    // too.
+    // Without control characters and invalid UTF-8, JSON needs no other escapes either.
     const std::string text = Printable(value.Piece(), kMaxValueBytes);
     if (json) {
       absl::StrAppend(&line, ",", Quoted(name), ":", Quoted(text));
@@ -169,7 +169,7 @@ std::string Printable(absl::string_view text, size_t max_bytes) {
     if (out.size() + piece.size() > max_bytes) {
       out.resize(std::min(out.size(), max_bytes - std::min<size_t>(max_bytes, 3)));
       while (!out.empty() && (static_cast<unsigned char>(out.back()) & 0xc0) == 0x80) {
-        out.pop_back();  // not in the middle of a sequence
+        out.pop_back();  // never in the middle of a UTF-8 sequence
       }
       if (!out.empty() && static_cast<unsigned char>(out.back()) >= 0xc0) out.pop_back();
       return out + "...";

@@ -1,4 +1,4 @@
-// One line an event: `event=session_bound session=4f.. tenant=default`, or the same as JSON.
+// The log, one line per event: `event=session_bound session=4f.. tenant=default`, or JSON.
 #ifndef NNI_COMPRESSION_SERVER_BASE_LOG_H_
 #define NNI_COMPRESSION_SERVER_BASE_LOG_H_
 
@@ -16,35 +16,34 @@ enum class LogLevel { kDebug, kInfo, kWarning, kError };
 
 using LogField = std::pair<absl::string_view, absl::AlphaNum>;
 
-// kText: name=value, with quotes where it needs them. kJson: an object, all values of which are
-// strings.
+// kText: name=value, quoted where needed. kJson: an object with string values only.
 enum class LogFormat { kText, kJson };
 
-// Logs to stderr from `level` ("debug", "info", "warning", "error") on, in `format` ("text",
+// Logs to stderr, at `level` ("debug", "info", "warning", "error") and above, in `format` ("text",
 // "json"). INVALID_ARGUMENT for another name. Called once, before anything is logged.
 absl::Status SetUpLog(absl::string_view level, absl::string_view format = "text");
 
-// Whether such events are written. Thread-safe.
+// Whether events of this level are written. Thread-safe.
 bool IsLogged(LogLevel level);
 
-// Values come from anywhere: they are escaped, and cut after 512 bytes. Thread-safe.
+// Values are untrusted: they are escaped, and truncated to 512 bytes. Thread-safe.
 void Log(LogLevel level, absl::string_view event, std::initializer_list<LogField> fields = {});
 
-// The same for what callers can cause as often as they like: of an event about one `subject` (a
-// tenant, an address) the log takes as many lines as LogLimiter says. Thread-safe.
+// The same for events that callers can cause at any rate: lines of an event about one `subject` (a
+// tenant, an address) are limited by LogLimiter. Thread-safe.
 void LogLimited(LogLevel level, absl::string_view event, absl::string_view subject,
                 std::initializer_list<LogField> fields);
 
-// Logs `log_suppressed` for every event and subject of which lines were left out since the last
-// time. To be called now and then, and at the end. Thread-safe.
+// Logs `log_suppressed` for every event and subject with suppressed lines since the last call. To
+// be called periodically and at exit. Thread-safe.
 void LogSuppressed();
 
-// The line without time and level; of kJson, the object without its braces.
+// The line without time and level; for kJson, the object without its braces.
 std::string FormatEvent(absl::string_view event, std::initializer_list<LogField> fields,
                         LogFormat format = LogFormat::kText);
 
-// `text` without control characters or invalid UTF-8, at most `max_bytes` long: safe for logs,
-// messages and metadata.
+// `text` with control characters and invalid UTF-8 escaped, at most `max_bytes` long: safe for
+// logs, messages and metadata.
 std::string Printable(absl::string_view text, size_t max_bytes);
 
 }  // namespace nni_compression::server

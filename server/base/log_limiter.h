@@ -1,4 +1,4 @@
-// How many lines of the log callers may cause.
+// Rate limits for log lines that callers cause.
 #ifndef NNI_COMPRESSION_SERVER_BASE_LOG_LIMITER_H_
 #define NNI_COMPRESSION_SERVER_BASE_LOG_LIMITER_H_
 
@@ -15,20 +15,20 @@
 
 namespace nni_compression::server {
 
-// Token buckets: of an event, a burst of 100 lines about one subject (a tenant, an address) and
-// one a second after that; about all subjects together ten times as many. So an event writes a few
-// hundred MB a day at most, whatever callers do, and one of them does not hide what happens to the
-// others. Remembers at most 1,000 subjects; further ones count as one. Thread-safe.
+// Token buckets: per event, a burst of 100 lines about one subject (a tenant, an address) and one
+// line a second after that; ten times as many over all subjects. So an event writes at most a few
+// hundred MB a day, whatever callers do, and one subject does not hide events about others. Tracks
+// at most 1,000 subjects; further ones share a bucket. Thread-safe.
 class LogLimiter {
  public:
   static constexpr double kBurst = 100;
   static constexpr double kLinesPerSecond = 1;
-  static constexpr double kAllSubjects = 10;  // times as many
+  static constexpr double kAllSubjects = 10;  // times the limit of one subject
   static constexpr size_t kMaxSubjects = 1000;
 
   using Time = std::chrono::steady_clock::time_point;
 
-  // Whether the line may be written now; one that may not is counted.
+  // Whether the line may be written now; a suppressed line is counted.
   bool Admit(absl::string_view event, absl::string_view subject, Time now);
 
   struct Suppressed {
@@ -36,7 +36,7 @@ class LogLimiter {
     std::string subject;
     int64_t lines = 0;
   };
-  // What was not written since the last time. Forgets subjects that have been quiet.
+  // What was suppressed since the last call. Forgets subjects without recent events.
   std::vector<Suppressed> TakeSuppressed(Time now);
 
  private:

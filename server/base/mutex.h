@@ -11,7 +11,7 @@
 
 namespace nni_compression::server {
 
-// Thread-safe. Take it with MutexLock.
+// Thread-safe. Lock it with MutexLock.
 class ABSL_LOCKABLE Mutex {
  public:
   Mutex() = default;
@@ -39,13 +39,12 @@ class ABSL_SCOPED_LOCKABLE MutexLock {
   Mutex* const mutex_;
 };
 
-// A condition that threads wait for under a Mutex; the caller loops, as spurious wake-ups happen.
-// Thread-safe.
+// A condition variable for Mutex. Callers loop, since wake-ups may be spurious. Thread-safe.
 class CondVar {
  public:
   void Wait(Mutex* mutex) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex) { condition_.wait(*mutex); }
 
-  // Returns after `timeout` at the latest; absl::InfiniteDuration() waits for a notification.
+  // Returns at the latest after `timeout`; absl::InfiniteDuration() waits for a notification.
   void WaitFor(Mutex* mutex, absl::Duration timeout) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex) {
     if (timeout == absl::InfiniteDuration()) return condition_.wait(*mutex);
     condition_.wait_for(*mutex, absl::ToChronoNanoseconds(timeout));

@@ -24,7 +24,7 @@ void Strand::RunOrPost(std::function<void()> function) {
 
 void Strand::Schedule(Work work) {
   if (executor_->Schedule([self = shared_from_this()] { self->RunOne(); }, work)) return;
-  std::deque<Item> dropped;  // without the lock: they may own what posts
+  std::deque<Item> dropped;  // destroyed without the lock: their destructors may post
   MutexLock lock(&mutex_);
   dropped.swap(queue_);
 }

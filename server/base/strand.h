@@ -1,4 +1,4 @@
-// Work that must run in order, on threads that are shared.
+// Functions that run in order, on shared threads.
 #ifndef NNI_COMPRESSION_SERVER_BASE_STRAND_H_
 #define NNI_COMPRESSION_SERVER_BASE_STRAND_H_
 
@@ -12,9 +12,9 @@
 
 namespace nni_compression::server {
 
-// Runs functions one at a time in the order in which they were posted; what one wrote, the next
-// reads. After each function the strand goes to the back of the executor's queue, so that a busy
-// session takes turns with the others. Thread-safe. Lives as long as it has work.
+// Runs functions one at a time in the order in which they were posted; what one writes is visible
+// to the next. After each function the strand goes to the back of the executor's queue, so that a
+// busy session takes turns with the others. Thread-safe. Lives as long as it has work.
 class Strand : public std::enable_shared_from_this<Strand> {
  public:
   // `executor` outlives the strand's work.
@@ -23,8 +23,8 @@ class Strand : public std::enable_shared_from_this<Strand> {
   // `function` must not throw. It is dropped when the executor has stopped.
   void Post(std::function<void()> function, Work work = Work::kShort);
 
-  // The same for what takes microseconds: when nothing is under way it runs here and now, which
-  // spares waking a thread.
+  // The same for functions that take microseconds: an idle strand runs them at once on the calling
+  // thread, which saves waking another one.
   void RunOrPost(std::function<void()> function);
 
  private:
@@ -35,14 +35,14 @@ class Strand : public std::enable_shared_from_this<Strand> {
     Work work = Work::kShort;
   };
 
-  // Whether the function is the only one.
+  // Returns whether the strand was idle.
   bool Push(std::function<void()> function, Work work);
   void Schedule(Work work);
   void RunOne();
 
   Executor* const executor_;
   Mutex mutex_;
-  // The first is running or scheduled.
+  // The first one is running or scheduled.
   std::deque<Item> queue_ ABSL_GUARDED_BY(mutex_);
 };
 

@@ -37,7 +37,7 @@ void TimerThread::Run(std::function<void()> function) {
 }
 
 bool TimerThread::Cancel(const Id& id) {
-  std::function<void()> dropped;  // destroyed without the lock: it may own what calls back
+  std::function<void()> dropped;  // destroyed without the lock: its destructor may call back
   MutexLock lock(&mutex_);
   const auto it = functions_.find(id);
   if (it == functions_.end()) return false;

@@ -1,4 +1,4 @@
-// One thread for what has to happen soon or later: leases, stalled peers, memory that came free.
+// One thread for timers: leases, stalled peers, deadlines.
 #ifndef NNI_COMPRESSION_SERVER_BASE_TIMER_THREAD_H_
 #define NNI_COMPRESSION_SERVER_BASE_TIMER_THREAD_H_
 
@@ -15,8 +15,8 @@
 
 namespace nni_compression::server {
 
-// Runs short functions one after the other. Thread-safe. Functions may call every method but
-// Stop; they must not compute or wait, since all others are late then.
+// Runs short functions one after the other. Thread-safe. Functions may call every method except
+// Stop; they must not compute or block, since that delays all other timers.
 class TimerThread {
  public:
   // `clock` outlives the thread.
@@ -24,17 +24,17 @@ class TimerThread {
 
   ~TimerThread() { Stop(); }
 
-  // Drops the functions whose time has not come, and all later ones; nothing runs when it returns.
+  // Drops the functions that are not due yet, and all later ones; nothing runs when it returns.
   void Stop();
 
   using Id = std::pair<absl::Time, uint64_t>;
 
-  // Runs `function` when the clock shows `time`, or right away.
+  // Runs `function` when the clock reaches `time`, or at once if it has.
   Id RunAt(absl::Time time, std::function<void()> function);
   void Run(std::function<void()> function);
 
-  // Whether the function was still waiting; it is then not run. A function that is running at this
-  // moment goes on.
+  // Returns whether the function was still pending; it is then not run. A function that is running
+  // continues.
   bool Cancel(const Id& id);
 
   Clock* clock() const { return clock_; }
@@ -48,7 +48,7 @@ class TimerThread {
   std::map<Id, std::function<void()>> functions_ ABSL_GUARDED_BY(mutex_);
   uint64_t next_id_ ABSL_GUARDED_BY(mutex_) = 0;
   bool stopped_ ABSL_GUARDED_BY(mutex_) = false;
-  std::thread thread_;  // last: it uses the others
+  std::thread thread_;  // last: it uses the members above
 };
 
 }  // namespace nni_compression::server

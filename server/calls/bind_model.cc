@@ -67,7 +67,8 @@ absl::Status CheckRequest(const v1::BindModelRequest& request) {
   return absl::OkStatus();
 }
 
-// Two requests of one content have one fingerprint: a digest, as it outlives the process.
+// Requests with equal content have equal fingerprints. A digest, since it is stored and outlives
+// the process.
 std::string Fingerprint(const v1::BindModelRequest& request) {
   std::string bytes;
   {
@@ -127,20 +128,20 @@ std::optional<absl::Duration> Lease(const v1::BindModelRequest& request) {
 absl::StatusOr<SessionUse> Bind(UnaryCall& call, const v1::BindModelRequest& request,
                                 const std::string& fingerprint, std::shared_ptr<Strand> strand) {
   if (absl::Status status = CheckRequest(request); !status.ok()) return status;
-  // A retry takes no memory of its own: it has to succeed on a server that is full.
+  // A retry needs no memory of its own: it must succeed on a full server.
   absl::StatusOr<SessionUse> earlier =
       call.components()->sessions->FindRequest(call.tenant(), request.request_id(), fingerprint);
   if (!earlier.ok() || *earlier) return earlier;
-  SessionMemory memory(call.components()->budget.get(), call.memory_share());
+  SessionMemory memory(call.components()->budget.get(), call.memory_quota());
   const int64_t binding_bytes = BindingBytes(request);
-  if (absl::Status s = memory.Take(binding_bytes, "the session's layers"); !s.ok()) return s;
+  if (absl::Status s = memory.Reserve(binding_bytes, "the session's layers"); !s.ok()) return s;
   absl::StatusOr<compression::Binding> binding = ToBinding(request);
   if (!binding.ok()) return binding.status();
   if (call.cancelled()) return absl::CancelledError("cancelled");
   auto session = Session::Bind(*call.components()->registry, *std::move(binding),
                                [&call] { return call.cancelled(); });
   if (!session.ok()) return session.status();
-  if (absl::Status s = memory.Take(AnswerBytes(**session), "the session's masks and scales");
+  if (absl::Status s = memory.Reserve(AnswerBytes(**session), "the session's masks and scales");
       !s.ok()) {
     return s;
   }
@@ -159,8 +160,8 @@ absl::StatusOr<SessionUse> Bind(UnaryCall& call, const v1::BindModelRequest& req
                                              Lease(request), call.caller().quota);
 }
 
-// On the new session's strand. The answer waits until the session is stored; should that fail, it
-// never was.
+// On the new session's strand. The reply is sent once the session is stored; if storing fails, the
+// session does not exist.
 void FinishNew(const std::shared_ptr<UnaryCall>& call, SessionUse use,
                const v1::BindModelRequest& request, const std::string& fingerprint,
                v1::BindModelResponse* response) {
@@ -196,14 +197,15 @@ void BindModel(const std::shared_ptr<UnaryCall>& call, const v1::BindModelReques
           return Bind(*call, request, fingerprint, strand);
         });
         if (!use.ok()) return call->Finish(use.status());
-        if (&(*use)->strand() != strand.get()) {  // a retry gets the first one's session
+        if (&(*use)->strand() != strand.get()) {  // a retry gets the session of the first call
           const absl::Duration lease = call->components()->sessions->Times(**use).lease;
           return call->RunInSession(
               *std::move(use),
               [lease, response](SessionUse& first, Session& session) -> absl::Status {
                 if (first->state() != SessionState::kActive) {
                   return absl::UnavailableError(
-                      "the session that the first call bound is gone; retry");
+                      "the session that an earlier call with this request_id bound no longer "
+                      "exists; retry");
                 }
                 FillResponse(*first, session, lease, response);
                 return absl::OkStatus();

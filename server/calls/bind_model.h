@@ -9,8 +9,8 @@
 
 namespace nni_compression::server {
 
-// Validates and binds on the executor, then finishes the call. Request and response live until it
-// has.
+// Validates and binds on the executor, then finishes the call. Request and response live until
+// then.
 void BindModel(const std::shared_ptr<UnaryCall>& call,
                const nni::compression::v1::BindModelRequest& request,
                nni::compression::v1::BindModelResponse* response);

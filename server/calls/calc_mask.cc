@@ -17,14 +17,14 @@ absl::Status CalcMask::Configure(const Open& open) {
 }
 
 std::optional<compression::AlgorithmKind> CalcMask::KindFor(v1::TensorRole role) {
-  // A quantizer's session takes masks, too.
+  // Sessions of quantizers accept masks, too.
   if (role == v1::TENSOR_ROLE_MASK) return std::nullopt;
   return compression::AlgorithmKind::kPruner;
 }
 
 int64_t CalcMask::ResultBytes(const SessionRecord& record, int layer,
                               const v1::TensorHeader& header) const {
-  if (header.role() == v1::TENSOR_ROLE_MASK) return 0;  // it is the result
+  if (header.role() == v1::TENSOR_ROLE_MASK) return 0;  // the mask itself is the result
   return compression::ByteLength(compression::DataType::kBit, record.layer(layer).elements);
 }
 

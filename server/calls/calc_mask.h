@@ -34,7 +34,7 @@ class CalcMask {
       const nni::compression::v1::TensorHeader& header, const absl::Status& error);
 
  private:
-  std::optional<int64_t> epoch_;  // that the trainer believes in
+  std::optional<int64_t> epoch_;  // the trainer's, to be checked
 };
 
 using CalcMaskHandler = LayerHandler<CalcMask>;

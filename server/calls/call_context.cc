@@ -15,7 +15,7 @@
 namespace nni_compression::server {
 namespace {
 
-// Failures that are the server's own get attention, the others are the caller's.
+// The server's own failures are errors; those that callers cause are warnings or less.
 LogLevel LevelOf(absl::StatusCode code) {
   switch (code) {
     case absl::StatusCode::kOk:
@@ -29,13 +29,13 @@ LogLevel LevelOf(absl::StatusCode code) {
   }
 }
 
-// Who has no valid credentials is known by the address only.
+// A caller without valid credentials is identified by its address only.
 void LogRefusedCall(const grpc::ServerContextBase& context, absl::string_view method,
                     const std::string& tenant, const absl::Status& status) {
   const LogLevel level = tenant.empty() ? LogLevel::kWarning : LogLevel::kInfo;
   if (!IsLogged(level)) return;
   const std::string peer = context.peer();
-  // "ipv4:10.0.0.1:50000": every connection has a port of its own.
+  // Without the port of "ipv4:10.0.0.1:50000", which differs between connections.
   const std::string address = peer.substr(0, std::max(peer.find(':'), peer.rfind(':')));
   LogLimited(level, "call_refused", tenant.empty() ? address : tenant,
              {{"method", method},
@@ -62,9 +62,10 @@ absl::Status CallContext::CheckRevision(absl::string_view session, uint64_t stor
   }
   if (told <= stored) return absl::OkStatus();
   return absl::NotFoundError(absl::StrCat(
-      "session ", session, " is stored at revision ", stored, ", and its trainer was told of ",
-      told, ": the data directory is a restored backup, or the machine failed under ",
-      "--durability=process. Bind another session from what the trainer has"));
+      "session ", session, " is stored at revision ", stored, ", older than revision ", told,
+      " that its trainer has seen: the data directory is a restored backup, or the machine failed "
+      "under ",
+      "--durability=process. Bind a new session from the trainer's checkpoint"));
 }
 
 void CallContext::ReachedRevision(uint64_t revision) {
@@ -130,8 +131,8 @@ absl::Status Gate::Enter(const Caller& caller, CallKind kind) {
   MutexLock lock(&mutex_);
   if (closed_ && kind == CallKind::kCall) return absl::UnavailableError("the server is draining");
   if (calls_ >= max_calls_) {
-    return ExhaustedFor(kRetryWait,
-                        absl::StrCat("the server has ", calls_, " calls, as many as it may"));
+    return ExhaustedFor(kRetryWait, absl::StrCat("the server runs ", calls_, " calls; at most ",
+                                                 max_calls_, " may run"));
   }
   int64_t& calls = TenantOf(caller.tenant).calls;
   if (const std::optional<int64_t> limit = caller.quota.calls; limit && calls >= *limit) {

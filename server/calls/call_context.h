@@ -1,4 +1,4 @@
-// What every call has, and the gate that it comes in by.
+// The context of a call, and the gate that admits calls.
 #ifndef NNI_COMPRESSION_SERVER_CALLS_CALL_CONTEXT_H_
 #define NNI_COMPRESSION_SERVER_CALLS_CALL_CONTEXT_H_
 
@@ -27,19 +27,19 @@ namespace nni_compression::server {
 
 class Gate;
 
-// The metadata key by which a caller says what revision of its session it was told of, and the
-// trailer that tells it.
+// The trailer with the revision of the call's session, and the metadata key by which a caller
+// repeats the latest one that it has seen.
 inline constexpr char kRevisionKey[] = "nni-session-revision";
 
-// What becomes of a call after Gate::Close, and whether it counts.
+// Whether a call counts against the limits, and whether it is admitted after Gate::Close.
 enum class CallKind {
   kCall,   // counted; UNAVAILABLE after Close, which waits for it
-  kWatch,  // counted; let in even then, as it says that the gate is closed, and not waited for
-  kProbe,  // not counted, as it is over at once; let in even then
+  kWatch,  // counted; admitted after Close, to report NOT_SERVING; Close does not wait for it
+  kProbe,  // not counted, since it ends at once; admitted after Close
 };
 
-// A call that was let in. The gate counts it until it is destroyed. Thread-safe: a call may be
-// cancelled, and finish, on one thread while another finds out which session it is about.
+// An admitted call. The gate counts it until it is destroyed. Thread-safe: a call may be cancelled
+// and finish on one thread while another one finds its session.
 class CallContext {
  public:
   ~CallContext();
@@ -49,11 +49,11 @@ class CallContext {
   const std::string& method() const { return method_; }
   grpc::ServerContextBase* grpc() const { return context_; }
 
-  // What the call's memory is put on.
-  MemoryShare memory_share() const { return {account_, caller_.quota.memory}; }
+  // The quota that the call's memory is charged to.
+  MemoryQuota memory_quota() const { return {account_, caller_.quota.memory}; }
 
-  // What its tensors are counted by.
-  UploadShare upload_share() const { return {uploads_, caller_.quota.uploads}; }
+  // The quota that its uploaded tensors are counted against.
+  UploadQuota upload_quota() const { return {uploads_, caller_.quota.uploads}; }
 
   // For the log.
   void set_session(absl::string_view id) {
@@ -61,18 +61,18 @@ class CallContext {
     session_.assign(id.data(), id.size());
   }
 
-  // NOT_FOUND when the caller was told of a later revision of its session than the stored one: what
-  // it knows of it is not there any more. INVALID_ARGUMENT for metadata that is no number.
+  // NOT_FOUND when the caller has seen a later revision of its session than the stored one: the
+  // state that it knows is lost. INVALID_ARGUMENT for metadata that is not a number.
   absl::Status CheckRevision(absl::string_view session, uint64_t stored) const;
-  // For the trailer: the session is stored at this revision. Any thread.
+  // The session is stored at this revision; sets the trailer. Any thread.
   void ReachedRevision(uint64_t revision);
 
   // For the metrics: bytes of tensors. Any thread.
   void CountReceived(int64_t bytes) { metrics_->Received(bytes); }
   void CountSent(int64_t bytes) { metrics_->Sent(bytes); }
 
-  // The status to finish the call with, its trailers being set. Counts the call, and logs it:
-  // a failure always, a success at the level debug.
+  // The status to finish the call with. Sets its trailers, counts the call and logs it: a failure
+  // always, a success at the level debug.
   grpc::Status Finish(const absl::Status& status);
 
  private:
@@ -81,7 +81,7 @@ class CallContext {
               MethodMetrics* metrics)
       : gate_(gate), kind_(kind), context_(context), method_(method), metrics_(metrics) {}
 
-  absl::Duration Count(absl::StatusCode code);  // how long it took
+  absl::Duration Count(absl::StatusCode code);  // returns its duration
   std::string session() const {
     MutexLock lock(&mutex_);
     return session_;
@@ -95,14 +95,14 @@ class CallContext {
   std::shared_ptr<MemoryAccount> account_;
   std::shared_ptr<UploadMeter> uploads_;
   MethodMetrics* const metrics_;
-  // Not the clock of leases, which may be set.
+  // Not the clock of leases, which tests move.
   const std::chrono::steady_clock::time_point start_ = std::chrono::steady_clock::now();
   mutable Mutex mutex_;
   std::string session_ ABSL_GUARDED_BY(mutex_);
-  uint64_t revision_ ABSL_GUARDED_BY(mutex_) = 0;  // 0: nothing to tell
+  uint64_t revision_ ABSL_GUARDED_BY(mutex_) = 0;  // 0: none to send
 };
 
-// Lets calls in. Thread-safe; outlives its calls.
+// Admits calls. Thread-safe; outlives its calls.
 class Gate {
  public:
   // `metrics` and `clock` outlive the gate.
@@ -113,13 +113,13 @@ class Gate {
         metrics_(metrics),
         clock_(clock) {}
 
-  // Asks the authenticator. RESOURCE_EXHAUSTED above max_calls and above the tenant's quota; a
-  // refusal is counted. `method` is one of the server's.
+  // Authenticates the caller. RESOURCE_EXHAUSTED above max_calls and above the tenant's quota;
+  // refused calls are counted. `method` is one of the server's.
   absl::StatusOr<std::unique_ptr<CallContext>> Admit(grpc::ServerContextBase* context,
                                                      absl::string_view method,
                                                      CallKind kind = CallKind::kCall);
 
-  // What a tenant's memory is put on.
+  // The account that a tenant's memory is charged to.
   std::shared_ptr<MemoryAccount> Account(const std::string& tenant);
 
   struct Use {
@@ -127,16 +127,16 @@ class Gate {
     int64_t memory = 0;   // bytes
     int64_t uploads = 0;  // in the last second
   };
-  // Of every tenant that has called, or has an account.
+  // The usage of every tenant that has called or has an account.
   std::map<std::string, Use> Uses() const;
 
-  // Lets no more calls in.
+  // Admits no more calls.
   void Close();
 
   bool open() const;
-  int calls() const;  // that run, watches among them
+  int calls() const;  // running ones, including watches
 
-  // Waits until no call is left that needs an open gate, or for `timeout`; says whether none is.
+  // Waits up to `timeout` until only watches are left; returns whether that is so.
   bool WaitUntilEmpty(absl::Duration timeout);
 
  private:
@@ -162,7 +162,7 @@ class Gate {
   const Clock* const clock_;
   mutable Mutex mutex_;
   CondVar changed_;
-  // They stay: there are no more than credentials.
+  // Never removed: there are no more of them than credentials.
   std::map<std::string, Tenant> tenants_ ABSL_GUARDED_BY(mutex_);
   int calls_ ABSL_GUARDED_BY(mutex_) = 0;
   int watches_ ABSL_GUARDED_BY(mutex_) = 0;  // of these

@@ -12,7 +12,7 @@
 namespace nni_compression::server {
 namespace {
 
-// From a call that only looks something up to an upload of many GB.
+// From a mere lookup to an upload of many GB.
 const prometheus::Histogram::BucketBoundaries& Seconds() {
   static const auto* const bounds = new prometheus::Histogram::BucketBoundaries{
       0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300};
@@ -38,11 +38,11 @@ CallMetrics::CallMetrics(const compression::Registry& algorithms) {
                       .Register(registry_);
   auto& received = prometheus::BuildCounter()
                        .Name("nni_compression_tensor_received_bytes_total")
-                       .Help("Bytes of tensors that came, by method.")
+                       .Help("Bytes of tensors received, by method.")
                        .Register(registry_);
   auto& sent = prometheus::BuildCounter()
                    .Name("nni_compression_tensor_sent_bytes_total")
-                   .Help("Bytes of results that were sent, by method.")
+                   .Help("Bytes of results sent, by method.")
                    .Register(registry_);
   for (const auto* service :
        {nni::compression::v1::BindModelRequest::descriptor()->file()->FindServiceByName(
@@ -63,9 +63,7 @@ CallMetrics::CallMetrics(const compression::Registry& algorithms) {
   }
   auto& compute = prometheus::BuildCounter()
                       .Name("nni_compression_compute_seconds_total")
-                      .Help(
-                          "Time that tasks of sessions took on threads that compute, by "
-                          "algorithm.")
+                      .Help("Time that tasks of sessions took on compute threads, by algorithm.")
                       .Register(registry_);
   for (const compression::AlgorithmInfo* info : algorithms.List()) {
     compute_seconds_[info->name] = &compute.Add({{"algorithm", info->name}});
@@ -78,7 +76,7 @@ MethodMetrics* CallMetrics::Find(absl::string_view method) {
 }
 
 void CallMetrics::Computed(absl::string_view algorithm, absl::Duration time) {
-  // A stored session's algorithm may be one that this server does not have.
+  // This server may lack the algorithm of a stored session.
   const auto found = compute_seconds_.find(algorithm);
   if (found != compute_seconds_.end()) found->second->Increment(absl::ToDoubleSeconds(time));
 }

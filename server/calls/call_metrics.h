@@ -1,4 +1,4 @@
-// What calls did, counted as they do it.
+// Metrics of calls.
 #ifndef NNI_COMPRESSION_SERVER_CALLS_CALL_METRICS_H_
 #define NNI_COMPRESSION_SERVER_CALLS_CALL_METRICS_H_
 
@@ -21,27 +21,26 @@
 
 namespace nni_compression::server {
 
-// What happened to the calls of one method. Thread-safe; counting takes no lock but that of the
-// histogram, once a call.
+// Counters of one method. Thread-safe; the only lock is that of the histogram, taken once per call.
 class MethodMetrics {
  public:
-  // A call ended, or was refused. `duration` is from its admission.
+  // A call has ended or was refused. `duration` starts at its admission.
   void Ended(absl::StatusCode code, absl::Duration duration);
 
-  // Bytes of tensors, whichever way they came: a socket, shared memory.
+  // Bytes of tensors, over a socket or by shared memory.
   void Received(int64_t bytes) { received_->Increment(static_cast<double>(bytes)); }
   void Sent(int64_t bytes) { sent_->Increment(static_cast<double>(bytes)); }
 
  private:
   friend class CallMetrics;
-  std::array<prometheus::Counter*, 17> calls_ = {};  // by code
+  std::array<prometheus::Counter*, 17> calls_ = {};  // by status code
   prometheus::Histogram* seconds_ = nullptr;
   prometheus::Counter* received_ = nullptr;
   prometheus::Counter* sent_ = nullptr;
 };
 
-// Labels have the names of the services' descriptors, of status codes and of the registry only,
-// so that nobody who calls can make more of them; all exist, as 0, from the start. Thread-safe.
+// Labels come from the service descriptors, the status codes and the registry only, so that callers
+// cannot add label values; all exist, as 0, from the start. Thread-safe.
 class CallMetrics {
  public:
   explicit CallMetrics(const compression::Registry& algorithms);
@@ -50,7 +49,7 @@ class CallMetrics {
   // has no such method. Lives as long as the metrics.
   MethodMetrics* Find(absl::string_view method);
 
-  // A task of a session took `time` on a thread that computes.
+  // A task of a session took `time` on a compute thread.
   void Computed(absl::string_view algorithm, absl::Duration time);
 
   std::vector<prometheus::MetricFamily> Collect() const { return registry_.Collect(); }

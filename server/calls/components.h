@@ -1,4 +1,4 @@
-// What all calls of a server work with.
+// The components of a server that its calls use.
 #ifndef NNI_COMPRESSION_SERVER_CALLS_COMPONENTS_H_
 #define NNI_COMPRESSION_SERVER_CALLS_COMPONENTS_H_
 
@@ -24,7 +24,7 @@
 
 namespace nni_compression::server {
 
-// Owned by the Server, which outlives every call. All of it is thread-safe.
+// Owned by the Server, which outlives every call. All members are thread-safe.
 struct Components {
   const compression::Registry* registry = nullptr;
   const ExternalAlgorithms* external = nullptr;
@@ -43,15 +43,15 @@ struct Components {
   int64_t min_upload_rate = 0;  // bytes a second
   std::string version;
 
-  // Where a session of the algorithm runs.
+  // The executor of sessions of this algorithm.
   Executor* executor_of(absl::string_view algorithm) const {
     Executor* const own = external->ExecutorOf(algorithm);
     return own != nullptr ? own : executor;
   }
 
   StreamCall::Environment environment(const CallContext& context) const {
-    return {budget.get(),           timers,         executor, stall_timeout, context.memory_share(),
-            context.upload_share(), min_upload_rate};
+    return {budget.get(),           timers,         executor, stall_timeout, context.memory_quota(),
+            context.upload_quota(), min_upload_rate};
   }
 };
 

@@ -22,10 +22,10 @@ namespace {
 
 constexpr int64_t kPieceBytes = wire::kChunkBytes;
 
-// What planning takes for each layer and tensor, until the plan says what it needs.
+// Memory of planning per layer and tensor, until the plan states what it needs.
 constexpr int64_t kPlannedBytes = 1 << 10;
 
-// The options, as they were parsed and as JSON.
+// The options, both parsed and as JSON.
 constexpr int64_t kOptionsCopies = 2;
 
 }  // namespace
@@ -66,7 +66,7 @@ absl::StatusOr<TensorSink::Admission> ExportHandler::OnHeader(const v1::TensorHe
                         static_cast<DataType>(header.dtype()),
                         {header.shape().begin(), header.shape().end()},
                         static_cast<int64_t>(header.byte_length())});
-  // A quantized weight is made beside the one that came.
+  // A quantized weight is a second buffer next to the one received.
   const SessionRecord& record = session_.record();
   const bool quantized = record.kind() == compression::AlgorithmKind::kQuantizer &&
                          record.FindLayer(header.layer()).has_value();
@@ -81,8 +81,8 @@ absl::Status ExportHandler::CheckTensorHeader(const v1::TensorHeader& header) {
     return status;
   }
   if (!names_.insert(header.layer()).second) {
-    return absl::InvalidArgumentError(
-        absl::StrCat(path, " is '", header.layer(), "', as was another's; it must be unique"));
+    return absl::InvalidArgumentError(absl::StrCat(
+        path, " is '", header.layer(), "', which an earlier header has, too; it must be unique"));
   }
   if (header.role() != v1::TENSOR_ROLE_WEIGHT) {
     return absl::InvalidArgumentError(absl::StrCat("headers: role of tensor ", header.index(),
@@ -95,7 +95,7 @@ absl::Status ExportHandler::CheckTensorHeader(const v1::TensorHeader& header) {
   }
   const auto dtype = ToDataType(header.dtype(), absl::StrCat("dtype of tensor ", header.index()));
   if (!dtype.ok()) return dtype.status();
-  // A model's scalars, such as counters, pass through too.
+  // Scalars of a model, such as counters, pass through, too.
   const auto scalar_bytes = static_cast<uint64_t>(compression::ByteLength(*dtype, 1));
   if (header.shape().empty() && header.byte_length() == scalar_bytes) return absl::OkStatus();
   return CheckTensor(
@@ -104,12 +104,12 @@ absl::Status ExportHandler::CheckTensorHeader(const v1::TensorHeader& header) {
 }
 
 absl::Status ExportHandler::OnTensor(ReceivedTensor tensor) {
-  if (order_[arrived_] != tensor.header.index()) {
+  if (order_[received_] != tensor.header.index()) {
     return absl::InvalidArgumentError(absl::StrCat("commits: tensor ", tensor.header.index(),
-                                                   " came before tensor ", order_[arrived_],
+                                                   " came before tensor ", order_[received_],
                                                    "; payloads come in the order of the headers"));
   }
-  ++arrived_;
+  ++received_;
   session_.CountReceived(tensor.bytes.size());
   Plan();
   call_->Run(*strand_,
@@ -169,8 +169,8 @@ absl::Status ExportHandler::OnAbandoned(const v1::TensorHeader& header) {
 
 absl::StatusOr<Reservation> ExportHandler::Reserve(int64_t bytes) {
   if (bytes <= 0) return Reservation();
-  return components_->budget->ReserveNow(bytes, share_, MemoryUse::kBookkeeping,
-                                         "the bookkeeping of an export");
+  return components_->budget->ReserveNow(bytes, quota_, MemoryUse::kBookkeeping,
+                                         "the bookkeeping of the export");
 }
 
 void ExportHandler::OnEnd() {
@@ -210,7 +210,7 @@ absl::StatusOr<Reply> ExportHandler::Pump() {
     for (size_t i = payloads; i < reply.payloads.size(); ++i) {
       produced += reply.payloads[i].bytes.size();
     }
-    // A tensor's memory goes back with its own bytes, at once where none are left of it.
+    // A tensor's reservation is released with its last byte, or at once if none are left.
     if (reply.payloads.size() == payloads) reply.memory.reset();
     if (reply.memory != nullptr) break;
   }

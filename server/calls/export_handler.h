@@ -16,15 +16,16 @@
 
 namespace nni_compression::server {
 
-// Plans the files once all headers are there, and then produces them piece by piece as the client
-// takes them; a tensor is sent from where it arrived. Only the planning runs in the session. What
-// is planned runs code of the session's algorithm, so it is used, and let go of, where that runs.
+// Plans the files once all headers are received, then produces them piece by piece as the client
+// reads them; a tensor is sent from the buffer that received it. Only the planning runs in the
+// session. The plan runs code of the session's algorithm, so it is used and destroyed on that
+// algorithm's executor.
 class ExportHandler final : public StreamHandler {
  public:
   ExportHandler(Components* components, const std::shared_ptr<CallContext>& context,
                 StreamCall* call)
       : components_(components),
-        share_(context->memory_share()),
+        quota_(context->memory_quota()),
         call_(call),
         session_(components, context, call) {}
 
@@ -41,40 +42,42 @@ class ExportHandler final : public StreamHandler {
 
   absl::Status CheckTensorHeader(const nni::compression::v1::TensorHeader& header);
 
-  // Once: no more headers may come.
+  // Called once; no more headers are accepted after it.
   void Plan();
-  // Memory beside the tensors. RESOURCE_EXHAUSTED.
+  // Memory in addition to the tensors. RESOURCE_EXHAUSTED.
   absl::StatusOr<Reservation> Reserve(int64_t bytes);
 
-  // On strand_, from here on. Produces about a message, when one is wanted and can be.
+  // On strand_, from here on. Produces about one message, if the client is ready for it and the
+  // tensors that it needs are here.
   absl::StatusOr<Reply> Pump();
-  // Hands tensors to a plan that makes its files of all of them; says whether the files are there.
+  // Passes tensors to a plan whose files depend on all of them; returns whether the files are
+  // ready.
   absl::StatusOr<bool> Observe();
   absl::Status ProduceSegment(const compression::Segment& segment, Reply* reply);
   void BeginFile(const compression::ExportFile& file, Reply* reply);
 
   Components* const components_;
-  const MemoryShare share_;
+  const MemoryQuota quota_;
   StreamCall* const call_;
   SessionScope session_;
 
-  // Of the reading side.
+  // Used by the reading side.
   const compression::Exporter* exporter_ = nullptr;
   nlohmann::json options_;
   Reservation options_memory_;
   std::vector<compression::ExportTensor> announced_;
   std::vector<uint32_t> order_;  // indices of announced_
   std::set<std::string> names_;
-  size_t arrived_ = 0;
+  size_t received_ = 0;
   bool planned_ = false;
 
-  // Its executor is the one of the session's algorithm.
+  // On the executor of the session's algorithm.
   std::shared_ptr<Strand> strand_;
 
-  // Of strand_.
+  // Used on strand_.
   compression::ExportPlan plan_;
-  Reservation memory_;        // what it takes
-  bool ready_ = false;        // plan_ is there
+  Reservation memory_;        // of plan_
+  bool ready_ = false;        // plan_ is set
   bool half_closed_ = false;  // no more tensors
   std::deque<ReceivedTensor> tensors_;
   int observed_ = 0;  // tensors

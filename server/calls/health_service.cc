@@ -20,13 +20,13 @@ bool IsKnown(const std::string& service) { return service.empty() || service == 
 
 }  // namespace
 
-// One Watch call. Its methods are called under the service's mutex, gRPC's reactions come without.
+// One Watch call. Its methods are called with the service's mutex held, gRPC's reactions without.
 class HealthService::Watcher final : public grpc::ServerWriteReactor<HealthCheckResponse> {
  public:
   Watcher(HealthService* service, std::unique_ptr<CallContext> call, bool known)
       : service_(service), call_(std::move(call)), known_(known) {}
 
-  // Starts the next write or the end, if one is due and none is on its way.
+  // Starts the next write or finishes, if that is due and no write is running.
   void Advance(bool serving, bool ended) {
     if (finished_ || writing_) return;
     const Status status = !known_   ? HealthCheckResponse::SERVICE_UNKNOWN
@@ -93,7 +93,7 @@ grpc::ServerUnaryReactor* HealthService::Check(grpc::CallbackServerContext* cont
   const auto call = gate_->Admit(context, "grpc.health.v1.Health/Check", CallKind::kProbe);
   absl::Status status = call.status();
   if (status.ok() && !IsKnown(request->service())) {
-    status = absl::NotFoundError("the server has no such service");
+    status = absl::NotFoundError("the server does not have this service");
   }
   {
     MutexLock lock(&mutex_);

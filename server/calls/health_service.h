@@ -1,4 +1,4 @@
-// grpc.health.v1, behind the same authenticator as everything else.
+// grpc.health.v1, behind the same authenticator as all other services.
 #ifndef NNI_COMPRESSION_SERVER_CALLS_HEALTH_SERVICE_H_
 #define NNI_COMPRESSION_SERVER_CALLS_HEALTH_SERVICE_H_
 
@@ -17,10 +17,10 @@ class HealthService final : public grpc::health::v1::Health::CallbackService {
   // `gate` outlives the service.
   explicit HealthService(Gate* gate) : gate_(gate) {}
 
-  // From now on NOT_SERVING; who watches is told.
+  // Reports NOT_SERVING from now on, to running watches as well.
   void StopServing();
 
-  // Ends the watches, which would go on for ever, and lets no new ones in.
+  // Ends the watches, which would never end by themselves, and admits no new ones.
   void EndWatches();
 
  private:

@@ -1,4 +1,4 @@
-// CalcMask and QuantizeWeight: tensors of layers in, an answer to each out.
+// CalcMask and QuantizeWeight: tensors of layers in, one answer to each out.
 #ifndef NNI_COMPRESSION_SERVER_CALLS_LAYER_HANDLER_H_
 #define NNI_COMPRESSION_SERVER_CALLS_LAYER_HANDLER_H_
 
@@ -11,28 +11,28 @@
 
 namespace nni_compression::server {
 
-// Answers every tensor by itself, as soon as it is there. A Method says what is computed:
+// Answers every tensor separately, as soon as it is received. A Method defines what is computed:
 //
 //   using Open = ...;                       // the message that opens the call
-//   using Result = ...;                     // what the session answers
-//   static constexpr TensorRole kRoles[];   // of its tensors
-//   // Of the session's algorithm; of any tensor, and of one with this role. Another ends the call.
+//   using Result = ...;                     // what the session returns
+//   static constexpr TensorRole kRoles[];   // roles that its tensors may have
+//   // The kind that the session's algorithm must have: for the call, for a tensor of this role.
 //   static std::optional<AlgorithmKind> Kind();
 //   static std::optional<AlgorithmKind> KindFor(TensorRole);
 //   absl::Status Configure(const Open&);
-//   // Of the result of a tensor that was checked.
+//   // Of the result of a tensor that passed the checks.
 //   int64_t ResultBytes(const SessionRecord&, int layer, const TensorHeader&) const;
-//   // FAILED_PRECONDITION when the trainer believes in another epoch or step than the session's.
+//   // FAILED_PRECONDITION when the trainer's epoch or step is not the session's.
 //   absl::Status CheckClock(const Session&) const;
-//   // An error is the layer's alone.
+//   // An error fails this layer only.
 //   absl::StatusOr<Result> Compute(Session&, ReceivedTensor&) const;
 //   // An error ends the call.
 //   absl::StatusOr<Reply> Answer(const Session&, const ReceivedTensor&, Result, const
 //   LayerTensors&);
-//   // The fields of an answer that has none of this.
+//   // The fields of an error answer.
 //   static std::unique_ptr<MessageLite> Refusal(const TensorHeader&, const absl::Status&);
 //
-// What takes a Session runs on its strand.
+// Functions with a Session parameter run on its strand.
 template <typename Method>
 class LayerHandler final : public StreamHandler {
  public:
@@ -43,7 +43,7 @@ class LayerHandler final : public StreamHandler {
  private:
   using TensorHeader = nni::compression::v1::TensorHeader;
 
-  // Computing on fewer bytes takes no longer than the small calls that would wait for it.
+  // Work on fewer bytes is as short as the small calls that would wait for it.
   static constexpr int64_t kLongWorkBytes = 4 << 20;
 
   absl::StatusOr<bool> OnOpen(wire::MessageReader& reader) override {

@@ -57,10 +57,10 @@ void LayerTensors::AddResult(const ReceivedTensor& request, compression::Buffer 
   Payload payload;
   payload.index = header->index();
   payload.total = header->byte_length();
-  if (request.crc32) payload.crc32 = Crc32(bytes);  // who checks one way checks both
+  if (request.crc32) payload.crc32 = Crc32(bytes);  // a client that sends checksums gets them, too
   const v1::SharedPlace& place = request.header.result_place();
   const bool main = header->role() != v1::TENSOR_ROLE_SCALE &&
-                    header->role() != v1::TENSOR_ROLE_ZERO_POINT;  // these are small
+                    header->role() != v1::TENSOR_ROLE_ZERO_POINT;  // zero points are small
   if (main && request.header.has_result_place() && header->byte_length() <= place.capacity()) {
     const auto to =
         components_->regions->Find(tenant_, place, header->byte_length(), /*writable=*/true);
@@ -68,7 +68,7 @@ void LayerTensors::AddResult(const ReceivedTensor& request, compression::Buffer 
       std::memcpy(to->data(), bytes.data(), static_cast<size_t>(bytes.size()));
       header->mutable_shared_memory()->set_region(place.region());
       header->mutable_shared_memory()->set_offset(place.offset());
-      payload.offset = payload.total;  // only the commit is left
+      payload.offset = payload.total;  // only the commit remains
       bytes = {};
     }
   }
@@ -86,11 +86,11 @@ absl::Status LayerTensors::Keep(const v1::TensorHeader& header, const compressio
   if (!header.digest().empty() && TensorDigest::Of(header, bytes) != header.digest()) {
     return absl::DataLossError(absl::StrCat("digest of tensor ", header.index(), " ('",
                                             Printable(header.layer(), 128),
-                                            "') is not that of the bytes that came"));
+                                            "') does not match the bytes received"));
   }
-  memory.Uncharge();  // it goes when others need it
+  memory.Uncharge();  // it is evicted when others need the memory
   components_->weights->Keep(tenant_, header, bytes, std::move(memory));
-  // Those who wait already asked for what was here before.
+  // Requests that wait for memory have reclaimed before this weight was cached, so reclaim again.
   if (components_->budget->waiting() > 0) components_->weights->Reclaim(bytes.size());
   return absl::OkStatus();
 }

@@ -45,7 +45,7 @@ class QuantizeWeight {
       nni::compression::v1::QuantizeWeightResponse* fields);
 
   compression::QuantizeReply reply_ = compression::QuantizeReply::kCodes;
-  std::optional<int64_t> step_;  // that the trainer believes in
+  std::optional<int64_t> step_;  // the trainer's, to be checked
   uint32_t next_index_ = 0;      // of the tensors sent; on the session's strand
 };
 

@@ -30,7 +30,7 @@ using WithStreamMethods = nni::compression::v1::CompressionService::WithRawCallb
         nni::compression::v1::CompressionService::WithRawCallbackMethod_Step<
             nni::compression::v1::CompressionService::WithRawCallbackMethod_Export<Base>>>>;
 
-// Routes calls through the gate to what handles them. Thread-safe.
+// Routes calls through the gate to their handlers. Thread-safe.
 class Service final : public WithUnaryMethods<
                           WithStreamMethods<nni::compression::v1::CompressionService::Service>> {
  public:

@@ -24,7 +24,7 @@ constexpr int kMaxFingerprints = 65536;
 constexpr int kDefaultPage = 100;
 constexpr int kMaxPage = 1000;
 
-// A page ends early rather than not fit into a message.
+// A page ends early if it would not fit into a message.
 constexpr size_t kMaxPageBytes = 3 << 20;
 
 void FillLive(Components* components, const SessionRecord& record, const Session& session,
@@ -34,7 +34,7 @@ void FillLive(Components* components, const SessionRecord& record, const Session
   ToProto(session.plan(), session.binding().layers, response->mutable_plan());
 }
 
-// An operator's calls find the sessions of all tenants.
+// Calls of an operator find the sessions of all tenants.
 std::string TenantOf(const UnaryCall& call, const std::string& id) {
   if (!call.caller().admin) return call.tenant();
   return call.components()->sessions->TenantOf(id).value_or(call.tenant());
@@ -51,16 +51,16 @@ v1::Session LastReport(SessionStore* sessions, SessionRecord& record, SessionSta
   return report;
 }
 
-// Without its layers where there is no memory for them.
+// Without its layers if there is no memory for them.
 v1::Session LastReportOrLess(SessionStore* sessions, SessionRecord& record, SessionState state) {
   absl::StatusOr<v1::Session> report = CatchExceptions(
       [&]() -> absl::StatusOr<v1::Session> { return LastReport(sessions, record, state); });
   if (report.ok()) return *std::move(report);
-  record.Retire();  // its memory may be what is missing
+  record.Retire();  // frees its memory, which may be what is missing
   return LastReport(sessions, record, state);
 }
 
-// A session that cannot be loaded ends with what its catalogue entry says.
+// A session that cannot be loaded ends with the report in its catalogue entry.
 void StoreEnd(const Components& components, const std::shared_ptr<SessionRecord>& record,
               SessionState state, DurableSessions::Done done) {
   record->strand().Post([durable = components.durable, sessions = components.sessions, record,
@@ -81,12 +81,12 @@ void FindWeights(const std::shared_ptr<UnaryCall>& call, const v1::FindWeightsRe
   absl::StatusOr<SessionUse> use =
       call->components()->sessions->Use(call->tenant(), request.session_id());
   if (!use.ok()) return call->Finish(use.status());
-  // Of a session that was not read yet the kind is unknown; a hint may be wrong.
+  // The kind of a session that is not loaded is unknown. It is a hint only and may be wrong.
   const bool for_pruner =
       !(*use)->loaded() || (*use)->kind() == compression::AlgorithmKind::kPruner;
   call->components()->weights->Ask(
       call->tenant(), {request.fingerprints().begin(), request.fingerprints().end()}, for_pruner,
-      // In use until the digests are there, so that the session does not expire.
+      // In use until the digests are computed, so that the session does not expire.
       [call, response,
        use = std::make_shared<SessionUse>(*std::move(use))](const std::vector<bool>& kept) {
         for (const bool one : kept) response->add_may_have(one);
@@ -110,7 +110,7 @@ void UpdateEpoch(const std::shared_ptr<UnaryCall>& call, const v1::UpdateEpochRe
 
 void KeepAlive(const std::shared_ptr<UnaryCall>& call, const v1::KeepAliveRequest& request,
                v1::KeepAliveResponse* response) {
-  // Not on the strand: a session that computes is alive, and its trainer should hear so now.
+  // Not on the strand: a session that computes is alive, and the trainer should get its answer now.
   const absl::StatusOr<SessionUse> use =
       call->components()->sessions->Use(call->tenant(), request.session_id());
   if (use.ok())
@@ -140,7 +140,7 @@ void GetSession(const std::shared_ptr<UnaryCall>& call, const v1::GetSessionRequ
       held->Drop();
       return call->Finish(loaded);
     }
-    // The strand knows the state of both: the report was written there, too.
+    // Both are read on the strand, where the report was written.
     record->strand().Post([call, record, held, response] {
       const absl::Status status = CatchExceptions([&] {
         if (record->session() != nullptr) {
@@ -201,7 +201,7 @@ void CloseSession(const std::shared_ptr<UnaryCall>& call, const v1::CloseSession
         [call, held](const absl::Status& status) {
           const std::shared_ptr<SessionRecord> record = held->record();
           held->Drop();
-          // A session that ended meanwhile is closed, too.
+          // A session that has ended in the meantime counts as closed.
           const bool ended = status.ok() || absl::IsNotFound(status);
           call->Finish(ended ? call->components()->sessions->Close(record->tenant(), record->id())
                              : status);
@@ -223,7 +223,8 @@ void ListAlgorithms(const std::shared_ptr<UnaryCall>& call, const v1::ListAlgori
 void ListTenants(const std::shared_ptr<UnaryCall>& call, const v1::ListTenantsRequest&,
                  v1::ListTenantsResponse* response) {
   if (!call->caller().admin) {
-    return call->Finish(absl::PermissionDeniedError("only operators see what tenants use"));
+    return call->Finish(
+        absl::PermissionDeniedError("only operators may list the usage of tenants"));
   }
   std::map<std::string, v1::TenantUse> tenants;
   for (const auto& [name, use] : call->components()->gate->Uses()) {

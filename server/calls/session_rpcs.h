@@ -1,4 +1,4 @@
-// The unary calls on sessions that exist.
+// The unary calls on existing sessions.
 #ifndef NNI_COMPRESSION_SERVER_CALLS_SESSION_RPCS_H_
 #define NNI_COMPRESSION_SERVER_CALLS_SESSION_RPCS_H_
 
@@ -37,7 +37,7 @@ void ListTenants(const std::shared_ptr<UnaryCall>& call,
                  const nni::compression::v1::ListTenantsRequest& request,
                  nni::compression::v1::ListTenantsResponse* response);
 
-// What SessionStore does with a session that ended: its strand writes the last report and frees the
+// The `retire` callback of SessionStore: the session's strand writes the last report and frees the
 // memory.
 void RetireSession(const Components& components, const std::shared_ptr<SessionRecord>& record);
 

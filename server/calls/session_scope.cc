@@ -17,7 +17,7 @@ using compression::Session;
 
 namespace {
 
-// What the answer to a digest takes.
+// Memory of the answer to a digest.
 constexpr int64_t kDigestAnswerBytes = 256;
 
 }  // namespace
@@ -55,7 +55,7 @@ absl::StatusOr<Reply> SessionScope::Compute(
     absl::FunctionRef<absl::StatusOr<Reply>(Session&)> task) {
   Session* const session = record().session();
   if (session == nullptr) return NoSession(record());
-  // Not the wall clock, which may be set meanwhile.
+  // Not the system clock, which may be set in the meantime.
   const auto start = std::chrono::steady_clock::now();
   absl::StatusOr<Reply> reply = CatchExceptions([&] { return task(*session); });
   const absl::Duration time = absl::FromChrono(std::chrono::steady_clock::now() - start);
@@ -120,7 +120,7 @@ absl::Status SessionScope::CheckSuggestions(const std::string& name) {
 absl::Status SessionScope::WhyNot(Session& session, const std::string& name) const {
   const absl::StatusOr<int> layer = session.FindLayer(name);
   if (!layer.ok()) return layer.status();
-  // It is not compressed; the session says so before it looks at anything else.
+  // The layer is not compressed; the session returns that error before it checks anything else.
   if (record().kind() == compression::AlgorithmKind::kPruner) {
     return session.CalcMask(*layer, at::Tensor()).status();
   }
@@ -130,7 +130,8 @@ absl::Status SessionScope::WhyNot(Session& session, const std::string& name) con
 void SessionScope::AnswerDigest(const v1::TensorHeader& header, bool have,
                                 Reservation& bookkeeping) {
   if (header.digest().empty()) return;
-  auto fields = std::make_unique<v1::CalcMaskResponse>();  // all responses have answers there
+  auto fields = std::make_unique<v1::CalcMaskResponse>();  // the field of answers is the same in
+                                                           // all responses
   v1::TensorAnswer* answer = fields->add_answers();
   answer->set_index(header.index());
   answer->set_answer(have ? v1::TensorAnswer::ANSWER_HAVE : v1::TensorAnswer::ANSWER_SEND);
@@ -141,7 +142,7 @@ void SessionScope::AnswerDigest(const v1::TensorHeader& header, bool have,
 }
 
 absl::StatusOr<Reservation> SessionScope::ReserveBookkeeping(int64_t bytes) {
-  return components_->budget->ReserveNow(bytes, context_->memory_share(), MemoryUse::kBookkeeping,
+  return components_->budget->ReserveNow(bytes, context_->memory_quota(), MemoryUse::kBookkeeping,
                                          "an answer");
 }
 

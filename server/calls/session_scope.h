@@ -22,23 +22,23 @@
 
 namespace nni_compression::server {
 
-// A handler's way to its session, whose lease it holds from Join to End. Threads as StreamHandler;
-// tasks run on the session's strand.
+// A handler's access to its session, whose lease is held from Join to End. Threads as
+// StreamHandler; tasks run on the session's strand.
 class SessionScope {
  public:
   // `components` and `call` outlive the scope.
   SessionScope(Components* components, std::shared_ptr<CallContext> context, StreamCall* call);
 
-  // Says whether the session is in memory; if not, the loader brings it there. NOT_FOUND.
+  // Returns whether the session is in memory; if not, the loader loads it. NOT_FOUND.
   absl::StatusOr<bool> Join(absl::string_view session_id);
   StreamHandler::Loader MakeLoader() const;
 
-  // Once it is in memory. NOT_FOUND when it has ended, FAILED_PRECONDITION when its algorithm is
-  // not of `kind`, if that is given.
+  // Called once it is in memory. NOT_FOUND when it has ended, FAILED_PRECONDITION when its
+  // algorithm is not of `kind`, if given.
   absl::Status CheckKind(std::optional<compression::AlgorithmKind> kind) const;
 
-  // Runs `task`, a StatusOr<Reply>(compression::Session&). Its reply is pushed once what it changed
-  // is stored; NOT_FOUND ends the call when the session has ended.
+  // Runs `task`, a StatusOr<Reply>(compression::Session&). Its reply is pushed once its changes are
+  // stored; NOT_FOUND ends the call when the session has ended.
   template <typename Task>
   void Run(Task task, Work work = Work::kShort) {
     call_->BeginTask(work);
@@ -50,24 +50,24 @@ class SessionScope {
             return call->EndTask(work, Reply());
           }
           absl::StatusOr<Reply> reply = Compute(*task);
-          task.reset();  // with the memory that it held, before the call can end
+          task.reset();  // frees the memory that it holds before the call can end
           Store(std::move(reply), work);
         },
         work);
   }
 
-  // What the header of a compressed layer's tensor comes to.
+  // The result of checking the header of a layer's tensor.
   struct Checked {
     std::optional<int> layer;
-    // Where there is no layer; OK: the session has to be asked why.
+    // Set when `layer` is not; OK: the session knows why.
     absl::Status error;
   };
   // Checks role, layer, dtype, shape and length.
   Checked Check(const nni::compression::v1::TensorHeader& header,
                 absl::Span<const nni::compression::v1::TensorRole> roles) const;
 
-  // Answers a header that failed with what `refuse` makes of the error, a Reply(const Status&):
-  // now, or when the session has said what is wrong. The other tensors continue.
+  // Answers a header that failed with the Reply that `refuse` makes of the Status: now, or once the
+  // session has returned the error. The other tensors continue.
   template <typename Answer>
   void Refuse(const nni::compression::v1::TensorHeader& header, const absl::Status& error,
               Answer refuse) {
@@ -79,21 +79,22 @@ class SessionScope {
     });
   }
 
-  // Tells the sender of a digest whether the payload is wanted; nothing without a digest.
+  // Answers a header with a digest: whether the payload has to be sent. Does nothing without a
+  // digest.
   void AnswerDigest(const nni::compression::v1::TensorHeader& header, bool have,
                     Reservation& bookkeeping);
 
-  // Memory for an answer that is not a tensor's. RESOURCE_EXHAUSTED.
+  // Memory for an answer that belongs to no tensor. RESOURCE_EXHAUSTED.
   absl::StatusOr<Reservation> ReserveBookkeeping(int64_t bytes);
 
-  // The catalogue's entry follows what the call did. In a task.
+  // Updates the catalogue entry to what the call did. In a task.
   void UpdateSummary(const compression::Session& session);
 
   // Any thread, while the call has tasks.
   void CountReceived(int64_t bytes);
   void CountSent(int64_t bytes);
 
-  // The handler has come to its end: gives up the session, once its entry is right.
+  // Called at the handler's end: releases the session once its catalogue entry is up to date.
   void End();
 
   bool joined() const { return record_ != nullptr; }
@@ -108,7 +109,7 @@ class SessionScope {
       absl::FunctionRef<absl::StatusOr<Reply>(compression::Session&)> task);
   void Store(absl::StatusOr<Reply> reply, Work work);
   absl::Status WhyNot(compression::Session& session, const std::string& name) const;
-  // NOT_FOUND for a layer that does not exist, once there were enough of them.
+  // NOT_FOUND for an unknown layer, without a suggestion after the first few of them.
   absl::Status CheckSuggestions(const std::string& name);
   absl::Status CheckAgainstBound(const nni::compression::v1::TensorHeader& header, int layer) const;
 

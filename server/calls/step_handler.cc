@@ -13,7 +13,7 @@ namespace v1 = ::nni::compression::v1;
 
 namespace {
 
-// Most that the fields of a channel, and of an entry beside its channels and names, take.
+// Upper bounds: the fields of a channel, and of an entry without its channels and names.
 constexpr uint64_t kStateChannelBytes = sizeof(float) + 5;
 constexpr uint64_t kEntryBytes = 192;
 
@@ -41,7 +41,7 @@ absl::StatusOr<bool> StepHandler::OnOpen(wire::MessageReader& reader) {
 absl::Status StepHandler::OnReady() {
   if (absl::Status status = session_.CheckKind(std::nullopt); !status.ok()) return status;
   MutexLock lock(&inputs_mutex_);
-  // Any layer may become stale.
+  // Every layer may become stale.
   for (int i = 0; i < session_.record().layer_count(); ++i) {
     if (session_.record().compressed(i))
       answer_bytes_ += 4 + session_.record().layer(i).name.size();
@@ -53,7 +53,7 @@ absl::StatusOr<TensorSink::Admission> StepHandler::OnHeader(const v1::TensorHead
                                                             Reservation& bookkeeping) {
   if (!header.digest().empty()) {
     return absl::InvalidArgumentError(absl::StrCat("headers: tensor ", header.index(),
-                                                   " has a digest; Step has no answer for one"));
+                                                   " has a digest; it must be empty in Step"));
   }
   const SessionScope::Checked checked =
       session_.Check(header, {v1::TENSOR_ROLE_RANGE, v1::TENSOR_ROLE_OUTPUT_RANGE,
@@ -112,7 +112,7 @@ absl::Status StepHandler::CountAnswer(uint64_t bytes) {
 
 absl::StatusOr<Reply> StepHandler::Apply(compression::Session& session) {
   MutexLock lock(&inputs_mutex_);
-  // Once more, since a half-close and a client that died look alike at first.
+  // Checked again, since a half-close and a dead client look alike at first.
   if (call_->cancelled()) return absl::CancelledError("cancelled");
   for (const Input& input : inputs_) {
     if (absl::Status status = CountAnswer(input.error.message().size()); !status.ok()) {
@@ -123,7 +123,7 @@ absl::StatusOr<Reply> StepHandler::Apply(compression::Session& session) {
     if (!input.tensor) continue;
     if (absl::Status status = VerifyChecksum(*input.tensor); !status.ok()) return status;
   }
-  // Before anything changes.
+  // Before any change.
   absl::StatusOr<Reservation> bookkeeping =
       session_.ReserveBookkeeping(static_cast<int64_t>(answer_bytes_));
   if (!bookkeeping.ok()) return bookkeeping.status();

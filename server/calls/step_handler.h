@@ -16,15 +16,15 @@
 namespace nni_compression::server {
 
 // Collects the tensors and applies them, in the order of their headers, when the client
-// half-closes: until then nothing changes. What is collected is as large as the answer may be, at
-// most, and a call that is sent more is ended.
+// half-closes: until then nothing changes. The collected data is bounded by the largest answer; a
+// call that exceeds it fails.
 class StepHandler final : public StreamHandler {
  public:
   StepHandler(Components* components, const std::shared_ptr<CallContext>& context, StreamCall* call)
       : call_(call), session_(components, context, call) {}
 
  private:
-  // A header and what came of it.
+  // A header, with its tensor or error.
   struct Input {
     nni::compression::v1::TensorHeader header;
     Reservation bookkeeping;
@@ -42,11 +42,11 @@ class StepHandler final : public StreamHandler {
   absl::Status OnHalfClose() override;
   void OnEnd() override { session_.End(); }
 
-  // Of the answer to an input.
+  // Size of the answer to an input.
   absl::Status CountAnswer(uint64_t bytes) ABSL_EXCLUSIVE_LOCKS_REQUIRED(inputs_mutex_);
   void SetError(size_t input, const absl::Status& error);
 
-  // In the session, from here on.
+  // On the session's strand, from here on.
   absl::StatusOr<Reply> Apply(compression::Session& session);
   void ApplyInput(compression::Session& session, bool applied, const Input& input,
                   nni::compression::v1::LayerParameters* out);
@@ -60,10 +60,10 @@ class StepHandler final : public StreamHandler {
   SessionScope session_;
   int64_t step_ = 0;
   int received_ = 0;
-  mutable Mutex inputs_mutex_;  // errors come from the session's strand, too
+  mutable Mutex inputs_mutex_;  // the session's strand adds errors, too
   std::vector<Input> inputs_ ABSL_GUARDED_BY(inputs_mutex_);
   absl::flat_hash_map<uint32_t, size_t> places_ ABSL_GUARDED_BY(inputs_mutex_);
-  uint64_t answer_bytes_ ABSL_GUARDED_BY(inputs_mutex_) = 0;  // at most
+  uint64_t answer_bytes_ ABSL_GUARDED_BY(inputs_mutex_) = 0;  // upper bound
 };
 
 }  // namespace nni_compression::server

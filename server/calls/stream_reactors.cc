@@ -5,7 +5,7 @@
 namespace nni_compression::server {
 namespace {
 
-// What both kinds of reactor share.
+// Common base of both kinds of reactor.
 template <typename Reactor>
 class StreamReactor : public Reactor, public StreamTransport {
  public:
@@ -13,7 +13,7 @@ class StreamReactor : public Reactor, public StreamTransport {
                 std::shared_ptr<StreamCall> call)
       : grpc_(grpc), context_(std::move(context)), call_(std::move(call)) {}
 
-  // gRPC calls no reaction before the method that made the reactor has returned.
+  // gRPC calls no reaction before the method that created the reactor has returned.
   void Begin() { call_->Start(this); }
 
   void StartRead(grpc::ByteBuffer* message) override { Reactor::StartRead(message); }

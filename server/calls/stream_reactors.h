@@ -1,4 +1,4 @@
-// gRPC's reactors around a StreamCall.
+// gRPC reactors that run a StreamCall.
 #ifndef NNI_COMPRESSION_SERVER_CALLS_STREAM_REACTORS_H_
 #define NNI_COMPRESSION_SERVER_CALLS_STREAM_REACTORS_H_
 
@@ -17,16 +17,16 @@ namespace nni_compression::server {
 using BidiReactor = grpc::ServerBidiReactor<grpc::ByteBuffer, grpc::ByteBuffer>;
 using ReadReactor = grpc::ServerReadReactor<grpc::ByteBuffer>;
 
-// Runs `call`; the reactor deletes itself when gRPC is done with it. `context` is what the call was
-// admitted with.
+// Runs `call`; the reactor deletes itself when gRPC is done with it. `context` is that of the
+// admission.
 BidiReactor* StartBidi(grpc::CallbackServerContext* grpc, std::shared_ptr<CallContext> context,
                        std::shared_ptr<StreamCall> call);
 
-// The same for a call with one reply, its last.
+// The same for a call with a single reply.
 ReadReactor* StartRead(grpc::CallbackServerContext* grpc, std::shared_ptr<CallContext> context,
                        std::shared_ptr<StreamCall> call, grpc::ByteBuffer* response);
 
-// Finish at once.
+// Reactors that finish at once.
 BidiReactor* RefuseBidi(const grpc::Status& status);
 ReadReactor* RefuseRead(const grpc::Status& status);
 

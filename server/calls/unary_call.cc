@@ -10,25 +10,25 @@
 #include "proto/wire/frames.h"
 #include "server/base/errors.h"
 #include "server/convert/grpc_status.h"
+#include "server/limits/memory_costs.h"
 #include "server/limits/parsed_size.h"
-#include "server/limits/prices.h"
 
 namespace nni_compression::server {
 namespace {
 
-// What a call does with each of so many layers is not worth another thread, unless it is external
-// code that does it.
+// Work on up to this many layers is not worth another thread, unless it is external code.
 constexpr size_t kFewLayers = 1000;
 
-// A request that fits into what every call is counted with, whatever is in it: two bytes become an
-// object of some 200. One that is parsed in microseconds; and one that takes long.
+// A request up to the first limit fits, parsed, into the memory that every call is charged,
+// whatever its content (two bytes may become an object of about 200). One up to the second is
+// parsed in microseconds; one above the third is parsed as long work.
 constexpr int64_t kTinyRequest = 200;
 constexpr int64_t kSmallRequest = 16 << 10;
 constexpr int64_t kLargeRequest = 256 << 10;
 
 }  // namespace
 
-// Keeps the call, and with it the reply's memory, until gRPC is done.
+// Keeps the call, and with it the reply's memory, alive until gRPC is done.
 class UnaryCall::Reactor final : public grpc::ServerUnaryReactor {
  public:
   void Keep(std::shared_ptr<UnaryCall> call) { call_ = std::move(call); }
@@ -75,7 +75,7 @@ void UnaryCall::Handle(const grpc::ByteBuffer& request) {
   const absl::Status status = CatchExceptions([&]() -> absl::Status {
     if (cancelled()) return absl::CancelledError("cancelled");
     if (request_bytes_ > kTinyRequest) {
-      // gRPC keeps the bytes as long as the call.
+      // gRPC keeps the bytes as long as the call lives.
       const int64_t size = request_bytes_ + ParsedSize(*method_.request, request);
       request_memory_.ShrinkTo(0);
       if (absl::Status s = Reserve(size, "the request", &request_memory_); !s.ok()) return s;
@@ -99,7 +99,7 @@ void UnaryCall::Handle(const grpc::ByteBuffer& request) {
 absl::Status UnaryCall::Reserve(int64_t bytes, absl::string_view what, Reservation* out) {
   if (bytes <= kCallBytes) return absl::OkStatus();
   absl::StatusOr<Reservation> memory =
-      components_->budget->ReserveNow(bytes, memory_share(), MemoryUse::kPayload, what);
+      components_->budget->ReserveNow(bytes, memory_quota(), MemoryUse::kPayload, what);
   if (!memory.ok()) return memory.status();
   *out = *std::move(memory);
   return absl::OkStatus();
@@ -125,14 +125,14 @@ absl::Status UnaryCall::Reply() {
 }
 
 void UnaryCall::Finish(const absl::Status& status) {
-  if (finished_.exchange(true)) return;  // an exception came after it
+  if (finished_.exchange(true)) return;  // an exception was thrown after Finish
   const absl::Status outcome = status.ok() ? CatchExceptions([&] { return Reply(); }) : status;
-  // Nobody looks at them any more; the reply waits for its reader.
+  // Not used any more; only the reply is kept until it is sent.
   method_.request.reset();
   method_.response.reset();
   request_memory_.ShrinkTo(request_bytes_);
   const grpc::Status last = context_->Finish(outcome);
-  context_.reset();  // before the caller hears, who may be allowed one call at a time
+  context_.reset();  // before the caller gets the reply: its quota may be one call at a time
   reactor_->Finish(last);
 }
 
@@ -193,7 +193,7 @@ void UnaryCall::RunLoaded(SessionUse use, Task task) {
 }
 
 void UnaryCall::FinishInSession(SessionUse& use, const absl::Status& status) {
-  use.Drop();  // before the caller hears
+  use.Drop();  // before the caller gets the reply
   Finish(status);
 }
 

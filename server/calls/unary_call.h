@@ -1,4 +1,4 @@
-// What the unary calls share.
+// The common part of unary calls.
 #ifndef NNI_COMPRESSION_SERVER_CALLS_UNARY_CALL_H_
 #define NNI_COMPRESSION_SERVER_CALLS_UNARY_CALL_H_
 
@@ -22,15 +22,15 @@
 
 namespace nni_compression::server {
 
-// A unary call that is under way: lets the handler answer later, from any thread, exactly once.
-// Request and response live until it is finished. What they take in memory is reserved, of the
-// server's budget and the tenant's quota, before there is any of it: the request's bytes before
-// they wait for a thread, the parsed request before it is parsed, the reply before it waits for its
-// reader. A call that finds no room is refused; one that fits into what every call is counted with
-// never is, so that sessions can be kept alive and closed on a server that is full.
+// A running unary call: lets the handler answer later, from any thread, exactly once. Request and
+// response live until it is finished. Their memory is reserved from the server's budget and the
+// tenant's quota before it is allocated: the request's bytes before they wait for a thread, the
+// parsed request before parsing, the reply before it is queued for sending. A call without room is
+// refused, except for one that fits into the memory that every call is charged anyway, so that
+// sessions can be kept alive and closed on a full server.
 class UnaryCall : public std::enable_shared_from_this<UnaryCall> {
  public:
-  // Lets the call in, parses its request, and hands it to `handle`; or refuses it. A large request
+  // Admits the call, parses its request and passes it to `handle`, or refuses it. A large request
   // is parsed on the executor. `request` and `reply` are what gRPC received and will send.
   template <class Request, class Response, class Handle>
   static grpc::ServerUnaryReactor* Start(Components* components, grpc::CallbackServerContext* grpc,
@@ -45,37 +45,37 @@ class UnaryCall : public std::enable_shared_from_this<UnaryCall> {
                   }});
   }
 
-  // RESOURCE_EXHAUSTED takes the place of `status` when the response is above 4 MiB, or has no
-  // room. Only the first one counts.
+  // RESOURCE_EXHAUSTED replaces `status` when the response exceeds 4 MiB or there is no memory for
+  // it. Only the first call counts.
   void Finish(const absl::Status& status);
 
-  // Sees that the response, as it is now, can be sent: for a call that must not have changed
-  // anything otherwise. RESOURCE_EXHAUSTED, as Finish.
+  // Checks that the response, as it is now, can be sent: for a call that must change nothing
+  // otherwise. RESOURCE_EXHAUSTED, as Finish.
   absl::Status ReserveReply();
 
-  // Finishes the call with what `task` returns, once what it changed is stored. Runs it on the
-  // session's strand, which is given the call's hold on the session; NOT_FOUND when there is no
-  // such session. A call that was cancelled before its turn changes nothing.
+  // Runs `task` on the session's strand, which takes over the call's SessionUse, and finishes the
+  // call with its result once its changes are stored. NOT_FOUND when there is no such session. A
+  // call that was cancelled before its turn changes nothing.
   using Task = std::function<absl::Status(SessionUse& use, compression::Session& session)>;
   void RunInSession(absl::string_view session_id, Task task);
   void RunInSession(SessionUse use, Task task);
 
-  // Ends the use, so that the lease runs from now, and then the call.
+  // Ends the use, so that the lease runs from now on, and then the call.
   void FinishInSession(SessionUse& use, const absl::Status& status);
 
-  // NOT_FOUND when what is stored of the session is behind what the caller was told.
+  // NOT_FOUND when the stored session is older than what the caller has seen.
   absl::Status CheckRevision(const SessionRecord& record) const {
     return context_->CheckRevision(record.id(), record.revision);
   }
 
-  // Calls `done` when the session is in memory, or cannot be brought there.
+  // Calls `done` when the session is in memory, or cannot be loaded.
   void Load(const std::shared_ptr<SessionRecord>& record, DurableSessions::Done done);
 
   Components* components() const { return components_; }
   const Caller& caller() const { return context_->caller(); }
   const std::string& tenant() const { return context_->tenant(); }
-  MemoryShare memory_share() const { return context_->memory_share(); }
-  Work work() const;  // what it takes to look at all of the request
+  MemoryQuota memory_quota() const { return context_->memory_quota(); }
+  Work work() const;  // for a pass over the whole request
   bool cancelled() const { return grpc_->IsCancelled(); }
 
  private:
@@ -102,11 +102,11 @@ class UnaryCall : public std::enable_shared_from_this<UnaryCall> {
                                          absl::string_view method, const grpc::ByteBuffer& request,
                                          grpc::ByteBuffer* reply, Method messages);
 
-  // RESOURCE_EXHAUSTED when there is no room for `bytes` beyond what every call is counted with.
+  // RESOURCE_EXHAUSTED when there is no memory for `bytes` beyond what every call is charged.
   absl::Status Reserve(int64_t bytes, absl::string_view what, Reservation* out);
   absl::Status Reply();
 
-  // Parses and handles, or fails.
+  // Parses and handles the request, or fails the call.
   void Handle(const grpc::ByteBuffer& request);
   void RunLoaded(SessionUse use, Task task);
 

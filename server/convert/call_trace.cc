@@ -9,14 +9,14 @@ namespace {
 
 constexpr size_t kMaxRequestId = 64;
 
-// The value of a key that came once; twice is not for us to choose from.
+// The value of a key that was sent once; of several values none is used.
 absl::string_view Only(const grpc::ServerContextBase& context, const char* key) {
   const auto [begin, end] = context.client_metadata().equal_range(key);
   if (begin == end || std::next(begin) != end) return {};
   return {begin->second.data(), begin->second.size()};
 }
 
-// W3C allows lower case only, and gives all zeros the meaning "none".
+// W3C allows lower case only, and all zeros mean "none".
 bool IsHexId(absl::string_view text) {
   return std::all_of(text.begin(), text.end(),
                      [](char c) { return absl::ascii_isdigit(c) || (c >= 'a' && c <= 'f'); }) &&
@@ -33,7 +33,7 @@ bool IsRequestId(absl::string_view text) {
 }
 
 bool ParseTraceParent(absl::string_view text, CallTrace* trace) {
-  // version "-" trace-id "-" parent-id "-" flags; what later versions append is not looked at.
+  // version "-" trace-id "-" parent-id "-" flags; additions of later versions are ignored.
   if (text.size() < 55 || text[2] != '-' || text[35] != '-' || text[52] != '-') return false;
   const absl::string_view version = text.substr(0, 2);
   if (version == "ff" || (version == "00" ? text.size() != 55 : !IsHexId(version))) return false;

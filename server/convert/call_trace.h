@@ -1,4 +1,4 @@
-// What a caller calls its call.
+// The caller's identifiers of a call.
 #ifndef NNI_COMPRESSION_SERVER_CONVERT_CALL_TRACE_H_
 #define NNI_COMPRESSION_SERVER_CONVERT_CALL_TRACE_H_
 
@@ -10,18 +10,18 @@
 
 namespace nni_compression::server {
 
-// The metadata key, and the trailer of a failed call, of the caller's name for a call.
+// The metadata key, and the trailer of a failed call, with the caller's request id.
 inline constexpr char kRequestIdKey[] = "nni-request-id";
 
-// For logs, so that a caller's record of a call and the server's can be put together. Each is empty
-// where the caller sent none, or one that is malformed.
+// For correlating the logs of a caller and the server. Each is empty if the caller sent none, or a
+// malformed one.
 struct CallTrace {
   std::string request_id;  // 1 to 64 of [A-Za-z0-9._-]
   std::string trace_id;    // of W3C's traceparent: 32 hexadecimal digits
   std::string parent_id;   // the caller's span: 16
 };
 
-// Of `context`'s metadata. Thread-safe while the call lives.
+// Reads `context`'s metadata. Thread-safe while the call lives.
 CallTrace ReadCallTrace(const grpc::ServerContextBase& context);
 
 // For tests: the parts of ReadCallTrace.

@@ -22,7 +22,7 @@ constexpr size_t kMaxErrorBytes = 2000;
 constexpr int kMaxRules = 1024;
 
 std::string ShapeText(absl::Span<const int64_t> shape) {
-  // A wrong header may have any number of dimensions.
+  // An invalid header may have any number of dimensions.
   const std::string text = absl::StrJoin(shape.first(std::min<size_t>(shape.size(), 64)), ", ");
   return absl::StrCat("[", text, shape.size() > 64 ? ", ..." : "", "]");
 }
@@ -217,7 +217,7 @@ void ToProto(const compression::Plan& plan, absl::Span<const compression::Layer>
                               ? v1::TENSOR_ROLE_OUTPUT_RANGE
                               : v1::TENSOR_ROLE_INPUT_RANGE);
     }
-    // The granularity is the rule's; any of its layers tells.
+    // The granularity is that of the rule, so any of its layers has it.
     for (size_t i = 0; i < layers.size(); ++i) {
       if (plan.layers[i].planned != rule.get()) continue;
       to->set_range_per_channel(quantizer->channel_axis(layers[i]).has_value());

@@ -1,4 +1,4 @@
-// The wire's messages and the compression library's types.
+// Conversion between wire messages and the compression library's types.
 #ifndef NNI_COMPRESSION_SERVER_CONVERT_CONVERT_H_
 #define NNI_COMPRESSION_SERVER_CONVERT_CONVERT_H_
 
@@ -22,18 +22,18 @@
 
 namespace nni_compression::server {
 
-// INVALID_ARGUMENT, naming `field`, for a value that this server does not know.
+// INVALID_ARGUMENT, naming `field`, for an unknown value.
 absl::StatusOr<compression::DataType> ToDataType(nni::compression::v1::DataType dtype,
                                                  absl::string_view field);
 nni::compression::v1::DataType ToProto(compression::DataType dtype);
 
-// Everything that does not fit the compression library's types is INVALID_ARGUMENT; the rest is
-// checked by Session::Bind.
+// INVALID_ARGUMENT for what the compression library's types cannot hold; Session::Bind checks the
+// rest.
 absl::StatusOr<compression::Binding> ToBinding(
     const nni::compression::v1::BindModelRequest& request);
 
-// Whether a tensor has the dtype and shape expected, and the byte length that follows from them.
-// INVALID_ARGUMENT names what differs.
+// INVALID_ARGUMENT, naming what differs, unless a tensor has the expected dtype and shape and the
+// byte length that follows from them.
 absl::Status CheckTensor(const nni::compression::v1::TensorHeader& header,
                          compression::DataType dtype, absl::Span<const int64_t> shape);
 
@@ -46,7 +46,7 @@ void ToProto(const compression::QuantizationParameters& parameters,
 void ScalesToProto(const compression::QuantizationParameters& parameters,
                    nni::compression::v1::QuantizationParameters* out);
 
-// What is remembered of a layer.
+// The algorithm's stored values of a layer (proto Memory).
 compression::RememberedNumbers ToMemory(
     const google::protobuf::RepeatedPtrField<nni::compression::v1::Memory>& memory);
 void ToProto(const compression::RememberedNumbers& memory,

@@ -17,7 +17,7 @@ constexpr char kPushbackTrailer[] = "grpc-retry-pushback-ms";
 
 // Clients refuse more than 8 KiB of metadata, and a byte may take three there.
 constexpr size_t kMaxMessageBytes = 2000;
-constexpr size_t kMaxDetailedBytes = 1000;  // of a message that is there twice
+constexpr size_t kMaxDetailedBytes = 1000;  // the message is sent twice
 
 }  // namespace
 

@@ -1,4 +1,4 @@
-// The one place where statuses change type.
+// Conversion of absl::Status to grpc::Status, for the whole server.
 #ifndef NNI_COMPRESSION_SERVER_CONVERT_GRPC_STATUS_H_
 #define NNI_COMPRESSION_SERVER_CONVERT_GRPC_STATUS_H_
 
@@ -9,12 +9,12 @@
 
 namespace nni_compression::server {
 
-// The same code; control characters of the message are escaped and it is cut to what fits into
-// trailing metadata. The details say when to retry, as RetryAfter does.
+// Keeps the code; the message is escaped and truncated to fit into trailing metadata. The details
+// carry the RetryInfo of RetryAfter.
 grpc::Status ToGrpc(const absl::Status& status);
 
-// As ToGrpc, with the trailers of the status added to the call, which is about to finish; an error
-// repeats the caller's request id.
+// As ToGrpc, and adds the status' trailers to the call, which is about to finish; for an error also
+// the caller's request id.
 grpc::Status FinishWith(const absl::Status& status, grpc::ServerContextBase* context);
 
 }  // namespace nni_compression::server

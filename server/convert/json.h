@@ -1,4 +1,4 @@
-// google.protobuf.Struct and JSON.
+// Conversion between google.protobuf.Struct and JSON.
 #ifndef NNI_COMPRESSION_SERVER_CONVERT_JSON_H_
 #define NNI_COMPRESSION_SERVER_CONVERT_JSON_H_
 
@@ -11,10 +11,10 @@
 
 namespace nni_compression::server {
 
-// Protobuf has doubles only: one that is a whole number below 2^53 becomes a JSON integer, since
-// that is what the sender wrote (1 and 1.0 are the same to every option). NaN and infinities stay
-// what they are, so that whoever owns the option names them in its error. INVALID_ARGUMENT, with
-// `path` in the message, for more than 16 levels and for a value without a kind.
+// Struct has doubles only: a whole number below 2^53 becomes a JSON integer, since that is what the
+// sender wrote (1 and 1.0 are the same to every option). NaN and infinities are kept, so that the
+// error of the option can name them. INVALID_ARGUMENT, with `path` in the message, for more than 16
+// levels and for a value without a kind.
 absl::StatusOr<nlohmann::json> ToJson(const google::protobuf::Struct& object,
                                       absl::string_view path);
 

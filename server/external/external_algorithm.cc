@@ -12,8 +12,8 @@
 namespace nni_compression::server {
 namespace {
 
-// Sessions of one algorithm whose calls run at a time: those beside one that hangs go on. The
-// threads wait and do not compute, so there may be more than cores.
+// Sessions of one algorithm that may run at a time, so that the others continue when one hangs. The
+// threads wait and do not compute, so there may be more of them than cores.
 constexpr int kSessionsAtATime = 4;
 
 }  // namespace
@@ -27,7 +27,7 @@ absl::Status ExternalHost::Run(const std::string& what, std::function<absl::Stat
     return absl::FailedPreconditionError(why);
   }
   auto status = std::make_shared<absl::Status>();
-  // Moved all the way, so that what the function owns dies on the external thread.
+  // Moved all the way, so that what the function owns is destroyed on the external thread.
   auto run = [status, function = std::move(function)] { *status = CatchExceptions(function); };
   switch (threads_.Run(std::move(run), timeout_)) {
     case ExternalEnd::kDone:
@@ -39,25 +39,26 @@ absl::Status ExternalHost::Run(const std::string& what, std::function<absl::Stat
       return absl::Status(status->code(),
                           absl::StrCat(name_, " on ", what, ": ", status->message()));
     case ExternalEnd::kStopped:
-      return absl::UnavailableError(absl::StrCat("the server stops; ", name_, " was on ", what));
+      return absl::UnavailableError(
+          absl::StrCat("the server is stopping; ", name_, " was running for ", what));
     case ExternalEnd::kLate:
       break;
   }
   Refuse(what);
-  return absl::DeadlineExceededError(absl::StrCat(name_, " on ", what, ": no answer for ",
-                                                  absl::FormatDuration(timeout_),
-                                                  "; the algorithm is refused from now on"));
+  return absl::DeadlineExceededError(
+      absl::StrCat(name_, " on ", what, ": no answer within ", absl::FormatDuration(timeout_),
+                   "; the algorithm is disabled until the server is restarted"));
 }
 
 void ExternalHost::Refuse(const std::string& what) {
   {
     MutexLock lock(&mutex_);
     if (!refusal_.empty()) return;
-    refusal_ =
-        absl::StrCat("the algorithm ", name_, " is refused until the server is restarted: ", "on ",
-                     what, " it did not come back for ", absl::FormatDuration(timeout_));
+    refusal_ = absl::StrCat("the algorithm ", name_,
+                            " is disabled until the server is restarted: no answer on ", what,
+                            " within ", absl::FormatDuration(timeout_));
   }
-  // The one place where an algorithm comes to be refused.
+  // The only place that disables an algorithm.
   Log(LogLevel::kError, "algorithm_refused",
       {{"algorithm", name_}, {"on", what}, {"after", absl::FormatDuration(timeout_)}});
 }

@@ -1,4 +1,5 @@
-// Algorithms of plugins and scripts: code that is trusted to be no attack, and not trusted to work.
+// External algorithms (plugins and scripts): trusted not to be malicious, not trusted to be
+// correct.
 #ifndef NNI_COMPRESSION_SERVER_EXTERNAL_EXTERNAL_ALGORITHM_H_
 #define NNI_COMPRESSION_SERVER_EXTERNAL_EXTERNAL_ALGORITHM_H_
 
@@ -18,21 +19,21 @@
 
 namespace nni_compression::server {
 
-// Where the code of one external algorithm runs: on threads of its own, for a bounded time, after
-// which the algorithm is refused until the server starts anew. Thread-safe; a session's compressors
-// share it.
+// Runs the code of one external algorithm, on threads of its own and for a bounded time; an
+// algorithm that exceeds it is disabled until the server is restarted. Thread-safe; shared by the
+// compressors of its sessions.
 class ExternalHost {
  public:
   ExternalHost(std::string name, absl::Duration timeout, TimerThread* timers,
                std::function<void(int)> prepare);
 
-  // Runs `function`, which owns all that it touches, and waits for it. `what` is for messages:
-  // "layer \"fc\"". What is thrown is INTERNAL; DEADLINE_EXCEEDED when it does not come back in
-  // time, FAILED_PRECONDITION when the algorithm is refused already, UNAVAILABLE when the server
-  // stops. Never on a transport thread.
+  // Runs `function`, which owns all that it uses, and waits for it. `what` is for messages: "layer
+  // \"fc\"". INTERNAL for an exception, DEADLINE_EXCEEDED when it does not return in time,
+  // FAILED_PRECONDITION when the algorithm is disabled, UNAVAILABLE when the server stops. Never
+  // called on a transport thread.
   absl::Status Run(const std::string& what, std::function<absl::Status()> function);
 
-  // Why it is refused; empty: it is not.
+  // Why the algorithm is disabled; empty: it is not.
   std::string refusal() const;
 
   // Ends all waits.
@@ -50,9 +51,9 @@ class ExternalHost {
   std::string refusal_ ABSL_GUARDED_BY(mutex_);
 };
 
-// The algorithms of a server: the built-in ones as they are, and the external ones each behind a
-// host. The compute executor never waits for external code: calls of sessions under an external
-// algorithm run on an executor of that algorithm. Thread-safe after construction.
+// The algorithms of a server: the built-in ones as they are, each external one behind a host. The
+// compute executor never waits for external code: calls of sessions of an external algorithm run on
+// an executor of that algorithm. Thread-safe after construction.
 class ExternalAlgorithms {
  public:
   ExternalAlgorithms(const compression::Registry& all, absl::Duration timeout, TimerThread* timers,
@@ -61,16 +62,16 @@ class ExternalAlgorithms {
 
   const compression::Registry& registry() const { return registry_; }
 
-  // Where the sessions of an algorithm run; null: it is not external.
+  // The executor of an algorithm's sessions; null for built-in algorithms.
   Executor* ExecutorOf(absl::string_view algorithm) const;
 
   // As ExternalHost's; empty for built-in ones.
   std::string Refusal(absl::string_view algorithm) const;
 
-  // Ends all waits for external code. Sessions then answer UNAVAILABLE.
+  // Ends all waits for external code. Sessions then return UNAVAILABLE.
   void Stop();
 
-  // Runs what is queued on the executors and joins their threads; after Stop.
+  // Runs what is queued on the executors and joins their threads. After Stop.
   void Join();
 
  private:

@@ -6,7 +6,7 @@
 #include <utility>
 
 namespace nni_compression::server {
-// One thread, which owns this together with whoever waits for it.
+// One thread; it shares ownership of this with the caller that waits for it.
 class ExternalThreads::Thread {
  public:
   static std::shared_ptr<Thread> Start(std::function<void(int)> prepare) {
@@ -15,13 +15,13 @@ class ExternalThreads::Thread {
     return thread;
   }
 
-  // From here on End counts.
+  // End takes effect from here on.
   void Begin() {
     MutexLock lock(&mutex_);
     end_.reset();
   }
 
-  // The function is dropped when its end came before it.
+  // The function is dropped if it was ended before it began.
   void Give(std::function<void()> function, int busy) {
     MutexLock lock(&mutex_);
     if (end_) return;
@@ -30,14 +30,14 @@ class ExternalThreads::Thread {
     changed_.NotifyAll();
   }
 
-  // The function's end, however it came.
+  // Waits for the function's end, for whatever reason.
   ExternalEnd Wait() {
     MutexLock lock(&mutex_);
     while (!end_) changed_.Wait(&mutex_);
     return *end_;
   }
 
-  // The first end counts. After any but kDone the thread takes no other function.
+  // Only the first end counts. After any other than kDone the thread runs no further function.
   void End(ExternalEnd end) {
     MutexLock lock(&mutex_);
     if (end != ExternalEnd::kDone && !end_) leave_ = true;
@@ -65,7 +65,7 @@ class ExternalThreads::Thread {
       }
       if (prepare) prepare(busy);
       function();
-      function = nullptr;  // with what it owns, before anybody hears
+      function = nullptr;  // destroys what it owns before the caller is notified
       End(ExternalEnd::kDone);
     }
   }
@@ -99,7 +99,7 @@ ExternalEnd ExternalThreads::Run(std::function<void()> function, absl::Duration 
     busy = static_cast<int>(busy_.size());
     thread->Begin();
   }
-  // First the timer: whoever sees the function run knows that it will end.
+  // The timer first, so that a running function always has a timeout.
   const TimerThread::Id timer = timers_->RunAt(timers_->clock()->Now() + timeout,
                                                [thread] { thread->End(ExternalEnd::kLate); });
   thread->Give(std::move(function), busy);
@@ -108,7 +108,7 @@ ExternalEnd ExternalThreads::Run(std::function<void()> function, absl::Duration 
   MutexLock lock(&mutex_);
   busy_.erase(std::find(busy_.begin(), busy_.end(), thread));
   if (end != ExternalEnd::kDone) return end;
-  // A timer that fires at this moment would end the next function; the thread is not used again.
+  // A timer that is firing now would end the next function, so the thread is not reused.
   if (fresh && !stopped_) {
     idle_.push_back(std::move(thread));
   } else {

@@ -1,4 +1,4 @@
-// Threads for code that may never come back.
+// Threads for code that may never return.
 #ifndef NNI_COMPRESSION_SERVER_EXTERNAL_EXTERNAL_THREADS_H_
 #define NNI_COMPRESSION_SERVER_EXTERNAL_EXTERNAL_THREADS_H_
 
@@ -13,26 +13,26 @@
 
 namespace nni_compression::server {
 
-// How a function on an external thread ended.
+// How the run of a function ended.
 enum class ExternalEnd { kDone, kLate, kStopped };
 
-// Runs functions on threads of its own, each for one caller at a time, who waits; so there are as
-// many as there were callers at once. A thread whose function is late is given up: nobody waits for
-// it, now or at the end, and the function goes on with what it owns. It must therefore own all that
-// it touches. Thread-safe.
+// Runs functions on threads of its own, one for each waiting caller, so there are as many threads
+// as there were concurrent callers. A thread whose function times out is abandoned: it is never
+// joined, and the function continues with what it owns. A function must therefore own all that it
+// uses. Thread-safe.
 class ExternalThreads {
  public:
   // `timers` outlives this. `prepare` is called on a thread before each function, with the number
-  // of threads that are busy; it may be called after this has gone.
+  // of busy threads; it may be called after this is destroyed.
   ExternalThreads(TimerThread* timers, std::function<void(int busy)> prepare);
 
-  // No call is under way. Threads that were given up are left alone.
+  // No call may be running. Abandoned threads are not joined.
   ~ExternalThreads() { Stop(); }
 
   // Runs `function`, which does not throw, and waits for it, for `timeout` at most.
   ExternalEnd Run(std::function<void()> function, absl::Duration timeout);
 
-  // Ends every wait with kStopped, those to come too.
+  // Ends every wait with kStopped, later ones too.
   void Stop();
 
  private:

@@ -1,4 +1,4 @@
-// What a tenant has of the memory budget.
+// A tenant's part of the memory budget.
 #ifndef NNI_COMPRESSION_SERVER_LIMITS_MEMORY_ACCOUNT_H_
 #define NNI_COMPRESSION_SERVER_LIMITS_MEMORY_ACCOUNT_H_
 
@@ -15,8 +15,8 @@ namespace nni_compression::server {
 // Counts the bytes of one tenant's reservations. Thread-safe.
 class MemoryAccount {
  public:
-  // RESOURCE_EXHAUSTED, with nothing added, when that would be more than `limit`; with a time to
-  // wait where the bytes alone are not.
+  // RESOURCE_EXHAUSTED, with nothing added, when the sum would exceed `limit`; retryable if `bytes`
+  // alone would not.
   absl::Status Add(int64_t bytes, std::optional<int64_t> limit);
   void Subtract(int64_t bytes);
   int64_t bytes() const;
@@ -26,8 +26,8 @@ class MemoryAccount {
   int64_t bytes_ ABSL_GUARDED_BY(mutex_) = 0;
 };
 
-// An account, and how far it may go. Without an account nothing is counted.
-struct MemoryShare {
+// An account and its limit. Without an account nothing is counted.
+struct MemoryQuota {
   std::shared_ptr<MemoryAccount> account;
   std::optional<int64_t> limit;
 };

@@ -9,7 +9,7 @@
 namespace nni_compression::server {
 namespace {
 
-// Of bookkeeping, what comes on top of the limit.
+// Bookkeeping may exceed the limit by a sixteenth, and by at least 1 MiB.
 constexpr int64_t kBookkeepingShare = 16;
 constexpr int64_t kLeastBookkeeping = 1 << 20;
 
@@ -47,10 +47,10 @@ void Reservation::Merge(Reservation other) {
   }
 }
 
-absl::Status Reservation::ChargeTo(const MemoryShare& share) {
-  if (share.account == nullptr) return absl::OkStatus();
-  if (absl::Status status = share.account->Add(bytes_, share.limit); !status.ok()) return status;
-  account_ = share.account;
+absl::Status Reservation::ChargeTo(const MemoryQuota& quota) {
+  if (quota.account == nullptr) return absl::OkStatus();
+  if (absl::Status status = quota.account->Add(bytes_, quota.limit); !status.ok()) return status;
+  account_ = quota.account;
   return absl::OkStatus();
 }
 
@@ -134,18 +134,18 @@ std::optional<Reservation> MemoryBudget::TryReserve(int64_t bytes, MemoryUse use
 }
 
 absl::StatusOr<std::optional<Reservation>> MemoryBudget::TryReserve(int64_t bytes,
-                                                                    const MemoryShare& share,
+                                                                    const MemoryQuota& quota,
                                                                     MemoryUse use) {
   Reservation charge(nullptr, nullptr, bytes, Kind::kPayload);
-  if (absl::Status status = charge.ChargeTo(share); !status.ok()) return status;
+  if (absl::Status status = charge.ChargeTo(quota); !status.ok()) return status;
   std::optional<Reservation> memory = TryReserve(bytes, use);
   if (memory) std::swap(memory->account_, charge.account_);
   return memory;
 }
 
-absl::StatusOr<Reservation> MemoryBudget::ReserveNow(int64_t bytes, const MemoryShare& share,
+absl::StatusOr<Reservation> MemoryBudget::ReserveNow(int64_t bytes, const MemoryQuota& quota,
                                                      MemoryUse use, absl::string_view what) {
-  absl::StatusOr<std::optional<Reservation>> memory = TryReserve(bytes, share, use);
+  absl::StatusOr<std::optional<Reservation>> memory = TryReserve(bytes, quota, use);
   if (!memory.ok()) return memory.status();
   if (!*memory) return Refusal(bytes, use, what);
   return **std::move(memory);
@@ -159,10 +159,10 @@ absl::Status MemoryBudget::Refusal(int64_t bytes, MemoryUse use, absl::string_vi
   return never ? absl::ResourceExhaustedError(message) : ExhaustedFor(kRetryWait, message);
 }
 
-absl::StatusOr<MemoryBudget::Ticket> MemoryBudget::Reserve(int64_t bytes, const MemoryShare& share,
+absl::StatusOr<MemoryBudget::Ticket> MemoryBudget::Reserve(int64_t bytes, const MemoryQuota& quota,
                                                            Granted granted) {
   Reservation charge(nullptr, nullptr, bytes, Kind::kPayload);
-  if (absl::Status status = charge.ChargeTo(share); !status.ok()) return status;
+  if (absl::Status status = charge.ChargeTo(quota); !status.ok()) return status;
   Ticket ticket;
   int64_t missing = 0;
   {
@@ -189,7 +189,7 @@ bool MemoryBudget::Cancel(Ticket ticket) {
     waiting_bytes_.erase(waiting_bytes_.find(it->memory.bytes()));
     cancelled.splice(cancelled.begin(), waiters_, it);
   }
-  Serve();  // the next one may be smaller
+  Serve();  // the next waiter may need less
   return true;
 }
 
@@ -210,7 +210,8 @@ void MemoryBudget::Serve() {
     for (auto it = waiters_.begin(); it != waiters_.end() && *waiting_bytes_.begin() <= Room();) {
       const auto waiter = it++;
       Reservation& memory = waiter->memory;
-      waiting_bytes_.erase(waiting_bytes_.find(memory.bytes()));  // it is not one of the others
+      waiting_bytes_.erase(
+          waiting_bytes_.find(memory.bytes()));  // compare with the other waiters only
       if (!Fits(memory.bytes(), kind)) {
         waiting_bytes_.insert(memory.bytes());
         kind = Kind::kPassed;

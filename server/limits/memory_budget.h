@@ -1,4 +1,4 @@
-// How much memory calls and sessions may take, over all of them.
+// The memory budget of all calls and sessions together.
 #ifndef NNI_COMPRESSION_SERVER_LIMITS_MEMORY_BUDGET_H_
 #define NNI_COMPRESSION_SERVER_LIMITS_MEMORY_BUDGET_H_
 
@@ -20,16 +20,15 @@ namespace nni_compression::server {
 
 class MemoryBudget;
 
-// What reserved bytes are for.
+// The purpose of reserved bytes.
 enum class MemoryUse {
-  kPayload,  // tensors and results: goes back when the call is done, which needs nobody else
-  kKept,     // the state of sessions: stays, for all that a waiting call knows
-  // What calls keep account with: headers, queued answers. A call holds it while it waits for the
-  // memory of a payload, too.
+  kPayload,  // tensors and results: released when the call ends, which depends on no other call
+  kKept,     // state of sessions: may be held for any time
+  // Headers and queued answers. A call may hold it while it waits for payload memory.
   kBookkeeping,
 };
 
-// Bytes taken from a budget; they go back when it is destroyed. Thread-compatible; may be destroyed
+// Bytes reserved from a budget; the destructor releases them. Thread-compatible; may be destroyed
 // on any thread.
 class Reservation {
  public:
@@ -40,23 +39,23 @@ class Reservation {
 
   int64_t bytes() const { return bytes_; }
 
-  // Gives back what is above `bytes`.
+  // Releases what exceeds `bytes`.
   void ShrinkTo(int64_t bytes);
 
-  // Takes `bytes` of these, at most all, into a reservation of their own, on the same account.
+  // Moves `bytes`, at most all of them, into a reservation of their own, on the same account.
   Reservation Split(int64_t bytes);
 
-  // Takes over the bytes of another, which is of the same budget, account and use.
+  // Absorbs another reservation of the same budget, account and use.
   void Merge(Reservation other);
 
-  // Puts the bytes on a tenant's account, once, until they are given back or Uncharge. As
-  // MemoryAccount::Add.
-  absl::Status ChargeTo(const MemoryShare& share);
+  // Charges the bytes to a tenant's account, at most once, until they are released or Uncharge.
+  // Errors as MemoryAccount::Add.
+  absl::Status ChargeTo(const MemoryQuota& quota);
   void Uncharge();
 
  private:
   friend class MemoryBudget;
-  // As the budget counts it.
+  // How the budget counts the bytes.
   enum class Kind { kPayload, kPassed, kKept, kBookkeeping };
   Reservation(std::shared_ptr<MemoryBudget> budget, std::shared_ptr<MemoryAccount> account,
               int64_t bytes, Kind kind)
@@ -68,50 +67,50 @@ class Reservation {
   Kind kind_ = Kind::kPayload;
 };
 
-// Thread-safe. Payloads that have to wait are served in their order. One that there is room for
-// passes those in front of it that there is none for, as long as it takes nothing that any of them
-// will need: what passed and what is kept, together with the largest that waits, stays within the
-// limit. So a small request is not held up by a large one, and the large one gets its turn as soon
-// as those that were there before it are done. One for which that would not be enough is refused.
+// Thread-safe. Waiting payloads are served in FIFO order. A request that fits may overtake waiters
+// that do not, as long as it cannot delay any of them: the overtaking bytes, the kept bytes and the
+// largest waiter together stay within the limit. So a large request does not block small ones, and
+// is served as soon as the payloads before it are released. A request that could not be served even
+// then is refused.
 //
-// Bookkeeping never waits, as a call that holds a payload may need it to come to an end. It may
-// take a sixteenth of the limit beyond it, and above that what payloads leave.
+// Bookkeeping never waits, since a call that holds a payload may need it to finish. It may exceed
+// the limit by a sixteenth, and beyond that uses what payloads leave.
 class MemoryBudget : public std::enable_shared_from_this<MemoryBudget> {
  public:
   using Granted = std::function<void(Reservation)>;
   using Ticket = uint64_t;
 
-  // `run` is given the functions that tell waiters, which read a message on; it must run each of
-  // them, later, with no lock held (an Executor, for example).
+  // `run` gets the functions that notify waiters, which continue to read a message; it must run
+  // each of them later and with no lock held (for example on an Executor).
   static std::shared_ptr<MemoryBudget> Create(int64_t limit,
                                               std::function<void(std::function<void()>)> run);
 
-  // `reclaim` is called, on any thread and with no lock held, when that many bytes are missing for
-  // a reservation; it may let go of others. Null: nobody can. Once it returned, no call of the one
-  // before is under way.
+  // `reclaim` is called, on any thread and with no lock held, when a reservation lacks that many
+  // bytes; it may release others. Null removes it. When SetReclaimer returns, no call of the
+  // previous one is running.
   void SetReclaimer(std::function<void(int64_t bytes)> reclaim);
 
-  // nullopt when there is not enough, or it would have to pass a request that waits and may not.
+  // nullopt when there is not enough memory, or it would have to overtake a waiter and may not.
   std::optional<Reservation> TryReserve(int64_t bytes, MemoryUse use = MemoryUse::kPayload);
 
-  // The same for memory of a tenant, whose account is charged first. As MemoryAccount::Add.
-  absl::StatusOr<std::optional<Reservation>> TryReserve(int64_t bytes, const MemoryShare& share,
+  // The same for memory of a tenant, whose account is charged first. Errors as MemoryAccount::Add.
+  absl::StatusOr<std::optional<Reservation>> TryReserve(int64_t bytes, const MemoryQuota& quota,
                                                         MemoryUse use = MemoryUse::kPayload);
 
-  // The same for those who do not wait: what TryReserve has no room for is a Refusal.
-  absl::StatusOr<Reservation> ReserveNow(int64_t bytes, const MemoryShare& share, MemoryUse use,
+  // The same for callers that do not wait: returns a Refusal where TryReserve returns nullopt.
+  absl::StatusOr<Reservation> ReserveNow(int64_t bytes, const MemoryQuota& quota, MemoryUse use,
                                          absl::string_view what);
 
-  // RESOURCE_EXHAUSTED: there is no memory for `what`. To be retried, unless the limit is smaller.
+  // RESOURCE_EXHAUSTED: there is no memory for `what`. Retryable, unless it exceeds the limit.
   absl::Status Refusal(int64_t bytes, MemoryUse use, absl::string_view what) const;
 
-  // Calls `granted` once there is room for a payload. The tenant's account is charged from now on:
-  // what is above its limit does not wait. RESOURCE_EXHAUSTED for that, and for what there would be
-  // no room for though all payloads that are there now were gone.
-  absl::StatusOr<Ticket> Reserve(int64_t bytes, const MemoryShare& share, Granted granted);
+  // Calls `granted` once there is room for a payload. The tenant's account is charged from now on;
+  // a request above its limit does not wait. RESOURCE_EXHAUSTED for that, and for a request that
+  // would not fit even if all current payloads were released.
+  absl::StatusOr<Ticket> Reserve(int64_t bytes, const MemoryQuota& quota, Granted granted);
 
-  // Whether the request was still waiting: `granted` is then not called, and destroyed. Otherwise
-  // it was or will be called.
+  // Returns whether the request was still waiting: `granted` is then destroyed and not called.
+  // Otherwise it was or will be called.
   bool Cancel(Ticket ticket);
 
   int64_t limit() const { return limit_; }
@@ -127,7 +126,7 @@ class MemoryBudget : public std::enable_shared_from_this<MemoryBudget> {
 
   struct Waiter {
     Ticket ticket;
-    Reservation memory;  // charged to its account; its own once it is served
+    Reservation memory;  // charged to the account; reserved once it is served
     Granted granted;
   };
   using Waiters = std::list<Waiter>;
@@ -137,15 +136,15 @@ class MemoryBudget : public std::enable_shared_from_this<MemoryBudget> {
 
   int64_t& Count(Kind kind) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   int64_t BeyondLimit() const;  // for bookkeeping
-  // Bookkeeping that takes the room of payloads, when there were `more` of it.
+  // Bookkeeping that would use the room of payloads, with `more` bytes added.
   int64_t Excess(int64_t more = 0) const ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
-  // What there is room for once all payloads that did not pass others are gone.
+  // The room once all payloads that did not overtake others are released.
   int64_t Capacity() const ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   int64_t Room() const ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);  // now
   bool Fits(int64_t bytes, Kind kind) const ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   int64_t LargestWaiting() const ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
 
-  // Takes the waiters that may be served now, in their order, and tells them.
+  // Serves the waiters that may be served now, in order.
   void Serve() ABSL_LOCKS_EXCLUDED(mutex_);
 
   const int64_t limit_;
@@ -154,7 +153,7 @@ class MemoryBudget : public std::enable_shared_from_this<MemoryBudget> {
   std::function<void(int64_t)> reclaim_ ABSL_GUARDED_BY(reclaim_mutex_);
   mutable Mutex mutex_;
   int64_t payload_ ABSL_GUARDED_BY(mutex_) = 0;
-  int64_t passed_ ABSL_GUARDED_BY(mutex_) = 0;  // payloads that passed others
+  int64_t passed_ ABSL_GUARDED_BY(mutex_) = 0;  // payloads that overtook others
   int64_t kept_ ABSL_GUARDED_BY(mutex_) = 0;
   int64_t bookkeeping_ ABSL_GUARDED_BY(mutex_) = 0;
   Ticket next_ticket_ ABSL_GUARDED_BY(mutex_) = 1;

@@ -16,26 +16,26 @@ using google::protobuf::MessageFactory;
 using google::protobuf::io::CodedInputStream;
 using Wire = google::protobuf::internal::WireFormatLite;
 
-// What glibc adds to a block and rounds up, on average.
+// glibc's overhead and rounding per block, on average.
 constexpr int64_t kHeapBlock = 16;
 
-// A place in a field's array, which grows by doubling.
+// A slot in a repeated field's array, which grows by doubling.
 constexpr int64_t kPlace = 16;
 
 constexpr int64_t kString = static_cast<int64_t>(sizeof(std::string)) + kHeapBlock;
-constexpr size_t kShortString = 15;  // within the object
+constexpr size_t kShortString = 15;  // stored inside the object
 
-// A map's node and its place in the table.
+// A map's node and its slot in the table.
 constexpr int64_t kMapNode = 64;
 
-// A field that the message does not have is kept.
+// Unknown fields are kept, too.
 constexpr int64_t kUnknownField = 2 * 16;
 
 class Walk {
  public:
   explicit Walk(CodedInputStream* in) : in_(*in) {}
 
-  // Up to the end of the message that `type` describes, or to what cannot be parsed.
+  // Reads to the end of the message that `type` describes, or to the first parse error.
   int64_t Message(const Descriptor* type, int depth) {
     int64_t bytes = ObjectSize(type);
     while (const uint32_t tag = in_.ReadTag()) {
@@ -66,7 +66,7 @@ class Walk {
       case Wire::WIRETYPE_LENGTH_DELIMITED:
         return in_.ReadVarint32(&length) && length <= INT32_MAX &&
                Sized(field, length, depth, bytes);
-      case Wire::WIRETYPE_START_GROUP:  // proto3 has none: an unknown field, kept with its fields
+      case Wire::WIRETYPE_START_GROUP:  // not in proto3: kept as an unknown field, with its fields
       case Wire::WIRETYPE_END_GROUP:
         *bytes += kUnknownField + kHeapBlock;
         return depth < kMaxDepth;
@@ -94,7 +94,7 @@ class Walk {
       *bytes += kPlace + kString + (field == nullptr ? kUnknownField : 0);
       if (length > kShortString) *bytes += static_cast<int64_t>(length) + kHeapBlock;
     } else {
-      *bytes += static_cast<int64_t>(length) * kPlace;  // packed: a byte may be a number
+      *bytes += static_cast<int64_t>(length) * kPlace;  // packed: each byte may be a number
     }
     return in_.Skip(static_cast<int>(length));
   }
@@ -109,7 +109,7 @@ class Walk {
     return found->second;
   }
 
-  static constexpr int kMaxDepth = 100;  // as the parser's
+  static constexpr int kMaxDepth = 100;  // the parser's limit
 
   CodedInputStream& in_;
   bool failed_ = false;
@@ -119,7 +119,7 @@ class Walk {
 }  // namespace
 
 int64_t ParsedSize(const google::protobuf::Message& type, const grpc::ByteBuffer& bytes) {
-  grpc::ByteBuffer copy = bytes;  // a reference; reading takes none of the slices
+  grpc::ByteBuffer copy = bytes;  // shares the slices; reading consumes none
   grpc::ProtoBufferReader reader(&copy);
   CodedInputStream in(&reader);
   return Walk(&in).Message(type.GetDescriptor(), 0);

@@ -1,4 +1,4 @@
-// What a message will take in memory, told from its bytes.
+// The memory of a parsed message, estimated from its bytes.
 #ifndef NNI_COMPRESSION_SERVER_LIMITS_PARSED_SIZE_H_
 #define NNI_COMPRESSION_SERVER_LIMITS_PARSED_SIZE_H_
 
@@ -11,11 +11,11 @@
 
 namespace nni_compression::server {
 
-// About how many bytes a message of `type` takes on the heap once `bytes` have been parsed into it:
-// at least what it takes, and less than three times as much. An empty element of two bytes becomes
-// an object of up to 200, so that the length of a message says little of this. Takes about as long
-// as parsing, and allocates nothing to speak of. Of bytes that are no such message, what they take
-// up to where parsing would end.
+// Estimates the heap memory of a message of `type` once `bytes` are parsed into it: never less than
+// the true value, and less than three times as much. (An empty element of two bytes becomes an
+// object of up to 200 bytes, so the length of a message does not bound it.) Takes about as long as
+// parsing and allocates almost nothing. For malformed bytes, the memory up to where parsing would
+// fail.
 int64_t ParsedSize(const google::protobuf::Message& type, const grpc::ByteBuffer& bytes);
 int64_t ParsedSize(const google::protobuf::Message& type, absl::string_view bytes);
 

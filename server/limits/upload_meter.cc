@@ -12,16 +12,16 @@ absl::Status UploadMeter::Add(bool first, std::optional<int64_t> limit) {
   const absl::Time now = clock_->Now();
   TurnTo(now);
   if (limit && *limit <= 0) {
-    return absl::ResourceExhaustedError("the tenant's quota of uploads is 0 tensors a second");
+    return absl::ResourceExhaustedError("the tenant's quota of uploads is 0 tensors per second");
   }
   if (limit) {
     const absl::Duration each = absl::Seconds(1) / *limit;
     const absl::Time full = std::max(full_, now) + each;
     const absl::Duration wait = full - now - absl::Seconds(1);
     if (wait > (first ? absl::ZeroDuration() : kMaxDebt)) {
-      return ExhaustedFor(wait, absl::StrCat("the tenant's quota of uploads is ", *limit,
-                                             " tensors a second; there is room for the next in ",
-                                             absl::FormatDuration(wait)));
+      return ExhaustedFor(
+          wait, absl::StrCat("the tenant's quota of uploads is ", *limit,
+                             " tensors per second; retry in ", absl::FormatDuration(wait)));
     }
     full_ = full;
   }
@@ -36,14 +36,14 @@ int64_t UploadMeter::rate() {
 }
 
 void UploadMeter::TurnTo(absl::Time now) {
-  // A clock that was set back does not make a debt last longer.
-  if (now < seen_) full_ -= seen_ - now;
-  const int64_t seconds = absl::ToUnixSeconds(now) - absl::ToUnixSeconds(seen_);
+  // A debt does not last longer when the clock is set back.
+  if (now < last_seen_) full_ -= last_seen_ - now;
+  const int64_t seconds = absl::ToUnixSeconds(now) - absl::ToUnixSeconds(last_seen_);
   if (seconds != 0) {
     last_second_ = seconds == 1 ? this_second_ : 0;
     this_second_ = 0;
   }
-  seen_ = now;
+  last_seen_ = now;
 }
 
 }  // namespace nni_compression::server

@@ -1,4 +1,4 @@
-// How many tensors a tenant uploads.
+// The rate limit of a tenant's uploads.
 #ifndef NNI_COMPRESSION_SERVER_LIMITS_UPLOAD_METER_H_
 #define NNI_COMPRESSION_SERVER_LIMITS_UPLOAD_METER_H_
 
@@ -14,19 +14,19 @@
 
 namespace nni_compression::server {
 
-// Counts the tensors of one tenant, and lets so many pass a second: a bucket that holds a second's
-// worth. The tensors of a call belong together, a step's above all, so a call that was let begin
-// may run up a debt, which the calls after it wait for. Thread-safe.
+// Token bucket over the tensors of one tenant, with a burst of one second. A call that has begun
+// may overdraw it by up to kMaxDebt, so that a Step is not cut in half; later calls wait until the
+// debt is paid. Thread-safe.
 class UploadMeter {
  public:
-  // How far calls that run may get ahead of the limit.
+  // How far running calls may overdraw the bucket.
   static constexpr absl::Duration kMaxDebt = absl::Minutes(1);
 
   // `clock` outlives the meter.
   explicit UploadMeter(const Clock* clock) : clock_(clock) {}
 
-  // Counts a tensor; `first` of its call. RESOURCE_EXHAUSTED, with nothing counted and the time
-  // after which a call may begin, above `limit` tensors a second.
+  // Counts a tensor; `first` of its call. Above `limit` tensors per second a retryable
+  // RESOURCE_EXHAUSTED, with nothing counted.
   absl::Status Add(bool first, std::optional<int64_t> limit);
 
   // Tensors in the last whole second.
@@ -37,15 +37,15 @@ class UploadMeter {
 
   const Clock* const clock_;
   Mutex mutex_;
-  absl::Time seen_ ABSL_GUARDED_BY(mutex_);  // on the clock, last
-  // When the bucket is full again: each tensor moves it on by the time that it has at the limit.
+  absl::Time last_seen_ ABSL_GUARDED_BY(mutex_);  // the latest time read from the clock
+  // When the bucket is full again: each tensor postpones it by 1 / limit seconds.
   absl::Time full_ ABSL_GUARDED_BY(mutex_);
   int64_t this_second_ ABSL_GUARDED_BY(mutex_) = 0;
   int64_t last_second_ ABSL_GUARDED_BY(mutex_) = 0;
 };
 
-// A meter, and how much it lets pass. Without a meter nothing is counted.
-struct UploadShare {
+// A meter and its limit. Without a meter nothing is counted.
+struct UploadQuota {
   std::shared_ptr<UploadMeter> meter;
   std::optional<int64_t> limit;
 };

@@ -30,7 +30,7 @@ absl::Status CheckHealth(const std::string& address, absl::Duration timeout) {
   if (status.error_code() == grpc::StatusCode::UNAUTHENTICATED) return absl::OkStatus();
   if (!status.ok()) {
     return absl::UnavailableError(
-        absl::StrCat("no server answers at ", address, ": ", status.error_message()));
+        absl::StrCat("no answer from ", address, ": ", status.error_message()));
   }
   if (response.status() == health::HealthCheckResponse::SERVING) return absl::OkStatus();
   return absl::UnavailableError(

@@ -1,4 +1,4 @@
-// Asks a server how it is, from outside.
+// A client of a server's health service.
 #ifndef NNI_COMPRESSION_SERVER_MONITORING_HEALTH_CHECK_H_
 #define NNI_COMPRESSION_SERVER_MONITORING_HEALTH_CHECK_H_
 
@@ -10,14 +10,14 @@
 
 namespace nni_compression::server {
 
-// OK when the health service at `address`, HOST:PORT, says within `timeout` that the server serves,
-// or when the server lets nobody ask without a token, which it says itself. UNAVAILABLE when it
-// drains or nobody answers. Does not speak TLS. With `address` being a URL, http://HOST:PORT/PATH,
-// the probe there is asked instead. Waits.
+// OK when the health service at `address`, HOST:PORT, reports SERVING within `timeout`, or refuses
+// the call for lack of a token, which proves that the server runs. UNAVAILABLE when it drains or
+// does not answer. Does not support TLS. If `address` is a URL, http://HOST:PORT/PATH, that probe
+// is used instead. Blocks.
 absl::Status CheckHealth(const std::string& address, absl::Duration timeout);
 
-// Where a server on this machine that listens on `listen`, HOST:PORT, is reached: at loopback when
-// it listens everywhere.
+// The address at which a server on this machine that listens on `listen`, HOST:PORT, is reached:
+// loopback if it listens on all addresses.
 std::string LocalAddress(absl::string_view listen);
 
 }  // namespace nni_compression::server

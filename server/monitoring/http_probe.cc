@@ -23,7 +23,7 @@ absl::Status AskProbe(const std::string& url, absl::Duration timeout) {
   if (!is_http || path.empty() || host.empty() ||
       !absl::SimpleAtoi(absl::ClippedSubstr(address, colon + 1), &port)) {
     return absl::InvalidArgumentError(
-        absl::StrCat("'", url, "' is no probe; it must be http://HOST:PORT/PATH"));
+        absl::StrCat("'", url, "' is not the URL of a probe; it must be http://HOST:PORT/PATH"));
   }
   httplib::Client client(std::string(host), port);
   const timeval patience = absl::ToTimeval(timeout);
@@ -32,7 +32,7 @@ absl::Status AskProbe(const std::string& url, absl::Duration timeout) {
   const httplib::Result reply = client.Get(path);
   if (!reply) {
     return absl::UnavailableError(
-        absl::StrCat("nobody answers at ", url, ": ", httplib::to_string(reply.error())));
+        absl::StrCat("no answer from ", url, ": ", httplib::to_string(reply.error())));
   }
   if (reply->status == 200) return absl::OkStatus();
   return absl::UnavailableError(absl::StrCat(url, " answers ", reply->status));

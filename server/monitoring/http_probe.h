@@ -1,4 +1,4 @@
-// Asks a probe, from outside.
+// A client of an HTTP probe.
 #ifndef NNI_COMPRESSION_SERVER_MONITORING_HTTP_PROBE_H_
 #define NNI_COMPRESSION_SERVER_MONITORING_HTTP_PROBE_H_
 
@@ -9,9 +9,8 @@
 
 namespace nni_compression::server {
 
-// OK when a GET of `url`, http://HOST:PORT/PATH, is answered with 200. UNAVAILABLE when it is
-// answered otherwise, or a step of it takes longer than `timeout`; INVALID_ARGUMENT when the URL
-// has another form. Waits.
+// OK when a GET of `url`, http://HOST:PORT/PATH, returns 200. UNAVAILABLE for another status, or
+// when a step takes longer than `timeout`; INVALID_ARGUMENT for another form of URL. Blocks.
 absl::Status AskProbe(const std::string& url, absl::Duration timeout);
 
 }  // namespace nni_compression::server

@@ -22,11 +22,11 @@ constexpr std::chrono::seconds kRequestTime(2);
 constexpr std::chrono::seconds kAnswerTime(5);
 constexpr absl::Duration kUserTimeout = absl::Seconds(5);
 
-// After a collection, so many times its length without another.
+// The minimum pause after a collection, as a multiple of its duration.
 constexpr int kRest = 9;
 constexpr std::chrono::seconds kMaxRest(1);
 
-// Connections accepted in a row, before those that live get their turn.
+// Connections accepted in a row, before open ones get their turn.
 constexpr size_t kAcceptsInARow = 16;
 
 const char* Reason(int status) {
@@ -46,7 +46,7 @@ const char* Reason(int status) {
   }
 }
 
-// Whether an empty line has come, which ends a request without a body.
+// Whether the request has its final empty line. Requests have no body.
 bool IsComplete(absl::string_view request) {
   return absl::StrContains(request, "\r\n\r\n") || absl::StrContains(request, "\n\n");
 }
@@ -64,7 +64,7 @@ absl::StatusOr<std::unique_ptr<MetricsListener>> MetricsListener::Start(
   listener->port_ = listening->port;
   listener->sockets_ = std::move(listening->sockets);
   listener->wake_up_ = FileDescriptor(eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK));
-  if (!listener->wake_up_.valid()) return absl::UnavailableError("the system has no eventfd");
+  if (!listener->wake_up_.valid()) return absl::UnavailableError("cannot create an eventfd");
   listener->collector_ = std::thread([self = listener.get()] { self->Collect(); });
   listener->server_ = std::thread([self = listener.get()] { self->Serve(); });
   return listener;
@@ -161,7 +161,7 @@ void MetricsListener::Accept(int listener) {
     connections_.emplace_back();
     connections_.back().socket = std::move(socket);
     connections_.back().deadline = std::chrono::steady_clock::now() + kRequestTime;
-    // What has sent its request by now gets its answer before others take its place.
+    // Connections that have sent their request are answered before new ones can replace them.
     if (!Advance(connections_.back())) connections_.pop_back();
   }
 }
@@ -192,7 +192,7 @@ void MetricsListener::AnswerCollected() {
 
 bool MetricsListener::Advance(Connection& connection) {
   if (!connection.head.empty()) return Send(connection);
-  if (connection.collection != 0) return false;  // it is gone: nothing else was polled for
+  if (connection.collection != 0) return false;  // closed: nothing else was polled for
   return Read(connection);
 }
 
@@ -206,7 +206,7 @@ bool MetricsListener::Read(Connection& connection) {
     if (IsComplete(connection.request)) {
       Handle(connection);
     } else if (connection.request.size() > kMaxRequestBytes) {
-      Answer(connection, 431, "a request has 8 KiB at most\n");
+      Answer(connection, 431, "the request must be at most 8 KiB\n");
     } else {
       continue;
     }
@@ -221,20 +221,22 @@ void MetricsListener::Handle(Connection& connection) {
       absl::string_view(request).substr(0, request.find_first_of("\r\n"));
   const std::vector<absl::string_view> words = absl::StrSplit(line, ' ');
   if (words.size() != 3 || !absl::StartsWith(words[2], "HTTP/1.")) {
-    return Answer(connection, 400, "it must be an HTTP request\n");
+    return Answer(connection, 400, "the request must be HTTP/1\n");
   }
   connection.without_body = words[0] == "HEAD";
-  if (words[0] != "GET" && words[0] != "HEAD") return Answer(connection, 405, "it must be GET\n");
+  if (words[0] != "GET" && words[0] != "HEAD") {
+    return Answer(connection, 405, "the method must be GET or HEAD\n");
+  }
   const absl::string_view path = words[1].substr(0, words[1].find('?'));
   if (path == "/livez") return Answer(connection, 200, "ok\n");
   if (path == "/readyz") {
     return ready_() ? Answer(connection, 200, "ok\n") : Answer(connection, 503, "draining\n");
   }
   if (path != "/metrics") {
-    return Answer(connection, 404, "there are /metrics, /livez and /readyz\n");
+    return Answer(connection, 404, "the path must be /metrics, /livez or /readyz\n");
   }
   MutexLock lock(&mutex_);
-  // One that begins from now on.
+  // A collection that begins after this request.
   if (wanted_ == begun_) ++wanted_;
   connection.collection = wanted_;
   changed_.NotifyAll();

@@ -1,4 +1,4 @@
-// What a server did and is like, for Prometheus.
+// The server's metrics, for Prometheus.
 #ifndef NNI_COMPRESSION_SERVER_MONITORING_SERVER_METRICS_H_
 #define NNI_COMPRESSION_SERVER_MONITORING_SERVER_METRICS_H_
 
@@ -10,8 +10,8 @@
 
 namespace nni_compression::server {
 
-// All there is: what calls counted, and what its owners are asked for now. docs/operations.md says
-// what each means. Takes a millisecond with ten thousand sessions. Any thread.
+// All metrics: the counters of calls, and current values of the components. docs/operations.md
+// describes each. Takes a millisecond with ten thousand sessions. Any thread.
 std::vector<prometheus::MetricFamily> CollectMetrics(const Components& components);
 
 }  // namespace nni_compression::server

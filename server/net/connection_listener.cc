@@ -23,16 +23,16 @@
 namespace nni_compression::server {
 namespace {
 
-// So often it is found out whether connections have ended where there are as many as there may be.
-constexpr std::chrono::milliseconds kLookEvery(100);
+// How often, at the connection limit, connections that have ended are removed.
+constexpr std::chrono::milliseconds kSweepInterval(100);
 
-constexpr std::chrono::minutes kSayEvery(1);
+constexpr std::chrono::minutes kWarningInterval(1);
 
-// Connections taken in a row, before another socket gets its turn.
+// Connections accepted in a row, before another socket gets its turn.
 constexpr int kConnectionsInARow = 16;
 
-// Descriptors for everything else, where there are twice as many: files, the side socket, what
-// libraries need.
+// Descriptors for everything else (files, the shared-memory socket, libraries), but at most half of
+// all.
 constexpr rlim_t kOtherDescriptors = 512;
 
 int Affordable(int max_connections) {
@@ -50,7 +50,7 @@ int Affordable(int max_connections) {
 absl::StatusOr<std::unique_ptr<ConnectionListener>> ConnectionListener::Listen(
     const std::string& address, int max_connections, absl::Duration user_timeout) {
   std::unique_ptr<ConnectionListener> listener(new ConnectionListener(Affordable(max_connections)));
-  if (!listener->wake_up_.valid()) return absl::UnavailableError("the system has no eventfd");
+  if (!listener->wake_up_.valid()) return absl::UnavailableError("cannot create an eventfd");
   if (IsUnixAddress(address)) {
     if (absl::Status status = listener->ListenOnUnix(address); !status.ok()) return status;
     return listener;
@@ -84,8 +84,8 @@ absl::Status ConnectionListener::ListenOnUnix(const std::string& address) {
   sockaddr_un abstract = {};
   abstract.sun_family = AF_UNIX;
   if (name.size() >= sizeof(abstract.sun_path)) {
-    return absl::InvalidArgumentError(absl::StrCat("listen has a name of ", name.size(),
-                                                   " bytes; it has 1 to ",
+    return absl::InvalidArgumentError(absl::StrCat("the name in listen has ", name.size(),
+                                                   " bytes; it must have 1 to ",
                                                    sizeof(abstract.sun_path) - 1));
   }
   std::memcpy(abstract.sun_path + 1, name.data(), name.size());
@@ -101,8 +101,8 @@ absl::Status ConnectionListener::ListenOnUnix(const std::string& address) {
   return absl::OkStatus();
 }
 
-void ConnectionListener::Start(Take take) {
-  take_ = std::move(take);
+void ConnectionListener::Start(Handler handler) {
+  handler_ = std::move(handler);
   thread_ = std::thread([this] { Loop(); });
 }
 
@@ -117,7 +117,7 @@ void ConnectionListener::Stop() {
 
 int ConnectionListener::connections() {
   MutexLock lock(&mutex_);
-  Forget();
+  RemoveEnded();
   return static_cast<int>(connections_.size());
 }
 
@@ -125,13 +125,13 @@ void ConnectionListener::Loop() {
   std::vector<pollfd> polled;
   while (true) {
     polled.assign(1, {wake_up_.get(), POLLIN, 0});
-    for (const int listener : listeners_) polled.push_back({pauses_ ? -1 : listener, POLLIN, 0});
+    for (const int listener : listeners_) polled.push_back({paused_ ? -1 : listener, POLLIN, 0});
     const int events =
         poll(polled.data(), polled.size(),
-             pauses_ ? static_cast<int>(absl::ToInt64Milliseconds(kAcceptPause)) : -1);
+             paused_ ? static_cast<int>(absl::ToInt64Milliseconds(kAcceptPause)) : -1);
     if (events < 0) continue;  // a signal
     if (polled[0].revents != 0) return;
-    pauses_ = false;
+    paused_ = false;
     for (const pollfd& one : polled) {
       if (one.revents == 0) continue;
       for (int turn = 0; turn < kConnectionsInARow && Accept(one.fd); ++turn) {
@@ -143,11 +143,11 @@ void ConnectionListener::Loop() {
 bool ConnectionListener::Accept(int listener) {
   const int socket = accept4(listener, nullptr, nullptr, SOCK_CLOEXEC | SOCK_NONBLOCK);
   if (socket < 0) {
-    pauses_ = IsOutOfDescriptors(errno);
+    paused_ = IsOutOfDescriptors(errno);
     return errno == EINTR || errno == ECONNABORTED;
   }
   if (Admit(socket)) {
-    take_(listener, socket);
+    handler_(listener, socket);
   } else {
     close(socket);
   }
@@ -160,22 +160,22 @@ bool ConnectionListener::Admit(int socket) {
   const auto limit = static_cast<size_t>(max_connections_);
   const auto now = std::chrono::steady_clock::now();
   MutexLock lock(&mutex_);
-  if (connections_.size() >= limit && now >= last_sweep_ + kLookEvery) {
-    Forget();
+  if (connections_.size() >= limit && now >= last_sweep_ + kSweepInterval) {
+    RemoveEnded();
     last_sweep_ = now;
   }
   if (connections_.size() < limit) {
     connections_.push_back({socket, file.st_ino});
     return true;
   }
-  if (!last_warning_ || now >= *last_warning_ + kSayEvery) {
+  if (!last_warning_ || now >= *last_warning_ + kWarningInterval) {
     last_warning_ = now;
     Log(LogLevel::kWarning, "connections_refused", {{"max_connections", max_connections_}});
   }
   return false;
 }
 
-void ConnectionListener::Forget() {
+void ConnectionListener::RemoveEnded() {
   const auto ended = [](const Connection& connection) {
     struct stat file;
     return fstat(connection.socket, &file) != 0 || file.st_ino != connection.inode ||

@@ -1,4 +1,4 @@
-// The sockets that clients connect to, and how many connections there may be.
+// Accepts connections, up to a limit.
 #ifndef NNI_COMPRESSION_SERVER_NET_CONNECTION_LISTENER_H_
 #define NNI_COMPRESSION_SERVER_NET_CONNECTION_LISTENER_H_
 
@@ -21,18 +21,19 @@
 
 namespace nni_compression::server {
 
-// Takes connections with one thread and hands them to gRPC. By itself gRPC 1.51 takes connections
-// without a limit and, once the process has no descriptor left, no more of them for good; this
-// closes what is above its limit at once, and waits where there are no descriptors. Thread-safe.
+// Accepts connections with one thread and passes them to gRPC. On its own, gRPC 1.51 has no
+// connection limit, and stops accepting for good once the process runs out of descriptors. This
+// closes connections above the limit at once, and retries when it runs out of descriptors.
+// Thread-safe.
 class ConnectionListener {
  public:
-  // Gets a connected socket, which does not block, and closes it when the connection ends.
-  using Take = std::function<void(int listener, int socket)>;
+  // Gets a connected, non-blocking socket, and closes it when the connection ends.
+  using Handler = std::function<void(int listener, int socket)>;
 
-  // Listens on all addresses that HOST:PORT stands for (port 0 picks one), or on unix:PATH or
-  // unix-abstract:NAME. At most `max_connections` live at a time, and fewer where the process may
-  // not have as many descriptors. A peer that does not acknowledge what was sent for
-  // `user_timeout` loses its connection. UNAVAILABLE where that address cannot be listened on.
+  // Listens on all addresses of HOST:PORT (port 0 picks one), or on unix:PATH or
+  // unix-abstract:NAME. At most `max_connections` are open at a time, fewer if the descriptor limit
+  // of the process requires it. A peer that does not acknowledge data for `user_timeout` loses its
+  // connection. UNAVAILABLE when it cannot listen on that address.
   static absl::StatusOr<std::unique_ptr<ConnectionListener>> Listen(const std::string& address,
                                                                     int max_connections,
                                                                     absl::Duration user_timeout);
@@ -40,20 +41,20 @@ class ConnectionListener {
   // Stops.
   ~ConnectionListener();
 
-  // From now on, once; until then connections wait.
-  void Start(Take take);
+  // Starts accepting; until then connections wait. Called once.
+  void Start(Handler handler);
 
-  // Takes no more connections, and calls `take` no more. Those that live go on.
+  // Stops accepting; `handler` is not called any more. Open connections stay open.
   void Stop();
 
-  int port() const { return port_; }  // 0 of a Unix socket
+  int port() const { return port_; }  // 0 for a Unix socket
   int max_connections() const { return max_connections_; }
 
-  // That live now. Looks at each of them.
+  // Open connections; checks each of them.
   int connections();
 
  private:
-  // A socket that was handed on. Its number may be another's by now, its inode is not.
+  // A socket that was passed on. Its number may have been reused, its inode has not.
   struct Connection {
     int socket;
     ino_t inode;
@@ -63,23 +64,23 @@ class ConnectionListener {
 
   absl::Status ListenOnUnix(const std::string& address);
   void Loop();
-  bool Accept(int listener);  // whether there may be another
+  bool Accept(int listener);  // returns whether to continue
   bool Admit(int socket);
-  void Forget() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
+  void RemoveEnded() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
 
   const int max_connections_;
   int port_ = 0;
   std::optional<SocketFile> file_;
   std::vector<FileDescriptor> sockets_;
-  std::vector<int> listeners_;    // of both
-  const FileDescriptor wake_up_;  // an eventfd: it is time to stop
-  Take take_;
+  std::vector<int> listeners_;    // of file_ and sockets_
+  const FileDescriptor wake_up_;  // an eventfd that signals the end
+  Handler handler_;
   Mutex mutex_;
-  std::vector<Connection> connections_ ABSL_GUARDED_BY(mutex_);  // and some that have ended
-  using SteadyTime = std::chrono::steady_clock::time_point;      // whatever becomes of the clock
-  SteadyTime last_sweep_ ABSL_GUARDED_BY(mutex_);                // for connections that have ended
-  std::optional<SteadyTime> last_warning_ ABSL_GUARDED_BY(mutex_);  // in the log, that it is full
-  bool pauses_ = false;  // of the thread: there were no descriptors left
+  std::vector<Connection> connections_ ABSL_GUARDED_BY(mutex_);  // may include ended ones
+  using SteadyTime = std::chrono::steady_clock::time_point;      // independent of the system clock
+  SteadyTime last_sweep_ ABSL_GUARDED_BY(mutex_);                // of connections_
+  std::optional<SteadyTime> last_warning_ ABSL_GUARDED_BY(mutex_);  // that the limit is reached
+  bool paused_ = false;  // used on the thread only: descriptors ran out
   std::thread thread_;
 };
 

@@ -30,8 +30,8 @@ bool IsUnixAddress(absl::string_view address) {
 
 absl::Status CheckListenAddress(absl::string_view address, bool allow_any, absl::string_view flag,
                                 absl::string_view instead) {
-  // Of this host: a file's mode says who may connect, while an abstract name, like loopback, is
-  // open to every user.
+  // Local to this host. The mode of a socket file limits who may connect; an abstract name, like
+  // loopback, is open to every user.
   if (IsUnixAddress(address)) return absl::OkStatus();
   const size_t colon = address.rfind(':');
   int port = -1;
@@ -44,7 +44,7 @@ absl::Status CheckListenAddress(absl::string_view address, bool allow_any, absl:
   if (absl::ConsumePrefix(&host, "[")) absl::ConsumeSuffix(&host, "]");
   if (allow_any || IsLoopback(std::string(host))) return absl::OkStatus();
   return absl::InvalidArgumentError(
-      absl::StrCat(flag, " is '", address, "', which other machines can reach. ", instead));
+      absl::StrCat(flag, " is '", address, "', which other machines can reach; ", instead));
 }
 
 }  // namespace nni_compression::server

@@ -28,8 +28,8 @@ int PortOf(const sockaddr_storage& address) {
                    : reinterpret_cast<const sockaddr_in&>(address).sin_port);
 }
 
-// Options of a listening socket are those of its connections, too. Invalid, with errno, where that
-// address cannot be listened on.
+// Connections inherit the options of the listening socket. Invalid, with errno set, when it cannot
+// listen on that address.
 FileDescriptor ListenOn(const addrinfo& info, int port, absl::Duration user_timeout) {
   sockaddr_storage address = {};
   std::memcpy(&address, info.ai_addr, info.ai_addrlen);
@@ -41,7 +41,7 @@ FileDescriptor ListenOn(const addrinfo& info, int port, absl::Duration user_time
   const int milliseconds = static_cast<int>(absl::ToInt64Milliseconds(user_timeout));
   const bool listens =
       socket.valid() && SetOption(socket.get(), SOL_SOCKET, SO_REUSEADDR, 1) &&
-      // [::] is every address of the machine.
+      // [::] stands for every address of the machine.
       (info.ai_family != AF_INET6 || SetOption(socket.get(), IPPROTO_IPV6, IPV6_V6ONLY, 0)) &&
       SetOption(socket.get(), IPPROTO_TCP, TCP_NODELAY, 1) &&
       SetOption(socket.get(), IPPROTO_TCP, TCP_USER_TIMEOUT, milliseconds) &&
@@ -74,12 +74,12 @@ absl::StatusOr<ListeningSockets> ListenOnHost(const std::string& address,
   for (const addrinfo* info = found; info != nullptr; info = info->ai_next) {
     sockaddr_storage wanted = {};
     std::memcpy(&wanted, info->ai_addr, info->ai_addrlen);
-    // One port on all of them.
+    // The same port on all of them.
     FileDescriptor socket =
         ListenOn(*info, listening.port != 0 ? listening.port : PortOf(wanted), user_timeout);
     if (!socket.valid()) {
       missing = errno;
-      // A name may stand for a kind of address that this machine does not have.
+      // A name may resolve to an address family that this machine does not support.
       if (missing == EADDRNOTAVAIL || missing == EAFNOSUPPORT) continue;
       return cannot(std::strerror(missing));
     }

@@ -57,7 +57,8 @@ absl::StatusOr<Network> Network::Parse(absl::string_view text) {
   if (!address || (absl::StrContains(text, '/') &&
                    (!absl::SimpleAtoi(parts.second, &bits) || bits < 0 || bits > 128 - offset))) {
     return absl::InvalidArgumentError(absl::StrCat(
-        "'", text, "' is no address; it must be like 10.0.0.7, 10.1.0.0/16, fd00::/8 or unix"));
+        "'", text,
+        "' is not an address or network; it must be like 10.0.0.7, 10.1.0.0/16, fd00::/8 or unix"));
   }
   network.address_ = *address;
   network.bits_ = offset + bits;

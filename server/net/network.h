@@ -1,4 +1,4 @@
-// Addresses that peers may have.
+// Networks of peers.
 #ifndef NNI_COMPRESSION_SERVER_NET_NETWORK_H_
 #define NNI_COMPRESSION_SERVER_NET_NETWORK_H_
 
@@ -10,14 +10,14 @@
 
 namespace nni_compression::server {
 
-// An address, a network, or this host's Unix sockets. Immutable.
+// An address, a network, or the Unix sockets of this host. Immutable.
 class Network {
  public:
   // "10.0.0.7", "10.1.0.0/16", "fd00::/8" or "unix". INVALID_ARGUMENT for anything else.
   static absl::StatusOr<Network> Parse(absl::string_view text);
 
-  // Whether it has a peer, as gRPC names one: "ipv4:10.0.0.7:4711", "ipv6:%5B::1%5D:4711", "unix:".
-  // Of a name that cannot be read it never has.
+  // Whether it contains a peer, in gRPC's notation: "ipv4:10.0.0.7:4711", "ipv6:%5B::1%5D:4711",
+  // "unix:". False for a name that cannot be parsed.
   bool Has(absl::string_view peer) const;
 
  private:

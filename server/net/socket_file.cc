@@ -20,7 +20,7 @@ absl::Status Unavailable(absl::string_view flag, const std::string& path, int er
       absl::StrCat("cannot listen on ", flag, " '", path, "': ", std::strerror(error)));
 }
 
-// Makes room for a new socket where nobody listens any more.
+// Removes a socket that no process listens on any more.
 absl::Status RemoveStale(absl::string_view flag, int type, const std::string& path,
                          const sockaddr_un& address) {
   struct stat file;
@@ -29,7 +29,8 @@ absl::Status RemoveStale(absl::string_view flag, int type, const std::string& pa
   }
   if (!S_ISSOCK(file.st_mode)) {
     return absl::InvalidArgumentError(
-        absl::StrCat(flag, " is '", path, "', which exists and is no socket"));
+        absl::StrCat(flag, " is '", path,
+                     "', which exists and is not a socket; remove it or choose another path"));
   }
   const FileDescriptor probe(socket(AF_UNIX, type | SOCK_CLOEXEC | SOCK_NONBLOCK, 0));
   if (!probe.valid()) return Unavailable(flag, path, errno);
@@ -49,14 +50,14 @@ absl::StatusOr<SocketFile> SocketFile::Listen(absl::string_view flag, int type,
   address.sun_family = AF_UNIX;
   if (path.empty() || path.size() >= sizeof(address.sun_path)) {
     return absl::InvalidArgumentError(absl::StrCat(flag, " has ", path.size(),
-                                                   " bytes; a socket's path has 1 to ",
+                                                   " bytes; the path of a socket must have 1 to ",
                                                    sizeof(address.sun_path) - 1));
   }
   std::memcpy(address.sun_path, path.data(), path.size());
   if (absl::Status status = RemoveStale(flag, type, path, address); !status.ok()) return status;
   FileDescriptor socket(::socket(AF_UNIX, type | SOCK_CLOEXEC | SOCK_NONBLOCK, 0));
   struct stat file;
-  // Nobody can connect before listen, so the mode is right when somebody can.
+  // No client can connect before listen, so the mode is set in time.
   if (!socket.valid() ||
       bind(socket.get(), reinterpret_cast<const sockaddr*>(&address), sizeof(address)) != 0 ||
       (mode && chmod(path.c_str(), *mode) != 0) || lstat(path.c_str(), &file) != 0 ||

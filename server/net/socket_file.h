@@ -1,4 +1,4 @@
-// The listening end of a Unix socket and its file.
+// A listening Unix socket and its file.
 #ifndef NNI_COMPRESSION_SERVER_NET_SOCKET_FILE_H_
 #define NNI_COMPRESSION_SERVER_NET_SOCKET_FILE_H_
 
@@ -13,14 +13,14 @@
 
 namespace nni_compression::server {
 
-// Listens as long as it exists, and removes the file then, if it is still its own.
+// Listens as long as it exists; the destructor removes the file if it is still its own.
 // Thread-compatible.
 class SocketFile {
  public:
-  // A socket of this type (SOCK_STREAM, SOCK_SEQPACKET) whose file has `mode`, or what the
-  // process's umask leaves. A file that is left over from a server that died is replaced. Errors
-  // name `flag`: INVALID_ARGUMENT for a path that is too long for a socket, or where something else
-  // is; UNAVAILABLE when somebody listens there, or the file cannot be created.
+  // A socket of this type (SOCK_STREAM, SOCK_SEQPACKET) whose file has `mode`, or the mode that the
+  // umask leaves. The file of a dead server is replaced. Errors name `flag`: INVALID_ARGUMENT for a
+  // path that is too long or exists and is not a socket; UNAVAILABLE when a process listens there,
+  // or the file cannot be created.
   static absl::StatusOr<SocketFile> Listen(absl::string_view flag, int type,
                                            const std::string& path, std::optional<mode_t> mode);
 

@@ -30,7 +30,7 @@ using Owned = std::unique_ptr<T, void (*)(T*)>;
 using Certificates = std::vector<Owned<X509>>;
 using File = FileWatcher::File;
 
-// The files' texts.
+// The contents of the files.
 struct Pem {
   std::string certificate;
   std::string key;
@@ -42,7 +42,7 @@ absl::Status WrongPem(const File& file, absl::string_view what) {
   return absl::InvalidArgumentError(absl::StrCat(file.flag, " '", file.path, "' ", what));
 }
 
-// Up to the first NUL, as gRPC reads it.
+// Up to the first NUL, like gRPC.
 Owned<BIO> PemReader(const std::string& text) {
   return Owned<BIO>(BIO_new_mem_buf(text.c_str(), -1), BIO_free_all);
 }
@@ -88,7 +88,7 @@ absl::StatusOr<absl::Time> CheckPem(const std::vector<File>& files, const Pem& p
       SSL_CTX_use_PrivateKey(context.get(), key.get()) != 1) {
     const char* const reason = ERR_reason_error_string(ERR_peek_error());
     return WrongPem(files[0], absl::StrCat("cannot be used for TLS: ",
-                                           reason == nullptr ? "OpenSSL refuses it" : reason));
+                                           reason == nullptr ? "OpenSSL rejects it" : reason));
   }
   if (files.size() > 2) {
     const absl::StatusOr<Certificates> authorities = ReadCertificates(files[2], pem.client_ca);
@@ -128,7 +128,7 @@ class TlsServerCredentials : public grpc::ServerCredentials {
 
 }  // namespace
 
-// What new connections get.
+// The certificates of new connections.
 class TlsCertificates::Current {
  public:
   void Set(Pem pem, absl::Time expiry) {
@@ -148,7 +148,7 @@ class TlsCertificates::Current {
     return !pem_.client_ca.empty();
   }
 
-  // gRPC asks for every connection, on the thread that took it.
+  // gRPC calls this for every connection, on the thread that accepted it.
   static grpc_ssl_certificate_config_reload_status Fetch(
       void* current, grpc_ssl_server_certificate_config** config) {
     auto* const self = static_cast<Current*>(current);
@@ -156,8 +156,7 @@ class TlsCertificates::Current {
     if (self->fetched_) return GRPC_SSL_CERTIFICATE_CONFIG_RELOAD_UNCHANGED;
     const grpc_ssl_pem_key_cert_pair pair = {self->pem_.key.c_str(),
                                              self->pem_.certificate.c_str()};
-    // gRPC insists on authorities here, although nobody is asked for a certificate where there are
-    // none: any certificates do then.
+    // gRPC requires authorities here even without mTLS: any certificates will do then.
     const std::string& authorities =
         self->pem_.client_ca.empty() ? self->pem_.certificate : self->pem_.client_ca;
     *config = grpc_ssl_server_certificate_config_create(authorities.c_str(), &pair, 1);
@@ -169,13 +168,13 @@ class TlsCertificates::Current {
   mutable Mutex mutex_;
   Pem pem_ ABSL_GUARDED_BY(mutex_);
   absl::Time expiry_ ABSL_GUARDED_BY(mutex_);
-  bool fetched_ ABSL_GUARDED_BY(mutex_) = false;  // gRPC has this one
+  bool fetched_ ABSL_GUARDED_BY(mutex_) = false;  // gRPC has fetched the current version
 };
 
 absl::StatusOr<std::unique_ptr<TlsCertificates>> TlsCertificates::Open(const TlsOptions& options) {
   if (options.certificate.empty() || options.key.empty()) {
     return absl::InvalidArgumentError(
-        "tls_certificate and tls_key have to be given both, and with tls_client_ca, too");
+        "tls_certificate and tls_key must both be set; tls_client_ca needs them, too");
   }
   std::vector<File> files = {{"tls_certificate", options.certificate}, {"tls_key", options.key}};
   if (!options.client_ca.empty()) files.push_back({"tls_client_ca", options.client_ca});

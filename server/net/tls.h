@@ -1,4 +1,4 @@
-// Encryption, and client certificates.
+// TLS, and mutual TLS (mTLS).
 #ifndef NNI_COMPRESSION_SERVER_NET_TLS_H_
 #define NNI_COMPRESSION_SERVER_NET_TLS_H_
 
@@ -14,37 +14,37 @@
 
 namespace nni_compression::server {
 
-// Files in PEM.
+// PEM files.
 struct TlsOptions {
   std::string certificate;  // with its chain; empty: connections are not encrypted
   std::string key;
-  std::string client_ca;  // who signs clients' certificates; empty: they need none
+  std::string client_ca;  // authorities of client certificates (mTLS); empty: none are required
 
   bool enabled() const { return !certificate.empty(); }
   bool configured() const { return !certificate.empty() || !key.empty() || !client_ca.empty(); }
 };
 
-// The certificate, its key and the clients' authorities, as they are in their files now. New
-// connections get what was there last that TLS can use, live ones go on. Files that are missing,
-// half written, or do not belong together change nothing, which is logged; so are a certificate
-// that is not valid now and a key that everybody can read, which are used. gRPC is handed what was
-// checked here: its own watcher of files ends the process when a file is empty. Thread-safe.
+// The certificate, its key and the authorities of client certificates, reloaded when their files
+// change. New connections get the last usable version; open ones continue. Files that are missing,
+// half-written or do not match change nothing, which is logged. A certificate that is expired or
+// not valid yet and a key that other users can read are logged, too, but used. gRPC gets the
+// checked contents: its own file watcher aborts the process when a file is empty. Thread-safe.
 class TlsCertificates {
  public:
-  // INVALID_ARGUMENT when a file cannot be read or used, the key is another certificate's, or one
-  // of the two is missing.
+  // INVALID_ARGUMENT when a file cannot be read or used, the key does not match the certificate, or
+  // one of the two is missing.
   static absl::StatusOr<std::unique_ptr<TlsCertificates>> Open(const TlsOptions& options);
 
-  // Changes of the files count within a second from now on. Once.
+  // Starts watching the files: changes take effect within a second. At most once.
   void Watch() { watcher_->Start(); }
 
-  // As FileWatcher::Look.
-  void Look() { watcher_->Look(); }
+  // As FileWatcher::Poll.
+  void Poll() { watcher_->Poll(); }
 
-  // For one port of one server, which must not outlive this.
+  // For one port of one server; the server must not outlive this.
   std::shared_ptr<grpc::ServerCredentials> Credentials() const;
 
-  // When the certificate that new connections get expires.
+  // When the certificate of new connections expires.
   absl::Time expiry() const;
 
  private:

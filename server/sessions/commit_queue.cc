@@ -75,17 +75,17 @@ void CommitQueue::Loop() {
 
 void CommitQueue::Process(std::vector<Item> items) {
   std::vector<SessionChange> changes;
-  std::vector<size_t> places;  // of the changes in `items`
+  std::vector<size_t> positions;  // of `changes` in `items`
   for (size_t i = 0; i < items.size(); ++i) {
     if (!items[i].writes) continue;
     changes.push_back(std::move(items[i].change));
-    places.push_back(i);
+    positions.push_back(i);
   }
   std::vector<absl::Status> outcomes(items.size());
   std::vector<absl::Status> statuses = storage_->Apply(changes);
-  for (size_t i = 0; i < places.size(); ++i) outcomes[places[i]] = std::move(statuses[i]);
+  for (size_t i = 0; i < positions.size(); ++i) outcomes[positions[i]] = std::move(statuses[i]);
 
-  std::vector<std::pair<Item, absl::Status>> failed;  // what was queued after a write that failed
+  std::vector<std::pair<Item, absl::Status>> failed;  // queued after a write that failed
   std::vector<std::pair<std::shared_ptr<SessionRecord>, absl::Status>> lost;
   {
     MutexLock lock(&mutex_);
@@ -96,7 +96,7 @@ void CommitQueue::Process(std::vector<Item> items) {
         record->save_error_ = outcomes[i];
         lost.emplace_back(items[i].record, outcomes[i]);
       }
-      // Even where it was written: the session is taken back to what is stored in any case.
+      // Even if it was written: the session is rolled back to the stored state in any case.
       if (outcomes[i].ok()) outcomes[i] = record->save_error_;
     }
     std::vector<Item> kept;
@@ -110,11 +110,11 @@ void CommitQueue::Process(std::vector<Item> items) {
     }
     queue_ = std::move(kept);
   }
-  // First, so that who hears of a failure and calls again finds the session as it is stored.
+  // Roll back before completing the callbacks, so that a caller that retries sees the stored state.
   for (const auto& [record, error] : lost) rollback_(record, error);
   for (size_t i = 0; i < items.size(); ++i) items[i].done(outcomes[i]);
   for (auto& [item, error] : failed) item.done(error);
-  // Not before: what has nothing to wait for is answered at once, and would overtake these.
+  // Not before: WaitForWrites answers at once when nothing is unsaved, and would overtake these.
   MutexLock lock(&mutex_);
   for (const Item& item : items) {
     if (item.record != nullptr) --item.record->unsaved_;

@@ -1,4 +1,4 @@
-// Writes what calls change, before they are answered.
+// Stores the changes of calls before they are answered.
 #ifndef NNI_COMPRESSION_SERVER_SESSIONS_COMMIT_QUEUE_H_
 #define NNI_COMPRESSION_SERVER_SESSIONS_COMMIT_QUEUE_H_
 
@@ -15,28 +15,28 @@
 
 namespace nni_compression::server {
 
-// One thread that writes to a storage, in the order of the calls and as many changes at a time as
-// are waiting. A session may run ahead of its writes; answers wait for them. When a write fails,
-// what the session did since is lost: all of it is answered with the error, until the session has
-// been taken back to what is stored. Thread-safe.
+// One thread that writes to a storage, in the order of the calls, in batches of all queued changes.
+// A session may run ahead of its writes; answers wait for them. When a write fails, all later
+// changes of the session are lost, too: their calls get the error, until the session has been
+// rolled back to the stored state. Thread-safe.
 class CommitQueue {
  public:
-  // Called on the queue's thread, and right away where there is nothing to wait for. It must not
-  // wait or compute.
+  // Called on the queue's thread, or at once if there is nothing to wait for. Must not block or
+  // compute.
   using Done = std::function<void(const absl::Status&)>;
 
-  // `rollback` is called for a session of which a write failed, and why, and has to call ClearError
-  // once nothing is left of what was not written. `storage` outlives the queue.
+  // `rollback` is called with a session whose write failed and the error; it has to call ClearError
+  // once the session has no unsaved changes. `storage` outlives the queue.
   using Rollback = std::function<void(const std::shared_ptr<SessionRecord>&, const absl::Status&)>;
   CommitQueue(Storage* storage, Rollback rollback);
 
   // Writes what is queued.
   ~CommitQueue();
 
-  // Queues a change. `record` is its session; null: of one that nobody uses any more.
+  // Queues a change. `record` is its session; null for one that is not used any more.
   void Write(std::shared_ptr<SessionRecord> record, SessionChange change, Done done);
 
-  // Calls `done` when all that the session has queued by now is written and answered.
+  // Calls `done` when all changes that the session has queued by now are written and answered.
   void WaitForWrites(const std::shared_ptr<SessionRecord>& record, Done done);
 
   void ClearError(SessionRecord* record);
@@ -63,7 +63,7 @@ class CommitQueue {
   std::vector<Item> queue_ ABSL_GUARDED_BY(mutex_);
   bool busy_ ABSL_GUARDED_BY(mutex_) = false;
   bool stopped_ ABSL_GUARDED_BY(mutex_) = false;
-  std::thread thread_;  // last: it uses the others
+  std::thread thread_;  // last: it uses the members above
 };
 
 }  // namespace nni_compression::server

@@ -20,16 +20,15 @@ using compression::Session;
 
 namespace {
 
-// Reading is mostly waiting for the disk.
+// Readers mostly wait for the disk.
 constexpr int kReaders = 2;
 
-// Of a session that a server gave one; each of them would take longer than anybody has.
+// The highest valid sequence number; counting up to it would take centuries.
 constexpr uint64_t kLastSequence = uint64_t{1} << 62;
 
 SessionKey KeyOf(const SessionRecord& record) { return {record.tenant(), record.id()}; }
 
-// What the log has of a session that cannot be read, all of the error: at the start of each, and
-// `limited` where it is callers that cause it.
+// Logs the whole error of a session that cannot be read. `limited` where callers can cause it.
 void LogError(const SessionKey& key, const absl::Status& error, bool limited = false) {
   const bool damaged = absl::IsDataLoss(error);
   const LogLevel level = damaged ? LogLevel::kError : LogLevel::kWarning;
@@ -40,17 +39,16 @@ void LogError(const SessionKey& key, const absl::Status& error, bool limited = f
   Log(level, event, fields);
 }
 
-// What callers are told of an error of the storage, which names files of this machine.
+// The error that callers get for one of the storage, which names files of this machine.
 absl::Status ForCallers(const absl::Status& error) {
   switch (error.code()) {
     case absl::StatusCode::kResourceExhausted:
       return absl::ResourceExhaustedError(
-          "the server's storage is full, or cannot be used; the server's log says why");
+          "the server's storage is full or not writable; see the server's log");
     case absl::StatusCode::kDataLoss:
-      return absl::DataLossError(
-          "the session's stored state is damaged; the server's log says what of it");
+      return absl::DataLossError("the session's stored state is damaged; see the server's log");
     case absl::StatusCode::kInternal:
-      return absl::InternalError("the server's storage failed; the server's log says why");
+      return absl::InternalError("the server's storage failed; see the server's log");
     default:
       return error;
   }
@@ -92,14 +90,14 @@ absl::Status DurableSessions::Recover() {
     last = row.sequence;
     if (absl::Status status = RecoverOne(row); !status.ok()) LogError(row.key, status);
   }
-  // They were not written so. Where nothing else is damaged, they are the youngest from now on.
+  // Their sequence is damaged. If nothing else is, they count as the youngest sessions from now on.
   for (const CatalogueRow* row : out_of_order) {
-    CatalogueRow mended = *row;
-    mended.sequence = ++last;
-    LogError(row->key, absl::DataLossError(
-                           absl::StrCat("its sequence is ", static_cast<int64_t>(row->sequence),
-                                        ", which another session has or none can have")));
-    if (absl::Status status = RecoverOne(mended); !status.ok()) LogError(row->key, status);
+    CatalogueRow repaired = *row;
+    repaired.sequence = ++last;
+    LogError(row->key, absl::DataLossError(absl::StrCat("its sequence is ",
+                                                        static_cast<int64_t>(row->sequence),
+                                                        ", a duplicate or out of range")));
+    if (absl::Status status = RecoverOne(repaired); !status.ok()) LogError(row->key, status);
   }
   Log(LogLevel::kInfo, "sessions_recovered",
       {{"live", environment_.sessions->live()},
@@ -111,11 +109,11 @@ absl::Status DurableSessions::Recover() {
 absl::Status DurableSessions::RecoverOne(const CatalogueRow& row) {
   v1::Session entry;
   if (!entry.ParseFromString(row.entry) || entry.id() != row.key.second) {
-    return absl::DataLossError("its catalogue entry is no session's");
+    return absl::DataLossError("its catalogue entry is not a valid Session");
   }
-  // However little there is: it was there before.
+  // Even if there is no memory now: the session existed before.
   SessionMemory memory(environment_.budget, {});
-  (void)memory.Take(EntryBytes(entry), "the session's catalogue entry");
+  (void)memory.Reserve(EntryBytes(entry), "the session's catalogue entry");
   const auto record = std::make_shared<SessionRecord>(
       row.key.first, entry, Strand::Create(environment_.executor_of(entry.algorithm())),
       std::move(memory));
@@ -131,9 +129,8 @@ absl::Status DurableSessions::RecoverOne(const CatalogueRow& row) {
   stored.request_id = row.request_id;
   stored.fingerprint = row.fingerprint;
   environment_.sessions->Restore(record, stored);
-  // It is there, so that its trainer gets DATA_LOSS rather than NOT_FOUND, and can close it.
-  return row.damaged ? absl::DataLossError("its row of the catalogue is damaged")
-                     : absl::OkStatus();
+  // The session exists, so that its trainer gets DATA_LOSS rather than NOT_FOUND, and can close it.
+  return row.damaged ? absl::DataLossError("its catalogue row is damaged") : absl::OkStatus();
 }
 
 void DurableSessions::Stop() {
@@ -142,7 +139,7 @@ void DurableSessions::Stop() {
     MutexLock lock(&mutex_);
     readers = std::move(readers_);
   }
-  readers.reset();  // finishes what was begun
+  readers.reset();  // finishes the running reads
   commits_->Flush();
   MutexLock lock(&mutex_);
   stopped_ = true;
@@ -159,7 +156,7 @@ void DurableSessions::Create(const std::shared_ptr<SessionRecord>& record,
                              Done done) {
   Session& session = *record->session();
   v1::BindModelRequest binding = request;
-  // These are kept elsewhere, and without them the trials of one model share their bindings.
+  // These are stored separately; without them the trials of one model have equal bindings.
   binding.clear_request_id();
   binding.clear_labels();
   binding.clear_lease();
@@ -178,7 +175,7 @@ void DurableSessions::Create(const std::shared_ptr<SessionRecord>& record,
   row.entry = Entry(*record);
   record->stored_summary = record->summary();
   change.global = session.SaveGlobal();
-  for (const int i : session.TakeChanges().layers) {  // masks and numbers that came with it
+  for (const int i : session.TakeChanges().layers) {  // masks and Memory of the request
     change.layers[i] = [record, i, state = session.state(i)] {
       return compression::EncodeLayer(record->layer(i), state);
     };
@@ -236,7 +233,7 @@ void DurableSessions::Load(const std::shared_ptr<SessionRecord>& record, Done do
   absl::Status status;
   if (!record->loaded()) {
     MutexLock lock(&mutex_);
-    if (readers_ != nullptr && !record->loaded()) {  // it may have come just now
+    if (readers_ != nullptr && !record->loaded()) {  // it may have been loaded in the meantime
       std::vector<Done>& waiting = loading_[record.get()];
       waiting.push_back(std::move(done));
       if (waiting.size() == 1) readers_->Schedule([this, record] { Read(record); });
@@ -254,17 +251,17 @@ void DurableSessions::Read(const std::shared_ptr<SessionRecord>& record) {
   if (record->state() == SessionState::kActive) {
     auto stored = std::make_shared<absl::StatusOr<StoredSession>>(environment_.storage->Load(key));
     error = stored->status();
-    revive = [this, record, stored] { return Revive(*record, **stored); };
+    revive = [this, record, stored] { return RestoreSession(*record, **stored); };
   } else {
     absl::StatusOr<std::string> report = environment_.storage->LoadReport(key);
     error = report.status();
-    revive = [this, record, report = std::move(report)] { return ReviveReport(*record, *report); };
+    revive = [this, record, report = std::move(report)] { return RestoreReport(*record, *report); };
   }
   record->strand().Post(
       [this, record, error, revive = std::move(revive)] {
         if (record->loaded()) return FinishLoad(record, absl::OkStatus());
         const absl::Status status = error.ok() ? CatchExceptions(revive) : error;
-        const bool failed = !error.ok() && !absl::IsNotFound(error);  // it may have been closed
+        const bool failed = !error.ok() && !absl::IsNotFound(error);  // NOT_FOUND: it was closed
         if (failed || absl::IsDataLoss(status)) LogError(KeyOf(*record), status, /*limited=*/true);
         FinishLoad(record, error.ok() ? status : ForCallers(error));
       },
@@ -283,19 +280,19 @@ void DurableSessions::FinishLoad(const std::shared_ptr<SessionRecord>& record,
   for (const Done& done : waiting) done(status);
 }
 
-absl::Status DurableSessions::Revive(SessionRecord& record, const StoredSession& stored) {
+absl::Status DurableSessions::RestoreSession(SessionRecord& record, const StoredSession& stored) {
   v1::Session entry;
   if (!entry.ParseFromString(stored.entry)) {
-    return absl::DataLossError("the session's stored catalogue entry is none");
+    return absl::DataLossError("the stored catalogue entry is not a valid Session");
   }
   v1::BindModelRequest request;
   if (!request.ParseFromString(stored.binding)) {
-    return absl::DataLossError("the session's stored binding is none");
+    return absl::DataLossError("the stored binding is not a valid BindModelRequest");
   }
   SessionMemory memory(environment_.budget,
                        {environment_.account_of(record.tenant()), std::nullopt});
   const int64_t binding_bytes = BindingBytes(request);
-  if (absl::Status s = memory.Take(binding_bytes, "the session's layers"); !s.ok()) return s;
+  if (absl::Status s = memory.Reserve(binding_bytes, "the session's layers"); !s.ok()) return s;
   absl::StatusOr<compression::Binding> binding = ToBinding(request);
   if (!binding.ok()) return Damaged(binding.status());
   const auto algorithm = environment_.registry->Find(binding->algorithm);
@@ -304,12 +301,12 @@ absl::Status DurableSessions::Revive(SessionRecord& record, const StoredSession&
         "the session was bound by a server with other algorithms: ", algorithm.status().message()));
   }
   auto session = Session::Bind(*environment_.registry, *std::move(binding));
-  if (!session.ok() && !(*algorithm)->source.empty()) {  // it may be another plugin by now
+  if (!session.ok() && !(*algorithm)->source.empty()) {  // the plugin or script may have changed
     return absl::FailedPreconditionError(
         absl::StrCat("the session cannot be bound again: ", session.status().message()));
   }
   if (!session.ok()) return Damaged(session.status());
-  if (absl::Status s = memory.Take(AnswerBytes(**session), "the session's masks and scales");
+  if (absl::Status s = memory.Reserve(AnswerBytes(**session), "the session's masks and scales");
       !s.ok()) {
     return s;
   }
@@ -324,24 +321,26 @@ absl::Status DurableSessions::Revive(SessionRecord& record, const StoredSession&
   if (!loaded.ok()) return loaded;
   record.SetSummary(summary);
   record.stored_summary = summary;
-  record.revision = entry.revision();  // what was counted for writes that failed is not stored
+  record.revision = entry.revision();  // drops the counts of failed writes
   return absl::OkStatus();
 }
 
-absl::Status DurableSessions::ReviveReport(SessionRecord& record, const std::string& bytes) {
+absl::Status DurableSessions::RestoreReport(SessionRecord& record, const std::string& bytes) {
   v1::Session report;
-  // Of the server's, as the reports of sessions that have just ended.
+  // Charged to the server, like the reports of sessions that have just ended.
   SessionMemory memory(environment_.budget, {});
   const int64_t size = ParsedSize(report, bytes);
-  if (absl::Status s = memory.Take(size, "the session's last report"); !s.ok()) return s;
-  if (!report.ParseFromString(bytes)) return absl::DataLossError("the stored report is none");
+  if (absl::Status s = memory.Reserve(size, "the session's last report"); !s.ok()) return s;
+  if (!report.ParseFromString(bytes)) {
+    return absl::DataLossError("the stored report is not a valid Session");
+  }
   record.KeepReport(std::move(report), std::move(memory));
   return absl::OkStatus();
 }
 
 void DurableSessions::Rollback(const std::shared_ptr<SessionRecord>& record,
                                const absl::Status& error) {
-  // A session that is not stored any more was closed beside its call, which is nobody's loss.
+  // NOT_FOUND: the session was closed during the call, so nothing is lost.
   if (!absl::IsNotFound(error)) {
     LogLimited(
         LogLevel::kError, "session_not_saved", record->tenant(),
@@ -349,7 +348,7 @@ void DurableSessions::Rollback(const std::shared_ptr<SessionRecord>& record,
   }
   MutexLock lock(&mutex_);
   if (stopped_) return;  // the executor is gone
-  // Its last report is written from what is in memory, which is all that was answered.
+  // The last report is written from the state in memory, which includes all answered changes.
   const bool ended = absl::IsNotFound(error) || record->state() != SessionState::kActive;
   if (!ended) record->Invalidate();
   record->strand().Post([this, record, error, ended] {

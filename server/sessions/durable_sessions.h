@@ -1,4 +1,4 @@
-// Sessions in memory and in storage: what is written when, and how a session comes back.
+// Sessions in memory and in storage: what is written when, and how a session is loaded.
 #ifndef NNI_COMPRESSION_SERVER_SESSIONS_DURABLE_SESSIONS_H_
 #define NNI_COMPRESSION_SERVER_SESSIONS_DURABLE_SESSIONS_H_
 
@@ -25,8 +25,8 @@
 
 namespace nni_compression::server {
 
-// A server's bridge to its storage. Thread-safe; no method waits for the storage but Recover and
-// Stop. Callbacks run on a thread of the storage or of the executor, or at once.
+// Connects a server to its storage. Thread-safe; no method except Recover and Stop waits for the
+// storage. Callbacks run on a thread of the storage or of the executor, or at once.
 class DurableSessions {
  public:
   using Done = CommitQueue::Done;
@@ -40,42 +40,42 @@ class DurableSessions {
     const compression::Registry* registry = nullptr;
   };
 
-  // All of it outlives the object, but the executors only Stop.
+  // All of it outlives the object, except for the executors, which outlive Stop.
   explicit DurableSessions(const Environment& environment);
 
-  // Puts every stored session into the store, without its state. Before the first call.
+  // Adds every stored session to the store, without its state. Before the first call.
   absl::Status Recover();
 
-  // Writes what is queued; nothing is read any more.
+  // Writes what is queued; nothing is read after that.
   void Stop();
 
-  // Queues a session that was just bound. On the session's strand.
+  // Queues a new session. On the session's strand.
   void Create(const std::shared_ptr<SessionRecord>& record,
               const nni::compression::v1::BindModelRequest& request, absl::string_view fingerprint,
               Done done);
 
-  // Queues what `session` changed since it was last saved. On the session's strand. `saved`
-  // comes with its revision when the session is stored as it is now; what it did may be answered
-  // then.
+  // Queues the changes of `session` since it was last saved. On the session's strand. `saved` is
+  // called with the revision once the session is stored as it is now; then its calls may be
+  // answered.
   using Saved = std::function<void(const absl::StatusOr<uint64_t>& revision)>;
   void Save(const std::shared_ptr<SessionRecord>& record, compression::Session& session,
             Saved saved);
 
-  // Queues the end, with the last report. On the session's strand.
+  // Queues the session's end, with the last report. On the session's strand.
   void End(const std::shared_ptr<SessionRecord>& record,
            const nni::compression::v1::Session& report, Done done);
 
-  // Queues that nothing is left of a session.
+  // Queues the removal of everything stored of a session.
   void Forget(const SessionRecord& record);
 
-  // Reads a session's state, or the report of one that has ended, if it is not in memory.
-  // DATA_LOSS when it is damaged, RESOURCE_EXHAUSTED when there is no memory for it now.
+  // Loads a session's state, or the report of one that has ended, if it is not in memory. DATA_LOSS
+  // when it is damaged, RESOURCE_EXHAUSTED when there is no memory for it now.
   void Load(const std::shared_ptr<SessionRecord>& record, Done done);
 
  private:
   absl::Status RecoverOne(const CatalogueRow& row);
-  absl::Status Revive(SessionRecord& record, const StoredSession& stored);
-  absl::Status ReviveReport(SessionRecord& record, const std::string& bytes);
+  absl::Status RestoreSession(SessionRecord& record, const StoredSession& stored);
+  absl::Status RestoreReport(SessionRecord& record, const std::string& bytes);
   void Read(const std::shared_ptr<SessionRecord>& record);
   void FinishLoad(const std::shared_ptr<SessionRecord>& record, const absl::Status& status);
   void Rollback(const std::shared_ptr<SessionRecord>& record, const absl::Status& error);

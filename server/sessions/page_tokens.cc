@@ -16,7 +16,7 @@
 namespace nni_compression::server {
 namespace {
 
-// Half of a block is the place, the other half says whose token it is.
+// Half of a block is the position, the other half identifies the reader.
 constexpr size_t kHalf = 8;
 
 std::array<uint8_t, kHalf> Mark(std::optional<absl::string_view> reader) {
@@ -58,7 +58,7 @@ std::optional<uint64_t> PageTokens::Open(std::optional<absl::string_view> reader
                                          absl::string_view token) const {
   Block sealed;
   if (token.size() != 2 * sealed.size()) return std::nullopt;
-  // Other characters than digits would be undefined behaviour there.
+  // Other characters than hexadecimal digits would be undefined behaviour there.
   if (!std::all_of(token.begin(), token.end(), absl::ascii_isxdigit)) return std::nullopt;
   const std::string bytes = absl::HexStringToBytes(token);
   std::memcpy(sealed.data(), bytes.data(), sealed.size());

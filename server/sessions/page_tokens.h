@@ -1,4 +1,4 @@
-// Where a listing goes on, in a form that tells its reader nothing.
+// Opaque page tokens of listings.
 #ifndef NNI_COMPRESSION_SERVER_SESSIONS_PAGE_TOKENS_H_
 #define NNI_COMPRESSION_SERVER_SESSIONS_PAGE_TOKENS_H_
 
@@ -11,19 +11,19 @@
 
 namespace nni_compression::server {
 
-// Turns a session's place among those of all tenants into a token and back. The token is one block
-// of AES-128 under a key that this object made up: whoever holds it learns neither how many
-// sessions there are nor when those of others were opened, cannot make one up, and cannot use one
-// that another reader was given. Tokens do not outlive the process. Thread-safe.
+// Encrypts a session's sequence number, which counts the sessions of all tenants. A token is one
+// block of AES-128 under a random key of this object: its holder learns neither how many sessions
+// there are nor when those of others were opened, and can neither forge a token nor use that of
+// another reader. Tokens do not outlive the process. Thread-safe.
 class PageTokens {
  public:
   // Aborts when the system has no random numbers.
   PageTokens();
 
-  // `reader` is who lists: a tenant, or nullopt for an operator, who sees all of them.
+  // `reader` is the tenant that lists; nullopt for an operator, who sees all of them.
   std::string Seal(std::optional<absl::string_view> reader, uint64_t place) const;
 
-  // nullopt for what is not a token of this reader.
+  // nullopt unless it is a token of this reader.
   std::optional<uint64_t> Open(std::optional<absl::string_view> reader,
                                absl::string_view token) const;
 

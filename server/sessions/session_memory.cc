@@ -3,7 +3,7 @@
 #include <algorithm>
 #include <string>
 
-#include "server/limits/prices.h"
+#include "server/limits/memory_costs.h"
 
 namespace nni_compression::server {
 
@@ -11,33 +11,33 @@ namespace v1 = ::nni::compression::v1;
 
 namespace {
 
-// A block of the heap beside what was asked for.
+// Overhead of a heap block.
 constexpr int64_t kNameBlock = 16;
 
-// A name is in the binding, in the record, in the indices of both, and in the last report.
+// A name is stored in the binding, in the record, in the indices of both, and in the last report.
 constexpr int64_t kNameCopies = 5;
-constexpr int64_t kAliasBytes = 400;  // of the same, without its letters
+constexpr int64_t kAliasBytes = 400;  // of all copies, without the characters
 
-// An option is in the binding and, parsed, in the plan.
+// An option is stored in the binding and, parsed, in the plan.
 constexpr int64_t kRuleCopies = 2;
-constexpr int64_t kRuleBytes = 2 << 10;  // defaults, the compressor, the path
+constexpr int64_t kRuleBytes = 2 << 10;  // defaults, compressor, path
 constexpr int64_t kJsonValue = 2 * 16;   // an element of an array, which grows by doubling
 constexpr int64_t kJsonMember = 96;      // a node of an object
 constexpr int64_t kJsonBlock = 48;       // a string, an array or an object by itself
 
-// The least that a session grows by.
+// The granularity in which a session's reservation grows.
 constexpr int64_t kGrowth = 4 << 10;
 
-// What the catalogue needs of a session, and a layer's record beside its mask and its numbers.
+// A session's catalogue entry; a layer's record without its mask and parameters.
 constexpr int64_t kDiskBytesPerSession = 4 << 10;
 constexpr int64_t kDiskBytesPerLayer = 256;
 
 // A scale and a zero point.
-constexpr int64_t kNumberBytes = sizeof(float) + sizeof(int32_t);
+constexpr int64_t kParameterBytes = sizeof(float) + sizeof(int32_t);
 
-// A mask or a layer's numbers beside their bytes: aligned blocks, and what counts their users.
+// Overhead of a mask, and of a layer's parameters: aligned blocks and reference counts.
 constexpr int64_t kMaskBytes = 192;
-constexpr int64_t kNumbersBytes = 96;
+constexpr int64_t kParametersBytes = 96;
 
 int64_t TextBytes(const std::string& text) {
   return static_cast<int64_t>(text.size()) + kNameBlock;
@@ -74,7 +74,7 @@ int64_t JsonBytes(const google::protobuf::Struct& object) {
   return bytes;
 }
 
-// Of the numbers of a layer in `session`, as they are sent and stored, and with what holds them in
+// Scales and zero points of a layer of `session`: as sent and stored, and with their overhead in
 // memory.
 int64_t AnswerBytes(const compression::Session& session, int64_t mask, int64_t numbers) {
   int64_t bytes = 0;
@@ -84,37 +84,37 @@ int64_t AnswerBytes(const compression::Session& session, int64_t mask, int64_t n
     const compression::Layer& layer = session.layer(static_cast<int>(i));
     bytes += mask + compression::ByteLength(compression::DataType::kBit, layer.elements);
     const auto* quantizer = dynamic_cast<const compression::Quantizer*>(planned->compressor.get());
-    if (quantizer != nullptr) bytes += numbers + kNumberBytes * quantizer->channels(layer);
+    if (quantizer != nullptr) bytes += numbers + kParameterBytes * quantizer->channels(layer);
   }
   return bytes;
 }
 
 }  // namespace
 
-absl::Status SessionMemory::Take(int64_t bytes, absl::string_view what) {
-  absl::StatusOr<Reservation> memory = budget_->ReserveNow(bytes, share_, MemoryUse::kKept, what);
+absl::Status SessionMemory::Reserve(int64_t bytes, absl::string_view what) {
+  absl::StatusOr<Reservation> memory = budget_->ReserveNow(bytes, quota_, MemoryUse::kKept, what);
   if (!memory.ok()) return memory.status();
-  taken_.push_back(*std::move(memory));
+  reservations_.push_back(*std::move(memory));
   return absl::OkStatus();
 }
 
 absl::Status SessionMemory::Grow(int64_t bytes, absl::string_view what) {
-  if (bytes > spare_) {
-    const int64_t step = std::max(bytes - spare_, kGrowth);
-    if (absl::Status status = Take(step, what); !status.ok()) return status;
-    spare_ += step;
+  if (bytes > unused_) {
+    const int64_t step = std::max(bytes - unused_, kGrowth);
+    if (absl::Status status = Reserve(step, what); !status.ok()) return status;
+    unused_ += step;
   }
-  spare_ -= bytes;
+  unused_ -= bytes;
   return absl::OkStatus();
 }
 
 void SessionMemory::Retire(int64_t bytes) {
-  for (Reservation& memory : taken_) {
+  for (Reservation& memory : reservations_) {
     memory.Uncharge();
     memory.ShrinkTo(bytes);
     bytes -= memory.bytes();
   }
-  spare_ = 0;
+  unused_ = 0;
 }
 
 int64_t BindingBytes(const v1::BindModelRequest& request) {
@@ -140,16 +140,16 @@ int64_t EntryBytes(const v1::Session& entry) {
 }
 
 int64_t AnswerBytes(const compression::Session& session) {
-  return AnswerBytes(session, kMaskBytes, kNumbersBytes);
+  return AnswerBytes(session, kMaskBytes, kParametersBytes);
 }
 
 int64_t DiskBytes(const compression::Session& session, const v1::BindModelRequest& request) {
   int64_t binding = static_cast<int64_t>(request.ByteSizeLong());
-  for (const v1::LayerMask& mask : request.masks()) {  // they are counted as the layers'
+  for (const v1::LayerMask& mask : request.masks()) {  // counted with the layers
     binding -= static_cast<int64_t>(mask.ByteSizeLong());
   }
   return kDiskBytesPerSession + kDiskBytesPerLayer * request.layers_size() +
-         2 * binding +  // layers' names are in their records, too
+         2 * binding +  // the records repeat the layers' names
          AnswerBytes(session, 0, 0);
 }
 

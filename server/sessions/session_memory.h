@@ -1,4 +1,4 @@
-// What a session takes: in memory, and in storage.
+// The memory and the storage that a session takes.
 #ifndef NNI_COMPRESSION_SERVER_SESSIONS_SESSION_MEMORY_H_
 #define NNI_COMPRESSION_SERVER_SESSIONS_SESSION_MEMORY_H_
 
@@ -14,41 +14,43 @@
 
 namespace nni_compression::server {
 
-// The memory of one session, as it grows. Thread-compatible: it belongs to the session's strand.
+// The reservations of one session, which grow with it. Thread-compatible: used on the session's
+// strand.
 class SessionMemory {
  public:
   SessionMemory() = default;
-  SessionMemory(MemoryBudget* budget, MemoryShare share)
-      : budget_(budget), share_(std::move(share)) {}
+  SessionMemory(MemoryBudget* budget, MemoryQuota quota)
+      : budget_(budget), quota_(std::move(quota)) {}
 
-  // Takes more, of the budget and of the tenant, for what `what` names ("the session's layers").
-  // RESOURCE_EXHAUSTED when there is none now, or never will be.
-  absl::Status Take(int64_t bytes, absl::string_view what);
+  // Reserves memory from the budget and the tenant's quota. `what` ("the session's layers") is for
+  // messages. RESOURCE_EXHAUSTED when there is none, now or ever.
+  absl::Status Reserve(int64_t bytes, absl::string_view what);
 
-  // As Take, for what grows a little at a time.
+  // As Reserve, for state that grows in small steps.
   absl::Status Grow(int64_t bytes, absl::string_view what);
 
-  // Gives back what is above `bytes`. The rest is the server's from now on, not the tenant's.
+  // Releases what exceeds `bytes`. The rest is charged to the server from now on, not to the
+  // tenant.
   void Retire(int64_t bytes);
 
  private:
   MemoryBudget* budget_ = nullptr;
-  MemoryShare share_;
-  std::vector<Reservation> taken_;
-  int64_t spare_ = 0;  // taken, and not grown into yet
+  MemoryQuota quota_;
+  std::vector<Reservation> reservations_;
+  int64_t unused_ = 0;  // reserved ahead by Grow
 };
 
-// What binding the request leaves in memory: layers, names, rules, the plan. It stays, as the
-// session's last report, a while after the session's end.
+// Memory of a bound request: layers, names, rules, the plan. It is kept for a while after the
+// session's end, for the last report.
 int64_t BindingBytes(const nni::compression::v1::BindModelRequest& request);
 
-// What a session takes of which the catalogue entry alone is in memory.
+// Memory of a session with only its catalogue entry loaded.
 int64_t EntryBytes(const nni::compression::v1::Session& entry);
 
-// What the session's masks, scales and zero points may come to take.
+// Upper bound of the memory of the session's masks, scales and zero points.
 int64_t AnswerBytes(const compression::Session& session);
 
-// What the session takes in storage once all of its layers have been answered.
+// Storage of the session once all of its layers have been answered.
 int64_t DiskBytes(const compression::Session& session,
                   const nni::compression::v1::BindModelRequest& request);
 

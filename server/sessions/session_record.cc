@@ -51,7 +51,7 @@ SessionRecord::SessionRecord(std::string tenant, const nni::compression::v1::Ses
 
 absl::Status SessionRecord::CountGrowth() {
   return session_->CountMemory([this](int64_t bytes) {
-    return memory_.Grow(bytes, "the numbers that the session's algorithm remembers");
+    return memory_.Grow(bytes, "the state of the session's algorithm");
   });
 }
 
@@ -65,7 +65,8 @@ absl::Status SessionRecord::Load(std::unique_ptr<compression::Session> session,
     return status;
   }
   binding_bytes_.store(binding_bytes, std::memory_order_relaxed);
-  // Once: other threads look at them. A session that was unloaded has the same ones.
+  // Only once, since other threads read them. They do not change when a session is unloaded and
+  // loaded again.
   if (layers_.empty()) SetLayers();
   loaded_.store(true, std::memory_order_release);
   return absl::OkStatus();

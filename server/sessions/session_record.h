@@ -1,4 +1,4 @@
-// A session as the server keeps it.
+// The server's record of a session.
 #ifndef NNI_COMPRESSION_SERVER_SESSIONS_SESSION_RECORD_H_
 #define NNI_COMPRESSION_SERVER_SESSIONS_SESSION_RECORD_H_
 
@@ -26,11 +26,11 @@ namespace nni_compression::server {
 
 enum class SessionState { kActive = 1, kClosed = 2, kExpired = 3 };
 
-// One session of one tenant. The compression session in it belongs to the strand; everything else
-// may be used by any thread.
+// One session of one tenant. The compression session in it is used on the strand only; all other
+// members may be used on any thread.
 class SessionRecord {
  public:
-  // What the catalogue shows without asking the strand.
+  // What the catalogue shows, readable without the strand.
   struct Summary {
     int64_t epoch = 0;
     int64_t step = 0;
@@ -47,8 +47,8 @@ class SessionRecord {
                 std::shared_ptr<Strand> strand, std::unique_ptr<compression::Session> session,
                 SessionMemory memory, int64_t binding_bytes, int64_t disk_bytes = 0);
 
-  // Of a session that was stored, as its catalogue entry has it: nothing of its state is in memory.
-  // `memory` has what the entry itself takes.
+  // A stored session of which only the catalogue entry is in memory. `memory` is the reservation of
+  // that entry.
   SessionRecord(std::string tenant, const nni::compression::v1::Session& entry,
                 std::shared_ptr<Strand> strand, SessionMemory memory);
 
@@ -57,41 +57,41 @@ class SessionRecord {
   const std::map<std::string, std::string>& labels() const { return labels_; }
   SessionState state() const { return state_.load(std::memory_order_acquire); }
 
-  // Where all calls of the session are applied.
+  // All calls of the session are applied on it.
   Strand& strand() const { return *strand_; }
 
   // On the strand only: null when the session has ended.
   compression::Session* session() const { return session_.get(); }
 
-  // Whether the session, or its report once it has ended, is in memory. Until it was, for the first
-  // time, the layers below are unknown.
+  // Whether the session, or its report once it has ended, is in memory. The layers below are
+  // unknown until it has been loaded once.
   bool loaded() const { return loaded_.load(std::memory_order_acquire); }
 
-  // On the strand only, once of a new session: from now on, what its algorithm remembers is
-  // counted. RESOURCE_EXHAUSTED when there is no memory for what it was given.
+  // On the strand only, once for a new session: from now on, the state of its algorithm is reserved
+  // as it grows. RESOURCE_EXHAUSTED when there is no memory for its present state.
   absl::Status CountGrowth();
 
-  // On the strand only. `memory` is what the session has so far, of which `binding_bytes` are its
-  // binding. RESOURCE_EXHAUSTED, with nothing loaded, when there is none for what its algorithm
-  // remembers.
+  // On the strand only. `memory` is what is reserved so far, of which `binding_bytes` are for the
+  // binding. RESOURCE_EXHAUSTED, with nothing loaded, when there is none for the state of its
+  // algorithm.
   absl::Status Load(std::unique_ptr<compression::Session> session, SessionMemory memory,
                     int64_t binding_bytes);
   void Unload(const absl::Status& why);
 
-  // From now on, calls have the session loaded before they use it. Any thread, before Unload.
+  // From now on, calls load the session before they use it. Any thread, before Unload.
   void Invalidate() { loaded_.store(false, std::memory_order_release); }
 
   // On the strand only, once the session has ended: frees what only a live session needs.
   void Retire();
 
-  // The last report of a session that has ended, and what it takes where it was read from storage.
-  // On the strand only.
+  // The last report of an ended session, and its reservation if it was read from storage. On the
+  // strand only.
   void KeepReport(nni::compression::v1::Session report, SessionMemory memory = {});
 
   // On the strand only: the last report, or null before Retire.
   const nni::compression::v1::Session* report() const { return report_.get(); }
 
-  // The layer's index without asking the strand, and at no cost for names that do not exist.
+  // The layer's index, without the strand. Cheap for unknown names, too.
   std::optional<int> FindLayer(absl::string_view name) const;
 
   // The layer as bound.
@@ -103,28 +103,29 @@ class SessionRecord {
   // The shape of the layer's RANGE tensor: [2], or [2, channels] or [2, groups].
   std::vector<int64_t> RangeShape(int i) const;
 
-  // What was bound and does not change.
+  // Properties of the binding, which do not change.
   const std::string& algorithm() const { return algorithm_; }
   compression::AlgorithmKind kind() const { return kind_; }
   const std::string& framework() const { return framework_; }
   int compressed_layers() const { return compressed_layers_; }
   int layer_count() const { return layer_count_; }
 
-  // What the record itself takes, its layers above all, and its last report.
+  // Memory of the record itself, mainly its layers, and of its last report.
   int64_t binding_bytes() const { return binding_bytes_.load(std::memory_order_relaxed); }
 
-  // About what the session takes in storage once all of its layers have been answered; 0: it is not
+  // Estimated storage of the session once all of its layers have been answered; 0: it is not
   // stored.
   int64_t disk_bytes() const { return disk_bytes_; }
 
   void SetSummary(const Summary& summary);
   Summary summary() const;
 
-  // What the stored catalogue entry says. On the strand only.
+  // The summary in the stored catalogue entry. On the strand only.
   Summary stored_summary;
 
-  // How often the stored state has changed. What a caller was told of is stored, so a record that
-  // is behind its caller comes from a data directory that has lost something. Stays 0 without one.
+  // How often the stored state has changed. A change is stored before the caller learns its
+  // revision, so a record that is older than its caller's comes from a data directory that has lost
+  // data. Stays 0 without one.
   std::atomic<uint64_t> revision{0};
 
   // Counters over all calls.
@@ -134,29 +135,29 @@ class SessionRecord {
 
  private:
   friend absl::Status NoSession(const SessionRecord& record);
-  friend class SessionStore;  // owns what follows its mutex
-  friend class CommitQueue;   // the same
+  friend class SessionStore;  // its mutex guards members below
+  friend class CommitQueue;   // its mutex guards members below
 
   void SetLayers();
 
   const std::string tenant_;
-  std::string id_;  // set by the store before anybody else sees the record
+  std::string id_;  // set by the store before the record is shared
   const std::map<std::string, std::string> labels_;
   const std::shared_ptr<Strand> strand_;
   std::unique_ptr<compression::Session> session_;
   std::unique_ptr<nni::compression::v1::Session> report_;
   SessionMemory memory_;
   SessionMemory report_memory_;
-  absl::Status unloaded_;  // why, the last time; on the strand only
+  absl::Status unloaded_;  // the error of the last Unload; on the strand only
   std::atomic<int64_t> binding_bytes_;
   const int64_t disk_bytes_;
 
   struct Traits {
     bool compressed = false;
-    std::optional<int64_t> ranges;  // of channels or groups; unset: one of the whole weight
+    std::optional<int64_t> ranges;  // number of channels or groups; unset: one range per tensor
   };
 
-  // Copies, since the session goes when calls may still look at their headers.
+  // Copies, since calls may still check headers after the session is destroyed.
   std::vector<compression::Layer> layers_;
   std::vector<Traits> traits_;
   absl::flat_hash_map<std::string, int> index_;
@@ -171,23 +172,23 @@ class SessionRecord {
   mutable Mutex mutex_;
   Summary summary_ ABSL_GUARDED_BY(mutex_);
 
-  // Under the store's mutex.
+  // Guarded by the store's mutex.
   uint64_t sequence_ = 0;
-  std::string request_key_;  // of the idempotency table; empty: none
+  std::string request_key_;  // key in the idempotency table; empty: none
   int uses_ = 0;
   absl::Duration lease_;
   absl::Time create_time_;
   absl::Time last_call_;
-  int64_t report_bytes_ = 0;  // that are counted while the report is kept
-  absl::Time deadline_;       // of the lease while nobody uses it; of the report once it has ended
+  int64_t report_bytes_ = 0;  // counted while the report is kept
+  absl::Time deadline_;       // of the lease while unused; of the report once ended
 
-  // Under the queue's mutex.
-  int unsaved_ = 0;          // what of it is queued, or not answered
-  absl::Status save_error_;  // why what it did last is lost
+  // Guarded by the queue's mutex.
+  int unsaved_ = 0;          // changes that are queued or not answered yet
+  absl::Status save_error_;  // of the failed write, until the rollback is done
 };
 
-// Why a record on its strand has no session: NOT_FOUND where it has ended, the error of its last
-// Unload where it was taken back to what is stored, and a new call will find it again.
+// Why a record has no session. On its strand. NOT_FOUND if it has ended; the error of its last
+// Unload if it was rolled back to the stored state, in which case a new call loads it again.
 absl::Status NoSession(const SessionRecord& record);
 
 }  // namespace nni_compression::server

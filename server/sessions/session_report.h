@@ -1,4 +1,4 @@
-// What GetSession and ListSessions show.
+// The replies of GetSession and ListSessions.
 #ifndef NNI_COMPRESSION_SERVER_SESSIONS_SESSION_REPORT_H_
 #define NNI_COMPRESSION_SERVER_SESSIONS_SESSION_REPORT_H_
 
@@ -11,14 +11,14 @@ namespace nni_compression::server {
 
 SessionRecord::Summary Summarize(const compression::Session& session);
 
-// All but the layers, from what any thread may read.
+// Everything except the layers. Any thread.
 void DescribeSession(const SessionRecord& record, const SessionTimes& times,
                      nni::compression::v1::Session* out);
 
-// How far each layer has come. On the session's strand.
+// The state of each layer. On the session's strand.
 void DescribeLayers(const compression::Session& session, nni::compression::v1::Session* out);
 
-// The names of the layers to ask for. On the session's strand.
+// The names of the stale layers. On the session's strand.
 void StaleLayers(const compression::Session& session,
                  google::protobuf::RepeatedPtrField<std::string>* out);
 

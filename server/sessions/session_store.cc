@@ -12,11 +12,11 @@
 namespace nni_compression::server {
 namespace {
 
-// 128 bits that nobody can guess.
+// 128 random bits.
 absl::StatusOr<std::string> NewId() {
   char bytes[16];
   if (getrandom(bytes, sizeof(bytes), 0) != sizeof(bytes)) {
-    return absl::InternalError("the system has no random numbers");
+    return absl::InternalError("the system's random number generator failed");
   }
   return absl::BytesToHexString(absl::string_view(bytes, sizeof(bytes)));
 }
@@ -63,7 +63,7 @@ absl::StatusOr<SessionUse> SessionStore::FindRequest(absl::string_view tenant,
   absl::StatusOr<SessionUse> use = [&] {
     MutexLock lock(&mutex_);
     EndExpired(&ended);
-    return TakeRequest(Key(tenant, request_id), fingerprint);
+    return AcquireRequest(Key(tenant, request_id), fingerprint);
   }();
   Retire(std::move(ended));
   return use;
@@ -81,7 +81,7 @@ absl::StatusOr<SessionUse> SessionStore::Insert(std::shared_ptr<SessionRecord> r
     MutexLock lock(&mutex_);
     EndExpired(&ended);
     const Key request_key(record->tenant(), std::string(request_id));
-    absl::StatusOr<SessionUse> earlier = TakeRequest(request_key, fingerprint);
+    absl::StatusOr<SessionUse> earlier = AcquireRequest(request_key, fingerprint);
     if (!earlier.ok() || *earlier) return earlier;
     if (absl::Status status = Admit(*record, quota); !status.ok()) return status;
     record->id_ = *std::move(id);
@@ -95,7 +95,7 @@ absl::StatusOr<SessionUse> SessionStore::Insert(std::shared_ptr<SessionRecord> r
     }
     sessions_[Key(record->tenant(), record->id())] = record;
     AddLive(record);
-    return TakeUse(record);
+    return AcquireUse(record);
   }();
   Retire(std::move(ended));
   return use;
@@ -139,7 +139,7 @@ absl::StatusOr<SessionUse> SessionStore::Use(absl::string_view tenant, absl::str
     const auto it = sessions_.find(Key(tenant, id));
     if (it == sessions_.end()) return NotFound(id);
     if (it->second->state() != SessionState::kActive) return NotFound(id, it->second->state());
-    return TakeUse(it->second);
+    return AcquireUse(it->second);
   }();
   Retire(std::move(ended));
   return use;
@@ -174,9 +174,9 @@ absl::StatusOr<SessionStore::Page> SessionStore::List(
     int page_size, absl::string_view token) {
   const std::optional<uint64_t> from = token.empty() ? 0 : tokens_.Open(tenant, token);
   if (!from) {
-    return absl::InvalidArgumentError(absl::StrCat(
-        "page_token is '", Printable(token, 64),
-        "'; it must be one that a reply of this server gave since it started, or empty"));
+    return absl::InvalidArgumentError(
+        absl::StrCat("page_token is '", Printable(token, 64),
+                     "'; it must be empty or from a reply of this server since its start"));
   }
   Page page;
   Ended ended;
@@ -242,12 +242,13 @@ absl::Duration SessionStore::UntilNextLease() const {
 
 absl::Status SessionStore::Admit(const SessionRecord& record, const access::Quota& quota) const {
   if (static_cast<int64_t>(live_.size()) >= options_.max_sessions) {
-    return ExhaustedFor(UntilNextLease(), absl::StrCat("the server has ", live_.size(),
-                                                       " sessions, as many as it may have"));
+    return ExhaustedFor(UntilNextLease(),
+                        absl::StrCat("the server has ", live_.size(), " live sessions; at most ",
+                                     options_.max_sessions, " may live"));
   }
   const auto it = live_by_tenant_.find(record.tenant());
   const Live own = it == live_by_tenant_.end() ? Live() : it->second;
-  // Where waiting helps: until a session ends.
+  // Retryable, once a session has ended, unless one session alone exceeds the limit.
   const auto wait = [until = UntilNextLease()](int64_t more, int64_t limit) {
     return more <= limit ? std::optional(until) : std::nullopt;
   };
@@ -261,7 +262,7 @@ absl::Status SessionStore::Admit(const SessionRecord& record, const access::Quot
   if (options_.disk_budget && more > *options_.disk_budget - disk_bytes_) {
     const std::string message =
         absl::StrCat("the server's disk_budget is ", *options_.disk_budget,
-                     ", of which less is left than the ", more, " that the session needs");
+                     " bytes; less than the ", more, " bytes that the session needs are left");
     const auto until = wait(more, *options_.disk_budget);
     return until ? ExhaustedFor(*until, message) : absl::ResourceExhaustedError(message);
   }
@@ -276,20 +277,20 @@ void SessionStore::AddLive(const std::shared_ptr<SessionRecord>& record) {
   own.disk_bytes += record->disk_bytes();
 }
 
-SessionUse SessionStore::TakeUse(const std::shared_ptr<SessionRecord>& record) {
+SessionUse SessionStore::AcquireUse(const std::shared_ptr<SessionRecord>& record) {
   if (record->uses_++ == 0) leases_.erase({record->deadline_, record.get()});
   record->last_call_ = timers_->clock()->Now();
   return SessionUse(this, record);
 }
 
-absl::StatusOr<SessionUse> SessionStore::TakeRequest(const Key& key,
-                                                     absl::string_view fingerprint) {
+absl::StatusOr<SessionUse> SessionStore::AcquireRequest(const Key& key,
+                                                        absl::string_view fingerprint) {
   const auto it = requests_.find(key);
   if (it == requests_.end()) return SessionUse();
-  if (it->second.fingerprint == fingerprint) return TakeUse(it->second.record);
+  if (it->second.fingerprint == fingerprint) return AcquireUse(it->second.record);
   return absl::InvalidArgumentError(
       absl::StrCat("request_id '", Printable(key.second, 128),
-                   "' was used for another request; it must be new, or the request the same"));
+                   "' was used for a different request; a new request needs a new request_id"));
 }
 
 void SessionStore::EndUse(SessionRecord* record) {

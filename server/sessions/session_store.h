@@ -1,4 +1,4 @@
-// All sessions: who owns them, how long they live, what is left of them.
+// All sessions: ownership, leases, and reports of ended ones.
 #ifndef NNI_COMPRESSION_SERVER_SESSIONS_SESSION_STORE_H_
 #define NNI_COMPRESSION_SERVER_SESSIONS_SESSION_STORE_H_
 
@@ -28,8 +28,8 @@ namespace nni_compression::server {
 
 class SessionStore;
 
-// A call's hold on a session: the lease does not run while there is one. Thread-compatible; may be
-// dropped on any thread.
+// A call's use of a session, whose lease does not run meanwhile. Thread-compatible; may be dropped
+// on any thread.
 class SessionUse {
  public:
   SessionUse() = default;
@@ -53,15 +53,15 @@ class SessionUse {
   std::shared_ptr<SessionRecord> record_;
 };
 
-// When a session was made and called, and what is left of its lease.
+// Creation, last call and lease of a session.
 struct SessionTimes {
   absl::Time created;
   absl::Time last_call;
-  absl::Duration lease;  // all of it, which a call renews
+  absl::Duration lease;  // the whole lease, which a call renews
   absl::Duration lease_left;
 };
 
-// Thread-safe. Sessions are keyed by tenant and id: to any other tenant they do not exist.
+// Thread-safe. Sessions are keyed by tenant and id: for other tenants they do not exist.
 class SessionStore {
  public:
   struct Options {
@@ -71,39 +71,38 @@ class SessionStore {
     absl::Duration min_lease = absl::Seconds(1);
     absl::Duration max_lease = absl::Hours(24);
     absl::Duration report_retention = absl::Hours(1);
-    // Of each tenant, so that what one does drops no reports of others; and the bytes of all, above
-    // which the oldest report of the tenant with most of them is dropped.
+    // Limits per tenant, so that one does not drop the reports of others, and of the bytes of all;
+    // above the latter the oldest report of the tenant with most bytes is dropped.
     int64_t max_reports = 1000;
     int64_t max_report_bytes = 64 << 20;
     std::optional<int64_t> all_report_bytes;
   };
 
-  // `retire` is called, with no lock held, for every session that ended; it has its strand write
-  // the last report and free the memory. `forget` is called, with the store's lock held, when a
-  // report has had its time. `timers` outlives the store.
+  // `retire` is called, with no lock held, for every session that ended; on the session's strand it
+  // writes the last report and frees the memory. `forget` is called, with the store's lock held,
+  // when a report expires. `timers` outlives the store.
   SessionStore(const Options& options, TimerThread* timers,
                std::function<void(std::shared_ptr<SessionRecord>)> retire,
                std::function<void(const SessionRecord&)> forget = nullptr);
 
-  // The timers have been stopped by now, and no SessionUse is left.
+  // The timers must be stopped, and no SessionUse may be left.
   ~SessionStore() = default;
 
-  // The tenant's live session of this request_id, an empty use when there is none.
-  // INVALID_ARGUMENT when its `fingerprint` was another.
+  // The tenant's live session of this request_id, or an empty use. INVALID_ARGUMENT when its
+  // `fingerprint` differs.
   absl::StatusOr<SessionUse> FindRequest(absl::string_view tenant, absl::string_view request_id,
                                          absl::string_view fingerprint);
 
-  // Adds a session and gives it an id; what FindRequest finds is returned instead.
-  // RESOURCE_EXHAUSTED when there are max_sessions, the disk budget is used up, or the tenant has
-  // as much of either as its `quota` says.
+  // Adds a session and gives it an id; a session that FindRequest finds is returned instead.
+  // RESOURCE_EXHAUSTED when there are max_sessions, the disk budget is exhausted, or one of the
+  // tenant's quotas in `quota` is.
   absl::StatusOr<SessionUse> Insert(std::shared_ptr<SessionRecord> record,
                                     absl::string_view request_id, absl::string_view fingerprint,
                                     std::optional<absl::Duration> lease,
                                     const access::Quota& quota = {});
 
-  // Puts back a session that was stored; one with the sequence of another gets a new one, and one
-  // with a lease that none can have the default. Its lease, or the time that its report is kept,
-  // counts from now.
+  // Adds a stored session. A duplicate sequence is replaced by a new one, an invalid lease by the
+  // default. The lease, or the retention of the report, starts now.
   struct Stored {
     uint64_t sequence = 0;
     SessionState state = SessionState::kActive;
@@ -115,20 +114,20 @@ class SessionStore {
   };
   void Restore(const std::shared_ptr<SessionRecord>& record, const Stored& stored);
 
-  // The session never was: it could not be stored.
+  // Removes a new session that could not be stored.
   void Discard(const std::shared_ptr<SessionRecord>& record);
 
-  // What a storage needs to know for Restore.
+  // What a storage has to keep for Restore.
   uint64_t Sequence(const SessionRecord& record) const { return record.sequence_; }
 
-  // NOT_FOUND for an id that never was, has ended, or is another tenant's.
+  // NOT_FOUND for an id that is unknown, has ended, or is another tenant's.
   absl::StatusOr<SessionUse> Use(absl::string_view tenant, absl::string_view id);
 
-  // The same for a session that may have ended, as long as its report is kept. Holds no lease.
+  // The same, also for an ended session whose report is kept. Does not hold the lease.
   absl::StatusOr<std::shared_ptr<SessionRecord>> FindReport(absl::string_view tenant,
                                                             absl::string_view id);
 
-  // Ends a session; OK when it has ended already, NOT_FOUND when nothing is known of it.
+  // Ends a session. OK when it has ended already, NOT_FOUND when it is unknown.
   absl::Status Close(absl::string_view tenant, absl::string_view id);
 
   struct Page {
@@ -136,29 +135,29 @@ class SessionStore {
     std::string next_token;
   };
   // Live sessions with all of `labels`, oldest first; of all tenants for nullopt. INVALID_ARGUMENT
-  // for a token that this server did not give for these sessions.
+  // for a token that is not from this listing.
   absl::StatusOr<Page> List(std::optional<absl::string_view> tenant,
                             const std::map<std::string, std::string>& labels, int page_size,
                             absl::string_view token);
 
-  // The token of a page that begins with this session, for whom List was given.
+  // The token of a page that begins with this session, for the reader of List.
   std::string Token(std::optional<absl::string_view> tenant, const SessionRecord& record) const;
 
   SessionTimes Times(const SessionRecord& record);
   int64_t live() const;
 
-  // How many sessions of each algorithm are in each state, reports of ended ones included.
+  // The number of sessions by algorithm and state, including ended ones with a report.
   std::map<std::pair<std::string, SessionState>, int64_t> Count() const;
 
-  // What a tenant's live sessions are.
+  // Totals of a tenant's live sessions.
   struct Live {
     int64_t sessions = 0;
     int64_t disk_bytes = 0;
   };
-  // Of tenants that have any.
+  // By tenant, for those that have any.
   std::map<std::string, Live> LiveByTenant() const;
 
-  // Whose session has this id, live or ended. For operators: it looks at all of them.
+  // The tenant of the session with this id, live or ended. For operators: a linear search.
   std::optional<std::string> TenantOf(absl::string_view id) const;
 
  private:
@@ -175,11 +174,11 @@ class SessionStore {
   void Sweep();
   void Retire(Ended ended);
 
-  SessionUse TakeUse(const std::shared_ptr<SessionRecord>& record)
+  SessionUse AcquireUse(const std::shared_ptr<SessionRecord>& record)
       ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
-  absl::StatusOr<SessionUse> TakeRequest(const Key& key, absl::string_view fingerprint)
+  absl::StatusOr<SessionUse> AcquireRequest(const Key& key, absl::string_view fingerprint)
       ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
-  // RESOURCE_EXHAUSTED where one more session is too much.
+  // RESOURCE_EXHAUSTED when one more session would exceed a limit.
   absl::Status Admit(const SessionRecord& record, const access::Quota& quota) const
       ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   void AddLive(const std::shared_ptr<SessionRecord>& record) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
@@ -194,10 +193,10 @@ class SessionStore {
   void KeepReport(SessionRecord* record) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   void End(const std::shared_ptr<SessionRecord>& record, SessionState state, Ended* ended)
       ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
-  // About when the first of these, at least one, will be over.
+  // About when the first lease, of at least one session, will end.
   absl::Duration UntilNextLease() const ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   void EndExpired(Ended* ended) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
-  // Those that have had their time, and those above the limits for all tenants.
+  // Drops expired reports, and those above the limits for all tenants.
   void ForgetReports() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   void ForgetReport(SessionRecord* record) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   void Arm() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
@@ -212,12 +211,14 @@ class SessionStore {
   absl::flat_hash_map<Key, std::shared_ptr<SessionRecord>> sessions_ ABSL_GUARDED_BY(mutex_);
   absl::flat_hash_map<Key, Request> requests_ ABSL_GUARDED_BY(mutex_);
   std::map<uint64_t, std::shared_ptr<SessionRecord>> live_ ABSL_GUARDED_BY(mutex_);
-  std::map<std::string, Live> live_by_tenant_ ABSL_GUARDED_BY(mutex_);  // that have sessions
-  int64_t disk_bytes_ ABSL_GUARDED_BY(mutex_) = 0;                      // of live_
-  // What the clock will end: unused live sessions, and reports.
+  std::map<std::string, Live> live_by_tenant_
+      ABSL_GUARDED_BY(mutex_);                      // only tenants that have any
+  int64_t disk_bytes_ ABSL_GUARDED_BY(mutex_) = 0;  // of live_
+  // By deadline: unused live sessions, and reports.
   ByTime leases_ ABSL_GUARDED_BY(mutex_);
   ByTime reports_ ABSL_GUARDED_BY(mutex_);
-  std::map<std::string, Reports> reports_by_tenant_ ABSL_GUARDED_BY(mutex_);  // that have any
+  std::map<std::string, Reports> reports_by_tenant_
+      ABSL_GUARDED_BY(mutex_);  // only tenants that have any
   std::optional<TimerThread::Id> timer_ ABSL_GUARDED_BY(mutex_);
   int64_t report_bytes_ ABSL_GUARDED_BY(mutex_) = 0;
   uint64_t next_sequence_ ABSL_GUARDED_BY(mutex_) = 1;

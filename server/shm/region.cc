@@ -18,12 +18,12 @@ namespace {
 
 constexpr uint64_t kBlockBytes = 512;  // the unit of st_blocks
 
-// The seals come first: they are asked of the kernel alone. fstat could wait for a file system that
-// the peer runs itself.
+// The seals are checked first: only the kernel answers that. fstat could block on a file system
+// that the peer runs itself.
 absl::Status CheckFile(int fd, uint64_t byte_length) {
   const int seals = fcntl(fd, F_GET_SEALS);
   if (seals < 0) {
-    return absl::InvalidArgumentError("the file cannot be sealed; it must be one of memfd_create");
+    return absl::InvalidArgumentError("the file cannot be sealed; it must be made by memfd_create");
   }
   if ((seals & F_SEAL_SHRINK) == 0 || (seals & F_SEAL_GROW) == 0) {
     return absl::InvalidArgumentError(absl::StrCat(
@@ -37,20 +37,21 @@ absl::Status CheckFile(int fd, uint64_t byte_length) {
   if (fstatfs(fd, &system) != 0 || fstat(fd, &file) != 0) {
     return absl::InvalidArgumentError(absl::StrCat("the file: ", std::strerror(errno)));
   }
-  // Huge pages come from a pool that may be empty when one is read, which is a SIGBUS too.
+  // The pool of huge pages may be empty when a page is read, which is a SIGBUS, too.
   if (system.f_type != TMPFS_MAGIC || !S_ISREG(file.st_mode)) {
-    return absl::InvalidArgumentError("the file is not of ordinary pages (MFD_HUGETLB)");
+    return absl::InvalidArgumentError(
+        "the file does not have ordinary pages; it must be made without MFD_HUGETLB");
   }
   if (byte_length == 0 || byte_length > std::numeric_limits<int64_t>::max() ||
       static_cast<uint64_t>(file.st_size) != byte_length) {
     return absl::InvalidArgumentError(absl::StrCat("byte_length is ", byte_length,
-                                                   "; the file has ", file.st_size,
-                                                   " bytes, and it must have at least 1"));
+                                                   "; it must be the size of the file, ",
+                                                   file.st_size, ", and at least 1"));
   }
   if (static_cast<uint64_t>(file.st_blocks) < (byte_length + kBlockBytes - 1) / kBlockBytes) {
     return absl::InvalidArgumentError(
         absl::StrCat("the file has holes: ", static_cast<uint64_t>(file.st_blocks) * kBlockBytes,
-                     " of ", byte_length, " bytes are there; fallocate gives it the others"));
+                     " of ", byte_length, " bytes are allocated; call fallocate on it first"));
   }
   return absl::OkStatus();
 }
@@ -65,7 +66,7 @@ absl::StatusOr<std::shared_ptr<const Region>> Region::Map(int fd, uint64_t byte_
   if (data == MAP_FAILED) {
     const int error = errno;
     const std::string text = absl::StrCat("the file cannot be mapped: ", std::strerror(error));
-    // A memfd may be sealed against writing, or its descriptor not open for it.
+    // A memfd may be sealed against writing, or its descriptor read-only.
     if (error == EPERM || error == EACCES) return absl::InvalidArgumentError(text);
     return absl::ResourceExhaustedError(text);
   }

@@ -12,18 +12,18 @@
 
 namespace nni_compression::server {
 
-// Where in a region bytes lie; must be a multiple, for the kernels' sake.
+// Offsets in a region must be multiples of this, which the kernels require.
 constexpr uint64_t kRegionAlignment = 64;
 
-// A mapping of a trainer's memfd, unmapped when the last handle or Buffer on it is gone. The
-// trainer may write to it at any time. Thread-safe, as far as such bytes can be.
+// A mapping of a trainer's memfd, unmapped with its last handle or Buffer. The trainer may write to
+// it at any time. Thread-safe, as far as such bytes can be.
 class Region : public std::enable_shared_from_this<Region> {
  public:
-  // Maps the whole file behind `fd`, which the caller still owns and may close. INVALID_ARGUMENT,
-  // saying what is missing, unless it is a memfd of exactly `byte_length` bytes, sealed against
-  // shrinking and growing (a shorter file would be a SIGBUS for whoever reads it), and without
-  // holes (they would be filled at the server's expense). RESOURCE_EXHAUSTED when it cannot be
-  // mapped. `memory` counts the mapping as long as it exists.
+  // Maps the whole file of `fd`, which the caller still owns and may close. INVALID_ARGUMENT,
+  // saying what is wrong, unless it is a memfd of exactly `byte_length` bytes, sealed against
+  // shrinking and growing (reading beyond a shorter file is a SIGBUS), and without holes (filling
+  // them would use the server's memory). RESOURCE_EXHAUSTED when it cannot be mapped. `memory` is
+  // the reservation of the mapping.
   static absl::StatusOr<std::shared_ptr<const Region>> Map(int fd, uint64_t byte_length,
                                                            bool writable, Reservation memory);
   ~Region();
@@ -33,8 +33,8 @@ class Region : public std::enable_shared_from_this<Region> {
   int64_t size() const { return size_; }
   bool writable() const { return writable_; }
 
-  // The bytes from `offset` on; they keep the mapping alive, and must only be written to where the
-  // region is writable. INVALID_ARGUMENT for what does not lie in the region or is not aligned.
+  // The `length` bytes at `offset`; they keep the mapping alive, and may be written to only if the
+  // region is writable. INVALID_ARGUMENT for bytes outside of the region or an unaligned offset.
   absl::StatusOr<compression::Buffer> Part(uint64_t offset, uint64_t length) const;
 
  private:

@@ -20,15 +20,15 @@ absl::StatusOr<std::string> RegionTable::Add(absl::string_view tenant, int fd, u
     memory = mapped_->TryReserve(static_cast<int64_t>(byte_length));
   }
   if (!memory) {
-    return absl::ResourceExhaustedError(absl::StrCat("byte_length is ", byte_length,
-                                                     "; there is no room for it now in the ",
-                                                     max_bytes(), " bytes that may be mapped"));
+    return absl::ResourceExhaustedError(
+        absl::StrCat("byte_length is ", byte_length, "; all regions together may have ",
+                     max_bytes(), " bytes, of which less is free now"));
   }
   auto region = Region::Map(fd, byte_length, writable, *std::move(memory));
   if (!region.ok()) return region.status();
   std::string id(wire::kRegionIdBytes, '\0');
   if (getrandom(id.data(), id.size(), 0) != static_cast<ssize_t>(id.size())) {
-    return absl::InternalError("the system has no random numbers");
+    return absl::InternalError("the system's random number generator failed");
   }
   MutexLock lock(&mutex_);
   regions_[id] = Entry{std::string(tenant), *std::move(region)};
@@ -51,7 +51,7 @@ absl::StatusOr<compression::Buffer> RegionTable::Find(
   {
     MutexLock lock(&mutex_);
     const auto it = regions_.find(place.region());
-    // Whose it is, or whether it ever was, nobody else learns.
+    // Other tenants do not learn whose it is or whether it ever existed.
     if (it != regions_.end() && it->second.tenant == tenant) region = it->second.region;
   }
   if (region == nullptr) return absl::NotFoundError("no such region of shared memory");

@@ -19,22 +19,22 @@
 
 namespace nni_compression::server {
 
-// What calls look regions up in. Thread-safe; regions may outlive it.
+// Calls look regions up in it. Thread-safe; regions may outlive it.
 class RegionTable {
  public:
-  // `max_bytes`: what may be mapped at a time, by all trainers.
+  // `max_bytes`: the limit of mapped bytes, over all trainers.
   explicit RegionTable(int64_t max_bytes);
 
-  // Maps the file behind `fd` for `tenant`; the region's id is 16 random bytes. Errors are
-  // Region::Map's, and RESOURCE_EXHAUSTED when too much is mapped.
+  // Maps the file of `fd` for `tenant` and returns the region's id, 16 random bytes. Errors as
+  // Region::Map, and RESOURCE_EXHAUSTED when too much is mapped.
   absl::StatusOr<std::string> Add(absl::string_view tenant, int fd, uint64_t byte_length,
                                   bool writable);
 
-  // The region can no longer be found; whoever uses it goes on.
+  // The region is not found any more; calls that use it continue.
   void Remove(absl::string_view id);
 
-  // The `length` bytes at `place`, writable ones if need be. NOT_FOUND for an id that does not
-  // exist or is another tenant's; INVALID_ARGUMENT as of Region::Part.
+  // The `length` bytes at `place`, in a writable region if `writable`. NOT_FOUND for an id that
+  // does not exist or is another tenant's; INVALID_ARGUMENT as Region::Part.
   absl::StatusOr<compression::Buffer> Find(absl::string_view tenant,
                                            const nni::compression::v1::SharedPlace& place,
                                            uint64_t length, bool writable) const;
@@ -48,7 +48,7 @@ class RegionTable {
     std::shared_ptr<const Region> region;
   };
 
-  const std::shared_ptr<MemoryBudget> mapped_;  // of address space; nobody waits for it
+  const std::shared_ptr<MemoryBudget> mapped_;  // counts address space; requests never wait
   mutable Mutex mutex_;
   absl::flat_hash_map<std::string, Entry> regions_ ABSL_GUARDED_BY(mutex_);
 };

@@ -13,7 +13,8 @@
 
 namespace nni_compression::server {
 
-// A connection of its own, which sees what was committed and waits for no writer. Thread-safe.
+// The reading side: its own connection, which sees committed data and waits for no writer.
+// Thread-safe.
 class DiskStorage::Reader {
  public:
   Reader(Database database, const RecordFiles& files)
@@ -41,8 +42,8 @@ class DiskStorage::Reader {
     std::map<int, std::string> records;  // by part
   };
 
-  // The content of a session of this state, records in files read. A session that nobody writes to
-  // keeps its files.
+  // A session's records in this state, those in files included. The files exist as long as the
+  // session does not change.
   absl::StatusOr<Content> Read(const SessionKey& key, bool ended) {
     Content content;
     std::map<int, std::string>& records = content.records;
@@ -52,7 +53,7 @@ class DiskStorage::Reader {
       const absl::StatusOr<bool> found = find_.With(key.first, key.second).Next();
       if (!found.ok()) return found.status();
       if (!*found) return NotStored(key);
-      // Until then all of it is read as it was at one moment.
+      // Until Reset, all reads see one snapshot.
       const auto end_of_reading = absl::MakeCleanup([this]() ABSL_NO_THREAD_SAFETY_ANALYSIS {
         records_.Reset();
         find_.Reset();
@@ -61,7 +62,7 @@ class DiskStorage::Reader {
       const int64_t number = find_.Integer(kNumberColumn);
       const std::optional<RecordSet> expected = RecordsOf(find_);
       RecordSet there;
-      if (row.damaged) return absl::DataLossError("the row of the catalogue is damaged");
+      if (row.damaged) return absl::DataLossError("the catalogue row is damaged");
       if (row.ended != ended) return NotStored(key);
       content.entry = std::move(row.entry);
       records_.With(number);
@@ -131,7 +132,7 @@ class DiskStorage::Reader {
 
 namespace {
 
-// Noticed here where the catalogue does not say which records there are.
+// Checked here too, since rows of version 1 do not list their records.
 absl::Status Missing(int part) {
   return absl::DataLossError(absl::StrCat(layout::PartName(part), " is missing"));
 }

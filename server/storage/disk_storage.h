@@ -2,24 +2,24 @@
 //
 //   DIR/lock                    held by the server that uses DIR
 //   DIR/catalogue.db, -wal, -shm   SQLite, write-ahead log
-//     sessions   a row for each session: what listing and expiry need
-//     records    part by part, what a session is made of: bytes, or the digest of a file
+//     sessions   one row per session: what listing and expiry need
+//     records    the parts of a session: bytes, or the digest of a file
 //                part >= 0: the record of that layer; -1: the binding; -2: the global record;
-//                -3: the report, which is all that an ended session has
-//                rows of both have checksums, and a session's row says which records it has, see
+//                -3: the report, the only record of an ended session
+//                rows of both have checksums, and a session's row lists its records, see
 //                row_checksums.h
-//     garbage    digests of files that a record referred to and may not any more
+//     garbage    digests of files that a record referred to and that may be unused now
 //   DIR/records/ab/cdef...      files, see record_files.h; for records above 32 KiB
-//   DIR/keep-files              whoever makes a backup holds a shared lock on it; while there is
-//                               one, no file is removed
-//   DIR/reserve                 room on a disk that is full, for ending sessions
+//   DIR/keep-files              a running backup holds a shared lock on it; no file is removed
+//                               meanwhile
+//   DIR/reserve                 space that is freed when the disk is full, to end sessions
 //   DIR/lost/                   record files that no row refers to, found after the write-ahead log
-//                               was damaged: rows that are lost may have named them
+//                               was damaged: lost rows may have referred to them
 //
-// A file is whole before a record refers to it, and is removed after no record does: a crash at any
-// moment leaves at most garbage. A change that fails while SQLite commits it may be there once the
-// process has died, as one may whose answer was lost. PRAGMA user_version is the version of all
-// this; the bytes inside have versions of their own (compression/state.h) or are protobuf messages.
+// A file is complete before a record refers to it, and is removed after no record does: a crash at
+// any time leaves at most garbage. A change whose commit fails in SQLite may still be found after a
+// restart, like one whose answer was lost. PRAGMA user_version is the version of this layout; the
+// bytes inside have versions of their own (compression/state.h) or are protobuf messages.
 #ifndef NNI_COMPRESSION_SERVER_STORAGE_DISK_STORAGE_H_
 #define NNI_COMPRESSION_SERVER_STORAGE_DISK_STORAGE_H_
 
@@ -35,14 +35,14 @@ namespace nni_compression::server {
 
 // What an answered call survives.
 enum class DurabilityLevel {
-  kProcess,  // the end of the process
-  kPower,    // that of the machine, too: all is synced to the disk first
+  kProcess,  // a crash of the process
+  kPower,    // also a crash or power failure of the machine: changes are synced to disk first
 };
 
 struct DiskStorageOptions {
   std::string directory;
   DurabilityLevel durability = DurabilityLevel::kProcess;
-  absl::Duration lock_wait;  // for another server to let go of the directory
+  absl::Duration lock_wait;  // for another server to release the directory
 };
 
 class DiskStorage : public Storage {
@@ -66,7 +66,7 @@ class DiskStorage : public Storage {
   DiskStorage(DataDirectory directory, std::unique_ptr<Writer> writer,
               std::unique_ptr<Reader> reader);
 
-  const DataDirectory directory_;  // first: it is let go of last
+  const DataDirectory directory_;  // first: it is released last
   const std::unique_ptr<Writer> writer_;
   const std::unique_ptr<Reader> reader_;
 };

@@ -16,9 +16,9 @@
 namespace nni_compression::server {
 namespace {
 
-// Files that are removed at a time.
+// Files removed per step.
 constexpr int kGarbagePerRound = 64;
-constexpr int kAllGarbage = -1;  // as SQLite takes it
+constexpr int kAllGarbage = -1;  // SQLite's LIMIT -1: no limit
 
 constexpr mode_t kPrivate = 0600;
 
@@ -28,12 +28,12 @@ absl::Status SetUp(Database& database, DurabilityLevel durability) {
   const absl::StatusOr<int64_t> version = database.Number("PRAGMA user_version");
   if (!version.ok()) return version.status();
   if (*version > layout::kVersion) {
-    return absl::FailedPreconditionError(absl::StrCat("it has format version ", *version,
-                                                      "; this server reads up to ",
-                                                      layout::kVersion, ": a newer one wrote it"));
+    return absl::FailedPreconditionError(
+        absl::StrCat("it has format version ", *version,
+                     ", written by a newer server; this one reads up to ", layout::kVersion));
   }
-  // FULL syncs at every commit. NORMAL keeps the catalogue consistent when the machine dies, too,
-  // but may then lose the last commits.
+  // FULL syncs at every commit. NORMAL keeps the catalogue consistent across a power failure, too,
+  // but may lose the last commits.
   const bool power = durability == DurabilityLevel::kPower;
   for (const std::string& sql :
        {std::string("PRAGMA journal_mode = WAL"),
@@ -49,7 +49,7 @@ absl::Status SetUp(Database& database, DurabilityLevel durability) {
     changes = absl::StrCat(*version == 1 ? layout::kFromVersion1 : "",
                            *has_sets == 0 ? layout::kAddRecordSets : "");
   }
-  // What of the log could be opened for reading only fails now rather than at every call.
+  // A log that is opened read-only fails here rather than at every call.
   if (changes.empty()) return database.Execute("BEGIN IMMEDIATE; COMMIT");
   const absl::Status status =
       database.Execute(absl::StrCat("BEGIN IMMEDIATE;", changes, SetVersion(), "; COMMIT"));
@@ -57,9 +57,9 @@ absl::Status SetUp(Database& database, DurabilityLevel durability) {
   return status;
 }
 
-// Sessions are for the server's user only, in a directory that others may read, too. SQLite gives
-// the files next to the database the mode of the database itself. What cannot be opened or changed
-// is left for SQLite to say.
+// Only the server's user may read sessions, even in a directory that is readable for others. SQLite
+// gives the files next to the database the mode of the database. Errors are ignored here; SQLite
+// reports them.
 void MakePrivate(const std::string& path) {
   const FileDescriptor file(open(path.c_str(), O_RDWR | O_CREAT | O_CLOEXEC, kPrivate));
   for (const char* const suffix : {"", "-wal", "-shm"}) {
@@ -132,7 +132,8 @@ DiskStorage::Writer::Writer(Database database, RecordFiles files, const std::str
       drop_garbage_(database_, "DELETE FROM garbage WHERE digest = ?"),
       is_used_(database_, "SELECT 1 FROM records WHERE digest = ?") {
   reserve_.Fill();
-  OpenKeepFiles();  // made now, so that it is the server's whoever makes the first backup
+  OpenKeepFiles();  // created now, so that the server owns it even if another user makes the first
+                    // backup
   if (rows_lost_) {
     for (const std::string& digest : Garbage(kAllGarbage)) unknown_.insert(digest);
   }
@@ -149,7 +150,7 @@ std::vector<absl::Status> DiskStorage::Writer::Apply(absl::Span<const SessionCha
   for (Prepared& one : prepared) {
     if (one.status.ok()) group.push_back(&one);
   }
-  // All at once is what costs least; when that fails, each stands for itself.
+  // One transaction for all is cheapest; if it fails, each change gets its own.
   if (!group.empty() && !Transact(group).ok()) {
     for (Prepared*& one : group) {
       WithReserve(*one->change, [&] { return one->status = Transact({&one, 1}); });
@@ -169,7 +170,7 @@ void DiskStorage::Writer::WithReserve(const SessionChange& change,
   const bool makes_room = change.report || change.erase;
   if (!absl::IsResourceExhausted(attempt()) || !makes_room || !reserve_.Release()) return;
   attempt().IgnoreError();
-  reserve_.Fill();  // before anybody else takes what is left
+  reserve_.Fill();  // before other processes use the free space
 }
 
 DiskStorage::Writer::Prepared DiskStorage::Writer::Prepare(const SessionChange& change) {
@@ -193,7 +194,7 @@ absl::StatusOr<DiskStorage::Writer::Record> DiskStorage::Writer::Keep(std::strin
   if (bytes.size() <= layout::kMaxInlineBytes) return Record{std::move(bytes), std::nullopt};
   absl::StatusOr<std::string> digest = files_.Write(bytes);
   if (!digest.ok()) {
-    discarded_.insert(Sha256(bytes));  // it may be there, but not synced
+    discarded_.insert(Sha256(bytes));  // it may exist, but not be synced
     return digest.status();
   }
   return Record{std::nullopt, *std::move(digest)};
@@ -208,7 +209,7 @@ absl::Status DiskStorage::Writer::Transact(absl::Span<Prepared* const> group) {
     status = commit_.With().Run();
     if (!status.ok()) failed_commit_ = true;
   }
-  // SQLite has rolled back by itself after some errors.
+  // After some errors SQLite has rolled back by itself.
   if (!status.ok() && sqlite3_get_autocommit(database_.get()) == 0) {
     database_.Execute("ROLLBACK").IgnoreError();
   }
@@ -239,7 +240,7 @@ absl::StatusOr<std::optional<DiskStorage::Writer::Found>> DiskStorage::Writer::F
   return found;
 }
 
-// The row is whole once it has been updated.
+// The row gets its checksum in Update.
 absl::StatusOr<DiskStorage::Writer::Found> DiskStorage::Writer::Create(
     const SessionChange& change) {
   Found created = {0, change.create->row, RecordSet()};
@@ -253,7 +254,7 @@ absl::StatusOr<DiskStorage::Writer::Found> DiskStorage::Writer::Create(
           .Run();
   if (!status.ok()) return status;
   created.number = database_.last_insert_rowid();
-  // The number may have been that of a session whose row damage has taken away.
+  // The number may be that of an earlier session whose row was lost by damage.
   status = erase_records_.With(created.number).Run();
   if (!status.ok()) return status;
   return created;
@@ -308,12 +309,12 @@ absl::Status DiskStorage::Writer::Update(const Found& session) {
       .Run();
 }
 
-// Not one "INSERT ... ON CONFLICT DO UPDATE": its conflict handling would take the place of that in
-// the triggers, and fail where two sessions replace records of one digest.
+// Not a single "INSERT ... ON CONFLICT DO UPDATE": its conflict handling would override that of the
+// triggers, and fail when two sessions replace records with the same digest.
 absl::Status DiskStorage::Writer::Put(Found& session, int part, const Record& record) {
   const absl::StatusOr<bool> there = find_record_.With(session.number, part).Next();
   if (!there.ok()) return there.status();
-  if (*there && find_record_.IsNull(0)) session.records.reset();  // of the first version
+  if (*there && find_record_.IsNull(0)) session.records.reset();  // from version 1
   if (*there && session.records) session.records->Change(part, find_record_.Integer(0), -1);
   find_record_.Reset();
   const int64_t checksum = ChecksumOf(session.number, part, record.bytes, record.digest);
@@ -348,14 +349,14 @@ bool DiskStorage::Writer::CollectGarbage() {
   const std::vector<std::string> digests = Garbage(kGarbagePerRound);
   if (digests.empty() && discarded_.empty() && unknown_.empty()) return Sweep();
   const FileDescriptor keep = OpenKeepFiles();
-  if (!keep.valid() || flock(keep.get(), LOCK_EX | LOCK_NB) != 0) return false;  // a backup runs
+  if (!keep.valid() || flock(keep.get(), LOCK_EX | LOCK_NB) != 0) return false;  // a backup
   const bool ok = OverwriteFailedCommit().ok() && RemoveDiscarded() && SetAsideUnknown() &&
                   RemoveGarbage(digests);
   reserve_.Fill();
   return ok;
 }
 
-// Without it no file is removed. Somebody else's, root's for instance, cannot be opened.
+// Without it no file is removed. Opening fails if another user, such as root, owns it.
 FileDescriptor DiskStorage::Writer::OpenKeepFiles() {
   FileDescriptor keep(
       open(keep_files_path_.c_str(), O_RDWR | O_CREAT | O_NOFOLLOW | O_CLOEXEC, kPrivate));
@@ -369,7 +370,8 @@ FileDescriptor DiskStorage::Writer::OpenKeepFiles() {
 
 absl::Status DiskStorage::Writer::OverwriteFailedCommit() {
   if (!failed_commit_) return absl::OkStatus();
-  const absl::Status status = database_.Execute(SetVersion());  // writes, although it is the same
+  const absl::Status status =
+      database_.Execute(SetVersion());  // a write, although the value does not change
   failed_commit_ = !status.ok();
   return status;
 }
@@ -387,7 +389,7 @@ bool DiskStorage::Writer::SetAsideUnknown() {
   if (unknown_.empty()) return true;
   int64_t files = 0;
   while (!unknown_.empty()) {
-    const absl::StatusOr<bool> used = IsUsed(*unknown_.begin());  // by now, perhaps
+    const absl::StatusOr<bool> used = IsUsed(*unknown_.begin());  // it may be used by now
     if (!used.ok()) return false;
     if (!*used && !files_.SetAside(*unknown_.begin(), lost_path_).ok()) return false;
     if (!*used) ++files;
@@ -410,7 +412,7 @@ bool DiskStorage::Writer::RemoveGarbage(absl::Span<const std::string> digests) {
   return ok;
 }
 
-// Finds files of a process that died before it could refer to them, one folder at a time.
+// Finds files that a crashed process left without a reference, one folder at a time.
 bool DiskStorage::Writer::Sweep() {
   if (swept_ == RecordFiles::kFolders) return false;
   bool found = false;

@@ -24,7 +24,7 @@ namespace nni_compression::server {
 // Thread-compatible.
 class DiskStorage::Writer {
  public:
-  // Makes the catalogue where it is missing. The directory is this process's.
+  // Creates the catalogue if it is missing. The caller holds the lock of the directory.
   static absl::StatusOr<std::unique_ptr<Writer>> Open(const std::string& directory,
                                                       DurabilityLevel durability);
 
@@ -34,18 +34,18 @@ class DiskStorage::Writer {
   const RecordFiles& files() const { return files_; }
 
  private:
-  // A record on its way: its bytes, or the digest of its file.
+  // A record to be written: its bytes, or the digest of its file.
   struct Record {
     std::optional<std::string> bytes;
     std::optional<std::string> digest;
   };
-  // What the catalogue says of a session. Nullopt: not which records it has.
+  // A session's row. `records` is nullopt if the row does not list them.
   struct Found {
     int64_t number = 0;
     CatalogueRow row;
     std::optional<RecordSet> records;
   };
-  // What is written of one change; large records are files by now.
+  // A change whose large records have been written to files.
   struct Prepared {
     const SessionChange* change = nullptr;
     std::map<int, Record> records;
@@ -54,7 +54,7 @@ class DiskStorage::Writer {
 
   Writer(Database database, RecordFiles files, const std::string& directory, bool rows_lost);
 
-  // Does it once more with the reserve's room, should there be none for a change that makes room.
+  // Retries with the space of the reserve when the disk is full and the change frees space.
   void WithReserve(const SessionChange& change, absl::FunctionRef<absl::Status()> attempt);
 
   Prepared Prepare(const SessionChange& change);
@@ -68,7 +68,7 @@ class DiskStorage::Writer {
   void Discard(const Prepared& prepared);
   absl::Status OverwriteFailedCommit();
   FileDescriptor OpenKeepFiles();
-  // Up to so many of what the catalogue has noted; none where it cannot be read.
+  // Up to `limit` digests from the catalogue; none if it cannot be read.
   std::vector<std::string> Garbage(int limit);
   bool RemoveGarbage(absl::Span<const std::string> digests);
   bool RemoveDiscarded();
@@ -80,7 +80,7 @@ class DiskStorage::Writer {
   RecordFiles files_;
   const std::string keep_files_path_;
   const std::string lost_path_;
-  // Of rows that are lost, the files are not: what the sweep finds is set aside.
+  // Rows were lost, but not their files: what the sweep finds is set aside.
   const bool rows_lost_;
   bool warned_files_stay_ = false;
   Reserve reserve_;
@@ -89,14 +89,14 @@ class DiskStorage::Writer {
   Statement find_record_, replace_record_, insert_record_, erase_records_;
   Statement next_garbage_, drop_garbage_, is_used_;
 
-  // Files of changes that failed, which may be unused. Should they be forgotten, the next process
-  // finds them.
+  // Files of failed changes, which may be unused. Those that are left when the process ends are
+  // found by the sweep of the next one.
   std::set<std::string> discarded_;
-  std::set<std::string> unknown_;  // found after rows were lost
-  // The end of the write-ahead log may be a commit that failed, but is whole: the next process
-  // would take it for one that succeeded, and need its files.
+  std::set<std::string> unknown_;  // unreferenced files, found after rows were lost
+  // The write-ahead log may end with a commit that failed but is complete: the next process would
+  // accept it, and need its files.
   bool failed_commit_ = false;
-  int swept_ = 0;  // folders of files that were looked through for what nobody knows of
+  int swept_ = 0;  // number of folders that were swept
 };
 
 }  // namespace nni_compression::server

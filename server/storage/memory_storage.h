@@ -1,4 +1,4 @@
-// A storage that lives as long as its object.
+// A storage in memory.
 #ifndef NNI_COMPRESSION_SERVER_STORAGE_MEMORY_STORAGE_H_
 #define NNI_COMPRESSION_SERVER_STORAGE_MEMORY_STORAGE_H_
 
@@ -12,8 +12,8 @@
 
 namespace nni_compression::server {
 
-// For servers in a program that starts them again itself, and for tests. A server without
-// --data_dir has no storage at all: it would keep everything twice.
+// For programs that restart their own servers, and for tests. A server without --data_dir has no
+// storage at all, since that would keep everything twice.
 class MemoryStorage : public Storage {
  public:
   std::vector<absl::Status> Apply(absl::Span<const SessionChange> changes) override;

@@ -22,7 +22,7 @@ namespace {
 
 constexpr char kTemporary[] = "/unfinished";
 
-// What cannot be read is lost, for whoever needs it.
+// A file that cannot be read is lost for its session.
 absl::Status ReadError(const std::string& what, const std::string& path) {
   const int error = errno;
   const absl::Status status = FileError(what, path);
@@ -63,7 +63,7 @@ absl::StatusOr<std::string> RecordFiles::Write(absl::string_view bytes) {
     if (sync_ && fsync(file.get()) != 0) return FileError("sync", temporary);
     const std::string subfolder = path.substr(0, path.rfind('/'));
     int renamed = rename(temporary.c_str(), path.c_str());
-    if (renamed != 0 && errno == ENOENT) {  // the first file there
+    if (renamed != 0 && errno == ENOENT) {  // the subfolder does not exist yet
       if (absl::Status s = MakeDirectory(subfolder); !s.ok()) return s;
       renamed = rename(temporary.c_str(), path.c_str());
     }
@@ -128,7 +128,7 @@ void RecordFiles::List(int folder,
   for (auto file = std::filesystem::directory_iterator(path, error);
        !error && file != std::filesystem::directory_iterator(); file.increment(error)) {
     const std::string name = prefix + file->path().filename().string();
-    // Nobody else's files are touched.
+    // Other files are not touched.
     if (name.size() == 2 * kSha256Bytes &&
         name.find_first_not_of("0123456789abcdef") == std::string::npos) {
       visit(absl::HexStringToBytes(name));

@@ -16,7 +16,7 @@ void Reserve::Fill() {
   if (bytes_ == kBytes) return;
   const FileDescriptor file(open(path_.c_str(), O_RDWR | O_CREAT | O_CLOEXEC, 0600));
   if (!file.valid()) return;
-  // What was taken before stays taken, whatever fails.
+  // Space that is held already stays held, whatever fails.
   for (off_t bytes = kBytes; bytes > bytes_ && bytes >= kLeastBytes; bytes /= 2) {
     if (posix_fallocate(file.get(), 0, bytes) == 0) {
       bytes_ = bytes;

@@ -1,4 +1,4 @@
-// Room on a disk that is held back for when there is no other.
+// Disk space that is held back for when the disk is full.
 #ifndef NNI_COMPRESSION_SERVER_STORAGE_RESERVE_H_
 #define NNI_COMPRESSION_SERVER_STORAGE_RESERVE_H_
 
@@ -9,18 +9,19 @@
 
 namespace nni_compression::server {
 
-// What frees room on a disk has to write first, to say what is gone. Thread-compatible.
+// Freeing disk space begins with a write that records what is removed; the reserve makes that
+// possible. Thread-compatible.
 class Reserve {
  public:
   static constexpr off_t kBytes = 1 << 20;
 
-  // Takes no room yet.
+  // Holds no space yet.
   explicit Reserve(std::string path) : path_(std::move(path)) {}
 
-  // Takes kBytes, or what is there of them; nothing on a disk that is full.
+  // Holds kBytes, or as much of that as is free.
   void Fill();
 
-  // Gives the room back; false when there was none.
+  // Frees the space; false when none was held.
   bool Release();
 
  private:

@@ -10,7 +10,7 @@
 namespace nni_compression::server {
 namespace {
 
-// A CRC-32 of fields with their lengths, so that no byte can move from one to the next.
+// A CRC-32 of fields with their lengths, so that a byte cannot move to the next field undetected.
 class RowChecksum {
  public:
   RowChecksum& Add(int64_t number) {
@@ -28,7 +28,7 @@ class RowChecksum {
     return *this;
   }
 
-  // NULL is not the empty text.
+  // NULL differs from the empty string.
   RowChecksum& Add(const std::optional<std::string>& bytes) {
     return bytes ? Add(absl::string_view(*bytes)) : Add(int64_t{-1});
   }
@@ -41,8 +41,8 @@ class RowChecksum {
 
 }  // namespace
 
-// CRCs are linear: equal changes in two rows would cancel out in a sum of them as they are. This is
-// the finalizer of SplitMix64 (Steele, Lea and Flood 2014).
+// CRCs are linear: equal changes in two rows would cancel out in a plain sum. This is the finalizer
+// of SplitMix64 (Steele, Lea and Flood 2014).
 void RecordSet::Change(int part, int64_t checksum, int sign) {
   uint64_t mixed = static_cast<uint64_t>(checksum) + 0x9e3779b97f4a7c15;
   mixed = (mixed ^ (mixed >> 30)) * 0xbf58476d1ce4e5b9;
@@ -63,9 +63,9 @@ std::string DifferenceFrom(const RecordSet& expected, const RecordSet& found) {
   if (missing > 1) {
     return absl::StrCat(missing, " of its ", expected.count, " records are missing");
   }
-  if (missing < 0) return absl::StrCat(-missing, " more records are there than it has");
-  if (found.parts != expected.parts) return "other records are there than it has";
-  return "one of its records is not the one that was written last";
+  if (missing < 0) return absl::StrCat(-missing, " unexpected records exist");
+  if (found.parts != expected.parts) return "its records are not the expected ones";
+  return "one of its records is not the last one written";
 }
 
 int64_t ChecksumOf(const CatalogueRow& row, const std::optional<RecordSet>& records) {

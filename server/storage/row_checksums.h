@@ -1,4 +1,4 @@
-// Checksums of the catalogue's rows: SQLite itself does not notice a byte that has changed.
+// Checksums of the catalogue's rows, since SQLite does not detect changed bytes.
 #ifndef NNI_COMPRESSION_SERVER_STORAGE_ROW_CHECKSUMS_H_
 #define NNI_COMPRESSION_SERVER_STORAGE_ROW_CHECKSUMS_H_
 
@@ -10,12 +10,12 @@
 
 namespace nni_compression::server {
 
-// Which rows of `records` a session has: a row that is missing has no checksum to be noticed by.
-// Rows are added and removed one by one, in any order, without reading the others.
+// A digest of a session's set of rows in `records`, to detect missing ones. Rows are added and
+// removed one by one, in any order, without reading the others.
 struct RecordSet {
   int64_t count = 0;
   int64_t parts = 0;      // their sum
-  int64_t checksums = 0;  // likewise, each mixed, modulo 2^64
+  int64_t checksums = 0;  // their sum, each mixed, modulo 2^64
 
   // `sign` is 1 to add a row, -1 to remove one.
   void Change(int part, int64_t checksum, int sign);
@@ -25,11 +25,11 @@ struct RecordSet {
   }
 };
 
-// What makes the rows that were found others than those of `expected`, for errors.
+// Describes how the rows found differ from `expected`, for errors.
 std::string DifferenceFrom(const RecordSet& expected, const RecordSet& found);
 
-// Of all that a row of `sessions` says, its own number excepted. Nullopt: it does not say which
-// records there are.
+// Of a row of `sessions`, except for its number. `records` is nullopt if the row does not list
+// them.
 int64_t ChecksumOf(const CatalogueRow& row, const std::optional<RecordSet>& records);
 
 // Of a row of `records`: its key, and its bytes or the digest of its file.

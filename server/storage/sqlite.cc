@@ -5,7 +5,7 @@
 namespace nni_compression::server {
 namespace {
 
-// Another process, a backup for instance, may hold a lock for a moment.
+// Another process, such as a backup, may hold a lock briefly.
 constexpr int kBusyTimeoutMs = 10000;
 
 constexpr char kCatalogue[] = "the catalogue";
@@ -39,12 +39,12 @@ absl::Status ToStatus(sqlite3* db, absl::string_view what) {
 
 absl::StatusOr<Database> Database::Open(const std::string& path) {
   sqlite3* db = nullptr;
-  // No mutexes of its own: every connection here has one thread at a time.
+  // Without SQLite's mutexes: every connection is used by one thread at a time.
   const int result = sqlite3_open_v2(
       path.c_str(), &db, SQLITE_OPEN_READWRITE | SQLITE_OPEN_CREATE | SQLITE_OPEN_NOMUTEX, nullptr);
   Database database(db);
   if (result != SQLITE_OK) return ToStatus(db, absl::StrCat("cannot open '", path, "'"));
-  // SQLite opens for reading what it may not write, and keeps to that.
+  // SQLite opens a file that is not writable read-only, for the connection's lifetime.
   if (sqlite3_db_readonly(db, "main") != 0) {
     return absl::ResourceExhaustedError(absl::StrCat("cannot open '", path, "' for writing"));
   }
@@ -103,7 +103,7 @@ std::string Statement::Bytes(int column) const {
 }
 
 void Statement::Bind(int index, absl::string_view bytes) {
-  // A null pointer would be NULL.
+  // A null pointer would bind NULL.
   sqlite3_bind_blob64(statement_.get(), index, bytes.empty() ? "" : bytes.data(), bytes.size(),
                       SQLITE_STATIC);
 }

@@ -1,4 +1,4 @@
-// SQLite, as far as it is used here.
+// A thin wrapper of SQLite.
 #ifndef NNI_COMPRESSION_SERVER_STORAGE_SQLITE_H_
 #define NNI_COMPRESSION_SERVER_STORAGE_SQLITE_H_
 
@@ -15,8 +15,8 @@
 
 namespace nni_compression::server {
 
-// A connection. Thread-compatible. Errors are RESOURCE_EXHAUSTED where nothing can be written,
-// DATA_LOSS where the file is damaged, INTERNAL otherwise.
+// A connection. Thread-compatible. Errors are RESOURCE_EXHAUSTED if the file cannot be written,
+// DATA_LOSS if it is damaged, INTERNAL otherwise.
 class Database {
  public:
   // Opens or creates the file, for writing.
@@ -25,7 +25,7 @@ class Database {
   // Statements without parameters and results.
   absl::Status Execute(const std::string& sql);
 
-  // The number in the first column of the first row; 0 when there is none.
+  // The number in the first column of the first row; 0 without rows.
   absl::StatusOr<int64_t> Number(const std::string& sql);
 
   int changes() const { return sqlite3_changes(db_.get()); }
@@ -41,16 +41,15 @@ class Database {
   std::unique_ptr<sqlite3, Closer> db_;
 };
 
-// A prepared statement, used again and again. Thread-compatible, with its database.
+// A reusable prepared statement. Thread-compatible, together with its database.
 class Statement {
  public:
-  // The statement is one of the program's own: that it compiles, tests show, but compiling reads
-  // the schema, which may fail. Then running it does, until it compiles. `database` may be moved,
-  // the connection stays the same.
+  // `sql` is a constant of the program and valid, but compiling it reads the schema, which may
+  // fail. Running the statement then fails, until compiling succeeds. `database` may be moved; the
+  // connection stays the same.
   Statement(const Database& database, absl::string_view sql);
 
-  // Forgets the run before and binds from the first parameter on. Bytes have to live until the
-  // statement has run.
+  // Resets the statement and binds the parameters in order. Bytes must outlive the run.
   template <typename... Values>
   Statement& With(const Values&... values) {
     if (!Compile()) return *this;
@@ -61,18 +60,18 @@ class Statement {
     return *this;
   }
 
-  // Runs to the next row, and says whether there is one.
+  // Runs to the next row; returns whether there is one.
   absl::StatusOr<bool> Next();
 
-  // Runs a statement that has no rows.
+  // Runs a statement without result rows.
   absl::Status Run();
 
-  // Lets go of the row, and with it of the transaction that reads it.
+  // Ends the run, and with it its read transaction.
   void Reset() { sqlite3_reset(statement_.get()); }
 
   int64_t Integer(int column) const { return sqlite3_column_int64(statement_.get(), column); }
   std::string Bytes(int column) const;
-  // Nullopt for NULL.
+  // nullopt for NULL.
   std::optional<std::string> OptionalBytes(int column) const {
     return IsNull(column) ? std::nullopt : std::optional(Bytes(column));
   }
@@ -85,7 +84,7 @@ class Statement {
     void operator()(sqlite3_stmt* statement) const { sqlite3_finalize(statement); }
   };
 
-  // Whether it is compiled now, if it was not before.
+  // Compiles the statement if it is not compiled yet; returns whether it is.
   bool Compile();
 
   void Bind(int index, int64_t value) { sqlite3_bind_int64(statement_.get(), index, value); }

@@ -1,4 +1,4 @@
-// Where sessions outlive the process: the seam between the server and a disk, or a database.
+// The interface to a disk or a database in which sessions outlive the process.
 #ifndef NNI_COMPRESSION_SERVER_STORAGE_STORAGE_H_
 #define NNI_COMPRESSION_SERVER_STORAGE_STORAGE_H_
 
@@ -21,17 +21,17 @@ namespace nni_compression::server {
 // Tenant and id.
 using SessionKey = std::pair<std::string, std::string>;
 
-// NOT_FOUND, as every implementation says it.
+// The NOT_FOUND of every implementation.
 inline absl::Status NotStored(const SessionKey& key) {
   return absl::NotFoundError(absl::StrCat("session '", key.second, "' is not stored"));
 }
 
-// ALREADY_EXISTS, likewise.
+// The ALREADY_EXISTS of every implementation.
 inline absl::Status AlreadyStored(const SessionKey& key) {
   return absl::AlreadyExistsError(absl::StrCat("session '", key.second, "' is stored already"));
 }
 
-// What listing and expiry need of a session without reading any of its state.
+// What listing and expiry need of a session, without its state.
 struct CatalogueRow {
   SessionKey key;
   uint64_t sequence = 0;  // orders sessions by age
@@ -39,67 +39,66 @@ struct CatalogueRow {
   absl::Duration lease;
   std::string request_id;
   std::string fingerprint;  // of the request
-  std::string entry;        // what a listing shows; means nothing to the storage
-  bool damaged = false;     // not as it was written: loading gives DATA_LOSS
+  std::string entry;        // what a listing shows; opaque to the storage
+  bool damaged = false;     // differs from what was written: loading returns DATA_LOSS
 };
 
-// What a session is made of again. All of it is bytes that mean nothing to the storage.
+// The stored state of a session. All of it is opaque to the storage.
 struct StoredSession {
   std::string entry;  // as CatalogueRow's
   std::string binding;
   std::string global;
-  std::map<int, std::string> layers;  // those that were ever written
+  std::map<int, std::string> layers;  // only layers that were written
 };
 
-// A change of one session, applied in whole or not at all. Only what is set changes.
+// A change of one session, applied atomically. Fields that are unset do not change.
 struct SessionChange {
   struct Creation {
-    CatalogueRow row;  // of the change's key
+    CatalogueRow row;  // with the change's key
     std::string binding;
   };
 
   SessionKey key;
-  std::optional<Creation> create;     // a session of this key must not be there yet
-  std::optional<std::string> entry;   // of the catalogue's row
+  std::optional<Creation> create;     // a session of this key must not exist
+  std::optional<std::string> entry;   // of the catalogue row
   std::optional<std::string> global;  // the global record
 
-  // Records of layers. Each is called once, by the thread that writes, so that what is large is
-  // there as bytes only while it is written.
+  // Records of layers. Each function is called once, by the writing thread, so that large records
+  // are serialized only while they are written.
   std::map<int, std::function<std::string()>> layers;
 
-  // The session has ended: this report takes the place of its state.
+  // The session has ended: this report replaces its state.
   std::optional<std::string> report;
 
-  // Nothing is left of it, live or ended. OK when there was nothing.
+  // Removes the session, live or ended. OK when it does not exist.
   bool erase = false;
 };
 
-// Thread-safe, but one thread at a time writes. Every method blocks. An implementation passes
-// tests/server/storage/contract_test.cc. Messages of errors name files: they are for the log, not
-// for callers.
+// Thread-safe, but only one thread at a time may write. Every method blocks. An implementation
+// passes tests/server/storage/contract_test.cc. Error messages name files: they are for the log,
+// not for callers.
 class Storage {
  public:
   virtual ~Storage() = default;
 
-  // Applies the changes in their order and says for each what came of it; one that fails leaves no
-  // trace and does not keep the others from being applied. When it returns they will be there after
-  // the process has died. NOT_FOUND for a session that is not there or has ended, ALREADY_EXISTS
-  // for a creation of one that is, RESOURCE_EXHAUSTED when there is no room or nothing can be
-  // written.
+  // Applies the changes in order and returns the status of each; a failed change has no effect on
+  // the session or on other changes. When it returns, the changes survive a crash of the process.
+  // NOT_FOUND for a session that does not exist or has ended, ALREADY_EXISTS for creating an
+  // existing one, RESOURCE_EXHAUSTED when the storage is full or not writable.
   virtual std::vector<absl::Status> Apply(absl::Span<const SessionChange> changes) = 0;
 
   // All sessions, live and ended, oldest first.
   virtual absl::StatusOr<std::vector<CatalogueRow>> List() = 0;
 
-  // NOT_FOUND for a session that is not there or has ended, DATA_LOSS, which names what is damaged,
-  // when something of it cannot be read.
+  // NOT_FOUND for a session that does not exist or has ended, DATA_LOSS, naming the damaged part,
+  // when part of it cannot be read.
   virtual absl::StatusOr<StoredSession> Load(const SessionKey& key) = 0;
 
-  // The report of a session that has ended; errors as Load's.
+  // The report of an ended session; errors as Load.
   virtual absl::StatusOr<std::string> LoadReport(const SessionKey& key) = 0;
 
-  // Frees some of what nothing refers to any more, and says whether there may be more. Called by
-  // the thread that writes, when it has time; takes a few milliseconds.
+  // Frees some unreferenced data; returns whether there may be more. Called by the writing thread
+  // when it is idle; takes a few milliseconds.
   virtual bool CollectGarbage() { return false; }
 };
 

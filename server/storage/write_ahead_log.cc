@@ -13,9 +13,9 @@ namespace {
 // big-endian.
 constexpr size_t kHeaderBytes = 32;
 constexpr size_t kFrameHeaderBytes = 24;
-constexpr size_t kSummedHeaderBytes = 24;  // of the file's header, what its checksum covers
-constexpr size_t kSummedFrameBytes = 8;    // of a frame's
-constexpr uint32_t kMagic = 0x377f0682;    // or one more: checksums of big-endian words
+constexpr size_t kSummedHeaderBytes = 24;  // of the file header, covered by its checksum
+constexpr size_t kSummedFrameBytes = 8;    // likewise of a frame
+constexpr uint32_t kMagic = 0x377f0682;    // plus 1 for checksums of big-endian words
 constexpr uint32_t kLeastPage = 512, kLargestPage = 65536;
 
 uint32_t BigEndian(const uint8_t* bytes) {
@@ -26,7 +26,7 @@ uint32_t LittleEndian(const uint8_t* bytes) {
   return uint32_t{bytes[3]} << 24 | uint32_t{bytes[2]} << 16 | uint32_t{bytes[1]} << 8 | bytes[0];
 }
 
-// Goes through the whole file, from frame to frame.
+// Reads the whole file, frame by frame.
 struct LogChecksum {
   bool big_endian = false;
   uint32_t first = 0;
@@ -65,10 +65,10 @@ int LostTransactions(const std::string& path) {
 
   int lost = 0;
   int frames = 0;
-  const bool readable = valid;  // without the header, nothing is
+  const bool readable = valid;  // without a valid header, no frame is
   std::vector<uint8_t> frame(kFrameHeaderBytes + page);
   for (; read(&frame); ++frames) {
-    // Others are of an earlier turn of the file, which is written from its start again and again.
+    // Frames with another salt are left over: SQLite restarts the file from its beginning.
     const bool ours = BigEndian(&frame[8]) == BigEndian(&header[16]) &&
                       BigEndian(&frame[12]) == BigEndian(&header[20]);
     if (valid) {

@@ -1,4 +1,4 @@
-// SQLite's write-ahead log as a file: has it lost anything?
+// Detects damage in SQLite's write-ahead log.
 #ifndef NNI_COMPRESSION_SERVER_STORAGE_WRITE_AHEAD_LOG_H_
 #define NNI_COMPRESSION_SERVER_STORAGE_WRITE_AHEAD_LOG_H_
 
@@ -6,11 +6,10 @@
 
 namespace nni_compression::server {
 
-// How many transactions are in the log at `path` that SQLite will drop without a word, because
-// something before them, or of them, is damaged: it reads up to the first frame whose checksum is
-// wrong and takes that for the end. A process that was killed leaves none; a machine that lost its
-// power may. A log that was cut off cannot be told from a shorter one. 0 for a file that is missing
-// or cannot be read. Before SQLite opens the database.
+// The number of transactions in the log at `path` that SQLite will silently drop, because they or
+// frames before them are damaged: it treats the first frame with a wrong checksum as the end. A
+// killed process leaves none; a power failure may. A truncated log cannot be told from a shorter
+// one. 0 for a file that is missing or unreadable. Called before SQLite opens the database.
 int LostTransactions(const std::string& path);
 
 }  // namespace nni_compression::server

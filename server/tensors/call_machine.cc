@@ -14,7 +14,7 @@ CallActions CallMachine::ReadDone() {
 }
 
 CallActions CallMachine::Processed(Processing result) {
-  reading_ = Reading::kReading;  // not processing any more
+  reading_ = Reading::kReading;  // processing has ended
   CallActions actions;
   if (result == Processing::kFailed) actions |= Fail();
   if (failed_ || result == Processing::kHalfClosed) return actions | StopReading() | EndIfOver();
@@ -86,9 +86,10 @@ CallActions CallMachine::Fail() {
   CallActions actions = CallActions::kDropReplies;
   if (reading_ == Reading::kMemory) actions |= CallActions::kDropMemory;
   switch (reading_) {
-    case Reading::kProcessing:  // it will see the failure, and nobody else may touch what it uses
+    case Reading::kProcessing:  // the processing thread will see the failure; no other thread may
+                                // touch its data
       break;
-    case Reading::kReading:  // the transport still has to say so
+    case Reading::kReading:  // the transport still has to complete the read
       actions |= CallActions::kDropReceived;
       break;
     default:
@@ -106,7 +107,7 @@ CallActions CallMachine::Stall() {
 
 CallActions CallMachine::Done() {
   done_ = true;
-  CallActions actions = Fail();  // for tasks that are left; too late for the peer
+  CallActions actions = Fail();  // for the remaining tasks; too late for the peer
   if (reading_ != Reading::kProcessing) actions |= StopReading();
   return actions | EndIfOver();
 }

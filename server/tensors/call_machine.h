@@ -1,4 +1,4 @@
-// The states of a streaming call, without transport, threads and time.
+// The state machine of a streaming call, without transport, threads and time.
 #ifndef NNI_COMPRESSION_SERVER_TENSORS_CALL_MACHINE_H_
 #define NNI_COMPRESSION_SERVER_TENSORS_CALL_MACHINE_H_
 
@@ -7,24 +7,24 @@
 
 namespace nni_compression::server {
 
-// What a StreamCall has to do, as a set.
+// Actions for a StreamCall, as a set.
 class CallActions {
  public:
   enum Action : uint32_t {
     kStartRead = 1 << 0,
-    kProcess = 1 << 1,      // what was read, or continue with it; ends with Processed
+    kProcess = 1 << 1,      // process the message, or continue with it; ends with Processed
     kAskMemory = 1 << 2,    // ends with Granted, or DropMemory
-    kDropMemory = 1 << 3,   // nobody waits for it any more
+    kDropMemory = 1 << 3,   // cancel the request for memory
     kAskSession = 1 << 4,   // ends with Loaded
-    kTakeReplies = 1 << 5,  // makes the next message of them; ends with Taken
-    kStartWrite = 1 << 6,   // of that message
+    kTakeReplies = 1 << 5,  // build the next message of the replies; ends with Taken
+    kStartWrite = 1 << 6,   // write that message
     kWriteAndFinish = 1 << 7,
     kFinish = 1 << 8,
-    kDropReceived = 1 << 9,  // what was received and not handed on
+    kDropReceived = 1 << 9,  // free received data that was not delivered
     kDropReplies = 1 << 10,
     kDrained = 1 << 11,   // nothing is queued or being written
-    kTearDown = 1 << 12,  // a status would not get through
-    kEnd = 1 << 13,       // nothing will touch the call's handler any more
+    kTearDown = 1 << 12,  // cancel: a status could not be sent
+    kEnd = 1 << 13,       // the call's handler is not used any more
   };
 
   CallActions(uint32_t actions = 0) : actions_(actions) {}  // NOLINT(google-explicit-constructor)
@@ -40,9 +40,9 @@ class CallActions {
   uint32_t actions_;
 };
 
-// One method for each event; each answers what has to be done now. Of its two sides, the reading
-// one is in one state at a time; the writing one writes or not. Thread-compatible: a StreamCall
-// asks it under its mutex, in the order in which things happen.
+// One method per event; each returns the actions to perform now. The reading side has the states
+// below; the writing side either writes or does not. Thread-compatible: a StreamCall calls it with
+// its mutex held, in the order of the events.
 //
 //            Start        ReadDone           Processed(kNeedsMemory)
 //   kIdle ---------> kReading ----> kProcessing -------------------> kMemory
@@ -62,48 +62,48 @@ class CallMachine {
   // How processing ended.
   enum class Processing { kMessageDone, kNeedsMemory, kNeedsSession, kHalfClosed, kFailed };
 
-  // The replies that wait.
+  // The queued replies.
   struct Queue {
     int64_t replies = 0;
     int64_t payload_bytes = 0;
-    int64_t bytes = 0;  // payloads, and what the server keeps account of them with
+    int64_t bytes = 0;  // payloads and bookkeeping
   };
 
   struct Limits {
-    // Nothing is read while more wait.
+    // Backpressure: nothing is read while more replies are queued.
     int64_t replies = 4096;
     int64_t bytes = 64 << 20;
-    // Payloads of fewer bytes wait for those of the short tasks that are under way, so that many
-    // small layers are answered in one message.
+    // Fewer payload bytes than this wait for the running short tasks, so that many small layers are
+    // answered in one message.
     int64_t held_bytes = 64 << 10;
   };
 
   CallMachine() = default;
   explicit CallMachine(const Limits& limits) : limits_(limits) {}
 
-  // Of the transport.
+  // Events of the transport.
   CallActions Start();
   CallActions ReadDone();
   CallActions WriteDone();
-  CallActions Done();  // it is gone; nothing of it may be used any more
+  CallActions Done();  // it has ended and must not be used any more
 
-  // Of what was asked for.
+  // Completions of requested actions.
   CallActions Processed(Processing result);
   CallActions Granted();
   CallActions Loaded();
   CallActions Taken(const Queue& left);
 
-  // Of tasks. `complete`: no reply follows those in the queue.
+  // Events of tasks. `complete`: no reply follows those in the queue.
   CallActions TaskBegun(bool is_long);
   CallActions TaskDone(bool is_long, const Queue& queue, bool complete);
   CallActions Pushed(const Queue& queue);
 
   // The call fails: an error, a cancellation, a deadline, a shutdown.
   CallActions Fail();
-  // The peer does not do what it has to do next.
+  // The peer stalls.
   CallActions Stall();
 
-  // All of it, for tests that visit every state.
+  // The whole state, for tests that visit every state.
   auto State() const {
     return std::make_tuple(reading_, queue_.replies, queue_.payload_bytes, queue_.bytes, writing_,
                            tasks_, long_tasks_, complete_, failed_, finished_, done_, ended_);
@@ -113,7 +113,7 @@ class CallMachine {
   bool failed() const { return failed_; }
   bool done() const { return done_; }
   bool ended() const { return ended_; }
-  // Whose turn it is.
+  // The party that has to act next.
   bool peer_has_to_read() const { return writing_ || finished_; }
   bool peer_has_to_send() const { return reading_ == Reading::kReading && tasks_ == 0; }
 
@@ -130,9 +130,9 @@ class CallMachine {
   bool writing_ = false;
   int tasks_ = 0;
   int long_tasks_ = 0;     // of tasks_
-  bool complete_ = false;  // no reply follows
+  bool complete_ = false;  // no reply follows the queued ones
   bool failed_ = false;
-  bool finished_ = false;  // the transport was told
+  bool finished_ = false;  // the transport was finished
   bool done_ = false;
   bool ended_ = false;
 };

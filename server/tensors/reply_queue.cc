@@ -10,14 +10,14 @@ namespace {
 
 using ::nni::compression::v1::CalcMaskResponse;
 
-// A message is sent once it has this many bytes: larger ones gain nothing, and the peer can start
-// on this one while the next is on its way.
+// A message is sent once it has this many bytes: larger ones gain no throughput, and the peer can
+// process this one while the next is in transit.
 constexpr int64_t kTargetBytes = wire::kChunkBytes;
 
-// More than the fields around a chunk take, and than a commit takes.
+// Upper bound of the fields around a chunk, and of a commit.
 constexpr int64_t kFrameBytes = 64;
 
-// What a slice keeps alive until the transport has sent it.
+// Owned by a slice until the transport has sent it.
 struct Owner {
   compression::Buffer bytes;
   std::shared_ptr<const Reservation> memory;
@@ -31,7 +31,7 @@ grpc::Slice Alias(const compression::Buffer& bytes, std::shared_ptr<const Reserv
       [](void* owner) { delete static_cast<Owner*>(owner); }, owner);
 }
 
-// Commits have the same place in all responses.
+// The field of commits is the same in all responses.
 CalcMaskResponse CommitFrame(uint32_t index, uint64_t total, std::optional<uint32_t> crc32) {
   CalcMaskResponse frame;
   auto* commit = frame.add_commits();
@@ -59,7 +59,7 @@ void ReplyQueue::Clear() {
 
 grpc::ByteBuffer ReplyQueue::NextMessage() {
   wire::MessageWriter writer;
-  Reservation written;  // goes back at once
+  Reservation written;  // released at once
   while (!replies_.empty() && writer.byte_size() < kTargetBytes) {
     if (!AppendFirst(writer)) break;
     bookkeeping_bytes_ -= replies_.front().bookkeeping.bytes();
@@ -97,7 +97,7 @@ bool ReplyQueue::AppendPayload(const Payload& payload,
     sent_ += size;
     payload_bytes_ -= size;
   }
-  // The chunk left room for it.
+  // The chunk left room for the commit.
   if (payload.offset + payload.bytes.size() == payload.total) {
     writer.Append(CommitFrame(payload.index, payload.total, payload.crc32));
   }

@@ -1,4 +1,4 @@
-// Results out: the sending side of the streaming calls.
+// The sending side of the streaming calls.
 #ifndef NNI_COMPRESSION_SERVER_TENSORS_REPLY_QUEUE_H_
 #define NNI_COMPRESSION_SERVER_TENSORS_REPLY_QUEUE_H_
 
@@ -17,7 +17,7 @@
 
 namespace nni_compression::server {
 
-// Bytes of a tensor or a file: chunks, and the commit when `total` is reached.
+// Bytes of a tensor or a file: sent as chunks, with the commit when `total` is reached.
 struct Payload {
   uint32_t index = 0;
   compression::Buffer bytes;
@@ -26,7 +26,7 @@ struct Payload {
   std::optional<uint32_t> crc32;  // for the commit
 };
 
-// What answers one tensor. The memory goes back when the last byte has left.
+// The answer to one tensor. The memory is released when the last byte is sent.
 struct Reply {
   std::unique_ptr<google::protobuf::MessageLite> fields;  // results and headers; may be null
   std::vector<Payload> payloads;
@@ -38,14 +38,14 @@ struct Reply {
   bool empty() const { return fields == nullptr && payloads.empty(); }
 };
 
-// Replies in their order, cut into messages: small ones share a message, large ones take several.
+// Packs replies, in order, into messages: small ones share a message, large ones span several.
 // Payloads are not copied; the messages keep them alive. Thread-compatible.
 class ReplyQueue {
  public:
   void Push(Reply reply);
   bool empty() const { return replies_.empty(); }
   int64_t size() const { return static_cast<int64_t>(replies_.size()); }
-  int64_t payload_bytes() const { return payload_bytes_; }  // that are left
+  int64_t payload_bytes() const { return payload_bytes_; }  // unsent
   int64_t bytes() const { return payload_bytes_ + bookkeeping_bytes_; }
   void Clear();
 
@@ -53,7 +53,7 @@ class ReplyQueue {
   grpc::ByteBuffer NextMessage();
 
  private:
-  // Appends what fits of the first reply, and says whether that was all of it.
+  // Appends what fits of the first reply; returns whether all of it did.
   bool AppendFirst(wire::MessageWriter& writer);
   bool AppendPayload(const Payload& payload, const std::shared_ptr<const Reservation>& memory,
                      wire::MessageWriter& writer);

@@ -51,7 +51,7 @@ CallActions StreamCall::Perform(CallActions actions) {
 
 CallActions StreamCall::AskMemory() {
   const absl::StatusOr<MemoryBudget::Ticket> ticket = environment_.budget->Reserve(
-      receiver_->bytes_needed(), environment_.share,
+      receiver_->bytes_needed(), environment_.memory_quota,
       [self = shared_from_this()](Reservation memory) { self->OnMemory(std::move(memory)); });
   if (!ticket.ok()) return Perform(FailWith(ticket.status()));
   ticket_ = *ticket;
@@ -132,7 +132,7 @@ void StreamCall::Process() {
 absl::StatusOr<CallMachine::Processing> StreamCall::ProcessInput(Input input) {
   absl::StatusOr<TensorReceiver::Progress> progress = TensorReceiver::Progress::kDone;
   if (input == Input::kHalfClose) {
-    // The end of the stream, whatever ended it; a cancellation is not always told apart.
+    // The end of the stream: a half-close or a cancellation, which look alike here.
     if (cancelled()) return absl::CancelledError("cancelled");
     if (absl::Status status = receiver_->Finish(); !status.ok()) return status;
     if (absl::Status status = handler_->OnHalfClose(); !status.ok()) return status;
@@ -162,7 +162,7 @@ void StreamCall::OnWriteDone(bool ok) {
   Progressed();
   outgoing_.Clear();
   CallActions actions;
-  if (!ok) actions = FailWith(absl::CancelledError("the peer is gone"));
+  if (!ok) actions = FailWith(absl::CancelledError("the connection to the peer was lost"));
   Perform(actions | machine_.WriteDone());
 }
 
@@ -222,7 +222,7 @@ void StreamCall::WhenDrained(std::function<void()> post) {
 }
 
 absl::Status StreamCall::CheckRate() {
-  if (!receiver_->holds_memory()) {  // a pause between tensors costs nobody anything
+  if (!receiver_->holds_memory()) {  // a pause between tensors holds no memory
     awaited_ = absl::ZeroDuration();
     received_ = 0;
     return absl::OkStatus();
@@ -238,7 +238,7 @@ absl::Status StreamCall::CheckRate() {
   }
   return absl::DeadlineExceededError(
       absl::StrCat("the peer sent ", received, " bytes in ", absl::FormatDuration(awaited),
-                   "; it must be at least ", environment_.min_upload_rate, " a second"));
+                   "; it must send at least ", environment_.min_upload_rate, " per second"));
 }
 
 void StreamCall::Progressed() { last_progress_ = environment_.timers->clock()->Now(); }
@@ -259,7 +259,7 @@ void StreamCall::OnTimer() {
   if (transport_ == nullptr) return;
   const absl::Time now = environment_.timers->clock()->Now();
   if (!machine_.peer_has_to_read() && !machine_.peer_has_to_send()) last_progress_ = now;
-  // Whoever sends and does not read makes no progress.
+  // A peer that sends but does not read makes no progress.
   const absl::Time since = machine_.peer_has_to_read() ? write_started_ : last_progress_;
   if (now - since >= environment_.stall_timeout) {
     if (!failed_.exchange(true, std::memory_order_acq_rel)) {

@@ -1,4 +1,4 @@
-// A streaming call: its transport, its replies, its tasks and its time.
+// A streaming call: transport, replies, tasks and timeouts.
 #ifndef NNI_COMPRESSION_SERVER_TENSORS_STREAM_CALL_H_
 #define NNI_COMPRESSION_SERVER_TENSORS_STREAM_CALL_H_
 
@@ -26,45 +26,45 @@
 
 namespace nni_compression::server {
 
-// The operations of a call at the transport, as gRPC's reactors have them: each starts something
-// and returns. At most one read and one write at a time, nothing after Finish but Cancel.
+// The transport operations of a call, modelled on gRPC's reactors: each starts an operation and
+// returns. At most one read and one write at a time; after Finish only Cancel.
 class StreamTransport {
  public:
   virtual ~StreamTransport() = default;
   virtual void StartRead(grpc::ByteBuffer* message) = 0;
   virtual void StartWrite(const grpc::ByteBuffer* message) = 0;
   virtual void Finish(const absl::Status& status) = 0;
-  // Both at once, which is cheaper; there is no OnWriteDone.
+  // Both in one, which is cheaper; no OnWriteDone follows.
   virtual void WriteAndFinish(const grpc::ByteBuffer* message, const absl::Status& status) = 0;
   virtual void Cancel() = 0;           // tears the stream down
-  virtual bool cancelled() const = 0;  // by the peer, or its deadline passed
+  virtual bool cancelled() const = 0;  // by the peer or its deadline
 };
 
-// What is special about a call: what it makes of its tensors. The hooks are called by one thread at
-// a time, and none after OnEnd, which comes once, when no hook and no task of the call is left.
-// They neither compute nor wait.
+// The part of a call that depends on its method. The hooks are called by one thread at a time, and
+// none after OnEnd, which is called once, when no hook and no task of the call is left. They
+// neither compute nor block.
 class StreamHandler : public TensorSink {
  public:
-  // Where OnOpen said that the rest has to wait: starts what is waited for, and calls `ready`, once
-  // and on any thread. It may run after OnEnd.
+  // Used when OnOpen returned false: starts loading, and calls `ready` once, on any thread. It may
+  // run after OnEnd.
   using Ready = std::function<void(const absl::Status&)>;
   using Loader = std::function<void(Ready ready)>;
   virtual Loader MakeLoader() { return nullptr; }
 
-  // The peer half-closed and every tensor that it began is committed.
+  // The peer half-closed, with every tensor committed.
   virtual absl::Status OnHalfClose() = 0;
 
   virtual void OnEnd() {}
 };
 
-// A streaming call. Reads only when there is memory for what comes and the peer takes its replies,
-// runs what a tensor asks for on strands, and writes replies as the peer takes them. A peer that
-// neither sends nor reads for the stall timeout, while it is its turn, loses the call; so does one
-// that has begun a tensor, whose memory is held for it, and then sends slower than the minimum rate
-// for as long. However a call ends, its memory goes back. CallMachine has the states.
+// A streaming call with backpressure: it reads only while there is memory for the data and the peer
+// reads its replies. Tasks run on strands. A peer that has to act next but neither sends nor reads
+// for the stall timeout loses the call; so does one that has begun a tensor, for which memory is
+// held, and then sends slower than the minimum rate for that long. However a call ends, its memory
+// is released. CallMachine has the states.
 //
-// The transport calls the On... methods on its threads; none of them computes or waits. What goes
-// on after waiting for memory, and what the timer finds, runs on the executor.
+// The transport calls the On... methods on its threads; none of them computes or blocks. Work that
+// resumes after waiting for memory, or that a timer starts, runs on the executor.
 class StreamCall : public std::enable_shared_from_this<StreamCall> {
  public:
   struct Environment {
@@ -72,19 +72,19 @@ class StreamCall : public std::enable_shared_from_this<StreamCall> {
     TimerThread* timers = nullptr;
     Executor* executor = nullptr;
     absl::Duration stall_timeout = absl::Seconds(60);
-    MemoryShare share = {};       // what its tensors are put on
-    UploadShare uploads = {};     // what they are counted by
-    int64_t min_upload_rate = 0;  // bytes a second; 0: none
+    MemoryQuota memory_quota = {};  // its tensors' memory is charged to
+    UploadQuota upload_quota = {};  // its tensors are counted against
+    int64_t min_upload_rate = 0;    // bytes per second; 0: none
     CallMachine::Limits limits = {};
   };
 
-  // A call with a handler that `make` makes for it.
+  // Creates a call; `make` creates its handler.
   template <typename Make>
   static std::shared_ptr<StreamCall> Create(const Environment& environment, Make make) {
     const std::shared_ptr<StreamCall> call(new StreamCall(environment));
     call->handler_ = make(call.get());
-    call->receiver_.emplace(call->handler_.get(), environment.budget, environment.share,
-                            environment.uploads);
+    call->receiver_.emplace(call->handler_.get(), environment.budget, environment.memory_quota,
+                            environment.upload_quota);
     return call;
   }
 
@@ -99,7 +99,7 @@ class StreamCall : public std::enable_shared_from_this<StreamCall> {
   // For handlers, on any thread, from here on.
 
   // Runs `task`, which returns a StatusOr<Reply>, on `strand`, unless the call has failed by then.
-  // The reply is pushed; an error fails the call. The call lives until the task is done and
+  // The reply is pushed; an error fails the call. The call lives until the task has been run and
   // destroyed.
   template <typename Task>
   void Run(Strand& strand, Task task, Work work = Work::kShort) {
@@ -107,7 +107,7 @@ class StreamCall : public std::enable_shared_from_this<StreamCall> {
     Post(strand, std::move(task), work);
   }
 
-  // In a task: the same, once nothing is queued or being written. One task at a time waits for
+  // In a task: the same, once nothing is queued or being written. At most one task may wait for
   // that.
   template <typename Task>
   void RunWhenDrained(Strand& strand, Task task) {
@@ -116,19 +116,19 @@ class StreamCall : public std::enable_shared_from_this<StreamCall> {
     });
   }
 
-  // The two ends of a task that Run does not know of. With BeginTask the call lives until EndTask,
-  // which pushes the reply or fails the call.
+  // For a task that is not run by Run: from BeginTask the call lives until EndTask, which pushes
+  // the reply or fails the call.
   void BeginTask(Work work);
   void EndTask(Work work, absl::StatusOr<Reply> reply);
 
-  // Queues a reply. An empty one is none.
+  // Queues a reply. An empty reply is ignored.
   void Push(Reply reply);
 
   bool failed() const { return failed_.load(std::memory_order_acquire); }
   bool cancelled() const;
 
  private:
-  // What is to be processed.
+  // The next processing step.
   enum class Input { kMessage, kHalfClose, kMemory, kSession };
 
   explicit StreamCall(const Environment& environment)
@@ -140,14 +140,14 @@ class StreamCall : public std::enable_shared_from_this<StreamCall> {
         [self = shared_from_this(), task = std::optional<Task>(std::move(task)), work]() mutable {
           absl::StatusOr<Reply> reply = Reply();
           if (!self->failed()) reply = CatchExceptions(*task);
-          task.reset();  // with the memory that it held, before the call can end
+          task.reset();  // frees the memory that it holds before the call can end
           self->EndTask(work, std::move(reply));
         },
         work);
   }
   void WhenDrained(std::function<void()> post) ABSL_LOCKS_EXCLUDED(mutex_);
 
-  // Does what belongs to the transport; the rest follows without the mutex.
+  // Performs the transport's actions; the others follow without the mutex.
   CallActions Perform(CallActions actions) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   void Follow(CallActions actions) ABSL_LOCKS_EXCLUDED(mutex_);
   CallActions AskMemory() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
@@ -162,13 +162,13 @@ class StreamCall : public std::enable_shared_from_this<StreamCall> {
   void Progressed() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   void ArmTimer() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   void OnTimer();
-  // Of what was just read. DEADLINE_EXCEEDED where it came too slowly.
+  // Checks the throughput of the last read. DEADLINE_EXCEEDED when it was too low.
   absl::Status CheckRate() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
 
   const Environment environment_;
   std::atomic<bool> failed_{false};
 
-  // Used by the thread that processes, and under the mutex while none does.
+  // Used by the processing thread, and with the mutex held while there is none.
   std::unique_ptr<StreamHandler> handler_;
   std::optional<TensorReceiver> receiver_;
   Input input_ = Input::kMessage;
@@ -182,16 +182,15 @@ class StreamCall : public std::enable_shared_from_this<StreamCall> {
   StreamTransport* transport_ ABSL_GUARDED_BY(mutex_) = nullptr;
   MemoryBudget::Ticket ticket_ ABSL_GUARDED_BY(mutex_) = 0;
   ReplyQueue replies_ ABSL_GUARDED_BY(mutex_);
-  grpc::ByteBuffer incoming_ ABSL_GUARDED_BY(mutex_);  // the transport's while it reads
-  grpc::ByteBuffer outgoing_ ABSL_GUARDED_BY(mutex_);  // the transport's while it writes
+  grpc::ByteBuffer incoming_ ABSL_GUARDED_BY(mutex_);  // owned by the transport while it reads
+  grpc::ByteBuffer outgoing_ ABSL_GUARDED_BY(mutex_);  // owned by the transport while it writes
   absl::Status outcome_ ABSL_GUARDED_BY(mutex_);
   std::function<void()> when_drained_ ABSL_GUARDED_BY(mutex_);
 
   absl::Time last_progress_ ABSL_GUARDED_BY(mutex_);
-  absl::Time write_started_ ABSL_GUARDED_BY(mutex_);  // or the end
+  absl::Time write_started_ ABSL_GUARDED_BY(mutex_);  // or the finish
   std::optional<TimerThread::Id> timer_ ABSL_GUARDED_BY(mutex_);
-  // Of the tensors that are on their way: the time that was spent waiting for the peer to send, and
-  // what was received.
+  // Of the incomplete tensors: the time spent waiting for the peer, and the bytes received.
   absl::Time read_started_ ABSL_GUARDED_BY(mutex_);
   absl::Duration awaited_ ABSL_GUARDED_BY(mutex_);
   int64_t received_ ABSL_GUARDED_BY(mutex_) = 0;

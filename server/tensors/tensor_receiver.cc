@@ -19,13 +19,13 @@ using ::nni::compression::v1::TensorHeader;
 constexpr size_t kMaxOpenTensors = 65536;
 constexpr int64_t kMaxOpenHeaderBytes = 8 << 20;
 
-// Of BookkeepingBytes: for any tensor, and for each byte of its layer's name and each dimension, of
-// which header, result and message have copies.
+// Terms of BookkeepingBytes: per tensor, and per byte of the layer's name and per dimension, which
+// header, result and message all store.
 constexpr int64_t kTensorBytes = 1024;
 constexpr int64_t kNameBytes = 4;
 constexpr int64_t kDimensionBytes = 4 * sizeof(int64_t);
 
-// Of the pieces in which it is taken.
+// Bookkeeping is reserved in pieces up to this size.
 constexpr int64_t kMaxPieceBytes = 64 << 10;
 
 template <typename... Args>
@@ -37,7 +37,7 @@ absl::Status NoHeader(absl::string_view field, uint32_t index) {
   return Invalid(field, ": tensor ", index, " has no header or was committed before");
 }
 
-// Of what is kept until the tensor is answered, so that nothing is kept that nobody counts.
+// Unknown fields would be kept until the tensor is answered, in memory that is not counted.
 template <typename Message>
 void DropUnknownFields(Message* message) {
   message->GetReflection()->MutableUnknownFields(message)->Clear();
@@ -80,9 +80,12 @@ absl::Status VerifyChecksum(const ReceivedTensor& tensor) {
                                           ", its commit says ", *tensor.crc32));
 }
 
-TensorReceiver::TensorReceiver(TensorSink* sink, MemoryBudget* budget, MemoryShare share,
-                               UploadShare uploads)
-    : sink_(sink), budget_(budget), share_(std::move(share)), uploads_(std::move(uploads)) {}
+TensorReceiver::TensorReceiver(TensorSink* sink, MemoryBudget* budget, MemoryQuota memory_quota,
+                               UploadQuota upload_quota)
+    : sink_(sink),
+      budget_(budget),
+      memory_quota_(std::move(memory_quota)),
+      upload_quota_(std::move(upload_quota)) {}
 
 absl::StatusOr<TensorReceiver::Progress> TensorReceiver::Receive(const grpc::ByteBuffer& message) {
   message_ = message;
@@ -134,12 +137,12 @@ absl::StatusOr<TensorReceiver::Progress> TensorReceiver::ReadFrames() {
     if (*field == 0) break;
     absl::Status status;
     if (*field == wire::kOpenOrResult) {
-      if (std::exchange(opened_, true)) return Invalid("open was sent twice");
+      if (std::exchange(opened_, true)) return Invalid("duplicate open");
       const absl::StatusOr<bool> ready = sink_->OnOpen(*reader_);
       if (ready.ok() && !*ready) return Progress::kNeedsSession;
       status = ready.ok() ? sink_->OnReady() : ready.status();
     } else if (!opened_) {
-      status = Invalid("open has to come first");
+      status = Invalid("the first field must be open");
     } else if (*field == wire::kHeader) {
       TensorHeader header;
       status = reader_->Parse(&header);
@@ -147,13 +150,13 @@ absl::StatusOr<TensorReceiver::Progress> TensorReceiver::ReadFrames() {
       if (header.has_shared_memory()) DropUnknownFields(header.mutable_shared_memory());
       if (header.has_result_place()) DropUnknownFields(header.mutable_result_place());
       if (status.ok()) status = CheckHeader(header);
-      if (status.ok()) status = TakeHeader(std::move(header));
+      if (status.ok()) status = HandleHeader(std::move(header));
     } else if (*field == wire::kCommit) {
       Commit commit;
       status = reader_->Parse(&commit);
       DropUnknownFields(&commit);
       if (status.ok() && tensors_.contains(commit.index())) {
-        status = TakeCommit(commit);
+        status = HandleCommit(commit);
       } else if (status.ok()) {
         if (early_commits_.size() >= kMaxOpenTensors) return NoHeader("commits", commit.index());
         early_commits_.push_back(std::move(commit));
@@ -164,7 +167,7 @@ absl::StatusOr<TensorReceiver::Progress> TensorReceiver::ReadFrames() {
     if (!status.ok()) return status;
   }
   for (const Commit& commit : std::exchange(early_commits_, {})) {
-    if (absl::Status status = TakeCommit(commit); !status.ok()) return status;
+    if (absl::Status status = HandleCommit(commit); !status.ok()) return status;
   }
   return Progress::kDone;
 }
@@ -210,13 +213,13 @@ absl::Status TensorReceiver::CheckHeader(const TensorHeader& header) const {
                    " bytes; it must have 0, or 8 to 32");
   }
   if (tensors_.size() >= kMaxOpenTensors || header_bytes_ > kMaxOpenHeaderBytes) {
-    return Invalid("headers: too many run ahead of their payloads; at most ", kMaxOpenTensors,
-                   " of ", kMaxOpenHeaderBytes, " bytes in all may");
+    return Invalid("headers: too many tensors are not committed; at most ", kMaxOpenTensors,
+                   " with headers of ", kMaxOpenHeaderBytes, " bytes in all may be open");
   }
   return absl::OkStatus();
 }
 
-absl::Status TensorReceiver::TakeHeader(TensorHeader header) {
+absl::Status TensorReceiver::HandleHeader(TensorHeader header) {
   const uint32_t index = header.index();
   const int64_t own = BookkeepingBytes(header);
   absl::StatusOr<Reservation> bookkeeping = Bookkeep(own + used_.BytesFor(index), header);
@@ -233,7 +236,7 @@ absl::Status TensorReceiver::TakeHeader(TensorHeader header) {
   if (!admission.ok()) return admission.status();
   if (tensor->header.has_shared_memory() && admission->accepted && !admission->present) {
     return Invalid("headers: ", Describe(tensor->header),
-                   " has shared_memory, which this call cannot use");
+                   " has shared_memory, which this call does not support");
   }
   tensor->admission = *std::move(admission);
   if (tensor->admission.accepted) {
@@ -248,7 +251,7 @@ absl::Status TensorReceiver::TakeHeader(TensorHeader header) {
   return absl::OkStatus();
 }
 
-absl::Status TensorReceiver::TakeCommit(const Commit& commit) {
+absl::Status TensorReceiver::HandleCommit(const Commit& commit) {
   const auto it = tensors_.find(commit.index());
   if (it == tensors_.end()) return NoHeader("commits", commit.index());
   Incoming& tensor = *it->second;
@@ -258,7 +261,7 @@ absl::Status TensorReceiver::TakeCommit(const Commit& commit) {
                    commit.byte_length(), "; its header says ", tensor.header.byte_length());
   }
   tensor.commit = commit;
-  // All payload came with earlier messages.
+  // The whole payload was in earlier messages.
   if (tensor.received == commit.byte_length()) return Deliver(tensor);
   commits_.push_back(commit.index());
   return absl::OkStatus();
@@ -295,7 +298,7 @@ absl::StatusOr<TensorReceiver::Progress> TensorReceiver::ReadChunks() {
   }
 }
 
-// Delivers what the message committed and needed no chunks for.
+// Delivers the tensors that the message committed and that need no chunks.
 absl::StatusOr<TensorReceiver::Progress> TensorReceiver::FinishCommits() {
   for (; finished_commits_ < commits_.size(); ++finished_commits_) {
     const auto it = tensors_.find(commits_[finished_commits_]);
@@ -323,7 +326,7 @@ absl::StatusOr<TensorReceiver::Progress> TensorReceiver::FinishCommits() {
 absl::StatusOr<Reservation> TensorReceiver::Bookkeep(int64_t bytes, const TensorHeader& header) {
   if (spare_.bytes() < bytes) {
     for (const int64_t piece : {bytes + next_piece_, bytes}) {
-      auto memory = budget_->TryReserve(piece, share_, MemoryUse::kBookkeeping);
+      auto memory = budget_->TryReserve(piece, memory_quota_, MemoryUse::kBookkeeping);
       if (!memory.ok() && piece == bytes) return memory.status();
       if (!memory.ok() || !*memory) continue;
       spare_.Merge(**std::move(memory));
@@ -339,7 +342,7 @@ absl::StatusOr<Reservation> TensorReceiver::Bookkeep(int64_t bytes, const Tensor
 absl::StatusOr<TensorReceiver::Progress> TensorReceiver::Admit(Incoming& tensor) {
   bytes_needed_ = static_cast<int64_t>(BytesNeeded(tensor));
   if (!granted_) {
-    auto memory = budget_->TryReserve(bytes_needed_, share_);
+    auto memory = budget_->TryReserve(bytes_needed_, memory_quota_);
     if (!memory.ok()) return memory.status();
     granted_ = *std::move(memory);
   }
@@ -353,8 +356,8 @@ absl::StatusOr<TensorReceiver::Progress> TensorReceiver::Admit(Incoming& tensor)
 }
 
 absl::Status TensorReceiver::CountUpload() {
-  if (uploads_.meter == nullptr) return absl::OkStatus();
-  return uploads_.meter->Add(!std::exchange(uploading_, true), uploads_.limit);
+  if (upload_quota_.meter == nullptr) return absl::OkStatus();
+  return upload_quota_.meter->Add(!std::exchange(uploading_, true), upload_quota_.limit);
 }
 
 absl::StatusOr<TensorReceiver::Incoming*> TensorReceiver::CheckChunk(
@@ -365,7 +368,9 @@ absl::StatusOr<TensorReceiver::Incoming*> TensorReceiver::CheckChunk(
   }
   Incoming& tensor = *it->second;
   const auto name = [&tensor] { return Describe(tensor.header); };
-  if (NeedsNoChunks(tensor)) return Invalid("chunks: ", name(), " is here already");
+  if (NeedsNoChunks(tensor)) {
+    return Invalid("chunks: ", name(), " is on the server already; send its commit only");
+  }
   if (chunk.payload_bytes == 0) return Invalid("chunks: a chunk of ", name(), " is empty");
   if (chunk.offset != tensor.received) {
     return Invalid("chunks: offset of ", name(), " is ", chunk.offset, ", which ",
@@ -421,15 +426,15 @@ absl::Status TensorReceiver::Deliver(Incoming& incoming) {
 
 absl::Status TensorReceiver::Finish() const {
   if (!opened_) return Invalid("open is missing");
-  const Incoming* first = nullptr;  // the lowest index, so that the message is the same every time
+  const Incoming* first = nullptr;  // the lowest index, so that the message is deterministic
   for (const auto& [index, tensor] : tensors_) {
-    // A tensor that was answered with an error needs no end.
+    // A tensor that was answered with an error needs no commit.
     if (!tensor->admission.accepted) continue;
     if (first == nullptr || index < first->header.index()) first = tensor.get();
   }
   if (first == nullptr) return absl::OkStatus();
   return Invalid(Describe(first->header), " was not committed; ", first->received, " of ",
-                 first->header.byte_length(), " bytes came");
+                 first->header.byte_length(), " bytes were received");
 }
 
 void TensorReceiver::Reset() {

@@ -6,7 +6,7 @@
 #include <utility>
 
 #include "server/convert/convert.h"
-#include "server/limits/prices.h"
+#include "server/limits/memory_costs.h"
 
 namespace nni_compression::server {
 
@@ -14,16 +14,16 @@ using nni::compression::v1::TensorHeader;
 
 namespace {
 
-// Hashed without a pause: a few milliseconds; and in work that is to be short.
+// Bytes hashed without a pause: a few milliseconds; and within short work.
 constexpr int64_t kSliceBytes = 8 << 20;
 constexpr int64_t kShortBytes = 64 << 10;
 
-// Names that are looked up without letting go of the lock, and bytes that are hashed in that time.
+// Names looked up with the lock held, and bytes that could be hashed in the same time.
 constexpr size_t kNamesAtATime = 1024;
 constexpr size_t kFewNames = 64;  // not worth another thread
 constexpr int64_t kNamesBytes = 128 << 10;
 
-// Smaller weights are searched sooner than their statistics are worth the place.
+// Statistics of smaller weights save less time than their memory is worth.
 constexpr int64_t kStatisticsBytes = 8 << 20;
 
 template <typename T>
@@ -35,7 +35,7 @@ void AddNumber(TensorDigest& digest, T value) {
   digest.Add(bytes, sizeof bytes);
 }
 
-// What a digest is about, beside the bytes.
+// What a digest covers in addition to the bytes.
 TensorHeader KindOf(const TensorHeader& header) {
   TensorHeader kind;
   kind.set_dtype(header.dtype());
@@ -76,10 +76,10 @@ bool CachedWeight::Is(const TensorHeader& header) const {
          bytes_.size() == static_cast<int64_t>(header.byte_length());
 }
 
-// A caller that waits for digests; the last one to let go of it answers it.
-struct WeightCache::Question {
-  Question(const std::string& tenant, std::vector<std::string> fingerprints, bool for_pruner,
-           std::function<void(const std::vector<bool>&)> done)
+// A caller that waits for digests. Releasing the last reference answers it.
+struct WeightCache::Query {
+  Query(const std::string& tenant, std::vector<std::string> fingerprints, bool for_pruner,
+        std::function<void(const std::vector<bool>&)> done)
       : tenant(tenant),
         fingerprints(std::move(fingerprints)),
         for_pruner(for_pruner),
@@ -90,13 +90,13 @@ struct WeightCache::Question {
   const bool for_pruner;
   const std::function<void(const std::vector<bool>&)> done;
   // Guarded by the cache's mutex.
-  size_t next = 0;  // of the fingerprints
-  int walkers = 1;
+  size_t next = 0;  // index of the next fingerprint to look up
+  int workers = 1;
 };
 
-// A weight whose digest is being computed, for a question, and others that wait for it.
-struct WeightCache::Hashing {
-  Hashing(const std::string& tenant, const std::string& name, std::shared_ptr<CachedWeight> weight,
+// A weight whose digest is being computed, and the queries that wait for it.
+struct WeightCache::HashJob {
+  HashJob(const std::string& tenant, const std::string& name, std::shared_ptr<CachedWeight> weight,
           const TensorHeader& kind)
       : tenant(tenant), name(name), weight(std::move(weight)), digest(kind) {}
 
@@ -105,7 +105,7 @@ struct WeightCache::Hashing {
   const std::shared_ptr<CachedWeight> weight;
   TensorDigest digest;
   int64_t done = 0;
-  std::vector<std::shared_ptr<Question>> questions;  // guarded by the cache's mutex
+  std::vector<std::shared_ptr<Query>> queries;  // guarded by the cache's mutex
 };
 
 WeightCache::WeightCache(int64_t limit, Executor* executor, MemoryBudget* budget)
@@ -125,9 +125,9 @@ void WeightCache::Keep(const std::string& tenant, const TensorHeader& header,
   auto weight = std::make_shared<CachedWeight>(this, header, std::move(bytes));
   Entries out;  // destroyed without the lock
   MutexLock lock(&mutex_);
-  if (const auto shelf = shelves_.find(tenant); shelf != shelves_.end()) {
-    const auto same = shelf->second.by_name.find(name);
-    if (same != shelf->second.by_name.end()) Remove(shelf, same->second, &out);
+  if (const auto kept = tenants_.find(tenant); kept != tenants_.end()) {
+    const auto same = kept->second.by_name.find(name);
+    if (same != kept->second.by_name.end()) Remove(kept, same->second, &out);
   }
   Shrink(limit_ - size, &out);
   weight->memory_.push_back(std::move(memory));
@@ -135,11 +135,11 @@ void WeightCache::Keep(const std::string& tenant, const TensorHeader& header,
   weight->tenant_ = tenant;
   weight->counted_ = size;
   weight->kept_ = true;
-  Shelf& shelf = shelves_[tenant];
-  shelf.entries.push_front({name, header.digest(), std::move(weight), nullptr});
-  shelf.by_name[name] = shelf.entries.begin();
-  if (!header.digest().empty()) shelf.by_digest[header.digest()] = shelf.entries.begin();
-  shelf.bytes += size;
+  TenantWeights& weights = tenants_[tenant];
+  weights.entries.push_front({name, header.digest(), std::move(weight), nullptr});
+  weights.by_name[name] = weights.entries.begin();
+  if (!header.digest().empty()) weights.by_digest[header.digest()] = weights.entries.begin();
+  weights.bytes += size;
   bytes_ += size;
   ++weights_;
 }
@@ -147,28 +147,28 @@ void WeightCache::Keep(const std::string& tenant, const TensorHeader& header,
 void WeightCache::Ask(const std::string& tenant, std::vector<std::string> fingerprints,
                       bool for_pruner, std::function<void(const std::vector<bool>&)> done) {
   const size_t count = fingerprints.size();
-  const std::shared_ptr<Question> question(
-      new Question(tenant, std::move(fingerprints), for_pruner, std::move(done)),
-      [this](const Question* asked) {
+  const std::shared_ptr<Query> query(
+      new Query(tenant, std::move(fingerprints), for_pruner, std::move(done)),
+      [this](const Query* asked) {
         Answer(*asked);
         delete asked;
       });
-  std::shared_ptr<Hashing> job;
+  std::shared_ptr<HashJob> job;
   if (count <= kFewNames) {
-    job = NextJob(question);
+    job = NextJob(query);
     if (job == nullptr) return;  // all have their digests
   }
   const Work work = job == nullptr && count <= kNamesAtATime ? Work::kShort : Work::kLong;
-  executor_->Schedule([this, question, job, work] { Walk(question, job, work); }, work);
+  executor_->Schedule([this, query, job, work] { Process(query, job, work); }, work);
 }
 
-void WeightCache::Walk(const std::shared_ptr<Question>& question, std::shared_ptr<Hashing> job,
-                       Work work) {
+void WeightCache::Process(const std::shared_ptr<Query>& query, std::shared_ptr<HashJob> job,
+                          Work work) {
   int64_t left = work == Work::kShort ? kShortBytes : kSliceBytes;
   while (left > 0) {
     if (job == nullptr) {
-      job = NextJob(question);
-      if (job == nullptr && IsThrough(*question)) return;
+      job = NextJob(query);
+      if (job == nullptr && IsComplete(*query)) return;
       left -= kNamesBytes;
       if (job == nullptr) continue;
     }
@@ -178,78 +178,75 @@ void WeightCache::Walk(const std::shared_ptr<Question>& question, std::shared_pt
     job->done += size;
     left -= size;
     if (job->done < bytes.size()) continue;
-    HasDigest(*job, job->digest.Finish());
+    SetDigest(*job, job->digest.Finish());
     job = nullptr;
   }
-  executor_->Schedule([this, question, job] { Walk(question, job, Work::kLong); }, Work::kLong);
+  executor_->Schedule([this, query, job] { Process(query, job, Work::kLong); }, Work::kLong);
 }
 
-std::shared_ptr<WeightCache::Hashing> WeightCache::NextJob(
-    const std::shared_ptr<Question>& question) {
-  std::shared_ptr<Hashing> job;
+std::shared_ptr<WeightCache::HashJob> WeightCache::NextJob(const std::shared_ptr<Query>& query) {
+  std::shared_ptr<HashJob> job;
   bool help = false;
   {
     MutexLock lock(&mutex_);
-    const std::vector<std::string>& names = question->fingerprints;
-    const size_t end = std::min(names.size(), question->next + kNamesAtATime);
-    while (question->next < end && job == nullptr) {
-      const std::string& name = names[question->next++];
-      Entry* const entry = FindName(question->tenant, name);
+    const std::vector<std::string>& names = query->fingerprints;
+    const size_t end = std::min(names.size(), query->next + kNamesAtATime);
+    while (query->next < end && job == nullptr) {
+      const std::string& name = names[query->next++];
+      Entry* const entry = FindName(query->tenant, name);
       if (entry == nullptr || !entry->digest.empty()) continue;
-      if (entry->hashing == nullptr) {
-        job =
-            std::make_shared<Hashing>(question->tenant, name, entry->weight, entry->weight->kind_);
-        entry->hashing = job;
+      if (entry->job == nullptr) {
+        job = std::make_shared<HashJob>(query->tenant, name, entry->weight, entry->weight->kind_);
+        entry->job = job;
       }
-      entry->hashing->questions.push_back(question);
+      entry->job->queries.push_back(query);
     }
-    // There is more than one thread can do: others take their part of the names.
-    help =
-        job != nullptr && question->next < names.size() && question->walkers < executor_->threads();
-    if (help) ++question->walkers;
+    // More than one job: another thread takes part of the names.
+    help = job != nullptr && query->next < names.size() && query->workers < executor_->threads();
+    if (help) ++query->workers;
   }
   if (help) {
-    executor_->Schedule([this, question] { Walk(question, nullptr, Work::kLong); }, Work::kLong);
+    executor_->Schedule([this, query] { Process(query, nullptr, Work::kLong); }, Work::kLong);
   }
   return job;
 }
 
-bool WeightCache::IsThrough(const Question& question) const {
+bool WeightCache::IsComplete(const Query& query) const {
   MutexLock lock(&mutex_);
-  return question.next == question.fingerprints.size();
+  return query.next == query.fingerprints.size();
 }
 
-void WeightCache::Answer(const Question& question) {
+void WeightCache::Answer(const Query& query) {
   std::vector<bool> kept;
-  kept.reserve(question.fingerprints.size());
-  while (kept.size() < question.fingerprints.size()) {
-    MutexLock lock(&mutex_);  // anew now and then, as calls look for digests meanwhile
-    const size_t end = std::min(question.fingerprints.size(), kept.size() + kNamesAtATime);
+  kept.reserve(query.fingerprints.size());
+  while (kept.size() < query.fingerprints.size()) {
+    MutexLock lock(&mutex_);  // released from time to time, since calls look up digests meanwhile
+    const size_t end = std::min(query.fingerprints.size(), kept.size() + kNamesAtATime);
     while (kept.size() < end) {
-      kept.push_back(FindName(question.tenant, question.fingerprints[kept.size()]) != nullptr);
+      kept.push_back(FindName(query.tenant, query.fingerprints[kept.size()]) != nullptr);
     }
   }
-  question.done(kept);
+  query.done(kept);
 }
 
-void WeightCache::HasDigest(const Hashing& job, const std::string& digest) {
+void WeightCache::SetDigest(const HashJob& job, const std::string& digest) {
   bool for_pruner = false;
-  std::vector<std::shared_ptr<Question>> questions;  // answered without the lock
+  std::vector<std::shared_ptr<Query>> queries;  // answered without the lock
   {
     MutexLock lock(&mutex_);
-    questions = job.questions;
+    queries = job.queries;
     Entry* const entry = FindName(job.tenant, job.name);
-    // It may have gone meanwhile, or another one have come.
-    if (entry != nullptr && entry->hashing.get() == &job) {
-      entry->hashing = nullptr;
+    // The weight may have been evicted or replaced in the meantime.
+    if (entry != nullptr && entry->job.get() == &job) {
+      entry->job = nullptr;
       entry->digest = digest;
-      Shelf& shelf = shelves_.find(job.tenant)->second;
-      shelf.by_digest[digest] = shelf.by_name.find(job.name)->second;
+      TenantWeights& weights = tenants_.find(job.tenant)->second;
+      weights.by_digest[digest] = weights.by_name.find(job.name)->second;
     }
   }
-  for (const auto& question : questions) for_pruner |= question->for_pruner;
+  for (const auto& query : queries) for_pruner |= query->for_pruner;
   if (for_pruner && job.weight->bytes().size() >= kStatisticsBytes) {
-    executor_->Schedule([this, weight = job.weight] { Prepare(*weight); }, Work::kIdle);
+    executor_->Schedule([this, weight = job.weight] { Prepare(*weight); }, Work::kBackground);
   }
 }
 
@@ -266,10 +263,10 @@ bool WeightCache::Admit(CachedWeight* weight, int64_t bytes) {
   Entries out;
   MutexLock lock(&mutex_);
   weight->memory_.push_back(*std::move(memory));
-  if (!weight->kept_) return true;  // for the calls that hold it
+  if (!weight->kept_) return true;  // evicted, but still used by calls
   weight->counted_ += bytes;
   bytes_ += bytes;
-  shelves_.find(weight->tenant_)->second.bytes += bytes;
+  tenants_.find(weight->tenant_)->second.bytes += bytes;
   Shrink(limit_, &out);
   return true;
 }
@@ -277,12 +274,12 @@ bool WeightCache::Admit(CachedWeight* weight, int64_t bytes) {
 std::shared_ptr<CachedWeight> WeightCache::Find(absl::string_view tenant,
                                                 const TensorHeader& header) {
   MutexLock lock(&mutex_);
-  const auto shelf = shelves_.find(tenant);
-  if (shelf != shelves_.end()) {
-    const auto found = shelf->second.by_digest.find(header.digest());
-    if (found != shelf->second.by_digest.end() && found->second->weight->Is(header)) {
+  const auto kept = tenants_.find(tenant);
+  if (kept != tenants_.end()) {
+    const auto found = kept->second.by_digest.find(header.digest());
+    if (found != kept->second.by_digest.end() && found->second->weight->Is(header)) {
       ++hits_;
-      Entries& entries = shelf->second.entries;
+      Entries& entries = kept->second.entries;
       entries.splice(entries.begin(), entries, found->second);
       return found->second->weight;
     }
@@ -292,7 +289,7 @@ std::shared_ptr<CachedWeight> WeightCache::Find(absl::string_view tenant,
 }
 
 void WeightCache::Reclaim(int64_t bytes) {
-  Entries out;  // gives its memory back without the lock
+  Entries out;  // destroyed without the lock
   {
     MutexLock lock(&mutex_);
     Shrink(std::max<int64_t>(0, bytes_ - bytes), &out);
@@ -300,31 +297,31 @@ void WeightCache::Reclaim(int64_t bytes) {
 }
 
 WeightCache::Entry* WeightCache::FindName(absl::string_view tenant, const std::string& name) {
-  const auto shelf = shelves_.find(tenant);
-  if (shelf == shelves_.end()) return nullptr;
-  const auto found = shelf->second.by_name.find(name);
-  return found == shelf->second.by_name.end() ? nullptr : &*found->second;
+  const auto kept = tenants_.find(tenant);
+  if (kept == tenants_.end()) return nullptr;
+  const auto found = kept->second.by_name.find(name);
+  return found == kept->second.by_name.end() ? nullptr : &*found->second;
 }
 
-void WeightCache::Remove(Shelves::iterator shelf, Entries::iterator entry, Entries* out) {
+void WeightCache::Remove(Tenants::iterator kept, Entries::iterator entry, Entries* out) {
   CachedWeight& weight = *entry->weight;
   weight.kept_ = false;
-  shelf->second.bytes -= weight.counted_;
+  kept->second.bytes -= weight.counted_;
   bytes_ -= weight.counted_;
   --weights_;
-  shelf->second.by_name.erase(entry->name);
-  const auto digest = shelf->second.by_digest.find(entry->digest);
-  if (digest != shelf->second.by_digest.end() && digest->second == entry) {
-    shelf->second.by_digest.erase(digest);
+  kept->second.by_name.erase(entry->name);
+  const auto digest = kept->second.by_digest.find(entry->digest);
+  if (digest != kept->second.by_digest.end() && digest->second == entry) {
+    kept->second.by_digest.erase(digest);
   }
-  out->splice(out->end(), shelf->second.entries, entry);
-  if (shelf->second.entries.empty()) shelves_.erase(shelf);
+  out->splice(out->end(), kept->second.entries, entry);
+  if (kept->second.entries.empty()) tenants_.erase(kept);
 }
 
 void WeightCache::Shrink(int64_t limit, Entries* out) {
-  while (bytes_ > limit && !shelves_.empty()) {
+  while (bytes_ > limit && !tenants_.empty()) {
     const auto largest = std::max_element(
-        shelves_.begin(), shelves_.end(),
+        tenants_.begin(), tenants_.end(),
         [](const auto& a, const auto& b) { return a.second.bytes < b.second.bytes; });
     Remove(largest, std::prev(largest->second.entries.end()), out);
   }

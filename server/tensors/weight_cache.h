@@ -1,4 +1,4 @@
-// Weights that came before, kept for whoever sends them next.
+// A cache of received weights, so that they need not be sent again.
 #ifndef NNI_COMPRESSION_SERVER_TENSORS_WEIGHT_CACHE_H_
 #define NNI_COMPRESSION_SERVER_TENSORS_WEIGHT_CACHE_H_
 
@@ -23,13 +23,14 @@
 
 namespace nni_compression::server {
 
-// The digest of a tensor, as compression.proto has it, piece by piece. Thread-compatible.
+// Computes the digest of a tensor, as defined in compression.proto, incrementally.
+// Thread-compatible.
 class TensorDigest {
  public:
   explicit TensorDigest(const nni::compression::v1::TensorHeader& header);
 
   void Add(const uint8_t* bytes, int64_t size);
-  std::string Finish();  // 32 bytes; once
+  std::string Finish();  // 32 bytes; called once
 
   static std::string Of(const nni::compression::v1::TensorHeader& header,
                         const compression::Buffer& bytes);
@@ -40,7 +41,7 @@ class TensorDigest {
 
 class WeightCache;
 
-// A weight that is kept, and what is known of it. The bytes are not written to any more.
+// A cached weight and its statistics. The bytes do not change.
 class CachedWeight {
  public:
   CachedWeight(WeightCache* cache, const nni::compression::v1::TensorHeader& header,
@@ -58,102 +59,100 @@ class CachedWeight {
   const nni::compression::v1::TensorHeader kind_;  // dtype and shape
   const compression::Buffer bytes_;
   compression::WeightStatistics statistics_;
-  // Under the cache's mutex.
+  // Guarded by the cache's mutex.
   std::vector<Reservation> memory_;
-  std::string tenant_;   // while it is kept
-  int64_t counted_ = 0;  // of the cache's bytes
+  std::string tenant_;   // while it is cached
+  int64_t counted_ = 0;  // its part of the cache's bytes
   bool kept_ = false;
 };
 
-// Finds weights by their digests, which are always computed here, from the bytes: nobody can put
-// bytes under the name of others. Hashing takes longer than receiving, so it waits until somebody
-// asks for the fingerprint that a weight came with. Tenants know nothing of each other's weights.
-// The least recently used weights are evicted when there are too many, or when the memory budget
-// needs their place: those of the tenant that has most, so that others keep theirs. A caller that
-// holds one keeps it until then. Counts with each weight what finding it takes, and what is known
-// of it. Thread-safe.
+// Finds weights by their digests, which the cache always computes itself from the bytes, so that no
+// client can store bytes under a false digest. Hashing is slower than receiving, so it is deferred
+// until a client asks for the weight's fingerprint. Tenants do not share weights. Evicts the least
+// recently used weights of the tenant with the most bytes, when over the limit or when the memory
+// budget needs the space; a caller that holds an evicted weight keeps it. The bytes of a weight
+// include its index entries and statistics. Thread-safe.
 class WeightCache {
  public:
-  // Keeps at most `limit` bytes; 0 keeps nothing. `executor` and `budget` outlive the cache, but
-  // the executor's work must be done, and no weight be held, before the cache is destroyed.
+  // Caches at most `limit` bytes; 0 disables the cache. `executor` and `budget` outlive the cache,
+  // but the executor's work must be done, and no weight be held, before the cache is destroyed.
   WeightCache(int64_t limit, Executor* executor, MemoryBudget* budget);
   ~WeightCache();
 
-  // Keeps a weight, in place of the one that came with the same fingerprint. Nothing happens when
-  // it does not fit. `header` has a fingerprint, or a digest that is known to be that of the bytes.
-  // `memory` has the bytes of the weight.
+  // Caches a weight; it replaces the one with the same fingerprint. Does nothing when it does not
+  // fit. `header` has a fingerprint, or a verified digest. `memory` is the reservation of the
+  // weight's bytes.
   void Keep(const std::string& tenant, const nni::compression::v1::TensorHeader& header,
             compression::Buffer bytes, Reservation memory);
 
-  // Tells `done` which of the fingerprints came with a weight that is kept, once all of these have
-  // their digests; on a thread of the executor, where all of it is done, or at once where the names
-  // are few and there is nothing to hash. After that, what is worth knowing of them for pruners is
-  // computed too, if `for_pruner`.
+  // Calls `done` with whether there is a cached weight for each fingerprint, once all of these have
+  // their digests: on a thread of the executor, which does all of the work, or at once if there are
+  // few names and nothing to hash. If `for_pruner`, computes the statistics for pruners afterwards.
   void Ask(const std::string& tenant, std::vector<std::string> fingerprints, bool for_pruner,
            std::function<void(const std::vector<bool>& kept)> done);
 
-  // The weight that has the header's digest. Null when none is kept, as far as digests are
-  // computed, or when its dtype, shape or length is not the header's: what the digest says of them
-  // is the sender's claim.
+  // The weight with the header's digest. Null when no cached weight has that digest computed, or
+  // when its dtype, shape or length differs from the header's, since the sender's digest proves
+  // nothing about these.
   std::shared_ptr<CachedWeight> Find(absl::string_view tenant,
                                      const nni::compression::v1::TensorHeader& header);
 
-  // Lets go of at least so many bytes, or of all there are.
+  // Evicts weights of at least `bytes` bytes, or all.
   void Reclaim(int64_t bytes);
 
   int64_t limit() const { return limit_; }
   int64_t bytes() const;  // kept
   int64_t weights() const;
-  int64_t hits() const;  // how often Find found one
+  int64_t hits() const;  // successful calls of Find
   int64_t misses() const;
 
  private:
   friend class CachedWeight;
-  struct Question;
-  struct Hashing;
+  struct Query;
+  struct HashJob;
 
   struct Entry {
     std::string name;    // the fingerprint; the digest where there is none
     std::string digest;  // empty: not computed yet
     std::shared_ptr<CachedWeight> weight;
-    std::shared_ptr<Hashing> hashing;  // while it runs
+    std::shared_ptr<HashJob> job;  // while its digest is being computed
   };
   using Entries = std::list<Entry>;
 
-  // What is kept of a tenant.
-  struct Shelf {
+  // The cached weights of a tenant.
+  struct TenantWeights {
     Entries entries;  // the most recently used first
     absl::flat_hash_map<std::string, Entries::iterator> by_name;
     absl::flat_hash_map<std::string, Entries::iterator> by_digest;
     int64_t bytes = 0;
   };
-  using Shelves = std::map<std::string, Shelf, std::less<>>;
+  using Tenants = std::map<std::string, TenantWeights, std::less<>>;
 
-  // A few milliseconds of a question's work, after which it schedules the rest: hashes `job`, then
-  // the next weights that are asked for and have no digest. `work` is what it was scheduled as.
-  void Walk(const std::shared_ptr<Question>& question, std::shared_ptr<Hashing> job, Work work);
+  // Does a few milliseconds of a query's work and schedules the rest: hashes `job`, then the next
+  // queried weights without a digest. `work` is the class that it was scheduled with.
+  void Process(const std::shared_ptr<Query>& query, std::shared_ptr<HashJob> job, Work work);
   // The next weight to hash; null when there is none among the next names.
-  std::shared_ptr<Hashing> NextJob(const std::shared_ptr<Question>& question);
-  bool IsThrough(const Question& question) const;  // all names
-  void HasDigest(const Hashing& job, const std::string& digest);
+  std::shared_ptr<HashJob> NextJob(const std::shared_ptr<Query>& query);
+  bool IsComplete(const Query& query) const;  // whether all names were looked up
+  void SetDigest(const HashJob& job, const std::string& digest);
   void Prepare(CachedWeight& weight);
-  void Answer(const Question& question);
+  void Answer(const Query& query);
 
-  // Whether there is memory for so much more of what is known of a weight.
+  // Reserves memory for statistics of a weight; returns whether there was enough.
   bool Admit(CachedWeight* weight, int64_t bytes);
 
   Entry* FindName(absl::string_view tenant, const std::string& name)
       ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
-  void Remove(Shelves::iterator shelf, Entries::iterator entry, Entries* out)
+  void Remove(Tenants::iterator kept, Entries::iterator entry, Entries* out)
       ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
-  // Moves the oldest entries out until no more than `limit` bytes are left.
+  // Moves the least recently used entries to `out` until at most `limit` bytes are left.
   void Shrink(int64_t limit, Entries* out) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
 
   const int64_t limit_;
   Executor* const executor_;
   MemoryBudget* const budget_;
   mutable Mutex mutex_;
-  Shelves shelves_ ABSL_GUARDED_BY(mutex_);  // that have any
+  Tenants tenants_ ABSL_GUARDED_BY(mutex_);  // only tenants with cached weights
   int64_t bytes_ ABSL_GUARDED_BY(mutex_) = 0;
   int64_t weights_ ABSL_GUARDED_BY(mutex_) = 0;
   int64_t hits_ ABSL_GUARDED_BY(mutex_) = 0;

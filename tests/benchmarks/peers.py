@@ -39,12 +39,12 @@ def bare_grpc() -> Iterator[str]:
 
 def shared_memory_client() -> nc.Client:
     """A client that shares memory with the server."""
-    return nc.Client(shm_socket=os.environ["SIDE_SOCKET"])
+    return nc.Client(shm_socket=os.environ["SHM_SOCKET"])
 
 
 @contextlib.contextmanager
 def server(*flags: str) -> Iterator[tuple[str, str]]:
-    """A compression server of its own with these flags: its address and its side socket."""
+    """A compression server with these flags: its address and its shared-memory socket."""
     with tempfile.TemporaryDirectory() as folder:
         port, side = f"{folder}/port", f"{folder}/side"
         places = (f"--port_file={port}", f"--shm_socket={side}")

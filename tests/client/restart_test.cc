@@ -125,7 +125,7 @@ TEST_F(RestartTest, AServerWhoseDataDirectoryHasGoneBackIsNoticed) {
   for (const absl::Status& status : {session->UpdateEpoch(2).status(), session->Step(1).status(),
                                      session->CalcMask({tensor})[0].status()}) {
     EXPECT_TRUE(absl::IsNotFound(status)) << status;
-    EXPECT_THAT(std::string(status.message()), ::testing::HasSubstr("its trainer was told of"));
+    EXPECT_THAT(std::string(status.message()), ::testing::HasSubstr("that its trainer has seen"));
   }
   const auto another = client.Join(session->id(), session->route());
   ASSERT_TRUE(another.ok()) << another.status();

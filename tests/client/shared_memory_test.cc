@@ -35,7 +35,7 @@ class SharedMemoryTest : public ClientTestBase {
 
   static server::ServerOptions With(const std::string& path) {
     server::ServerOptions options;
-    options.side_socket.path = path;
+    options.shm_socket.path = path;
     return options;
   }
 
@@ -122,7 +122,7 @@ TEST_F(SharedMemoryTest, RegionsAreReused) {
   const int64_t bytes = server_->shared_bytes();
   for (int i = 0; i < 5; ++i) ASSERT_TRUE(AllOrError(session.QuantizeWeight(Tensors())).ok());
   EXPECT_EQ(server_->shared_bytes(), bytes);
-  EXPECT_EQ(server_->side_connections(), 1);
+  EXPECT_EQ(server_->shm_connections(), 1);
 }
 
 TEST_F(SharedMemoryTest, NothingIsLeftOfAClientThatIsGone) {
@@ -168,9 +168,9 @@ TEST_F(SharedMemoryTest, WithoutASocketTensorsGoOverTheNetwork) {
 
 TEST_F(SharedMemoryTest, AServerThatAdmitsNobodyIsUsedOverTheNetwork) {
   server::ServerOptions options = With(NewPath());
-  options.side_socket.uids = {geteuid() + 1};
+  options.shm_socket.uids = {geteuid() + 1};
   const auto strict = StartServer(0, options);
-  const Session session = Bind(options.side_socket.path, "level", kLevel, *strict);
+  const Session session = Bind(options.shm_socket.path, "level", kLevel, *strict);
   EXPECT_EQ(Masks(session, Tensors()).size(), 3u);
   EXPECT_EQ(strict->shared_bytes(), 0);
 }
@@ -195,10 +195,10 @@ TEST_F(SharedMemoryTest, ALayerThatDoesNotExistIsStillAnError) {
 
 TEST_F(SharedMemoryTest, ASmallServerTakesWhatFits) {
   server::ServerOptions options = With(NewPath());
-  options.side_socket.max_bytes = 4 << 20;  // half of it, where a weight takes 1.2 MB
+  options.shm_socket.max_bytes = 4 << 20;  // half of it, where a weight takes 1.2 MB
   const auto small = StartServer(0, options);
   const auto network = Masks(Bind("", "level", kLevel), Tensors());
-  const Session session = Bind(options.side_socket.path, "level", kLevel, *small);
+  const Session session = Bind(options.shm_socket.path, "level", kLevel, *small);
   EXPECT_TRUE(Same(Masks(session, Tensors()), network));
   EXPECT_EQ(small->shared_bytes(), 2 << 20);
 }

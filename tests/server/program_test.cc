@@ -127,7 +127,7 @@ TEST_F(ProgramTest, TakesItsFlagsFromAFile) {
   EXPECT_THAT(program.output(), HasSubstr("memory_budget=7340032"));
 }
 
-TEST_F(ProgramTest, TheSideSocketIsThereWhileItServes) {
+TEST_F(ProgramTest, TheSharedMemorySocketExistsWhileItServes) {
   const std::string port_file = folder_ + "/port";
   const std::string side = folder_ + "/side";
   Program program(folder_, {"--listen=127.0.0.1:0", "--port_file=" + port_file,
@@ -223,7 +223,7 @@ TEST_F(ProgramTest, RefusesWhatItCannotDo) {
               HasSubstr("metrics_listen is '0.0.0.0:0'"));
   // What --listen needs does not help here.
   EXPECT_THAT(Refusal({"--listen=127.0.0.1:0", "--metrics_listen=0.0.0.0:0"}),
-              ::testing::AllOf(HasSubstr("nobody is asked who they are there"),
+              ::testing::AllOf(HasSubstr("neither encryption nor authentication"),
                                Not(HasSubstr("set tls_certificate"))));
   EXPECT_THAT(Refusal({"--listen=127.0.0.1:0", "--log_format=xml"}), HasSubstr("xml"));
   EXPECT_THAT(Refusal({"--listen=127.0.0.1:0", "--memory_budget=lots"}),
@@ -240,11 +240,11 @@ TEST_F(ProgramTest, RefusesWhatItCannotDo) {
   EXPECT_THAT(Refusal({"--listen=127.0.0.1:0", "--drain_seconds=-1"}), HasSubstr("drain_seconds"));
   EXPECT_THAT(Refusal({"--listen=127.0.0.1:0", "--shm_uids=root"}), HasSubstr("'root'"));
   EXPECT_THAT(Refusal({"--listen=127.0.0.1:0", "--shm_socket=" + folder_}),
-              HasSubstr("is no socket"));
+              HasSubstr("is not a socket"));
   EXPECT_THAT(Refusal({"--listen=127.0.0.1:0", "--token_file=" + folder_ + "/none"}),
               HasSubstr("token_file '" + folder_ + "/none' cannot be read: No such file"));
   EXPECT_THAT(Refusal({"--listen=127.0.0.1:0", "--tls_key=" + folder_ + "/none"}),
-              HasSubstr("tls_certificate and tls_key have to be given both"));
+              HasSubstr("tls_certificate and tls_key must both be set"));
   EXPECT_THAT(Refusal({"--listen=127.0.0.1:0", "--trusted_proxy=localhost"}),
               HasSubstr("trusted_proxy: 'localhost' is no address"));
   EXPECT_THAT(Refusal({"--listen=unix-abstract:compression", "--trusted_proxy=10.0.0.7,unix"}),
@@ -255,7 +255,7 @@ TEST_F(ProgramTest, RefusesWhatItCannotDo) {
   std::ofstream(folder_ + "/tokens") << "# nobody yet\n";
   EXPECT_THAT(
       Refusal({"--listen=127.0.0.1:0", "--token_file=" + folder_ + "/tokens", "--reflection"}),
-      HasSubstr("reflection cannot be offered with token_file"));
+      HasSubstr("reflection cannot be combined with token_file"));
   EXPECT_THAT(Refusal({"--lisen=127.0.0.1:0"}), HasSubstr("lisen"));
   EXPECT_THAT(Refusal({"stray"}), HasSubstr("unexpected argument 'stray'"));
   EXPECT_THAT(Refusal({"--listen=127.0.0.1:0", "--port_file=" + folder_ + "/none/port"}),

@@ -146,7 +146,8 @@ TEST(MasksExporterTest, RefusesWhatItCannotDo) {
   const Exporter& masks = *FindExporter("masks").value();
   auto session = PrunedSession();
   const ExportTensor tensor = Announce("conv1", Random({2, 5}, 1));
-  EXPECT_THAT(masks.Plan(*session, {tensor}, json::object()), IsInvalid(HasSubstr("takes none")));
+  EXPECT_THAT(masks.Plan(*session, {tensor}, json::object()),
+              IsInvalid(HasSubstr("it must have none")));
   EXPECT_THAT(masks.Plan(*session, {}, {{"compress", true}}),
               IsInvalid(HasSubstr("options has the unknown key \"compress\"")));
   auto fresh = BindOne("level", {{"sparsity", 0.5}}, {4});
@@ -711,7 +712,7 @@ TEST(SafetensorsExporterTest, AsksForMasksFirst) {
   EXPECT_THAT(FindExporter("safetensors")
                   .value()
                   ->Plan(*session, {Announce("layer", Random({4}, 1))}, json::object()),
-              Fails(absl::StatusCode::kFailedPrecondition, HasSubstr("ask for one first")));
+              Fails(absl::StatusCode::kFailedPrecondition, HasSubstr("call CalcMask first")));
 }
 
 TEST(SafetensorsHeaderTest, RefusesTypesThatTheFormatLacks) {

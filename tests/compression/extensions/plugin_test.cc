@@ -59,7 +59,7 @@ TEST_F(PluginTest, RefusesAPluginOfAnotherBuildWithoutCallingIt) {
 TEST_F(PluginTest, RefusesWhatIsNoPlugin) {
   EXPECT_THAT(TryPlugins(PluginFolder("missing_symbol")),
               IsInvalid(AllOf(HasSubstr("cannot be loaded"), HasSubstr("nobody_has_this"))));
-  EXPECT_THAT(TryPlugins(PluginFolder("no_plugin")), IsInvalid(HasSubstr("is no plugin")));
+  EXPECT_THAT(TryPlugins(PluginFolder("no_plugin")), IsInvalid(HasSubstr("is not a plugin")));
   EXPECT_THAT(TryPlugins(PluginFolder("throws")), IsInvalid(HasSubstr("failed: no licence")));
   EXPECT_THAT(TryPlugins(PluginFolder("no_example")),
               IsInvalid(AllOf(HasSubstr("misfit_no_example.so"), HasSubstr("example"))));
@@ -91,7 +91,7 @@ TEST_F(PluginTest, ANameBelongsToOneAlgorithm) {
   fs::copy(PluginFolder("good") + "/threshold.so", folder_ + "/a.so");
   fs::copy(PluginFolder("good") + "/threshold.so", folder_ + "/b.so");
   EXPECT_THAT(TryPlugins(folder_),
-              taken("b.so: there is an algorithm \"threshold\" already, of a.so"));
+              taken("b.so: the algorithm \"threshold\" exists already, in a.so"));
 }
 
 TEST_F(PluginTest, IgnoresFilesOfOtherKinds) {

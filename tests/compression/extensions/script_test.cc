@@ -87,7 +87,7 @@ TEST_F(ScriptTest, GradientsReachTheScript) {
   EXPECT_EQ(Bits(session->CalcMask(0, weight)->mask), "1010");
   EXPECT_THAT(session->AddGradient(0, Values({1, 2})), IsInvalid(HasSubstr("shape")));
   EXPECT_THAT(Bind("counter")->AddGradient(0, Random({2, 3}, 1)),
-              IsInvalid(HasSubstr("has no use for gradients")));
+              IsInvalid(HasSubstr("does not use gradients")));
 }
 
 TEST_F(ScriptTest, AnErrorHasTheScriptsOwnMessageAndTheSessionStays) {
@@ -122,9 +122,9 @@ TEST_F(ScriptTest, RefusesWhatIsNoScriptWithItsFile) {
               IsInvalid(AllOf(HasSubstr("signature.pt"), HasSubstr("it must be (self, Tensor"))));
   EXPECT_THAT(TryScripts(ScriptFolder("no_method")),
               IsInvalid(HasSubstr("calc_mask and quantize_weight")));
-  EXPECT_THAT(
-      TryScripts(ScriptFolder("built_in_name")),
-      Fails(absl::StatusCode::kAlreadyExists, HasSubstr("level.pt: there is an algorithm")));
+  EXPECT_THAT(TryScripts(ScriptFolder("built_in_name")),
+              Fails(absl::StatusCode::kAlreadyExists,
+                    HasSubstr("level.pt: the algorithm \"level\" exists already")));
   std::ofstream(folder_ + "/text.pt") << "not an archive";
   EXPECT_THAT(TryScripts(folder_),
               IsInvalid(AllOf(HasSubstr("text.pt"), HasSubstr("cannot load"))));

@@ -124,7 +124,7 @@ TEST(ConfigListTest, ACheckpointAloneKnowsDefaultOnly) {
 TEST(ConfigListTest, TheWinningRuleTakesNothingFromEarlierOnes) {
   EXPECT_THAT(TryPlan({{{"sparsity", 0.5}}, {{"op_names", {"a"}}}}, Layers({"a"})),
               IsInvalid(AllOf(HasSubstr("config_list[1].sparsity is missing"),
-                              HasSubstr("nothing is taken from earlier ones"))));
+                              HasSubstr("does not inherit options from earlier ones"))));
 }
 
 TEST(ConfigListTest, RulesThatLoseAreValidatedToo) {

@@ -63,8 +63,8 @@ with nc.Client() as client:
 
     fails(nc.InternalError, "I give up", lambda: bind("throws").calc_mask({"fc": weight}))
     hanging, waiting = bind("hangs"), bind("hangs")
-    fails(nc.DeadlineExceededError, "no answer for 1s", lambda: hanging.calc_mask({"fc": weight}))
-    refused = "is refused until the server is restarted"
+    fails(nc.DeadlineExceededError, "no answer within 1s", lambda: hanging.calc_mask({"fc": weight}))
+    refused = "is disabled until the server is restarted"
     fails(nc.FailedPreconditionError, refused, lambda: waiting.calc_mask({"fc": weight}))
     fails(nc.FailedPreconditionError, refused, lambda: bind("hangs"))
     refusals = {algorithm.name for algorithm in client.algorithms() if algorithm.refusal}
@@ -92,7 +92,7 @@ refused() {
 }
 refused 'cannot read the folder' "$work/none"
 cp "$plugins/threshold.so" "$plugins/twin.so"
-refused 'twin.so: there is an algorithm "threshold" already, of threshold.so'
+refused 'twin.so: the algorithm "threshold" exists already, in threshold.so'
 printf 'no ELF' >"$plugins/twin.so"
 refused 'twin.so" cannot be loaded'
 

@@ -108,8 +108,8 @@ with nc.Client() as client:
     raising.calc_mask({"fc": weight})
 
     hanging = bind("hangs")
-    fails(nc.DeadlineExceededError, "no answer for 20s", lambda: hanging.calc_mask({"fc": weight}))
-    refused = "is refused until the server is restarted"
+    fails(nc.DeadlineExceededError, "no answer within 20s", lambda: hanging.calc_mask({"fc": weight}))
+    refused = "is disabled until the server is restarted"
     fails(nc.FailedPreconditionError, refused, lambda: bind("hangs"))
     assert {a.name for a in client.algorithms() if a.refusal} == {"hangs"}
     with bind("small") as session:
@@ -127,6 +127,6 @@ refused() {
   grep -qF "$1" "$work/refusal" || fail "not '$1' but: $(cat "$work/refusal")"
 }
 mv "$scripts/movement.pt" "$scripts/level.pt"
-refused 'level.pt: there is an algorithm "level" already, a built-in one'
+refused 'level.pt: the algorithm "level" exists already, built in'
 head -c 1000 "$scripts/level.pt" >"$scripts/cut.pt"
 refused 'cut.pt": LibTorch cannot load it'

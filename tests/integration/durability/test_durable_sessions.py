@@ -365,7 +365,7 @@ class TestBackup:
             run = ctl("restore", f"--data_dir={restored}", str(backup))
             assert run.returncode == 0, run.stderr
             with ServerProcess(f"--data_dir={restored}", port=server.port):
-                behind = r"stored at revision \d+, and its trainer was told of \d+"
+                behind = r"stored at revision \d+, older than revision \d+"
                 with pytest.raises(nc.NotFoundError, match=behind):
                     ahead[0].update_epoch(5)
                 with pytest.raises(nc.NotFoundError, match=behind):

@@ -36,13 +36,13 @@ class TenantFileTest : public ::testing::Test {
   }
 
   // As often as a change takes to count.
-  void Look() {
-    for (int look = 0; look < 2; ++look) file_->Look();
+  void Poll() {
+    for (int look = 0; look < 2; ++look) file_->Poll();
   }
 
   void Change(const std::string& text) {
     Write(text);
-    Look();
+    Poll();
   }
 
   std::string Refusal(const std::string& text) {
@@ -89,10 +89,10 @@ TEST_F(TenantFileTest, AFileThatCannotBeReadChangesNothing) {
   Change((TokenLine("sesame", "a") + TokenLine("two", "b")).substr(0, 90));
   EXPECT_TRUE(file_->Find("two")) << "it was written half";
   std::filesystem::remove(path_);
-  Look();
+  Poll();
   EXPECT_TRUE(file_->Find("sesame"));
   ASSERT_EQ(mkfifo(path_.c_str(), 0600), 0);
-  Look();
+  Poll();
   EXPECT_TRUE(file_->Find("sesame"));
   std::filesystem::remove(path_);
   Change(TokenLine("three", "a"));
@@ -119,7 +119,7 @@ TEST_F(TenantFileTest, TheLastTokenCanBeRevoked) {
   file_ = *TenantFile::Open(path_);
   EXPECT_TRUE(file_->Find(token));
   EXPECT_EQ(*editor.Revoke("a", ""), 1);
-  Look();
+  Poll();
   EXPECT_FALSE(file_->Find(token));
   std::filesystem::remove(path_ + ".lock");
 }

@@ -56,7 +56,7 @@ class FileWatcherTest : public ::testing::Test {
   // What is loaded by as many looks as a change takes.
   std::vector<std::string> LoadedNow(FileWatcher& watcher) {
     loaded_.clear();
-    for (int look = 0; look < 2; ++look) watcher.Look();
+    for (int look = 0; look < 2; ++look) watcher.Poll();
     return loaded_;
   }
 
@@ -86,7 +86,7 @@ TEST_F(FileWatcherTest, AFileThatIsBeingWrittenIsNotRead) {
   loaded_.clear();
   for (const char* const text : {"", "f", "fo", "fou"}) {
     Write("a", text);
-    watcher->Look();
+    watcher->Poll();
   }
   EXPECT_THAT(loaded_, ElementsAre());
   Write("a", "four");

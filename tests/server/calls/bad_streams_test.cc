@@ -113,7 +113,7 @@ TEST_F(BadStreamsTest, AMissingOpenIsRefused) {
   v1::CalcMaskResponse response;
   ExpectInvalid(CalcMask(stub(), MaskMessage(), &response), "open is missing");
   ExpectInvalid(CalcMask(stub(), MaskMessage().Add(Header(0, "a", {4})), &response),
-                "open has to come first");
+                "the first field must be open");
 }
 
 TEST_F(BadStreamsTest, LayersThatWereAnsweredStayApplied) {

@@ -14,7 +14,7 @@
 #include <vector>
 
 #include "tests/testing/sealed_file.h"
-#include "tests/testing/side_client.h"
+#include "tests/testing/shm_socket_client.h"
 #include "tests/testing/test_server.h"
 
 namespace nni_compression::testing {
@@ -45,7 +45,7 @@ struct Trainer {
     std::memcpy(weights.data() + offset, values.data(), values.size() * sizeof(float));
   }
 
-  SideClient side;
+  ShmSocketClient side;
   server::FileDescriptor weights_file;
   server::FileDescriptor results_file;
   Mapping weights;
@@ -82,14 +82,14 @@ class SharedMemoryTest : public ::testing::Test {
     EXPECT_TRUE(server_.MemoryReturnsTo(before_)) << server_.server().memory_reserved();
     trainer_.reset();
     EXPECT_TRUE(Eventually([&] { return server_.server().shared_bytes() == 0; }));
-    EXPECT_TRUE(Eventually([&] { return server_.server().side_connections() == 0; }));
+    EXPECT_TRUE(Eventually([&] { return server_.server().shm_connections() == 0; }));
   }
 
   static server::ServerOptions Options(const std::string& path) {
     server::ServerOptions options;
     options.memory_budget = kSmallBudget;
     options.authenticator = TenantFromMetadata();
-    options.side_socket.path = path;
+    options.shm_socket.path = path;
     return options;
   }
 
@@ -114,7 +114,7 @@ class SharedMemoryTest : public ::testing::Test {
     return static_cast<grpc::StatusCode>(response.results(0).error().code());
   }
 
-  const std::string path_ = SidePath();
+  const std::string path_ = ShmSocketPath();
   TestServer server_;
   std::unique_ptr<Trainer> trainer_;
   std::string id_;
@@ -252,7 +252,7 @@ TEST_F(SharedMemoryTest, ChunksOfATensorThatIsHereAreRefused) {
       CalcMask(stub(), MaskMessage().Open(id_).Add(InShared(0, "a", 0)).Chunk(0, 0, Bytes(kWeight)),
                &response);
   EXPECT_EQ(status.error_code(), grpc::StatusCode::INVALID_ARGUMENT);
-  EXPECT_THAT(status.error_message(), HasSubstr("here already"));
+  EXPECT_THAT(status.error_message(), HasSubstr("on the server already"));
 }
 
 TEST_F(SharedMemoryTest, OnlyWeightsWithoutDigestsCome) {
@@ -296,7 +296,7 @@ TEST_F(SharedMemoryTest, AFileThatIsClosedInFlightIsUsedToTheEnd) {
                   .Commit(0, 64));
   server_.slow().computing.Wait();
   trainer_.reset();  // with its file, its mapping and its connection
-  EXPECT_TRUE(Eventually([&] { return server_.server().side_connections() == 0; }));
+  EXPECT_TRUE(Eventually([&] { return server_.server().shm_connections() == 0; }));
   EXPECT_EQ(server_.server().shared_bytes(), kFile) << "the weight's is in use";
   server_.slow().release.Set();
   stream.HalfClose();
@@ -328,7 +328,7 @@ TEST_F(SharedMemoryTest, ATrainerThatIsKilledWhileMappedGivesEverythingBack) {
   server_.slow().computing.Wait();
   kill(child, SIGKILL);
   waitpid(child, nullptr, 0);
-  EXPECT_TRUE(Eventually([&] { return server_.server().side_connections() == 1; }));
+  EXPECT_TRUE(Eventually([&] { return server_.server().shm_connections() == 1; }));
   EXPECT_EQ(server_.server().shared_bytes(), 3 * kFile) << "ours, and the weight in use";
   server_.slow().release.Set();
   stream.HalfClose();
@@ -389,17 +389,17 @@ TEST_F(SharedMemoryTest, BytesThatChangeWhileTheyAreReadSpoilOnlyTheirOwnResult)
 
 TEST_F(SharedMemoryTest, TenThousandConnectionsDisturbNoTrainer) {
   for (int i = 0; i < 10000; ++i) {
-    SideClient flood(path_);
+    ShmSocketClient flood(path_);
     if (i % 1000 == 0) {
       trainer_->Put(0, kWeight);
       EXPECT_EQ(Ask(InShared(0, "a", 0)).headers_size(), 1);
     }
   }
-  EXPECT_TRUE(Eventually([&] { return server_.server().side_connections() == 1; }));
+  EXPECT_TRUE(Eventually([&] { return server_.server().shm_connections() == 1; }));
 }
 
 TEST_F(SharedMemoryTest, WhoIsNobodyGetsNoRegion) {
-  SideClient nobody(path_);
+  ShmSocketClient nobody(path_);
   EXPECT_EQ(nobody.Hello("nobody").code(), static_cast<int>(grpc::StatusCode::UNAUTHENTICATED));
   EXPECT_TRUE(nobody.IsClosed());
 }
@@ -407,7 +407,7 @@ TEST_F(SharedMemoryTest, WhoIsNobodyGetsNoRegion) {
 TEST_F(SharedMemoryTest, WithoutAPathThereIsNoSocket) {
   server::ServerOptions options;
   TestServer plain(options);
-  EXPECT_EQ(plain.server().side_connections(), 0);
+  EXPECT_EQ(plain.server().shm_connections(), 0);
   EXPECT_EQ(plain.server().shared_bytes(), 0);
 }
 

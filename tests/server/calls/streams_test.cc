@@ -719,7 +719,7 @@ TEST_F(StreamsTest, AnExportReservesWhatItKeepsBesideItsTensors) {
       EXPECT_EQ(Files(response).size(), 2u);
     } else {
       EXPECT_EQ(status.error_code(), grpc::StatusCode::RESOURCE_EXHAUSTED);
-      EXPECT_THAT(status.error_message(), HasSubstr("the bookkeeping of an export"));
+      EXPECT_THAT(status.error_message(), HasSubstr("the bookkeeping of the export"));
     }
     EXPECT_TRUE(Eventually([&] { return server.server().memory_reserved() <= before; }));
   }

@@ -1,4 +1,4 @@
-// Foreign algorithms in a real server: what hangs or throws harms nobody else.
+// External algorithms in a real server: what hangs or throws harms nobody else.
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
@@ -23,7 +23,7 @@ using ::testing::HasSubstr;
 
 constexpr absl::Duration kTimeout = absl::Seconds(30);
 
-// What the pruner "foreign" does, by layer: "hang" waits for `release`, "throw" throws, any other
+// What the pruner "external" does, by layer: "hang" waits for `release`, "throw" throws, any other
 // layer is kept whole. Outlives threads that were given up.
 struct Control {
   Latch hanging;
@@ -150,9 +150,9 @@ class ExternalTest : public ::testing::Test {
                compression::AlgorithmKind kind = compression::AlgorithmKind::kPruner) {
     server_.reset();
     compression::AlgorithmInfo info;
-    info.name = "foreign";
+    info.name = "external";
     info.kind = kind;
-    info.source = "foreign.so";
+    info.source = "external.so";
     info.create = std::move(create);
     server::ServerOptions options;
     options.algorithm_timeout = kTimeout;
@@ -163,7 +163,7 @@ class ExternalTest : public ::testing::Test {
 
   std::string Bound() {
     return Bind(server_->stub(),
-                BindRequest("foreign", {}, {{"fine", {2}}, {"hang", {2}}, {"throw", {2}}}));
+                BindRequest("external", {}, {{"fine", {2}}, {"hang", {2}}, {"throw", {2}}}));
   }
 
   static MaskMessage Ask(const std::string& session, const std::string& layer) {
@@ -185,7 +185,7 @@ class ExternalTest : public ::testing::Test {
     v1::ListAlgorithmsResponse response;
     EXPECT_TRUE(server_->stub().ListAlgorithms(&context, {}, &response).ok());
     for (const v1::Algorithm& algorithm : response.algorithms()) {
-      if (algorithm.name() == "foreign") return algorithm;
+      if (algorithm.name() == "external") return algorithm;
     }
     return {};
   }
@@ -210,7 +210,7 @@ class ExternalTest : public ::testing::Test {
 
 TEST_F(ExternalTest, AnAlgorithmOfAPluginAnswersAsAnyOther) {
   EXPECT_EQ(Error(Bound(), "fine").code(), 0);
-  EXPECT_EQ(Listed().source(), "foreign.so");
+  EXPECT_EQ(Listed().source(), "external.so");
   EXPECT_EQ(Listed().refusal(), "");
 }
 
@@ -218,7 +218,7 @@ TEST_F(ExternalTest, WhatThrowsIsThatLayersErrorWithAlgorithmAndLayer) {
   const std::string session = Bound();
   const v1::LayerError error = Error(session, "throw");
   EXPECT_EQ(error.code(), grpc::StatusCode::INTERNAL);
-  EXPECT_EQ(error.message(), "foreign on layer \"throw\": I give up");
+  EXPECT_EQ(error.message(), "external on layer \"throw\": I give up");
   EXPECT_EQ(Error(session, "fine").code(), 0);
 }
 
@@ -226,7 +226,7 @@ TEST_F(ExternalTest, AnExportOfAnAnswerThatIsTooShortIsInternalAndTakesNothingOf
   Restart([](const compression::Options&) { return std::make_unique<ShortQuantizer>(); },
           compression::AlgorithmKind::kQuantizer);
   const std::string session = Bind(
-      server_->stub(), BindRequest("foreign", {}, {{"a.weight", {1, 2}}, {"b.weight", {1, 2}}}));
+      server_->stub(), BindRequest("external", {}, {{"a.weight", {1, 2}}, {"b.weight", {1, 2}}}));
   QuantizeMessage ask;
   ask.Open(session)
       .Tensor(Header(0, "a.weight", {1, 2}), Bytes({1, 2}))
@@ -273,16 +273,16 @@ TEST_F(ExternalTest, AHangEndsAtTheServersBoundAndTheAlgorithmIsRefusedFromThenO
   EXPECT_TRUE(hung.Finish().ok());
   EXPECT_EQ(response.results(0).error().code(), grpc::StatusCode::DEADLINE_EXCEEDED);
   EXPECT_THAT(response.results(0).error().message(),
-              AllOf(HasSubstr("foreign on layer \"hang\""), HasSubstr("30s")));
+              AllOf(HasSubstr("external on layer \"hang\""), HasSubstr("30s")));
 
   const v1::LayerError refused = Error(other, "throw");
   EXPECT_EQ(refused.code(), grpc::StatusCode::FAILED_PRECONDITION);
-  EXPECT_THAT(refused.message(), HasSubstr("is refused until the server is restarted"));
-  EXPECT_THAT(Listed().refusal(), HasSubstr("on layer \"hang\" it did not come back for 30s"));
+  EXPECT_THAT(refused.message(), HasSubstr("is disabled until the server is restarted"));
+  EXPECT_THAT(Listed().refusal(), HasSubstr("no answer on layer \"hang\" within 30s"));
   grpc::ClientContext context;
   v1::BindModelResponse bound;
   EXPECT_EQ(server_->stub()
-                .BindModel(&context, BindRequest("foreign", {}, {{"fine", {2}}}), &bound)
+                .BindModel(&context, BindRequest("external", {}, {{"fine", {2}}}), &bound)
                 .error_code(),
             grpc::StatusCode::FAILED_PRECONDITION);
   EXPECT_TRUE(CloseSession(server_->stub(), session).ok());
@@ -292,7 +292,7 @@ TEST_F(ExternalTest, AHangEndsAtTheServersBoundAndTheAlgorithmIsRefusedFromThenO
   control_->back.Wait();
 }
 
-TEST_F(ExternalTest, AnExportThatWaitsForForeignCodeHoldsUpNobody) {
+TEST_F(ExternalTest, AnExportThatWaitsForExternalCodeHoldsUpNobody) {
   const std::string session = Bind(server_->stub(), BindRequest("hanging", {}, {{"fc", {2}}}));
   const std::string level =
       Bind(server_->stub(), BindRequest("level", {{"sparsity", 0.5}}, {{"fc", {2}}}));
@@ -355,7 +355,7 @@ TEST_F(ExternalTest, AGradientOfAnotherShapeOrThatNobodyWantsIsAnError) {
       Bind(server_->stub(), BindRequest("level", {{"sparsity", 0.5}}, {{"fine", {2}}}));
   const v1::LayerError unwanted = StepWithGradient(level, 1, {2}).error();
   EXPECT_EQ(unwanted.code(), grpc::StatusCode::INVALID_ARGUMENT);
-  EXPECT_THAT(unwanted.message(), HasSubstr("level has no use for gradients"));
+  EXPECT_THAT(unwanted.message(), HasSubstr("level does not use gradients"));
 }
 
 TEST_F(ExternalTest, ASessionOutlivesItsServer) {
@@ -365,7 +365,7 @@ TEST_F(ExternalTest, ASessionOutlivesItsServer) {
   EXPECT_EQ(Error(session, "throw").code(), grpc::StatusCode::INTERNAL);
   v1::GetSessionResponse described;
   ASSERT_TRUE(GetSession(server_->stub(), session, &described).ok());
-  EXPECT_EQ(described.session().algorithm(), "foreign");
+  EXPECT_EQ(described.session().algorithm(), "external");
 }
 
 TEST_F(ExternalTest, ASessionThatAnotherPluginWouldNotBindIsNotDamaged) {

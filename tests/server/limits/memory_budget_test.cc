@@ -27,14 +27,14 @@ class MemoryBudgetTest : public ::testing::Test {
     }
   }
 
-  void Wait(int64_t bytes, const std::string& name, const MemoryShare& share = {}) {
-    EXPECT_TRUE(Reserve(bytes, name, share).ok());
+  void Wait(int64_t bytes, const std::string& name, const MemoryQuota& quota = {}) {
+    EXPECT_TRUE(Reserve(bytes, name, quota).ok());
   }
 
   // Waits under a name.
   absl::StatusOr<MemoryBudget::Ticket> Reserve(int64_t bytes, const std::string& name,
-                                               const MemoryShare& share = {}) {
-    return budget_->Reserve(bytes, share, [this, name](Reservation memory) {
+                                               const MemoryQuota& quota = {}) {
+    return budget_->Reserve(bytes, quota, [this, name](Reservation memory) {
       granted_ += name;
       kept_.push_back(std::move(memory));
     });
@@ -63,29 +63,29 @@ TEST_F(MemoryBudgetTest, AReservationGivesItsBytesBack) {
 }
 
 TEST_F(MemoryBudgetTest, AnAccountFollowsItsReservations) {
-  const MemoryShare share = {std::make_shared<MemoryAccount>(), 50};
+  const MemoryQuota quota = {std::make_shared<MemoryAccount>(), 50};
   auto memory = budget_->TryReserve(40);
-  ASSERT_TRUE(memory->ChargeTo(share).ok());
-  EXPECT_EQ(share.account->bytes(), 40);
+  ASSERT_TRUE(memory->ChargeTo(quota).ok());
+  EXPECT_EQ(quota.account->bytes(), 40);
   auto more = budget_->TryReserve(20);
-  const absl::Status refused = more->ChargeTo(share);
+  const absl::Status refused = more->ChargeTo(quota);
   EXPECT_EQ(refused.code(), absl::StatusCode::kResourceExhausted);
   EXPECT_TRUE(RetryAfter(refused)) << "it fits once others have gone";
-  EXPECT_EQ(share.account->bytes(), 40);
+  EXPECT_EQ(quota.account->bytes(), 40);
   {
     Reservation part = memory->Split(15);
-    EXPECT_EQ(share.account->bytes(), 40);
+    EXPECT_EQ(quota.account->bytes(), 40);
     part.ShrinkTo(5);
-    EXPECT_EQ(share.account->bytes(), 30);
+    EXPECT_EQ(quota.account->bytes(), 30);
     part.Uncharge();
-    EXPECT_EQ(share.account->bytes(), 25);
+    EXPECT_EQ(quota.account->bytes(), 25);
   }
-  EXPECT_EQ(share.account->bytes(), 25);
+  EXPECT_EQ(quota.account->bytes(), 25);
   kept_.push_back(*std::move(memory));
-  EXPECT_EQ(share.account->bytes(), 25);
+  EXPECT_EQ(quota.account->bytes(), 25);
   kept_.clear();
-  EXPECT_EQ(share.account->bytes(), 0);
-  EXPECT_FALSE(RetryAfter(budget_->TryReserve(51)->ChargeTo(share))) << "no waiting helps";
+  EXPECT_EQ(quota.account->bytes(), 0);
+  EXPECT_FALSE(RetryAfter(budget_->TryReserve(51)->ChargeTo(quota))) << "no waiting helps";
 }
 
 TEST_F(MemoryBudgetTest, NothingIsReservedAboveTheLimit) {
@@ -165,22 +165,22 @@ TEST_F(MemoryBudgetTest, ALargeRequestIsNotStarvedBySmallOnes) {
 }
 
 TEST_F(MemoryBudgetTest, ATenantIsChargedBeforeItWaits) {
-  const MemoryShare share = {std::make_shared<MemoryAccount>(), 60};
+  const MemoryQuota quota = {std::make_shared<MemoryAccount>(), 60};
   auto first = budget_->TryReserve(80);
-  const auto ticket = Reserve(50, "a", share);
-  EXPECT_EQ(share.account->bytes(), 50);
-  const auto refused = Reserve(50, "b", share);
+  const auto ticket = Reserve(50, "a", quota);
+  EXPECT_EQ(quota.account->bytes(), 50);
+  const auto refused = Reserve(50, "b", quota);
   EXPECT_EQ(refused.status().code(), absl::StatusCode::kResourceExhausted);
   EXPECT_TRUE(RetryAfter(refused.status()));
   EXPECT_EQ(budget_->waiting(), 1) << "it is not in anybody's way";
   EXPECT_TRUE(budget_->Cancel(*ticket));
-  EXPECT_EQ(share.account->bytes(), 0);
-  Wait(50, "c", share);
+  EXPECT_EQ(quota.account->bytes(), 0);
+  Wait(50, "c", quota);
   first.reset();
   RunAll();
-  EXPECT_EQ(share.account->bytes(), 50);
+  EXPECT_EQ(quota.account->bytes(), 50);
   kept_.clear();
-  EXPECT_EQ(share.account->bytes(), 0);
+  EXPECT_EQ(quota.account->bytes(), 0);
 }
 
 TEST_F(MemoryBudgetTest, WhatIsKeptIsNotWaitedFor) {

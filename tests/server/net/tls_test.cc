@@ -76,7 +76,7 @@ class TlsTest : public ::testing::Test {
   }
 
   int64_t HoursLeftAfterALook() const {
-    for (int look = 0; look < 2; ++look) certificates_->Look();
+    for (int look = 0; look < 2; ++look) certificates_->Poll();
     return HoursLeft();
   }
 
@@ -95,7 +95,7 @@ TEST_F(TlsTest, FilesComeTogetherOrNotAtAll) {
        {TlsOptions{"c", "", ""}, TlsOptions{"", "k", ""}, TlsOptions{"", "", "a"}}) {
     EXPECT_TRUE(options.configured());
     EXPECT_THAT(std::string(TlsCertificates::Open(options).status().message()),
-                HasSubstr("tls_certificate and tls_key have to be given both"));
+                HasSubstr("tls_certificate and tls_key must both be set"));
   }
 }
 

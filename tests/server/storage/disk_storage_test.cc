@@ -276,7 +276,7 @@ TEST_F(DiskStorageTest, RecordsOfAnotherTimeAreLostData) {
   for (const std::string parts : {"part = 0", "part IN (0, 1)", "part >= 0"}) {
     ExecuteOffline("INSERT OR REPLACE INTO records SELECT * FROM older WHERE " + parts);
     EXPECT_EQ(storage_->Load(kA).status().code(), absl::StatusCode::kDataLoss) << parts;
-    EXPECT_THAT(storage_->Load(kA).status().message(), HasSubstr("was written last"));
+    EXPECT_THAT(storage_->Load(kA).status().message(), HasSubstr("not the last one written"));
     ExecuteOffline("INSERT OR REPLACE INTO records SELECT * FROM newer");
     EXPECT_EQ(storage_->Load(kA)->layers[0], "step 2");
   }
@@ -285,7 +285,7 @@ TEST_F(DiskStorageTest, RecordsOfAnotherTimeAreLostData) {
       "WHERE part = 0");
   EXPECT_EQ(storage_->Load(kA).status().message(), "1 more records are there than it has");
   ExecuteOffline("DELETE FROM records WHERE part = 0");
-  EXPECT_EQ(storage_->Load(kA).status().message(), "other records are there than it has");
+  EXPECT_EQ(storage_->Load(kA).status().message(), "its records are not the expected ones");
 }
 
 TEST_F(DiskStorageTest, ASessionHasNothingOfOneWhoseRowIsLost) {

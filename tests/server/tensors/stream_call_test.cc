@@ -554,19 +554,19 @@ TEST_F(StreamCallTest, APeerThatSendsAndDoesNotReadIsTornDown) {
 
 TEST_F(StreamCallTest, ATenantAboveItsQuotaIsRefusedAtOnceInsteadOfWaiting) {
   StreamCall::Environment environment = environment_;
-  environment.share = {std::make_shared<MemoryAccount>(), 7000};
+  environment.memory_quota = {std::make_shared<MemoryAccount>(), 7000};
   ManualTransport transport;
   auto control = std::make_shared<EchoHandler::Control>();
   const auto call = MakeCall(environment, control, &executor_);
   call->Start(&transport);
   auto others = budget_->TryReserve(4000);
-  ASSERT_TRUE(environment.share.account->Add(3000, std::nullopt).ok());
+  ASSERT_TRUE(environment.memory_quota.account->Add(3000, std::nullopt).ok());
   transport.Send(*call,
                  MaskMessage().Open("s").Tensor(Header(0, "a", {1024}), std::string(4096, 'x')));
   ASSERT_TRUE(transport.status());
   EXPECT_THAT(std::string(transport.status()->message()), HasSubstr("quota of memory"));
   EXPECT_EQ(budget_->waiting(), 0);
-  EXPECT_EQ(environment.share.account->bytes(), 3000);
+  EXPECT_EQ(environment.memory_quota.account->bytes(), 3000);
   call->OnDone();
   control->ended.Wait();
 }

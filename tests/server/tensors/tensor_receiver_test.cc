@@ -150,7 +150,7 @@ TEST_F(TensorReceiverTest, ATensorThatIsHereAlreadyWaitsForTheMemoryOfItsResult)
 TEST_F(TensorReceiverTest, ATensorThatIsHereAlreadyHasNoChunks) {
   ExpectInvalid(
       Receive(MaskMessage().Open("s").Tensor(Header(0, "present", {4}), kSixteen)).status(),
-      "here already");
+      "on the server already");
 }
 
 TEST_F(TensorReceiverTest, SharedMemoryThatTheCallDoesNotFindIsRefused) {
@@ -341,7 +341,7 @@ TEST_F(TensorReceiverTest, HeadersThatRunAheadAreBounded) {
   const auto budget = MemoryBudget::Create(1 << 30, nullptr);
   TensorReceiver receiver(&sink_, budget.get());
   const absl::Status status = SendHeaders(receiver, 100000);
-  ExpectInvalid(status, "too many run ahead");
+  ExpectInvalid(status, "too many tensors are not committed");
   EXPECT_EQ(sink_.headers.size(), 65536u);
 }
 

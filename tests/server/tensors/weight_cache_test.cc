@@ -10,7 +10,7 @@
 #include <vector>
 
 #include "absl/strings/escaping.h"
-#include "server/limits/prices.h"
+#include "server/limits/memory_costs.h"
 #include "tests/testing/latch.h"
 
 namespace nni_compression::server {

@@ -1,6 +1,6 @@
-// One trainer's connection to the side socket, without the socket.
-#ifndef NNI_COMPRESSION_SERVER_SHM_SIDE_CONNECTION_H_
-#define NNI_COMPRESSION_SERVER_SHM_SIDE_CONNECTION_H_
+// The protocol of one connection to the shared-memory socket, without the socket itself.
+#ifndef NNI_COMPRESSION_SERVER_SHM_SOCKET_CONNECTION_H_
+#define NNI_COMPRESSION_SERVER_SHM_SOCKET_CONNECTION_H_
 
 #include <cstdint>
 #include <string>
@@ -17,35 +17,35 @@
 
 namespace nni_compression::server {
 
-// Answers the requests of one connection, and owns its regions: they leave the table when it is
-// destroyed. Thread-compatible.
-class SideConnection {
+// Answers the requests of one connection and owns its regions, which the destructor removes from
+// the table. Thread-compatible.
+class SocketConnection {
  public:
   struct Limits {
     int regions = 64;
     int64_t bytes = 0;  // of all regions together
   };
 
-  // Packets above this are refused.
+  // Larger packets are refused.
   static constexpr size_t kMaxPacketBytes = 16 << 10;
 
   // Both outlive the connection.
-  SideConnection(const Limits& limits, Authenticator* authenticator, RegionTable* table)
+  SocketConnection(const Limits& limits, Authenticator* authenticator, RegionTable* table)
       : limits_(limits), authenticator_(authenticator), table_(table) {}
-  ~SideConnection();
-  SideConnection(const SideConnection&) = delete;
-  SideConnection& operator=(const SideConnection&) = delete;
+  ~SocketConnection();
+  SocketConnection(const SocketConnection&) = delete;
+  SocketConnection& operator=(const SocketConnection&) = delete;
 
   struct Answer {
     nni::compression::v1::SideReply reply;
-    bool close = false;  // once the reply is sent
+    bool close = false;  // after sending the reply
   };
 
-  // One packet with the files that came with it, which nobody needs afterwards. Mapping a file
-  // takes microseconds.
+  // Handles one packet with its files, which may be closed afterwards. Takes microseconds, mapping
+  // included.
   Answer Handle(absl::string_view packet, const std::vector<FileDescriptor>& files);
 
-  // The authenticator let it in.
+  // Whether the connection is authenticated.
   bool admitted() const { return admitted_; }
 
  private:
@@ -67,4 +67,4 @@ class SideConnection {
 
 }  // namespace nni_compression::server
 
-#endif  // NNI_COMPRESSION_SERVER_SHM_SIDE_CONNECTION_H_
+#endif  // NNI_COMPRESSION_SERVER_SHM_SOCKET_CONNECTION_H_

@@ -1,4 +1,4 @@
-#include "server/shm/side_connection.h"
+#include "server/shm/socket_connection.h"
 
 #include <gtest/gtest.h>
 #include <unistd.h>
@@ -8,7 +8,7 @@
 #include <vector>
 
 #include "tests/testing/sealed_file.h"
-#include "tests/testing/side_client.h"
+#include "tests/testing/shm_socket_client.h"
 
 namespace nni_compression::server {
 namespace {
@@ -23,13 +23,13 @@ constexpr int64_t kRegionSize = 4096;
 
 int CodeOf(absl::StatusCode code) { return static_cast<int>(code); }
 
-class SideConnectionTest : public ::testing::Test {
+class SocketConnectionTest : public ::testing::Test {
  protected:
-  SideConnection::Answer Ask(const v1::SideRequest& request,
-                             std::vector<FileDescriptor> files = {}) {
+  SocketConnection::Answer Ask(const v1::SideRequest& request,
+                               std::vector<FileDescriptor> files = {}) {
     return connection_->Handle(request.SerializeAsString(), std::move(files));
   }
-  SideConnection::Answer Add(FileDescriptor file, uint64_t size = kRegionSize) {
+  SocketConnection::Answer Add(FileDescriptor file, uint64_t size = kRegionSize) {
     std::vector<FileDescriptor> files;
     files.push_back(std::move(file));
     return Ask(AddRegionRequest(size, false), std::move(files));
@@ -37,11 +37,11 @@ class SideConnectionTest : public ::testing::Test {
 
   RegionTable table_{1 << 20};
   std::shared_ptr<Authenticator> authenticator_ = Authenticator::AllowAll();
-  std::unique_ptr<SideConnection> connection_ = std::make_unique<SideConnection>(
-      SideConnection::Limits{2, 2 * kRegionSize}, authenticator_.get(), &table_);
+  std::unique_ptr<SocketConnection> connection_ = std::make_unique<SocketConnection>(
+      SocketConnection::Limits{2, 2 * kRegionSize}, authenticator_.get(), &table_);
 };
 
-TEST_F(SideConnectionTest, HelloAnswersTheLimits) {
+TEST_F(SocketConnectionTest, HelloAnswersTheLimits) {
   const auto answer = Ask(HelloRequest());
   EXPECT_EQ(answer.reply.code(), 0);
   EXPECT_TRUE(answer.reply.has_code());
@@ -51,34 +51,34 @@ TEST_F(SideConnectionTest, HelloAnswersTheLimits) {
   EXPECT_TRUE(connection_->admitted());
 }
 
-TEST_F(SideConnectionTest, NothingGoesBeforeHello) {
+TEST_F(SocketConnectionTest, NothingGoesBeforeHello) {
   const auto answer = Add(SealedFile(kRegionSize));
   EXPECT_EQ(answer.reply.code(), CodeOf(absl::StatusCode::kUnauthenticated));
   EXPECT_TRUE(answer.close);
   EXPECT_EQ(table_.mapped_bytes(), 0);
 }
 
-TEST_F(SideConnectionTest, APacketThatIsNoRequestEndsTheConnection) {
+TEST_F(SocketConnectionTest, APacketThatIsNoRequestEndsTheConnection) {
   Ask(HelloRequest());
   for (const std::string& packet :
        {std::string("\xff\xff\xff"), std::string(), std::string("\x0a\x7f"),
-        std::string(SideConnection::kMaxPacketBytes + 1, '\0')}) {
+        std::string(SocketConnection::kMaxPacketBytes + 1, '\0')}) {
     const auto answer = connection_->Handle(packet, {});
     EXPECT_EQ(answer.reply.code(), CodeOf(absl::StatusCode::kInvalidArgument));
     EXPECT_TRUE(answer.close);
   }
 }
 
-TEST_F(SideConnectionTest, EveryPrefixOfARequestIsHandled) {
+TEST_F(SocketConnectionTest, EveryPrefixOfARequestIsHandled) {
   const std::string whole = HelloRequest("somebody").SerializeAsString();
   for (size_t size = 0; size < whole.size(); ++size) {
-    SideConnection connection({2, kRegionSize}, authenticator_.get(), &table_);
+    SocketConnection connection({2, kRegionSize}, authenticator_.get(), &table_);
     connection.Handle(whole.substr(0, size), {});
     EXPECT_FALSE(connection.admitted()) << size;
   }
 }
 
-TEST_F(SideConnectionTest, AnotherVersionOrASecondHelloIsRefused) {
+TEST_F(SocketConnectionTest, AnotherVersionOrASecondHelloIsRefused) {
   v1::SideRequest request;
   request.mutable_hello()->set_version(2);
   EXPECT_TRUE(Ask(request).close);
@@ -86,20 +86,20 @@ TEST_F(SideConnectionTest, AnotherVersionOrASecondHelloIsRefused) {
   EXPECT_TRUE(Ask(HelloRequest()).close);
 }
 
-TEST_F(SideConnectionTest, AnAuthenticatorThatKnowsNoSideSocketLetsNobodyIn) {
+TEST_F(SocketConnectionTest, AnAuthenticatorThatDoesNotKnowTheSharedMemorySocketLetsNobodyIn) {
   class Stranger : public Authenticator {
     absl::StatusOr<Caller> Authenticate(const grpc::ServerContextBase&,
                                         absl::string_view) override {
       return Caller{"default"};
     }
   } stranger;
-  SideConnection connection({2, kRegionSize}, &stranger, &table_);
+  SocketConnection connection({2, kRegionSize}, &stranger, &table_);
   const auto answer = connection.Handle(HelloRequest().SerializeAsString(), {});
   EXPECT_EQ(answer.reply.code(), CodeOf(absl::StatusCode::kUnauthenticated));
   EXPECT_TRUE(answer.close);
 }
 
-TEST_F(SideConnectionTest, ARegionTakesExactlyOneFile) {
+TEST_F(SocketConnectionTest, ARegionTakesExactlyOneFile) {
   Ask(HelloRequest());
   EXPECT_EQ(Ask(AddRegionRequest(kRegionSize, false)).reply.code(),
             CodeOf(absl::StatusCode::kInvalidArgument));
@@ -113,7 +113,7 @@ TEST_F(SideConnectionTest, ARegionTakesExactlyOneFile) {
   EXPECT_EQ(table_.mapped_bytes(), 0);
 }
 
-TEST_F(SideConnectionTest, ARefusedFileLeavesTheConnectionAsItWas) {
+TEST_F(SocketConnectionTest, ARefusedFileLeavesTheConnectionAsItWas) {
   Ask(HelloRequest());
   const auto refused = Add(SealedFile(kRegionSize, 0));
   EXPECT_EQ(refused.reply.code(), CodeOf(absl::StatusCode::kInvalidArgument));
@@ -121,7 +121,7 @@ TEST_F(SideConnectionTest, ARefusedFileLeavesTheConnectionAsItWas) {
   EXPECT_EQ(Add(SealedFile(kRegionSize)).reply.code(), 0);
 }
 
-TEST_F(SideConnectionTest, RegionsAndBytesAreLimited) {
+TEST_F(SocketConnectionTest, RegionsAndBytesAreLimited) {
   Ask(HelloRequest());
   EXPECT_EQ(Add(SealedFile(3 * kRegionSize), 3 * kRegionSize).reply.code(),
             CodeOf(absl::StatusCode::kResourceExhausted));
@@ -136,18 +136,18 @@ TEST_F(SideConnectionTest, RegionsAndBytesAreLimited) {
   EXPECT_EQ(Add(SealedFile(kRegionSize)).reply.code(), 0);
 }
 
-TEST_F(SideConnectionTest, OnlyOnesOwnRegionsCanBeDropped) {
+TEST_F(SocketConnectionTest, OnlyOnesOwnRegionsCanBeDropped) {
   Ask(HelloRequest());
   v1::SideRequest drop;
   drop.mutable_drop_region()->set_region(Add(SealedFile(kRegionSize)).reply.region());
-  SideConnection other({2, kRegionSize}, authenticator_.get(), &table_);
+  SocketConnection other({2, kRegionSize}, authenticator_.get(), &table_);
   other.Handle(HelloRequest().SerializeAsString(), {});
   const auto answer = other.Handle(drop.SerializeAsString(), {});
   EXPECT_EQ(answer.reply.code(), CodeOf(absl::StatusCode::kNotFound));
   EXPECT_EQ(table_.mapped_bytes(), kRegionSize);
 }
 
-TEST_F(SideConnectionTest, RegionsGoWithTheConnection) {
+TEST_F(SocketConnectionTest, RegionsGoWithTheConnection) {
   Ask(HelloRequest());
   Add(SealedFile(kRegionSize));
   EXPECT_EQ(table_.mapped_bytes(), kRegionSize);

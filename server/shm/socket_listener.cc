@@ -1,4 +1,4 @@
-#include "server/shm/side_listener.h"
+#include "server/shm/socket_listener.h"
 
 #include <poll.h>
 #include <sys/eventfd.h>
@@ -21,16 +21,16 @@
 namespace nni_compression::server {
 namespace {
 
-// Connections taken in a row, and packets of one peer, before the others get their turn.
+// Connections accepted in a row, and packets handled of one peer, before the others get their turn.
 constexpr int kTurns = 16;
 
-// One more than is ever right, so that a second one is seen. The kernel closes what does not fit.
+// Room for one file more than is valid, to detect it. The kernel closes those that do not fit.
 constexpr size_t kMaxFiles = 2;
 
-// The kernel's default; an operator who changes /proc/sys/kernel/overflowuid finds it in uid_map.
+// The kernel's default; a changed /proc/sys/kernel/overflowuid appears in uid_map.
 constexpr uid_t kOverflowUid = 65534;
 
-// Takes over every descriptor that the message brought.
+// Takes ownership of every descriptor in the message.
 std::vector<FileDescriptor> FilesOf(msghdr& message) {
   std::vector<FileDescriptor> files;
   for (cmsghdr* c = CMSG_FIRSTHDR(&message); c != nullptr; c = CMSG_NXTHDR(&message, c)) {
@@ -48,15 +48,15 @@ std::vector<FileDescriptor> FilesOf(msghdr& message) {
 mode_t ModeFor(const std::vector<uid_t>& uids) {
   const bool own =
       std::all_of(uids.begin(), uids.end(), [](uid_t uid) { return uid == geteuid(); });
-  return own ? 0600 : 0666;  // the kernel's word on who connects is asked for besides
+  return own ? 0600 : 0666;  // the peer's credentials are checked in addition
 }
 
-SideSocketOptions WithDefaults(SideSocketOptions options) {
+ShmSocketOptions WithDefaults(ShmSocketOptions options) {
   if (options.uids.empty()) options.uids = {geteuid()};
   return options;
 }
 
-// Who connected, as the kernel knows it.
+// The peer's credentials, from the kernel.
 std::optional<ucred> PeerOf(int socket) {
   ucred peer = {};
   socklen_t size = sizeof(peer);
@@ -73,35 +73,35 @@ void LogRefusedPeer(int socket, absl::string_view why) {
 }  // namespace
 
 absl::Status CheckUids(const std::vector<uid_t>& uids, const std::string& uid_map) {
-  std::vector<std::pair<uint64_t, uint64_t>> known;  // from, and how many
+  std::vector<std::pair<uint64_t, uint64_t>> known;  // first uid and count
   std::ifstream file(uid_map);
   for (uint64_t inside, outside, count; file >> inside >> outside >> count;) {
     known.emplace_back(inside, count);
   }
   for (const uid_t uid : uids) {
     if (uid == kOverflowUid) {
-      return absl::InvalidArgumentError(
-          absl::StrCat("shm_uids has ", uid,
-                       ", by which the kernel means every user that has no number in this "
-                       "process's user namespace; it must be the number of one user"));
+      return absl::InvalidArgumentError(absl::StrCat(
+          "shm_uids has ", uid,
+          ", the overflow uid, which stands for every user that is not mapped into this "
+          "process's user namespace; it must identify one user"));
     }
     const bool is_known =
         known.empty() || std::any_of(known.begin(), known.end(), [uid](const auto& range) {
           return uid >= range.first && uid - range.first < range.second;
         });
     if (!is_known) {
-      return absl::InvalidArgumentError(
-          absl::StrCat("shm_uids has ", uid, ", which is nobody in this process's user namespace (",
-                       uid_map, "); under systemd, PrivateUsers=no keeps it in that of the host"));
+      return absl::InvalidArgumentError(absl::StrCat(
+          "shm_uids has ", uid, ", which is not mapped into this process's user namespace (",
+          uid_map, "); under systemd, set PrivateUsers=no"));
     }
   }
   return absl::OkStatus();
 }
 
-absl::StatusOr<std::unique_ptr<SideListener>> SideListener::Start(
-    const SideSocketOptions& given, std::shared_ptr<Authenticator> authenticator,
+absl::StatusOr<std::unique_ptr<SocketListener>> SocketListener::Start(
+    const ShmSocketOptions& given, std::shared_ptr<Authenticator> authenticator,
     RegionTable* table) {
-  const SideSocketOptions options = WithDefaults(given);
+  const ShmSocketOptions options = WithDefaults(given);
   if (absl::Status status = CheckUids(options.uids); !status.ok()) return status;
   absl::StatusOr<SocketFile> socket =
       SocketFile::Listen("shm_socket", SOCK_SEQPACKET, options.path, ModeFor(options.uids));
@@ -109,13 +109,13 @@ absl::StatusOr<std::unique_ptr<SideListener>> SideListener::Start(
   FileDescriptor wake_up(eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK));
   if (!wake_up.valid()) return absl::UnavailableError("the system has no eventfd");
   Log(LogLevel::kInfo, "side_socket", {{"path", options.path}});
-  return std::unique_ptr<SideListener>(new SideListener(options, std::move(authenticator), table,
-                                                        *std::move(socket), std::move(wake_up)));
+  return std::unique_ptr<SocketListener>(new SocketListener(
+      options, std::move(authenticator), table, *std::move(socket), std::move(wake_up)));
 }
 
-SideListener::SideListener(const SideSocketOptions& options,
-                           std::shared_ptr<Authenticator> authenticator, RegionTable* table,
-                           SocketFile socket, FileDescriptor wake_up)
+SocketListener::SocketListener(const ShmSocketOptions& options,
+                               std::shared_ptr<Authenticator> authenticator, RegionTable* table,
+                               SocketFile socket, FileDescriptor wake_up)
     : options_(options),
       authenticator_(std::move(authenticator)),
       table_(table),
@@ -124,12 +124,12 @@ SideListener::SideListener(const SideSocketOptions& options,
       accept_after_(absl::InfinitePast()),
       thread_([this] { Loop(); }) {}
 
-SideListener::~SideListener() {
+SocketListener::~SocketListener() {
   eventfd_write(wake_up_.get(), 1);
   thread_.join();
 }
 
-void SideListener::Loop() {
+void SocketListener::Loop() {
   std::vector<pollfd> polled;
   while (true) {
     const absl::Time now = Clock::System()->Now();
@@ -158,7 +158,7 @@ void SideListener::Loop() {
   connections_ = 0;
 }
 
-absl::Duration SideListener::NextTimeout(absl::Time now) const {
+absl::Duration SocketListener::NextTimeout(absl::Time now) const {
   absl::Time next = absl::InfiniteFuture();
   if (now < accept_after_) next = accept_after_;
   for (const Peer& peer : peers_) {
@@ -168,7 +168,7 @@ absl::Duration SideListener::NextTimeout(absl::Time now) const {
   return std::max(next - now, absl::ZeroDuration());
 }
 
-void SideListener::Accept() {
+void SocketListener::Accept() {
   for (int i = 0; i < kTurns; ++i) {
     FileDescriptor socket(accept4(socket_.fd(), nullptr, nullptr, SOCK_CLOEXEC | SOCK_NONBLOCK));
     if (!socket.valid()) {
@@ -181,23 +181,23 @@ void SideListener::Accept() {
       continue;
     }
     peers_.emplace_back(
-        std::move(socket), SideConnection::Limits{options_.max_regions, table_->max_bytes() / 2},
+        std::move(socket), SocketConnection::Limits{options_.max_regions, table_->max_bytes() / 2},
         authenticator_.get(), table_, Clock::System()->Now() + options_.hello_timeout);
   }
 }
 
-bool SideListener::Admits(int socket) const {
+bool SocketListener::Admits(int socket) const {
   const std::optional<ucred> peer = PeerOf(socket);
   if (!peer) return false;
   const auto& uids = options_.uids;
   if (std::find(uids.begin(), uids.end(), peer->uid) != uids.end()) return true;
-  LogRefusedPeer(socket, "the user is not one of shm_uids");
+  LogRefusedPeer(socket, "the user is not in shm_uids");
   return false;
 }
 
-// Whether the connection goes on.
-bool SideListener::Serve(Peer& peer) {
-  char packet[SideConnection::kMaxPacketBytes];
+// Returns whether the connection stays open.
+bool SocketListener::Serve(Peer& peer) {
+  char packet[SocketConnection::kMaxPacketBytes];
   for (int i = 0; i < kTurns; ++i) {
     alignas(cmsghdr) char control[CMSG_SPACE(kMaxFiles * sizeof(int))];
     iovec bytes = {packet, sizeof(packet)};
@@ -209,11 +209,11 @@ bool SideListener::Serve(Peer& peer) {
     const ssize_t size = recvmsg(peer.socket.get(), &message, MSG_CMSG_CLOEXEC | MSG_DONTWAIT);
     if (size < 0) return errno == EAGAIN || errno == EINTR;
     std::vector<FileDescriptor> files = FilesOf(message);
-    if (size == 0) return false;  // the end; an empty packet is no request either
+    if (size == 0) return false;  // the end; an empty packet is invalid anyway
     if ((message.msg_flags & MSG_TRUNC) != 0) return false;
-    const SideConnection::Answer answer =
+    const SocketConnection::Answer answer =
         peer.connection.Handle({packet, static_cast<size_t>(size)}, files);
-    files.clear();  // closed before the trainer hears of it
+    files.clear();  // closed before the reply is sent
     const std::string reply = answer.reply.SerializeAsString();
     if (send(peer.socket.get(), reply.data(), reply.size(), MSG_NOSIGNAL | MSG_DONTWAIT) < 0) {
       return false;

@@ -1,4 +1,4 @@
-#include "server/shm/side_listener.h"
+#include "server/shm/socket_listener.h"
 
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
@@ -16,7 +16,7 @@
 
 #include "tests/testing/latch.h"
 #include "tests/testing/sealed_file.h"
-#include "tests/testing/side_client.h"
+#include "tests/testing/shm_socket_client.h"
 
 namespace nni_compression::server {
 namespace {
@@ -24,8 +24,8 @@ namespace {
 using ::nni_compression::testing::Eventually;
 using ::nni_compression::testing::HelloRequest;
 using ::nni_compression::testing::SealedFile;
-using ::nni_compression::testing::SideClient;
-using ::nni_compression::testing::SidePath;
+using ::nni_compression::testing::ShmSocketClient;
+using ::nni_compression::testing::ShmSocketPath;
 using ::testing::HasSubstr;
 
 constexpr int64_t kOfferedSize = 4096;
@@ -36,12 +36,12 @@ int64_t OpenDescriptors() {
   return std::distance(begin(all), end(all));
 }
 
-class SideListenerTest : public ::testing::Test {
+class SocketListenerTest : public ::testing::Test {
  protected:
-  SideListenerTest() { options_.path = SidePath(); }
+  SocketListenerTest() { options_.path = ShmSocketPath(); }
 
   void Start() {
-    auto started = SideListener::Start(options_, Authenticator::AllowAll(), &table_);
+    auto started = SocketListener::Start(options_, Authenticator::AllowAll(), &table_);
     ASSERT_TRUE(started.ok()) << started.status();
     listener_ = *std::move(started);
   }
@@ -49,13 +49,13 @@ class SideListenerTest : public ::testing::Test {
   bool Exists() const { return ::access(options_.path.c_str(), F_OK) == 0; }
 
   RegionTable table_{int64_t{1} << 30};
-  SideSocketOptions options_;
-  std::unique_ptr<SideListener> listener_;
+  ShmSocketOptions options_;
+  std::unique_ptr<SocketListener> listener_;
 };
 
-TEST_F(SideListenerTest, ATrainerAddsAndDropsRegions) {
+TEST_F(SocketListenerTest, ATrainerAddsAndDropsRegions) {
   Start();
-  SideClient trainer(options_.path);
+  ShmSocketClient trainer(options_.path);
   EXPECT_EQ(trainer.Hello().code(), 0);
   const auto added = trainer.AddRegion(SealedFile(kOfferedSize).get(), kOfferedSize, true);
   EXPECT_EQ(added.code(), 0) << added.message();
@@ -64,7 +64,7 @@ TEST_F(SideListenerTest, ATrainerAddsAndDropsRegions) {
   EXPECT_EQ(table_.mapped_bytes(), 0);
 }
 
-TEST_F(SideListenerTest, OnlyTheOwnUserMayUseTheFile) {
+TEST_F(SocketListenerTest, OnlyTheOwnUserMayUseTheFile) {
   Start();
   struct stat file;
   ASSERT_EQ(stat(options_.path.c_str(), &file), 0);
@@ -72,14 +72,14 @@ TEST_F(SideListenerTest, OnlyTheOwnUserMayUseTheFile) {
   EXPECT_EQ(file.st_uid, geteuid());
 }
 
-TEST_F(SideListenerTest, TheFileIsRemovedAtTheEnd) {
+TEST_F(SocketListenerTest, TheFileIsRemovedAtTheEnd) {
   Start();
   EXPECT_TRUE(Exists());
   listener_.reset();
   EXPECT_FALSE(Exists());
 }
 
-TEST_F(SideListenerTest, AFileThatIsLeftOverIsReplaced) {
+TEST_F(SocketListenerTest, AFileThatIsLeftOverIsReplaced) {
   Start();
   // What a killed server leaves: a file at which nobody listens.
   const std::string kept = options_.path + ".kept";
@@ -87,27 +87,27 @@ TEST_F(SideListenerTest, AFileThatIsLeftOverIsReplaced) {
   listener_.reset();
   ASSERT_EQ(rename(kept.c_str(), options_.path.c_str()), 0);
   Start();
-  EXPECT_EQ(SideClient(options_.path).Hello().code(), 0);
+  EXPECT_EQ(ShmSocketClient(options_.path).Hello().code(), 0);
 }
 
-TEST_F(SideListenerTest, AnotherServersSocketIsLeftAlone) {
+TEST_F(SocketListenerTest, AnotherServersSocketIsLeftAlone) {
   Start();
-  const auto second = SideListener::Start(options_, Authenticator::AllowAll(), &table_);
+  const auto second = SocketListener::Start(options_, Authenticator::AllowAll(), &table_);
   EXPECT_EQ(second.status().code(), absl::StatusCode::kUnavailable);
-  EXPECT_EQ(SideClient(options_.path).Hello().code(), 0);
+  EXPECT_EQ(ShmSocketClient(options_.path).Hello().code(), 0);
 }
 
-TEST_F(SideListenerTest, AFileThatIsNoSocketIsLeftAlone) {
+TEST_F(SocketListenerTest, AFileThatIsNoSocketIsLeftAlone) {
   std::ofstream(options_.path) << "precious";
-  const auto started = SideListener::Start(options_, Authenticator::AllowAll(), &table_);
+  const auto started = SocketListener::Start(options_, Authenticator::AllowAll(), &table_);
   EXPECT_EQ(started.status().code(), absl::StatusCode::kInvalidArgument);
   EXPECT_TRUE(Exists());
   unlink(options_.path.c_str());
 }
 
-TEST_F(SideListenerTest, UsersThatCannotBeToldApartAreRefused) {
+TEST_F(SocketListenerTest, UsersThatCannotBeToldApartAreRefused) {
   options_.uids = {geteuid(), kNobody};
-  const auto started = SideListener::Start(options_, Authenticator::AllowAll(), &table_);
+  const auto started = SocketListener::Start(options_, Authenticator::AllowAll(), &table_);
   EXPECT_EQ(started.status().code(), absl::StatusCode::kInvalidArgument);
   EXPECT_THAT(started.status().message(), HasSubstr("shm_uids has 65534"));
   EXPECT_FALSE(Exists());
@@ -123,21 +123,21 @@ TEST_F(SideListenerTest, UsersThatCannotBeToldApartAreRefused) {
   unlink(map.c_str());
 }
 
-TEST_F(SideListenerTest, APathThatIsTooLongIsRefused) {
+TEST_F(SocketListenerTest, APathThatIsTooLongIsRefused) {
   options_.path = std::string(200, 'x');
-  EXPECT_EQ(SideListener::Start(options_, Authenticator::AllowAll(), &table_).status().code(),
+  EXPECT_EQ(SocketListener::Start(options_, Authenticator::AllowAll(), &table_).status().code(),
             absl::StatusCode::kInvalidArgument);
 }
 
-TEST_F(SideListenerTest, AnotherUidIsNotLetIn) {
+TEST_F(SocketListenerTest, AnotherUidIsNotLetIn) {
   options_.uids = {kNobody + 1};
   Start();
-  SideClient trainer(options_.path);
+  ShmSocketClient trainer(options_.path);
   ASSERT_TRUE(trainer.connected());
   EXPECT_TRUE(trainer.IsClosed());
 }
 
-TEST_F(SideListenerTest, TheKernelSaysWhoConnects) {
+TEST_F(SocketListenerTest, TheKernelSaysWhoConnects) {
   if (geteuid() != 0) GTEST_SKIP() << "needs root";
   options_.uids = {0, kNobody + 1};  // so that the file's mode lets everybody try
   Start();
@@ -146,7 +146,7 @@ TEST_F(SideListenerTest, TheKernelSaysWhoConnects) {
   ASSERT_GE(child, 0);
   if (child == 0) {
     if (setgid(kNobody) != 0 || setuid(kNobody) != 0) _exit(3);
-    SideClient stranger(options_.path);
+    ShmSocketClient stranger(options_.path);
     if (!stranger.connected()) _exit(4);
     stranger.Send(hello);
     _exit(stranger.IsClosed() ? 0 : 5);
@@ -154,39 +154,39 @@ TEST_F(SideListenerTest, TheKernelSaysWhoConnects) {
   int status = 0;
   ASSERT_EQ(waitpid(child, &status, 0), child);
   EXPECT_EQ(WEXITSTATUS(status), 0);
-  EXPECT_EQ(SideClient(options_.path).Hello().code(), 0);
+  EXPECT_EQ(ShmSocketClient(options_.path).Hello().code(), 0);
 }
 
-TEST_F(SideListenerTest, WhoDoesNotSayHelloIsCutOff) {
+TEST_F(SocketListenerTest, WhoDoesNotSayHelloIsCutOff) {
   options_.hello_timeout = absl::Milliseconds(20);
   Start();
-  SideClient silent(options_.path);
+  ShmSocketClient silent(options_.path);
   EXPECT_TRUE(silent.IsClosed());
   EXPECT_TRUE(Eventually([&] { return listener_->connections() == 0; }));
 }
 
-TEST_F(SideListenerTest, ConnectionsAboveTheLimitAreClosedAndOthersGoOn) {
+TEST_F(SocketListenerTest, ConnectionsAboveTheLimitAreClosedAndOthersGoOn) {
   options_.max_connections = 2;
   Start();
-  SideClient first(options_.path);
-  SideClient second(options_.path);
+  ShmSocketClient first(options_.path);
+  ShmSocketClient second(options_.path);
   EXPECT_EQ(first.Hello().code(), 0);
   EXPECT_EQ(second.Hello().code(), 0);
-  EXPECT_TRUE(SideClient(options_.path).IsClosed());
+  EXPECT_TRUE(ShmSocketClient(options_.path).IsClosed());
   EXPECT_EQ(first.AddRegion(SealedFile(kOfferedSize).get(), kOfferedSize, false).code(), 0);
   second.Close();
-  EXPECT_TRUE(Eventually([&] { return SideClient(options_.path).Hello().code() == 0; }));
+  EXPECT_TRUE(Eventually([&] { return ShmSocketClient(options_.path).Hello().code() == 0; }));
 }
 
-TEST_F(SideListenerTest, TenThousandConnectionsLeaveNothingBehind) {
+TEST_F(SocketListenerTest, TenThousandConnectionsLeaveNothingBehind) {
   options_.max_connections = 16;
   Start();
-  SideClient trainer(options_.path);
+  ShmSocketClient trainer(options_.path);
   ASSERT_EQ(trainer.Hello().code(), 0);
   const int64_t before = OpenDescriptors();
-  std::vector<SideClient> held;
+  std::vector<ShmSocketClient> held;
   for (int i = 0; i < 10000; ++i) {
-    SideClient flood(options_.path);
+    ShmSocketClient flood(options_.path);
     EXPECT_LE(listener_->connections(), 16);
     if (i % 100 == 0) held.push_back(std::move(flood));
   }
@@ -196,9 +196,9 @@ TEST_F(SideListenerTest, TenThousandConnectionsLeaveNothingBehind) {
   EXPECT_TRUE(Eventually([&] { return OpenDescriptors() == before; }));
 }
 
-TEST_F(SideListenerTest, DescriptorsThatNobodyAskedForAreClosed) {
+TEST_F(SocketListenerTest, DescriptorsThatNobodyAskedForAreClosed) {
   Start();
-  SideClient trainer(options_.path);
+  ShmSocketClient trainer(options_.path);
   ASSERT_EQ(trainer.Hello().code(), 0);
   const FileDescriptor file = SealedFile(kOfferedSize);
   const int64_t before = OpenDescriptors();
@@ -213,10 +213,10 @@ TEST_F(SideListenerTest, DescriptorsThatNobodyAskedForAreClosed) {
   EXPECT_EQ(OpenDescriptors(), before);
 }
 
-TEST_F(SideListenerTest, ADescriptorBesideAHelloIsClosedWhenTheHelloIsRefused) {
+TEST_F(SocketListenerTest, ADescriptorBesideAHelloIsClosedWhenTheHelloIsRefused) {
   Start();
   const FileDescriptor file = SealedFile(kOfferedSize);
-  SideClient trainer(options_.path);
+  ShmSocketClient trainer(options_.path);
   const int64_t before = OpenDescriptors();
   trainer.Send("nonsense", {file.get()});
   EXPECT_EQ(trainer.Receive().code(), static_cast<int>(absl::StatusCode::kInvalidArgument));
@@ -224,17 +224,17 @@ TEST_F(SideListenerTest, ADescriptorBesideAHelloIsClosedWhenTheHelloIsRefused) {
   EXPECT_TRUE(Eventually([&] { return OpenDescriptors() < before + 1; }));
 }
 
-TEST_F(SideListenerTest, APacketThatIsTooLargeEndsTheConnection) {
+TEST_F(SocketListenerTest, APacketThatIsTooLargeEndsTheConnection) {
   Start();
-  SideClient trainer(options_.path);
+  ShmSocketClient trainer(options_.path);
   ASSERT_EQ(trainer.Hello().code(), 0);
-  trainer.Send(std::string(SideConnection::kMaxPacketBytes + 1, 'x'));
+  trainer.Send(std::string(SocketConnection::kMaxPacketBytes + 1, 'x'));
   EXPECT_TRUE(trainer.IsClosed());
 }
 
-TEST_F(SideListenerTest, APeerThatDoesNotTakeItsAnswersIsCutOff) {
+TEST_F(SocketListenerTest, APeerThatDoesNotTakeItsAnswersIsCutOff) {
   Start();
-  SideClient trainer(options_.path);
+  ShmSocketClient trainer(options_.path);
   ASSERT_EQ(trainer.Hello().code(), 0);
   nni::compression::v1::SideRequest drop;
   drop.mutable_drop_region()->set_region("x");
@@ -248,14 +248,14 @@ TEST_F(SideListenerTest, APeerThatDoesNotTakeItsAnswersIsCutOff) {
   }));
 }
 
-TEST_F(SideListenerTest, TheRegionsOfATrainerThatWasKilledAreUnmapped) {
+TEST_F(SocketListenerTest, TheRegionsOfATrainerThatWasKilledAreUnmapped) {
   Start();
   int ready[2];
   ASSERT_EQ(pipe(ready), 0);
   const pid_t child = fork();
   ASSERT_GE(child, 0);
   if (child == 0) {
-    SideClient trainer(options_.path);
+    ShmSocketClient trainer(options_.path);
     trainer.Hello();
     const FileDescriptor file = SealedFile(kOfferedSize);
     const testing::Mapping mapping(file.get(), kOfferedSize);

@@ -1,6 +1,6 @@
 // A trainer's end of the side socket, which does as it is told.
-#ifndef NNI_COMPRESSION_TESTS_TESTING_SIDE_CLIENT_H_
-#define NNI_COMPRESSION_TESTS_TESTING_SIDE_CLIENT_H_
+#ifndef NNI_COMPRESSION_TESTS_TESTING_SHM_SOCKET_CLIENT_H_
+#define NNI_COMPRESSION_TESTS_TESTING_SHM_SOCKET_CLIENT_H_
 
 #include <string>
 #include <vector>
@@ -11,10 +11,10 @@
 namespace nni_compression::testing {
 
 // Thread-compatible.
-class SideClient {
+class ShmSocketClient {
  public:
   // Connects; see connected().
-  explicit SideClient(const std::string& path);
+  explicit ShmSocketClient(const std::string& path);
 
   bool connected() const { return connected_; }
   int fd() const { return socket_.get(); }
@@ -40,11 +40,11 @@ class SideClient {
 };
 
 // A path for a socket that nobody else has.
-std::string SidePath();
+std::string ShmSocketPath();
 
 nni::compression::v1::SideRequest HelloRequest(const std::string& tenant = "");
 nni::compression::v1::SideRequest AddRegionRequest(uint64_t byte_length, bool writable);
 
 }  // namespace nni_compression::testing
 
-#endif  // NNI_COMPRESSION_TESTS_TESTING_SIDE_CLIENT_H_
+#endif  // NNI_COMPRESSION_TESTS_TESTING_SHM_SOCKET_CLIENT_H_

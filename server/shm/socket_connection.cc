@@ -1,4 +1,4 @@
-#include "server/shm/side_connection.h"
+#include "server/shm/socket_connection.h"
 
 #include <utility>
 
@@ -14,12 +14,12 @@ constexpr uint32_t kVersion = 1;
 
 }  // namespace
 
-SideConnection::~SideConnection() {
+SocketConnection::~SocketConnection() {
   for (const auto& [id, size] : regions_) table_->Remove(id);
 }
 
-SideConnection::Answer SideConnection::Handle(absl::string_view packet,
-                                              const std::vector<FileDescriptor>& files) {
+SocketConnection::Answer SocketConnection::Handle(absl::string_view packet,
+                                                  const std::vector<FileDescriptor>& files) {
   Answer answer;
   v1::SideRequest request;
   absl::Status status;
@@ -27,13 +27,13 @@ SideConnection::Answer SideConnection::Handle(absl::string_view packet,
       !request.ParseFromArray(packet.data(), static_cast<int>(packet.size())) ||
       request.request_case() == v1::SideRequest::REQUEST_NOT_SET) {
     status = absl::InvalidArgumentError(
-        absl::StrCat("a packet is no SideRequest of up to ", kMaxPacketBytes, " bytes"));
+        absl::StrCat("a packet must be a SideRequest of up to ", kMaxPacketBytes, " bytes"));
     answer.close = true;
   } else if (request.has_hello()) {
     status = Hello(request.hello(), &answer.reply);
     answer.close = !status.ok();
   } else if (!admitted_) {
-    status = absl::UnauthenticatedError("hello has to come first");
+    status = absl::UnauthenticatedError("the first request must be hello");
     answer.close = true;
   } else if (request.has_add_region()) {
     status = AddRegion(request.add_region(), files, &answer.reply);
@@ -45,8 +45,8 @@ SideConnection::Answer SideConnection::Handle(absl::string_view packet,
   return answer;
 }
 
-absl::Status SideConnection::Hello(const v1::SideRequest::Hello& hello, v1::SideReply* reply) {
-  if (admitted_) return absl::InvalidArgumentError("hello was sent twice");
+absl::Status SocketConnection::Hello(const v1::SideRequest::Hello& hello, v1::SideReply* reply) {
+  if (admitted_) return absl::InvalidArgumentError("duplicate hello");
   if (hello.version() != kVersion) {
     return absl::InvalidArgumentError(
         absl::StrCat("hello.version is ", hello.version(), "; it must be ", kVersion));
@@ -64,21 +64,21 @@ absl::Status SideConnection::Hello(const v1::SideRequest::Hello& hello, v1::Side
   return absl::OkStatus();
 }
 
-absl::Status SideConnection::AddRegion(const v1::SideRequest::AddRegion& request,
-                                       const std::vector<FileDescriptor>& files,
-                                       v1::SideReply* reply) {
+absl::Status SocketConnection::AddRegion(const v1::SideRequest::AddRegion& request,
+                                         const std::vector<FileDescriptor>& files,
+                                         v1::SideReply* reply) {
   if (files.size() != 1) {
     return absl::InvalidArgumentError(
-        absl::StrCat(files.size(), " file descriptors came with add_region; it must be 1"));
+        absl::StrCat("add_region has ", files.size(), " file descriptors; it must have 1"));
   }
   if (static_cast<int>(regions_.size()) >= limits_.regions) {
-    return absl::ResourceExhaustedError(absl::StrCat(
-        "the connection has ", regions_.size(), " regions, as many as it may; drop one first"));
+    return absl::ResourceExhaustedError(absl::StrCat("the connection has ", regions_.size(),
+                                                     " regions, the limit; drop one first"));
   }
   if (request.byte_length() > static_cast<uint64_t>(limits_.bytes - bytes_)) {
-    return absl::ResourceExhaustedError(
-        absl::StrCat("add_region.byte_length is ", request.byte_length(), "; the connection has ",
-                     bytes_, " of at most ", limits_.bytes, " bytes"));
+    return absl::ResourceExhaustedError(absl::StrCat(
+        "add_region.byte_length is ", request.byte_length(), "; the connection has regions of ",
+        bytes_, " bytes already, of at most ", limits_.bytes));
   }
   absl::StatusOr<std::string> id =
       table_->Add(tenant_, files[0].get(), request.byte_length(), request.writable());
@@ -90,7 +90,7 @@ absl::Status SideConnection::AddRegion(const v1::SideRequest::AddRegion& request
   return absl::OkStatus();
 }
 
-absl::Status SideConnection::DropRegion(const std::string& id) {
+absl::Status SocketConnection::DropRegion(const std::string& id) {
   const auto it = regions_.find(id);
   if (it == regions_.end()) return absl::NotFoundError("no such region of this connection");
   table_->Remove(id);

@@ -1,4 +1,4 @@
-#include "tests/testing/side_client.h"
+#include "tests/testing/shm_socket_client.h"
 
 #include <gtest/gtest.h>
 #include <sys/socket.h>
@@ -14,7 +14,7 @@ namespace nni_compression::testing {
 using nni::compression::v1::SideReply;
 using nni::compression::v1::SideRequest;
 
-SideClient::SideClient(const std::string& path)
+ShmSocketClient::ShmSocketClient(const std::string& path)
     : socket_(socket(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0)) {
   sockaddr_un address = {};
   address.sun_family = AF_UNIX;
@@ -22,7 +22,7 @@ SideClient::SideClient(const std::string& path)
   connected_ = connect(socket_.get(), reinterpret_cast<sockaddr*>(&address), sizeof(address)) == 0;
 }
 
-bool SideClient::Send(const std::string& packet, const std::vector<int>& files) {
+bool ShmSocketClient::Send(const std::string& packet, const std::vector<int>& files) {
   std::string bytes = packet;
   iovec data = {bytes.data(), bytes.size()};
   std::vector<char> control(CMSG_SPACE(files.size() * sizeof(int)));
@@ -41,7 +41,7 @@ bool SideClient::Send(const std::string& packet, const std::vector<int>& files) 
   return sendmsg(socket_.get(), &message, MSG_NOSIGNAL) == static_cast<ssize_t>(packet.size());
 }
 
-SideReply SideClient::Receive() {
+SideReply ShmSocketClient::Receive() {
   char packet[16 << 10];
   ssize_t size;
   do {
@@ -52,24 +52,24 @@ SideReply SideClient::Receive() {
   return reply;
 }
 
-SideReply SideClient::Hello(const std::string& tenant) {
+SideReply ShmSocketClient::Hello(const std::string& tenant) {
   Send(HelloRequest(tenant).SerializeAsString());
   return Receive();
 }
 
-SideReply SideClient::AddRegion(int file, uint64_t byte_length, bool writable) {
+SideReply ShmSocketClient::AddRegion(int file, uint64_t byte_length, bool writable) {
   Send(AddRegionRequest(byte_length, writable).SerializeAsString(), {file});
   return Receive();
 }
 
-SideReply SideClient::DropRegion(const std::string& id) {
+SideReply ShmSocketClient::DropRegion(const std::string& id) {
   SideRequest request;
   request.mutable_drop_region()->set_region(id);
   Send(request.SerializeAsString());
   return Receive();
 }
 
-std::string SidePath() {
+std::string ShmSocketPath() {
   static std::atomic<int> next{0};
   return ::testing::TempDir() + "/nni-side-" + std::to_string(getpid()) + "-" +
          std::to_string(next++);
