@@ -16,8 +16,8 @@
 #include "absl/status/statusor.h"
 #include "absl/time/time.h"
 #include "server/auth/authenticator.h"
-#include "server/base/file_descriptor.h"
 #include "server/net/socket_file.h"
+#include "server/platform/file_descriptor.h"
 #include "server/shm/region_table.h"
 #include "server/shm/socket_connection.h"
 
