@@ -13,7 +13,7 @@ import tensorflow as tf
 
 import nni_compression as nc
 import nni_compression.tensorflow as adapter
-from nni_compression.tensorflow import rounding
+from nni_compression._tensorflow import rounding
 from servers import ServerProcess
 
 SOURCES = Path(nc.__file__).parents[1]

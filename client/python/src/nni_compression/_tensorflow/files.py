@@ -16,7 +16,7 @@ from ..errors import InvalidArgumentError
 _v1 = tf.compat.v1
 
 
-class ModelFiles(NewFiles):
+class TensorFlowFiles(NewFiles):
     """Files of Keras and TensorFlow, of ONNX, and what numpy and JSON can hold."""
 
     def save_keras(self, model: Any, path: str) -> None:
