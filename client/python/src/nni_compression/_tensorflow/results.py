@@ -11,7 +11,7 @@ import tensorflow as tf
 from ..adapters import custom
 
 
-def to_array(result: Any) -> Any:
+def as_array(result: Any) -> Any:
     """A tensor as an array; bfloat16, which numpy cannot count in, as float32."""
     if tf.is_tensor(result):
         result = np.asarray(tf.convert_to_tensor(result))

@@ -78,7 +78,7 @@ class WeightVariables:
     def effective(self, weight: Any) -> Any:
         """Quantized first, then masked: zeros stay zero. Differentiable in `weight`, a tensor."""
         if self.values is not None:
-            weight = straight_through(
+            weight = clamped_straight_through(
                 weight,
                 tf.cast(self.values.read_value(), weight.dtype),
                 self.inside.read_value(),
@@ -116,7 +116,7 @@ class WeightVariables:
             return tf.Variable(initial, trainable=False)
 
 
-def straight_through(dense: Any, quantized: Any, inside: Any, in_force: Any) -> Any:
+def clamped_straight_through(dense: Any, quantized: Any, inside: Any, in_force: Any) -> Any:
     """The quantized tensor if it is in force; its gradient is the dense one's where `inside`."""
     passes = tf.logical_or(inside, tf.logical_not(in_force))
 

@@ -273,3 +273,22 @@ class Quantizing(_Answers[W], Protocol[W]):
     ) -> None:
         """Puts the quantization of outputs or inputs in force."""
         return
+
+
+def is_model_of(backends: Sequence[type[Backend[Any]]], value: Any) -> bool:
+    """Whether this is a model of one of them."""
+    return any(backend.accepts(value) for backend in backends)
+
+
+def backend_of(backends: Sequence[type[Backend[Any]]], model: Any) -> Backend[Any]:
+    """Of the first that accepts the model; TypeError where none does."""
+    for backend in backends:
+        if backend.accepts(model):
+            return backend(model)
+    raise not_a_model(backends, model)
+
+
+def not_a_model(backends: Sequence[type[Backend[Any]]], value: Any) -> TypeError:
+    """Says what would be one."""
+    wanted = " or ".join(backend.model_type for backend in backends)
+    return TypeError(f"model is a {type(value).__name__}; it must be {wanted}")

@@ -15,7 +15,9 @@ _VERSION = 1
 _SECTIONS = ("masks", "memory", "activations", "seen")  # each: layer name -> what is known of it
 
 
-def state_of(binding: Binding[Any], algorithm: str, *, vectors_need_filter: bool) -> dict[str, Any]:
+def make_state(
+    binding: Binding[Any], algorithm: str, *, vectors_need_filter: bool
+) -> dict[str, Any]:
     """Where training is, the masks in force, and what the session remembers of layers."""
     tracker, backend = binding.tracker, binding.backend
     return {

@@ -6,14 +6,14 @@ import operator
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Callable, ClassVar, Optional, TypeVar, Union, get_args
+from typing import Any, ClassVar, Optional, TypeVar, Union
 
 from ..client import Client
 from ..session import Session
 from ..values.plan import Plan
 from ..values.statistics import Stats
 from . import checkpoint, custom, export
-from .backend import Backend
+from .backend import Backend, backend_of, is_model_of, not_a_model
 from .binding import Binding
 from .lifecycle import Lifecycle, OnBadWeight, OnLostSession, Recipe, Settings, warn_of_plan
 from .recovery import Recovery
@@ -102,16 +102,14 @@ class Compressor:
                 f"{type(self).__name__} names no algorithm and computes nothing itself: set the "
                 f"class attribute `algorithm`, or override {self._computes}"
             )
-        if config_list is None and not self._is_model(model):
+        if config_list is None and not is_model_of(self._backends, model):
             model, config_list = None, model
-        if model is not None and not self._is_model(model):
-            raise _not_a_model(model, self._backends)
+        if model is not None and not is_model_of(self._backends, model):
+            raise not_a_model(self._backends, model)
         if config_list is None:
             raise TypeError("config_list is missing; it must be a list of dicts")
         if client is not None and server is not None:
             raise TypeError("server and client are both given; a client has its server")
-        _check_choice("on_lost_session", on_lost_session, OnLostSession)
-        _check_choice("on_bad_weight", on_bad_weight, OnBadWeight)
         if self._is_custom:
             config_list = custom.read_rules(config_list, self.options, self.default_op_types)
         self.config_list: Sequence[Mapping[str, Any]] = config_list
@@ -137,6 +135,8 @@ class Compressor:
     def __call__(self, model: M) -> M:
         """Compresses the model, in place, and returns it."""
         lifecycle = self._lifecycle
+        if not is_model_of(self._backends, model):
+            raise not_a_model(self._backends, model)
         if lifecycle.model is not None and model is not lifecycle.model:
             raise RuntimeError("this compressor has a model already; make another for another one")
         lifecycle.model = model
@@ -150,7 +150,7 @@ class Compressor:
             raise RuntimeError("there is no model; call the compressor with one")
         self._check_not_unwrapped()
         if lifecycle.binding is None:
-            lifecycle.backend = self._backend_of(lifecycle.model)
+            lifecycle.backend = backend_of(self._backends, lifecycle.model)
             self.bind_model(lifecycle.model)
             lifecycle.bind(lifecycle.resume)
             lifecycle.resume = None
@@ -340,7 +340,7 @@ class Compressor:
         binding, lifecycle = self._bound(), self._lifecycle
         if lifecycle.resume is not None:
             return dict(lifecycle.resume)  # loaded, but not bound yet
-        return checkpoint.state_of(
+        return checkpoint.make_state(
             binding, self.algorithm, vectors_need_filter=lifecycle.vectors_need_filter
         )
 
@@ -354,50 +354,12 @@ class Compressor:
         if self._unwrapped:
             raise RuntimeError("unwrap() has given the plain model back; make another compressor")
 
-    def _is_model(self, value: Any) -> bool:
-        return any(backend.accepts(value) for backend in self._backends)
-
-    def _backend_of(self, model: Any) -> Backend[Any]:
-        for backend in self._backends:
-            if backend.accepts(model):
-                return backend(model)
-        raise _not_a_model(model, self._backends)
-
     def _wire_rules(self) -> Sequence[Mapping[str, Any]]:
         if not self._is_custom:
             return self.config_list
         return custom.wire_rules(self.config_list, type(self).__name__)
 
-    def _config_of(self, name: str) -> Mapping[str, Any]:
-        """The rule that won for a layer."""
-        rule = self.plan.layers[name].rule
-        assert rule is not None
-        return self.config_list[rule]
-
-    def _own(
-        self, quantize_output: Optional[Callable[[Any, Any], Any]] = None
-    ) -> custom.OwnAlgorithm[Any]:
-        """What a custom algorithm computes, for a binding."""
-        method = getattr(self, self._computes)
-
-        def compute(weight: Any) -> Any:
-            config = self._config_of(weight.name)
-            return method(weight.tensor, config, **custom.arguments(weight))
-
-        return custom.OwnAlgorithm(type(self).__name__, self._computes, compute, quantize_output)
-
     def _make_binding(
         self, tracker: Tracker, weights: Sequence[Any], backend: Backend[Any]
     ) -> Binding[Any]:
         raise NotImplementedError
-
-
-def _not_a_model(value: Any, backends: Sequence[type[Backend[Any]]]) -> TypeError:
-    wanted = " or ".join(backend.model_type for backend in backends)
-    return TypeError(f"model is a {type(value).__name__}; it must be {wanted}")
-
-
-def _check_choice(name: str, value: str, choices: Any) -> None:
-    allowed = get_args(choices)
-    if value not in allowed:
-        raise ValueError(f"{name} is {value!r}; it must be one of {list(allowed)}")

@@ -11,13 +11,16 @@ import difflib
 import functools
 import threading
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, Callable, Generic, Optional
+from typing import TYPE_CHECKING, Any, Callable, Generic, Optional
 
 import numpy as np
 
 from ..errors import InvalidArgumentError
 from ..values.masks import Mask
-from .backend import W, Weight
+from .backend import W
+
+if TYPE_CHECKING:
+    from .compressor import Compressor
 
 _PACKAGE = __name__.partition(".")[0] + "."
 _RULE_KEYS = ("op_types", "op_names", "exclude")
@@ -102,12 +105,6 @@ def _plain(value: Any) -> Any:
     return value if isinstance(value, _PLAIN) else repr(value)
 
 
-def arguments(weight: Weight) -> Mapping[str, Any]:
-    """The keywords that NNI gives an algorithm's methods."""
-    layer = weight.layer()
-    return {"op": weight.op, "op_type": layer.op_type, "op_name": layer.name}
-
-
 def to_mask(value: Any, shape: Sequence[int], where: str) -> Mask:
     """The mask that a `calc_mask` returned, as an array; `where` begins error messages.
 
@@ -147,25 +144,27 @@ class OwnAlgorithm(Generic[W]):
     """What a subclass computes in the trainer, for the weights of one binding.
 
     Args:
-        name: of the class.
+        owner: the compressor.
         method: the name of its method that computes.
-        compute: weight -> what that returned for it.
-        quantize_output: weight and output of its layer -> what `quantize_layer_output` returned;
-            None: outputs are not quantized.
+        output_method: that of the one that quantizes outputs; None: they are not quantized.
     """
 
-    def __init__(
-        self,
-        name: str,
-        method: str,
-        compute: Callable[[W], Any],
-        quantize_output: Optional[Callable[[W, Any], Any]] = None,
-    ) -> None:
-        self.name = name
-        self.compute = compute
-        self.quantize_output = quantize_output
+    def __init__(self, owner: Compressor, method: str, output_method: Optional[str] = None) -> None:
+        self.name = type(owner).__name__
+        self.quantizes_outputs = output_method is not None
+        self._owner = owner
         self._method = method
+        self._output_method = output_method
         self._thread: Optional[int] = None  # the one that computes
+
+    def compute(self, weight: W) -> Any:
+        """What the method returned for a weight."""
+        return self._call(self._method, weight, weight.tensor)
+
+    def quantize_output(self, weight: W, output: Any) -> Any:
+        """What the other one returned for an output of a weight's layer."""
+        assert self._output_method is not None
+        return self._call(self._output_method, weight, output)
 
     def where(self, weight: W) -> str:
         """Begins messages about what was returned for a weight."""
@@ -173,7 +172,7 @@ class OwnAlgorithm(Generic[W]):
 
     def where_output(self, weight: W) -> str:
         """The same for the output of its layer."""
-        return f"{self.name}.quantize_layer_output of layer {weight.name!r}"
+        return f"{self.name}.{self._output_method} of layer {weight.name!r}"
 
     @property
     def is_running(self) -> bool:
@@ -188,6 +187,14 @@ class OwnAlgorithm(Generic[W]):
             yield
         finally:
             self._thread = before
+
+    def _call(self, method: str, weight: W, tensor: Any) -> Any:
+        layer = weight.layer()
+        rule = self._owner.plan.layers[weight.name].rule
+        assert rule is not None
+        config = self._owner.config_list[rule]
+        compute = getattr(self._owner, method)
+        return compute(tensor, config, op=weight.op, op_type=layer.op_type, op_name=layer.name)
 
 
 def is_of_package(cls: type) -> bool:

@@ -6,7 +6,7 @@ import contextlib
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Callable, Literal, Optional
+from typing import Any, Callable, Literal, Optional, get_args
 
 from ..client import Client
 from ..errors import NotFoundError
@@ -36,6 +36,10 @@ class Settings:
     lease: Optional[float]
     on_lost_session: OnLostSession
     on_bad_weight: OnBadWeight
+
+    def __post_init__(self) -> None:
+        _check_choice("on_lost_session", self.on_lost_session, OnLostSession)
+        _check_choice("on_bad_weight", self.on_bad_weight, OnBadWeight)
 
 
 @dataclass(frozen=True)
@@ -249,3 +253,9 @@ def _check_layers(session: Session, names: Sequence[str]) -> None:
             f"session {session.id} is bound to a model with other layers: "
             f"{sorted(set(session.plan.layers) ^ set(names))[:10]}"
         )
+
+
+def _check_choice(name: str, value: str, choices: Any) -> None:
+    allowed = get_args(choices)
+    if value not in allowed:
+        raise ValueError(f"{name} is {value!r}; it must be one of {list(allowed)}")

@@ -7,6 +7,7 @@ from typing import Any
 
 from .backend import Backend
 from .compressor import Compressor
+from .custom import OwnAlgorithm
 from .pruning import CustomPrunerBinding, PrunerBinding
 from .tracker import Tracker
 
@@ -59,4 +60,5 @@ class Pruner(Compressor):
     ) -> PrunerBinding[Any]:
         if not self._is_custom:
             return PrunerBinding(tracker, weights, backend)
-        return CustomPrunerBinding(tracker, weights, backend, self._own())
+        own: OwnAlgorithm[Any] = OwnAlgorithm(self, self._computes)
+        return CustomPrunerBinding(tracker, weights, backend, own)

@@ -7,9 +7,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Optional, get_args
 
-from . import custom, export
+from . import export
 from .backend import Backend
 from .compressor import Compressor
+from .custom import OwnAlgorithm
 from .quantizing import CustomQuantizerBinding, QuantizerBinding, Transfer
 from .tracker import Tracker, is_on_this_host
 
@@ -91,12 +92,9 @@ class Quantizer(Compressor):
         if not self._is_custom:
             return QuantizerBinding(tracker, weights, backend, self.transfer)
         overrides = type(self).quantize_layer_output is not Quantizer.quantize_layer_output
-        own = self._own(self._quantize_output if overrides else None)
+        output = "quantize_layer_output" if overrides else None
+        own: OwnAlgorithm[Any] = OwnAlgorithm(self, self._computes, output)
         return CustomQuantizerBinding(tracker, weights, backend, self.transfer, own)
-
-    def _quantize_output(self, weight: Any, output: Any) -> Any:
-        config = self._config_of(weight.name)
-        return self.quantize_layer_output(output, config, **custom.arguments(weight))
 
 
 def _signature() -> inspect.Signature:

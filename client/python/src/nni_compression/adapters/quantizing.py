@@ -80,8 +80,8 @@ class QuantizerBinding(Binding[W]):
                 name: {key: list(numbers) for key, numbers in memory.items()}
                 for name, memory in self.memory.items()
             },
-            "activations": _nested(self.activation_ranges),
-            "seen": _nested(self._quantizing.seen_here(self)),
+            "activations": _by_layer(self.activation_ranges),
+            "seen": _by_layer(self._quantizing.seen_here(self)),
         }
         return {key: value for key, value in found.items() if value}
 
@@ -262,7 +262,7 @@ def _by_target(ranges: Mapping[ActivationKey, Range]) -> tuple[dict[str, Range],
     )
 
 
-def _nested(ranges: Mapping[ActivationKey, Range]) -> dict[str, dict[str, list[float]]]:
+def _by_layer(ranges: Mapping[ActivationKey, Range]) -> dict[str, dict[str, list[float]]]:
     """Layer name -> "output" or "input" -> range."""
     found: dict[str, dict[str, list[float]]] = {}
     for (name, target), range_ in ranges.items():
@@ -271,5 +271,5 @@ def _nested(ranges: Mapping[ActivationKey, Range]) -> dict[str, dict[str, list[f
 
 
 def _flat(ranges: Mapping[str, Mapping[str, Range]]) -> dict[ActivationKey, Range]:
-    """What `_nested` was given."""
+    """What `_by_layer` was given."""
     return {(name, target): value for name, of in ranges.items() for target, value in of.items()}

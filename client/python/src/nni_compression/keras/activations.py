@@ -12,7 +12,7 @@ from typing import Any, Callable, Optional
 import numpy as np
 import tensorflow as tf
 
-from .._tensorflow.variables import straight_through
+from .._tensorflow.variables import clamped_straight_through
 from ..values.quantization import QuantizedTensor
 
 NOTHING = (-np.inf, -np.inf)  # seen
@@ -86,7 +86,7 @@ class KerasActivation:
         inside = tf.logical_and(codes >= smallest, codes <= largest)
         values = (tf.clip_by_value(codes, smallest, largest) - zero_point) * scale
         values = tf.cast(values, value.dtype)
-        return straight_through(value, values, inside, self._active.read_value())
+        return clamped_straight_through(value, values, inside, self._active.read_value())
 
 
 @functools.cache

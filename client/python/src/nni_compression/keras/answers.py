@@ -29,7 +29,9 @@ from .weights import KerasWeight
 Begin = Callable[[KerasWeight, kernels.KernelVariables], None]
 
 
-def _install(binding: Binding[KerasWeight], begin: Begin, undo: contextlib.ExitStack) -> None:
+def _install_in_layers(
+    binding: Binding[KerasWeight], begin: Begin, undo: contextlib.ExitStack
+) -> None:
     """Makes layers read their kernels through states.
 
     Args:
@@ -37,12 +39,12 @@ def _install(binding: Binding[KerasWeight], begin: Begin, undo: contextlib.ExitS
             with.
     """
     for weight in binding.weights.values():
-        state = kernels.state_of(weight.owner, weight.attribute)
+        state = kernels.variables_of(weight.owner, weight.attribute)
         if state is None:
             dtype = tf.as_dtype(weight.dense.dtype).as_numpy_dtype
             state = kernels.KernelVariables(tuple(weight.dense.shape), dtype)
-            kernels.install(weight.owner, weight.attribute, state)
-            undo.callback(kernels.uninstall, weight.owner, weight.attribute)
+            kernels.compress(weight.owner, weight.attribute, state)
+            undo.callback(kernels.release, weight.owner, weight.attribute)
         undo.callback(state.snapshot())
         begin(weight, state)
         setattr(state, binding.role, functools.partial(binding.ensure_fresh, weight))
@@ -61,7 +63,7 @@ def _unwrap(
         weight.dense.assign(write(state, weight.numpy()))
         setattr(state, binding.role, None)
         if state.mask is None and state.values is None:
-            kernels.uninstall(weight.owner, weight.attribute)
+            kernels.release(weight.owner, weight.attribute)
 
 
 class KerasPruning(Pruning[KerasWeight]):
@@ -73,7 +75,7 @@ class KerasPruning(Pruning[KerasWeight]):
         given: Mapping[str, Mask],
         undo: contextlib.ExitStack,
     ) -> None:
-        _install(binding, functools.partial(self._begin, given), undo)
+        _install_in_layers(binding, functools.partial(self._begin, given), undo)
 
     def put(self, masks: Mapping[KerasWeight, Mask]) -> None:
         for weight, mask in masks.items():
@@ -83,7 +85,7 @@ class KerasPruning(Pruning[KerasWeight]):
         return weight.state.mask.numpy()
 
     def to_array(self, result: Any) -> Any:
-        return results.to_array(result)
+        return results.as_array(result)
 
     def unwrap(self, binding: Binding[KerasWeight]) -> None:
         _unwrap(binding, self._written)
@@ -115,7 +117,7 @@ class KerasQuantizing(Quantizing[KerasWeight]):
         self._may_warn = True  # of a model that has not run in training
 
     def install(self, binding: QuantizerBinding[KerasWeight], undo: contextlib.ExitStack) -> None:
-        _install(binding, self._begin, undo)
+        _install_in_layers(binding, self._begin, undo)
         for name, target in binding.activations:
             weight = binding.weights[name]
             if target not in weight.targets:
@@ -123,13 +125,13 @@ class KerasQuantizing(Quantizing[KerasWeight]):
             functions = kernels.activations_of(weight.owner)
             undo.callback(_put_back, functions, target, functions.get(target))
             # Compiled functions know the one that is there already.
-            activation = _activation(binding, (name, target)) or KerasActivation()
+            activation = _keras_activation(binding, (name, target)) or KerasActivation()
             undo.callback(activation.snapshot())
             activation.set_answer(binding.activation_answers.get((name, target)))
             activation.forget()
             functions[target] = activation
         own = binding.own
-        if own is None or own.quantize_output is None:
+        if own is None or not own.quantizes_outputs:
             return
         for weight in binding.weights.values():
             if "output" in weight.targets:
@@ -155,7 +157,7 @@ class KerasQuantizing(Quantizing[KerasWeight]):
         self, weights: Sequence[KerasWeight], plan: Mapping[str, LayerPlan]
     ) -> Mapping[str, Any]:
         axes = {w.name: w.channel_axis if plan[w.name].range_per_channel else None for w in weights}
-        return {w.name: rounding.weight_range(w.numpy(), axes[w.name]) for w in weights}
+        return {w.name: rounding.array_range(w.numpy(), axes[w.name]) for w in weights}
 
     def calibration(self, binding: QuantizerBinding[KerasWeight]) -> dict[str, dict[str, Any]]:
         return calibration(self._answers, binding.activation_answers)
@@ -210,7 +212,7 @@ class KerasQuantizing(Quantizing[KerasWeight]):
         key: ActivationKey,
         answer: QuantizedTensor,
     ) -> None:
-        activation = _activation(binding, key)
+        activation = _keras_activation(binding, key)
         if activation is not None:
             activation.set_answer(answer)
 
@@ -229,7 +231,7 @@ class KerasQuantizing(Quantizing[KerasWeight]):
         return written
 
 
-def _activation(
+def _keras_activation(
     binding: QuantizerBinding[KerasWeight], key: ActivationKey
 ) -> Optional[KerasActivation]:
     """The outputs or inputs that belong to a weight; None when they are not quantized."""
@@ -242,7 +244,7 @@ def _activation(
 
 
 def _present(binding: QuantizerBinding[KerasWeight]) -> dict[ActivationKey, KerasActivation]:
-    found = {key: _activation(binding, key) for key in binding.activations}
+    found = {key: _keras_activation(binding, key) for key in binding.activations}
     return {key: activation for key, activation in found.items() if activation is not None}
 
 
@@ -256,7 +258,6 @@ def _put_back(functions: dict[str, Any], target: str, function: Any) -> None:
 
 def _quantized_output(own: OwnAlgorithm[KerasWeight], weight: KerasWeight, output: Any) -> Any:
     """What `quantize_layer_output` returned for an output; the gradient is the output's."""
-    assert own.quantize_output is not None
     result, where = own.quantize_output(weight, output), own.where_output(weight)
     if not tf.is_tensor(result):
         raise TypeError(f"{where} returned {result!r:.80}; it must be a tensor")

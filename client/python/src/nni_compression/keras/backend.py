@@ -38,10 +38,10 @@ class KerasBackend(Backend[KerasWeight]):
         return weights.is_model(value)
 
     def find_weights(self) -> Sequence[KerasWeight]:
-        return weights.find_weights(self.model)
+        return weights.find_kernels(self.model)
 
     def parameters(self) -> Iterable[Parameter]:
-        return weights.parameters(self.model)
+        return weights.model_parameters(self.model)
 
     # Weights.
 

@@ -34,26 +34,26 @@ class KernelVariables(WeightVariables):
         return super().effective(weight)
 
 
-def state_of(layer: Any, attribute: str) -> Optional[KernelVariables]:
+def variables_of(layer: Any, attribute: str) -> Optional[KernelVariables]:
     """The state of a layer's weight; None when it is not compressed."""
     states = layer.__dict__.get(_STATES, {})
     found: Optional[KernelVariables] = states.get(attribute)
     return found
 
 
-def install(layer: Any, attribute: str, state: KernelVariables) -> None:
+def compress(layer: Any, attribute: str, state: KernelVariables) -> None:
     """Makes the layer's forward pass read the weight through `state`."""
     states = layer.__dict__.setdefault(_STATES, {})
     states[attribute] = state
-    _set_class(layer, _compressed_class(plain_class(layer), tuple(sorted(states))))
+    _set_class(layer, _compressed_layer_class(plain_layer_class(layer), tuple(sorted(states))))
 
 
-def uninstall(layer: Any, attribute: str) -> None:
+def release(layer: Any, attribute: str) -> None:
     """Gives the layer its own class back once no weight of it is compressed."""
     states = layer.__dict__[_STATES]
     del states[attribute]
-    plain = plain_class(layer)
-    _set_class(layer, _compressed_class(plain, tuple(sorted(states))) if states else plain)
+    plain = plain_layer_class(layer)
+    _set_class(layer, _compressed_layer_class(plain, tuple(sorted(states))) if states else plain)
 
 
 def activations_of(layer: Any) -> dict[str, Callable[[Any], Any]]:
@@ -77,7 +77,7 @@ def replacing(
         _forward.replacements = None
 
 
-def plain_class(layer: Any) -> type:
+def plain_layer_class(layer: Any) -> type:
     """The class that the layer has when it is not compressed."""
     cls = type(layer)
     plain: type = cls.__dict__.get("_nni_compression_plain", cls)
@@ -86,7 +86,7 @@ def plain_class(layer: Any) -> type:
 
 def dense_weight(layer: Any, attribute: str) -> Any:
     """The variable itself, or None: not built, or no variable."""
-    return _reader(plain_class(layer), attribute)(layer)
+    return _reader(plain_layer_class(layer), attribute)(layer)
 
 
 def _set_class(layer: Any, cls: type) -> None:
@@ -94,7 +94,7 @@ def _set_class(layer: Any, cls: type) -> None:
 
 
 @functools.cache
-def _compressed_class(plain: type, attributes: tuple[str, ...]) -> type:
+def _compressed_layer_class(plain: type, attributes: tuple[str, ...]) -> type:
     """The one subclass of `plain` in which these weights are compressed."""
 
     @functools.wraps(plain.call)  # type: ignore[attr-defined]

@@ -14,7 +14,7 @@ from .._tensorflow.onnx_files import DOMAIN, MARK, MARK_NAME, check_only, checke
 from ..errors import InvalidArgumentError, UnimplementedError
 from ..onnx import mark
 from . import kernels
-from .weights import KerasWeight, find_weights, variables
+from .weights import KerasWeight, find_kernels, variables
 
 _v1 = tf.compat.v1
 
@@ -30,13 +30,13 @@ def from_keras(
             `nni_compression.onnx.apply`.
     """
     inputs = _inputs_of(model, input_shape)
-    found = find_weights(model)
+    found = find_kernels(model)
     known = {id(variable): name for name, variable in variables(model).items()}
     names = [known[id(weight.dense)] for weight in found]
     marks = _Marks()
     values, specs = {}, list(inputs.values())
     for name, weight in zip(names, found):
-        state = kernels.state_of(weight.owner, weight.attribute)
+        state = kernels.variables_of(weight.owner, weight.attribute)
         dense = checked(weight.numpy(), name)
         values[name] = dense if state is None else state.compressed(dense)
         specs.append(tf.TensorSpec(dense.shape, dense.dtype))
@@ -134,16 +134,16 @@ def _reading(
     replacements, installed = {}, []
     try:
         for weight, tensor in zip(weights, tensors):
-            if kernels.state_of(weight.owner, weight.attribute) is None:
+            if kernels.variables_of(weight.owner, weight.attribute) is None:
                 state = kernels.KernelVariables(tensor.shape, tensor.dtype.as_numpy_dtype)
-                kernels.install(weight.owner, weight.attribute, state)
+                kernels.compress(weight.owner, weight.attribute, state)
                 installed.append(weight)
             replacements[weight.state] = tensor
         with kernels.replacing(replacements, marks.of):
             yield
     finally:
         for weight in installed:
-            kernels.uninstall(weight.owner, weight.attribute)
+            kernels.release(weight.owner, weight.attribute)
 
 
 def _keep_mark(context: Any, node: Any, name: str, arguments: Any) -> Any:

@@ -70,7 +70,7 @@ class KerasWeight:
     @property
     def state(self) -> kernels.KernelVariables:
         """What the forward pass reads the weight through."""
-        state = kernels.state_of(self.owner, self.attribute)
+        state = kernels.variables_of(self.owner, self.attribute)
         assert state is not None
         return state
 
@@ -79,7 +79,7 @@ class KerasWeight:
 
     def is_taken(self, role: str) -> bool:
         """Whether there is a "pruner", or a "quantizer", already."""
-        state = kernels.state_of(self.owner, self.attribute)
+        state = kernels.variables_of(self.owner, self.attribute)
         return state is not None and getattr(state, role) is not None
 
     def numpy(self) -> Any:
@@ -98,7 +98,7 @@ class KerasWeight:
         shape = tuple(int(size) for size in self.dense.shape)
         return Layer(
             name=self.name,
-            op_type=kernels.plain_class(self.owner).__name__,
+            op_type=kernels.plain_layer_class(self.owner).__name__,
             shape=shape,
             dtype=self.dtype,
             channel_axis=self.channel_axis,
@@ -119,7 +119,7 @@ def is_model(value: Any) -> bool:
     return isinstance(value, tf.keras.layers.Layer)
 
 
-def find_weights(model: Any) -> list[KerasWeight]:
+def find_kernels(model: Any) -> list[KerasWeight]:
     """The kernels that can be compressed, in the order of the layers.
 
     Layers have the names that Keras gives them; one that another layer of the model has too gets
@@ -188,16 +188,16 @@ def _is_weight(value: Any) -> bool:
     )
 
 
-def parameters(model: Any) -> Iterator[Parameter]:
+def model_parameters(model: Any) -> Iterator[Parameter]:
     """All weights of a model, and which of them are kernels that can be compressed."""
     owners: dict[int, Any] = {}
     for layer in (model, *model._flatten_layers(include_self=False)):  # the innermost comes last
         owners.update((id(variable), layer) for variable in layer.weights)
-    layers = {id(weight.dense): weight.name for weight in find_weights(model)}
+    layers = {id(weight.dense): weight.name for weight in find_kernels(model)}
     for name, variable in variables(model).items():
         yield Parameter(
             name=name,
-            op_type=kernels.plain_class(owners[id(variable)]).__name__,
+            op_type=kernels.plain_layer_class(owners[id(variable)]).__name__,
             elements=int(np.prod(variable.shape, dtype=np.int64)),
             dimensions=len(variable.shape),
             layer=layers.get(id(variable)),
@@ -217,8 +217,8 @@ def variables(model: Any) -> dict[str, Any]:
 
 def compressed_weights(model: Any) -> list[KerasWeight]:
     """Those of the model's weights that some pruner or quantizer has."""
-    found = find_weights(model)
-    return [w for w in found if kernels.state_of(w.owner, w.attribute) is not None]
+    found = find_kernels(model)
+    return [w for w in found if kernels.variables_of(w.owner, w.attribute) is not None]
 
 
 @contextlib.contextmanager
@@ -243,4 +243,4 @@ def forget_compiled(model: Optional[Any]) -> None:
 
 def layers(model: Any) -> list[Layer]:
     """The model's layers as a session is told of them: for search spaces, or to see their names."""
-    return [weight.layer() for weight in find_weights(model)]
+    return [weight.layer() for weight in find_kernels(model)]

@@ -135,7 +135,7 @@ class GraphPruning(_GraphAnswers, Pruning[GraphWeight]):
         return weight.state.value(weight.state.mask)
 
     def to_array(self, result: Any) -> Any:
-        return results.to_array(result)
+        return results.as_array(result)
 
     def unwrap(self, binding: Binding[GraphWeight]) -> None:
         # A quantizer may give zeros another value: then the mask stays.
@@ -199,7 +199,7 @@ class GraphQuantizing(_GraphAnswers, Quantizing[GraphWeight]):
         self._present.clear()
         self._present.update(found)
         axes = {w.name: w.channel_axis if plan[w.name].range_per_channel else None for w in weights}
-        return {w.name: rounding.weight_range(found[w.name], axes[w.name]) for w in weights}
+        return {w.name: rounding.array_range(found[w.name], axes[w.name]) for w in weights}
 
     def calibration(self, binding: QuantizerBinding[GraphWeight]) -> dict[str, dict[str, Any]]:
         return calibration(self._answers, binding.activation_answers)

@@ -16,7 +16,7 @@ from ..adapters.custom import OwnAlgorithm
 from ..errors import UnimplementedError
 from ..values.plan import Parameter
 from .answers import GraphPruning, GraphQuantizing, dense
-from .graph import CompressedGraph, GraphWeight, find_weights, parameters
+from .graph import CompressedGraph, GraphWeight, find_graph_weights, graph_parameters
 
 
 class GraphBackend(Backend[GraphWeight]):
@@ -38,10 +38,10 @@ class GraphBackend(Backend[GraphWeight]):
         return isinstance(value, tf.Graph)
 
     def find_weights(self) -> Sequence[GraphWeight]:
-        return find_weights(self.model)
+        return find_graph_weights(self.model)
 
     def parameters(self) -> Iterable[Parameter]:
-        return parameters(self.model)
+        return graph_parameters(self.model)
 
     # Weights.
 
@@ -62,7 +62,7 @@ class GraphBackend(Backend[GraphWeight]):
         return GraphPruning(self.graph)
 
     def quantizing(self, own: Optional[OwnAlgorithm[GraphWeight]]) -> GraphQuantizing:
-        if own is not None and own.quantize_output is not None:
+        if own is not None and own.quantizes_outputs:
             raise UnimplementedError(
                 f"{own.name} overrides quantize_layer_output, which does nothing in a graph; Keras "
                 "models quantize outputs"

@@ -391,7 +391,7 @@ def is_graph(value: Any) -> bool:
     return isinstance(value, tf.Graph)
 
 
-def find_weights(graph: Any) -> list[GraphWeight]:
+def find_graph_weights(graph: Any) -> list[GraphWeight]:
     """The variables that layers read as their weight, in the order of the operations.
 
     A layer has its operation's name; further operations on the same variable are its aliases. What
@@ -433,9 +433,9 @@ def find_weights(graph: Any) -> list[GraphWeight]:
     return list(found.values())
 
 
-def parameters(graph: Any) -> Iterator[Parameter]:
+def graph_parameters(graph: Any) -> Iterator[Parameter]:
     """All trainable variables of a graph, and which of them layers read as their weight."""
-    layers = {weight.variable: weight for weight in find_weights(graph)}
+    layers = {weight.variable: weight for weight in find_graph_weights(graph)}
     for variable in graph.get_collection(_v1.GraphKeys.TRAINABLE_VARIABLES):
         shape = tf.TensorShape(variable.shape)
         weight = layers.get(variable.op.name)
@@ -486,4 +486,4 @@ def _ones(tensor: Any, smallest: Sequence[int]) -> Any:
 
 def layers(graph: Any) -> list[Layer]:
     """The graph's layers as a session is told of them: for search spaces, or to see their names."""
-    return [weight.layer() for weight in find_weights(graph)]
+    return [weight.layer() for weight in find_graph_weights(graph)]

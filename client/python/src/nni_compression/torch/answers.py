@@ -27,7 +27,7 @@ from .transfer import from_host, to_host
 from .weights import TorchWeight
 
 
-def _install(
+def _install_in_modules(
     binding: Binding[TorchWeight],
     begin: Callable[[TorchWeight, modules.WeightState], None],
     undo: contextlib.ExitStack,
@@ -86,7 +86,7 @@ class TorchPruning(Pruning[TorchWeight]):
             mask = given.get(weight.name)
             state.set_mask(None if mask is None else _on_device(mask, weight))
 
-        _install(binding, begin, undo)
+        _install_in_modules(binding, begin, undo)
 
     def put(self, masks: Mapping[TorchWeight, Mask]) -> None:
         for weight, mask in masks.items():
@@ -122,7 +122,7 @@ class TorchQuantizing(Quantizing[TorchWeight]):
     why_weights_only = ""
 
     def install(self, binding: QuantizerBinding[TorchWeight], undo: contextlib.ExitStack) -> None:
-        _install(binding, functools.partial(self._begin, binding), undo)
+        _install_in_modules(binding, functools.partial(self._begin, binding), undo)
 
     def put(self, answers: Mapping[TorchWeight, QuantizedTensor]) -> None:
         for weight, answer in answers.items():
@@ -173,7 +173,7 @@ class TorchQuantizing(Quantizing[TorchWeight]):
                 if parameters.group_size:
                     found[name]["group_size"] = parameters.group_size
         for (name, target), range_ in binding.activation_ranges.items():
-            activation = _activation(binding, (name, target))
+            activation = _torch_activation(binding, (name, target))
             if activation is not None and activation.parameters is not None:
                 found.setdefault(name, {}).update(
                     {
@@ -222,12 +222,12 @@ class TorchQuantizing(Quantizing[TorchWeight]):
                 if answer is not None:
                     activation.parameters = parameters_of(answer)
                 setattr(state, target, activation)
-        if binding.own is not None and binding.own.quantize_output is not None:
+        if binding.own is not None and binding.own.quantizes_outputs:
             state.output = _output_function(binding.own, weight)
 
     def seen(self, binding: QuantizerBinding[TorchWeight]) -> Mapping[ActivationKey, Range]:
         keys = binding.activations
-        found = [(key, _activation(binding, key)) for key in keys]
+        found = [(key, _torch_activation(binding, key)) for key in keys]
         present = {key: activation for key, activation in found if activation is not None}
         if not present:
             return {}
@@ -236,7 +236,7 @@ class TorchQuantizing(Quantizing[TorchWeight]):
         return {key: value for key, value in seen if value}
 
     def seen_here(self, binding: QuantizerBinding[TorchWeight]) -> Mapping[ActivationKey, Range]:
-        found = {key: _activation(binding, key) for key in binding.activations}
+        found = {key: _torch_activation(binding, key) for key in binding.activations}
         seen = {
             key: activation.seen(torch.device("cpu")).tolist()
             for key, activation in found.items()
@@ -248,14 +248,14 @@ class TorchQuantizing(Quantizing[TorchWeight]):
         self, binding: QuantizerBinding[TorchWeight], ranges: Mapping[ActivationKey, Range]
     ) -> None:
         for key, range_ in ranges.items():
-            activation = _activation(binding, key) if key in binding.activations else None
+            activation = _torch_activation(binding, key) if key in binding.activations else None
             if activation is not None:
                 device = binding.weights[key[0]].dense.device
                 activation.note(torch.tensor(range_, device=device))
 
     def forget_seen(self, binding: QuantizerBinding[TorchWeight]) -> None:
         for key in binding.activations:
-            activation = _activation(binding, key)
+            activation = _torch_activation(binding, key)
             if activation is not None:
                 activation.forget()
 
@@ -265,13 +265,15 @@ class TorchQuantizing(Quantizing[TorchWeight]):
         key: ActivationKey,
         answer: QuantizedTensor,
     ) -> None:
-        activation = _activation(binding, key)
+        activation = _torch_activation(binding, key)
         if activation is not None:
             activation.parameters = parameters_of(answer)
             binding.weights[key[0]].state.publish()
 
 
-def _activation(binding: QuantizerBinding[TorchWeight], key: ActivationKey) -> Optional[Activation]:
+def _torch_activation(
+    binding: QuantizerBinding[TorchWeight], key: ActivationKey
+) -> Optional[Activation]:
     """The outputs or inputs of a layer; None when another binding has the model."""
     name, target = key
     state = modules.state_of(binding.weights[name].modules[0])
@@ -280,7 +282,6 @@ def _activation(binding: QuantizerBinding[TorchWeight], key: ActivationKey) -> O
 
 def _output_function(own: OwnAlgorithm[TorchWeight], weight: TorchWeight) -> OutputFunction:
     def quantize(output: torch.Tensor) -> torch.Tensor:
-        assert own.quantize_output is not None
         result = own.quantize_output(weight, output)
         return tensor_of(result, output, own.where_output(weight))
 
