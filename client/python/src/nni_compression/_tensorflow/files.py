@@ -58,7 +58,7 @@ class TensorFlowFiles(NewFiles):
                 with archive.open(f"{name}.npy", "w", force_zip64=True) as entry:
                     np.lib.format.write_array(entry, mask)  # type: ignore[no-untyped-call]
 
-    def save_calibration(self, calibration: Mapping[str, Mapping[str, Any]], path: str) -> None:
+    def save_calibration(self, calibration: Mapping[str, Any], path: str) -> None:
         """JSON; the numbers come back bit for bit, arrays as lists."""
         plain = {
             name: {

@@ -38,11 +38,7 @@ class Pruner(Compressor):
 
     @property
     def masks(self) -> dict[str, Any]:
-        """Layer name -> the mask in force: bool, of the weight's shape, True = kept.
-
-        A tensor on the weight's device in PyTorch, an array in TensorFlow. PyTorch's asks the
-        server for masks that are missing or stale.
-        """
+        """Layer name -> bool array of the weight's shape, True = kept: those in force."""
         binding = self._masks()
         if binding.final is not None:
             return dict(binding.final)

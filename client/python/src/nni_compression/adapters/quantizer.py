@@ -5,8 +5,9 @@ from __future__ import annotations
 import inspect
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Optional, get_args
+from typing import Any, Optional, cast, get_args
 
+from ..values.quantization import Calibration
 from . import export
 from .backend import Backend
 from .compressor import Compressor
@@ -60,7 +61,7 @@ class Quantizer(Compressor):
         raise NotImplementedError(f"{self.algorithm} does not quantize outputs here")
 
     @property
-    def calibration(self) -> dict[str, dict[str, Any]]:
+    def calibration(self) -> dict[str, Calibration]:
         """Layer name -> "weight_bits", "weight_scale", "weight_zero_point", "channel_axis", and
         with groups "group_size".
 
@@ -74,7 +75,7 @@ class Quantizer(Compressor):
             return dict(binding.final)
         if not binding.backend.asks_ahead:
             self.refresh()
-        return self._quantization().calibration()
+        return cast(dict[str, Calibration], self._quantization().calibration())
 
     def _quantization(self) -> QuantizerBinding[Any]:
         binding = self._bound()

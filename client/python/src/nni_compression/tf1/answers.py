@@ -35,7 +35,7 @@ def dense(weights: Sequence[GraphWeight]) -> Mapping[str, Any]:
     return found
 
 
-class _GraphAnswers:
+class _GraphEdges:
     """What both kinds of answers do with a graph."""
 
     def __init__(self, whole: CompressedGraph) -> None:
@@ -64,7 +64,7 @@ class _GraphAnswers:
         found: Mapping[str, Any] = whole.within(evaluated)
         return found
 
-    def _install(
+    def install(
         self,
         binding: Binding[GraphWeight],
         begin: Callable[[GraphWeight], Puts],
@@ -84,9 +84,9 @@ class _GraphAnswers:
             puts += begin(weight)
             setattr(weight.state, binding.role, binding.refresh)
             weight.state.lead()
-        self._put(binding.weights, puts)
+        self.put(binding.weights, puts)
 
-    def _unwrap(
+    def unwrap(
         self,
         binding: Binding[GraphWeight],
         written: Callable[[GraphState, Any], Any],
@@ -104,18 +104,22 @@ class _GraphAnswers:
             weight.write(written(weight.state, found[name]))
             setattr(weight.state, binding.role, None)
             puts += nothing(weight.state)
-        self._put(binding.weights, puts)  # for sessions, which go on with the edges that they have
+        self.put(binding.weights, puts)  # for sessions, which go on with the edges that they have
         for weight in binding.weights.values():
             if weight.state.pruner is None and weight.state.quantizer is None:
                 weight.state.remove()
 
-    def _put(self, weights: Mapping[Any, Any], values: Puts) -> None:
+    def put(self, weights: Mapping[Any, Any], values: Puts) -> None:
+        """Puts values in force, of any weights."""
         if weights:
             self._graph.put(values)
 
 
-class GraphPruning(_GraphAnswers, Pruning[GraphWeight]):
+class GraphPruning(Pruning[GraphWeight]):
     """Masks of a graph's layers."""
+
+    def __init__(self, whole: CompressedGraph) -> None:
+        self._edges = _GraphEdges(whole)
 
     def install(
         self,
@@ -123,13 +127,13 @@ class GraphPruning(_GraphAnswers, Pruning[GraphWeight]):
         given: Mapping[str, Mask],
         undo: contextlib.ExitStack,
     ) -> None:
-        self._install(binding, lambda weight: self._begin(given, weight), undo)
+        self._edges.install(binding, lambda weight: self._begin(given, weight), undo)
 
     def put(self, masks: Mapping[GraphWeight, Mask]) -> None:
         puts = []
         for weight, mask in masks.items():
             puts.append((weight.state.slot(weight.state.mask), mask.to_numpy()))
-        self._put(masks, puts)
+        self._edges.put(masks, puts)
 
     def mask(self, weight: GraphWeight) -> Any:
         return weight.state.value(weight.state.mask)
@@ -137,9 +141,14 @@ class GraphPruning(_GraphAnswers, Pruning[GraphWeight]):
     def to_array(self, result: Any) -> Any:
         return results.as_array(result)
 
+    def results(
+        self, compute: Callable[[GraphWeight], Any], weights: Sequence[GraphWeight]
+    ) -> Mapping[str, Any]:
+        return self._edges.results(compute, weights)
+
     def unwrap(self, binding: Binding[GraphWeight]) -> None:
         # A quantizer may give zeros another value: then the mask stays.
-        self._unwrap(
+        self._edges.unwrap(
             binding,
             _masked,
             lambda state: _without_mask(state) if state.quantizer is None else [],
@@ -154,7 +163,7 @@ class GraphPruning(_GraphAnswers, Pruning[GraphWeight]):
         return [(state.slot(state.mask), kept)]
 
 
-class GraphQuantizing(_GraphAnswers, Quantizing[GraphWeight]):
+class GraphQuantizing(Quantizing[GraphWeight]):
     """Quantized weights of a graph's layers."""
 
     rounds_when_read = False  # the values are computed when an answer comes
@@ -163,12 +172,12 @@ class GraphQuantizing(_GraphAnswers, Quantizing[GraphWeight]):
     )
 
     def __init__(self, whole: CompressedGraph, present: dict[str, Any]) -> None:
-        super().__init__(whole)
+        self._edges = _GraphEdges(whole)
         self._answers: dict[str, QuantizedTensor] = {}
         self._present = present  # the weights that were read for the answers that come next
 
     def install(self, binding: QuantizerBinding[GraphWeight], undo: contextlib.ExitStack) -> None:
-        self._install(binding, self._begin, undo)
+        self._edges.install(binding, self._begin, undo)
 
     def put(self, answers: Mapping[GraphWeight, QuantizedTensor]) -> None:
         puts: Puts = []
@@ -180,7 +189,7 @@ class GraphQuantizing(_GraphAnswers, Quantizing[GraphWeight]):
                 puts += [(state.slot(state.values), values), (state.slot(state.inside), inside)]
             puts.append((state.slot(state.active), np.array(not answer.unquantized)))
         self._present.clear()
-        self._graph.put(puts)
+        self._edges.put(answers, puts)
 
     def put_values(
         self, found: Mapping[str, Any], own: OwnAlgorithm[GraphWeight], weights: Any
@@ -190,7 +199,7 @@ class GraphQuantizing(_GraphAnswers, Quantizing[GraphWeight]):
             state = weight.state
             puts += [(state.slot(state.values), values), (state.slot(state.inside), inside)]
             puts.append((state.slot(state.active), np.array(True)))
-        self._graph.put(puts)
+        self._edges.put(found, puts)
 
     def ranges(
         self, weights: Sequence[GraphWeight], plan: Mapping[str, LayerPlan]
@@ -207,8 +216,13 @@ class GraphQuantizing(_GraphAnswers, Quantizing[GraphWeight]):
     def kept(self, weight: GraphWeight) -> Optional[np.ndarray[Any, Any]]:
         return weight.state.kept()
 
+    def results(
+        self, compute: Callable[[GraphWeight], Any], weights: Sequence[GraphWeight]
+    ) -> Mapping[str, Any]:
+        return self._edges.results(compute, weights)
+
     def unwrap(self, binding: Binding[GraphWeight]) -> None:
-        self._unwrap(binding, self._written, self._nothing)
+        self._edges.unwrap(binding, self._written, self._nothing)
 
     def _begin(self, weight: GraphWeight) -> Puts:
         state = weight.state

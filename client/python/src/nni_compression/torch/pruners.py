@@ -20,6 +20,14 @@ class Pruner(pruner.Pruner, Compressor):
     the server has: ``algorithm = "random"``.
     """
 
+    @property
+    def masks(self) -> dict[str, torch.Tensor]:
+        """Layer name -> bool tensor of the weight's shape on its device, True = kept.
+
+        Asks the server for masks that are missing or stale.
+        """
+        return super().masks
+
     def export_model(
         self,
         model_path: str,
