@@ -41,7 +41,7 @@ def keep(client: nc.Client, arrays: dict[str, np.ndarray]) -> None:
             request = nc._wire.compression_pb2.FindWeightsRequest(
                 session_id=session.id, fingerprints=prints
             )
-            reply = session._unary(
+            reply = session._caller.unary(
                 "FindWeights", request, nc._wire.compression_pb2.FindWeightsResponse, None
             )
             if all(reply.may_have):
@@ -124,7 +124,7 @@ def test_a_weight_that_the_server_let_go_of_is_sent(client, monkeypatch):
 def test_an_older_server_is_asked_once(client, monkeypatch):
     asked = []
     with bind(client, layers=4) as session:
-        unary = session._unary
+        unary = session._caller.unary
 
         def old(method, *arguments, **options):
             if method == "FindWeights":
@@ -132,7 +132,7 @@ def test_an_older_server_is_asked_once(client, monkeypatch):
                 raise UnimplementedError("unknown method")
             return unary(method, *arguments, **options)
 
-        monkeypatch.setattr(session, "_unary", old)
+        monkeypatch.setattr(session._caller, "unary", old)
         arrays = weights(6, layers=4)
         for names in (("fc0", "fc1"), ("fc2", "fc3")):
             assert len(masks_of(session, {name: arrays[name] for name in names})) == 2

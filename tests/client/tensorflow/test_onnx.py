@@ -417,10 +417,10 @@ def test_what_cannot_be_converted_is_an_error_and_no_file(
             exported(pruner, tmp_path)
     with pytest.raises(TypeError, match="outputs is 'fc'; it must be None"):
         exported(pruner, tmp_path, outputs="fc")
-    import nni_compression.tensorflow as adapter
+    import nni_compression.keras as adapter
 
     monkeypatch.setitem(sys.modules, "tf2onnx", None)
-    monkeypatch.delitem(sys.modules, "nni_compression.tensorflow.onnx", raising=False)
+    monkeypatch.delitem(sys.modules, "nni_compression.keras.onnx", raising=False)
     monkeypatch.delattr(adapter, "onnx", raising=False)
     with pytest.raises(ImportError, match=r"onnx_path is '.*', which takes the package tf2onnx"):
         exported(pruner, tmp_path)

@@ -13,7 +13,7 @@ import tensorflow as tf
 
 import nni_compression as nc
 import nni_compression.tensorflow as adapter
-from nni_compression.tensorflow import rounding
+from nni_compression._tensorflow import rounding
 from servers import ServerProcess
 
 SOURCES = Path(nc.__file__).parents[1]
@@ -118,7 +118,7 @@ def test_values_beyond_their_type_are_its_largest_number(client: nc.Client, dtyp
     layers = [nc.Layer("w", "Dense", dense.shape, dtype)]
     with client.bind_model("qat", [{"quant_bits": 2}], layers) as session:
         by_server = session.quantize_weight({"w": rounding.host(dense, dtype)}, reply="values")["w"]
-        by_range = session.quantize_range({"w": rounding.weight_range(dense, None)})["w"]
+        by_range = session.quantize_range({"w": rounding.array_range(dense, None)})["w"]
     values, _ = rounding.values_and_inside(dense, by_range)
     assert values.tobytes() == rounding.values_and_inside(dense, by_server)[0].tobytes()
     assert values.astype(np.float64).max() == top

@@ -12,15 +12,18 @@ from torch import nn
 
 import nni_compression as nc
 import servers
+from nni_compression.adapters.lifecycle import Lifecycle
 from nni_compression.torch import (
     AGPPruner,
     DoReFaQuantizer,
     LevelPruner,
     NaiveQuantizer,
     QATQuantizer,
+    answers,
+    checksums,
     modules,
+    weights,
 )
-from nni_compression.torch import binding as torch_binding
 from torch_helpers import AGP, DOREFA, LEVEL, NAIVE, QAT, Net, calls, dense, images
 
 OUTPUTS = [{"quant_types": ["weight", "output", "input"], "op_types": ["default"]}]
@@ -298,11 +301,11 @@ class TestBindingIsAllOrNothing:
 
     PLACES = (
         (nc.Session, "step"),
-        (torch_binding, "parameters_of"),
-        (torch_binding.QuantizerBinding, "_begin"),
+        (answers, "parameters_of"),
+        (answers.TorchQuantizing, "_begin"),
         (modules, "install"),
-        (QATQuantizer, "_watch"),
-        (QATQuantizer, "_installed"),
+        (Lifecycle, "_watch"),
+        (Lifecycle, "_installed"),
     )
 
     @staticmethod
@@ -384,7 +387,7 @@ class TestCopiesOnDevices:
         self, client: nc.Client, monkeypatch: pytest.MonkeyPatch, transfer: str, sampled: bool
     ) -> None:
         if not sampled:
-            monkeypatch.setattr(torch_binding, "sample_of", lambda weight: None)
+            monkeypatch.setattr(weights, "sample_of", lambda weight: None)
         quantizer = QATQuantizer(QAT, client=client, transfer=transfer)
         model = quantizer(nn.Sequential(nn.Linear(64, 32)))
         model(torch.ones(1, 64))
@@ -467,7 +470,7 @@ class TestWhatIsFrozen:
     def test_is_sent_again_when_it_was_written_to_after_all(
         self, client: nc.Client, monkeypatch: pytest.MonkeyPatch, transfer: str
     ) -> None:
-        monkeypatch.setattr(torch_binding, "sample_of", lambda weight: None)
+        monkeypatch.setattr(weights, "sample_of", lambda weight: None)
         quantizer = QATQuantizer(QAT, client=client, transfer=transfer)
         model = quantizer(Net())
         for _ in range(3):
@@ -481,15 +484,15 @@ class TestWhatIsFrozen:
     @pytest.mark.parametrize("size", [1, 3, 8, 500, 20001])
     def test_every_element_counts(self, dtype: torch.dtype, size: int) -> None:
         weight = torch.randn(size, generator=torch.Generator().manual_seed(size)).to(dtype)
-        before = torch_binding.checksum_of(weight)
+        before = checksums.checksum_of(weight)
         for i in range(0, size, max(1, size // 50)):
             saved = weight[i].clone()
             weight[i] = saved + 1
-            assert not torch.equal(torch_binding.checksum_of(weight), before)
+            assert not torch.equal(checksums.checksum_of(weight), before)
             weight[i] = saved
-        assert torch.equal(torch_binding.checksum_of(weight), before)
+        assert torch.equal(checksums.checksum_of(weight), before)
         part = torch.cat([weight[:1], weight])[1:]  # at an odd place in its storage
-        assert torch.equal(torch_binding.checksum_of(part), before)
+        assert torch.equal(checksums.checksum_of(part), before)
 
     @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16, torch.float64])
     @pytest.mark.parametrize("change", CHANGES.values(), ids=CHANGES)
@@ -498,11 +501,11 @@ class TestWhatIsFrozen:
         self, dtype: torch.dtype, change: Callable[[torch.Tensor], None], shape: tuple[int, int]
     ) -> None:
         weight = torch.randn(shape, generator=torch.Generator().manual_seed(2)).to(dtype)
-        before = torch_binding.checksum_of(weight)
+        before = checksums.checksum_of(weight)
         saved = weight.clone()
         change(weight)
         assert not torch.equal(weight, saved)
-        assert not torch.equal(torch_binding.checksum_of(weight), before)
+        assert not torch.equal(checksums.checksum_of(weight), before)
 
     @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
     @pytest.mark.parametrize("change", CHANGES.values(), ids=CHANGES)
@@ -513,7 +516,7 @@ class TestWhatIsFrozen:
         dtype: torch.dtype,
         change: Callable[[torch.Tensor], None],
     ) -> None:
-        monkeypatch.setattr(torch_binding, "sample_of", lambda weight: None)
+        monkeypatch.setattr(weights, "sample_of", lambda weight: None)
         quantizer = QATQuantizer(QAT, client=client)
         model = quantizer(Net().to(dtype))
         for _ in range(3):

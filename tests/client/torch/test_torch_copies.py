@@ -121,7 +121,7 @@ def test_an_average_does_not_keep_a_mask_that_was_undone(
             average.module(images())
         raise RuntimeError("no memory")
 
-    monkeypatch.setattr(pruner, "_installed", fail)
+    monkeypatch.setattr(pruner._lifecycle, "_installed", fail)
     with pytest.raises(RuntimeError, match="no memory"):
         pruner.load_state_dict(state)
     masks = pruner.masks

@@ -108,7 +108,7 @@ def test_exports_have_the_names_of_the_model_without_its_adapters(client: nc.Cli
     assert after.keys() > before.keys()
     assert all(".lora_" in key for key in added)
     assert all(torch.equal(after[key], value) for key, value in before.items())
-    assert len(quantizer._exported()[0]) == len(after)
+    assert len(quantizer._torch().exported(quantizer._bound())[0]) == len(after)
 
 
 def test_an_adapter_is_unmerged_again(client: nc.Client) -> None:

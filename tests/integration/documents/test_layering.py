@@ -199,9 +199,12 @@ PYTHON_ALLOWED = {
     "_calls": {"_transport", "_wire", "errors", "values"},
     "_lifetime": {"errors"},
     "top": {"_calls", "_files", "_lifetime", "_transport", "_wire", "errors", "values"},
-    "adapters": {"_wire", "errors", "top", "values"},
+    "adapters": {"errors", "top", "values"},
     "torch": {"_files", "adapters", "errors", "top", "values"},
-    "tensorflow": {"_files", "adapters", "errors", "top", "values"},
+    "_tensorflow": {"_files", "adapters", "errors", "values"},
+    "keras": {"_tensorflow", "adapters", "errors", "top", "values"},
+    "tf1": {"_tensorflow", "adapters", "errors", "values"},
+    "tensorflow": {"adapters", "keras", "tf1", "top", "values"},
 }
 
 

@@ -13,8 +13,8 @@ config_list and the model's layers; weights go in, masks or quantized weights co
 
 Examples in this package have ``import numpy as np``, ``import nni_compression as nc`` and
 ``client = nc.Client()`` before them. `nni_compression.torch` and
-`nni_compression.tensorflow` are the adapters of PyTorch and Keras, `nni_compression.nni` is for
-searches by tuners.
+`nni_compression.keras` are the adapters of PyTorch and Keras, `nni_compression.nni` is for searches
+by tuners.
 """
 
 # Before gRPC.

@@ -15,7 +15,7 @@ import warnings
 from collections.abc import Collection, Container, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Optional, Union
+from typing import Any, NamedTuple, Optional, Union
 
 import numpy as np
 import onnx
@@ -97,9 +97,14 @@ def load(path: PathLike) -> Any:
     return onnx.load(os.fspath(path))
 
 
-def match(
-    model: Any, bundle: PathLike, tied: Mapping[str, Sequence[str]]
-) -> tuple[dict[str, str], list[str]]:
+class Match(NamedTuple):
+    """How a bundle's weights are called in a graph; arguments of `apply`, of these names."""
+
+    names: dict[str, str]
+    left_out: list[str]
+
+
+def match(model: Any, bundle: PathLike, tied: Mapping[str, Sequence[str]]) -> Match:
     """`names` and `left_out` for `apply`, of a graph that an exporter has made of the model.
 
     Of weights that are tied, exporters keep one initializer, under one of their names; they leave
@@ -119,7 +124,7 @@ def match(
             missing.append(weight)
         elif name is not None and name != weight:
             names[weight] = name
-    return names, missing if len(missing) < len(weights) else []
+    return Match(names, missing if len(missing) < len(weights) else [])
 
 
 def save(model: Any, path: Path) -> None:

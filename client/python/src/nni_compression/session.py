@@ -6,51 +6,51 @@ import contextlib
 import operator
 import os
 import threading
-import time
 import warnings
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Callable, Optional, TypeVar, Union
+from typing import Any, Literal, Optional, TypeVar, Union
 
+from ._calls.caller import Caller
 from ._calls.exchange import (
     LayerExchange,
     MaskExchange,
     QuantizeExchange,
-    decode,
     mask_header,
+    raise_layer_errors,
     range_header,
     tensor_header,
 )
 from ._calls.export import ExportExchange
-from ._transport.channel import SERVICE, Exchange, Revision, Transport
+from ._calls.steps import step_requests, step_result
+from ._transport.channel import Transport
 from ._transport.shared_memory import SharedMemory
 from ._wire import compression_pb2 as pb
 from ._wire import frames
 from ._wire.structs import text, to_struct
 from .errors import (
     CompressionError,
-    FailedPreconditionError,
-    InternalError,
     InvalidArgumentError,
     NotFoundError,
     UnimplementedError,
-    code_from_number,
-    make_error,
 )
-from .values import quantization
 from .values.dtypes import DTYPES
 from .values.masks import Mask
 from .values.plan import Plan
 from .values.quantization import QuantizedTensor
 from .values.reports import SessionInfo, seconds
 from .values.statistics import Stats
+from .values.steps import AnswerKey, StepResult
 from .values.tensors import Tensor, TensorLike
 
 _CLOSE_TIMEOUT = 10.0  # seconds, where something has failed before
 
+Reply = Literal["codes", "values", "parameters"]  # of `Session.quantize_weight`
+
+__all__ = ["AnswerKey", "Session", "StepResult"]
+
 _R = TypeVar("_R")
-_M = TypeVar("_M")
 
 _REPLIES = {
     "codes": pb.QuantizeWeightRequest.REPLY_CODES,
@@ -64,62 +64,6 @@ _REPLY_BYTES: dict[int, Optional[int]] = {
     _REPLIES["values"]: None,
     _REPLIES["parameters"]: 0,
 }
-
-
-# What a tensor in Step is: the range of a layer's weight, or (layer, "output"), (layer, "input"),
-# (layer, "gradient").
-AnswerKey = Union[str, tuple[str, str]]
-
-_TARGETS = {
-    pb.TENSOR_ROLE_OUTPUT_RANGE: "output",
-    pb.TENSOR_ROLE_INPUT_RANGE: "input",
-    pb.TENSOR_ROLE_GRADIENT: "gradient",
-}
-
-
-class StepResult(frozenset[str]):
-    """What `Session.step` answers: the frozenset of stale layers, and more.
-
-    Attributes:
-        step: the highest step that the server has applied.
-        answers: for every range that was sent, the quantization now (without codes). The key is the
-            layer's name for that of its weight, (name, "output") or (name, "input") for others.
-    """
-
-    step: int
-    answers: dict[AnswerKey, QuantizedTensor]
-
-    def __new__(
-        cls,
-        stale: Any = (),
-        step: int = 0,
-        answers: Optional[dict[AnswerKey, QuantizedTensor]] = None,
-    ) -> StepResult:
-        self = super().__new__(cls, stale)
-        self.step = step
-        self.answers = answers or {}
-        return self
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return StepResult, (list(self), self.step, self.answers)
-
-    @property
-    def parameters(self) -> dict[str, QuantizedTensor]:
-        """Layer name -> how its weight is quantized now."""
-        return {key: answer for key, answer in self.answers.items() if isinstance(key, str)}
-
-    @property
-    def outputs(self) -> dict[str, QuantizedTensor]:
-        """Layer name -> how its outputs are quantized now."""
-        return self._of("output")
-
-    @property
-    def inputs(self) -> dict[str, QuantizedTensor]:
-        """Layer name -> how its inputs are quantized now."""
-        return self._of("input")
-
-    def _of(self, target: str) -> dict[str, QuantizedTensor]:
-        return {k[0]: a for k, a in self.answers.items() if isinstance(k, tuple) and k[1] == target}
 
 
 class Session:
@@ -159,17 +103,19 @@ class Session:
         self.plan = plan
         self.lease = lease
         self.stats = Stats()
-        self._transport = transport
-        self._all_stats = (self.stats, client_stats)
+        self._caller = Caller(
+            transport,
+            (self.stats, client_stats),
+            session_id=session_id,
+            route=route,
+            lease=lease,
+        )
         self._lock = threading.Lock()  # of the two sets, never held in a call
         self._stale = stale
         self._checksum = checksum
         self._shared_memory = shared_memory
         self._server_keeps_weights = True
-        self._revision = Revision()
         self._sent: set[str] = set()  # layers whose weights were
-        self._closed = False
-        self._last_call = time.monotonic()
 
     @property
     def stale(self) -> frozenset[str]:
@@ -179,7 +125,7 @@ class Session:
     @property
     def closed(self) -> bool:
         """Whether `close` was called here."""
-        return self._closed
+        return self._caller.closed
 
     def calc_mask(
         self,
@@ -250,7 +196,7 @@ class Session:
         self,
         weights: Mapping[str, TensorLike],
         *,
-        reply: str = "codes",
+        reply: Reply = "codes",
         step: Optional[int] = None,
         timeout: Optional[float] = None,
     ) -> dict[str, QuantizedTensor]:
@@ -309,7 +255,7 @@ class Session:
         and revives nothing.
         """
         request = pb.UpdateEpochRequest(session_id=self.id, epoch=_counter(epoch, "epoch"))
-        reply = self._unary("UpdateEpoch", request, pb.UpdateEpochResponse, timeout)
+        reply = self._caller.unary("UpdateEpoch", request, pb.UpdateEpochResponse, timeout)
         stale = frozenset(reply.stale_layers)
         with self._lock:
             self._stale = stale
@@ -343,39 +289,20 @@ class Session:
         answer would not fit into a message: send the ranges of weights with `quantize_range` then.
         """
         opening = pb.StepRequest.Open(session_id=self.id, step=_counter(step, "step"))
-        sent = [
-            (name, value, role)
-            for role, values in (
-                (pb.TENSOR_ROLE_RANGE, ranges),
-                (pb.TENSOR_ROLE_OUTPUT_RANGE, outputs),
-                (pb.TENSOR_ROLE_INPUT_RANGE, inputs),
-            )
-            for name, value in (values or {}).items()
-        ]
-        requests = [
-            range_header(name, value, i, role) for i, (name, value, role) in enumerate(sent)
-        ]
-        for name, value in (gradients or {}).items():
-            tensor = Tensor.of(value, f"gradients[{name!r}]")
-            requests.append(tensor_header(name, tensor, len(requests), pb.TENSOR_ROLE_GRADIENT))
+        requests = step_requests(ranges, outputs, inputs, gradients)
 
         def messages() -> Iterator[bytes]:
             content = opening.SerializeToString()
             return frames.request_messages(content, requests, checksum=self._checksum)
 
-        def call() -> StepResult:
-            raw = self._transport.upload(
-                f"{SERVICE}/Step",
-                messages,
-                route=self.route,
-                revision=self._revision,
-                stats=self._all_stats,
-                timeout=timeout,
-                payload_bytes=sum(len(request.data) for request in requests),
-            )
-            return _step_result(decode(pb.StepResponse, memoryview(raw)), len(requests))
-
-        result = self._call(call)
+        reply = self._caller.upload(
+            "Step",
+            messages,
+            pb.StepResponse,
+            timeout,
+            payload_bytes=sum(len(request.data) for request in requests),
+        )
+        result = step_result(reply, len(requests))
         with self._lock:
             self._stale = frozenset(result)
         return result
@@ -419,7 +346,7 @@ class Session:
         target.mkdir(parents=True, exist_ok=True)
         content = opening.SerializeToString()
         with ExportExchange(target, content, requests, self._checksum) as exchange:
-            self._call(lambda: self._stream("Export", exchange, timeout))
+            self._caller.stream("Export", exchange, timeout)
         for warning in exchange.warnings:
             warnings.warn(warning, UserWarning, stacklevel=2)
         return exchange.paths
@@ -427,7 +354,9 @@ class Session:
     def info(self, *, timeout: Optional[float] = None) -> SessionInfo:
         """What the server says about the session; also for a while after its end."""
         request = pb.GetSessionRequest(session_id=self.id)
-        reply = self._unary("GetSession", request, pb.GetSessionResponse, timeout, open_only=False)
+        reply = self._caller.unary(
+            "GetSession", request, pb.GetSessionResponse, timeout, open_only=False
+        )
         return SessionInfo.from_wire(reply.session)
 
     def keep_alive(self, *, timeout: Optional[float] = None) -> float:
@@ -436,7 +365,7 @@ class Session:
         Returns: seconds until the session ends without a further call.
         """
         request = pb.KeepAliveRequest(session_id=self.id)
-        reply = self._unary("KeepAlive", request, pb.KeepAliveResponse, timeout)
+        reply = self._caller.unary("KeepAlive", request, pb.KeepAliveResponse, timeout)
         return seconds(reply.lease)
 
     def close(self, *, timeout: Optional[float] = None) -> None:
@@ -445,12 +374,12 @@ class Session:
         Closing again does nothing, nor does closing one that the server does not have any more,
         nor closing in a forked child one that the parent opened.
         """
-        if self._closed or self._transport.forked:
+        if self._caller.closed or self._caller.transport.forked:
             return
         request = pb.CloseSessionRequest(session_id=self.id)
         with contextlib.suppress(NotFoundError):
-            self._unary("CloseSession", request, pb.CloseSessionResponse, timeout)
-        self._closed = True
+            self._caller.unary("CloseSession", request, pb.CloseSessionResponse, timeout)
+        self._caller.closed = True
 
     def __enter__(self) -> Session:
         return self
@@ -462,7 +391,7 @@ class Session:
         traceback: Optional[TracebackType],
     ) -> None:
         # After a failure the server may be gone, and the session ends with its lease anyway.
-        limits = [self._transport.timeout, None if error is None else _CLOSE_TIMEOUT]
+        limits = [self._caller.transport.timeout, None if error is None else _CLOSE_TIMEOUT]
         timeout = min((limit for limit in limits if limit is not None), default=None)
         try:
             self.close(timeout=timeout)
@@ -471,25 +400,16 @@ class Session:
                 raise
 
     def __repr__(self) -> str:
-        state = ", closed" if self._closed else ""
-        return f"Session(id={self.id!r}, server={self._transport.address!r}{state})"
+        state = ", closed" if self._caller.closed else ""
+        return f"Session(id={self.id!r}, server={self._caller.transport.address!r}{state})"
 
     def renew(self) -> None:
         """Renews the lease, once and without retries: for the background thread."""
-        self._transport.unary(
-            f"{SERVICE}/KeepAlive",
-            pb.KeepAliveRequest(session_id=self.id).SerializeToString(),
-            route=self.route,
-            timeout=max(1.0, self.lease / 3),
-            retry=False,
-        )
-        self._last_call = time.monotonic()
+        self._caller.renew()
 
     def next_renewal(self, *, failed: bool) -> float:
         """When the lease should be renewed, on the monotonic clock; sooner after a failure."""
-        if failed:
-            return time.monotonic() + self.lease / 10
-        return self._last_call + self.lease / 3
+        return self._caller.next_renewal(failed=failed)
 
     def _quantize(
         self,
@@ -521,9 +441,9 @@ class Session:
             self._sent |= exchange.layers
         try:
             self._find_weights(exchange, timeout)
-            self._call(lambda: self._stream(method, exchange, timeout))
+            self._caller.stream(method, exchange, timeout)
             if exchange.unfinished:  # the server has other regions or weights, or none any more
-                self._call(lambda: self._stream(method, exchange, timeout))
+                self._caller.stream(method, exchange, timeout)
         except CompressionError as error:
             error.results, error.errors = exchange.results, exchange.errors
             raise
@@ -531,7 +451,7 @@ class Session:
             exchange.close()
             with self._lock:
                 self._stale = self._stale.difference(exchange.results)
-        _raise_layer_errors(exchange.errors, exchange.results)
+        raise_layer_errors(exchange.errors, exchange.results)
         return exchange.results
 
     def _find_weights(self, exchange: LayerExchange[Any], timeout: Optional[float]) -> None:
@@ -540,56 +460,13 @@ class Session:
         if fingerprints and self._server_keeps_weights:
             request = pb.FindWeightsRequest(session_id=self.id, fingerprints=fingerprints)
             try:
-                reply = self._unary(
+                reply = self._caller.unary(
                     "FindWeights", request, pb.FindWeightsResponse, timeout, counted=False
                 )
             except UnimplementedError:  # an older server
                 self._server_keeps_weights = False
             else:
                 exchange.learn(reply.may_have)
-
-    def _stream(self, method: str, exchange: Exchange, timeout: Optional[float]) -> None:
-        self._transport.stream(
-            f"{SERVICE}/{method}",
-            exchange,
-            route=self.route,
-            revision=self._revision,
-            stats=self._all_stats,
-            timeout=timeout,
-        )
-
-    def _unary(
-        self,
-        method: str,
-        request: Any,
-        reply_type: Callable[[], _M],
-        timeout: Optional[float],
-        *,
-        open_only: bool = True,
-        counted: bool = True,
-    ) -> _M:
-        def call() -> _M:
-            raw = self._transport.unary(
-                f"{SERVICE}/{method}",
-                request.SerializeToString(),
-                route=self.route,
-                revision=self._revision,
-                stats=self._all_stats,
-                timeout=timeout,
-                counted=counted,
-            )
-            reply: _M = decode(reply_type, memoryview(raw))
-            return reply
-
-        return self._call(call) if open_only else call()
-
-    def _call(self, call: Callable[[], _M]) -> _M:
-        """Makes a call that renews the lease."""
-        if self._closed:
-            raise FailedPreconditionError(f"session {self.id} is closed")
-        result = call()
-        self._last_call = time.monotonic()
-        return result
 
 
 def _counter(value: Any, name: str) -> int:
@@ -598,34 +475,3 @@ def _counter(value: Any, name: str) -> int:
     if abs(number) >= 2**63:
         raise InvalidArgumentError(f"{name} is {number}; it must be in [0, 2^63)")
     return number
-
-
-def _step_result(reply: pb.StepResponse, expected: int) -> StepResult:
-    if len(reply.parameters) != expected:
-        raise InternalError(
-            f"the server answered {len(reply.parameters)} of the {expected} tensors sent"
-        )
-    answers: dict[AnswerKey, QuantizedTensor] = {}
-    errors: dict[AnswerKey, CompressionError] = {}
-    for layer in reply.parameters:
-        target = _TARGETS.get(layer.role)
-        key = layer.layer if target is None else (layer.layer, target)
-        if layer.HasField("error"):
-            errors[key] = make_error(code_from_number(layer.error.code), layer.error.message)
-        elif layer.role != pb.TENSOR_ROLE_GRADIENT:  # which changes nothing by itself
-            answers[key] = quantization.from_wire(layer)
-    _raise_layer_errors(errors, answers)
-    return StepResult(reply.stale_layers, reply.step, answers)
-
-
-def _raise_layer_errors(errors: Mapping[Any, CompressionError], results: Mapping[Any, Any]) -> None:
-    """Raises one error for all layers that failed, if any did."""
-    if not errors:
-        return
-    first = next(iter(errors.values()))
-    message = first.message
-    if len(errors) > 1:
-        message += f" (and {len(errors) - 1} more layers failed)"
-    error = make_error(first.code, message)
-    error.errors, error.results = errors, results
-    raise error

@@ -474,3 +474,16 @@ def _array(incoming: Optional[_Incoming]) -> Any:
         return None
     dtype = dtypes.numpy_dtype(dtypes.dtype_from_wire(incoming.header.dtype))
     return incoming.data.view(dtype).reshape(tuple(incoming.header.shape))
+
+
+def raise_layer_errors(errors: Mapping[Any, CompressionError], results: Mapping[Any, Any]) -> None:
+    """Raises one error for all layers that failed, if any did."""
+    if not errors:
+        return
+    first = next(iter(errors.values()))
+    message = first.message
+    if len(errors) > 1:
+        message += f" (and {len(errors) - 1} more layers failed)"
+    error = make_error(first.code, message)
+    error.errors, error.results = errors, results
+    raise error

@@ -46,7 +46,7 @@ def _check_free(path: Path) -> None:
         )
 
 
-class _File:
+class _ArrivingFile:
     """A file that is being received, under a name of its own beside where it will be."""
 
     def __init__(self, directory: Path, header: Any) -> None:
@@ -114,7 +114,7 @@ class ExportExchange:
         self._open = open_content
         self._requests = requests
         self._checksum = checksum
-        self._files: dict[int, _File] = {}
+        self._files: dict[int, _ArrivingFile] = {}
 
     def __enter__(self) -> ExportExchange:
         return self
@@ -158,9 +158,9 @@ class ExportExchange:
         names = [file.target.name for file in self._files.values()]
         if header.index in self._files or header.name in names:
             raise DataLossError(f"the server announced file {header.name!r} twice")
-        self._files[header.index] = _File(self._directory, header)
+        self._files[header.index] = _ArrivingFile(self._directory, header)
 
-    def _at(self, index: int) -> _File:
+    def _at(self, index: int) -> _ArrivingFile:
         if index not in self._files:
             raise DataLossError(f"the server sent a piece of file {index}, which has no header")
         return self._files[index]

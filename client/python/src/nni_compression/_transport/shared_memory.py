@@ -119,7 +119,7 @@ class SharedMemory:
         with self._lock:
             try:
                 side = self._connected()
-                file = _File(side, size, writable=False)
+                file = _SharedFile(side, size, writable=False)
             except (_RefusedError, OSError) as error:
                 _log.info("no shared memory for an array of %d bytes: %s", size, error)
                 return None
@@ -317,7 +317,7 @@ def _check_peer(connection: socket.socket, path: str) -> None:
     )
 
 
-class _File:
+class _SharedFile:
     """A sealed file of shared memory, mapped here and there."""
 
     def __init__(self, side: _SideSocket, size: int, writable: bool) -> None:
@@ -360,8 +360,8 @@ class Arena:
 
     def __init__(self, side: _SideSocket) -> None:
         self.side = side
-        self._weights: Optional[_File] = None
-        self._results: Optional[_File] = None
+        self._weights: Optional[_SharedFile] = None
+        self._results: Optional[_SharedFile] = None
 
     @property
     def size(self) -> int:
@@ -415,8 +415,8 @@ class Arena:
         self._weights = self._results = None
 
     def _grown(
-        self, file: Optional[_File], size: int, limit: int, *, writable: bool
-    ) -> Optional[_File]:
+        self, file: Optional[_SharedFile], size: int, limit: int, *, writable: bool
+    ) -> Optional[_SharedFile]:
         old = 0 if file is None else len(file.bytes)
         size = (size + _GRANULE - 1) // _GRANULE * _GRANULE
         if old >= min(size, limit):
@@ -425,7 +425,7 @@ class Arena:
             self.side.drop_region(file.region)
             size = max(size, 2 * old)
         size = min(size, limit) // _GRANULE * _GRANULE
-        return _File(self.side, size, writable) if size > 0 else None
+        return _SharedFile(self.side, size, writable) if size > 0 else None
 
 
 def _address(array: npt.NDArray[np.uint8]) -> int:

@@ -1,4 +1,4 @@
-"""Algorithms of one's own that compute in the trainer, whatever the framework.
+"""Custom algorithms, which compute in the trainer, whatever the framework.
 
 The session on the server is one of `custom_pruner` or `custom_quantizer`; what the algorithm is
 called, and its options, go into the plan for reports.
@@ -8,17 +8,21 @@ from __future__ import annotations
 
 import contextlib
 import difflib
+import functools
 import threading
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, Callable, Optional
+from typing import TYPE_CHECKING, Any, Callable, Generic, Optional
 
 import numpy as np
 
 from ..errors import InvalidArgumentError
 from ..values.masks import Mask
-from .binding import Binding, PrunerBinding, QuantizerBinding, W, Weight
-from .tracker import split_results
+from .backend import W
 
+if TYPE_CHECKING:
+    from .compressor import Compressor
+
+_PACKAGE = __name__.partition(".")[0] + "."
 _RULE_KEYS = ("op_types", "op_names", "exclude")
 _PLAIN = (str, bool, int, float, type(None))
 
@@ -101,12 +105,6 @@ def _plain(value: Any) -> Any:
     return value if isinstance(value, _PLAIN) else repr(value)
 
 
-def arguments(weight: Weight) -> Mapping[str, Any]:
-    """The keywords that NNI gives an algorithm's methods."""
-    layer = weight.layer()
-    return {"op": weight.op, "op_type": layer.op_type, "op_name": layer.name}
-
-
 def to_mask(value: Any, shape: Sequence[int], where: str) -> Mask:
     """The mask that a `calc_mask` returned, as an array; `where` begins error messages.
 
@@ -142,86 +140,79 @@ def to_array(value: Any, shape: Sequence[int], where: str) -> np.ndarray[Any, An
     return array
 
 
-class Computing(Binding[W]):
-    """Computes here what others ask the service for.
+class OwnAlgorithm(Generic[W]):
+    """What a subclass computes in the trainer, for the weights of one binding.
 
-    Attributes:
-        compute: weight -> what the algorithm's method returned for it.
-        where: weight -> how messages about that begin.
+    Args:
+        owner: the compressor.
+        method: the name of its method that computes.
+        output_method: that of the one that quantizes outputs; None: they are not quantized.
     """
 
-    compute: Callable[[W], Any]
-    where: Callable[[W], str]
+    def __init__(self, owner: Compressor, method: str, output_method: Optional[str] = None) -> None:
+        self.name = type(owner).__name__
+        self.quantizes_outputs = output_method is not None
+        self._owner = owner
+        self._method = method
+        self._output_method = output_method
+        self._thread: Optional[int] = None  # the one that computes
 
-    _thread: Optional[int] = None  # the one that computes
+    def compute(self, weight: W) -> Any:
+        """What the method returned for a weight."""
+        return self._call(self._method, weight, weight.tensor)
 
-    def ensure_fresh(self, weight: W) -> None:
-        """Not while computing: an algorithm may read the compressed weight of its `op`."""
-        if self._thread != threading.get_ident():
-            super().ensure_fresh(weight)
+    def quantize_output(self, weight: W, output: Any) -> Any:
+        """What the other one returned for an output of a weight's layer."""
+        assert self._output_method is not None
+        return self._call(self._output_method, weight, output)
+
+    def where(self, weight: W) -> str:
+        """Begins messages about what was returned for a weight."""
+        return f"{self.name}.{self._method} of layer {weight.name!r}"
+
+    def where_output(self, weight: W) -> str:
+        """The same for the output of its layer."""
+        return f"{self.name}.{self._output_method} of layer {weight.name!r}"
+
+    @property
+    def is_running(self) -> bool:
+        """Whether this thread computes."""
+        return self._thread == threading.get_ident()
 
     @contextlib.contextmanager
-    def _computing(self) -> Iterator[None]:
+    def running(self) -> Iterator[None]:
+        """Inside, this thread computes."""
         before, self._thread = self._thread, threading.get_ident()
         try:
-            with super()._computing():
-                yield
+            yield
         finally:
             self._thread = before
 
-    def _results(self, weights: Sequence[W]) -> Mapping[str, Any]:
-        """Layer name -> what the algorithm returned, once nothing of it is symbolic."""
-        return {w.name: self.compute(w) for w in weights}
+    def _call(self, method: str, weight: W, tensor: Any) -> Any:
+        layer = weight.layer()
+        rule = self._owner.plan.layers[weight.name].rule
+        assert rule is not None
+        config = self._owner.config_list[rule]
+        compute = getattr(self._owner, method)
+        return compute(tensor, config, op=weight.op, op_type=layer.op_type, op_name=layer.name)
 
 
-class CustomPruning(Computing[W], PrunerBinding[W]):
-    """Masks that are computed here, when a weight, the epoch or the step changed.
+def is_of_package(cls: type) -> bool:
+    """Whether a class is this package's own, and no user's."""
+    return cls.__module__.startswith(_PACKAGE)
 
-    The session gets those that are others than before.
-    """
 
-    def _ask(self, weights: Sequence[W]) -> None:
-        tokens = self._asking(weights)
-        results = self._results(weights)
-        masks = {w.name: self._mask_of(w, results[w.name]) for w in weights}
-        before = self.packed_masks()
-        changed = {
-            name: mask
-            for name, mask in masks.items()
-            if name not in before or not np.array_equal(before[name].bits, mask.bits)
-        }
-        answers, error = split_results(lambda: self.tracker.session.calc_mask(changed))
-        self.set_masks(answers)
-        for name, token in tokens.items():
-            if name in answers or name not in changed:
-                self.tracker.answered(name, token)
-        self._raise(error)
+def followed(name: str, method: Callable[..., Any]) -> Callable[..., Any]:
+    """A subclass's own `update_epoch` or `step`, after which the base's has been called, too."""
 
-    def _mask_of(self, weight: W, result: Any) -> Mask:
-        return to_mask(self._to_numpy(result), weight.layer().shape, self.where(weight))
-
-    def _to_numpy(self, result: Any) -> Any:
-        """A tensor of the framework's as an array with a dtype of numpy's; all else unchanged."""
+    @functools.wraps(method)
+    def call(self: Any, *args: Any, **kwargs: Any) -> Any:
+        before = self._told
+        result = self._bound().backend.call_own(method, self, args, kwargs)
+        self._bound().tracker.forget()
+        if self._told == before:
+            base = next(b for b in type(self).__mro__ if is_of_package(b))
+            getattr(base, name)(self, *args, **kwargs)
         return result
 
-
-class CustomQuantizing(Computing[W], QuantizerBinding[W]):
-    """Quantized weights that are computed here, when a weight, the epoch or the step changed."""
-
-    def _ask(self, weights: Sequence[W]) -> None:
-        tokens = self._asking(weights)
-        self._set_values(self._results(weights))
-        stale = [w for w in weights if not self.tracker.status[w.name].answered]
-        ranges = self._ranges(stale)
-        _, error = split_results(lambda: self.tracker.session.quantize_range(ranges))
-        for name, token in tokens.items():
-            if error is None or name not in error.errors:
-                self.tracker.answered(name, token)
-        self._raise(error)
-
-    def _set_values(self, results: Mapping[str, Any]) -> None:
-        """Puts in force, by layer name, what the algorithm returned.
-
-        TypeError and ValueError, before anything is changed, for what are no values of a weight.
-        """
-        raise NotImplementedError
+    return call

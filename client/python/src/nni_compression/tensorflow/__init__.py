@@ -1,5 +1,8 @@
 """Pruning and quantizing TensorFlow's Keras models and graphs through a compression server.
 
+The names of `nni_compression.keras` and of `nni_compression.tf1` in one: classes tell from the
+model which of the two it is.
+
 >>> from nni_compression.tensorflow import LevelPruner
 >>> config_list = [{"sparsity": 0.8, "op_types": ["default"]}]
 >>> pruner = LevelPruner(config_list)
@@ -19,6 +22,10 @@ from __future__ import annotations
 
 from typing import Any
 
+from .. import keras as _keras
+from .. import tf1 as _tf1
+from .._renamed import attributes_of
+from ..tf1.backend import GraphBackend
 from ..values.plan import Layer
 from .compressor import (
     AGPPruner,
@@ -29,7 +36,6 @@ from .compressor import (
     Pruner,
     QATQuantizer,
     Quantizer,
-    find_weights,
 )
 
 # NNI's spellings.
@@ -50,7 +56,9 @@ __all__ = [
     "layers",
 ]
 
+__getattr__ = attributes_of("tensorflow")
+
 
 def layers(model: Any) -> list[Layer]:
     """The model's layers as a session is told of them: for search spaces, or to see their names."""
-    return [weight.layer() for weight in find_weights(model)]
+    return _tf1.layers(model) if GraphBackend.accepts(model) else _keras.layers(model)

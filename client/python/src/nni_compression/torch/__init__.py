@@ -9,11 +9,12 @@ Train as before. Every forward pass sees the compressed weights; the dense ones 
 parameters. `pruner.unwrap()` gives the plain model back with the zeros written in.
 """
 
-from .binding import layers
+from .._renamed import attributes_of
 from .compressor import Compressor
 from .modules import unwrap
 from .pruners import AGPPruner, LevelPruner, Pruner
 from .quantizers import DoReFaQuantizer, NaiveQuantizer, QATQuantizer, Quantizer
+from .weights import layers
 
 # NNI's spellings.
 AGP_Pruner = AGPPruner
@@ -33,3 +34,5 @@ __all__ = [
     "layers",
     "unwrap",
 ]
+
+__getattr__ = attributes_of("torch")

@@ -39,7 +39,7 @@ class ModelFiles(atomic.NewFiles):
                 model, positional, kwargs=named, optimize=False, verbose=False
             )
             _fold_constants(program.model, set(model.state_dict()))
-            program.save(target, external_data=_tensor_bytes(model) > atomic.LARGEST_ONNX)
+            program.save(target, external_data=_model_bytes(model) > atomic.LARGEST_ONNX)
         else:
             # The last of the arguments, when it is a dict, has those that are named.
             torch.onnx.export(
@@ -116,6 +116,6 @@ def _described(value: Any) -> str:
     return f"{str(value.dtype).replace('torch.', '')} {list(value.shape)}"
 
 
-def _tensor_bytes(model: nn.Module) -> int:
+def _model_bytes(model: nn.Module) -> int:
     tensors = {tensor.data_ptr(): tensor for tensor in model.state_dict().values()}
     return sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())

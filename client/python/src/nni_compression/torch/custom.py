@@ -1,53 +1,14 @@
-"""Algorithms of one's own on PyTorch models: how their results reach the modules."""
+"""What custom algorithms return, in the modules of PyTorch models."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any, Callable, Optional
 
 import torch
 
-from ..adapters import custom
 from . import modules
 from .activations import Activation
-from .binding import PrunerBinding, QuantizerBinding, TrackedWeight
 from .rounding import Parameters
-
-
-class CustomPrunerBinding(custom.CustomPruning[TrackedWeight], PrunerBinding):
-    """Masks that a subclass's `calc_mask` computes."""
-
-    def _to_numpy(self, result: Any) -> Any:
-        if not isinstance(result, torch.Tensor):
-            return result
-        result = result.detach().cpu()
-        return (result.float() if result.dtype is torch.bfloat16 else result).numpy()
-
-
-class CustomQuantizerBinding(custom.CustomQuantizing[TrackedWeight], QuantizerBinding):
-    """Values that a subclass's `quantize_weight` computes.
-
-    Attributes:
-        outputs: layer name -> what quantizes its outputs; None: nothing does.
-    """
-
-    outputs: Optional[Callable[[TrackedWeight], Activation]] = None
-
-    def _begin(self, weight: TrackedWeight, state: modules.WeightState) -> None:
-        super()._begin(weight, state)
-        if self.outputs is not None:
-            state.output = self.outputs(weight)
-
-    def _set_values(self, results: Mapping[str, Any]) -> None:
-        found = {
-            name: tensor_of(result, self.weights[name].tensor, self.where(self.weights[name]))
-            for name, result in results.items()
-        }
-        for name, values in found.items():
-            weight = self.weights[name]
-            # Not the parameter's own memory, which changes.
-            own = values.data_ptr() == weight.dense.data_ptr()
-            weight.state.parameters = FixedValues(values.clone() if own else values)
 
 
 class FixedValues(Parameters):

@@ -397,7 +397,7 @@ elif hasattr(torch, "_dynamo"):
 _classes: dict[type, type] = {}
 
 
-def _compressed_class(base: type) -> type:
+def _compressed_module_class(base: type) -> type:
     """The one subclass of `base` whose weight is compressed."""
     if base not in _classes:
         bases = (CompressedModule, base)
@@ -407,7 +407,7 @@ def _compressed_class(base: type) -> type:
 
 def _new_compressed(base: type, *args: Any) -> Any:
     """Unpickles: the class is generated where it is needed."""
-    cls: Any = _compressed_class(base)
+    cls: Any = _compressed_module_class(base)
     return cls.__new__(cls, *args)
 
 
@@ -428,7 +428,7 @@ def install(module: nn.Module, state: WeightState) -> None:
         module.__dict__[STATE] = state
         return
     module.__dict__[STATE] = state
-    module.__class__ = _compressed_class(type(module))
+    module.__class__ = _compressed_module_class(type(module))
 
 
 def uninstall(module: nn.Module) -> None:

@@ -1,38 +1,32 @@
-"""Pruners: some weights are zero in every forward pass."""
+"""Pruners of PyTorch models."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Optional, Union
+from typing import Optional, Union
 
 import torch
 
-from ..adapters.compressor import PrunerPart
-from ..adapters.tracker import Tracker
-from ..values.masks import Mask
+from ..adapters import pruner
+from ..adapters.algorithms import listed
 from ._files import ExampleInputs, ModelFiles
-from .binding import PrunerBinding, TrackedWeight
 from .compressor import Compressor
-from .custom import CustomPrunerBinding
 
 
-class Pruner(Compressor, PrunerPart):
-    """Base of pruners.
+class Pruner(pruner.Pruner, Compressor):
+    """Base of pruners of PyTorch models.
 
-    One of your own overrides `calc_mask`, and is computed here; or it names an algorithm that the
-    server has: ``algorithm = "random"``.
+    A custom algorithm overrides `calc_mask`, and is computed here; or it names an algorithm that
+    the server has: ``algorithm = "random"``.
     """
 
     @property
     def masks(self) -> dict[str, torch.Tensor]:
         """Layer name -> bool tensor of the weight's shape on its device, True = kept.
 
-        Asks the service for masks that are missing or stale.
+        Asks the server for masks that are missing or stale.
         """
-        if self._final_masks is not None:
-            return dict(self._final_masks)
-        self.refresh()
-        return dict(self._masks().masks())
+        return super().masks
 
     def export_model(
         self,
@@ -56,54 +50,21 @@ class Pruner(Compressor, PrunerPart):
                 positional arguments, or a dict of keyword arguments.
         """
         with ModelFiles.written() as files:
-            self._export_model(files, model_path, onnx_path, input_shape, example_inputs)
+            files.save(self.compressed_state_dict(), model_path)
+            if onnx_path is not None:
+                self._torch().save_onnx(files, onnx_path, input_shape, example_inputs)
             if mask_path is not None:
-                weights = self._masks().weights
+                weights = self._bound().weights
                 masks = {
                     name: {"weight": mask.to("cpu", weights[name].dense.dtype), "bias": None}
                     for name, mask in self.masks.items()
                 }
                 files.save(masks, mask_path)
 
-    _final_masks: Optional[dict[str, torch.Tensor]] = None
 
-    def unwrap(self) -> Any:
-        """Gives the plain model back, zeros written in; ends the session."""
-        self._final_masks = self.masks
-        return super().unwrap()
-
-    def _masks(self) -> PrunerBinding:
-        binding = self._bound()
-        assert isinstance(binding, PrunerBinding)
-        return binding
-
-    def _make_binding(self, tracker: Tracker, weights: Sequence[TrackedWeight]) -> PrunerBinding:
-        return (CustomPrunerBinding if self._is_custom else PrunerBinding)(tracker, weights)
-
-    def _packed_masks(self) -> dict[str, Mask]:
-        if self._final_masks is None:
-            return super()._packed_masks()
-        return {
-            name: Mask.from_numpy(mask.to("cpu", torch.bool).numpy())
-            for name, mask in self._final_masks.items()
-        }
+@listed
+class LevelPruner(Pruner): ...
 
 
-class LevelPruner(Pruner):
-    """Removes the share `sparsity` of each layer's weights, the smallest ones, once.
-
-    ``config_list = [{"sparsity": 0.8, "op_types": ["default"]}]``
-    """
-
-    algorithm = "level"
-
-
-class AGPPruner(Pruner):
-    """Removes more and more weights over the epochs (Zhu and Gupta, "To prune, or not to prune:
-    exploring the efficacy of pruning for model compression", 2017).
-
-    ``config_list = [{"initial_sparsity": 0, "final_sparsity": 0.8, "start_epoch": 0,
-    "end_epoch": 10, "frequency": 1, "op_types": ["default"]}]``; call `update_epoch` in each epoch.
-    """
-
-    algorithm = "agp"
+@listed
+class AGPPruner(Pruner): ...

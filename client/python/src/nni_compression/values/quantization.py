@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Optional, Union
+from typing import Any, Optional, TypedDict, Union
 
 import numpy as np
 import numpy.typing as npt
@@ -25,6 +25,28 @@ _ROUNDINGS = {
     pb.ROUNDING_TRUNCATE: "truncate",
     pb.ROUNDING_DOREFA: "dorefa",
 }
+
+
+class Calibration(TypedDict, total=False):
+    """How a layer is quantized: what `Quantizer.calibration` has of it, and its files.
+
+    Scales and zero points are numbers, or arrays (tensors in PyTorch) with one for each channel or
+    group; None for DoReFa.
+    """
+
+    weight_bits: int
+    weight_scale: Any
+    weight_zero_point: Any
+    channel_axis: Optional[int]
+    group_size: int
+    output_bits: int
+    output_scale: Any
+    output_zero_point: Any
+    output_range: tuple[float, float]
+    input_bits: int
+    input_scale: Any
+    input_zero_point: Any
+    input_range: tuple[float, float]
 
 
 @dataclass(frozen=True, eq=False)

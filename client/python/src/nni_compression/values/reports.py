@@ -206,12 +206,12 @@ def _layer_report(message: pb.LayerReport) -> LayerReport:
         bits=_optional(message, "bits"),
         stale=message.stale,
         rule=_optional(message, "rule"),
-        output=_activation(message, "output"),
-        input=_activation(message, "input"),
+        output=_activation_report(message, "output"),
+        input=_activation_report(message, "input"),
     )
 
 
-def _activation(report: pb.LayerReport, name: str) -> Optional[QuantizedTensor]:
+def _activation_report(report: pb.LayerReport, name: str) -> Optional[QuantizedTensor]:
     if not report.HasField(name):
         return None
     message = pb.LayerParameters(layer=report.name, parameters=getattr(report, name))

@@ -12,13 +12,13 @@ from typing import Any, Callable, Optional
 import numpy as np
 import tensorflow as tf
 
+from .._tensorflow.variables import clamped_straight_through
 from ..values.quantization import QuantizedTensor
-from . import kernels
 
 NOTHING = (-np.inf, -np.inf)  # seen
 
 
-class Activation:
+class KerasActivation:
     """The outputs, or the inputs, of a layer.
 
     What is seen and how it is quantized are variables, so compiled functions need not be traced
@@ -86,7 +86,7 @@ class Activation:
         inside = tf.logical_and(codes >= smallest, codes <= largest)
         values = (tf.clip_by_value(codes, smallest, largest) - zero_point) * scale
         values = tf.cast(values, value.dtype)
-        return kernels.straight_through(value, values, inside, self._active.read_value())
+        return clamped_straight_through(value, values, inside, self._active.read_value())
 
 
 @functools.cache
@@ -94,7 +94,7 @@ def _layer_class() -> Any:
     class Quantized(tf.keras.layers.Layer):  # type: ignore[misc]
         """A layer, because Keras tells layers whether the one around them is training."""
 
-        def __init__(self, activation: Activation) -> None:
+        def __init__(self, activation: KerasActivation) -> None:
             super().__init__(autocast=False)
             self._activation = activation
 

@@ -16,7 +16,7 @@ from ..errors import InvalidArgumentError
 _v1 = tf.compat.v1
 
 
-class ModelFiles(NewFiles):
+class TensorFlowFiles(NewFiles):
     """Files of Keras and TensorFlow, of ONNX, and what numpy and JSON can hold."""
 
     def save_keras(self, model: Any, path: str) -> None:
@@ -58,7 +58,7 @@ class ModelFiles(NewFiles):
                 with archive.open(f"{name}.npy", "w", force_zip64=True) as entry:
                     np.lib.format.write_array(entry, mask)  # type: ignore[no-untyped-call]
 
-    def save_calibration(self, calibration: Mapping[str, Mapping[str, Any]], path: str) -> None:
+    def save_calibration(self, calibration: Mapping[str, Any], path: str) -> None:
         """JSON; the numbers come back bit for bit, arrays as lists."""
         plain = {
             name: {

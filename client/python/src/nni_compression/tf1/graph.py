@@ -17,13 +17,9 @@ from typing import Any, Callable, Optional
 import numpy as np
 import tensorflow as tf
 
-from ..adapters import binding
-from ..adapters.tracker import Tracker
+from .._tensorflow.variables import WeightVariables
 from ..values.dtypes import WEIGHT_DTYPES
-from ..values.masks import Mask
 from ..values.plan import Layer, Parameter
-from ..values.quantization import QuantizedTensor
-from . import counted, kernels, rounding
 
 _v1 = tf.compat.v1
 
@@ -208,7 +204,7 @@ class Read:
     slots: tuple[Any, ...] = ()
 
 
-class GraphState(kernels.WeightState):
+class GraphState(WeightVariables):
     """What stands between a variable and the operations that read it.
 
     Attributes:
@@ -343,6 +339,13 @@ class GraphWeight:
         """That it belongs to."""
         return CompressedGraph.of(self._variable.graph)
 
+    #: Variables keep their dtype.
+    fits = True
+
+    def is_taken(self, role: str) -> bool:
+        """Whether there is a "pruner", or a "quantizer", already."""
+        return getattr(self.state, role) is not None
+
     def prepare(self) -> None:
         """Makes what reads and writes the variable: later the graph may be finalized."""
         if self.read is not None:
@@ -388,7 +391,7 @@ def is_graph(value: Any) -> bool:
     return isinstance(value, tf.Graph)
 
 
-def find_weights(graph: Any) -> list[GraphWeight]:
+def find_graph_weights(graph: Any) -> list[GraphWeight]:
     """The variables that layers read as their weight, in the order of the operations.
 
     A layer has its operation's name; further operations on the same variable are its aliases. What
@@ -430,9 +433,9 @@ def find_weights(graph: Any) -> list[GraphWeight]:
     return list(found.values())
 
 
-def parameters(graph: Any) -> Iterator[Parameter]:
+def graph_parameters(graph: Any) -> Iterator[Parameter]:
     """All trainable variables of a graph, and which of them layers read as their weight."""
-    layers = {weight.variable: weight for weight in find_weights(graph)}
+    layers = {weight.variable: weight for weight in find_graph_weights(graph)}
     for variable in graph.get_collection(_v1.GraphKeys.TRAINABLE_VARIABLES):
         shape = tf.TensorShape(variable.shape)
         weight = layers.get(variable.op.name)
@@ -481,178 +484,6 @@ def _ones(tensor: Any, smallest: Sequence[int]) -> Any:
     return np.ones(shape, tensor.dtype.as_numpy_dtype)
 
 
-class GraphBinding(counted.CountedBinding[GraphWeight]):
-    """What both kinds of binding do with a graph. They ask inside of `CompressedGraph.using`."""
-
-    def install(self, undo: contextlib.ExitStack) -> None:
-        for weight in self.weights.values():
-            if getattr(weight.state, self.role) is not None:
-                raise RuntimeError(
-                    f"layer {weight.name!r} already has a {self.role}; unwrap() that one first"
-                )
-        for weight in self.weights.values():
-            weight.prepare()
-        puts = []
-        for weight in self.weights.values():
-            undo.callback(weight.state.snapshot())
-            puts += self._begin(weight)
-            setattr(weight.state, self.role, self.refresh)
-            weight.state.lead()
-        self._put(puts)
-
-    def unwrap(self) -> None:
-        dense = self._dense(list(self.weights.values()))
-        puts = []
-        for name, weight in self.weights.items():
-            weight.write(self._written(weight.state, dense[name]))
-            setattr(weight.state, self.role, None)
-            puts += self._nothing(weight.state)
-        self._put(puts)  # for sessions, which go on with the edges that they have
-        for weight in self.weights.values():
-            if weight.state.pruner is None and weight.state.quantizer is None:
-                weight.state.remove()
-
-    def _hosts(self, weights: Sequence[GraphWeight]) -> Mapping[str, Any]:
-        arrays = self._dense(weights)
-        return {w.name: rounding.host(arrays[w.name], w.dtype) for w in weights}
-
-    def _dense(self, weights: Sequence[GraphWeight]) -> Mapping[str, Any]:
-        """The weights in the session, in one run of it."""
-        if not weights:
-            return {}
-        found: Mapping[str, Any] = weights[0].graph.run({w.name: w.read for w in weights})
-        return found
-
-    def _put(self, values: Sequence[tuple[Slot, Any]]) -> None:
-        for weight in self.weights.values():
-            weight.graph.put(values)
-            return
-
-    def _begin(self, weight: GraphWeight) -> list[tuple[Slot, Any]]:
-        """Makes the variables that this binding's answers go to; what it goes on with in them."""
-        raise NotImplementedError
-
-    def _written(self, state: GraphState, dense: Any) -> Any:
-        """The dense weight with the answer in it."""
-        raise NotImplementedError
-
-    def _nothing(self, state: GraphState) -> list[tuple[Slot, Any]]:
-        """Values with which the state does nothing more for this binding."""
-        raise NotImplementedError
-
-
-class PrunerBinding(GraphBinding, binding.PrunerBinding[GraphWeight]):
-    """Masks of a graph's layers."""
-
-    role = "pruner"
-
-    def _begin(self, weight: GraphWeight) -> list[tuple[Slot, Any]]:
-        state = weight.state
-        if state.mask is None:
-            state.add_mask()
-        given = self.given.pop(weight.name, None)
-        kept = np.ones(weight.shape, np.bool_) if given is None else given.to_numpy()
-        return [(state.slot(state.mask), kept)]
-
-    def set_masks(self, masks: Mapping[str, Mask]) -> None:
-        super().set_masks(masks)
-        changed = [self.weights[name].state for name in masks if name in self.weights]
-        self._put([(state.slot(state.mask), state.value(state.mask)) for state in changed])
-
-    def _set_mask(self, weight: GraphWeight, mask: Mask) -> None:
-        weight.state.slot(weight.state.mask).value = mask.to_numpy()
-
-    def packed_masks(self) -> dict[str, Mask]:
-        answered = self.tracker.status
-        return {
-            name: Mask.from_numpy(mask)
-            for name, mask in self.masks().items()
-            if answered[name].answered
-        }
-
-    def masks(self) -> dict[str, Any]:
-        """Layer name -> bool array of the weight's shape, True = kept."""
-        return {name: w.state.value(w.state.mask) for name, w in self.weights.items()}
-
-    def _written(self, state: GraphState, dense: Any) -> Any:
-        return _masked(state, dense)
-
-    def _nothing(self, state: GraphState) -> list[tuple[Slot, Any]]:
-        # A quantizer may give zeros another value: then the mask stays.
-        return _without_mask(state) if state.quantizer is None else []
-
-
-class QuantizerBinding(GraphBinding, binding.QuantizerBinding[GraphWeight]):
-    """Quantized weights of a graph's layers."""
-
-    role = "quantizer"
-    why_weights_only = (
-        "a graph does not tell training from inference, so that it must be weights only"
-    )
-
-    def __init__(self, tracker: Tracker, weights: Sequence[GraphWeight], transfer: str) -> None:
-        super().__init__(tracker, weights, transfer)
-        self.answers: dict[str, QuantizedTensor] = {}
-        self._present: Mapping[str, Any] = {}
-        self._puts: list[tuple[Slot, Any]] = []
-
-    def _begin(self, weight: GraphWeight) -> list[tuple[Slot, Any]]:
-        state = weight.state
-        if state.values is None:
-            state.add_values()
-        return [(state.slot(state.active), np.array(False))]
-
-    def _dense(self, weights: Sequence[GraphWeight]) -> Mapping[str, Any]:
-        self._present = super()._dense(weights)
-        return self._present
-
-    def _ranges(self, weights: Sequence[GraphWeight]) -> Mapping[str, Any]:
-        plan = self.tracker.plan.layers
-        dense = self._dense(weights)
-        axes = {w.name: w.channel_axis if plan[w.name].range_per_channel else None for w in weights}
-        return {w.name: rounding.weight_range(dense[w.name], axes[w.name]) for w in weights}
-
-    def _take(self, answers: Mapping[str, QuantizedTensor], tokens: Mapping[str, Any]) -> None:
-        super()._take(answers, tokens)
-        puts, self._puts, self._present = self._puts, [], {}
-        self._put(puts)
-
-    def _set_answer(self, weight: GraphWeight, answer: QuantizedTensor) -> None:
-        self.answers[weight.name] = answer
-        state = weight.state
-        if not answer.unquantized:
-            values, inside = rounding.values_and_inside(self._present[weight.name], answer)
-            self._puts += [(state.slot(state.values), values), (state.slot(state.inside), inside)]
-        self._puts.append((state.slot(state.active), np.array(not answer.unquantized)))
-
-    def _put_values(self, given: Sequence[tuple[GraphWeight, Any, Any]]) -> None:
-        """Puts values in force that come from here: (weight, values, inside) of each."""
-        puts = []
-        for weight, values, inside in given:
-            state = weight.state
-            puts += [(state.slot(state.values), values), (state.slot(state.inside), inside)]
-            puts.append((state.slot(state.active), np.array(True)))
-        self._put(puts)
-
-    def _lasts(self, answer: QuantizedTensor) -> bool:
-        return answer.unquantized  # the values are computed when an answer comes
-
-    def _written(self, state: GraphState, dense: Any) -> Any:
-        written = state.value(state.values) if state.value(state.active) else dense
-        return _masked(state, written) if state.pruner is None else written
-
-    def _nothing(self, state: GraphState) -> list[tuple[Slot, Any]]:
-        inactive = [(state.slot(state.active), np.array(False))]
-        return inactive if state.pruner is not None else inactive + _without_mask(state)
-
-
-def _masked(state: GraphState, weight: Any) -> Any:
-    if state.mask is None:
-        return weight
-    return np.where(state.value(state.mask), weight, np.zeros((), weight.dtype))
-
-
-def _without_mask(state: GraphState) -> list[tuple[Slot, Any]]:
-    if state.mask is None:
-        return []
-    return [(state.slot(state.mask), np.ones_like(state.value(state.mask)))]
+def layers(graph: Any) -> list[Layer]:
+    """The graph's layers as a session is told of them: for search spaces, or to see their names."""
+    return [weight.layer() for weight in find_graph_weights(graph)]

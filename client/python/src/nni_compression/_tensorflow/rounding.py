@@ -22,7 +22,7 @@ def host(array: Any, dtype: str) -> Any:
     return array
 
 
-def weight_range(weight: Any, channel_axis: Optional[int]) -> Any:
+def array_range(weight: Any, channel_axis: Optional[int]) -> Any:
     """Smallest and largest element: float32 [2], or [2, C] for the slices along a dimension."""
     wide = weight.astype(np.float32)
     axes = None

@@ -1,0 +1,1 @@
+"""What the adapters of Keras and of TensorFlow 1 share: arithmetic, variables, files."""

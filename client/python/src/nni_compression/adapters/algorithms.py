@@ -1,0 +1,110 @@
+"""The server's algorithms that have a class in every framework: one table of them.
+
+A framework makes its classes of the table, with `@listed` in front of a subclass of its own
+`Pruner` or `Quantizer`, which has nothing of its own:
+
+    @listed
+    class LevelPruner(Pruner): ...
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Literal, Optional, TypeVar
+
+from .compressor import Compressor
+
+
+@dataclass(frozen=True)
+class ListedAlgorithm:
+    """A line of the table.
+
+    Attributes:
+        name: on the server.
+        kind: which base its classes have.
+        class_name: of its classes.
+        nni_name: how NNI spells that, where it does otherwise.
+        doc: of its classes.
+    """
+
+    name: str
+    kind: Literal["Pruner", "Quantizer"]
+    class_name: str
+    nni_name: Optional[str]
+    doc: str
+
+
+ALGORITHMS = (
+    ListedAlgorithm(
+        "level",
+        "Pruner",
+        "LevelPruner",
+        None,
+        """Removes the share `sparsity` of each layer's weights, the smallest ones, once.
+
+    ``config_list = [{"sparsity": 0.8, "op_types": ["default"]}]``
+    """,
+    ),
+    ListedAlgorithm(
+        "agp",
+        "Pruner",
+        "AGPPruner",
+        "AGP_Pruner",
+        """Removes more and more weights over the epochs (Zhu and Gupta, "To prune, or not to prune:
+    exploring the efficacy of pruning for model compression", 2017).
+
+    ``config_list = [{"initial_sparsity": 0, "final_sparsity": 0.8, "start_epoch": 0,
+    "end_epoch": 10, "frequency": 1, "op_types": ["default"]}]``; call `update_epoch` in each epoch.
+    """,
+    ),
+    ListedAlgorithm(
+        "naive",
+        "Quantizer",
+        "NaiveQuantizer",
+        None,
+        """Eight bits with a scale that only grows.
+
+    ``config_list = [{"op_types": ["default"]}]``
+    """,
+    ),
+    ListedAlgorithm(
+        "qat",
+        "Quantizer",
+        "QATQuantizer",
+        "QAT_Quantizer",
+        """Quantization-aware training (Jacob et al., "Quantization and training of neural networks
+    for efficient integer-arithmetic-only inference", 2018).
+
+    ``config_list = [{"quant_types": ["weight", "output"], "quant_bits": {"weight": 8, "output": 8},
+    "quant_start_step": 0, "op_types": ["default"]}]``; call `step` after each minibatch when
+    `quant_start_step` is set, or outputs or inputs are quantized: their ranges, two numbers for
+    each, are sent to the server then, in one call for all layers, and its answer holds for the
+    minibatches after that. In `eval()` mode, and in inference, no range is observed. In PyTorch,
+    where `torch.distributed` is initialized, every rank has to call `step`: they reduce their
+    ranges among themselves. Graphs of TensorFlow 1 quantize weights only.
+    """,
+    ),
+    ListedAlgorithm(
+        "dorefa",
+        "Quantizer",
+        "DoReFaQuantizer",
+        None,
+        """Low bit widths (Zhou et al., "DoReFa-Net: training low bitwidth convolutional neural
+    networks with low bitwidth gradients", 2016).
+
+    ``config_list = [{"quant_bits": 4, "op_types": ["default"]}]``
+    """,
+    ),
+)
+
+_BY_CLASS = {algorithm.class_name: algorithm for algorithm in ALGORITHMS}
+
+C = TypeVar("C", bound=type[Compressor])
+
+
+def listed(cls: C) -> C:
+    """Gives a class its algorithm and its docstring, which the table has under the class's name."""
+    found = _BY_CLASS[cls.__name__]
+    made: Any = cls
+    made.algorithm, made.__doc__ = found.name, found.doc
+    return cls

@@ -1,0 +1,294 @@
+"""What a framework does for a compressor: all that the two know of each other.
+
+A framework implements `Weight`, `Backend`, `Pruning` and `Quantizing`, and derives its public
+classes from `compressor.Compressor`, `pruner.Pruner` and `quantizer.Quantizer` with the backend as
+`_backends`. When to ask, batching, errors of single layers, lost sessions and checkpoints are not
+its concern.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Callable, ClassVar, Optional, Protocol, TypeVar
+
+import numpy as np
+
+from ..values.masks import Mask
+from ..values.plan import Layer, LayerPlan, Parameter
+from ..values.quantization import QuantizedTensor
+
+if TYPE_CHECKING:
+    from .binding import Binding
+    from .custom import OwnAlgorithm
+    from .pruning import PrunerBinding
+    from .quantizing import QuantizerBinding
+
+Range = Sequence[float]  # smallest, largest
+ActivationKey = tuple[str, str]  # layer, "output" or "input"
+
+
+class Weight(Protocol):
+    """A weight of a model, under all its names."""
+
+    name: str
+
+    @property
+    def op(self) -> Any:
+        """The module, layer or operation that has it."""
+
+    @property
+    def tensor(self) -> Any:
+        """The dense weight as custom algorithms get it, without gradient."""
+
+    @property
+    def state(self) -> Any:
+        """What stands between the dense weight and its readers, once a binding is installed.
+
+        Its attributes `pruner` and `quantizer` are None where there is none.
+        """
+
+    @property
+    def fits(self) -> bool:
+        """Whether the bound dtype holds every value of the present one."""
+
+    def layer(self) -> Layer:
+        """What BindModel is told."""
+
+    def token(self) -> Any:
+        """Equal for as long as the weight is unchanged."""
+
+    def is_taken(self, role: str) -> bool:
+        """Whether there is a "pruner", or a "quantizer", already."""
+
+
+W = TypeVar("W", bound=Weight)
+
+
+class Backend(Protocol[W]):
+    """One model of a framework: finds its weights, reads them, and has other files made of it."""
+
+    #: As BindModel has it.
+    framework: ClassVar[str]
+    #: What models are, for messages.
+    model_type: ClassVar[str]
+    #: Whether answers are asked for by `update_epoch`, `step` and `refresh`, when all weights count
+    #: as changed; otherwise by the forward pass that needs them.
+    asks_ahead: ClassVar[bool]
+    sends_gradients: ClassVar[bool]
+
+    def __init__(self, model: Any) -> None: ...
+
+    @staticmethod
+    def accepts(value: Any) -> bool:
+        """Whether this is a model of the framework."""
+
+    # The model.
+
+    def find_weights(self) -> Sequence[W]:
+        """The weights that can be compressed, tied ones once."""
+
+    def parameters(self) -> Iterable[Parameter]:
+        """All parameters, those that cannot be compressed too, each once."""
+
+    def layer_key(self, name: str) -> str:
+        """Equal for the names that one layer has in a model and in a wrapper of that model."""
+        return name
+
+    def wire_rules(self, rules: Sequence[Mapping[str, Any]]) -> Sequence[Mapping[str, Any]]:
+        """The config_list with the names that layers are bound under."""
+        return rules
+
+    def replaced(self, weights: Collection[W]) -> list[str]:
+        """The layers whose module, in the model, is no longer the one that was bound."""
+        return []
+
+    # Weights.
+
+    def read(self, weights: Sequence[W]) -> Mapping[str, Any]:
+        """Layer name -> array, or `Tensor`, of the bound dtype."""
+
+    def gradients(self, weights: Sequence[W]) -> Mapping[str, Any]:
+        """As `read`, of the weights' gradients; those without one are left out."""
+        return {}
+
+    def tokens(self, weights: Sequence[W]) -> Mapping[str, Any]:
+        """The tokens of weights that are about to be asked for."""
+        return {weight.name: weight.token() for weight in weights}
+
+    def weights_changed(self, binding: Binding[W]) -> None:
+        """Treats all weights as changed, but for those that can be shown not to be."""
+        return
+
+    def computing(self) -> contextlib.AbstractContextManager[Any]:
+        """What asking runs in: outside of gradients, where the framework has such a thing."""
+        return contextlib.nullcontext()
+
+    # A binding in the model.
+
+    def pruning(self, own: Optional[OwnAlgorithm[W]]) -> Pruning[W]:
+        """For a new binding. `own`: of a custom algorithm."""
+
+    def quantizing(self, own: Optional[OwnAlgorithm[W]]) -> Quantizing[W]:
+        """The same for a quantizer."""
+
+    def has(self, binding: Binding[W]) -> bool:
+        """Whether the model still reads its weights through the binding."""
+
+    def installed(self, binding: Binding[W], undo: contextlib.ExitStack) -> None:
+        """Does what is left once a binding is installed; `undo` changes it back."""
+        return
+
+    def watch(self, binding: Binding[W], optimizer: Optional[Any]) -> Sequence[Callable[[], None]]:
+        """Begins to hear of what changes weights without a trace; returns what ends that."""
+        return ()
+
+    def unwrapped(self) -> None:
+        """Does what is left once the plain model is back."""
+        return
+
+    def call_own(
+        self, method: Callable[..., Any], owner: Any, args: Sequence[Any], kwargs: Any
+    ) -> Any:
+        """Calls an `update_epoch` or `step` of a custom algorithm."""
+        return method(owner, *args, **kwargs)
+
+    # Files.
+
+    def exported(self, binding: Binding[W]) -> tuple[Mapping[str, Any], Mapping[str, str]]:
+        """The model's tensors for the server, and how the weights that it knows by their layers'
+        names are called in the model.
+
+        Of weights that it compresses, what it makes the compressed ones of.
+        """
+
+    def tied_names(self, binding: Binding[W]) -> Mapping[str, Sequence[str]]:
+        """What exports call a weight -> what the model calls it, once or, as it is tied, often."""
+        return {}
+
+    def other_weights(self, binding: Binding[W]) -> Mapping[str, np.ndarray[Any, Any]]:
+        """Name -> the tensors that are not compressed and have the shape of one that is.
+
+        An exporter may have merged those with these.
+        """
+        return {}
+
+    def from_numpy(self, array: Any) -> Any:
+        """An array as `state_dict` has it: something that the framework's files can hold."""
+        return array
+
+    def to_numpy(self, array: Any) -> Any:
+        """Back; also of what `Pruning.mask` gave."""
+        return np.asarray(array)
+
+
+class _Answers(Protocol[W]):
+    """What both kinds of answers need of a framework, for the weights of one binding."""
+
+    def unwrap(self, binding: Any) -> None:
+        """Writes the answers into the dense weights and takes the binding out of the model."""
+
+    def results(self, compute: Callable[[W], Any], weights: Sequence[W]) -> Mapping[str, Any]:
+        """Layer name -> what a custom algorithm returned, once nothing of it is symbolic."""
+        return {weight.name: compute(weight) for weight in weights}
+
+
+class Pruning(_Answers[W], Protocol[W]):
+    """Masks in a model."""
+
+    def install(
+        self, binding: PrunerBinding[W], given: Mapping[str, Mask], undo: contextlib.ExitStack
+    ) -> None:
+        """Makes the model read its weights through the binding, with the masks that are given.
+
+        Whatever it changes, `undo` changes back.
+        """
+
+    def put(self, masks: Mapping[W, Mask]) -> None:
+        """Puts masks in force."""
+
+    def mask(self, weight: W) -> Any:
+        """The mask in force, as the framework has it: bool, of the weight's shape, True = kept."""
+
+    def to_array(self, result: Any) -> Any:
+        """A tensor that a custom algorithm returned as an array with a dtype of numpy's; all else
+        unchanged.
+        """
+        return result
+
+
+class Quantizing(_Answers[W], Protocol[W]):
+    """Quantized weights, outputs and inputs in a model."""
+
+    #: Whether weights are rounded when they are read, so that parameters hold for any weight.
+    rounds_when_read: ClassVar[bool]
+    #: Why outputs and inputs cannot be quantized; empty where they can.
+    why_weights_only: ClassVar[str]
+
+    def install(self, binding: QuantizerBinding[W], undo: contextlib.ExitStack) -> None:
+        """As `Pruning.install`."""
+
+    def put(self, answers: Mapping[W, QuantizedTensor]) -> None:
+        """Puts quantizations in force; one without numbers lets the weight pass."""
+
+    def put_values(self, results: Mapping[str, Any], own: OwnAlgorithm[W], weights: Any) -> None:
+        """Puts in force, by layer name, what a custom algorithm returned.
+
+        TypeError and ValueError, before anything is changed, for what are no values of a weight.
+        """
+
+    def ranges(self, weights: Sequence[W], plan: Mapping[str, LayerPlan]) -> Mapping[str, Any]:
+        """Layer name -> float32 [2], or [2, C] where the plan wants a range per channel."""
+
+    def calibration(self, binding: QuantizerBinding[W]) -> dict[str, dict[str, Any]]:
+        """What `Quantizer.calibration` has."""
+
+    def kept(self, weight: W) -> Optional[np.ndarray[Any, Any]]:
+        """What a pruner of the weight keeps, a boolean array; None where there is no pruner."""
+
+    def detached(self, binding: QuantizerBinding[W]) -> None:
+        """No answer comes any more."""
+        return
+
+    # Of frameworks that quantize outputs and inputs.
+
+    def seen(self, binding: QuantizerBinding[W]) -> Mapping[ActivationKey, Range]:
+        """Smallest and largest number since the last step, of those of which any was seen."""
+        return {}
+
+    def seen_here(self, binding: QuantizerBinding[W]) -> Mapping[ActivationKey, Range]:
+        """The same of this process alone: what a checkpoint between two steps has to have."""
+        return {}
+
+    def see(self, binding: QuantizerBinding[W], ranges: Mapping[ActivationKey, Range]) -> None:
+        """Takes in what `seen_here` gave. The binding is installed."""
+        return
+
+    def forget_seen(self, binding: QuantizerBinding[W]) -> None:
+        """The step was taken: what was seen so far counted."""
+        return
+
+    def put_activation(
+        self, binding: QuantizerBinding[W], key: ActivationKey, answer: QuantizedTensor
+    ) -> None:
+        """Puts the quantization of outputs or inputs in force."""
+        return
+
+
+def is_model_of(backends: Sequence[type[Backend[Any]]], value: Any) -> bool:
+    """Whether this is a model of one of them."""
+    return any(backend.accepts(value) for backend in backends)
+
+
+def backend_of(backends: Sequence[type[Backend[Any]]], model: Any) -> Backend[Any]:
+    """Of the first that accepts the model; TypeError where none does."""
+    for backend in backends:
+        if backend.accepts(model):
+            return backend(model)
+    raise not_a_model(backends, model)
+
+
+def not_a_model(backends: Sequence[type[Backend[Any]]], value: Any) -> TypeError:
+    """Says what would be one."""
+    wanted = " or ".join(backend.model_type for backend in backends)
+    return TypeError(f"model is a {type(value).__name__}; it must be {wanted}")

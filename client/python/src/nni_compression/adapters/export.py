@@ -1,0 +1,57 @@
+"""Files of the server's formats, and what a session knows put into the ONNX file of a model."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Callable, Optional, Union
+
+from ..errors import InvalidArgumentError
+from .binding import Binding
+from .warn import warn
+
+
+def export(
+    binding: Binding[Any],
+    directory: Union[str, os.PathLike[str]],
+    format: str,
+    options: Optional[Mapping[str, Any]],
+) -> list[Path]:
+    """Writes the model in one of the server's formats; see `Compressor.export`."""
+    binding.give_masks()
+    session = binding.tracker.session
+    if format == "masks":
+        return session.export(directory, format=format, options=options)
+    tensors, names = binding.backend.exported(binding)
+    given = {"names": names, **(options or {})}
+    return session.export(directory, tensors, format, options=given)
+
+
+def put_codes(binding: Binding[Any], path: Path, export: Callable[..., list[Path]]) -> None:
+    """Puts what the session has made of a quantized model into its ONNX file.
+
+    Warns where that cannot be done.
+
+    Args:
+        path: of the file of the plain model.
+        export: `Compressor.export`.
+    """
+    try:
+        from .. import onnx
+
+        if binding.final is not None:
+            raise InvalidArgumentError("unwrap() has ended the session")
+        with tempfile.TemporaryDirectory() as folder:
+            (bundle,) = export(folder, "onnx")
+            model = onnx.load(path)
+            names, absent = onnx.match(model, bundle, binding.backend.tied_names(binding))
+            others = binding.backend.other_weights(binding)
+            onnx.apply(model, bundle, names=names, left_out=absent, others=others)
+            if absent:
+                warn(f"onnx_path has no weights {absent[:10]}: no output depends on them")
+        path.with_name(f"{path.name}.data").unlink(missing_ok=True)  # the weights of before
+        onnx.save(model, path)
+    except (ImportError, InvalidArgumentError) as error:
+        warn(f"onnx_path gets the quantized weights as plain numbers: {error}")

@@ -1,0 +1,261 @@
+"""A session bound to a model, from its beginning to its end: all of it is done, or nothing."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Callable, Literal, Optional, get_args
+
+from ..client import Client
+from ..errors import NotFoundError
+from ..session import Session
+from ..values.masks import Mask
+from ..values.plan import Coverage, Plan
+from ..values.quantization import Memory
+from . import checkpoint
+from .backend import Backend, Weight
+from .binding import Binding
+from .tracker import Closer, Tracker, close_quietly
+from .warn import warn
+
+_log = logging.getLogger("nni_compression")
+
+OnLostSession = Literal["rebind", "raise"]
+OnBadWeight = Literal["raise", "keep"]
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What a compressor was told of its session: arguments of `Compressor`, of these names."""
+
+    client: Client
+    own_client: bool  # whether it is closed with the session
+    labels: Optional[Mapping[str, str]]
+    lease: Optional[float]
+    on_lost_session: OnLostSession
+    on_bad_weight: OnBadWeight
+
+    def __post_init__(self) -> None:
+        _check_choice("on_lost_session", self.on_lost_session, OnLostSession)
+        _check_choice("on_bad_weight", self.on_bad_weight, OnBadWeight)
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """What a session computes, and what its answers go to."""
+
+    algorithm: str
+    rules: Callable[[], Sequence[Mapping[str, Any]]]  # as BindModel has them
+    make_binding: Callable[[Tracker, Sequence[Any], Backend[Any]], Binding[Any]]
+
+
+class Lifecycle:
+    """Binds a model to a session, binds it again, and ends the session.
+
+    Attributes:
+        join: the id of the session to join; None to open one.
+        route: of that session, if it is known.
+        model: that was given last.
+        backend: of the model, once it is to be compressed.
+        resume: a state that was loaded and is not bound yet.
+        vectors_need_filter: whether a rule without filters leaves out weights of one dimension.
+        rebind, on_lost: see `Binding`.
+    """
+
+    def __init__(self, settings: Settings, recipe: Recipe, join: Optional[str]) -> None:
+        self.settings = settings
+        self.join = join
+        self.route: Optional[str] = None
+        self.model: Any = None
+        self.backend: Optional[Backend[Any]] = None
+        self.optimizer: Optional[Any] = None
+        self.resume: Optional[Mapping[str, Any]] = None
+        self.vectors_need_filter = True
+        self.rebind: Optional[Callable[[], None]] = None
+        self.on_lost: Optional[Callable[[NotFoundError], None]] = None
+        self.binding: Optional[Binding[Any]] = None
+        self._recipe = recipe
+        self._closer: Optional[Closer] = None
+        self._unwatch: list[Callable[[], None]] = []
+
+    @property
+    def bound(self) -> Binding[Any]:
+        """The binding; RuntimeError before there is one."""
+        if self.binding is None:
+            raise RuntimeError("no model is bound; call the compressor with one, or compress()")
+        return self.binding
+
+    def bind(self, state: Optional[Mapping[str, Any]], *, drop: bool = False) -> None:
+        """Binds the model, in place of a binding that there is.
+
+        Args:
+            state: what `state_dict` gave, to go on from; None to begin.
+            drop: whether what fits no layer is dropped, with a warning; otherwise it is a
+                ValueError.
+        """
+        old, backend = self.binding, self.backend
+        assert backend is not None
+        lock: Any = contextlib.nullcontext() if old is None else old.tracker.lock
+        with lock, contextlib.ExitStack() as undo:
+            weights = backend.find_weights()
+            if not weights:
+                raise ValueError("the model has no layer with a weight that could be compressed")
+            if state is not None:
+                shapes = {} if old is None or not drop else old.shapes
+                layers = [weight.layer() for weight in weights]
+                state = checkpoint.fit(state, layers, backend.layer_key, shapes, drop=drop)
+            masks = {} if state is None else checkpoint.unpacked(state, backend)
+            undo.callback(setattr, self, "vectors_need_filter", self.vectors_need_filter)
+            tracker = self._open(weights, masks, state)
+            undo.callback(self._end, tracker.session)
+            joined = tracker.session.id == self.join
+            binding = self._recipe.make_binding(tracker, weights, backend)
+            binding.rebind = self.rebind
+            binding.on_lost = self.on_lost
+            binding.keep_on_bad_weight = self.settings.on_bad_weight == "keep"
+            plan = tracker.plan
+            coverage = Coverage.of(backend.parameters(), plan.layers)
+            tracker.session.plan = replace(plan, coverage=coverage)
+            # A session that others move on may have other masks than the state: they are asked for.
+            binding.go_on_with({} if joined else masks, state)
+            if state is not None and not joined:
+                _warn_of_what_is_not_restored(tracker.plan, self._recipe.algorithm)
+
+            # So far the model is as it was; from here on every change can be undone.
+            if old is not None:
+                self._stop_watching()
+                undo.callback(self._watch)
+            undo.callback(setattr, self, "binding", old)
+            if old is not None:
+                old.leave(undo)
+            binding.install(undo)
+            self.binding = binding
+            self._watch()
+            undo.callback(self._stop_watching)
+            self._installed(state, undo)
+            undo.pop_all()
+
+            closer, self._closer = self._closer, None
+            if not joined:
+                client = self.settings.client if self.settings.own_client else None
+                self._closer = Closer(binding, tracker.session, client)
+            if closer is not None:
+                closer.cancel()
+            if old is not None:
+                old.successor = binding
+                old.tracker.close()
+                self._end(old.tracker.session)
+
+    def close(self) -> None:
+        """Ends the session. The model keeps computing with the answers it has."""
+        binding = self.binding
+        if binding is not None and binding.tracker.owned:
+            binding.detach()
+            binding.overdue = None
+            self._stop_watching()
+            self._end(binding.tracker.session)
+        if self._closer is not None:
+            self._closer.cancel()
+        if self.settings.own_client:
+            self.settings.client.close()
+
+    def _open(
+        self,
+        weights: Sequence[Weight],
+        masks: Mapping[str, Mask],
+        state: Optional[Mapping[str, Any]],
+    ) -> Tracker:
+        """A session for these weights: the one to join, or a new one that goes on from a state."""
+        layers = [weight.layer() for weight in weights]
+        client = self.settings.client
+        if self.join is not None and self.binding is None:
+            session = client.join(self.join, route=self.route)
+            _check_layers(session, [layer.name for layer in layers])
+            info = session.info()
+            return Tracker(session, epoch=info.epoch, step=info.step)
+        if state is not None:  # one of the first version compressed vectors without a filter
+            self.vectors_need_filter = state.get("vectors_need_filter", False)
+        state = state or {"epoch": 0, "step": 0}
+        memory: Mapping[str, Memory] = state.get("memory", {})
+        # A session that was told no step, as its algorithm needs none, is told of it for reports.
+        applied = state.get("step_applied", False)
+        step = int(state["session_step"] if applied else state["step"])
+        assert self.backend is not None
+        session = client.bind_model(
+            self._recipe.algorithm,
+            self.backend.wire_rules(self._recipe.rules()),
+            layers,
+            framework=self.backend.framework,
+            labels=self.settings.labels,
+            lease=self.settings.lease,
+            masks=masks or None,
+            memory=memory,
+            epoch=int(state["epoch"]),
+            step=step,
+            vectors_need_filter=self.vectors_need_filter,
+            step_applied=applied,
+        )
+        return Tracker(
+            session,
+            epoch=int(state["epoch"]),
+            step=int(state["step"]),
+            session_step=step,
+            step_applied=applied,
+        )
+
+    def _installed(self, state: Optional[Mapping[str, Any]], undo: contextlib.ExitStack) -> None:
+        self.bound.installed(state, undo)
+
+    def _watch(self) -> None:
+        assert self.backend is not None
+        self._unwatch += self.backend.watch(self.bound, self.optimizer)
+
+    def _stop_watching(self) -> None:
+        while self._unwatch:
+            self._unwatch.pop()()
+
+    def _end(self, session: Session) -> None:
+        """Ends a session, unless it is another rank's."""
+        if session.id != self.join:
+            close_quietly(session, None)
+
+
+def warn_of_plan(plan: Plan) -> None:
+    """Says what of the model is compressed, and what is odd about that."""
+    coverage = plan.coverage
+    if coverage is not None:
+        _log.log(logging.WARNING if coverage.left_out else logging.INFO, "%s", coverage)
+    for warning in plan.warnings:
+        warn(warning)
+    if not plan.compressed:
+        warn(
+            "the config_list matches no layer of the model: nothing will be compressed. Rules "
+            "match op_types (the layers' types, such as Conv2d) and op_names (their names)"
+        )
+
+
+def _warn_of_what_is_not_restored(plan: Plan, algorithm: str) -> None:
+    layers = [name for name, layer in plan.layers.items() if layer.remembers_more]
+    if layers:
+        _log.warning(
+            "%s may remember more of layers %s than a checkpoint has; it begins anew with that in "
+            "the new session",
+            algorithm,
+            layers[:10],
+        )
+
+
+def _check_layers(session: Session, names: Sequence[str]) -> None:
+    if list(session.plan.layers) != list(names):
+        raise ValueError(
+            f"session {session.id} is bound to a model with other layers: "
+            f"{sorted(set(session.plan.layers) ^ set(names))[:10]}"
+        )
+
+
+def _check_choice(name: str, value: str, choices: Any) -> None:
+    allowed = get_args(choices)
+    if value not in allowed:
+        raise ValueError(f"{name} is {value!r}; it must be one of {list(allowed)}")

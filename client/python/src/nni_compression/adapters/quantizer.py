@@ -1,0 +1,108 @@
+"""Quantizers: the forward pass sees quantized weights, the gradient goes to the float ones."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Optional, cast, get_args
+
+from ..values.quantization import Calibration
+from . import export
+from .backend import Backend
+from .compressor import Compressor
+from .custom import OwnAlgorithm
+from .quantizing import CustomQuantizerBinding, QuantizerBinding, Transfer
+from .tracker import Tracker, is_on_this_host
+
+
+class Quantizer(Compressor):
+    """Base of quantizers.
+
+    A custom algorithm overrides `quantize_weight`, and is computed here; or it names an algorithm
+    that the server has: ``algorithm = "mine"``.
+    """
+
+    _computes = "quantize_weight"
+    _custom_algorithm = "custom_quantizer"
+
+    def __init__(self, *args: Any, transfer: Optional[Transfer] = None, **kwargs: Any) -> None:
+        """Makes a quantizer.
+
+        Args:
+            transfer: what travels when weights change. "weights": the weights go to the service and
+                the quantized values come back. "ranges": the smallest and largest weight of a layer
+                (or channel) go, scale and zero point come back, and rounding happens here; the bits
+                are the same (DoReFa: to one code). By default "weights" when the server is on this
+                host.
+
+        The other arguments are those of `Compressor`.
+        """
+        super().__init__(*args, **kwargs)
+        if transfer is not None and transfer not in get_args(Transfer):
+            raise ValueError(f'transfer is {transfer!r}; it must be "weights" or "ranges"')
+        if transfer is None:
+            here = is_on_this_host(self._lifecycle.settings.client.server)
+            transfer = "weights" if here else "ranges"
+        self.transfer: Transfer = transfer
+
+    def quantize_weight(self, weight: Any, config: Mapping[str, Any], **kwargs: Any) -> Any:
+        """The quantized values of a weight: override it for an algorithm of your own.
+
+        Called when a weight, the epoch or the step changed, before the next forward pass; the
+        gradient uses a straight-through estimator. Arguments as those of `Pruner.calc_mask`.
+
+        Returns: a tensor of the weight's shape and dtype.
+        """
+        raise NotImplementedError(f"{self.algorithm} quantizes on the server")
+
+    def quantize_layer_output(self, output: Any, config: Mapping[str, Any], **kwargs: Any) -> Any:
+        """The quantized outputs of a layer, in every forward pass; for custom algorithms."""
+        raise NotImplementedError(f"{self.algorithm} does not quantize outputs here")
+
+    @property
+    def calibration(self) -> dict[str, Calibration]:
+        """Layer name -> "weight_bits", "weight_scale", "weight_zero_point", "channel_axis", and
+        with groups "group_size".
+
+        Scales and zero points are numbers, or arrays with one per channel or group (float32 and
+        int32 tensors in PyTorch); None for DoReFa. Where outputs or inputs are quantized:
+        "output_bits", "output_scale", "output_zero_point", "output_range" (minimum, maximum), and
+        so for "input". Layers that are not quantized yet are left out.
+        """
+        binding = self._quantization()
+        if binding.final is not None:
+            return dict(binding.final)
+        if not binding.backend.asks_ahead:
+            self.refresh()
+        return cast(dict[str, Calibration], self._quantization().calibration())
+
+    def _quantization(self) -> QuantizerBinding[Any]:
+        binding = self._bound()
+        assert isinstance(binding, QuantizerBinding)
+        return binding
+
+    def _put_codes(self, path: Path) -> None:
+        """Puts what the session has made of the model into its ONNX file."""
+        if not self._is_custom:
+            export.put_codes(self._bound(), path, self.export)
+
+    def _make_binding(
+        self, tracker: Tracker, weights: Sequence[Any], backend: Backend[Any]
+    ) -> QuantizerBinding[Any]:
+        if not self._is_custom:
+            return QuantizerBinding(tracker, weights, backend, self.transfer)
+        overrides = type(self).quantize_layer_output is not Quantizer.quantize_layer_output
+        output = "quantize_layer_output" if overrides else None
+        own: OwnAlgorithm[Any] = OwnAlgorithm(self, self._computes, output)
+        return CustomQuantizerBinding(tracker, weights, backend, self.transfer, own)
+
+
+def _signature() -> inspect.Signature:
+    """That of the constructor, for help(): the base's arguments and `transfer`."""
+    base = inspect.signature(Compressor.__init__)
+    transfer = inspect.signature(Quantizer.__init__).parameters["transfer"]
+    return base.replace(parameters=[*base.parameters.values(), transfer])
+
+
+setattr(Quantizer.__init__, "__signature__", _signature())  # noqa: B010

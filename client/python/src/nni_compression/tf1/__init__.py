@@ -1,0 +1,43 @@
+"""Pruning and quantizing graphs of TensorFlow 1 through a compression server.
+
+>>> from nni_compression.tf1 import LevelPruner
+>>> config_list = [{"sparsity": 0.8, "op_types": ["default"]}]
+>>> pruner = LevelPruner(config_list)
+>>> pruner(tf.compat.v1.get_default_graph())
+>>> pruner.update_epoch(epoch, sess)
+
+Every forward pass sees the compressed weights; the dense ones stay the graph's variables.
+`pruner.unwrap(sess)` gives the plain graph back with the zeros written in.
+
+Frozen: it is kept working, and gets nothing new.
+"""
+
+from .compressor import (
+    AGPPruner,
+    Compressor,
+    DoReFaQuantizer,
+    LevelPruner,
+    NaiveQuantizer,
+    Pruner,
+    QATQuantizer,
+    Quantizer,
+)
+from .graph import layers
+
+# NNI's spellings.
+AGP_Pruner = AGPPruner
+QAT_Quantizer = QATQuantizer
+
+__all__ = [
+    "AGPPruner",
+    "AGP_Pruner",
+    "Compressor",
+    "DoReFaQuantizer",
+    "LevelPruner",
+    "NaiveQuantizer",
+    "Pruner",
+    "QATQuantizer",
+    "QAT_Quantizer",
+    "Quantizer",
+    "layers",
+]

@@ -1,0 +1,288 @@
+"""How masks and quantizations get into the modules of a model, and out of them."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+from collections.abc import Mapping, Sequence
+from typing import Any, Callable, Optional
+
+import numpy as np
+import torch
+from torch import nn
+
+from ..adapters.backend import ActivationKey, Pruning, Quantizing, Range
+from ..adapters.binding import Binding
+from ..adapters.custom import OwnAlgorithm
+from ..adapters.pruning import PrunerBinding
+from ..adapters.quantizing import QuantizerBinding
+from ..values.masks import Mask
+from ..values.plan import LayerPlan
+from ..values.quantization import QuantizedTensor
+from . import modules
+from .activations import Activation, ranges
+from .custom import FixedValues, OutputFunction, tensor_of
+from .rounding import parameters_of, weight_range
+from .transfer import from_host, to_host
+from .weights import TorchWeight
+
+
+def _install_in_modules(
+    binding: Binding[TorchWeight],
+    begin: Callable[[TorchWeight, modules.WeightState], None],
+    undo: contextlib.ExitStack,
+) -> None:
+    """Makes modules read their weights through states.
+
+    Args:
+        begin: puts in force what the binding goes on with, in place of what a model that was
+            copied, or that had another binding, still has.
+    """
+    with binding.computing():
+        for weight in binding.weights.values():
+            weight.binding = binding
+            state = modules.state_of(weight.modules[0]) or modules.WeightState()
+            undo.callback(state.snapshot())
+            for module in weight.modules:
+                undo.callback(_reinstall, module, modules.state_of(module))
+                modules.install(module, state)
+            begin(weight, state)
+            setattr(state, binding.role, weight)
+
+
+def _reinstall(module: nn.Module, state: Optional[modules.WeightState]) -> None:
+    """Makes a module what it was: compressed with this state, or plain."""
+    if state is None:
+        modules.uninstall(module)
+    else:
+        modules.install(module, state)
+
+
+def _uninstall(weight: TorchWeight) -> None:
+    for module in weight.modules:
+        modules.uninstall(module)
+
+
+def _write_zeros(weight: TorchWeight) -> None:
+    mask = weight.mask
+    if mask is not None:
+        weight.dense.masked_fill_(~mask.to(weight.dense.device), 0)
+
+
+def _on_device(mask: Mask, weight: TorchWeight) -> torch.Tensor:
+    return torch.from_numpy(mask.to_numpy()).to(weight.dense.device)
+
+
+class TorchPruning(Pruning[TorchWeight]):
+    """Masks of a model's modules."""
+
+    def install(
+        self,
+        binding: PrunerBinding[TorchWeight],
+        given: Mapping[str, Mask],
+        undo: contextlib.ExitStack,
+    ) -> None:
+        def begin(weight: TorchWeight, state: modules.WeightState) -> None:
+            mask = given.get(weight.name)
+            state.set_mask(None if mask is None else _on_device(mask, weight))
+
+        _install_in_modules(binding, begin, undo)
+
+    def put(self, masks: Mapping[TorchWeight, Mask]) -> None:
+        for weight, mask in masks.items():
+            weight.state.set_mask(_on_device(mask, weight))
+
+    def mask(self, weight: TorchWeight) -> torch.Tensor:
+        device = weight.dense.device
+        if weight.mask is None:
+            return torch.ones(weight.dense.shape, dtype=torch.bool, device=device)
+        return weight.mask.to(device)
+
+    def to_array(self, result: Any) -> Any:
+        if not isinstance(result, torch.Tensor):
+            return result
+        result = result.detach().cpu()
+        return (result.float() if result.dtype is torch.bfloat16 else result).numpy()
+
+    def unwrap(self, binding: Binding[TorchWeight]) -> None:
+        with torch.no_grad():
+            for weight in binding.weights.values():
+                state = weight.state
+                _write_zeros(weight)
+                state.pruner = None
+                # A quantizer that is still there may give zeros another value: the mask stays.
+                if state.quantizer is None and state.parameters is None:
+                    _uninstall(weight)
+
+
+class TorchQuantizing(Quantizing[TorchWeight]):
+    """Quantized weights, outputs and inputs of a model's modules."""
+
+    rounds_when_read = True
+    why_weights_only = ""
+
+    def install(self, binding: QuantizerBinding[TorchWeight], undo: contextlib.ExitStack) -> None:
+        _install_in_modules(binding, functools.partial(self._begin, binding), undo)
+
+    def put(self, answers: Mapping[TorchWeight, QuantizedTensor]) -> None:
+        for weight, answer in answers.items():
+            state = weight.state
+            state.parameters = parameters_of(answer)
+            state.values = None
+            if answer.values is not None:
+                state.values = from_host(answer.values, weight.bound_dtype, weight.dense.device)
+            state.publish()
+
+    def put_values(
+        self,
+        results: Mapping[str, Any],
+        own: OwnAlgorithm[TorchWeight],
+        weights: Mapping[str, TorchWeight],
+    ) -> None:
+        found = {
+            name: tensor_of(result, weights[name].tensor, own.where(weights[name]))
+            for name, result in results.items()
+        }
+        for name, values in found.items():
+            weight = weights[name]
+            # Not the parameter's own memory, which changes.
+            is_own = values.data_ptr() == weight.dense.data_ptr()
+            weight.state.parameters = FixedValues(values.clone() if is_own else values)
+
+    def ranges(
+        self, weights: Sequence[TorchWeight], plan: Mapping[str, LayerPlan]
+    ) -> Mapping[str, Any]:
+        found = {}
+        for weight in weights:
+            layer = plan[weight.name]
+            axis = weight.channel_axis if layer.range_per_channel else None
+            found[weight.name] = weight_range(weight.dense, axis, layer.range_group_size)
+        return to_host(found)
+
+    def calibration(self, binding: QuantizerBinding[TorchWeight]) -> dict[str, dict[str, Any]]:
+        found: dict[str, dict[str, Any]] = {}
+        for name, weight in binding.weights.items():
+            parameters = weight.state.parameters
+            if parameters is not None and parameters.bits:  # else the values are all there is
+                found[name] = {
+                    "weight_bits": parameters.bits,
+                    "weight_scale": parameters.scale,
+                    "weight_zero_point": parameters.zero_point,
+                    "channel_axis": parameters.channel_axis,
+                }
+                if parameters.group_size:
+                    found[name]["group_size"] = parameters.group_size
+        for (name, target), range_ in binding.activation_ranges.items():
+            activation = _torch_activation(binding, (name, target))
+            if activation is not None and activation.parameters is not None:
+                found.setdefault(name, {}).update(
+                    {
+                        f"{target}_bits": activation.parameters.bits,
+                        f"{target}_scale": activation.parameters.scale,
+                        f"{target}_zero_point": activation.parameters.zero_point,
+                        f"{target}_range": range_,
+                    }
+                )
+        return found
+
+    def kept(self, weight: TorchWeight) -> Optional[np.ndarray[Any, Any]]:
+        weight.state.refresh()
+        return None if weight.mask is None else weight.mask.cpu().numpy()
+
+    def detached(self, binding: QuantizerBinding[TorchWeight]) -> None:
+        # Nobody tells the values of a changed weight any more: it is rounded here from now on.
+        for weight in binding.weights.values():
+            state = modules.state_of(weight.modules[0])
+            if state is not None:
+                state.values = None
+
+    def unwrap(self, binding: Binding[TorchWeight]) -> None:
+        with torch.no_grad():
+            for weight in binding.weights.values():
+                state = weight.state
+                weight.dense.copy_(state.quantized(weight.dense))
+                state.parameters = state.values = state.quantizer = None
+                state.output = state.input = None
+                if state.pruner is None:
+                    _write_zeros(weight)
+                    _uninstall(weight)
+
+    def _begin(
+        self,
+        binding: QuantizerBinding[TorchWeight],
+        weight: TorchWeight,
+        state: modules.WeightState,
+    ) -> None:
+        state.parameters = state.values = None
+        state.output = state.input = None
+        for name, target in binding.activations:
+            if name == weight.name:
+                activation = Activation()
+                answer = binding.activation_answers.get((name, target))
+                if answer is not None:
+                    activation.parameters = parameters_of(answer)
+                setattr(state, target, activation)
+        if binding.own is not None and binding.own.quantizes_outputs:
+            state.output = _output_function(binding.own, weight)
+
+    def seen(self, binding: QuantizerBinding[TorchWeight]) -> Mapping[ActivationKey, Range]:
+        keys = binding.activations
+        found = [(key, _torch_activation(binding, key)) for key in keys]
+        present = {key: activation for key, activation in found if activation is not None}
+        if not present:
+            return {}
+        device = binding.weights[keys[0][0]].dense.device
+        seen = zip(present, ranges(list(present.values()), device))
+        return {key: value for key, value in seen if value}
+
+    def seen_here(self, binding: QuantizerBinding[TorchWeight]) -> Mapping[ActivationKey, Range]:
+        found = {key: _torch_activation(binding, key) for key in binding.activations}
+        seen = {
+            key: activation.seen(torch.device("cpu")).tolist()
+            for key, activation in found.items()
+            if activation is not None and activation.has_seen
+        }
+        return {key: [-low, high] for key, (low, high) in seen.items()}
+
+    def see(
+        self, binding: QuantizerBinding[TorchWeight], ranges: Mapping[ActivationKey, Range]
+    ) -> None:
+        for key, range_ in ranges.items():
+            activation = _torch_activation(binding, key) if key in binding.activations else None
+            if activation is not None:
+                device = binding.weights[key[0]].dense.device
+                activation.note(torch.tensor(range_, device=device))
+
+    def forget_seen(self, binding: QuantizerBinding[TorchWeight]) -> None:
+        for key in binding.activations:
+            activation = _torch_activation(binding, key)
+            if activation is not None:
+                activation.forget()
+
+    def put_activation(
+        self,
+        binding: QuantizerBinding[TorchWeight],
+        key: ActivationKey,
+        answer: QuantizedTensor,
+    ) -> None:
+        activation = _torch_activation(binding, key)
+        if activation is not None:
+            activation.parameters = parameters_of(answer)
+            binding.weights[key[0]].state.publish()
+
+
+def _torch_activation(
+    binding: QuantizerBinding[TorchWeight], key: ActivationKey
+) -> Optional[Activation]:
+    """The outputs or inputs of a layer; None when another binding has the model."""
+    name, target = key
+    state = modules.state_of(binding.weights[name].modules[0])
+    return None if state is None else getattr(state, target)
+
+
+def _output_function(own: OwnAlgorithm[TorchWeight], weight: TorchWeight) -> OutputFunction:
+    def quantize(output: torch.Tensor) -> torch.Tensor:
+        result = own.quantize_output(weight, output)
+        return tensor_of(result, output, own.where_output(weight))
+
+    return OutputFunction(quantize)

@@ -1,0 +1,296 @@
+"""PyTorch models, for a compressor."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import importlib
+import types
+import weakref
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from typing import Any, Callable, Optional, Union
+
+import numpy as np
+import torch
+from torch import nn
+
+from ..adapters.backend import Backend
+from ..adapters.binding import Binding
+from ..adapters.custom import OwnAlgorithm
+from ..adapters.tracker import ON_WEIGHT_CHANGE
+from ..values.plan import Parameter
+from . import modules, naming
+from ._files import ExampleInputs, ModelFiles, example_inputs
+from .answers import TorchPruning, TorchQuantizing
+from .checksums import checksum_of
+from .transfer import to_host
+from .weights import TorchWeight, find_weights, parameters
+
+
+class TorchBackend(Backend[TorchWeight]):
+    """A PyTorch model."""
+
+    framework = "pytorch"
+    model_type = "a torch.nn.Module"
+    asks_ahead = False
+    sends_gradients = True
+
+    def __init__(self, model: nn.Module) -> None:
+        self.model = model
+        self._names_then: Optional[naming.NamesThen] = None  # when the model was bound
+
+    @staticmethod
+    def accepts(value: Any) -> bool:
+        return isinstance(value, nn.Module)
+
+    def find_weights(self) -> Sequence[TorchWeight]:
+        return find_weights(self.model)
+
+    def parameters(self) -> Iterable[Parameter]:
+        return parameters(self.model)
+
+    def layer_key(self, name: str) -> str:
+        return naming.layer_key(name)
+
+    def wire_rules(self, rules: Sequence[Mapping[str, Any]]) -> Sequence[Mapping[str, Any]]:
+        """Rules may name layers as `named_modules()` of a wrapped model does."""
+        found = naming.both_names(self.model)
+        names = {plain for _, plain, _ in found}
+        plain_names = {name: plain or "." for name, plain, _ in found if name not in names}
+        return [_renamed(rule, plain_names) for rule in rules] if plain_names else rules
+
+    def replaced(self, weights: Collection[TorchWeight]) -> list[str]:
+        moved = [w for w in weights if not w.is_in_place(self.model)]
+        present = {id(module) for module in self.model.modules()} if moved else ()
+        return [weight.name for weight in moved if not weight.is_within_others(self.model, present)]
+
+    # Weights.
+
+    def read(self, weights: Sequence[TorchWeight]) -> Mapping[str, Any]:
+        return to_host({w.name: w.dense.detach().to(w.bound_dtype) for w in weights})
+
+    def gradients(self, weights: Sequence[TorchWeight]) -> Mapping[str, Any]:
+        found = {}
+        with self.computing():
+            for weight in weights:
+                gradient = weight.dense.grad
+                if gradient is not None:
+                    dense = gradient.to_dense() if gradient.is_sparse else gradient
+                    found[weight.name] = dense.detach().to(weight.bound_dtype)
+            return to_host(found)
+
+    def tokens(self, weights: Sequence[TorchWeight]) -> Mapping[str, Any]:
+        tokens = super().tokens(weights)
+        for weight in weights:
+            weight.checksum = checksum_of(weight.dense) if weight.steady else None
+        return tokens
+
+    def weights_changed(self, binding: Binding[TorchWeight]) -> None:
+        # What has left a trace is asked for anyway. Other weights, as of layers that are frozen,
+        # are looked at: they were asked for with a checksum, or are so once more.
+        tracker = binding.tracker
+        doubted = []
+        for name, weight in binding.weights.items():
+            status = tracker.status[name]
+            if status.refresh != ON_WEIGHT_CHANGE or not status.answered or status.lasting:
+                continue
+            weight.steady = not status.needs(weight.token)
+            if not weight.steady:
+                continue
+            if weight.checksum is None:
+                tracker.forget([name])
+            else:
+                doubted.append((name, weight.dense, weight.checksum))
+        with binding.computing():
+            # All are begun before the first is waited for.
+            same = [(name, (checksum_of(dense) == then).all()) for name, dense, then in doubted]
+            tracker.forget(name for name, equal in same if not bool(equal))
+
+    @contextlib.contextmanager
+    def computing(self) -> Iterator[None]:
+        # What is made inside an inference_mode() forward could never be trained with.
+        with torch.inference_mode(False), torch.no_grad():  # type: ignore[no-untyped-call]
+            yield
+
+    # A binding in the model.
+
+    def pruning(self, own: Optional[OwnAlgorithm[TorchWeight]]) -> TorchPruning:
+        return TorchPruning()
+
+    def quantizing(self, own: Optional[OwnAlgorithm[TorchWeight]]) -> TorchQuantizing:
+        return TorchQuantizing()
+
+    def has(self, binding: Binding[TorchWeight]) -> bool:
+        weights = binding.weights.values()
+        return all(modules.state_of(weight.modules[0]) is not None for weight in weights)
+
+    def installed(self, binding: Binding[TorchWeight], undo: contextlib.ExitStack) -> None:
+        undo.callback(setattr, self, "_names_then", self._names_then)
+        self._names_then = naming.NamesThen(self.model)
+
+    def watch(
+        self, binding: Binding[TorchWeight], optimizer: Optional[Any]
+    ) -> Sequence[Callable[[], None]]:
+        """Hears of optimizer steps: fused ones leave version counters unchanged."""
+        if not binding.depends_on_weights:
+            return ()
+        stepped = _Stepped(binding)
+        optimizers = importlib.import_module("torch.optim.optimizer")
+        register = getattr(optimizers, "register_optimizer_step_post_hook", None)
+        if register is not None:
+            handle = register(lambda optimizer, args, kwargs: stepped(optimizer))
+            weakref.finalize(binding, handle.remove)
+            return [handle.remove]
+        return [] if optimizer is None else [_wrap_step(optimizer, stepped)]
+
+    # Files.
+
+    def exported(
+        self, binding: Binding[TorchWeight]
+    ) -> tuple[Mapping[str, Any], Mapping[str, str]]:
+        names = self._weight_keys(binding)
+        state = self.compressed_state_dict(binding)
+        for name, weight in binding.weights.items():
+            if binding.role == "pruner":
+                is_dense = weight.state.parameters is None
+            else:  # of a custom algorithm the server has no way to the values
+                is_dense = binding.own is None
+            if is_dense:
+                state[names[name]] = weight.dense.detach()
+        layers = {key: name for name, key in names.items()}
+        tensors = to_host({layers.get(key, key): value for key, value in state.items()})
+        return tensors, names
+
+    def tied_names(self, binding: Binding[TorchWeight]) -> Mapping[str, Sequence[str]]:
+        present = naming.names_by_module(naming.named_modules(self.model))
+        keys = self._weight_keys(binding)
+        return {
+            keys[name]: [
+                naming.weight_key(each)
+                for module in weight.modules
+                for each in present.get(id(module), ())
+            ]
+            for name, weight in binding.weights.items()
+        }
+
+    def other_weights(self, binding: Binding[TorchWeight]) -> Mapping[str, np.ndarray[Any, Any]]:
+        weights = binding.weights.values()
+        shapes = {weight.dense.shape for weight in weights}
+        compressed = {id(weight.dense) for weight in weights}
+        return {
+            naming.key_of(name, part): parameter.detach().cpu().numpy()
+            for name, module in naming.named_modules(self.model)
+            for part, parameter in (*module._parameters.items(), *module._buffers.items())
+            if parameter is not None
+            and id(parameter) not in compressed
+            and parameter.shape in shapes
+            and parameter.dtype in (torch.float32, torch.float16, torch.float64)
+        }
+
+    def compressed_state_dict(self, binding: Binding[TorchWeight]) -> dict[str, Any]:
+        """See `Compressor.compressed_state_dict`."""
+        model = naming.without_wrappers(self.model)
+        state: dict[str, Any] = model.state_dict()
+        for name, module in model.named_modules(remove_duplicate=False):
+            key = naming.weight_key(name)
+            if isinstance(module, modules.CompressedModule) and key in state:
+                state[key] = module.weight.detach()
+        keys = self._keys(model, state)
+        items = [(keys[key], value) for key, value in state.items()]
+        state.clear()  # and not another one: it has attributes, too
+        state.update(items)
+        return state
+
+    def save_onnx(
+        self,
+        files: ModelFiles,
+        path: str,
+        input_shape: Optional[Sequence[int]],
+        inputs: Union[torch.Tensor, ExampleInputs, None],
+    ) -> None:
+        """Writes the plain model, with the weights that the compressed one has."""
+        given = example_inputs(self.model, input_shape, inputs)
+        model = copy.deepcopy(naming.without_wrappers(self.model))
+        files.save_onnx(modules.unwrap(naming.take_wrappers_out(model)), path, given)
+
+    def from_numpy(self, array: Any) -> Any:
+        return torch.from_numpy(array)
+
+    def to_numpy(self, array: Any) -> Any:
+        return array.cpu().numpy()
+
+    def _keys(self, model: nn.Module, state: Iterable[str]) -> dict[str, str]:
+        """Keys of the `state_dict()` of a model, without what wraps it -> what exports call them.
+
+        The plain model's, as it was bound; wrappers that are within it are left out.
+        """
+        plain = naming.plain_key(model)
+        keys = {key: plain(key) for key in state}
+        if self._names_then is None:
+            return keys
+        then = self._names_then.renamed(model, keys.values())
+        return {key: then[name] for key, name in keys.items()}
+
+    def _weight_keys(self, binding: Binding[TorchWeight]) -> dict[str, str]:
+        """Layer name -> what exports call its weight."""
+        model = naming.without_wrappers(self.model)
+        keys = self._keys(model, model.state_dict())
+        present = naming.names_by_module(model.named_modules(remove_duplicate=False))
+        found = {}
+        for name, weight in binding.weights.items():
+            mine = [keys[naming.weight_key(n)] for n in present[id(weight.op)]]
+            bound = naming.weight_key("" if name == "." else name)
+            found[name] = bound if bound in mine else mine[0]
+        return found
+
+
+def _renamed(rule: Any, names: Mapping[str, str]) -> Any:
+    """The rule with other names of layers; what is not a rule is the server's to refuse."""
+    named = rule.get("op_names") if isinstance(rule, Mapping) else None
+    if isinstance(named, str):
+        named = [named]
+    if not isinstance(named, (list, tuple)):
+        return rule
+    return {**rule, "op_names": [names.get(name, name) for name in named]}
+
+
+class _Stepped:
+    """Called with an optimizer after its step: treats its weights as changed.
+
+    For as long as the binding lives.
+    """
+
+    def __init__(self, binding: Binding[TorchWeight]) -> None:
+        self._binding = weakref.ref(binding)
+
+    def __call__(self, optimizer: Any) -> None:
+        binding = self._binding()
+        if binding is None:
+            return
+        groups = getattr(optimizer, "param_groups", ())
+        stepped = {id(parameter) for group in groups for parameter in group["params"]}
+        binding.tracker.forget(n for n, w in binding.weights.items() if id(w.dense) in stepped)
+
+
+def _wrap_step(optimizer: Any, stepped: Callable[[Any], None]) -> Callable[[], None]:
+    """Calls `stepped(optimizer)` after each step; returns what ends that.
+
+    The wrapper is a bound method, as learning-rate schedulers demand of `optimizer.step`.
+    """
+    original = optimizer.step
+
+    def step(self: Any, *args: Any, **kwargs: Any) -> Any:
+        result = original(*args, **kwargs)
+        stepped(self)
+        return result
+
+    # A scheduler that wrapped `step` before counts on its marks.
+    step.__dict__.update(getattr(original, "__dict__", {}))
+    mine = types.MethodType(step, optimizer)
+    optimizer.step = mine
+
+    def restore() -> None:
+        if optimizer.__dict__.get("step") is mine:
+            optimizer.step = original
+
+    return restore
