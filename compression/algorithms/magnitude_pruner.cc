@@ -31,10 +31,6 @@ absl::StatusOr<Mask> MagnitudePruner::CalcMask(const Layer& layer, const Weight&
   arguments.prune =
       std::max(state.pruned(), sparsity ? CountToPrune(layer.elements, *sparsity) : int64_t{0});
 
-  std::shared_ptr<const MagnitudeHistogram> magnitudes;
-  if (weight.statistics != nullptr) magnitudes = weight.statistics->magnitudes();
-  arguments.magnitudes = magnitudes.get();
-
   Buffer bits = Buffer::Allocate(ByteLength(DataType::kBit, layer.elements));
   if (!SelectSmallest(arguments, bits.data())) return NonFiniteError(layer, arguments.weight);
   return Mask::FromBits(std::move(bits), layer.elements);

@@ -34,10 +34,6 @@ constexpr int64_t kMaxSample = 65536;
 // misses the threshold, which costs a pass, while a narrow one speeds up every weight.
 constexpr double kDeviations = 2.6;
 
-// The bits of a key that MagnitudeHistogram leaves out.
-template <class T>
-constexpr int kHistogramShift = std::max(0, Magnitude<T>::kBits - 16);
-
 // Sample positions: the same for every weight of a size, and without a pattern that a weight could
 // have.
 int64_t SamplePlace(int64_t i, int64_t elements) {
@@ -111,25 +107,8 @@ class Selector {
   Scan ScanOf(Key lo, Key hi) const { return {a_.weight, a_.elements, a_.previous, lo, hi}; }
 
   Bracket FirstBracket(int64_t rank, int64_t candidates) {
-    if (a_.magnitudes != nullptr && a_.previous == nullptr) {
-      checked_ = true;
-      return BracketOf(*a_.magnitudes, rank);
-    }
     if (candidates <= a_.limits.tiny) return {0, kEnd, 0, candidates};
     return SampledBracket(static_cast<double>(rank) / static_cast<double>(candidates));
-  }
-
-  Bracket BracketOf(const MagnitudeHistogram& magnitudes, int64_t rank) const {
-    constexpr int kShift = kHistogramShift<T>;
-    Bracket bracket;
-    size_t b = 0;
-    while (b + 1 < magnitudes.counts.size() && rank > bracket.below + magnitudes.counts[b]) {
-      bracket.below += magnitudes.counts[b++];
-    }
-    bracket.lo = static_cast<Key>(static_cast<int64_t>(b) << kShift);
-    bracket.hi = static_cast<Key>(static_cast<int64_t>(b + 1) << kShift);
-    bracket.inside = magnitudes.counts[b];
-    return bracket;
   }
 
   // The keys around the quantile of a sample, within its error.
@@ -362,32 +341,6 @@ class Selector {
 bool SelectSmallest(const SelectArguments& arguments, uint8_t* bits) {
   return DispatchWeight(arguments.dtype, [&](auto tag) {
     return Selector<typename decltype(tag)::Type>(arguments).Run(bits);
-  });
-}
-
-std::optional<MagnitudeHistogram> CountMagnitudes(DataType dtype, const void* weight,
-                                                  int64_t elements) {
-  return DispatchWeight(dtype, [&](auto tag) -> std::optional<MagnitudeHistogram> {
-    using T = typename decltype(tag)::Type;
-    constexpr int kShift = kHistogramShift<T>;
-    MagnitudeHistogram histogram;
-    histogram.counts.resize(size_t{1} << (Magnitude<T>::kBits - kShift));
-    std::mutex mutex;
-    ParallelFor(elements, kGrain, [&](int64_t begin, int64_t end) {
-      std::vector<uint32_t> counts(histogram.counts.size());
-      for (int64_t b = begin; b < end; b += kFlush) {
-        std::fill(counts.begin(), counts.end(), 0);
-        const int64_t e = std::min(end, b + kFlush);
-        for (int64_t i = b; i < e; ++i) ++counts[KeyAt<T>(weight, i) >> kShift];
-        std::lock_guard<std::mutex> lock(mutex);
-        for (size_t i = 0; i < counts.size(); ++i) histogram.counts[i] += counts[i];
-      }
-    });
-    for (auto b = static_cast<size_t>(Magnitude<T>::kNonFinite >> kShift);
-         b < histogram.counts.size(); ++b) {
-      if (histogram.counts[b] != 0) return std::nullopt;
-    }
-    return histogram;
   });
 }
 

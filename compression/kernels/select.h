@@ -11,12 +11,6 @@
 
 namespace nni_compression::compression {
 
-// A histogram of the magnitudes of a finite weight: counts by the upper 16 bits of their keys (see
-// magnitude.h), or all 15 bits of a 16-bit float.
-struct MagnitudeHistogram {
-  std::vector<int64_t> counts;
-};
-
 // Sizes at which the selection takes another path; none changes the result. Tests choose small
 // ones, so that short weights take every path.
 struct SelectLimits {
@@ -39,9 +33,6 @@ struct SelectArguments {
   const uint8_t* previous = nullptr;
   int64_t previously_pruned = 0;
 
-  // The histogram of this weight, or null. Used only without a previous mask.
-  const MagnitudeHistogram* magnitudes = nullptr;
-
   SelectLimits limits = {};
 };
 
@@ -52,16 +43,12 @@ struct SelectArguments {
 // A sample of the weights brackets the threshold. One pass packs the mask that keeps what is not
 // below the bracket and collects the few candidates inside it; the smallest of these are then
 // pruned. If the bracket holds too many candidates (a huge weight, or many ties), a pass over a
-// histogram of 4096 magnitude ranges narrows it first; `magnitudes` makes that pass unnecessary. A
-// sample that misses the threshold costs one extra pass, and values that agree in many bits one for
-// each 12 of them: O(n) for any values. No copy of the weight, at most 10 MB of scratch memory. The
-// bits depend neither on the number of threads nor on the instruction set. A weight that changes
-// during the selection gives an arbitrary mask and is harmless.
+// histogram of 4096 magnitude ranges narrows it first. A sample that misses the threshold costs one
+// extra pass, and values that agree in many bits one for each 12 of them: O(n) for any values. No
+// copy of the weight, at most 10 MB of scratch memory. The bits depend neither on the number of
+// threads nor on the instruction set. A weight that changes during the selection gives an arbitrary
+// mask and is harmless.
 bool SelectSmallest(const SelectArguments& arguments, uint8_t* bits);
-
-// nullopt when an element is not finite.
-std::optional<MagnitudeHistogram> CountMagnitudes(DataType dtype, const void* weight,
-                                                  int64_t elements);
 
 }  // namespace nni_compression::compression
 

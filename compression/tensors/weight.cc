@@ -6,28 +6,11 @@ namespace {
 // Overhead: a map node or a reference count, and heap blocks.
 constexpr int64_t kOverhead = 160;
 
-int64_t BytesOf(const MagnitudeHistogram& histogram) {
-  return kOverhead + static_cast<int64_t>(histogram.counts.size() * sizeof(int64_t));
-}
-
 int64_t BytesOf(const Range& range) {
   return kOverhead + static_cast<int64_t>(2 * range.minimum.size() * sizeof(float));
 }
 
 }  // namespace
-
-void WeightStatistics::Prepare(DataType dtype, const void* weight, int64_t elements) {
-  std::optional<MagnitudeHistogram> histogram = CountMagnitudes(dtype, weight, elements);
-  if (!histogram || magnitudes() != nullptr || !Admitted(BytesOf(*histogram))) return;
-  auto shared = std::make_shared<const MagnitudeHistogram>(*std::move(histogram));
-  std::lock_guard<std::mutex> lock(mutex_);
-  magnitudes_ = std::move(shared);
-}
-
-std::shared_ptr<const MagnitudeHistogram> WeightStatistics::magnitudes() const {
-  std::lock_guard<std::mutex> lock(mutex_);
-  return magnitudes_;
-}
 
 std::optional<Range> WeightStatistics::range(const Granularity& granularity) const {
   std::lock_guard<std::mutex> lock(mutex_);

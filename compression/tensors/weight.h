@@ -27,13 +27,6 @@ class WeightStatistics {
   using Admit = std::function<bool(int64_t bytes)>;
   explicit WeightStatistics(Admit admit = nullptr) : admit_(std::move(admit)) {}
 
-  // Computes the histogram in a pass of its own; half a second for a billion weights. Does nothing
-  // for a non-finite weight.
-  void Prepare(DataType dtype, const void* weight, int64_t elements);
-
-  // Null before Prepare.
-  std::shared_ptr<const MagnitudeHistogram> magnitudes() const;
-
   // The granularity of ranges: channels along an axis, groups of weights in them, or the whole
   // tensor.
   struct Granularity {
@@ -54,7 +47,6 @@ class WeightStatistics {
 
   const Admit admit_;
   mutable std::mutex mutex_;
-  std::shared_ptr<const MagnitudeHistogram> magnitudes_;
   std::map<Granularity, Range> ranges_;
 };
 

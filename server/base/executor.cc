@@ -24,7 +24,7 @@ void Executor::Stop() {
 bool Executor::Schedule(std::function<void()> function, Work work) {
   MutexLock lock(&mutex_);
   if (closed_) return false;
-  auto& queue = work == Work::kShort ? short_ : work == Work::kLong ? long_ : background_;
+  auto& queue = work == Work::kShort ? short_ : long_;
   queue.push_back({std::move(function), scheduled_++});
   changed_.NotifyOne();
   return true;
@@ -32,22 +32,21 @@ bool Executor::Schedule(std::function<void()> function, Work work) {
 
 int64_t Executor::waiting(Work work) const {
   MutexLock lock(&mutex_);
-  const auto& queue = work == Work::kShort ? short_ : work == Work::kLong ? long_ : background_;
+  const auto& queue = work == Work::kShort ? short_ : long_;
   return static_cast<int64_t>(queue.size());
 }
 
 std::deque<Executor::Item>* Executor::NextQueue() {
   const bool may_be_long = !long_.empty() && running_long_ < long_limit_;
   if (may_be_long && (short_.empty() || long_.front().age < short_.front().age)) return &long_;
-  if (!short_.empty()) return &short_;
-  return long_.empty() && !background_.empty() && running_background_ == 0 ? &background_ : nullptr;
+  return short_.empty() ? nullptr : &short_;
 }
 
 void Executor::Loop() {
   while (true) {
     std::function<void()> function;
     int busy = 0;
-    int* running_of_kind = nullptr;
+    bool is_long = false;
     {
       MutexLock lock(&mutex_);
       std::deque<Item>* queue = nullptr;
@@ -60,19 +59,18 @@ void Executor::Loop() {
       }
       function = std::move(queue->front().function);
       queue->pop_front();
-      if (queue == &long_) running_of_kind = &running_long_;
-      if (queue == &background_) running_of_kind = &running_background_;
-      if (running_of_kind != nullptr) ++*running_of_kind;
+      is_long = queue == &long_;
+      if (is_long) ++running_long_;
       busy = ++running_;
     }
     if (prepare_) prepare_(busy);
     function();
     function = nullptr;
     MutexLock lock(&mutex_);
-    if (running_of_kind != nullptr) --*running_of_kind;
+    if (is_long) --running_long_;
     if (--running_ == 0 && stopped_) changed_.NotifyAll();
     // Work that could not run may run now. This thread checks the queues itself.
-    if (!long_.empty() || !background_.empty()) changed_.NotifyOne();
+    if (!long_.empty()) changed_.NotifyOne();
   }
 }
 

@@ -13,13 +13,12 @@
 
 namespace nni_compression::server {
 
-// Classes of work. kLong computes on megabytes. kBackground runs only when no other work is queued,
-// a few milliseconds at a time.
-enum class Work { kShort, kLong, kBackground };
+// Classes of work. kLong computes on megabytes.
+enum class Work { kShort, kLong };
 
 // A fixed pool of threads that runs the oldest work first. Long work, which is parallel by itself,
 // never occupies the last of several threads, so that a small layer does not wait for the huge
-// layers of others. Background work runs on one thread at a time. Thread-safe.
+// layers of others. Thread-safe.
 class Executor {
  public:
   // `prepare`, if given, is called on a thread before each of its functions, with the number of
@@ -57,11 +56,9 @@ class Executor {
   CondVar changed_;
   std::deque<Item> short_ ABSL_GUARDED_BY(mutex_);
   std::deque<Item> long_ ABSL_GUARDED_BY(mutex_);
-  std::deque<Item> background_ ABSL_GUARDED_BY(mutex_);
   uint64_t scheduled_ ABSL_GUARDED_BY(mutex_) = 0;
   int running_ ABSL_GUARDED_BY(mutex_) = 0;
   int running_long_ ABSL_GUARDED_BY(mutex_) = 0;
-  int running_background_ ABSL_GUARDED_BY(mutex_) = 0;
   bool stopped_ ABSL_GUARDED_BY(mutex_) = false;  // threads end once no work is left
   bool closed_ ABSL_GUARDED_BY(mutex_) = false;   // no work is left, and none is accepted
   std::vector<std::thread> threads_;

@@ -81,11 +81,8 @@ void FindWeights(const std::shared_ptr<UnaryCall>& call, const v1::FindWeightsRe
   absl::StatusOr<SessionUse> use =
       call->components()->sessions->Use(call->tenant(), request.session_id());
   if (!use.ok()) return call->Finish(use.status());
-  // The kind of a session that is not loaded is unknown. It is a hint only and may be wrong.
-  const bool for_pruner =
-      !(*use)->loaded() || (*use)->kind() == compression::AlgorithmKind::kPruner;
   call->components()->weights->Ask(
-      call->tenant(), {request.fingerprints().begin(), request.fingerprints().end()}, for_pruner,
+      call->tenant(), {request.fingerprints().begin(), request.fingerprints().end()},
       // In use until the digests are computed, so that the session does not expire.
       [call, response,
        use = std::make_shared<SessionUse>(*std::move(use))](const std::vector<bool>& kept) {

@@ -113,10 +113,8 @@ void AddCache(const Components& components, Families& out) {
 }
 
 void AddCompute(const Components& components, Families& out) {
-  for (const auto& [work, name] :
-       {std::pair(Work::kShort, "short"), {Work::kLong, "long"}, {Work::kBackground, "idle"}}) {
-    out.Gauge("nni_compression_queue_depth",
-              "Queued work by class: short, long (megabytes), or idle (background).",
+  for (const auto& [work, name] : {std::pair(Work::kShort, "short"), {Work::kLong, "long"}}) {
+    out.Gauge("nni_compression_queue_depth", "Queued work by class: short, or long (megabytes).",
               static_cast<double>(components.executor->waiting(work)), {{"work", name}});
   }
   out.Gauge("nni_compression_compute_threads", "Compute threads.", components.executor->threads());

@@ -23,9 +23,6 @@ constexpr size_t kNamesAtATime = 1024;
 constexpr size_t kFewNames = 64;  // not worth another thread
 constexpr int64_t kNamesBytes = 128 << 10;
 
-// Statistics of smaller weights save less time than their memory is worth.
-constexpr int64_t kStatisticsBytes = 8 << 20;
-
 template <typename T>
 void AddNumber(TensorDigest& digest, T value) {
   uint8_t bytes[sizeof(T)];
@@ -78,16 +75,12 @@ bool CachedWeight::Is(const TensorHeader& header) const {
 
 // A caller that waits for digests. Releasing the last reference answers it.
 struct WeightCache::Query {
-  Query(const std::string& tenant, std::vector<std::string> fingerprints, bool for_pruner,
+  Query(const std::string& tenant, std::vector<std::string> fingerprints,
         std::function<void(const std::vector<bool>&)> done)
-      : tenant(tenant),
-        fingerprints(std::move(fingerprints)),
-        for_pruner(for_pruner),
-        done(std::move(done)) {}
+      : tenant(tenant), fingerprints(std::move(fingerprints)), done(std::move(done)) {}
 
   const std::string tenant;
   const std::vector<std::string> fingerprints;
-  const bool for_pruner;
   const std::function<void(const std::vector<bool>&)> done;
   // Guarded by the cache's mutex.
   size_t next = 0;  // index of the next fingerprint to look up
@@ -145,14 +138,13 @@ void WeightCache::Keep(const std::string& tenant, const TensorHeader& header,
 }
 
 void WeightCache::Ask(const std::string& tenant, std::vector<std::string> fingerprints,
-                      bool for_pruner, std::function<void(const std::vector<bool>&)> done) {
+                      std::function<void(const std::vector<bool>&)> done) {
   const size_t count = fingerprints.size();
-  const std::shared_ptr<Query> query(
-      new Query(tenant, std::move(fingerprints), for_pruner, std::move(done)),
-      [this](const Query* asked) {
-        Answer(*asked);
-        delete asked;
-      });
+  const std::shared_ptr<Query> query(new Query(tenant, std::move(fingerprints), std::move(done)),
+                                     [this](const Query* asked) {
+                                       Answer(*asked);
+                                       delete asked;
+                                     });
   std::shared_ptr<HashJob> job;
   if (count <= kFewNames) {
     job = NextJob(query);
@@ -230,7 +222,6 @@ void WeightCache::Answer(const Query& query) {
 }
 
 void WeightCache::SetDigest(const HashJob& job, const std::string& digest) {
-  bool for_pruner = false;
   std::vector<std::shared_ptr<Query>> queries;  // answered without the lock
   {
     MutexLock lock(&mutex_);
@@ -244,17 +235,6 @@ void WeightCache::SetDigest(const HashJob& job, const std::string& digest) {
       weights.by_digest[digest] = weights.by_name.find(job.name)->second;
     }
   }
-  for (const auto& query : queries) for_pruner |= query->for_pruner;
-  if (for_pruner && job.weight->bytes().size() >= kStatisticsBytes) {
-    executor_->Schedule([this, weight = job.weight] { Prepare(*weight); }, Work::kBackground);
-  }
-}
-
-void WeightCache::Prepare(CachedWeight& weight) {
-  const auto dtype = ToDataType(weight.kind_.dtype(), "dtype");
-  if (!dtype.ok()) return;
-  weight.statistics().Prepare(*dtype, weight.bytes().data(),
-                              weight.bytes().size() / compression::ByteLength(*dtype, 1));
 }
 
 bool WeightCache::Admit(CachedWeight* weight, int64_t bytes) {

@@ -87,8 +87,8 @@ class WeightCache {
 
   // Calls `done` with whether there is a cached weight for each fingerprint, once all of these have
   // their digests: on a thread of the executor, which does all of the work, or at once if there are
-  // few names and nothing to hash. If `for_pruner`, computes the statistics for pruners afterwards.
-  void Ask(const std::string& tenant, std::vector<std::string> fingerprints, bool for_pruner,
+  // few names and nothing to hash.
+  void Ask(const std::string& tenant, std::vector<std::string> fingerprints,
            std::function<void(const std::vector<bool>& kept)> done);
 
   // The weight with the header's digest. Null when no cached weight has that digest computed, or
@@ -135,7 +135,6 @@ class WeightCache {
   std::shared_ptr<HashJob> NextJob(const std::shared_ptr<Query>& query);
   bool IsComplete(const Query& query) const;  // whether all names were looked up
   void SetDigest(const HashJob& job, const std::string& digest);
-  void Prepare(CachedWeight& weight);
   void Answer(const Query& query);
 
   // Reserves memory for statistics of a weight; returns whether there was enough.

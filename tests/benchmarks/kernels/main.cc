@@ -70,13 +70,6 @@ void Run(benchmark::State& state, const SelectArguments& arguments) {
 
 void Select(benchmark::State& state) { Run(state, Arguments()); }
 
-void SelectAgain(benchmark::State& state) {
-  const auto magnitudes = CountMagnitudes(DataType::kFloat32, Values().data(), kElements);
-  SelectArguments arguments = Arguments();
-  arguments.magnitudes = &*magnitudes;
-  Run(state, arguments);
-}
-
 void SelectFurther(benchmark::State& state) {
   SelectArguments arguments = Arguments();
   arguments.prune = kElements / 2;
@@ -124,13 +117,6 @@ void SelectLayers(benchmark::State& state) {
     benchmark::ClobberMemory();
   }
   state.SetBytesProcessed(state.iterations() * elements * static_cast<int64_t>(sizeof(float)));
-}
-
-void Magnitudes(benchmark::State& state) {
-  for (auto _ : state) {
-    benchmark::DoNotOptimize(CountMagnitudes(DataType::kFloat32, Values().data(), kElements));
-  }
-  SetRate(state);
 }
 
 void FindRange(benchmark::State& state) {
@@ -188,7 +174,6 @@ int main(int argc, char** argv) {
   benchmark::RegisterBenchmark("memcpy", Memcpy)->Unit(benchmark::kMillisecond);
   for (const Isa isa : SupportedIsas()) {
     Register(isa, "select", Select);
-    Register(isa, "select_with_statistics", SelectAgain);
     Register(isa, "select_further", SelectFurther);
     Register(isa, "select_layers", SelectLayers);
     Register(isa, "range", FindRange);
@@ -198,7 +183,6 @@ int main(int argc, char** argv) {
     Register(isa, "dorefa_codes", Quantize, Rounding::kDoReFa, QuantizeReply::kCodes);
     Register(isa, "unpack", Unpack);
   }
-  benchmark::RegisterBenchmark("magnitudes", Magnitudes)->Unit(benchmark::kMillisecond);
   benchmark::Initialize(&argc, argv);
   benchmark::RunSpecifiedBenchmarks();
   return 0;

@@ -55,7 +55,6 @@ class Sorted {
 // Nothing when the kernel says that a weight is not finite.
 std::optional<Mask> SelectMask(DataType dtype, const at::Tensor& weight, int64_t prune,
                                const std::optional<Mask>& previous,
-                               const MagnitudeHistogram* magnitudes = nullptr,
                                const SelectLimits& limits = {}) {
   SelectArguments arguments;
   arguments.limits = limits;
@@ -63,7 +62,6 @@ std::optional<Mask> SelectMask(DataType dtype, const at::Tensor& weight, int64_t
   arguments.weight = weight.data_ptr();
   arguments.elements = weight.numel();
   arguments.prune = prune;
-  arguments.magnitudes = magnitudes;
   if (previous) {
     arguments.previous = previous->bits().data();
     arguments.previously_pruned = previous->pruned();
@@ -74,11 +72,10 @@ std::optional<Mask> SelectMask(DataType dtype, const at::Tensor& weight, int64_t
 }
 
 std::string Select(DataType dtype, const at::Tensor& weight, int64_t prune,
-                   const std::string& previous = "", const MagnitudeHistogram* magnitudes = nullptr,
-                   const SelectLimits& limits = {}) {
-  const auto mask = SelectMask(
-      dtype, weight, prune, previous.empty() ? std::nullopt : std::make_optional(MaskOf(previous)),
-      magnitudes, limits);
+                   const std::string& previous = "", const SelectLimits& limits = {}) {
+  const auto mask =
+      SelectMask(dtype, weight, prune,
+                 previous.empty() ? std::nullopt : std::make_optional(MaskOf(previous)), limits);
   return mask ? Bits(*mask) : "not finite";
 }
 
@@ -135,19 +132,15 @@ class SelectTest : public testing::TestWithParam<std::tuple<DataType, Isa>> {
 
   static DataType dtype() { return std::get<DataType>(GetParam()); }
 
-  // Compares with the sort at many counts, with and without a mask before, and with statistics.
+  // Compares with the sort at many counts, with and without a mask before.
   void Check(const std::vector<double>& values) {
     const at::Tensor weight = Values(values, dtype());
     const int64_t n = weight.numel();
-    const auto magnitudes = CountMagnitudes(dtype(), weight.data_ptr(), n);
-    ASSERT_TRUE(magnitudes.has_value());
     const Sorted sorted(weight, "");
     for (int64_t prune : {int64_t{0}, int64_t{1}, n / 7, n / 2, n * 4 / 5, n - 1, n}) {
       const std::string expected = sorted.Bits(prune);
       ASSERT_EQ(Select(dtype(), weight, prune), expected)
           << n << " elements, " << prune << " to prune";
-      ASSERT_EQ(Select(dtype(), weight, prune, "", &*magnitudes), expected)
-          << n << " elements, " << prune << " to prune, with statistics";
     }
     std::mt19937_64 engine(n);
     std::string previous(n, '1');
@@ -158,8 +151,6 @@ class SelectTest : public testing::TestWithParam<std::tuple<DataType, Isa>> {
       const std::string expected = rest.Bits(prune);
       ASSERT_EQ(Select(dtype(), weight, prune, previous), expected)
           << n << " elements, " << prune << " to prune, " << pruned << " pruned before";
-      ASSERT_EQ(Select(dtype(), weight, prune, previous, &*magnitudes), expected)
-          << n << " elements, " << prune << " to prune, " << pruned << " before, with statistics";
     }
   }
 };
@@ -268,8 +259,6 @@ TEST_P(SelectTest, AgreesWithASortOnFewValuesAtEveryBorderOnEveryPath) {
     const FewValues few = FewValues::Draw(engine);
     const at::Tensor weight = Values(few.values, dtype());
     const int64_t n = weight.numel();
-    const auto magnitudes = CountMagnitudes(dtype(), weight.data_ptr(), n);
-    ASSERT_TRUE(magnitudes.has_value());
     std::string previous(n, '1');
     for (char& bit : previous) bit = engine() % 4 == 0 ? '0' : '1';
     const auto pruned = static_cast<int64_t>(std::count(previous.begin(), previous.end(), '0'));
@@ -289,10 +278,9 @@ TEST_P(SelectTest, AgreesWithASortOnFewValuesAtEveryBorderOnEveryPath) {
       SCOPED_TRACE(absl::StrCat("round ", round, ": ", n, " elements, ", prune, " to prune, found ",
                                 limits.found, ", tiny ", limits.tiny, ", grain ", limits.grain));
       const std::string expected = sorted.Bits(prune);
-      ASSERT_EQ(Select(dtype(), weight, prune, "", nullptr, limits), expected);
-      ASSERT_EQ(Select(dtype(), weight, prune, "", &*magnitudes, limits), expected);
+      ASSERT_EQ(Select(dtype(), weight, prune, "", limits), expected);
       if (prune < pruned) continue;
-      ASSERT_EQ(Select(dtype(), weight, prune, previous, nullptr, limits), rest.Bits(prune));
+      ASSERT_EQ(Select(dtype(), weight, prune, previous, limits), rest.Bits(prune));
     }
   }
   at::set_num_threads(threads_before);
@@ -307,9 +295,7 @@ TEST_P(SelectTest, PrunesNoWeightTooManyWhereTheSampleSawOnlyLargerOnes) {
   for (const size_t place : SamplePlaces(n, n / 256)) values[place] = 1.0;
   const int64_t small = std::count(values.begin(), values.end(), -0.5);
   const at::Tensor weight = Values(values, dtype());
-  const auto magnitudes = CountMagnitudes(dtype(), weight.data_ptr(), n);
   EXPECT_EQ(SelectMask(dtype(), weight, small, std::nullopt)->pruned(), small);
-  EXPECT_EQ(SelectMask(dtype(), weight, small, std::nullopt, &*magnitudes)->pruned(), small);
 }
 
 TEST_P(SelectTest, TakesNegativeZeroForZero) {

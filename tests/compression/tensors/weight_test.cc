@@ -1,6 +1,5 @@
 #include "compression/tensors/weight.h"
 
-#include <limits>
 #include <string>
 #include <thread>
 #include <vector>
@@ -17,13 +16,6 @@ TEST(WeightStatisticsTest, AnswersAreTheSameWithAndWithoutThem) {
   for (const DataType dtype : {DataType::kFloat32, DataType::kFloat16, DataType::kFloat64}) {
     const at::Tensor values = Random({64, 300}, 31, dtype);
     WeightStatistics statistics;
-    statistics.Prepare(dtype, values.data_ptr(), values.numel());
-    for (const double sparsity : {0.0, 0.1, 0.5, 0.99, 1.0}) {
-      const auto known = BindOne("level", {{"sparsity", sparsity}}, {64, 300}, dtype);
-      const auto unknown = BindOne("level", {{"sparsity", sparsity}}, {64, 300}, dtype);
-      EXPECT_EQ(Bits(known->CalcMask(0, Weight(values, &statistics))->mask),
-                Bits(unknown->CalcMask(0, values)->mask));
-    }
     for (const char* algorithm : {"naive", "qat", "dorefa"}) {
       for (int time = 0; time < 2; ++time) {  // the second time the range is known
         const auto known = BindOne(algorithm, nlohmann::json::object(), {64, 300}, dtype);
@@ -58,13 +50,6 @@ TEST(WeightStatisticsTest, TheRangeIsKeptForEachGranularity) {
   EXPECT_THAT(statistics.range({0})->minimum, ElementsAre(-2, 3));
 }
 
-TEST(WeightStatisticsTest, AWeightThatIsNotFiniteHasNone) {
-  const at::Tensor values = Values({1, std::numeric_limits<double>::infinity()});
-  WeightStatistics statistics;
-  statistics.Prepare(DataType::kFloat32, values.data_ptr(), 2);
-  EXPECT_EQ(statistics.magnitudes(), nullptr);
-}
-
 TEST(WeightStatisticsTest, AsksBeforeTheyGrow) {
   int64_t asked = 0;
   bool admits = false;
@@ -72,12 +57,8 @@ TEST(WeightStatisticsTest, AsksBeforeTheyGrow) {
     asked = bytes;
     return admits;
   });
-  const at::Tensor values = Random({64, 300}, 31);
   for (const bool admitted : {false, true}) {
     admits = admitted;
-    statistics.Prepare(DataType::kFloat32, values.data_ptr(), values.numel());
-    EXPECT_THAT(asked, Gt(65535 * 8));
-    EXPECT_EQ(statistics.magnitudes() != nullptr, admitted);
     statistics.SetRange({0, 1}, {std::vector<float>(19200), std::vector<float>(19200)});
     EXPECT_THAT(asked, Gt(2 * 19200 * 4));
     EXPECT_EQ(statistics.range({0, 1}).has_value(), admitted);
@@ -87,17 +68,17 @@ TEST(WeightStatisticsTest, AsksBeforeTheyGrow) {
 TEST(WeightStatisticsTest, SeveralThreadsMayUseThemAtOnce) {
   const at::Tensor values = Random({5000}, 33);
   WeightStatistics statistics;
-  std::vector<std::string> masks(4);
+  std::vector<std::string> codes(4);
   std::vector<std::thread> threads;
-  for (auto& mask : masks) {
+  for (auto& each : codes) {
     threads.emplace_back([&] {
-      statistics.Prepare(DataType::kFloat32, values.data_ptr(), 5000);
-      const auto session = BindOne("level", {{"sparsity", 0.7}}, {5000});
-      mask = Bits(session->CalcMask(0, Weight(values, &statistics))->mask);
+      const auto session = BindOne("qat", nlohmann::json::object(), {5000});
+      each = BytesOf(
+          session->QuantizeWeight(0, Weight(values, &statistics), QuantizeReply::kCodes)->data);
     });
   }
   for (std::thread& thread : threads) thread.join();
-  for (const auto& mask : masks) EXPECT_EQ(mask, masks[0]);
+  for (const auto& each : codes) EXPECT_EQ(each, codes[0]);
 }
 
 }  // namespace

@@ -59,7 +59,7 @@ class WeightCacheTest : public ::testing::Test {
   std::vector<bool> Ask(const std::string& tenant, const std::vector<std::string>& fingerprints) {
     std::vector<bool> answer;
     Latch done;
-    cache_->Ask(tenant, fingerprints, /*for_pruner=*/true, [&](const std::vector<bool>& kept) {
+    cache_->Ask(tenant, fingerprints, [&](const std::vector<bool>& kept) {
       answer = kept;
       done.Set();
     });
@@ -155,11 +155,11 @@ TEST_F(WeightCacheTest, WhoAsksWaitsForADigestThatIsBeingComputed) {
   Keep("t", "print", 'a');
   std::atomic<int> answered = 0;
   Latch first, second;
-  cache_->Ask("t", {"print"}, false, [&](const std::vector<bool>&) {
+  cache_->Ask("t", {"print"}, [&](const std::vector<bool>&) {
     ++answered;
     first.Set();
   });
-  cache_->Ask("t", {"print"}, false, [&](const std::vector<bool>& kept) {
+  cache_->Ask("t", {"print"}, [&](const std::vector<bool>& kept) {
     EXPECT_TRUE(kept[0]);
     ++answered;
     second.Set();
@@ -182,7 +182,7 @@ TEST_F(WeightCacheTest, AWeightThatGoesWhileItIsHashedIsNotKept) {
   busy.Wait();
   Keep("t", "print", 'a');
   Latch done;
-  cache_->Ask("t", {"print"}, false, [&](const std::vector<bool>& kept) {
+  cache_->Ask("t", {"print"}, [&](const std::vector<bool>& kept) {
     EXPECT_FALSE(kept[0]);
     done.Set();
   });
@@ -306,7 +306,7 @@ TEST_F(WeightCacheTest, ManyQuestionsAboutManyWeightsAreAllAnswered) {
   std::atomic<int> right = 0;
   Latch answered[kQuestions];
   for (Latch& latch : answered) {
-    cache.Ask("t", prints, /*for_pruner=*/false, [&](const std::vector<bool>& kept) {
+    cache.Ask("t", prints, [&](const std::vector<bool>& kept) {
       right += kept == std::vector<bool>(prints.size(), true);
       latch.Set();
     });
@@ -338,22 +338,6 @@ TEST(WeightCacheStatisticsTest, RangesOfManyGroupsAreCounted) {
   EXPECT_FALSE(weight->statistics().range({0, 2})) << "there is no memory for it";
   cache.Reclaim(kBytes);
   EXPECT_EQ(cache.bytes(), 0);
-}
-
-TEST(WeightCacheStatisticsTest, ArePreparedForPrunersWithinTheBudget) {
-  constexpr int64_t kBytes = 8 << 20;
-  const auto budget = MemoryBudget::Create(2 * kBytes, [](std::function<void()> run) { run(); });
-  Executor executor(1);
-  WeightCache cache(2 * kBytes, &executor, budget.get());
-  cache.Keep("t", HeaderOf("print", kBytes), Filled(0, kBytes), *budget->TryReserve(kBytes));
-  cache.Ask("t", {"print"}, /*for_pruner=*/true, [](const std::vector<bool>&) {});
-  EXPECT_TRUE(Eventually([&] { return budget->reserved() > kBytes + kCachedWeightBytes; }));
-  const auto found =
-      cache.Find("t", Named(TensorDigest::Of(HeaderOf("", kBytes), Filled(0, kBytes)), kBytes));
-  ASSERT_NE(found, nullptr);
-  EXPECT_TRUE(Eventually([&] { return found->statistics().magnitudes() != nullptr; }));
-  EXPECT_GT(budget->reserved(), kBytes + kCachedWeightBytes + 65536 * 4);
-  EXPECT_EQ(budget->reserved(), cache.bytes());
 }
 
 TEST_F(WeightCacheTest, SeveralThreadsMayUseItAtOnce) {
