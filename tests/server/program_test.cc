@@ -246,7 +246,7 @@ TEST_F(ProgramTest, RefusesWhatItCannotDo) {
   EXPECT_THAT(Refusal({"--listen=127.0.0.1:0", "--tls_key=" + folder_ + "/none"}),
               HasSubstr("tls_certificate and tls_key must both be set"));
   EXPECT_THAT(Refusal({"--listen=127.0.0.1:0", "--trusted_proxy=localhost"}),
-              HasSubstr("trusted_proxy: 'localhost' is no address"));
+              HasSubstr("trusted_proxy: 'localhost' is not an address"));
   EXPECT_THAT(Refusal({"--listen=unix-abstract:compression", "--trusted_proxy=10.0.0.7,unix"}),
               HasSubstr("every user of this host may connect; listen must be unix:PATH"));
   EXPECT_THAT(Refusal({"--listen=127.0.0.1:0", "--shm_socket=" + folder_ + "/side",

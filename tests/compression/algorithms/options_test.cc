@@ -129,12 +129,12 @@ TEST(OptionsTest, SuggestsTheKeyThatWasMeant) {
 TEST(OptionsTest, SaysWhatAMissingOptionMustBeAndThatRulesStandAlone) {
   EXPECT_THAT(Parse(json::object()),
               IsInvalid(AllOf(HasSubstr("config_list[1].share is missing"), HasSubstr("[0, 1]"),
-                              HasSubstr("stands alone"))));
+                              HasSubstr("does not inherit"))));
 }
 
 TEST(OptionsTest, RefusesAnOptionUnderTwoNames) {
   EXPECT_THAT(Parse({{"share", 1}, {"bits", 8}, {"old_bits", 4}}),
-              IsInvalid(HasSubstr("bits is given twice")));
+              IsInvalid(HasSubstr("bits is set twice")));
 }
 
 TEST(OptionsTest, CheckLetsRequiredOptionsBeMissingAndNothingElse) {

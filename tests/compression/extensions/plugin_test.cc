@@ -87,7 +87,7 @@ TEST_F(PluginTest, ANameBelongsToOneAlgorithm) {
     return Fails(absl::StatusCode::kAlreadyExists, HasSubstr(by));
   };
   EXPECT_THAT(TryPlugins(PluginFolder("built_in_name")),
-              taken("\"level\" already, a built-in one"));
+              taken("\"level\" exists already, built in"));
   fs::copy(PluginFolder("good") + "/threshold.so", folder_ + "/a.so");
   fs::copy(PluginFolder("good") + "/threshold.so", folder_ + "/b.so");
   EXPECT_THAT(TryPlugins(folder_),
@@ -143,7 +143,7 @@ TEST_F(MisbehavingPluginTest, NonsenseIsToldWithAlgorithmLayerAndWhatItShouldBe)
   };
   EXPECT_THAT(Failure("wrong_mask"),
               nonsense("wrong_mask", "a mask of 20 elements; it must have the weight's 12"));
-  EXPECT_THAT(Failure("huge_state"), nonsense("huge_state", "67108864 bytes to remember"));
+  EXPECT_THAT(Failure("huge_state"), nonsense("huge_state", "67108864 bytes of state"));
   EXPECT_THAT(Failure("nan_scale"), nonsense("nan_scale", "scale[0] = nan; it must be finite"));
   EXPECT_THAT(Failure("many_scales"), nonsense("many_scales", "5 scales"));
   EXPECT_THAT(Failure("tiny_scale"), nonsense("tiny_scale", "its reciprocal"));

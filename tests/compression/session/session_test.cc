@@ -224,7 +224,7 @@ TEST(SessionTest, AnExceptionOfAnAlgorithmIsAStatusAndChangesNothing) {
               Fails(absl::StatusCode::kInternal, testing::_));
   EXPECT_EQ(StateOf(**session), before);
   EXPECT_THAT((*session)->QuantizeRange(0, Range{{0}, {1}}),
-              IsInvalid("the algorithm throwing needs weights, a range is not enough"));
+              IsInvalid("the algorithm throwing needs weights; a range is not enough"));
 }
 
 }  // namespace

@@ -93,7 +93,7 @@ TEST(LimitsTest, AQuotaOfUploadsLetsSoManyPassASecond) {
   EXPECT_TRUE(Upload(server, id, 5, &first).ok()) << "the tensors of a call belong together";
   const grpc::Status refused = Upload(server, id, 1, &second);
   EXPECT_EQ(refused.error_code(), grpc::StatusCode::RESOURCE_EXHAUSTED);
-  EXPECT_THAT(refused.error_message(), HasSubstr("quota of uploads is 2 tensors a second"));
+  EXPECT_THAT(refused.error_message(), HasSubstr("quota of uploads is 2 tensors per second"));
   EXPECT_EQ(RetryDelay(refused), absl::Seconds(2));
   EXPECT_TRUE(second.GetServerTrailingMetadata().find("grpc-retry-pushback-ms")->second == "2000");
   server.Advance(absl::Seconds(1));
@@ -185,7 +185,7 @@ TEST(LimitsTest, ASlowUploadLosesItsCallAndItsMemory) {
   EXPECT_GE(i, 3u) << "half a minute is not too long";
   const grpc::Status status = stream.Finish();
   EXPECT_EQ(status.error_code(), grpc::StatusCode::DEADLINE_EXCEEDED);
-  EXPECT_THAT(status.error_message(), HasSubstr("it must be at least 10 a second"));
+  EXPECT_THAT(status.error_message(), HasSubstr("it must send at least 10 per second"));
   EXPECT_TRUE(server.MemoryReturnsTo(before));
 }
 

@@ -154,7 +154,7 @@ TEST_F(GuardedTest, NothingIsCalledOnceTheServerStops) {
   auto session = TryBind(Guarded(ThrowerInfo(), host_), nlohmann::json::object());
   host_->Stop();
   EXPECT_THAT((*session)->CalcMask(0, compression::Random({4, 3}, 1)),
-              Fails(absl::StatusCode::kUnavailable, HasSubstr("the server stops")));
+              Fails(absl::StatusCode::kUnavailable, HasSubstr("the server is stopping")));
 }
 
 }  // namespace

@@ -53,7 +53,8 @@ TEST_F(UploadMeterTest, ACallGetsNoFurtherAheadThanAMinute) {
   for (int i = 0; i < 60; ++i) EXPECT_TRUE(meter_.Add(false, 1).ok()) << i;
   const absl::Status refused = meter_.Add(false, 1);
   EXPECT_EQ(refused.code(), absl::StatusCode::kResourceExhausted);
-  EXPECT_THAT(std::string(refused.message()), HasSubstr("quota of uploads is 1 tensors a second"));
+  EXPECT_THAT(std::string(refused.message()),
+              HasSubstr("quota of uploads is 1 tensors per second"));
   EXPECT_EQ(RetryAfter(refused), absl::Seconds(61));
 }
 

@@ -283,9 +283,9 @@ TEST_F(SessionStoreTest, TheDiskBudgetCountsTheLiveSessionsOfAll) {
   const std::string first = BindAndLeave("a");
   BindAndLeave("b");
   const auto third = store_->Insert(Record("c"), "", "", std::nullopt);
-  EXPECT_EQ(
-      third.status().message(),
-      "the server's disk_budget is 100, of which less is left than the 40 that the session needs");
+  EXPECT_EQ(third.status().message(),
+            "the server's disk_budget is 100 bytes; less than the 40 bytes that the session needs "
+            "are left");
   EXPECT_EQ(RetryAfter(third.status()), absl::Seconds(10));
   ASSERT_TRUE(store_->Close("a", first).ok());
   EXPECT_TRUE(store_->Insert(Record("c"), "", "", std::nullopt).ok());

@@ -75,8 +75,8 @@ TEST_F(RegionTableTest, WhatIsNoMemfdIsRefused) {
 
 TEST_F(RegionTableTest, ATruncatedFileIsRefused) {
   const FileDescriptor file = SealedFile(kFileSize);
-  EXPECT_THAT(MessageOfAdding(file, 2 * kFileSize), HasSubstr("the file has 8192 bytes"));
-  EXPECT_THAT(MessageOfAdding(file, kFileSize - 1), HasSubstr("the file has 8192 bytes"));
+  EXPECT_THAT(MessageOfAdding(file, 2 * kFileSize), HasSubstr("the size of the file, 8192,"));
+  EXPECT_THAT(MessageOfAdding(file, kFileSize - 1), HasSubstr("the size of the file, 8192,"));
   EXPECT_FALSE(MessageOfAdding(file, 0).empty());
   EXPECT_FALSE(MessageOfAdding(file, kHuge).empty());
 }

@@ -283,7 +283,7 @@ TEST_F(DiskStorageTest, RecordsOfAnotherTimeAreLostData) {
   ExecuteOffline(
       "INSERT INTO records (session, part, bytes) SELECT session, 7, bytes FROM newer "
       "WHERE part = 0");
-  EXPECT_EQ(storage_->Load(kA).status().message(), "1 more records are there than it has");
+  EXPECT_EQ(storage_->Load(kA).status().message(), "1 unexpected records exist");
   ExecuteOffline("DELETE FROM records WHERE part = 0");
   EXPECT_EQ(storage_->Load(kA).status().message(), "its records are not the expected ones");
 }

@@ -400,7 +400,7 @@ TEST_F(StreamCallTest, APeerThatSendsTooSlowlyLosesTheCallAndItsMemory) {
   ASSERT_TRUE(transport_.status());
   EXPECT_EQ(transport_.status()->code(), absl::StatusCode::kDeadlineExceeded);
   EXPECT_THAT(std::string(transport_.status()->message()),
-              HasSubstr("in 1m; it must be at least 10 a second"));
+              HasSubstr("in 1m; it must send at least 10 per second"));
   EXPECT_EQ(budget_->reserved(), 0);
 }
 

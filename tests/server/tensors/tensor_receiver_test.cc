@@ -200,10 +200,11 @@ TEST_F(TensorReceiverTest, FieldsOfAMessageTakeEffectInTheirOrderNotTheWires) {
 }
 
 TEST_F(TensorReceiverTest, OpenComesFirstAndOnce) {
-  ExpectInvalid(Receive(MaskMessage().Add(Header(0, "a", {4}))).status(), "open has to come first");
+  ExpectInvalid(Receive(MaskMessage().Add(Header(0, "a", {4}))).status(),
+                "the first field must be open");
   ExpectInvalid(receiver_.Finish(), "open is missing");
   ASSERT_TRUE(Receive(MaskMessage().Open("s")).ok());
-  ExpectInvalid(Receive(MaskMessage().Open("s")).status(), "open was sent twice");
+  ExpectInvalid(Receive(MaskMessage().Open("s")).status(), "duplicate open");
 }
 
 TEST_F(TensorReceiverTest, AChunkBeforeItsHeaderIsRefused) {
@@ -244,7 +245,8 @@ TEST_F(TensorReceiverTest, ASecondCommitIsRefused) {
 
 TEST_F(TensorReceiverTest, HalfClosingWithoutACommitIsRefused) {
   EXPECT_TRUE(AfterHeader(MaskMessage().Chunk(0, 0, kSixteen)).ok());
-  ExpectInvalid(receiver_.Finish(), "tensor 0 ('a') was not committed; 16 of 16 bytes came");
+  ExpectInvalid(receiver_.Finish(),
+                "tensor 0 ('a') was not committed; 16 of 16 bytes were received");
 }
 
 TEST_F(TensorReceiverTest, AnIndexIsUsedOnceInACall) {
