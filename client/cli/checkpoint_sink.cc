@@ -20,7 +20,7 @@ CheckpointOrder::CheckpointOrder(const SafetensorsHeader& input) {
 bool CheckpointOrder::Before(const FileTensor& a, const FileTensor& b) const {
   const auto key = [this](const FileTensor& tensor) {
     const auto found = positions_.find(tensor.name);
-    return std::pair(-ElementBytes(tensor.dtype),
+    return std::pair(-ElementBits(tensor.dtype),
                      found == positions_.end() ? positions_.size() : found->second);
   };
   return key(a) < key(b);

@@ -34,11 +34,11 @@ struct SafetensorsHeader {
   int64_t data_begin = 0;  // offset of the data in the file
 };
 
-// The service's name of a dtype; nothing for those that it does not know.
+// The service's type for a dtype of the format; nullopt when the service does not take it.
 std::optional<DataType> ToDataType(absl::string_view dtype);
 
-// Bytes of an element; 0 for a dtype that the format does not have.
-int64_t ElementBytes(absl::string_view dtype);
+// Bits of an element; 0 for a dtype that the format does not have.
+int ElementBits(absl::string_view dtype);
 
 constexpr int64_t kLengthBytes = 8;  // of the header's length, with which a file begins
 

@@ -262,7 +262,8 @@ TEST_F(CheckpointSinkTest, KeepsEveryTensorAlignedToItsElements) {
   ASSERT_TRUE(header.ok()) << header.status();
   EXPECT_EQ(memory.content.substr(header->data_begin), "iiiiiiiibbbbWWWWHHHHHHuxx");
   for (const FileTensor& tensor : header->tensors) {
-    EXPECT_EQ((header->data_begin + tensor.begin) % ElementBytes(tensor.dtype), 0) << tensor.name;
+    EXPECT_EQ((header->data_begin + tensor.begin) * 8 % ElementBits(tensor.dtype), 0)
+        << tensor.name;
   }
 }
 
