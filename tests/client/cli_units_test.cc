@@ -32,7 +32,7 @@ TEST(ConfigTest, RefusesWhatIsNoListOfRules) {
   EXPECT_THAT(why("[1]"), HasSubstr("config_list[0] is number"));
   EXPECT_THAT(why("[{\"sparsity\": }]"), HasSubstr("line 1, column 15"));
   EXPECT_THAT(why("[{\"sparsity\": 0.5, \"sparsity\": 0.8}]"),
-              HasSubstr("sparsity is there twice"));
+              HasSubstr("duplicate name sparsity"));
   EXPECT_THAT(why(""), HasSubstr("parse error"));
 }
 

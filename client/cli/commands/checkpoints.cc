@@ -69,8 +69,8 @@ class CompressCommand : public ServerCommand {
 
   int Run(const Client& client, const Output& out) override {
     if (!out.json()) job_.progress = stderr;
-    ExitWhenInputShrinks(out.ErrorLine(absl::DataLossError(
-                             absl::StrCat(job_.input_path, " became shorter while it was read"))),
+    ExitOnTruncatedInput(out.ErrorLine(absl::DataLossError(
+                             absl::StrCat(job_.input_path, " was truncated while it was read"))),
                          kFailed);
     const auto result = Compress(client, job_);
     if (!result.ok()) return out.Fail(result.status());

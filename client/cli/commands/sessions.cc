@@ -81,7 +81,7 @@ class TopCommand : public ServerCommand {
                         ioctl(STDOUT_FILENO, TIOCGWINSZ, &window) == 0;
     std::optional<Top> last;
     while (true) {
-      auto top = Top::Look(client, labels_, last ? &*last : nullptr);
+      auto top = Top::Query(client, labels_, last ? &*last : nullptr);
       if (!top.ok()) return out.Fail(top.status());
       constexpr size_t kLinesAbove = 4;  // and the prompt's
       const size_t rows =

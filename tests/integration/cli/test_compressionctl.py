@@ -347,7 +347,7 @@ def test_files_of_an_earlier_result_are_replaced_only_on_demand(tmp_path):
         done = ctl("prune", path, "--algorithm=level", f"--config={config}", "-o", out, *overwrite)
         assert done.returncode == status, done.stderr
         if status == 1:
-            assert f"{out}/model.safetensors is there already; choose another" in done.stderr
+            assert f"{out}/model.safetensors already exists; choose another" in done.stderr
             assert "--overwrite" in done.stderr
             assert {file.name: file.read_bytes() for file in out.iterdir()} == before
         else:
@@ -369,7 +369,7 @@ def test_a_models_own_config_stays(tmp_path, overwrite):
     flags = ["--algorithm=qat", f"--config={rules}", "-o", out, "--format=compressed-tensors"]
     done = ctl("quantize", path, *flags, *overwrite)
     assert done.returncode == 1
-    assert f"{out}/config.json is there already" in done.stderr
+    assert f"{out}/config.json already exists" in done.stderr
     assert (out / "config.json").read_text() == own
     assert os.listdir(out) == ["config.json"]
 
