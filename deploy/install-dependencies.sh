@@ -19,7 +19,7 @@ case $(source /etc/os-release && echo "${VERSION_CODENAME:-}") in
   *) runtime+=(libabsl20220623 libcpp-httplib0.11 libgrpc++1.51 libprotobuf32 libspdlog1.10 libssl3 libtorch1.13) ;;
 esac
 
-compile=(ccache cmake g++ libabsl-dev libcpp-httplib-dev libgrpc++-dev libprotobuf-dev libspdlog-dev libsqlite3-dev libssl-dev
+compile=(ccache cmake g++ libabsl-dev libcli11-dev libcpp-httplib-dev libgrpc++-dev libprotobuf-dev libspdlog-dev libsqlite3-dev libssl-dev
          libtorch-dev ninja-build pkg-config nlohmann-json3-dev prometheus-cpp-dev protobuf-compiler
          protobuf-compiler-grpc zlib1g-dev)
 

@@ -20,7 +20,7 @@ CheckpointOrder::CheckpointOrder(const SafetensorsHeader& input) {
 bool CheckpointOrder::Before(const FileTensor& a, const FileTensor& b) const {
   const auto key = [this](const FileTensor& tensor) {
     const auto found = positions_.find(tensor.name);
-    return std::pair(-ElementBytes(tensor.dtype),
+    return std::pair(-ElementBits(tensor.dtype),
                      found == positions_.end() ? positions_.size() : found->second);
   };
   return key(a) < key(b);
@@ -68,8 +68,9 @@ absl::StatusOr<SafetensorsHeader> CheckpointSink::Merge() {
   for (const FileTensor& tensor : input_.header().tensors) {
     if (sent_.count(tensor.name) != 0) continue;
     if (taken.count(tensor.name) != 0) {
-      return absl::InvalidArgumentError(absl::StrCat("the input has a tensor ", tensor.name,
-                                                     ", which the export needs for itself"));
+      return absl::InvalidArgumentError(
+          absl::StrCat("the input has a tensor ", tensor.name,
+                       ", which is also the name of one that the export adds"));
     }
     local.push_back(&tensor);
   }
@@ -79,7 +80,7 @@ absl::StatusOr<SafetensorsHeader> CheckpointSink::Merge() {
 
   SafetensorsHeader merged;
   merged.metadata = server->metadata;
-  // What an earlier export said of itself is no longer so.
+  // Metadata of an earlier export does not describe this one.
   for (const auto& [key, value] : input_.header().metadata) {
     if (!absl::StartsWith(key, kOwnMetadata)) merged.metadata[key] = value;
   }
@@ -130,9 +131,10 @@ absl::Status CheckpointSink::End() {
   if (in_header_) {
     return absl::InternalError(absl::StrCat("the server's file ", name_, " has no header"));
   }
-  // Empty tensors of the server's have pieces without bytes.
+  // Empty tensors from the server have pieces without bytes.
   while (next_ < pieces_.size()) {
-    if (pieces_[next_].server_bytes > 0) return absl::InternalError("the server's file is short");
+    if (pieces_[next_].server_bytes > 0)
+      return absl::InternalError("the server's file is truncated");
     if (pieces_[next_].local == nullptr) ++next_;
     if (absl::Status written = WriteLocal(); !written.ok()) return written;
   }

@@ -1,4 +1,4 @@
-// Completes an exported checkpoint with what did not travel.
+// Completes an exported checkpoint with the tensors that were not sent.
 #ifndef NNI_COMPRESSION_CLIENT_CLI_CHECKPOINT_SINK_H_
 #define NNI_COMPRESSION_CLIENT_CLI_CHECKPOINT_SINK_H_
 
@@ -16,8 +16,8 @@
 
 namespace nni_compression::cli {
 
-// The order of tensors in a checkpoint: large element types first, so that each is aligned to its
-// elements, which some readers want; else as in the input, and what is not in it last.
+// The order of tensors in a checkpoint: large element types first, so that each tensor is aligned
+// to its elements, which some readers need; else as in the input, and new tensors last.
 class CheckpointOrder {
  public:
   explicit CheckpointOrder(const SafetensorsHeader& input);
@@ -27,13 +27,13 @@ class CheckpointOrder {
   std::map<std::string, size_t> positions_;
 };
 
-// Passes files on to another sink. A .safetensors file of the server's gets a new header on the
-// way: to its own tensors come those of the input that were not sent (biases, running statistics,
-// whatever was not compressed, in any dtype and shape), copied from the input, and the input's
-// metadata. So only what is compressed has to travel. Thread-compatible.
+// Forwards files to another sink. A .safetensors file from the server gets a new header: the
+// tensors of the input that were not sent (biases, running statistics and all else that was not
+// compressed, in any dtype and shape) are added from the input, and so is its metadata. So only
+// compressed weights are sent. Thread-compatible.
 class CheckpointSink : public FileSink {
  public:
-  // `sent`: tensors of the input that the server's file stands for. Input and output outlive the
+  // `sent`: tensors of the input that the server's file replaces. Input and output outlive the
   // sink.
   CheckpointSink(const SafetensorsFile& input, std::set<std::string> sent, FileSink& output)
       : input_(input), sent_(std::move(sent)), output_(output), order_(input.header()) {}
@@ -45,17 +45,17 @@ class CheckpointSink : public FileSink {
   absl::Status Restart() override;
 
  private:
-  // A stretch of the new file's data: a tensor of the input, or bytes of the server's.
+  // A part of the new file's data: a tensor of the input, or bytes from the server.
   struct Piece {
     const FileTensor* local = nullptr;
-    int64_t server_bytes = 0;  // still to come
+    int64_t server_bytes = 0;  // not received yet
   };
 
-  // Writes the new header once all of the server's has arrived, and plans the data.
+  // Writes the new header once the server's is complete, and plans the data.
   absl::Status WriteHeader();
   absl::StatusOr<SafetensorsHeader> Merge();
   absl::Status WriteData(absl::Span<const uint8_t> bytes);
-  // Writes the tensors of the input that are next.
+  // Writes the next tensors, as long as they are from the input.
   absl::Status WriteLocal();
 
   const SafetensorsFile& input_;
@@ -64,7 +64,7 @@ class CheckpointSink : public FileSink {
   const CheckpointOrder order_;
   std::string name_;
   int64_t byte_length_ = 0;
-  bool plain_ = false;  // the file is no .safetensors file
+  bool plain_ = false;  // not a .safetensors file
   bool in_header_ = false;
   std::vector<uint8_t> head_;  // the file's beginning, until its header is complete
   std::vector<Piece> pieces_;

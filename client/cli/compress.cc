@@ -24,7 +24,7 @@ absl::string_view KindName(v1::AlgorithmKind kind) {
   return kind == v1::ALGORITHM_KIND_PRUNER ? "pruner" : "quantizer";
 }
 
-// The algorithm exists and is what the command is for.
+// INVALID_ARGUMENT unless the algorithm exists and is of the kind that the command needs.
 absl::Status CheckKind(const Client& client, const CompressJob& job) {
   const auto listed = client.ListAlgorithms();
   if (!listed.ok()) return listed.status();
@@ -45,7 +45,7 @@ absl::Status CheckKind(const Client& client, const CompressJob& job) {
       "--algorithm is ", job.algorithm, "; it must be one of ", absl::StrJoin(fitting, ", ")));
 }
 
-// Takes the session to the epoch and step at which the result is wanted.
+// Sets the epoch and step for which the result is wanted.
 absl::Status Advance(const Session& session, const CompressJob& job) {
   const v1::Plan& plan = session.plan();
   const auto epoch = job.epoch ? job.epoch : LargestOption(plan, "end_epoch");
@@ -73,7 +73,7 @@ LayerOutcome NewOutcome(const Tensor& tensor) {
 std::vector<LayerOutcome> Prune(const Session& session, const std::vector<Tensor>& weights,
                                 std::FILE* progress) {
   ProgressBar bar(progress, "masks ");
-  const auto masks = session.CalcMask(weights, Drawing(bar));
+  const auto masks = session.CalcMask(weights, WithProgress(bar));
   std::vector<LayerOutcome> outcomes;
   for (size_t i = 0; i < weights.size(); ++i) {
     LayerOutcome outcome = NewOutcome(weights[i]);
@@ -87,11 +87,12 @@ std::vector<LayerOutcome> Prune(const Session& session, const std::vector<Tensor
   return outcomes;
 }
 
-// The codes stay on the server, which writes them into the export: only parameters come back.
+// The codes stay on the server, which writes them to the export: only parameters are returned.
 std::vector<LayerOutcome> Quantize(const Session& session, const std::vector<Tensor>& weights,
                                    std::FILE* progress) {
   ProgressBar bar(progress, "ranges");
-  const auto quantized = session.QuantizeWeight(weights, QuantizeReply::kParameters, Drawing(bar));
+  const auto quantized =
+      session.QuantizeWeight(weights, QuantizeReply::kParameters, WithProgress(bar));
   std::vector<LayerOutcome> outcomes;
   for (size_t i = 0; i < weights.size(); ++i) {
     LayerOutcome outcome = NewOutcome(weights[i]);
@@ -149,7 +150,7 @@ absl::StatusOr<CompressResult> Compress(const Client& client, const CompressJob&
   request.config_list = *std::move(config_list);
   request.layers = LayersOf(file->header());
   request.labels = job.labels;
-  request.vectors_need_filter = true;  // biases and statistics of norms are among the layers
+  request.vectors_need_filter = true;  // biases and statistics of norms are layers here, too
   if (request.layers.empty()) {
     return absl::InvalidArgumentError(
         absl::StrCat(job.input_path, " has no floating-point tensor"));

@@ -21,22 +21,22 @@ namespace nni_compression::cli {
 namespace v1 = ::nni::compression::v1;
 
 struct CompressJob {
-  v1::AlgorithmKind kind = v1::ALGORITHM_KIND_PRUNER;  // what the algorithm must be
+  v1::AlgorithmKind kind = v1::ALGORITHM_KIND_PRUNER;  // the kind that the algorithm must have
   std::string algorithm;
   std::string config_path;
   std::string input_path;
   std::string output_directory;
   std::string format = "safetensors";
   bool overwrite = false;        // files of the output directory may be replaced
-  std::optional<int64_t> epoch;  // not set: where the rules end
-  std::optional<int64_t> step;   // not set: where quantization begins
+  std::optional<int64_t> epoch;  // unset: where the rules end
+  std::optional<int64_t> step;   // unset: where quantization begins
   std::map<std::string, std::string> labels;
   std::FILE* progress = nullptr;  // where a progress bar may be drawn
 };
 
-// The layers of a bare checkpoint: tensors of a weight's dtype with at least one dimension. Those
-// named *.weight with two or more dimensions have op_type "weight", which is what "default" means
-// for the framework "generic"; all others have "other".
+// The layers of a checkpoint without its model: tensors of a weight's dtype with at least one
+// dimension. Those named *.weight with two or more dimensions have op_type "weight", which is what
+// "default" matches for the framework "generic"; all others have "other".
 std::vector<Layer> LayersOf(const SafetensorsHeader& header);
 
 // The largest value of an integer option over the plan's rules.
@@ -49,20 +49,20 @@ struct LayerOutcome {
   absl::Status status;
   std::optional<double> target_sparsity;
   std::optional<double> achieved_sparsity;
-  std::optional<int> bits;  // quantizers; not set: not quantized at this step
+  std::optional<int> bits;  // quantizers; unset: not quantized at this step
 };
 
 struct CompressResult {
   std::string session_id;
   std::vector<std::string> warnings;
   std::vector<LayerOutcome> layers;  // the compressed ones, in the new file's order
-  std::vector<std::string> files;    // none unless every layer worked
+  std::vector<std::string> files;    // none unless all layers succeeded
   int64_t sent_bytes = 0;            // tensor payload, of both passes
   double seconds = 0;
 };
 
-// Runs the job; the session is closed at its end. An error is one of the job as a whole; layers may
-// have errors of their own, and nothing is written then.
+// Runs the job in a session of its own. An error concerns the whole job; layers may have errors of
+// their own, and then nothing is written.
 absl::StatusOr<CompressResult> Compress(const Client& client, const CompressJob& job);
 
 nlohmann::json ToJson(const CompressResult& result);

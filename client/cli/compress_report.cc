@@ -7,7 +7,7 @@
 namespace nni_compression::cli {
 namespace {
 
-// Removed weights and weights of all pruned layers.
+// Removed weights, and all weights, of the pruned layers.
 struct Totals {
   double pruned = 0;
   double elements = 0;

@@ -10,7 +10,7 @@
 namespace nni_compression::cli {
 
 // The text as compact JSON. INVALID_ARGUMENT, with line and column, unless it is a list of objects;
-// what is in the objects is the server's to judge.
+// the server checks the objects.
 absl::StatusOr<std::string> CheckConfigList(absl::string_view text);
 
 // CheckConfigList of a file of at most 4 MiB; messages begin with the path.

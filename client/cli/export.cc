@@ -18,7 +18,7 @@ namespace {
 
 constexpr int64_t kOneFile = int64_t{1} << 53;  // bytes of a shard
 
-// The layer whose weight each tensor of the file is: of compressed layers.
+// Tensor -> layer, for the weights of compressed layers.
 std::map<std::string, std::string> LayersByTensor(const SafetensorsFile& file,
                                                   const v1::Plan& plan) {
   std::set<std::string> bound, compressed;
@@ -49,16 +49,16 @@ Tensor ToTensor(const SafetensorsFile& file, const FileTensor& tensor, std::stri
   return {std::move(name), *ToDataType(tensor.dtype), tensor.shape, file.bytes(tensor)};
 }
 
-// All tensors of the file, for formats that the client cannot complete.
+// All tensors of the file, for formats that only the server can write.
 absl::StatusOr<std::vector<Tensor>> AllTensors(const SafetensorsFile& file,
                                                const std::map<std::string, std::string>& layers) {
   std::vector<Tensor> tensors;
   for (const FileTensor& tensor : file.header().tensors) {
     if (!ToDataType(tensor.dtype) || tensor.begin == tensor.end) {
-      return absl::InvalidArgumentError(
-          absl::StrCat("tensor ", tensor.name, " is ", tensor.dtype, " ", FormatShape(tensor.shape),
-                       "; the service knows no such dtype, or it has no elements: use the format "
-                       "safetensors or sparse"));
+      return absl::InvalidArgumentError(absl::StrCat(
+          "tensor ", tensor.name, " is ", tensor.dtype, " ", FormatShape(tensor.shape),
+          "; the service does not support this dtype, or there are no elements: use the "
+          "format safetensors or sparse"));
     }
     const auto layer = layers.find(tensor.name);
     tensors.push_back(ToTensor(file, tensor, layer == layers.end() ? tensor.name : layer->second));
@@ -71,12 +71,12 @@ absl::StatusOr<DirectorySink> OutputOf(const ExportJob& job) {
                                job.overwrite ? ExistingFiles::kReplace : ExistingFiles::kKeep);
 }
 
-// An error of the export, with what can be done about files that were there before.
+// The error, with advice about existing files.
 absl::Status Failed(const absl::Status& status, const ExportJob& job) {
   if (status.code() != absl::StatusCode::kAlreadyExists || job.overwrite) return status;
   return absl::AlreadyExistsError(absl::StrCat(
       status.message(),
-      "; choose another directory, each shard of a model its own, or replace it by --overwrite"));
+      "; choose another directory, one for each shard of a model, or replace it with --overwrite"));
 }
 
 absl::StatusOr<ExportResult> Commit(DirectorySink& directory, const ExportJob& job,
@@ -134,7 +134,8 @@ absl::StatusOr<ExportResult> ExportCheckpoint(const Session& session, const Safe
       job.format == "safetensors" || job.format == "sparse" || job.format == "compressed-tensors";
   FileSink& sink = completed ? static_cast<FileSink&>(checkpoint) : *directory;
   ProgressBar bar(job.progress, "export");
-  absl::Status exported = session.Export(job.format, tensors, sink, options.dump(), Drawing(bar));
+  absl::Status exported =
+      session.Export(job.format, tensors, sink, options.dump(), WithProgress(bar));
   if (!exported.ok()) return Failed(exported, job);
   return Commit(*directory, job, tensors);
 }
@@ -166,7 +167,7 @@ std::string ToText(const ExportResult& result) {
   return text;
 }
 
-// Files are renamed into place, so the input would be gone for good.
+// Files are renamed to their names, so the input would be lost.
 absl::Status CheckOutput(const std::string& input_path, const std::string& output_directory) {
   for (const char* name : {"model.safetensors", "model.sparse.safetensors"}) {
     struct stat input, output;

@@ -29,24 +29,23 @@ struct ExportResult {
   int64_t sent_bytes = 0;  // tensor payload
 };
 
-// Streams the session's result into job.output_directory; `session_id` and `input_path` are not
-// looked at. Of a checkpoint only the weights of compressed layers travel where the format allows
-// it; a layer NAME's weight is its tensor NAME or NAME.weight. Old files stay as they are when it
-// fails.
+// Streams the session's result to job.output_directory; `session_id` and `input_path` are not used.
+// Only the weights of compressed layers are sent if the format allows it; the weight of a layer
+// NAME is the tensor NAME or NAME.weight. When it fails, existing files are unchanged.
 absl::StatusOr<ExportResult> ExportCheckpoint(const Session& session, const SafetensorsFile& file,
                                               const ExportJob& job);
 
-// The job, of a session that lives on.
+// Runs the job; the session stays open.
 absl::StatusOr<ExportResult> Export(const Client& client, const ExportJob& job);
 
 nlohmann::json ToJson(const ExportResult& result);
 std::string ToText(const ExportResult& result);
 
-// INVALID_ARGUMENT when files of the output would replace the input.
+// INVALID_ARGUMENT when an output file would replace the input.
 absl::Status CheckOutput(const std::string& input_path, const std::string& output_directory);
 
-// The compressed layers' weights under their layers' names, in the order of a checkpoint; they
-// refer to the file.
+// The weights of compressed layers under the names of the layers, in the order of a checkpoint;
+// they refer to the file.
 std::vector<Tensor> WeightsOf(const SafetensorsFile& file, const v1::Plan& plan);
 
 }  // namespace nni_compression::cli

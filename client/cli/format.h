@@ -1,4 +1,4 @@
-// How things look on a terminal.
+// Text for terminals.
 #ifndef NNI_COMPRESSION_CLIENT_CLI_FORMAT_H_
 #define NNI_COMPRESSION_CLIENT_CLI_FORMAT_H_
 

@@ -11,10 +11,11 @@
 
 namespace nni_compression::cli {
 
-// One line, "masks  [#####     ]  52 %  93.0 MiB of 180.0 MiB". Pure, for tests.
+// One line: "masks  [#####     ]  52 %  93.0 MiB of 180.0 MiB". Pure, for tests.
 std::string ProgressLine(const std::string& label, int64_t done_bytes, int64_t total_bytes);
 
-// Redraws a line on a terminal a few times a second; does nothing when `stream` is none or null.
+// Redraws a line on a terminal a few times per second; does nothing when `stream` is null or not a
+// terminal.
 // Thread-compatible.
 class ProgressBar {
  public:
@@ -31,8 +32,8 @@ class ProgressBar {
   absl::Time next_ = absl::InfinitePast();
 };
 
-// Options of a call that draws its progress; the bar outlives the call.
-CallOptions Drawing(ProgressBar& bar);
+// Options of a call that shows its progress; the bar outlives the call.
+CallOptions WithProgress(ProgressBar& bar);
 
 }  // namespace nni_compression::cli
 

@@ -99,7 +99,7 @@ std::string SessionsText(const std::vector<v1::Session>& sessions) {
   std::vector<std::string> headings = {"SESSION", "STATE", "ALGORITHM", "FRAMEWORK",
                                        "EPOCH",   "STEP",  "LAYERS",    "SPARSITY",
                                        "MEMORY",  "IDLE",  "LEASE",     "LABELS"};
-  // An operator sees whose they are.
+  // Only operators see the tenants.
   const bool tenants = !sessions.empty() && !sessions[0].tenant().empty();
   if (tenants) headings.push_back("TENANT");
   Table table(headings);

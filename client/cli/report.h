@@ -1,4 +1,4 @@
-// What commands print: text for people, JSON for programs.
+// What commands print: text, or JSON for programs.
 #ifndef NNI_COMPRESSION_CLIENT_CLI_REPORT_H_
 #define NNI_COMPRESSION_CLIENT_CLI_REPORT_H_
 

@@ -16,10 +16,10 @@
 
 namespace nni_compression::cli {
 
-// What ends a weight's name, after its layer's.
+// A weight's name is its layer's with this suffix.
 inline constexpr char kWeightSuffix[] = ".weight";
 
-// A tensor of a file, as its header says.
+// A tensor of a file, from its header.
 struct FileTensor {
   std::string name;
   std::string dtype;  // the format's name: "F32", "I64"
@@ -34,11 +34,11 @@ struct SafetensorsHeader {
   int64_t data_begin = 0;  // offset of the data in the file
 };
 
-// The service's name of a dtype; nothing for those that it does not know.
+// The service's type for a dtype of the format; nullopt when the service does not take it.
 std::optional<DataType> ToDataType(absl::string_view dtype);
 
-// Bytes of an element; 0 for a dtype that the format does not have.
-int64_t ElementBytes(absl::string_view dtype);
+// Bits of an element; 0 for a dtype that the format does not have.
+int ElementBits(absl::string_view dtype);
 
 constexpr int64_t kLengthBytes = 8;  // of the header's length, with which a file begins
 
@@ -47,16 +47,16 @@ constexpr int64_t kLengthBytes = 8;  // of the header's length, with which a fil
 absl::StatusOr<int64_t> DataBegin(absl::Span<const uint8_t> first_bytes, int64_t file_bytes);
 
 // Reads the header at the start of a file of `file_bytes`; `bytes` holds at least the header.
-// INVALID_ARGUMENT names the tensor for a dtype that the format does not have, a name that is there
-// twice, offsets that overlap, leave a gap, disagree with the shape or do not end with the file.
+// INVALID_ARGUMENT names the tensor for a dtype that the format does not have, a duplicate name,
+// and offsets that overlap, leave a gap, disagree with the shape or do not end with the file.
 absl::StatusOr<SafetensorsHeader> ParseHeader(absl::Span<const uint8_t> bytes, int64_t file_bytes);
 
 // The header as the first bytes of a file, padded so that the data is aligned to 8 bytes.
 // `data_begin` is not used.
 std::string SerializeHeader(const SafetensorsHeader& header);
 
-// A file mapped into memory. The bytes of its tensors live as long as it does, provided that
-// nobody shortens the file. Immutable; thread-safe.
+// A file mapped into memory. The bytes of its tensors are valid as long as it exists, provided that
+// the file is not truncated. Immutable; thread-safe.
 class SafetensorsFile {
  public:
   static absl::StatusOr<SafetensorsFile> Open(const std::string& path);
@@ -75,11 +75,10 @@ class SafetensorsFile {
   SafetensorsHeader header_;
 };
 
-// From now on, when somebody shortens a mapped file while it is read, which the kernel reports by
-// SIGBUS, the program prints `message` as a line and ends with `exit_status` instead of dying of
-// the signal. Files of the result that are not complete stay behind under their temporary names, as
-// after a SIGKILL. Called once.
-void ExitWhenInputShrinks(const std::string& message, int exit_status);
+// From now on, when a mapped file is truncated while it is read, which the kernel reports by
+// SIGBUS, the program prints `message` as a line and exits with `exit_status`. Incomplete files of
+// the result are left under their temporary names, as after a SIGKILL. Called once.
+void ExitOnTruncatedInput(const std::string& message, int exit_status);
 
 }  // namespace nni_compression::cli
 

@@ -20,25 +20,25 @@ absl::Status Errno(absl::string_view what, const std::string& path) {
   return absl::ErrnoToStatus(errno, absl::StrCat("cannot ", what, " ", path));
 }
 
-// What the handler of SIGBUS, which may do next to nothing, needs.
-std::string* shrunk_message = nullptr;
-int shrunk_exit_status = 1;
+// For the handler of SIGBUS, which must not allocate.
+std::string* truncated_message = nullptr;
+int truncated_exit_status = 1;
 
-void OnShrunk(int) {
-  if (write(STDERR_FILENO, shrunk_message->data(), shrunk_message->size()) < 0) {
-    // Then the exit status has to do.
+void OnTruncated(int) {
+  if (write(STDERR_FILENO, truncated_message->data(), truncated_message->size()) < 0) {
+    // The exit status still tells.
   }
-  _exit(shrunk_exit_status);
+  _exit(truncated_exit_status);
 }
 
-// What a file is that is easily taken for one of tensors; nullopt when it may be one.
+// What a file is that is easily mistaken for one of tensors; nullopt when it may be one.
 std::optional<std::string> OtherKind(absl::Span<const uint8_t> bytes) {
   const auto first = std::find_if_not(bytes.begin(), bytes.end(), [](uint8_t byte) {
     return byte == ' ' || byte == '\t' || byte == '\r' || byte == '\n';
   });
   if (first == bytes.end()) return std::nullopt;
   if (*first == '[') {
-    return "is a list in JSON, not a .safetensors file; a config_list is given with --config";
+    return "is a list in JSON, not a .safetensors file; a config_list belongs to --config";
   }
   if (*first != '{') return std::nullopt;
   constexpr char kMap[] = "\"weight_map\"";
@@ -46,17 +46,17 @@ std::optional<std::string> OtherKind(absl::Span<const uint8_t> bytes) {
       bytes.end()) {
     return "is JSON, not a .safetensors file";
   }
-  return "is the index of a model in several files; give each of the files that it names, with "
+  return "is the index of a model in several files; compress each of the files that it names, with "
          "an output directory of its own";
 }
 
 }  // namespace
 
-void ExitWhenInputShrinks(const std::string& message, int exit_status) {
-  shrunk_message = new std::string(absl::StrCat(message, "\n"));
-  shrunk_exit_status = exit_status;
+void ExitOnTruncatedInput(const std::string& message, int exit_status) {
+  truncated_message = new std::string(absl::StrCat(message, "\n"));
+  truncated_exit_status = exit_status;
   struct sigaction action = {};
-  action.sa_handler = OnShrunk;
+  action.sa_handler = OnTruncated;
   sigaction(SIGBUS, &action, nullptr);
 }
 
@@ -65,7 +65,7 @@ absl::StatusOr<SafetensorsFile> SafetensorsFile::Open(const std::string& path) {
   if (descriptor < 0) return Errno("open", path);
   const auto closer = absl::MakeCleanup([descriptor] { close(descriptor); });
   struct stat status;
-  if (fstat(descriptor, &status) != 0) return Errno("look at", path);
+  if (fstat(descriptor, &status) != 0) return Errno("stat", path);
   if (!S_ISREG(status.st_mode)) {
     return absl::InvalidArgumentError(absl::StrCat(path, " is not a file"));
   }

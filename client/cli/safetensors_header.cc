@@ -7,6 +7,7 @@
 #include "absl/strings/str_join.h"
 #include "client/cli/safetensors.h"
 #include "client/cli/strict_json.h"
+#include "client/cpp/element_types.h"
 
 namespace nni_compression::cli {
 namespace {
@@ -16,30 +17,6 @@ using Json = nlohmann::json;
 constexpr uint64_t kMaxHeaderBytes = 100'000'000;  // the format's own limit
 constexpr int kMaxHeaderDepth = 4;
 constexpr char kMetadata[] = "__metadata__";
-
-struct KnownType {
-  absl::string_view name;
-  int64_t bytes;
-  std::optional<DataType> dtype;
-};
-
-constexpr KnownType kTypes[] = {
-    {"F32", 4, DataType::kFloat32},   {"F16", 2, DataType::kFloat16},
-    {"BF16", 2, DataType::kBFloat16}, {"F64", 8, DataType::kFloat64},
-    {"U8", 1, DataType::kUInt8},      {"I8", 1, DataType::kInt8},
-    {"U16", 2, DataType::kUInt16},    {"I16", 2, DataType::kInt16},
-    {"I32", 4, DataType::kInt32},     {"I64", 8, DataType::kInt64},
-    {"BOOL", 1, DataType::kBool},     {"U32", 4, std::nullopt},
-    {"U64", 8, std::nullopt},         {"F8_E4M3", 1, std::nullopt},
-    {"F8_E5M2", 1, std::nullopt},     {"F8_E8M0", 1, std::nullopt},
-    {"C64", 8, std::nullopt},
-};
-
-const KnownType* FindType(absl::string_view name) {
-  const auto* found = std::find_if(std::begin(kTypes), std::end(kTypes),
-                                   [&](const KnownType& type) { return type.name == name; });
-  return found == std::end(kTypes) ? nullptr : found;
-}
 
 template <typename... Args>
 absl::Status Bad(const Args&... args) {
@@ -60,19 +37,20 @@ absl::StatusOr<FileTensor> ParseTensor(const std::string& name, const Json& json
   FileTensor tensor;
   tensor.name = name;
   tensor.dtype = dtype->get<std::string>();
-  const KnownType* type = FindType(tensor.dtype);
-  if (type == nullptr) return bad(absl::StrCat("dtype ", tensor.dtype, " is not known"));
-  int64_t bytes = type->bytes;
+  __int128 bits = ElementBits(tensor.dtype);
+  if (bits == 0) return bad(absl::StrCat("dtype ", tensor.dtype, " is not known"));
   for (const Json& dimension : *shape) {
     if (!dimension.is_number_unsigned() ||
         dimension.get<uint64_t>() > static_cast<uint64_t>(INT64_MAX)) {
       return bad(absl::StrCat("shape has ", dimension.dump(), "; a dimension is at least 0"));
     }
     tensor.shape.push_back(dimension.get<int64_t>());
-    if (__builtin_mul_overflow(bytes, tensor.shape.back(), &bytes)) {
+    if (__builtin_mul_overflow(bits, tensor.shape.back(), &bits) || bits / 8 > INT64_MAX) {
       return bad("the product of its shape overflows");
     }
   }
+  if (bits % 8 != 0) return bad("its elements end within a byte");
+  const auto bytes = static_cast<int64_t>(bits / 8);
   for (const Json& offset : *offsets) {
     if (!offset.is_number_unsigned() || offset.get<uint64_t>() > static_cast<uint64_t>(INT64_MAX)) {
       return bad(absl::StrCat("data_offsets has ", offset.dump()));
@@ -109,13 +87,13 @@ absl::Status CheckOffsets(const std::vector<FileTensor>& tensors, int64_t data_b
 }  // namespace
 
 std::optional<DataType> ToDataType(absl::string_view dtype) {
-  const KnownType* type = FindType(dtype);
+  const internal::ElementType* const type = internal::FindSafetensorsType(dtype);
   return type == nullptr ? std::nullopt : type->dtype;
 }
 
-int64_t ElementBytes(absl::string_view dtype) {
-  const KnownType* type = FindType(dtype);
-  return type == nullptr ? 0 : type->bytes;
+int ElementBits(absl::string_view dtype) {
+  const internal::ElementType* const type = internal::FindSafetensorsType(dtype);
+  return type == nullptr ? 0 : type->bits;
 }
 
 absl::StatusOr<int64_t> DataBegin(absl::Span<const uint8_t> first_bytes, int64_t file_bytes) {

@@ -21,7 +21,7 @@ std::string Explain(const Json::exception& error) {
 }  // namespace
 
 absl::StatusOr<Json> ParseStrictJson(absl::string_view text, int max_depth) {
-  std::vector<std::set<std::string>> names;  // of the objects around
+  std::vector<std::set<std::string>> names;  // of the enclosing objects
   absl::Status status;
   const auto check = [&](int depth, Json::parse_event_t event, Json& value) {
     if (!status.ok()) return false;
@@ -35,7 +35,7 @@ absl::StatusOr<Json> ParseStrictJson(absl::string_view text, int max_depth) {
     } else if (event == Json::parse_event_t::key) {
       const auto& name = value.get_ref<const std::string&>();
       if (!names.back().insert(name).second) {
-        status = absl::InvalidArgumentError(absl::StrCat("the name ", name, " is there twice"));
+        status = absl::InvalidArgumentError(absl::StrCat("duplicate name ", name));
       }
     }
     return status.ok();
@@ -44,7 +44,7 @@ absl::StatusOr<Json> ParseStrictJson(absl::string_view text, int max_depth) {
     Json json = Json::parse(text.begin(), text.end(), check);
     if (!status.ok()) return status;
     return json;
-  } catch (const Json::exception& error) {  // numbers that overflow, too
+  } catch (const Json::exception& error) {  // also for numbers that overflow
     return status.ok() ? absl::InvalidArgumentError(Explain(error)) : status;
   }
 }

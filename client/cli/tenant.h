@@ -1,4 +1,4 @@
-// The tenants of a server: who may call, how much of it, and what they use.
+// The tenants of a server, their limits, and what they use.
 #ifndef NNI_COMPRESSION_CLIENT_CLI_TENANT_H_
 #define NNI_COMPRESSION_CLIENT_CLI_TENANT_H_
 
@@ -13,15 +13,15 @@
 
 namespace nni_compression::cli {
 
-// A tenant as the file has it, and as a server does.
+// A tenant of the file, and what a server reports about it.
 struct TenantRow {
   std::string name;
   access::Tenant tenant;
   std::vector<std::string> token_ids;  // the first 12 digits of each token's SHA-256
-  std::optional<v1::TenantUse> use;    // nothing when no server was asked
+  std::optional<v1::TenantUse> use;    // nullopt when no server was asked
 };
 
-// All tenants of the file, and those that only the server knows, by name. `use` is nothing when no
+// The tenants of the file, and those that only the server knows, by name. `use` is nullopt when no
 // server was asked.
 std::vector<TenantRow> TenantRows(const access::Tenants& tenants,
                                   const std::optional<v1::ListTenantsResponse>& use);

@@ -14,8 +14,8 @@
 namespace nni_compression::cli {
 namespace {
 
-// Rates over less would be noise.
-constexpr double kLeastSeconds = 1e-3;
+// Rates over a shorter time would be noise.
+constexpr double kMinSeconds = 1e-3;
 
 double ComputeSeconds(const v1::Session& session) {
   return static_cast<double>(session.compute_time().seconds()) +
@@ -39,9 +39,9 @@ Top::Top(std::vector<v1::Session> sessions, absl::Time time, const Top* before) 
                                  ? absl::FromUnixSeconds(session.create_time().seconds()) +
                                        absl::Nanoseconds(session.create_time().nanos())
                                  : before->time_;
-    const double seconds = std::max(absl::ToDoubleSeconds(time - since), kLeastSeconds);
+    const double seconds = std::max(absl::ToDoubleSeconds(time - since), kMinSeconds);
     TopRow row;
-    // A server that was restarted may have counted further than what it has stored.
+    // A restarted server may have lost the latest counts.
     const auto rate = [&](double now, double then) { return std::max(now - then, 0.0) / seconds; };
     row.received = rate(static_cast<double>(session.received_bytes()),
                         static_cast<double>(from.received_bytes()));
@@ -56,8 +56,9 @@ Top::Top(std::vector<v1::Session> sessions, absl::Time time, const Top* before) 
   });
 }
 
-absl::StatusOr<Top> Top::Look(const Client& client,
-                              const std::map<std::string, std::string>& labels, const Top* before) {
+absl::StatusOr<Top> Top::Query(const Client& client,
+                               const std::map<std::string, std::string>& labels,
+                               const Top* before) {
   auto sessions = client.ListSessions(labels);
   if (!sessions.ok()) return sessions.status();
   return Top(*std::move(sessions), absl::Now(), before);

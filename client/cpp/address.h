@@ -7,12 +7,12 @@
 
 namespace nni_compression::internal {
 
-// INVALID_ARGUMENT unless `address` is HOST:PORT, unix:PATH, or has another of gRPC's schemes: one
-// that cannot be meant is refused before anybody waits for it. Without a port gRPC tries another
-// one, and of "50051x" it reads the digits.
+// INVALID_ARGUMENT unless `address` is HOST:PORT, unix:PATH, or has another of gRPC's schemes, so
+// that a mistyped one is refused before a connection is tried. gRPC itself assumes a port where
+// none is given, and reads "50051x" as 50051.
 absl::Status CheckAddress(absl::string_view address);
 
-// Whether what is sent to an address that CheckAddress takes never leaves this host: a Unix socket,
+// Whether data sent to a valid address never leaves this host: a Unix socket,
 // "localhost" or an address of the loopback interface. Names are not resolved.
 bool IsLoopback(absl::string_view address);
 

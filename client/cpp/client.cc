@@ -13,7 +13,7 @@ namespace {
 
 using Stub = v1::CompressionService::Stub;
 
-// More mask bytes than this do not go into the BindModel message.
+// Masks of more bytes than this are not sent in the BindModel message.
 constexpr size_t kMaxBindMaskBytes = 2 << 20;
 constexpr int kPageSize = 1000;
 
@@ -71,7 +71,7 @@ Client::Client(std::shared_ptr<const internal::Connection> connection, std::stri
 const std::string& Client::address() const { return connection_->address(); }
 
 absl::Status Client::Health(const CallOptions& options) const {
-  // Not repeated when the server answers that it is not serving: that is the answer.
+  // Not retried when the server answers that it is not serving: that is the result.
   return internal::CheckHealth(
              *connection_, absl::Now() + options.timeout.value_or(connection_->options().timeout),
              *route_)

@@ -27,25 +27,25 @@ namespace {
 // Stock limits are 4 MiB; a server may use all of it.
 constexpr int kMaxReceiveBytes = wire::kMaxMessageBytes + (64 << 10);
 
-// Each attempt has an id of its own, which the server's log has, and an error repeats.
+// Each attempt has an id of its own, which is in the server's log and in the error.
 constexpr char kRequestIdKey[] = "nni-request-id";
 
 constexpr char kRevisionKey[] = "nni-session-revision";
 
 constexpr char kAllowVariable[] = "NNI_COMPRESSION_ALLOW_INSECURE_TOKEN";
 
-std::string SidePath(const ClientOptions& options) {
+std::string SharedMemorySocketPath(const ClientOptions& options) {
   return options.shm_socket ? *options.shm_socket : Variable("NNI_COMPRESSION_SHM_SOCKET");
 }
 
-// Metadata has visible ASCII only. The message does not show a secret.
+// Metadata is visible ASCII only. The message does not contain the token, which is secret.
 absl::StatusOr<std::string> CheckedToken(std::string token, absl::string_view name) {
   if (!token.empty() && std::all_of(token.begin(), token.end(), absl::ascii_isgraph)) return token;
   return absl::InvalidArgumentError(
-      absl::StrCat(name, " has to be one or more visible ASCII characters"));
+      absl::StrCat(name, " must be one or more visible ASCII characters"));
 }
 
-// Empty for none.
+// Empty when there is none.
 absl::StatusOr<std::string> Token(const ClientOptions& options) {
   std::string token = options.token.value_or("");
   std::string path = options.token_file.value_or("");
@@ -66,7 +66,7 @@ absl::StatusOr<std::string> Token(const ClientOptions& options) {
                       absl::StrCat("token_file '", path, "'"));
 }
 
-// INVALID_ARGUMENT where others could read the token on its way.
+// INVALID_ARGUMENT when others could read the token on the network.
 absl::Status CheckPrivacy(const std::string& token, absl::string_view address, bool encrypted,
                           std::optional<bool> allow) {
   if (!allow) {
@@ -79,10 +79,10 @@ absl::Status CheckPrivacy(const std::string& token, absl::string_view address, b
   }
   if (token.empty() || encrypted || *allow || IsLoopback(address)) return absl::OkStatus();
   return absl::InvalidArgumentError(absl::StrCat(
-      "the token would be sent to ", address, " without encryption, for everybody on the way to ",
-      "read; use TLS ($NNI_COMPRESSION_TLS_CA or $NNI_COMPRESSION_TLS=1) or, in a network that "
-      "you ",
-      "trust, say so: $", kAllowVariable, "=1"));
+      "the token would be sent to ", address,
+      " unencrypted, where others can read it; use TLS "
+      "($NNI_COMPRESSION_TLS_CA or $NNI_COMPRESSION_TLS=1) or, in a network that you trust, set $",
+      kAllowVariable, "=1"));
 }
 
 grpc::ChannelArguments Arguments(absl::string_view address) {
@@ -97,8 +97,7 @@ grpc::ChannelArguments Arguments(absl::string_view address) {
   arguments.SetInt(GRPC_ARG_INITIAL_RECONNECT_BACKOFF_MS, 100);
   arguments.SetInt(GRPC_ARG_MIN_RECONNECT_BACKOFF_MS, 1000);
   arguments.SetInt(GRPC_ARG_MAX_RECONNECT_BACKOFF_MS, 2000);
-  // gRPC connects again only after it has resolved the name again, which it does at most every 30 s
-  // otherwise.
+  // gRPC reconnects only after it has resolved the name again, by default at most every 30 s.
   arguments.SetInt(GRPC_ARG_DNS_MIN_TIME_BETWEEN_RESOLUTIONS_MS, 100);
   // With keep-alive gRPC also sets TCP_USER_TIMEOUT, which is what ends a connection to a peer that
   // no longer reads. Pings any more frequent would be refused by stock servers.
@@ -110,11 +109,10 @@ grpc::ChannelArguments Arguments(absl::string_view address) {
   return arguments;
 }
 
-// What gRPC says of a connection that is not made: a name that is unknown, a port that is closed.
-// Empty when it says nothing.
+// Why gRPC could not connect: an unknown name, a closed port. Empty when it gives no reason.
 std::string WhyNotConnected(const std::shared_ptr<grpc::Channel>& channel) {
   grpc::ClientContext context;
-  // It is there at once when connecting has failed before.
+  // The answer is immediate when connecting has failed before.
   context.set_deadline(absl::ToChronoTime(absl::Now() + absl::Milliseconds(200)));
   v1::ListAlgorithmsResponse response;
   const grpc::Status status =
@@ -123,10 +121,10 @@ std::string WhyNotConnected(const std::shared_ptr<grpc::Channel>& channel) {
   return absl::StrCat("; ", status.error_message());
 }
 
-// To what a server has told; threads may tell in any order.
-void Raise(absl::string_view told, std::atomic<uint64_t>* revision) {
+// Threads may report revisions in any order.
+void RaiseTo(absl::string_view reported, std::atomic<uint64_t>* revision) {
   uint64_t value = 0;
-  if (!absl::SimpleAtoi(told, &value)) return;
+  if (!absl::SimpleAtoi(reported, &value)) return;
   uint64_t known = *revision;
   while (known < value && !revision->compare_exchange_weak(known, value)) {
   }
@@ -157,15 +155,15 @@ absl::StatusOr<std::shared_ptr<const Connection>> Connection::Open(std::string a
         "waited ", absl::FormatDuration(options.connect_timeout), WhyNotConnected(channel));
     if (encrypted) {
       return absl::UnavailableError(absl::StrCat(
-          "no encrypted connection to ", address, " comes about (", waited,
-          "); the server may not be there, not use TLS, have a certificate for another name or of "
-          "another authority than tls says, or refuse this client's certificate"));
+          "cannot establish an encrypted connection to ", address, " (", waited,
+          "); the server may be down, not use TLS, have a certificate for another name or from "
+          "another authority than tls.ca, or refuse the client certificate"));
     }
-    return absl::UnavailableError(
-        absl::StrCat("no compression server answers at ", address, " (", waited,
-                     "); start one with `compression_server --listen=", address,
-                     "`, or give another address, in $NNI_COMPRESSION_SERVER for example. one with "
-                     "TLS is reached with $NNI_COMPRESSION_TLS_CA or $NNI_COMPRESSION_TLS"));
+    return absl::UnavailableError(absl::StrCat(
+        "no compression server answers at ", address, " (", waited,
+        "); start one with `compression_server --listen=", address,
+        "`, or set another address, for example in $NNI_COMPRESSION_SERVER; a server with "
+        "TLS needs $NNI_COMPRESSION_TLS_CA or $NNI_COMPRESSION_TLS"));
   }
   return std::shared_ptr<const Connection>(
       new Connection(std::move(address), options, *token, std::move(channel)));
@@ -178,7 +176,8 @@ Connection::Connection(std::string address, const ClientOptions& options, const 
       authorization_(token.empty() ? "" : absl::StrCat("Bearer ", token)),
       channel_(std::move(channel)),
       stub_(v1::CompressionService::NewStub(channel_)),
-      shared_memory_(std::make_unique<SharedMemory>(SidePath(options), authorization_)) {}
+      shared_memory_(
+          std::make_unique<SharedMemory>(SharedMemorySocketPath(options), authorization_)) {}
 
 std::unique_ptr<grpc::ClientContext> Connection::NewContext(absl::Time deadline,
                                                             const Route& route) const {
@@ -199,14 +198,14 @@ Outcome Connection::OutcomeOf(const grpc::Status& status, const grpc::ClientCont
   Outcome outcome;
   const auto& trailers = context.GetServerTrailingMetadata();
   if (const auto i = trailers.find(kRevisionKey); i != trailers.end()) {
-    Raise(absl::string_view(i->second.data(), i->second.size()), &route.revision);
+    RaiseTo(absl::string_view(i->second.data(), i->second.size()), &route.revision);
   }
   if (status.ok()) return outcome;
   auto code = static_cast<absl::StatusCode>(status.error_code());
-  // A server that ends cancels the calls that come too late. What is cancelled here has an error
-  // of its own.
+  // A server that shuts down cancels the calls that are late. Calls that are cancelled here have an
+  // error of their own.
   if (code == absl::StatusCode::kCancelled) code = absl::StatusCode::kUnavailable;
-  // ENHANCE_YOUR_CALM: the server's gRPC holds too much at the moment.
+  // ENHANCE_YOUR_CALM: the server's gRPC is out of memory for the moment.
   if (code == absl::StatusCode::kResourceExhausted &&
       absl::StrContains(status.error_message(), "RST_STREAM with error code 11")) {
     code = absl::StatusCode::kUnavailable;

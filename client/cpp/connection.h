@@ -1,4 +1,4 @@
-// A channel to one server, and what all calls over it have in common.
+// A channel to one server, and what all calls over it share.
 #ifndef NNI_COMPRESSION_CLIENT_CPP_CONNECTION_H_
 #define NNI_COMPRESSION_CLIENT_CPP_CONNECTION_H_
 
@@ -29,13 +29,13 @@ namespace nni_compression::internal {
 // 128 random bits in hexadecimal: route keys and request ids.
 std::string RandomId();
 
-// Where calls go, and what they have in common over their attempts. Thread-safe.
+// Where calls go, and what their attempts share. Thread-safe.
 struct Route {
   explicit Route(std::string route_key) : key(std::move(route_key)) {}
 
   const std::string key;  // keeps a session's calls on one server behind a proxy
-  // The latest revision of the session that its server has told, which every call repeats. A server
-  // whose data directory has lost what followed answers NOT_FOUND.
+  // The latest revision of the session that its server has reported; every call sends it back. A
+  // server whose data directory has lost later changes answers NOT_FOUND.
   mutable std::atomic<uint64_t> revision{0};
 };
 
@@ -55,11 +55,11 @@ class Connection {
   // A context with the deadline and the metadata that every call carries.
   std::unique_ptr<grpc::ClientContext> NewContext(absl::Time deadline, const Route& route) const;
 
-  // What the finished call says, with the address where the server had no say.
+  // How the call ended; the message has the address when the error is not from the server.
   Outcome OutcomeOf(const grpc::Status& status, const grpc::ClientContext& context,
                     const Route& route) const;
 
-  // Makes attempts until one succeeds or may not be repeated.
+  // Makes attempts until one succeeds or its error is not retryable.
   absl::Status WithRetries(Retry retry,
                            absl::FunctionRef<Outcome(absl::Time deadline)> attempt) const;
 
@@ -92,7 +92,7 @@ class Connection {
 
   const std::string address_;
   const ClientOptions options_;
-  const std::string authorization_;  // what calls carry under that key; empty: nothing
+  const std::string authorization_;  // metadata of every call under that key; empty: none
   const std::shared_ptr<grpc::Channel> channel_;
   const std::unique_ptr<v1::CompressionService::Stub> stub_;
   const std::unique_ptr<SharedMemory> shared_memory_;

@@ -33,7 +33,7 @@ absl::StatusOr<v1::BindModelRequest> ToProto(const BindRequest& request) {
   for (int i = 0; i < rules.values_size(); ++i) {
     if (!rules.values(i).has_struct_value()) {
       return absl::InvalidArgumentError(
-          absl::StrCat("config_list[", i, "] is not an object; a rule is one"));
+          absl::StrCat("config_list[", i, "] is not an object; every rule must be one"));
     }
     *out.add_config_list() = std::move(*rules.mutable_values(i)->mutable_struct_value());
   }

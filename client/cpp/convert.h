@@ -23,11 +23,11 @@ std::vector<std::string> ToVector(const Repeated& strings) {
   return {strings.begin(), strings.end()};
 }
 
-// INVALID_ARGUMENT, beginning with `field`, for text that is no JSON object.
+// INVALID_ARGUMENT, beginning with `field`, for text that is not a JSON object.
 absl::StatusOr<google::protobuf::Struct> ParseJsonObject(absl::string_view json,
                                                          absl::string_view field);
 
-// The request without its masks. INVALID_ARGUMENT when config_list is no JSON list of objects.
+// The request without its masks. INVALID_ARGUMENT when config_list is not a JSON list of objects.
 absl::StatusOr<v1::BindModelRequest> ToProto(const BindRequest& request);
 
 }  // namespace nni_compression::internal

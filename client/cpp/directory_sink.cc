@@ -24,7 +24,7 @@ absl::Status Errno(absl::string_view what, const std::string& path) {
 
 constexpr char kConfig[] = "/config.json";
 
-// Whether an export has written it: it says nothing of the model but how it is quantized.
+// Whether an export has written it: then it only describes the quantization of the model.
 bool IsExportedConfig(const std::string& path) {
   std::ifstream file(path, std::ios::binary);
   const std::string text{std::istreambuf_iterator<char>(file), {}};
@@ -44,7 +44,7 @@ absl::StatusOr<DirectorySink> DirectorySink::Create(absl::string_view directory,
   std::string path(directory);
   if (mkdir(path.c_str(), 0777) != 0 && errno != EEXIST) return Errno("make directory", path);
   struct stat status;
-  if (stat(path.c_str(), &status) != 0) return Errno("look at", path);
+  if (stat(path.c_str(), &status) != 0) return Errno("stat", path);
   if (!S_ISDIR(status.st_mode)) {
     return absl::InvalidArgumentError(absl::StrCat(path, " is not a directory"));
   }
@@ -64,12 +64,12 @@ absl::Status DirectorySink::CheckFree(const std::string& path) const {
   struct stat status;
   if (lstat(path.c_str(), &status) != 0) return absl::OkStatus();
   if (existing_ == ExistingFiles::kKeep) {
-    return absl::AlreadyExistsError(absl::StrCat(path, " is there already"));
+    return absl::AlreadyExistsError(absl::StrCat(path, " already exists"));
   }
   if (absl::EndsWith(path, kConfig) && !IsExportedConfig(path)) {
     return absl::AlreadyExistsError(
         absl::StrCat(path,
-                     " is there already, and no export has written it; choose another "
+                     " already exists and was not written by an export; choose another "
                      "directory"));
   }
   return absl::OkStatus();
@@ -102,7 +102,7 @@ absl::Status DirectorySink::Write(absl::Span<const uint8_t> bytes) {
 
 absl::Status DirectorySink::End() {
   const int descriptor = std::exchange(descriptor_, -1);
-  // Before the rename: after a crash the name must not stand for a file without its bytes.
+  // Before the rename: after a crash the name must not belong to a file without its bytes.
   const bool synced = fsync(descriptor) == 0;
   absl::Status status = synced ? absl::OkStatus() : Errno("write", files_.back().temporary);
   if (close(descriptor) != 0 && status.ok()) status = Errno("close", files_.back().temporary);
@@ -123,7 +123,7 @@ absl::StatusOr<std::vector<std::string>> DirectorySink::Commit() {
   const unsigned flags = existing_ == ExistingFiles::kKeep ? RENAME_NOREPLACE : 0;
   for (File& file : files_) {
     const char *from = file.temporary.c_str(), *to = file.path.c_str();
-    // Some file systems cannot say no, and must do with the look before.
+    // Some file systems lack RENAME_NOREPLACE; there the check above has to do.
     const bool renamed = renameat2(AT_FDCWD, from, AT_FDCWD, to, flags) == 0 ||
                          (errno == EINVAL && rename(from, to) == 0);
     if (!renamed && errno == EEXIST) return CheckFree(file.path);

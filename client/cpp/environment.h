@@ -1,4 +1,4 @@
-// Settings that the environment gives.
+// Settings from environment variables.
 #ifndef NNI_COMPRESSION_CLIENT_CPP_ENVIRONMENT_H_
 #define NNI_COMPRESSION_CLIENT_CPP_ENVIRONMENT_H_
 

@@ -23,7 +23,7 @@ absl::Status CheckFileName(const std::string& name) {
                      std::none_of(name.begin(), name.end(), [](unsigned char c) {
                        return c == '/' || c == '\\' || absl::ascii_iscntrl(c);
                      });
-  return plain ? absl::OkStatus() : BadReply("a file's name is not a plain one");
+  return plain ? absl::OkStatus() : BadReply("a file name has a directory or control characters");
 }
 
 absl::Status FileReader::Read(const grpc::ByteBuffer& message) {
@@ -71,7 +71,7 @@ absl::Status FileReader::OnFile(const v1::FileHeader& header) {
            .emplace(header.index(), File{header.name(), byte_length, ToVector(header.warnings()),
                                          Arrival(byte_length)})
            .second) {
-    return BadReply(absl::StrCat("file ", header.name(), " is announced twice"));
+    return BadReply(absl::StrCat("file ", header.name(), " has a duplicate header"));
   }
   return absl::OkStatus();
 }
@@ -85,7 +85,7 @@ absl::StatusOr<FileReader::File*> FileReader::Begun(uint32_t index) {
     absl::Status begun = sink_.Begin(found->second.name, found->second.byte_length);
     if (!begun.ok()) return begun;
   }
-  if (*open_ != index) return BadReply("files are mixed");
+  if (*open_ != index) return BadReply("chunks of two files are interleaved");
   return &found->second;
 }
 
@@ -119,7 +119,7 @@ absl::Status RunExport(const Connection& connection, const Route& route,
                        FileSink& sink, const CallOptions& options) {
   std::vector<const Tensor*> sent;
   for (const Tensor& tensor : tensors) {
-    // Of what passes through, scalars too.
+    // Tensors that are only copied to the file may be scalars.
     Tensor checked = tensor;
     if (checked.shape.empty()) checked.shape = {1};
     if (absl::Status status = CheckTensor(checked); !status.ok()) return status;

@@ -24,7 +24,7 @@ class FileReader {
  public:
   explicit FileReader(FileSink& sink) : sink_(sink) {}
 
-  // Takes one message. INTERNAL when it is malformed, else the sink's error.
+  // Reads one message. INTERNAL when it is malformed, else the error of the sink.
   absl::Status Read(const grpc::ByteBuffer& message);
   // INTERNAL when a file that began did not end.
   absl::Status Finish() const;
@@ -41,7 +41,7 @@ class FileReader {
   absl::Status OnFile(const v1::FileHeader& header);
   absl::Status OnChunk(wire::MessageReader& reader);
   absl::Status OnCommit(const v1::Commit& commit);
-  // The file with this index, begun; no other one may be.
+  // The file with this index; begins it unless another one is incomplete.
   absl::StatusOr<File*> Begun(uint32_t index);
 
   FileSink& sink_;

@@ -10,8 +10,8 @@
 namespace nni_compression::internal {
 namespace {
 
-// HealthCheckResponse is one enum, field 1. Linking the generated code for it would keep programs
-// that have their own from starting: protobuf refuses a second registration of a file.
+// HealthCheckResponse is one enum, field 1. With generated code for it, programs that link their
+// own would not start: protobuf refuses a second registration of a file.
 constexpr uint32_t kStatusTag = 1 << 3;
 constexpr uint64_t kServing = 1;
 

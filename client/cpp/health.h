@@ -9,7 +9,7 @@
 
 namespace nni_compression::internal {
 
-// OK when the server serves; UNAVAILABLE when it says that it does not.
+// OK when the server is serving; UNAVAILABLE when it answers that it is not.
 Outcome CheckHealth(const Connection& connection, absl::Time deadline, const Route& route);
 
 }  // namespace nni_compression::internal

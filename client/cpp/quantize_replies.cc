@@ -43,7 +43,8 @@ absl::StatusOr<int64_t> Channels(const Tensor& sent, const QuantizationParameter
   }
   if (parameters.group_size > 0) {
     const int64_t elements = Elements(sent.shape);
-    if (elements % parameters.group_size != 0) return BadReply("groups that do not fit the weight");
+    if (elements % parameters.group_size != 0)
+      return BadReply("groups that do not divide the weight");
     return elements / parameters.group_size;
   }
   return sent.shape[*parameters.channel_axis];

@@ -120,7 +120,7 @@ absl::Status ReplyReader<Result>::OnHeader(const v1::TensorHeader& header) {
   if (!checked.ok()) return checked;
   const Incoming incoming{header.answers(), tensors.size(), Arrival(*byte_length)};
   const auto [placed, inserted] = incoming_.emplace(header.index(), incoming);
-  if (!inserted) return BadReply(absl::StrCat("index ", header.index(), " is used twice"));
+  if (!inserted) return BadReply(absl::StrCat("index ", header.index(), " is a duplicate"));
   tensor.bytes = Bytes::Uninitialized(*byte_length);
   if (header.has_shared_memory()) {
     checked = CopyShared(header, tensor.bytes, placed->second.arrival);
@@ -136,7 +136,7 @@ absl::Status ReplyReader<Result>::CopyShared(const v1::TensorHeader& header, Byt
   const auto written =
       shared_ == nullptr ? std::nullopt
                          : shared_->Result(header.answers(), header.shared_memory(), bytes.size());
-  if (!written) return BadReply("a tensor is where it should not be");
+  if (!written) return BadReply("a tensor is not at the place reserved for it");
   std::memcpy(bytes.data(), written->data(), written->size());
   arrival.Complete(bytes.span());
   return absl::OkStatus();

@@ -1,5 +1,5 @@
-// The receiving half of calls with tensors: payloads go from the transport's memory straight to
-// where they belong, and nothing that the server says is believed before it is checked.
+// The receiving half of calls with tensors: payloads are copied once, from the transport's memory
+// to their destination, and everything from the server is checked before it is used.
 #ifndef NNI_COMPRESSION_CLIENT_CPP_REPLIES_H_
 #define NNI_COMPRESSION_CLIENT_CPP_REPLIES_H_
 
@@ -23,7 +23,7 @@ namespace nni_compression::internal {
 
 namespace v1 = ::nni::compression::v1;
 
-// The error for a reply that is not one.
+// The error for a malformed reply.
 absl::Status BadReply(absl::string_view why);
 absl::Status StatusOf(const v1::LayerError& error);
 
@@ -36,7 +36,7 @@ class Arrival {
   absl::Status CheckChunk(const wire::ChunkPrefix& chunk) const;
   void Advance(absl::Span<const uint8_t> payload);
 
-  // All of it is there; `bytes` are looked at again when a commit has a CRC-32.
+  // All bytes have arrived; they are read again when a commit has a CRC-32.
   void Complete(absl::Span<const uint8_t> bytes);
 
   // INTERNAL unless all has arrived; DATA_LOSS when a CRC-32 was given and differs.
@@ -59,7 +59,7 @@ struct ReceivedTensor {
   Bytes bytes;
 };
 
-// Puts together what is streamed back for `count` tensors that were sent. Result is MaskResult or
+// Assembles the answers to the tensors that were sent. Result is MaskResult or
 // QuantizeResult. Thread-compatible.
 template <typename Result>
 class ReplyReader {
@@ -72,11 +72,11 @@ class ReplyReader {
 
   explicit ReplyReader(absl::Span<const Tensor* const> sent) : sent_(sent) {}
 
-  // Where results in shared memory are; it outlives the reader. Without it there are none.
+  // Where results in shared memory are; outlives the reader. By default there are none.
   void ReadFrom(const SharedCall* shared) { shared_ = shared; }
   virtual ~ReplyReader() = default;
 
-  // Takes one message. INTERNAL when it is malformed.
+  // Reads one message. INTERNAL when it is malformed.
   absl::Status Read(const grpc::ByteBuffer& message);
 
   // Tensors whose answers are complete.
@@ -85,9 +85,10 @@ class ReplyReader {
  protected:
   const Tensor& sent_tensor(size_t index) const { return *sent_[index]; }
 
-  // How many tensors follow the result, which is no error.
+  // How many tensors follow a result that is not an error.
   virtual absl::StatusOr<int64_t> ExpectedTensors(const Tensor& sent, const Result& result) = 0;
-  // INTERNAL unless the tensor can be a part of the answer; before memory is taken for it.
+  // INTERNAL unless the tensor can be a part of the answer; called before memory is allocated for
+  // it.
   virtual absl::Status CheckHeader(const Tensor& sent, const Result& result,
                                    const ReceivedTensor& tensor) = 0;
   // Called once for each tensor sent, when all of its answer has arrived.

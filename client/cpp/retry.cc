@@ -21,8 +21,8 @@ absl::Duration Jittered(absl::Duration duration) {
   return duration * absl::Uniform(random, 0.5, 1.0);
 }
 
-// The contents of a message's field, where it is of bytes. Without the message's own code, which a
-// program that links this may have from elsewhere: linked twice it would not start.
+// The contents of a length-delimited field of a message. Without the message's generated code,
+// which a program that links this may have, too: registered twice, it would not start.
 std::vector<std::string> BytesOf(const std::string& message, int field) {
   google::protobuf::Empty fields;
   std::vector<std::string> contents;

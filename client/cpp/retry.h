@@ -1,4 +1,4 @@
-// Which failed calls are sent again, and when.
+// Which failed calls are retried, and when.
 #ifndef NNI_COMPRESSION_CLIENT_CPP_RETRY_H_
 #define NNI_COMPRESSION_CLIENT_CPP_RETRY_H_
 
@@ -18,15 +18,14 @@ struct Outcome {
   // The trailer grpc-retry-pushback-ms, or what a google.rpc.RetryInfo says. A negative or
   // unreadable one forbids a retry.
   std::optional<std::string> pushback = std::nullopt;
-  bool progress = false;  // something was achieved that the next attempt need not do again
+  bool progress = false;  // the next attempt has less to do
 };
 
-// How long the google.rpc.RetryInfo in a status's details says to wait; nothing where there is
-// none.
+// The delay of the google.rpc.RetryInfo in a status's details; nullopt when there is none.
 std::optional<absl::Duration> RetryDelay(const std::string& details);
 
-// The attempts of one call. Everything that the service offers may be repeated, so only the status
-// decides: UNAVAILABLE, and RESOURCE_EXHAUSTED with a pushback. Thread-compatible.
+// The attempts of one call. All methods of the service are retryable, so only the status decides:
+// UNAVAILABLE, and RESOURCE_EXHAUSTED with a pushback. Thread-compatible.
 class Retry {
  public:
   Retry(const RetryOptions& options, absl::Time deadline)
@@ -34,8 +33,8 @@ class Retry {
 
   absl::Time deadline() const { return deadline_; }
 
-  // How long to wait before the next attempt; nothing when there is to be none: the error is
-  // final, or the wait would outlast the deadline or the time limit.
+  // How long to wait before the next attempt; nullopt when there is none, because the error is
+  // final or the wait would exceed the deadline or the time limit.
   std::optional<absl::Duration> NextDelay(const Outcome& outcome, absl::Time now);
 
  private:

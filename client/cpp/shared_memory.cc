@@ -12,9 +12,9 @@
 namespace nni_compression::internal {
 namespace {
 
-constexpr int kMaxArenas = 8;  // calls that share memory at a time; more use the network
+constexpr int kMaxArenas = 8;  // concurrent calls that share memory; others use the network
 constexpr int64_t kGranule = 2 << 20;
-constexpr absl::Duration kPause = absl::Minutes(1);  // after it did not work
+constexpr absl::Duration kSuspension = absl::Minutes(1);  // after sharing has failed
 
 // Copies of at least so many bytes are worth several threads.
 constexpr int64_t kParallelCopyBytes = 16 << 20;
@@ -49,7 +49,7 @@ absl::Status Arena::Grow(std::optional<File>* file, int64_t size, int64_t limit,
   size = (size + kGranule - 1) / kGranule * kGranule;
   if (old >= std::min(size, limit)) return absl::OkStatus();
   if (*file) {
-    if (absl::Status status = side_->DropRegion((*file)->region); !status.ok()) return status;
+    if (absl::Status status = socket_->DropRegion((*file)->region); !status.ok()) return status;
     file->reset();
     size = std::max(size, 2 * old);
   }
@@ -57,13 +57,13 @@ absl::Status Arena::Grow(std::optional<File>* file, int64_t size, int64_t limit,
   if (size <= 0) return absl::OkStatus();
   auto memory = SharedFile::Create(size);
   if (!memory.ok()) return memory.status();
-  auto region = side_->AddRegion(*memory, writable);
+  auto region = socket_->AddRegion(*memory, writable);
   if (!region.ok()) return region.status();
   file->emplace(File{*std::move(memory), *std::move(region)});
   return absl::OkStatus();
 }
 
-std::optional<v1::SharedPlace> Arena::File::Take(int64_t size) {
+std::optional<v1::SharedPlace> Arena::File::Allocate(int64_t size) {
   if (size > memory.size() - used) return std::nullopt;
   v1::SharedPlace place;
   place.set_region(region);
@@ -74,14 +74,14 @@ std::optional<v1::SharedPlace> Arena::File::Take(int64_t size) {
 
 std::optional<v1::SharedPlace> Arena::Put(absl::Span<const uint8_t> bytes) {
   if (!weights_) return std::nullopt;
-  auto place = weights_->Take(static_cast<int64_t>(bytes.size()));
+  auto place = weights_->Allocate(static_cast<int64_t>(bytes.size()));
   if (place) Copy(weights_->memory.data() + place->offset(), bytes);
   return place;
 }
 
 std::optional<v1::SharedPlace> Arena::PlaceResult(int64_t size) {
   if (!results_ || size == 0) return std::nullopt;
-  auto place = results_->Take(size);
+  auto place = results_->Allocate(size);
   if (place) place->set_capacity(static_cast<uint64_t>(size));
   return place;
 }
@@ -102,7 +102,7 @@ void Arena::Reset() {
 void Arena::Drop() {
   for (std::optional<File>* file : {&weights_, &results_}) {
     // When the connection is gone, so are the regions.
-    if (*file) side_->DropRegion((*file)->region).IgnoreError();
+    if (*file) socket_->DropRegion((*file)->region).IgnoreError();
     file->reset();
   }
 }
@@ -110,30 +110,30 @@ void Arena::Drop() {
 std::unique_ptr<Arena> SharedMemory::Lease(int64_t weight_bytes, int64_t result_bytes) {
   if (path_.empty()) return nullptr;
   const std::lock_guard<std::mutex> lock(mutex_);
-  if (absl::Now() < not_before_) return nullptr;
-  if (process_ != getpid()) LetGo();
-  if (side_ != nullptr && side_->broken()) LetGo();
-  if (side_ == nullptr) {
-    auto side = SideSocket::Connect(path_, authorization_);
-    if (!side.ok()) {
-      Pause();
+  if (absl::Now() < suspended_until_) return nullptr;
+  if (process_ != getpid()) Disconnect();
+  if (socket_ != nullptr && socket_->broken()) Disconnect();
+  if (socket_ == nullptr) {
+    auto socket = SharedMemorySocket::Connect(path_, authorization_);
+    if (!socket.ok()) {
+      Suspend();
       return nullptr;
     }
-    side_ = *std::move(side);
+    socket_ = *std::move(socket);
     process_ = getpid();
   }
   if (leased_ >= kMaxArenas) return nullptr;
   std::unique_ptr<Arena> arena;
   if (idle_.empty()) {
-    arena = std::make_unique<Arena>(side_);
+    arena = std::make_unique<Arena>(socket_);
   } else {
     arena = std::move(idle_.back());
     idle_.pop_back();
   }
-  int64_t room = side_->max_bytes() - leased_bytes_;
+  int64_t room = socket_->max_bytes() - leased_bytes_;
   for (const auto& idle : idle_) room -= idle->size();
   if (!arena->Reserve(weight_bytes, result_bytes, room).ok()) {
-    Pause();
+    Suspend();
     return nullptr;
   }
   ++leased_;
@@ -146,36 +146,36 @@ void SharedMemory::Release(std::unique_ptr<Arena> arena) {
   const std::lock_guard<std::mutex> lock(mutex_);
   --leased_;
   leased_bytes_ -= arena->size();
-  if (arena->side() != side_) return;
+  if (arena->socket() != socket_) return;
   idle_.push_back(std::move(arena));
   std::sort(idle_.begin(), idle_.end(),
             [](const auto& a, const auto& b) { return a->size() < b->size(); });
 }
 
 void SharedMemory::Discard(std::unique_ptr<Arena> arena) {
-  const std::lock_guard<std::mutex> lock(mutex_);  // the socket is all arenas'
+  const std::lock_guard<std::mutex> lock(mutex_);  // all arenas use the socket
   --leased_;
   leased_bytes_ -= arena->size();
   arena->Drop();
 }
 
-void SharedMemory::Disown() {
+void SharedMemory::OnUnknownRegion() {
   const std::lock_guard<std::mutex> lock(mutex_);
-  if (side_ != nullptr && side_->broken()) {
-    LetGo();  // the server was started anew
+  if (socket_ != nullptr && socket_->broken()) {
+    Disconnect();  // the server was restarted
   } else {
-    Pause();  // the socket is another server's
+    Suspend();  // the socket belongs to another server
   }
 }
 
-void SharedMemory::LetGo() {
+void SharedMemory::Disconnect() {
   idle_.clear();
-  side_ = nullptr;
+  socket_ = nullptr;
 }
 
-void SharedMemory::Pause() {
-  LetGo();
-  not_before_ = absl::Now() + kPause;
+void SharedMemory::Suspend() {
+  Disconnect();
+  suspended_until_ = absl::Now() + kSuspension;
 }
 
 SharedCall::SharedCall(SharedMemory* shared, absl::Span<const Tensor* const> tensors,

@@ -15,43 +15,43 @@
 
 #include "absl/time/time.h"
 #include "absl/types/span.h"
-#include "client/cpp/side_socket.h"
+#include "client/cpp/shared_memory_socket.h"
 #include "nni/compression/v1/compression.pb.h"
 #include "nni_compression/types.h"
 
 namespace nni_compression::internal {
 
-// Smaller tensors go with the call: what they save does not pay for a place of their own.
+// Smaller tensors are sent with the call: sharing them would not be faster.
 constexpr int64_t kMinSharedBytes = 256 << 10;
 
-// What a place may take beside its bytes.
+// What a place may take in addition to its bytes.
 constexpr int64_t kPlaceSpacing = 64;
 
-// Shared memory of one call at a time: a file for weights and one for results. Places are handed
-// out in order, and all are free again after the call. Thread-compatible.
+// Shared memory for one call at a time: a file for weights and one for results. Places are
+// allocated in order, and all are freed after the call. Thread-compatible.
 class Arena {
  public:
-  explicit Arena(std::shared_ptr<SideSocket> side) : side_(std::move(side)) {}
+  explicit Arena(std::shared_ptr<SharedMemorySocket> socket) : socket_(std::move(socket)) {}
 
-  // Makes room, as far as both files together may grow to `limit`.
+  // Grows the files to hold so much, but both together to at most `limit`.
   absl::Status Reserve(int64_t weight_bytes, int64_t result_bytes, int64_t limit);
 
-  // Copies a weight; nothing when there is no room.
+  // Copies a weight; nullopt when it does not fit.
   std::optional<v1::SharedPlace> Put(absl::Span<const uint8_t> bytes);
 
-  // Room for a result of at most `size` bytes; nothing when there is none.
+  // Reserves a place for a result of at most `size` bytes; nullopt when it does not fit.
   std::optional<v1::SharedPlace> PlaceResult(int64_t size);
 
   // What the server wrote at a place of PlaceResult. `size` is at most the place's capacity.
   absl::Span<const uint8_t> Result(const v1::SharedPlace& place, int64_t size) const;
 
   int64_t size() const;
-  const std::shared_ptr<SideSocket>& side() const { return side_; }
+  const std::shared_ptr<SharedMemorySocket>& socket() const { return socket_; }
 
-  // All places are free.
+  // Frees all places.
   void Reset();
 
-  // Gives the regions back to the server; the arena is empty then.
+  // Drops the regions on the server and empties the arena.
   void Drop();
 
  private:
@@ -60,75 +60,76 @@ class Arena {
     std::string region;
     int64_t used = 0;
 
-    std::optional<v1::SharedPlace> Take(int64_t size);
+    std::optional<v1::SharedPlace> Allocate(int64_t size);
   };
 
   absl::Status Grow(std::optional<File>* file, int64_t size, int64_t limit, bool writable);
 
-  const std::shared_ptr<SideSocket> side_;
+  const std::shared_ptr<SharedMemorySocket> socket_;
   std::optional<File> weights_;
   std::optional<File> results_;
 };
 
-// One client's side socket and its idle arenas. Thread-safe. A socket that is not there, or a
-// server that refuses, is no error: Lease answers null then, and tensors go over the network. A
-// forked child begins anew.
+// One client's connection to the shared-memory socket and its idle arenas. Thread-safe. A missing
+// socket, or a server that refuses, is not an error: Lease returns null, and tensors go over the
+// network. A forked child opens a connection of its own.
 class SharedMemory {
  public:
-  // Without a path there is never any. `authorization` is what the socket's hello carries under
-  // that key; empty: nothing.
+  // With an empty path nothing is ever shared. `authorization` is the value of that key in the
+  // socket's hello; empty: the key is left out.
   SharedMemory(std::string path, std::string authorization)
       : path_(std::move(path)), authorization_(std::move(authorization)) {}
 
-  // An arena for one attempt of a call, to be given to Release or Discard. It may be smaller than
-  // asked for. The first lease of a size costs the making of its files.
+  // An arena for one attempt of a call, to be passed to Release or Discard. It may be smaller than
+  // asked for. The first lease of a size creates its files, which takes longer.
   std::unique_ptr<Arena> Lease(int64_t weight_bytes, int64_t result_bytes);
 
-  // The server has answered all that it was given in the arena.
+  // The server has answered everything that was in the arena.
   void Release(std::unique_ptr<Arena> arena);
 
-  // The server may still read or write: the arena is not used again.
+  // The server may still read or write the arena, so it is not reused.
   void Discard(std::unique_ptr<Arena> arena);
 
-  // The server of the calls did not know the regions.
-  void Disown();
+  // The server that calls go to did not know the regions.
+  void OnUnknownRegion();
 
  private:
-  // With the mutex held.
-  void LetGo();
-  void Pause();
+  // With the mutex held. Suspend also keeps Lease from connecting for a while.
+  void Disconnect();
+  void Suspend();
 
   const std::string path_;
   const std::string authorization_;
-  std::mutex mutex_;  // of all below
+  std::mutex mutex_;  // guards all below
   pid_t process_ = 0;
-  std::shared_ptr<SideSocket> side_;
+  std::shared_ptr<SharedMemorySocket> socket_;
   std::vector<std::unique_ptr<Arena>> idle_;
   int leased_ = 0;
   int64_t leased_bytes_ = 0;
-  absl::Time not_before_ = absl::InfinitePast();
+  absl::Time suspended_until_ = absl::InfinitePast();
 };
 
 // The shared memory of one attempt of a call: where its tensors went, and where their results are.
 // Thread-compatible. Destroying it discards the arena, unless Answered was called.
 class SharedCall {
  public:
-  // The most that the large tensor of an answer takes.
+  // The most bytes that the answer to a tensor can have.
   using ResultBytes = std::function<int64_t(const Tensor& tensor)>;
 
-  // Takes an arena for those of `tensors` that are worth it and not null. `shared` outlives the
-  // call.
+  // Leases an arena for those of `tensors` that are large enough and not null. `shared` outlives
+  // the call.
   SharedCall(SharedMemory* shared, absl::Span<const Tensor* const> tensors,
              ResultBytes result_bytes);
   ~SharedCall();
   SharedCall(const SharedCall&) = delete;
   SharedCall& operator=(const SharedCall&) = delete;
 
-  // Adds to the header of tensor `index` where its bytes and its result are; whether the bytes are
-  // there, so that no chunks are sent.
+  // Adds to the header of tensor `index` where its bytes are and where its result goes. True when
+  // the bytes are in shared memory, so that no chunks are to be sent.
   bool Share(size_t index, const Tensor& tensor, v1::TensorHeader* header);
 
-  // What a reply's header says to have written for tensor `index`; nothing if it cannot be so.
+  // The bytes that a reply's header claims to be the result of tensor `index`; nullopt unless the
+  // place was reserved for it.
   std::optional<absl::Span<const uint8_t>> Result(size_t index, const v1::SharedPlace& place,
                                                   int64_t size) const;
 

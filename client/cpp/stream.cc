@@ -11,7 +11,7 @@
 namespace nni_compression::internal {
 namespace {
 
-// What an event on the completion queue is about.
+// The events of the completion queue.
 enum Event : intptr_t { kWritten = 1, kRead = 2, kFinished = 3 };
 
 void* TagOf(Event event) { return reinterpret_cast<void*>(event); }
@@ -25,7 +25,7 @@ class Stream {
         route_(call.route),
         context_(connection.NewContext(call.deadline, call.route)),
         stub_(connection.channel()) {
-    context_->set_initial_metadata_corked(true);  // they leave with the first message
+    context_->set_initial_metadata_corked(true);  // sent with the first message
     stream_ = stub_.PrepareCall(
         context_.get(), absl::StrCat("/nni.compression.v1.CompressionService/", call.method),
         &queue_);
@@ -33,7 +33,7 @@ class Stream {
   }
 
   Outcome Run(Upload& upload, absl::FunctionRef<absl::Status(grpc::ByteBuffer)> on_message) {
-    absl::Status local;  // why this side gave up
+    absl::Status local;  // why the client cancelled the call
     Send(upload);
     grpc::ByteBuffer incoming;
     stream_->Read(&incoming, TagOf(kRead));
@@ -45,7 +45,7 @@ class Stream {
         writing_ = false;
         if (ok && !upload.done()) Send(upload);
       } else if (!ok) {
-        reading = false;  // the server said all that it has to say
+        reading = false;  // the server has sent its last message
       } else {
         if (local.ok()) local = on_message(incoming);
         if (!local.ok()) context_->TryCancel();
@@ -62,7 +62,7 @@ class Stream {
   }
 
   // Drops the call and waits until nothing refers to the lent memory any more. The transport may
-  // still be writing, so this thread goes on polling for it.
+  // still be writing, so this thread continues to poll for it.
   void Release(const Loans& loans) {
     stream_.reset();
     context_.reset();

@@ -21,7 +21,7 @@ struct StreamCall {
   absl::Time deadline;
 };
 
-// Sends the upload's messages and hands each reply to `on_message`, both at once, all in the
+// Sends the upload's messages and hands each reply to `on_message`, concurrently but all in the
 // caller's thread. An error of `on_message` cancels the call and is its outcome. Returns when gRPC
 // has dropped every slice of `loans`.
 Outcome RunStream(const Connection& connection, const StreamCall& call, Upload& upload,

@@ -27,7 +27,7 @@ absl::StatusOr<TlsOptions> FromEnvironment() {
 absl::Status Read(const char* name, const std::string& path, std::string* text) {
   if (path.empty()) return absl::OkStatus();
   std::ifstream file(path, std::ios::binary);
-  std::getline(file, *text, '\0');  // a directory is an error here, and not an exception
+  std::getline(file, *text, '\0');  // fails for a directory without an exception
   if (!file.bad() && file.eof() && !text->empty()) return absl::OkStatus();
   return absl::InvalidArgumentError(absl::StrCat("tls.", name, " '", path, "' cannot be read"));
 }

@@ -12,8 +12,8 @@
 
 namespace nni_compression::internal {
 
-// What the options say, else the environment. Null: the connection is open. INVALID_ARGUMENT when a
-// file cannot be read, or one of certificate and key is missing.
+// From the options, else from the environment. Null when TLS is off. INVALID_ARGUMENT when a file
+// cannot be read, or one of certificate and key is missing.
 absl::StatusOr<std::shared_ptr<grpc::ChannelCredentials>> TlsCredentials(
     const std::optional<TlsOptions>& options);
 

@@ -1,4 +1,4 @@
-// Calls that send tensors and get an answer for each.
+// Calls that send tensors and receive an answer for each.
 #ifndef NNI_COMPRESSION_CLIENT_CPP_TRANSFER_H_
 #define NNI_COMPRESSION_CLIENT_CPP_TRANSFER_H_
 
@@ -25,10 +25,10 @@ int64_t Elements(const Tensor& tensor);
 // Payload bytes of the tensors.
 int64_t TotalBytes(absl::Span<const Tensor* const> tensors);
 
-// Makes the call `method` until every tensor has an answer or the call fails for good; an attempt
-// sends the tensors that have none yet. Tensors without an answer get the call's error. Reader is
-// MaskReader or QuantizeReader, made by `make_reader(sent, results)`. Large weights go through
-// shared memory where there is some; `result_bytes` says how much their answers take.
+// Repeats the call `method` until every tensor has an answer or the error is final; an attempt
+// sends the tensors that have no answer yet. Tensors without an answer get the call's error. The
+// reader is a MaskReader or QuantizeReader, made by `make_reader(sent, results)`. Large weights go
+// through shared memory if possible; `result_bytes` is the size of their answers.
 template <typename T, typename MakeReader>
 std::vector<absl::StatusOr<T>> Transfer(const Connection& connection, const std::string& method,
                                         const Route& route,
@@ -42,7 +42,7 @@ std::vector<absl::StatusOr<T>> Transfer(const Connection& connection, const std:
   for (size_t i = 0; i < tensors.size(); ++i) {
     if (absl::Status checked = CheckTensor(tensors[i]); !checked.ok()) results[i] = checked;
   }
-  std::vector<bool> refused(tensors.size());  // the server may not have its region
+  std::vector<bool> refused(tensors.size());  // the server may not know its region
   Progress progress;
   const auto report = [&] {
     if (options.progress) options.progress(progress);
@@ -87,7 +87,7 @@ std::vector<absl::StatusOr<T>> Transfer(const Connection& connection, const std:
         continue;
       }
       outcome.progress = true;
-      // The layer, or the region: without a region it will be seen.
+      // Either the layer or the region is unknown: the next attempt, without a region, tells which.
       if (answers[i]->status().code() == absl::StatusCode::kNotFound && shared.Used(i)) {
         refused[position[i]] = true;
         --progress.answered;
@@ -105,14 +105,14 @@ std::vector<absl::StatusOr<T>> Transfer(const Connection& connection, const std:
   };
   const auto attempt = [&](absl::Time deadline) {
     Outcome outcome = once(deadline);
-    return outcome.status.ok() ? once(deadline) : outcome;  // those that were refused
+    return outcome.status.ok() ? once(deadline) : outcome;  // those without a region
   };
   for (const Tensor& tensor : tensors) progress.total_bytes += tensor.bytes.size();
   const absl::Status status = connection.WithRetries(
       connection.NewRetry(options, connection.options().transfer_timeout), attempt);
   for (size_t i = 0; i < tensors.size(); ++i) {
     if (!refused[i] || !results[i] || !results[i]->ok()) continue;
-    connection.shared_memory().Disown();  // it was the region that was not there
+    connection.shared_memory().OnUnknownRegion();
     break;
   }
   std::vector<absl::StatusOr<T>> all;

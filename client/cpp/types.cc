@@ -7,30 +7,13 @@
 
 #include "absl/numeric/bits.h"
 #include "absl/strings/str_cat.h"
+#include "client/cpp/element_types.h"
 
 namespace nni_compression {
 namespace {
 
 constexpr int64_t kMaxElements = (int64_t{1} << 48) - 1;
 constexpr size_t kMaxDimensions = 64;
-
-int ElementBytes(DataType dtype) {
-  switch (dtype) {
-    case DataType::kFloat64:
-    case DataType::kInt64:
-      return 8;
-    case DataType::kFloat32:
-    case DataType::kInt32:
-      return 4;
-    case DataType::kFloat16:
-    case DataType::kBFloat16:
-    case DataType::kUInt16:
-    case DataType::kInt16:
-      return 2;
-    default:
-      return 1;
-  }
-}
 
 int64_t Product(const std::vector<int64_t>& shape) {
   int64_t elements = 1;
@@ -97,11 +80,9 @@ absl::Status DispatchCodes(const QuantizedTensor& tensor, std::vector<float>& ou
 }  // namespace
 
 absl::string_view DataTypeName(DataType dtype) {
-  static constexpr absl::string_view kNames[] = {
-      "unspecified", "float32", "float16", "bfloat16", "float64", "uint8", "int8",
-      "uint16",      "int16",   "int32",   "int64",    "bool",    "bit"};
-  const size_t i = static_cast<size_t>(dtype);
-  return i < std::size(kNames) ? kNames[i] : "unknown";
+  if (dtype == DataType{}) return "unspecified";
+  const internal::ElementType* const type = internal::FindElementType(dtype);
+  return type == nullptr ? "unknown" : type->name;
 }
 
 absl::StatusOr<int64_t> ByteLength(DataType dtype, absl::Span<const int64_t> shape) {
@@ -121,7 +102,9 @@ absl::StatusOr<int64_t> ByteLength(DataType dtype, absl::Span<const int64_t> sha
     }
     elements *= shape[d];
   }
-  return dtype == DataType::kBit ? (elements + 7) / 8 : elements * ElementBytes(dtype);
+  const internal::ElementType* const type = internal::FindElementType(dtype);
+  const int64_t bits = type == nullptr ? 8 : type->bits;
+  return (elements * bits + 7) / 8;
 }
 
 Bytes Bytes::Uninitialized(int64_t size) {

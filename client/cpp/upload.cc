@@ -14,8 +14,8 @@ namespace {
 
 namespace v1 = ::nni::compression::v1;
 
-// Framing of many tiny tensors counts too: a message with this much and all else that may follow
-// stays below wire::kMaxMessageBytes.
+// Framing of many tiny tensors counts, too: a message of this size, with all that may still be
+// appended to it, stays below wire::kMaxMessageBytes.
 constexpr int64_t kFullMessageBytes = wire::kChunkBytes + wire::kChunkBytes / 4;
 
 int64_t SizeOf(const Tensor& tensor) { return static_cast<int64_t>(tensor.bytes.size()); }
@@ -23,12 +23,12 @@ int64_t SizeOf(const Tensor& tensor) { return static_cast<int64_t>(tensor.bytes.
 }  // namespace
 
 grpc::Slice Loans::Lend(absl::Span<const uint8_t> bytes) {
-  out_.fetch_add(1, std::memory_order_relaxed);
+  count_.fetch_add(1, std::memory_order_relaxed);
   return grpc::Slice(const_cast<uint8_t*>(bytes.data()), bytes.size(), &Loans::Return, this);
 }
 
 void Loans::Return(void* loans) {
-  static_cast<Loans*>(loans)->out_.fetch_sub(1, std::memory_order_release);
+  static_cast<Loans*>(loans)->count_.fetch_sub(1, std::memory_order_release);
 }
 
 absl::Status CheckTensor(const Tensor& tensor) {
@@ -50,7 +50,7 @@ Upload::Upload(const google::protobuf::MessageLite& open, std::vector<const Tens
                Options options, Loans& loans)
     : tensors_(std::move(tensors)),
       options_(std::move(options)),
-      here_(tensors_.size()),
+      shared_(tensors_.size()),
       loans_(loans) {
   writer_.Append(open);
 }
@@ -64,7 +64,7 @@ grpc::ByteBuffer Upload::NextMessage() {
 
 void Upload::AppendHeader(size_t index) {
   const Tensor& tensor = *tensors_[index];
-  v1::CalcMaskRequest message;  // stands for all streaming requests: they agree in the fields
+  v1::CalcMaskRequest message;  // all streaming requests have the same fields
   v1::TensorHeader* header = message.add_headers();
   header->set_index(static_cast<uint32_t>(index));
   header->set_layer(tensor.name);
@@ -72,12 +72,12 @@ void Upload::AppendHeader(size_t index) {
   header->set_dtype(static_cast<v1::DataType>(tensor.dtype));
   for (const int64_t dimension : tensor.shape) header->add_shape(dimension);
   header->set_byte_length(tensor.bytes.size());
-  if (options_.shared != nullptr) here_[index] = options_.shared->Share(index, tensor, header);
+  if (options_.shared != nullptr) shared_[index] = options_.shared->Share(index, tensor, header);
   writer_.Append(message);
 }
 
-// Announces what the message will carry: the tensors that fit into it whole, or one that does not
-// fit into any. Returns whether payloads may follow.
+// Announces the tensors of the message: those that fit into it whole, or one that is larger than
+// any message. Returns whether payloads may follow.
 bool Upload::AppendHeaders() {
   int64_t room = wire::kChunkBytes;
   if (options_.headers_first) {
@@ -101,11 +101,12 @@ void Upload::AppendPayloads() {
   while (committed_ < announced_ && room > 0 && writer_.byte_size() < kFullMessageBytes) {
     const Tensor& tensor = *tensors_[committed_];
     if (offset_ == 0 && SizeOf(tensor) > room && room < wire::kChunkBytes) break;
-    const bool here = here_[committed_];
-    const int64_t size = here ? SizeOf(tensor) : std::min(room, SizeOf(tensor) - offset_);
+    const bool shared = shared_[committed_];
+    const int64_t size = shared ? SizeOf(tensor) : std::min(room, SizeOf(tensor) - offset_);
     const auto bytes = tensor.bytes.subspan(offset_, size);
     if (options_.checksum) crc32_ = crc32_z(crc32_, bytes.data(), bytes.size());
-    if (!here) writer_.AppendChunk(static_cast<uint32_t>(committed_), offset_, loans_.Lend(bytes));
+    if (!shared)
+      writer_.AppendChunk(static_cast<uint32_t>(committed_), offset_, loans_.Lend(bytes));
     room -= size;
     offset_ += size;
     sent_bytes_ += size;

@@ -23,14 +23,14 @@ namespace nni_compression::internal {
 class Loans {
  public:
   grpc::Slice Lend(absl::Span<const uint8_t> bytes);
-  bool all_returned() const { return out_.load(std::memory_order_acquire) == 0; }
+  bool all_returned() const { return count_.load(std::memory_order_acquire) == 0; }
 
  private:
   static void Return(void* loans);
-  std::atomic<int64_t> out_{0};
+  std::atomic<int64_t> count_{0};
 };
 
-// INVALID_ARGUMENT, naming the tensor, when its bytes are not what its shape says.
+// INVALID_ARGUMENT, naming the tensor, when its size disagrees with its shape.
 absl::Status CheckTensor(const Tensor& tensor);
 
 // Cuts tensors into messages of about wire::kChunkBytes. Small tensors share messages; a large one
@@ -41,11 +41,11 @@ class Upload {
   struct Options {
     bool checksum = false;
     bool headers_first = false;                          // all headers go before the first payload
-    std::function<void(int64_t sent_bytes)> on_message;  // optional; after each message is made
+    std::function<void(int64_t sent_bytes)> on_message;  // optional; called after each message
     SharedCall* shared = nullptr;                        // optional; outlives the upload
   };
 
-  // `open` is a message with the first field set. The tensors are checked ones, and they and their
+  // `open` is a message with the first field set. The tensors have been checked, and they and their
   // bytes outlive the upload's messages.
   Upload(const google::protobuf::MessageLite& open, std::vector<const Tensor*> tensors,
          Options options, Loans& loans);
@@ -64,7 +64,7 @@ class Upload {
 
   const std::vector<const Tensor*> tensors_;
   const Options options_;
-  std::vector<bool> here_;  // by tensor: its bytes are in shared memory
+  std::vector<bool> shared_;  // by tensor: its bytes are in shared memory
   Loans& loans_;
   wire::MessageWriter writer_;
   bool first_ = true;

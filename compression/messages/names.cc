@@ -6,8 +6,15 @@
 namespace nni_compression::compression {
 namespace {
 
-// Length of the UTF-8 sequence that `text` begins with; 0: it begins with none.
-size_t SequenceLength(absl::string_view text) {
+bool IsControl(absl::string_view sequence) {
+  const auto first = static_cast<uint8_t>(sequence[0]);
+  if (sequence.size() == 1) return first < 0x20 || first == 0x7f;
+  return first == 0xc2 && static_cast<uint8_t>(sequence[1]) < 0xa0;
+}
+
+}  // namespace
+
+size_t Utf8SequenceLength(absl::string_view text) {
   const auto byte = [&](size_t i) { return static_cast<uint8_t>(text[i]); };
   const uint8_t lead = byte(0);
   if (lead < 0x80) return 1;
@@ -26,21 +33,13 @@ size_t SequenceLength(absl::string_view text) {
   return overlong || surrogate || beyond ? 0 : length;
 }
 
-bool IsControl(absl::string_view sequence) {
-  const auto first = static_cast<uint8_t>(sequence[0]);
-  if (sequence.size() == 1) return first < 0x20 || first == 0x7f;
-  return first == 0xc2 && static_cast<uint8_t>(sequence[1]) < 0xa0;
-}
-
-}  // namespace
-
 absl::Status CheckName(absl::string_view name, size_t max_bytes, absl::string_view path) {
   if (name.empty() || name.size() > max_bytes) {
     return absl::InvalidArgumentError(
         absl::StrCat(path, " has ", name.size(), " bytes; it must have 1 to ", max_bytes));
   }
   for (size_t i = 0; i < name.size();) {
-    const size_t length = SequenceLength(name.substr(i));
+    const size_t length = Utf8SequenceLength(name.substr(i));
     if (length == 0 || IsControl(name.substr(i, length))) {
       return absl::InvalidArgumentError(
           absl::StrCat(path, " is ", Quoted(name), ", whose byte ", i,

@@ -9,6 +9,9 @@
 
 namespace nni_compression::compression {
 
+// Length of the UTF-8 sequence that `text`, which is not empty, begins with; 0 where it is invalid.
+size_t Utf8SequenceLength(absl::string_view text);
+
 // The maximum length of the name of a layer or a tensor.
 constexpr size_t kMaxLayerNameBytes = 1024;
 

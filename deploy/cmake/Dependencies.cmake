@@ -4,6 +4,7 @@ find_package(Protobuf REQUIRED)
 find_package(gRPC CONFIG REQUIRED)
 find_package(absl CONFIG REQUIRED)
 find_package(nlohmann_json 3 CONFIG REQUIRED)
+find_package(CLI11 2.1 CONFIG REQUIRED)  # command lines of compressionctl
 find_package(ZLIB REQUIRED)  # its crc32
 find_package(OpenSSL REQUIRED COMPONENTS Crypto SSL)  # its SHA-256, and checks of certificates
 find_package(SQLite3 REQUIRED)

@@ -3,10 +3,11 @@ include(CMakePackageConfigHelpers)
 
 set(package_dir ${CMAKE_INSTALL_LIBDIR}/cmake/NniCompression)
 
-foreach(part client proto wire)
+foreach(part client proto server_platform wire)
   set_target_properties(nni_compression_${part} PROPERTIES EXPORT_NAME ${part})
 endforeach()
-install(TARGETS nni_compression_client nni_compression_proto nni_compression_wire
+install(TARGETS nni_compression_client nni_compression_proto nni_compression_server_platform
+    nni_compression_wire
   EXPORT NniCompressionTargets ARCHIVE DESTINATION ${CMAKE_INSTALL_LIBDIR})
 install(EXPORT NniCompressionTargets NAMESPACE NniCompression:: DESTINATION ${package_dir})
 if(NNI_COMPRESSION_BUILD_SERVER)

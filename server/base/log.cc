@@ -9,6 +9,7 @@
 #include <memory>
 
 #include "absl/strings/escaping.h"
+#include "compression/messages/names.h"
 #include "server/base/log_limiter.h"
 
 namespace nni_compression::server {
@@ -42,26 +43,6 @@ spdlog::logger& Logger() {
 LogLimiter& Limiter() {
   static auto* const limiter = new LogLimiter;
   return *limiter;
-}
-
-// Length of the UTF-8 sequence that `text` begins with; 0 when it is invalid.
-size_t SequenceLength(absl::string_view text) {
-  const auto byte = [&](size_t i) { return static_cast<unsigned char>(text[i]); };
-  const size_t length = byte(0) < 0x80       ? 1
-                        : byte(0) >> 5 == 6  ? 2
-                        : byte(0) >> 4 == 14 ? 3
-                        : byte(0) >> 3 == 30 ? 4
-                                             : 0;
-  if (length == 0 || length > text.size()) return 0;
-  for (size_t i = 1; i < length; ++i) {
-    if (byte(i) >> 6 != 2) return 0;
-  }
-  // An overlong encoding, a surrogate, or above U+10FFFF.
-  const bool is_strange =
-      byte(0) == 0xc0 || byte(0) == 0xc1 || byte(0) > 0xf4 || (byte(0) == 0xe0 && byte(1) < 0xa0) ||
-      (byte(0) == 0xed && byte(1) > 0x9f) || (byte(0) == 0xf0 && byte(1) < 0x90) ||
-      (byte(0) == 0xf4 && byte(1) > 0x8f);
-  return is_strange ? 0 : length;
 }
 
 // Characters that end a line or move a terminal's cursor in some reader: C0, C1, U+2028 and U+2029.
@@ -162,7 +143,7 @@ std::string FormatEvent(absl::string_view event, std::initializer_list<LogField>
 std::string Printable(absl::string_view text, size_t max_bytes) {
   std::string out;
   while (!text.empty()) {
-    const size_t length = SequenceLength(text);
+    const size_t length = compression::Utf8SequenceLength(text);
     std::string piece(text.substr(0, length));
     if (length == 0) piece = Escaped(text.substr(0, 1));
     if (length > 0 && IsControl(piece)) piece = Escaped(piece);

@@ -32,7 +32,7 @@ TEST(ConfigTest, RefusesWhatIsNoListOfRules) {
   EXPECT_THAT(why("[1]"), HasSubstr("config_list[0] is number"));
   EXPECT_THAT(why("[{\"sparsity\": }]"), HasSubstr("line 1, column 15"));
   EXPECT_THAT(why("[{\"sparsity\": 0.5, \"sparsity\": 0.8}]"),
-              HasSubstr("sparsity is there twice"));
+              HasSubstr("duplicate name sparsity"));
   EXPECT_THAT(why(""), HasSubstr("parse error"));
 }
 
@@ -262,7 +262,8 @@ TEST_F(CheckpointSinkTest, KeepsEveryTensorAlignedToItsElements) {
   ASSERT_TRUE(header.ok()) << header.status();
   EXPECT_EQ(memory.content.substr(header->data_begin), "iiiiiiiibbbbWWWWHHHHHHuxx");
   for (const FileTensor& tensor : header->tensors) {
-    EXPECT_EQ((header->data_begin + tensor.begin) % ElementBytes(tensor.dtype), 0) << tensor.name;
+    EXPECT_EQ((header->data_begin + tensor.begin) * 8 % ElementBits(tensor.dtype), 0)
+        << tensor.name;
   }
 }
 

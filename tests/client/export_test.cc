@@ -163,7 +163,7 @@ TEST(DirectorySinkTest, ReplacesFilesUnlessTheyAreToBeKept) {
   ASSERT_TRUE(keeping.ok()) << keeping.status();
   const absl::Status kept = Write(*keeping, "model.pth");
   EXPECT_EQ(kept.code(), absl::StatusCode::kAlreadyExists);
-  EXPECT_THAT(std::string(kept.message()), HasSubstr(path + " is there already"));
+  EXPECT_THAT(std::string(kept.message()), HasSubstr(path + " already exists"));
   EXPECT_EQ(ReadFile(path), "old");
   EXPECT_TRUE(Write(*keeping, "masks.pth").ok());
   auto replacing = DirectorySink::Create(directory.path());

@@ -96,9 +96,9 @@ TEST(SafetensorsTest, RefusesAHeaderThatIsNoJsonObject) {
 TEST(SafetensorsTest, RefusesANameThatIsThereTwice) {
   const std::string tensor = Tensor("U8", "[1]", "[0,1]");
   ExpectRefused(File(absl::StrCat(R"({"a":)", tensor, R"(,"a":)", tensor, "}"), 1),
-                "the name a is there twice");
+                "duplicate name a");
   ExpectRefused(File(R"({"a":{"dtype":"U8","dtype":"I8","shape":[1],"data_offsets":[0,1]}})", 1),
-                "the name dtype is there twice");
+                "duplicate name dtype");
 }
 
 TEST(SafetensorsTest, RefusesATruncatedFileAndTrailingBytes) {
@@ -161,12 +161,12 @@ TEST(SafetensorsDeathTest, AFileThatIsShortenedWhileItIsReadEndsTheProgramWithAM
       << File(One("U8", "[100000]", "[0,100000]"), 0) + std::string(100000, 'x');
   EXPECT_EXIT(
       {
-        ExitWhenInputShrinks("the file became shorter", 7);
+        ExitOnTruncatedInput("the file was truncated", 7);
         const auto mapped = SafetensorsFile::Open(path);
         std::filesystem::resize_file(path, 100);
         std::exit(mapped->bytes(mapped->header().tensors[0]).back());
       },
-      ::testing::ExitedWithCode(7), "the file became shorter");
+      ::testing::ExitedWithCode(7), "the file was truncated");
 }
 
 TEST(SafetensorsTest, KnowsTheTypesOfTheService) {

@@ -5,7 +5,14 @@
 
 #include <cstring>
 #include <limits>
+#include <set>
+#include <string>
 #include <vector>
+
+#include "absl/strings/ascii.h"
+#include "absl/strings/str_cat.h"
+#include "client/cpp/element_types.h"
+#include "nni/compression/v1/compression.pb.h"
 
 namespace nni_compression {
 namespace {
@@ -46,6 +53,29 @@ TEST(ByteLengthTest, RoundsBitsUpAndChecksShapes) {
   EXPECT_FALSE(ByteLength(DataType::kUInt8, deep).ok());
   const std::vector<int64_t> negative = {-1};
   EXPECT_FALSE(ByteLength(DataType::kUInt8, negative).ok());
+}
+
+TEST(ElementTypesTest, EveryTypeOfTheWireHasItsNameAndOfEachNameThereIsOne) {
+  const auto& wire = *::nni::compression::v1::DataType_descriptor();
+  int types = 0;
+  for (int i = 0; i < wire.value_count(); ++i) {
+    if (wire.value(i)->number() == 0) continue;
+    const auto dtype = static_cast<DataType>(wire.value(i)->number());
+    const std::string name = absl::AsciiStrToLower(wire.value(i)->name());
+    EXPECT_EQ(absl::StrCat("data_type_", DataTypeName(dtype)), name);
+    ++types;
+  }
+  std::set<absl::string_view> names;
+  std::set<absl::string_view> safetensors_names;
+  for (const internal::ElementType& type : internal::ElementTypes()) {
+    if (type.dtype) --types;
+    EXPECT_TRUE(names.insert(type.name).second) << type.name;
+    EXPECT_TRUE(safetensors_names.insert(type.safetensors_name).second) << type.name;
+    EXPECT_GT(type.bits, 0) << type.name;
+  }
+  EXPECT_EQ(types, 0);
+  EXPECT_EQ(DataTypeName(static_cast<DataType>(0)), "unspecified");
+  EXPECT_EQ(DataTypeName(static_cast<DataType>(1000)), "unknown");
 }
 
 TEST(MakeTensorTest, KnowsItsElementType) {

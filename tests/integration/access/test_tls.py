@@ -391,7 +391,7 @@ def test_compressionctl_speaks_tls(
     ):
         with pytest.raises(AssertionError, match=why):
             health(encrypted, *flags)
-    with pytest.raises(AssertionError, match="UNAVAILABLE|unavailable|comes about"):
+    with pytest.raises(AssertionError, match="UNAVAILABLE"):
         health(mutual, ours)
     monkeypatch.setenv("NNI_COMPRESSION_TLS_CA", str(authority.certificate))
     assert "is serving" in health(encrypted)

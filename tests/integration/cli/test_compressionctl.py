@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import resource
+import shutil
 import signal
 import subprocess
 import zipfile
@@ -345,7 +347,7 @@ def test_files_of_an_earlier_result_are_replaced_only_on_demand(tmp_path):
         done = ctl("prune", path, "--algorithm=level", f"--config={config}", "-o", out, *overwrite)
         assert done.returncode == status, done.stderr
         if status == 1:
-            assert f"{out}/model.safetensors is there already; choose another" in done.stderr
+            assert f"{out}/model.safetensors already exists; choose another" in done.stderr
             assert "--overwrite" in done.stderr
             assert {file.name: file.read_bytes() for file in out.iterdir()} == before
         else:
@@ -367,7 +369,7 @@ def test_a_models_own_config_stays(tmp_path, overwrite):
     flags = ["--algorithm=qat", f"--config={rules}", "-o", out, "--format=compressed-tensors"]
     done = ctl("quantize", path, *flags, *overwrite)
     assert done.returncode == 1
-    assert f"{out}/config.json is there already" in done.stderr
+    assert f"{out}/config.json already exists" in done.stderr
     assert (out / "config.json").read_text() == own
     assert os.listdir(out) == ["config.json"]
 
@@ -655,31 +657,163 @@ def test_an_experiments_sessions_are_listed_and_ended_together():
     ("arguments", "message"),
     [
         ([], "there is no command"),
-        (["close"], "one argument, a session's id, or --label"),
+        (["close"], "close needs the ID of a session, or --label"),
+        (["close", "ID", "--label=a=b"], "close needs the ID of a session, or --label"),
         (["close", "--label=x"], "it must be KEY=VALUE"),
-        (["prun"], "there is no command prun"),
-        (["session"], "takes one argument"),
-        (["health", "x"], "takes no argument"),
+        (["prun"], "there is no command prun; did you mean prune?"),
+        (["tenant"], "tenant needs a command: add, list, revoke, quota"),
+        (["tenant", "ad"], "tenant has no command ad; did you mean add?"),
+        (["tenant", "quota", "us", "--tokens=f"], "tenant quota needs LIMIT"),
+        (["tenant", "add", "us"], "tenant add needs --tokens"),
+        (["backup", "d"], "backup needs --data_dir"),
+        (["session"], "session needs ID"),
+        (["session", "a", "b"], "session takes 1 argument; it was also given b"),
+        (["health", "x"], "health takes no argument; it was given x"),
         (["prune", "m.safetensors"], "prune needs --algorithm"),
+        (["prune", "m.safetensors", "--algorithm="], "prune needs --algorithm"),
+        (["prune", "m.safetensors", "--algorithm"], "--algorithm needs a value"),
         (["sessions", "--label=x"], "it must be KEY=VALUE"),
         (["export", "m.safetensors", "-o", "o"], "export needs --session"),
         (["export", "m.safetensors", "--session=s"], "export needs -o"),
-        (["export", "--session=s", "-o", "o"], "export takes one argument"),
-        (["--bogus", "health"], "bogus"),
+        (["export", "--session=s", "-o", "o"], "export needs MODEL unless --format is masks"),
+        (["export", "--format=sprse"], "--format is sprse; it must be one of safetensors, sparse"),
+        (["export", "--format=sprse"], "did you mean sparse?"),
+        (["top", "--interval=2"], "--interval is 2; it must be a duration such as 2s"),
+        (["top", "--interval=1ms"], "--interval is 1ms; it must be at least 100ms"),
+        (["prune", "m", "--algorithm=a", "--config=c", "-o", "o", "--epoch=1.5"], "--epoch is 1.5"),
+        (["--bogus", "health"], "health has no flag --bogus"),
+        (["--bogus"], "there is no flag --bogus"),
+        (["prune", "--algoritm=level"], "prune has no flag --algoritm; did you mean --algorithm?"),
+        (["session", "ID", "--format=sparse"], "session has no flag --format"),
+        (["--format=sparse", "session", "ID"], "session has no flag --format"),
+        (["tenant", "add", "us", "--tokens=f", "--server=x"], "tenant add has no flag --server"),
     ],
 )
 def test_a_wrong_command_line_is_refused(arguments, message):
     done = ctl(*arguments)
-    assert done.returncode != 0
+    assert done.returncode == 2
     assert message in done.stderr
+    assert "--help` shows how it is used" in done.stderr
     assert done.stdout == ""
+    as_json = ctl("--json", *arguments)
+    assert as_json.returncode == 2
+    assert json.loads(as_json.stderr)["error"]["code"] == "INVALID_ARGUMENT"
+    assert message in json.loads(as_json.stderr)["error"]["message"]
+
+
+def test_flags_may_stand_before_or_after_a_command(tmp_path, server_address):
+    tokens = tmp_path / "tenants"
+    for arguments in (
+        (f"--tokens={tokens}", "--admin", "tenant", "add", "a"),
+        ("--tokens", tokens, "tenant", "--admin", "add", "b"),
+        ("tenant", "add", "c", "--admin=true", "--tokens", tokens),
+        ("tenant", "--tokens=/none", "add", "--admin", f"--tokens={tokens}", "--", "d"),
+    ):
+        done = ctl(*arguments)
+        assert done.returncode == 0, done.stderr
+    # A name may be that of a command.
+    done = ctl(
+        "tenant", "quota", "list", "calls=8", "disk=1M", "--tokens", tokens, "--without_token"
+    )
+    assert done.returncode == 0, done.stderr
+    listed = run_json("tenant", "list", "--tokens", tokens)["tenants"]
+    assert {tenant["tenant"]: tenant["admin"] for tenant in listed} == {
+        **dict.fromkeys("abcd", True), "list": False,
+    }  # fmt: skip
 
 
 def test_help_needs_no_server():
-    for arguments in (["--help"], ["prune", "--help"], ["help"]):
+    for arguments in (["--help"], ["-h"], ["help"]):
         done = ctl(*arguments, server="127.0.0.1:1")
         assert done.returncode == 0
+        assert "prune MODEL" in done.stdout
+    assert run_json("help") == {"help": done.stdout}
+
+
+def test_help_of_a_command_shows_what_it_takes():
+    for arguments in (["prune", "--help"], ["--help", "prune"], ["help", "prune"]):
+        done = ctl(*arguments, server="127.0.0.1:1")
+        assert done.returncode == 0
+        assert done.stderr == ""
         assert "prune --algorithm=NAME" in done.stdout
+        assert "--format=FORMAT" in done.stdout
+        assert "(default: safetensors)" in done.stdout
+        assert "compressed-tensors: config.json" in done.stdout
+        assert "--tls_ca=FILE" in done.stdout
+        assert "--session" not in done.stdout
+        assert max(map(len, done.stdout.splitlines())) <= 100
+    quota = ctl("tenant", "quota", "--help").stdout
+    assert "tenant quota --tokens=FILE [FLAGS] NAME LIMIT..." in quota
+    assert "--server" not in quota
+
+
+def flags_in(help: str) -> set[str]:
+    """The flags that a help lists."""
+    return set(re.findall(r"^  (?:-h,)?(--?\w+)", help, re.MULTILINE))
+
+
+def commands_in(help: str) -> list[str]:
+    """The commands that a help lists."""
+    return re.findall(r"^  ([a-z]+)(?: .*)?   ", help, re.MULTILINE)
+
+
+class TestCompletion:
+    def complete(self, line: str, after: str = "") -> list[str]:
+        """What a bash offers at the end of the line, by the functions that Tab calls."""
+        script = (
+            'source <("$0" completion bash)\n'
+            "COMP_LINE=$1 COMP_POINT=$2\n"
+            '[[ $(complete -p compressionctl) == *"-F _compressionctl "* ]] || exit\n'
+            '_compressionctl && printf "%s\\n" "${COMPREPLY[@]}"'
+        )
+        line = line.replace("compressionctl", str(BINARY))
+        done = subprocess.run(
+            ["bash", "--norc", "-c", script, BINARY, line + after, str(len(line))],
+            capture_output=True, text=True, timeout=60, check=True,
+        )  # fmt: skip
+        assert done.stderr == ""
+        return done.stdout.split()
+
+    def test_commands_are_completed(self):
+        assert self.complete("compressionctl ") == commands_in(ctl("--help").stdout)
+        assert self.complete("compressionctl tenant ") == ["add", "list", "revoke", "quota"]
+        assert self.complete("compressionctl --server=host:1 pr") == ["prune"]
+        assert self.complete("compressionctl --server host:1 --json q") == ["quantize"]
+        assert self.complete("compressionctl sess", after=" --json") == ["sessions", "session"]
+
+    def test_all_flags_of_every_command_are_completed(self):
+        families = {"tenant": self.complete("compressionctl tenant ")}
+        for command in self.complete("compressionctl "):
+            for name in (f"{command} {one}" for one in families.get(command, [""])):
+                listed = flags_in(ctl(*name.split(), "--help").stdout)
+                assert set(self.complete(f"compressionctl {name.strip()} -")) == listed, name
+                assert "--help" in listed
+        assert self.complete("compressionctl prune model.safetensors --ov") == ["--overwrite"]
+        assert self.complete("compressionctl --overw") == ["--overwrite"]
+        assert self.complete("compressionctl session --overw") == []
+
+    def test_values_from_a_fixed_set_are_completed(self):
+        for line in ("--format ", "--format="):
+            formats = self.complete(f"compressionctl export {line}")
+            assert {"safetensors", "sparse", "compressed-tensors", "masks"} < set(formats)
+            help = ctl("export", "--help").stdout
+            assert all(f" {format}: " in help for format in formats)
+            assert self.complete(f"compressionctl export {line}sp") == ["sparse"]
+            assert self.complete(f"compressionctl {line}sp") == ["sparse"]
+        assert self.complete("compressionctl completion ") == ["bash", "zsh", "fish"]
+
+    def test_files_are_left_to_the_shell(self):
+        assert self.complete("compressionctl prune ") == []
+        assert self.complete("compressionctl prune --config=") == []
+
+    @pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+    def test_every_shell_reads_its_script(self, shell, tmp_path):
+        script = tmp_path / "script"
+        script.write_text(ctl("completion", shell).stdout)
+        assert " __complete " in script.read_text()
+        if shutil.which(shell) is None:
+            pytest.skip(f"{shell} is not installed")
+        subprocess.run([shell, "-n", script], timeout=60, check=True)
 
 
 def test_a_missing_server_is_named():

@@ -41,7 +41,7 @@ ALLOWED = {
     **{folder: uses | BELOW_SERVER for folder, uses in SERVER.items()},
     **SHARED,
     "server": {*SERVER, *BELOW_SERVER},
-    "client/cpp": {"proto"},
+    "client/cpp": {"proto", *SHARED},
     "client/cli": {"client/cpp", "proto", *SHARED},
 }
 # Generated from the .proto, hence the wire's.

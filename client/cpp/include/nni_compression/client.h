@@ -20,7 +20,7 @@
 
 namespace nni_compression {
 
-// The payload of a status that the server gave: what its log calls the call, as text.
+// The payload of a status from the server: the id of the call in its log, as text.
 inline constexpr char kRequestIdPayload[] = "nni.compression/request-id";
 
 // Exponential back-off with jitter between the attempts of one call.
@@ -28,17 +28,17 @@ struct RetryOptions {
   absl::Duration initial_backoff = absl::Milliseconds(50);
   absl::Duration max_backoff = absl::Seconds(5);
   double multiplier = 2;
-  // How long a server may be unavailable before the call gives up. Progress begins it anew. Waiting
-  // that the server asked for does not count.
+  // How long a server may be unavailable before the call gives up. Progress restarts the limit.
+  // Delays that the server asked for do not count.
   absl::Duration time_limit = absl::Seconds(60);
 };
 
 // How the connection is encrypted. The files are in PEM and are read at Connect.
 struct TlsOptions {
-  std::string ca;           // who signs the server's certificate; empty: whom gRPC knows
-  std::string certificate;  // the client's own, with its chain, for servers that ask for one
+  std::string ca;           // authorities for the server's certificate; empty: those of gRPC
+  std::string certificate;  // the client certificate with its chain, for mutual TLS
   std::string key;          // the certificate's
-  bool enabled = true;      // false: the connection is open, whatever the environment says
+  bool enabled = true;      // false: no TLS, whatever the environment says
 };
 
 struct ClientOptions {
@@ -46,21 +46,20 @@ struct ClientOptions {
   absl::Duration timeout = absl::Seconds(30);  // of calls without tensors, retries included
   absl::Duration transfer_timeout = absl::Minutes(30);  // of calls with tensors, retries included
   RetryOptions retry;
-  // The server's --shm_socket, where it is on this host: large weights are handed over in shared
-  // memory then, and over the network where that does not work. Empty: never; unset:
-  // $NNI_COMPRESSION_SHM_SOCKET.
+  // The server's --shm_socket, when the server is on this host: large weights are passed in shared
+  // memory, or over the network if that fails. Empty: never; unset: $NNI_COMPRESSION_SHM_SOCKET.
   std::optional<std::string> shm_socket;
   // The bearer token that the server asks for, or a file with it that is read at Connect. An empty
-  // string stands for none; both unset: $NNI_COMPRESSION_TOKEN, else $NNI_COMPRESSION_TOKEN_FILE.
+  // string means none; both unset: $NNI_COMPRESSION_TOKEN, else $NNI_COMPRESSION_TOKEN_FILE.
   std::optional<std::string> token;
   std::optional<std::string> token_file;
-  // Without TLS a token travels as it is. Connect refuses that with INVALID_ARGUMENT unless the
-  // server is on this host or this says that nobody reads along. Unset:
+  // Without TLS the token is sent unencrypted. Connect refuses that with INVALID_ARGUMENT unless
+  // the server is on this host or this is true, for networks without eavesdroppers. Unset:
   // $NNI_COMPRESSION_ALLOW_INSECURE_TOKEN=1.
   std::optional<bool> allow_insecure_token;
   // Unset: $NNI_COMPRESSION_TLS=1, and the paths in $NNI_COMPRESSION_TLS_CA,
   // $NNI_COMPRESSION_TLS_CERTIFICATE and $NNI_COMPRESSION_TLS_KEY; without any of them the
-  // connection is open.
+  // connection is not encrypted.
   std::optional<TlsOptions> tls;
   bool checksum = false;  // send a CRC-32 with every tensor; the server checks it
 };
@@ -71,7 +70,7 @@ struct Layer {
   std::string op_type;  // as the framework calls it: "Conv2d", "Dense"
   DataType dtype = DataType::kFloat32;
   std::vector<int64_t> shape;        // of the weight
-  int channel_axis = 0;              // what per-channel quantization keeps apart: the last in Keras
+  int channel_axis = 0;              // of per-channel quantization: the last one in Keras
   std::vector<std::string> aliases;  // further names of a tied weight
 };
 
@@ -81,14 +80,14 @@ struct InitialMask {
   absl::Span<const uint8_t> bits;  // ceil(n / 8) bytes
 };
 
-// What an earlier session remembered of a layer: QuantizedTensor::memory of its last answer.
+// The memory of a layer in an earlier session: QuantizedTensor::memory of its last answer.
 struct InitialMemory {
   std::string layer;
   Memory memory;
 };
 
-// What a session is bound to. With masks, memory, epoch, step and step_applied as they were at some
-// time, the session answers as that of the time did: so a trainer goes on from a checkpoint.
+// What a session is bound to. With the masks, memory, epoch, step and step_applied of an earlier
+// session, the new one answers as that one did: so a trainer resumes from a checkpoint.
 struct BindRequest {
   std::string algorithm;    // "level", "agp", ...: see Client::ListAlgorithms
   std::string config_list;  // NNI's, as JSON: [{"sparsity": 0.8, "op_types": ["default"]}]
@@ -100,10 +99,10 @@ struct BindRequest {
   std::vector<InitialMemory> memory;
   int64_t epoch = 0;  // where training resumes
   int64_t step = 0;
-  bool step_applied = false;  // StepResult::step was `step`: what comes with it counts no more
-  // A rule without op_types and op_names leaves layers of one dimension out, and a warning of the
-  // plan says how many: `layers` may be all weights of a model, and hardly anybody wants the scales
-  // of its norms compressed. False: such a rule matches every layer.
+  bool step_applied = false;  // `step` was applied: repeating it changes nothing
+  // A rule without op_types and op_names skips layers of one dimension, and a warning of the plan
+  // says how many: `layers` may be all weights of a model, and the scales of its norms are rarely
+  // meant. False: such a rule matches every layer.
   bool vectors_need_filter = true;
 };
 
@@ -115,14 +114,14 @@ class Client {
   static std::string DefaultAddress();
 
   // Connects to `address` ("HOST:PORT"; empty: the default one). INVALID_ARGUMENT, at once, when
-  // that is not an address; UNAVAILABLE, naming the address and what can be done, when no server
-  // answers within connect_timeout.
+  // that is not an address; UNAVAILABLE, with the address and advice, when no server answers within
+  // connect_timeout.
   static absl::StatusOr<Client> Connect(absl::string_view address = "",
                                         const ClientOptions& options = {});
 
   const std::string& address() const;
 
-  // OK when the server takes calls; UNAVAILABLE when it drains.
+  // OK when the server is serving; UNAVAILABLE when it is draining.
   absl::Status Health(const CallOptions& options = {}) const;
 
   // The algorithms with their options, and the server's version.
@@ -135,7 +134,7 @@ class Client {
   // What each tenant uses. PERMISSION_DENIED for all but operators.
   absl::StatusOr<v1::ListTenantsResponse> ListTenants(const CallOptions& options = {}) const;
 
-  // What a session is and how far it has come; with its plan while it lives.
+  // The state of a session, and its plan while it is live.
   absl::StatusOr<v1::GetSessionResponse> GetSession(absl::string_view session_id,
                                                     const CallOptions& options = {}) const;
 
@@ -147,8 +146,8 @@ class Client {
   absl::StatusOr<Session> BindModel(const BindRequest& request,
                                     const CallOptions& options = {}) const;
 
-  // Another rank's, or an earlier run's, live session. `route` is its Session::route(), which
-  // matters where a proxy spreads sessions over servers.
+  // The live session of another rank or an earlier run. `route` is its Session::route(), which is
+  // needed when a proxy distributes sessions over servers.
   absl::StatusOr<Session> Join(absl::string_view session_id, absl::string_view route = "",
                                const CallOptions& options = {}) const;
 
@@ -156,7 +155,7 @@ class Client {
   Client(std::shared_ptr<const internal::Connection> connection, std::string route);
 
   std::shared_ptr<const internal::Connection> connection_;
-  std::shared_ptr<const internal::Route> route_;  // of the calls that belong to no session
+  std::shared_ptr<const internal::Route> route_;  // of calls that do not belong to a session
 };
 
 }  // namespace nni_compression

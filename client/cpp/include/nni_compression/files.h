@@ -14,37 +14,36 @@
 
 namespace nni_compression {
 
-// Takes the files of an export, one after the other. Called in the thread of Session::Export; an
-// error that it returns ends the export with that error.
+// Receives the files of an export, one after the other. Called in the thread of Session::Export; an
+// error that it returns is that of the export.
 class FileSink {
  public:
   virtual ~FileSink() = default;
 
   // A file begins. The name is plain: no directory, no "..", at most 255 bytes.
   virtual absl::Status Begin(const std::string& name, int64_t byte_length) = 0;
-  // Something that readers of the file that begins next have to know, such as that software that
-  // is there does not load it.
+  // Something that users of the next file need to know, such as software that cannot load it.
   virtual void Warn(const std::string& warning) { static_cast<void>(warning); }
   virtual absl::Status Write(absl::Span<const uint8_t> bytes) = 0;
-  // All bytes of the file have arrived, and they are the ones announced.
+  // The file is complete and has its announced length.
   virtual absl::Status End() = 0;
 
-  // The export begins again after a broken connection: whatever came before is void.
+  // The export is restarted after a broken connection: all earlier files are void.
   virtual absl::Status Restart() = 0;
 };
 
-// What becomes of files that have the names of new ones.
+// What happens to existing files with the names of new ones.
 enum class ExistingFiles {
-  kReplace,  // new ones take their places
-  kKeep,     // they stay, and the export ends with ALREADY_EXISTS
+  kReplace,  // they are replaced
+  kKeep,     // they stay, and the export fails with ALREADY_EXISTS
 };
 
 // Writes the files into a directory, under temporary names until Commit renames them: readers see
-// whole files or none. A config.json that is not an earlier export's stays in any case, and ends
-// the export with ALREADY_EXISTS: models have files of their own with this name. Thread-compatible.
+// whole files or none. A config.json that was not written by an export always stays, and the export
+// fails with ALREADY_EXISTS: models have files of their own with this name. Thread-compatible.
 class DirectorySink : public FileSink {
  public:
-  // Makes the directory when it does not exist (its parent must).
+  // Creates the directory if it is missing; its parent must exist.
   static absl::StatusOr<DirectorySink> Create(absl::string_view directory,
                                               ExistingFiles existing = ExistingFiles::kReplace);
 
@@ -61,7 +60,7 @@ class DirectorySink : public FileSink {
 
   const std::vector<std::string>& warnings() const { return warnings_; }
 
-  // Gives all files their names, in place of older ones, and returns their paths.
+  // Renames all files to their final names and returns their paths.
   absl::StatusOr<std::vector<std::string>> Commit();
 
  private:
@@ -72,7 +71,7 @@ class DirectorySink : public FileSink {
 
   DirectorySink(std::string directory, ExistingFiles existing)
       : directory_(std::move(directory)), existing_(existing) {}
-  // OK where nothing is at `path`, or what may be replaced.
+  // OK when `path` does not exist or may be replaced.
   absl::Status CheckFree(const std::string& path) const;
   void Discard();
 

@@ -27,20 +27,20 @@ class Connection;
 struct Route;
 }  // namespace internal
 
-// How far a call with tensors has come.
+// The progress of a call with tensors.
 struct Progress {
-  int64_t sent_bytes = 0;   // payload handed to the transport; falls back when the call is retried
+  int64_t sent_bytes = 0;   // payload passed to the transport; decreases when the call is retried
   int64_t total_bytes = 0;  // payload that the call sends
   int64_t answered = 0;     // tensors answered, or files complete
 };
 
-// Of one call; what is not set is the client's.
+// Options of one call; what is not set is as in ClientOptions.
 struct CallOptions {
   std::optional<absl::Duration> timeout;
-  // Called in the caller's thread, at most once a message.
+  // Called in the caller's thread, at most once per message.
   std::function<void(const Progress&)> progress;
-  // Where the trainer believes the session to be; FAILED_PRECONDITION when it is elsewhere.
-  // CalcMask looks at the epoch, QuantizeWeight at the step.
+  // The epoch or step that the trainer expects; FAILED_PRECONDITION when the session is at another.
+  // CalcMask checks the epoch, QuantizeWeight the step.
   std::optional<int64_t> epoch;
   std::optional<int64_t> step;
 };
@@ -53,14 +53,13 @@ struct StepResult {
 };
 
 // A handle; copies are the same session. Destroying it does not close the session: several ranks
-// may hold it, and its lease ends it when nobody calls. Thread-safe: any method may be called from
-// any thread at any time; the server orders the calls of a session.
+// may hold it, and its lease ends it when there are no calls. Thread-safe: any method may be called
+// from any thread at any time; the server orders the calls of a session.
 //
-// Every call may be retried, and is: UNAVAILABLE, and RESOURCE_EXHAUSTED where the server says how
-// long to wait, are tried again until the call's timeout or RetryOptions::time_limit. All errors
-// are the wire contract's codes. A call with tensors returns only when the transport has let go of
-// the caller's memory; after an error that may take as long as a dead connection takes to be
-// noticed (20 s).
+// All calls are retryable: UNAVAILABLE, and RESOURCE_EXHAUSTED with a delay from the server, are
+// retried until the call's timeout or RetryOptions::time_limit. Errors have the codes of the wire
+// contract. A call with tensors returns only when the transport no longer refers to the caller's
+// memory; after an error that may take until a dead connection is detected (20 s).
 class Session {
  public:
   Session(std::shared_ptr<const internal::Connection> connection, std::string id, std::string route,
@@ -74,8 +73,8 @@ class Session {
   const std::vector<std::string>& initial_stale_layers() const { return initial_stale_layers_; }
 
   // Masks of the weights, in their order, all in one stream. Each tensor has its own result: a
-  // layer's data error leaves the others alone, and when the call itself fails, the tensors that
-  // have no answer by then get its error. Roles kWeight, or kMask for a mask that the trainer has.
+  // layer's data error does not affect the others, and when the call itself fails, the tensors
+  // without an answer get its error. Roles kWeight, or kMask for a mask that the trainer has.
   std::vector<absl::StatusOr<Mask>> CalcMask(absl::Span<const Tensor> tensors,
                                              const CallOptions& options = {}) const;
 
@@ -84,22 +83,21 @@ class Session {
       absl::Span<const Tensor> tensors, QuantizeReply reply = QuantizeReply::kCodes,
       const CallOptions& options = {}) const;
 
-  // Sets the epoch, which is absolute; the layers that are stale then.
+  // Sets the epoch, which is absolute, and returns the layers that are stale then.
   absl::StatusOr<std::vector<std::string>> UpdateEpoch(int64_t epoch,
                                                        const CallOptions& options = {}) const;
 
-  // Sets the step, which is absolute, and carries what the plan asks for.
+  // Sets the step, which is absolute, and sends the tensors that the plan asks for.
   absl::StatusOr<StepResult> Step(int64_t step, absl::Span<const Tensor> inputs = {},
                                   const CallOptions& options = {}) const;
 
   // Streams files of `format` into the sink, which is not committed; docs/exports.md has the
-  // formats. Takes every compressed layer's weight, and other tensors that belong into the file,
-  // scalars too; none for "masks".
-  // `format_options` is a JSON object or empty.
+  // formats. `tensors` are the weights of all compressed layers, and other tensors for the file,
+  // which may be scalars; none for "masks". `format_options` is a JSON object or empty.
   absl::Status Export(absl::string_view format, absl::Span<const Tensor> tensors, FileSink& sink,
                       absl::string_view format_options = "", const CallOptions& options = {}) const;
 
-  // Renews the lease; the time left from now.
+  // Renews the lease and returns the time until it ends.
   absl::StatusOr<absl::Duration> KeepAlive(const CallOptions& options = {}) const;
 
   // Ends the session. Closing a closed session succeeds.

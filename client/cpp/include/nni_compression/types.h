@@ -41,19 +41,19 @@ absl::string_view DataTypeName(DataType dtype);
 // dimensions of at least 1 with a product below 2^48.
 absl::StatusOr<int64_t> ByteLength(DataType dtype, absl::Span<const int64_t> shape);
 
-// What a tensor is to the call that carries it; the numbers are those of the wire.
+// What a call uses a tensor for; the numbers are those of the wire.
 enum class TensorRole {
   kWeight = 1,
-  kMask = 2,            // CalcMask: a mask that the trainer has; kBit with the weight's shape
+  kMask = 2,            // CalcMask: the trainer's own mask; kBit with the weight's shape
   kGradient = 4,        // Step
   kOptimizerState = 5,  // Step
   kRange = 6,  // Step, QuantizeWeight: float32, [2], [2, channels] or [2, groups], minima, maxima
-  kOutputRange = 9,  // Step: float32 [2], what the layer gave since the last step
-  kInputRange = 10,  // Step: likewise, what it was given
+  kOutputRange = 9,  // Step: float32 [2], minimum and maximum of the outputs since the last step
+  kInputRange = 10,  // Step: likewise, of the inputs
 };
 
-// A tensor of the caller's, not owned. The bytes are little-endian, elements in C order; they must
-// stay as they are until the call that they are given to returns, and not longer.
+// A tensor that the caller owns. The bytes are little-endian, the elements in C order; they must
+// not change before the call that uses them returns.
 struct Tensor {
   std::string name;  // of the layer, as bound
   DataType dtype = DataType::kFloat32;
@@ -83,7 +83,7 @@ Tensor MakeTensor(std::string name, std::vector<int64_t> shape, absl::Span<const
                 role};
 }
 
-// Memory of a result. Copies share it. As thread-safe as bytes are.
+// Memory of a result. Copies share it. Thread-compatible.
 class Bytes {
  public:
   Bytes() = default;
@@ -99,7 +99,7 @@ class Bytes {
   int64_t size_ = 0;
 };
 
-// A layer's mask, one bit a weight in C order, 1 = kept. Immutable; copies share the bits.
+// A layer's mask: one bit per weight in C order, 1 = kept. Immutable; copies share the bits.
 // Thread-safe.
 class Mask {
  public:
@@ -114,7 +114,7 @@ class Mask {
   bool kept(int64_t i) const { return (bits_.data()[i >> 3] >> (i & 7)) & 1; }
   absl::Span<const uint8_t> bits() const { return bits_.span(); }
 
-  // Shares of the weights removed, in [0, 1]: in this mask, and asked for at its epoch.
+  // Fraction of the weights removed, in [0, 1]: by this mask, and the target at its epoch.
   double sparsity() const { return static_cast<double>(pruned_) / static_cast<double>(elements_); }
   double target_sparsity() const { return target_sparsity_; }
   int64_t epoch() const { return epoch_; }
@@ -129,10 +129,10 @@ class Mask {
   int64_t pruned_ = 0;
 };
 
-// How codes become values.
+// How codes are dequantized.
 enum class Formula { kAffine = 1, kDoReFa = 2 };
 
-// How a float became a code; compression.proto has the formulas.
+// How a float is quantized; compression.proto has the formulas.
 enum class Rounding { kHalfEven = 1, kTruncate = 2, kDoReFa = 3 };
 
 struct QuantizationParameters {
@@ -145,14 +145,15 @@ struct QuantizationParameters {
   std::vector<int32_t> zero_point;  // as many as scale
   std::optional<int> channel_axis;  // set when per channel or per group
 
-  // Not 0: scale[i] is that of the weights [i * group_size, (i + 1) * group_size), C order.
+  // Unless it is 0, scale[i] is that of the weights [i * group_size, (i + 1) * group_size), C
+  // order.
   int64_t group_size = 0;
 };
 
-// Numbers that a session remembers of a layer, by name: compression.proto has them.
+// Statistics of a layer that a session keeps, by name; compression.proto lists them.
 using Memory = std::map<std::string, std::vector<float>>;
 
-// What QuantizeWeight is asked for beside the parameters; the numbers are those of the wire.
+// What QuantizeWeight returns in addition to the parameters; the numbers are those of the wire.
 enum class QuantizeReply { kCodes = 1, kValues = 2, kParameters = 3 };
 
 // A layer's quantized weight. Thread-compatible.
@@ -160,10 +161,10 @@ struct QuantizedTensor {
   std::string layer;
   std::vector<int64_t> shape;
 
-  // What the session remembers of the layer now: for InitialMemory.
+  // What the session keeps of the layer, for InitialMemory.
   Memory memory;
 
-  // Before quant_start_step: values pass unchanged, and there is nothing else below.
+  // Before quant_start_step: the weight is used as it is, and the fields below are not set.
   bool unquantized = false;
   QuantizationParameters parameters;
 
@@ -173,7 +174,7 @@ struct QuantizedTensor {
   DataType dtype = DataType::kUInt8;
   Bytes data;
 
-  // The values of the codes as float32. FAILED_PRECONDITION when there are none.
+  // The dequantized codes as float32. FAILED_PRECONDITION without codes.
   absl::StatusOr<std::vector<float>> Dequantize() const;
 };
 

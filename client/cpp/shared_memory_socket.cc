@@ -1,4 +1,4 @@
-#include "client/cpp/side_socket.h"
+#include "client/cpp/shared_memory_socket.h"
 
 #include <fcntl.h>
 #include <poll.h>
@@ -13,12 +13,11 @@
 #include <cerrno>
 #include <cstring>
 #include <filesystem>
-#include <fstream>
 #include <system_error>
 #include <vector>
 
-#include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
+#include "server/platform/host_resources.h"
 
 namespace nni_compression::internal {
 namespace {
@@ -27,51 +26,35 @@ constexpr uint32_t kVersion = 1;
 constexpr size_t kMaxPacketBytes = 16 << 10;
 constexpr timeval kTimeout = {5, 0};
 
-// Of the memory there is, the part that a client shares at most: a quarter.
-constexpr int64_t kMemoryPart = 4;
-
-// The machine's memory, or the container's.
-int64_t MemoryLimit() {
-  int64_t limit = static_cast<int64_t>(sysconf(_SC_PHYS_PAGES)) * sysconf(_SC_PAGESIZE);
-  std::vector<std::string> groups = {""};
-  std::ifstream lines("/proc/self/cgroup");
-  for (std::string line; std::getline(lines, line);) {
-    if (absl::StartsWith(line, "0::")) groups.push_back(line.substr(3));
-  }
-  for (const std::string& group : groups) {
-    int64_t bytes;
-    if (std::ifstream(absl::StrCat("/sys/fs/cgroup", group, "/memory.max")) >> bytes) {
-      limit = std::min(limit, bytes);
-    }
-  }
-  return limit;
-}
+// A client shares at most a quarter of the memory.
+constexpr int64_t kMemoryDivisor = 4;
 
 absl::Status Failed(const char* what) {
   return absl::UnavailableError(absl::StrCat(what, ": ", std::strerror(errno)));
 }
 
-// PERMISSION_DENIED unless who listens may be told the token and shown the weights: this user,
-// root, or the owner of the socket's folder, where nobody else can have put the socket or the
-// folder. In /tmp, somebody may have listened first.
+// PERMISSION_DENIED unless the listener may get the token and the weights: it runs as this user, as
+// root, or as the owner of the socket's folder, provided that no other user can have created the
+// socket or the folder. In /tmp, any user could have listened first.
 absl::Status CheckPeer(int fd, const std::string& path) {
   ucred peer = {};
   socklen_t size = sizeof(peer);
-  if (getsockopt(fd, SOL_SOCKET, SO_PEERCRED, &peer, &size) != 0) return Failed("SO_PEERCRED");
-  const auto mine = [](uid_t uid) { return uid == 0 || uid == geteuid(); };
-  if (mine(peer.uid)) return absl::OkStatus();
+  if (getsockopt(fd, SOL_SOCKET, SO_PEERCRED, &peer, &size) != 0)
+    return Failed("cannot tell which user listens at the shared-memory socket");
+  const auto trusted = [](uid_t uid) { return uid == 0 || uid == geteuid(); };
+  if (trusted(peer.uid)) return absl::OkStatus();
   std::error_code error;
   std::filesystem::path folder = std::filesystem::canonical(path, error).parent_path();
-  bool alone = !error;
-  for (bool first = true; alone; first = false, folder = folder.parent_path()) {
+  bool exclusive = !error;
+  for (bool first = true; exclusive; first = false, folder = folder.parent_path()) {
     struct stat properties;
-    alone = stat(folder.c_str(), &properties) == 0 && (properties.st_mode & 022) == 0 &&
-            (properties.st_uid == peer.uid || (!first && mine(properties.st_uid)));
+    exclusive = stat(folder.c_str(), &properties) == 0 && (properties.st_mode & 022) == 0 &&
+                (properties.st_uid == peer.uid || (!first && trusted(properties.st_uid)));
     if (folder == folder.root_path()) break;
   }
-  if (alone) return absl::OkStatus();
-  return absl::PermissionDeniedError(
-      absl::StrCat("user ", peer.uid, " listens at ", path, ", whose folder is not theirs alone"));
+  if (exclusive) return absl::OkStatus();
+  return absl::PermissionDeniedError(absl::StrCat("user ", peer.uid, " listens at ", path,
+                                                  ", in a folder that other users can change"));
 }
 
 }  // namespace
@@ -81,11 +64,12 @@ absl::StatusOr<SharedFile> SharedFile::Create(int64_t size) {
   file.fd_ = memfd_create("nni-compression", MFD_CLOEXEC | MFD_ALLOW_SEALING);
   if (file.fd_ < 0 || posix_fallocate(file.fd_, 0, size) != 0 ||
       fcntl(file.fd_, F_ADD_SEALS, F_SEAL_SHRINK | F_SEAL_GROW) != 0) {
-    return absl::ResourceExhaustedError(absl::StrCat("no shared memory of ", size, " bytes"));
+    return absl::ResourceExhaustedError(
+        absl::StrCat("cannot allocate ", size, " bytes of shared memory"));
   }
   void* const data = mmap(nullptr, static_cast<size_t>(size), PROT_READ | PROT_WRITE,
                           MAP_SHARED | MAP_POPULATE, file.fd_, 0);
-  if (data == MAP_FAILED) return absl::ResourceExhaustedError("no address space");
+  if (data == MAP_FAILED) return absl::ResourceExhaustedError("cannot map shared memory");
   file.data_ = static_cast<uint8_t*>(data);
   file.size_ = size;
   return file;
@@ -103,23 +87,23 @@ SharedFile::~SharedFile() {
   if (fd_ >= 0) close(fd_);
 }
 
-absl::StatusOr<std::shared_ptr<SideSocket>> SideSocket::Connect(const std::string& path,
-                                                                const std::string& authorization) {
+absl::StatusOr<std::shared_ptr<SharedMemorySocket>> SharedMemorySocket::Connect(
+    const std::string& path, const std::string& authorization) {
   sockaddr_un address = {};
   address.sun_family = AF_UNIX;
   if (path.size() >= sizeof(address.sun_path)) {
-    return absl::InvalidArgumentError("the side socket's path is too long");
+    return absl::InvalidArgumentError("the path of the shared-memory socket is too long");
   }
   std::memcpy(address.sun_path, path.data(), path.size());
-  std::shared_ptr<SideSocket> side(
-      new SideSocket(socket(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0)));
-  if (side->fd_ < 0 ||
-      setsockopt(side->fd_, SOL_SOCKET, SO_RCVTIMEO, &kTimeout, sizeof(kTimeout)) != 0 ||
-      setsockopt(side->fd_, SOL_SOCKET, SO_SNDTIMEO, &kTimeout, sizeof(kTimeout)) != 0 ||
-      connect(side->fd_, reinterpret_cast<const sockaddr*>(&address), sizeof(address)) != 0) {
-    return Failed("connecting to the side socket");
+  std::shared_ptr<SharedMemorySocket> connection(
+      new SharedMemorySocket(socket(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0)));
+  if (connection->fd_ < 0 ||
+      setsockopt(connection->fd_, SOL_SOCKET, SO_RCVTIMEO, &kTimeout, sizeof(kTimeout)) != 0 ||
+      setsockopt(connection->fd_, SOL_SOCKET, SO_SNDTIMEO, &kTimeout, sizeof(kTimeout)) != 0 ||
+      connect(connection->fd_, reinterpret_cast<const sockaddr*>(&address), sizeof(address)) != 0) {
+    return Failed("cannot connect to the shared-memory socket");
   }
-  if (absl::Status status = CheckPeer(side->fd_, path); !status.ok()) return status;
+  if (absl::Status status = CheckPeer(connection->fd_, path); !status.ok()) return status;
   v1::SideRequest hello;
   hello.mutable_hello()->set_version(kVersion);
   if (!authorization.empty()) {
@@ -127,23 +111,23 @@ absl::StatusOr<std::shared_ptr<SideSocket>> SideSocket::Connect(const std::strin
     entry->set_key("authorization");
     entry->set_value(authorization);
   }
-  const auto reply = side->Ask(hello);
+  const auto reply = connection->Ask(hello);
   if (!reply.ok()) return reply.status();
-  side->max_bytes_ = static_cast<int64_t>(
-      std::min(reply->max_bytes(), static_cast<uint64_t>(MemoryLimit() / kMemoryPart)));
-  return side;
+  connection->max_bytes_ = static_cast<int64_t>(
+      std::min(reply->max_bytes(), static_cast<uint64_t>(server::MemoryLimit() / kMemoryDivisor)));
+  return connection;
 }
 
-SideSocket::~SideSocket() {
+SharedMemorySocket::~SharedMemorySocket() {
   if (fd_ >= 0) close(fd_);
 }
 
-bool SideSocket::broken() const {
+bool SharedMemorySocket::broken() const {
   pollfd polled = {fd_, POLLIN, 0};
-  return poll(&polled, 1, 0) != 0;  // it never speaks first
+  return poll(&polled, 1, 0) != 0;  // the server never sends first
 }
 
-absl::StatusOr<std::string> SideSocket::AddRegion(const SharedFile& file, bool writable) {
+absl::StatusOr<std::string> SharedMemorySocket::AddRegion(const SharedFile& file, bool writable) {
   v1::SideRequest request;
   request.mutable_add_region()->set_byte_length(static_cast<uint64_t>(file.size()));
   request.mutable_add_region()->set_writable(writable);
@@ -152,13 +136,13 @@ absl::StatusOr<std::string> SideSocket::AddRegion(const SharedFile& file, bool w
   return std::move(*reply->mutable_region());
 }
 
-absl::Status SideSocket::DropRegion(const std::string& id) {
+absl::Status SharedMemorySocket::DropRegion(const std::string& id) {
   v1::SideRequest request;
   request.mutable_drop_region()->set_region(id);
   return Ask(request).status();
 }
 
-absl::StatusOr<v1::SideReply> SideSocket::Ask(const v1::SideRequest& request, int file) {
+absl::StatusOr<v1::SideReply> SharedMemorySocket::Ask(const v1::SideRequest& request, int file) {
   std::string packet = request.SerializeAsString();
   iovec bytes = {packet.data(), packet.size()};
   alignas(cmsghdr) char control[CMSG_SPACE(sizeof(int))] = {};
@@ -174,13 +158,15 @@ absl::StatusOr<v1::SideReply> SideSocket::Ask(const v1::SideRequest& request, in
     header->cmsg_len = CMSG_LEN(sizeof(int));
     std::memcpy(CMSG_DATA(header), &file, sizeof(int));
   }
-  if (sendmsg(fd_, &message, MSG_NOSIGNAL) < 0) return Failed("asking the side socket");
+  if (sendmsg(fd_, &message, MSG_NOSIGNAL) < 0)
+    return Failed("cannot write to the shared-memory socket");
   char answer[kMaxPacketBytes];
   const ssize_t size = recv(fd_, answer, sizeof(answer), 0);
-  if (size < 0) return Failed("the side socket's answer");
+  if (size < 0) return Failed("cannot read from the shared-memory socket");
   v1::SideReply reply;
   if (size == 0 || !reply.ParseFromArray(answer, static_cast<int>(size))) {
-    return absl::UnavailableError("the side socket was closed, or is another program's");
+    return absl::UnavailableError(
+        "the shared-memory socket was closed, or belongs to another program");
   }
   if (reply.code() != 0) {
     return absl::Status(static_cast<absl::StatusCode>(reply.code()), reply.message());

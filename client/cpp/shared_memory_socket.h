@@ -1,6 +1,6 @@
-// The client's end of the side socket, and the files that it passes.
-#ifndef NNI_COMPRESSION_CLIENT_CPP_SIDE_SOCKET_H_
-#define NNI_COMPRESSION_CLIENT_CPP_SIDE_SOCKET_H_
+// The client's end of the shared-memory socket, and the files that it passes.
+#ifndef NNI_COMPRESSION_CLIENT_CPP_SHARED_MEMORY_SOCKET_H_
+#define NNI_COMPRESSION_CLIENT_CPP_SHARED_MEMORY_SOCKET_H_
 
 #include <cstdint>
 #include <memory>
@@ -15,10 +15,10 @@ namespace nni_compression::internal {
 
 namespace v1 = ::nni::compression::v1;
 
-// A sealed file of shared memory without holes, mapped writable. Thread-compatible.
+// A sealed file of shared memory, fully allocated and mapped writable. Thread-compatible.
 class SharedFile {
  public:
-  // RESOURCE_EXHAUSTED when there is no memory for it.
+  // RESOURCE_EXHAUSTED when there is not enough memory.
   static absl::StatusOr<SharedFile> Create(int64_t size);
 
   SharedFile(SharedFile&& other) noexcept { *this = std::move(other); }
@@ -37,28 +37,28 @@ class SharedFile {
   int64_t size_ = 0;
 };
 
-// A connection to the server's side socket. Thread-compatible; every call waits for its answer, for
-// a few seconds at most.
-class SideSocket {
+// A connection to the server's shared-memory socket. Thread-compatible; every call waits for its
+// reply, for a few seconds at most.
+class SharedMemorySocket {
  public:
-  // Connects and says hello. UNAVAILABLE when nobody listens there, PERMISSION_DENIED, with nothing
-  // said, when it may be somebody else than the server.
-  static absl::StatusOr<std::shared_ptr<SideSocket>> Connect(const std::string& path,
-                                                             const std::string& authorization);
-  ~SideSocket();
+  // Connects and sends the hello. UNAVAILABLE when no process listens there; PERMISSION_DENIED,
+  // before anything is sent, when the listener may not be the server.
+  static absl::StatusOr<std::shared_ptr<SharedMemorySocket>> Connect(
+      const std::string& path, const std::string& authorization);
+  ~SharedMemorySocket();
 
-  // Bytes that may be shared at a time.
+  // Bytes that may be shared at the same time.
   int64_t max_bytes() const { return max_bytes_; }
 
   // Whether the server has closed the connection.
   bool broken() const;
 
-  // Passes a file; the region's id.
+  // Passes a file and returns the id of its region.
   absl::StatusOr<std::string> AddRegion(const SharedFile& file, bool writable);
   absl::Status DropRegion(const std::string& id);
 
  private:
-  explicit SideSocket(int fd) : fd_(fd) {}
+  explicit SharedMemorySocket(int fd) : fd_(fd) {}
   absl::StatusOr<v1::SideReply> Ask(const v1::SideRequest& request, int file = -1);
 
   const int fd_;
@@ -67,4 +67,4 @@ class SideSocket {
 
 }  // namespace nni_compression::internal
 
-#endif  // NNI_COMPRESSION_CLIENT_CPP_SIDE_SOCKET_H_
+#endif  // NNI_COMPRESSION_CLIENT_CPP_SHARED_MEMORY_SOCKET_H_

@@ -1,5 +1,5 @@
-// Whom a client tells its token over the side socket.
-#include "client/cpp/side_socket.h"
+// Which processes a client sends its token to over the shared-memory socket.
+#include "client/cpp/shared_memory_socket.h"
 
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
@@ -70,18 +70,18 @@ class Stranger {
   int heard_ = -1;
 };
 
-class SideSocketTest : public ::testing::Test {
+class SharedMemorySocketTest : public ::testing::Test {
  protected:
   void SetUp() override {
     if (geteuid() != 0) GTEST_SKIP() << "needs root, to be two users";
   }
-  ~SideSocketTest() override {
+  ~SharedMemorySocketTest() override {
     if (!folder_.empty()) std::filesystem::remove_all(folder_);
   }
 
   // A folder of the stranger's in `parent`.
   void MakeFolder(const std::string& parent, mode_t mode) {
-    std::string pattern = parent + "/side-socket-XXXXXX";
+    std::string pattern = parent + "/shared-memory-socket-XXXXXX";
     folder_ = mkdtemp(pattern.data());
     ASSERT_EQ(chown(folder_.c_str(), kStranger, kStranger), 0);
     ASSERT_EQ(chmod(folder_.c_str(), mode), 0);
@@ -90,11 +90,12 @@ class SideSocketTest : public ::testing::Test {
   std::string folder_;
 };
 
-TEST_F(SideSocketTest, TellsNothingToAStrangerWhoMayHaveListenedFirst) {
+TEST_F(SharedMemorySocketTest, TellsNothingToAStrangerWhoMayHaveListenedFirst) {
   for (const mode_t mode : {0777, 0755}) {
     MakeFolder("/tmp", mode);
     const Stranger stranger(folder_ + "/side");
-    const absl::Status status = SideSocket::Connect(folder_ + "/side", "Bearer secret").status();
+    const absl::Status status =
+        SharedMemorySocket::Connect(folder_ + "/side", "Bearer secret").status();
     EXPECT_EQ(status.code(), absl::StatusCode::kPermissionDenied) << status;
     EXPECT_THAT(status.message(), HasSubstr("user 10001 listens at"));
     EXPECT_EQ(stranger.Heard(), "");
@@ -102,19 +103,19 @@ TEST_F(SideSocketTest, TellsNothingToAStrangerWhoMayHaveListenedFirst) {
   }
 }
 
-TEST_F(SideSocketTest, TrustsTheOwnerOfAFolderThatNobodyElseCanHaveMade) {
+TEST_F(SharedMemorySocketTest, TrustsTheOwnerOfAFolderThatNobodyElseCanHaveMade) {
   MakeFolder("/var/lib", 0755);
   const Stranger server(folder_ + "/side");
-  EXPECT_EQ(SideSocket::Connect(folder_ + "/side", "Bearer secret").status().code(),
+  EXPECT_EQ(SharedMemorySocket::Connect(folder_ + "/side", "Bearer secret").status().code(),
             absl::StatusCode::kUnavailable)
       << "it says nothing";
   EXPECT_THAT(server.Heard(), HasSubstr("Bearer secret"));
 }
 
-TEST_F(SideSocketTest, DoesNotTrustTheOwnerOfAFolderThatOthersWriteTo) {
+TEST_F(SharedMemorySocketTest, DoesNotTrustTheOwnerOfAFolderThatOthersWriteTo) {
   MakeFolder("/var/lib", 0775);
   const Stranger stranger(folder_ + "/side");
-  EXPECT_EQ(SideSocket::Connect(folder_ + "/side", "Bearer secret").status().code(),
+  EXPECT_EQ(SharedMemorySocket::Connect(folder_ + "/side", "Bearer secret").status().code(),
             absl::StatusCode::kPermissionDenied);
   EXPECT_EQ(stranger.Heard(), "");
 }

@@ -1,0 +1,160 @@
+// The live sessions of a server.
+#include <sys/ioctl.h>
+#include <unistd.h>
+
+#include <map>
+#include <nlohmann/json.hpp>
+#include <optional>
+#include <string>
+
+#include "absl/strings/str_cat.h"
+#include "absl/time/clock.h"
+#include "absl/time/time.h"
+#include "client/cli/command_line/flags.h"
+#include "client/cli/commands/commands.h"
+#include "client/cli/commands/connection.h"
+#include "client/cli/report.h"
+#include "client/cli/top.h"
+
+namespace nni_compression::cli {
+namespace {
+
+using Labels = std::map<std::string, std::string>;
+
+constexpr char kOnlyLabelled[] =
+    "only sessions that have all of these labels. Those of the trials of an NNI experiment have "
+    "nni_experiment, nni_trial and nni_sequence";
+
+class SessionsCommand : public ServerCommand {
+ public:
+  explicit SessionsCommand(CLI::App& app) : ServerCommand(app) {
+    AddLabels(app, &labels_, kOnlyLabelled);
+  }
+
+  int Run(const Client& client, const Output& out) override {
+    const auto sessions = client.ListSessions(labels_);
+    if (!sessions.ok()) return out.Fail(sessions.status());
+    v1::ListSessionsResponse response;
+    for (const v1::Session& session : *sessions) *response.add_sessions() = session;
+    return out.Print(SessionsText(*sessions), ToJson(response));
+  }
+
+ private:
+  Labels labels_;
+};
+
+class SessionCommand : public ServerCommand {
+ public:
+  explicit SessionCommand(CLI::App& app) : ServerCommand(app) {
+    AddText(app, "ID", "ID", &id_, "id of the session")->required();
+  }
+
+  int Run(const Client& client, const Output& out) override {
+    const auto response = client.GetSession(id_);
+    if (!response.ok()) return out.Fail(response.status());
+    return out.Print(SessionText(*response), ToJson(*response));
+  }
+
+ private:
+  std::string id_;
+};
+
+class TopCommand : public ServerCommand {
+ public:
+  explicit TopCommand(CLI::App& app) : ServerCommand(app) {
+    AddSwitch(app, "--once", &once_, "prints once, with rates since the sessions began");
+    AddDuration(app, "--interval", &interval_, "time between updates, at least 100ms");
+    AddLabels(app, &labels_, kOnlyLabelled);
+  }
+
+  absl::Status Check() const override {
+    if (interval_ >= absl::Milliseconds(100)) return absl::OkStatus();
+    return absl::InvalidArgumentError(absl::StrCat(
+        "--interval is ", absl::FormatDuration(interval_), "; it must be at least 100ms"));
+  }
+
+  // Until it is killed, or stdout cannot be written.
+  int Run(const Client& client, const Output& out) override {
+    constexpr char kClear[] = "\033[H\033[J";
+    winsize window = {};
+    const bool redraw = !once_ && !out.json() && isatty(STDOUT_FILENO) != 0 &&
+                        ioctl(STDOUT_FILENO, TIOCGWINSZ, &window) == 0;
+    std::optional<Top> last;
+    while (true) {
+      auto top = Top::Query(client, labels_, last ? &*last : nullptr);
+      if (!top.ok()) return out.Fail(top.status());
+      constexpr size_t kLinesAbove = 4;  // and the prompt's
+      const size_t rows =
+          redraw && window.ws_row > kLinesAbove ? window.ws_row - kLinesAbove : top->rows().size();
+      const int exit_status =
+          out.Print(absl::StrCat(redraw ? kClear : "", top->ToText(client.address(), rows)),
+                    top->ToJson(client.address()).dump());
+      if (once_ || exit_status != kOk) return exit_status;
+      last = *std::move(top);
+      absl::SleepFor(interval_);
+      ioctl(STDOUT_FILENO, TIOCGWINSZ, &window);
+    }
+  }
+
+ private:
+  bool once_ = false;
+  absl::Duration interval_ = absl::Seconds(2);
+  Labels labels_;
+};
+
+class CloseCommand : public ServerCommand {
+ public:
+  explicit CloseCommand(CLI::App& app) : ServerCommand(app) {
+    AddText(app, "ID", "ID", &id_, "id of the session");
+    AddLabels(app, &labels_, "instead of ID: closes all sessions that have these labels");
+  }
+
+  absl::Status Check() const override {
+    if (id_.empty() != labels_.empty()) return absl::OkStatus();
+    return absl::InvalidArgumentError("close needs the ID of a session, or --label");
+  }
+
+  int Run(const Client& client, const Output& out) override {
+    return labels_.empty() ? CloseOne(client, out) : CloseLabelled(client, out);
+  }
+
+ private:
+  int CloseOne(const Client& client, const Output& out) const {
+    if (absl::Status status = client.CloseSession(id_); !status.ok()) return out.Fail(status);
+    const nlohmann::json json = {{"session_id", id_}, {"status", "closed"}};
+    return out.Print(absl::StrCat("closed ", id_, "\n"), json.dump());
+  }
+
+  int CloseLabelled(const Client& client, const Output& out) const {
+    const auto sessions = client.ListSessions(labels_);
+    if (!sessions.ok()) return out.Fail(sessions.status());
+    std::string text;
+    nlohmann::json ids = nlohmann::json::array();
+    for (const v1::Session& session : *sessions) {
+      if (absl::Status status = client.CloseSession(session.id()); !status.ok()) {
+        return out.Fail(status);
+      }
+      absl::StrAppend(&text, "closed ", session.id(), "\n");
+      ids.push_back(session.id());
+    }
+    if (ids.empty()) text = "no live session has these labels\n";
+    return out.Print(text, nlohmann::json({{"closed", ids}}).dump());
+  }
+
+  std::string id_;
+  Labels labels_;
+};
+
+}  // namespace
+
+void AddSessionCommands(CommandLine& line) {
+  constexpr char kHeading[] = "Sessions";
+  line.Add<SessionsCommand>(kHeading, "sessions", "lists the live sessions");
+  line.Add<SessionCommand>(kHeading, "session", "shows one session, layer by layer");
+  line.Add<TopCommand>(kHeading, "top",
+                       "shows the busiest sessions, their throughput and their memory until it is "
+                       "interrupted");
+  line.Add<CloseCommand>(kHeading, "close", "ends a session, or all that have certain labels");
+}
+
+}  // namespace nni_compression::cli
