@@ -21,6 +21,7 @@ constexpr std::pair<size_t, size_t> kOneCommand = {0, 1};
 
 std::vector<std::string> NamesOf(const std::vector<const CLI::App*>& commands) {
   std::vector<std::string> names;
+  names.reserve(commands.size());
   for (const CLI::App* command : commands) names.push_back(command->get_name());
   return names;
 }

@@ -60,8 +60,10 @@ complete -c compressionctl -a '(__compressionctl_complete)'
 std::string FirstLine(const std::string& text) { return text.substr(0, text.find('\n')); }
 
 std::vector<Completion> Values(const CLI::Option& option, const std::string& before) {
+  const std::vector<std::string> choices = ChoicesOf(option);
   std::vector<Completion> values;
-  for (const std::string& value : ChoicesOf(option)) values.push_back({before + value, ""});
+  values.reserve(choices.size());
+  for (const std::string& value : choices) values.push_back({before + value, ""});
   return values;
 }
 

@@ -48,6 +48,7 @@ CLI::Option* AddChoice(CLI::App& app, const std::string& name, const std::string
                        const std::string& description) {
   std::string text = description;
   std::vector<std::string> values;
+  values.reserve(choices.size());
   for (const Choice& choice : choices) {
     values.push_back(choice.value);
     if (!choice.meaning.empty()) absl::StrAppend(&text, "\n", choice.value, ": ", choice.meaning);

@@ -67,7 +67,7 @@ class CompressCommand : public ServerCommand {
     app.footer(kConfigFooter);
   }
 
-  int Run(const Client& client, const Output& out) override {
+  int RunWith(const Client& client, const Output& out) override {
     if (!out.json()) job_.progress = stderr;
     ExitOnTruncatedInput(out.ErrorLine(absl::DataLossError(
                              absl::StrCat(job_.input_path, " was truncated while it was read"))),
@@ -101,7 +101,7 @@ class ExportCommand : public ServerCommand {
     return absl::InvalidArgumentError("export needs MODEL unless --format is masks");
   }
 
-  int Run(const Client& client, const Output& out) override {
+  int RunWith(const Client& client, const Output& out) override {
     if (!out.json()) job_.progress = stderr;
     const auto result = Export(client, job_);
     if (!result.ok()) return out.Fail(result.status());

@@ -54,7 +54,7 @@ absl::StatusOr<Client> ConnectionFlags::Connect() const {
 int ServerCommand::Run(const Output& out) {
   const auto client = connection_.Connect();
   if (!client.ok()) return out.Fail(client.status());
-  return Run(*client, out);
+  return RunWith(*client, out);
 }
 
 }  // namespace nni_compression::cli

@@ -41,7 +41,7 @@ class ServerCommand : public Command {
   int Run(const Output& out) final;
 
  protected:
-  virtual int Run(const Client& client, const Output& out) = 0;
+  virtual int RunWith(const Client& client, const Output& out) = 0;
 
  private:
   ConnectionFlags connection_;

@@ -13,7 +13,7 @@ class HealthCommand : public ServerCommand {
  public:
   using ServerCommand::ServerCommand;
 
-  int Run(const Client& client, const Output& out) override {
+  int RunWith(const Client& client, const Output& out) override {
     if (absl::Status status = client.Health(); !status.ok()) return out.Fail(status);
     const nlohmann::json json = {{"server", client.address()}, {"status", "serving"}};
     return out.Print(absl::StrCat(client.address(), " is serving\n"), json.dump());
@@ -24,7 +24,7 @@ class AlgorithmsCommand : public ServerCommand {
  public:
   using ServerCommand::ServerCommand;
 
-  int Run(const Client& client, const Output& out) override {
+  int RunWith(const Client& client, const Output& out) override {
     const auto response = client.ListAlgorithms();
     if (!response.ok()) return out.Fail(response.status());
     return out.Print(AlgorithmsText(*response), ToJson(*response));

@@ -31,7 +31,7 @@ class SessionsCommand : public ServerCommand {
     AddLabels(app, &labels_, kOnlyLabelled);
   }
 
-  int Run(const Client& client, const Output& out) override {
+  int RunWith(const Client& client, const Output& out) override {
     const auto sessions = client.ListSessions(labels_);
     if (!sessions.ok()) return out.Fail(sessions.status());
     v1::ListSessionsResponse response;
@@ -49,7 +49,7 @@ class SessionCommand : public ServerCommand {
     AddText(app, "ID", "ID", &id_, "id of the session")->required();
   }
 
-  int Run(const Client& client, const Output& out) override {
+  int RunWith(const Client& client, const Output& out) override {
     const auto response = client.GetSession(id_);
     if (!response.ok()) return out.Fail(response.status());
     return out.Print(SessionText(*response), ToJson(*response));
@@ -74,7 +74,7 @@ class TopCommand : public ServerCommand {
   }
 
   // Until it is killed, or stdout cannot be written.
-  int Run(const Client& client, const Output& out) override {
+  int RunWith(const Client& client, const Output& out) override {
     constexpr char kClear[] = "\033[H\033[J";
     winsize window = {};
     const bool redraw = !once_ && !out.json() && isatty(STDOUT_FILENO) != 0 &&
@@ -114,7 +114,7 @@ class CloseCommand : public ServerCommand {
     return absl::InvalidArgumentError("close needs the ID of a session, or --label");
   }
 
-  int Run(const Client& client, const Output& out) override {
+  int RunWith(const Client& client, const Output& out) override {
     return labels_.empty() ? CloseOne(client, out) : CloseLabelled(client, out);
   }
 

@@ -24,10 +24,10 @@ class TenantFileCommand : public Command {
         ->required();
   }
 
-  int Run(const Output& out) final { return Run(access::TenantEditor(path_), out); }
+  int Run(const Output& out) final { return RunWith(access::TenantEditor(path_), out); }
 
  protected:
-  virtual int Run(const access::TenantEditor& editor, const Output& out) = 0;
+  virtual int RunWith(const access::TenantEditor& editor, const Output& out) = 0;
 
  private:
   std::string path_;
@@ -53,7 +53,7 @@ class AddTenantCommand : public NamedTenantCommand {
     AddSwitch(app, "--admin", &admin_, "makes the tenant an operator");
   }
 
-  int Run(const access::TenantEditor& editor, const Output& out) override {
+  int RunWith(const access::TenantEditor& editor, const Output& out) override {
     const absl::StatusOr<std::string> token = editor.Add(name(), admin_);
     if (!token.ok()) return out.Fail(token.status());
     const nlohmann::json json = {{"tenant", name()}, {"token", *token}};
@@ -71,7 +71,7 @@ class ListTenantsCommand : public TenantFileCommand {
         ->description("also shows what the tenants use of this server; for operators");
   }
 
-  int Run(const access::TenantEditor& editor, const Output& out) override {
+  int RunWith(const access::TenantEditor& editor, const Output& out) override {
     const absl::StatusOr<access::Tenants> tenants = editor.Read();
     if (!tenants.ok()) return out.Fail(tenants.status());
     std::optional<v1::ListTenantsResponse> use;
@@ -97,7 +97,7 @@ class RevokeTokensCommand : public NamedTenantCommand {
             "revokes only this token; `compressionctl tenant list` shows the ids");
   }
 
-  int Run(const access::TenantEditor& editor, const Output& out) override {
+  int RunWith(const access::TenantEditor& editor, const Output& out) override {
     const absl::StatusOr<int> revoked = editor.Revoke(name(), token_id_);
     if (!revoked.ok()) return out.Fail(revoked.status());
     const nlohmann::json json = {{"tenant", name()}, {"revoked", *revoked}};
@@ -123,7 +123,7 @@ class SetQuotaCommand : public NamedTenantCommand {
               "NAME is that of a client certificate, which has no token");
   }
 
-  int Run(const access::TenantEditor& editor, const Output& out) override {
+  int RunWith(const access::TenantEditor& editor, const Output& out) override {
     const absl::StatusOr<access::Quota> quota = editor.SetQuota(name(), limits_, without_token_);
     if (!quota.ok()) return out.Fail(quota.status());
     const std::string text = access::ToText(*quota);
