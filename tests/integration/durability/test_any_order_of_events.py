@@ -367,7 +367,7 @@ class Adapted(Trainer):
 
     def die(self) -> None:
         """As by `kill -9`: nothing is closed."""
-        self.compressor._closer.cancel()
+        self.compressor._lifecycle._closer.cancel()
 
 
 class Bare(Trainer):
