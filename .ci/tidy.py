@@ -1,9 +1,13 @@
 """Runs clang-tidy, with its thread-safety analysis, over the project's C++ files but the tests.
 
-tidy.py CLANG_TIDY BUILD_FOLDER   the program, and a built folder with compile_commands.json
+tidy.py [--each] CLANG_TIDY BUILD_FOLDER   the program, and a built folder with compile_commands.json
 
-A file that passed is remembered by a digest of all that clang-tidy saw of the project (the file,
-its headers, the flags, the checks, the version), so that an unchanged one costs nothing next time.
+Files that the build compiles together are checked together, since most of the time goes into the
+headers that they share. With --each every file is checked by itself, so it also has to include what
+it uses.
+
+A unit that passed is remembered by a digest of all that clang-tidy saw of the project (the files,
+their headers, the flags, the checks, the version), so that an unchanged one costs nothing next time.
 """
 
 import concurrent.futures
@@ -33,29 +37,37 @@ EXTRA = [
 ]
 
 
-def per_file(entry):
-    """The entries of the files that the build compiles together by this one.
+def sources(unit):
+    """The files that a translation unit consists of."""
+    if "/Unity/" not in unit:
+        return [unit]
+    return re.findall(r'^#include "(.+)"$', pathlib.Path(unit).read_text(), re.MULTILINE)
 
-    So each has to include what it uses. The compiler's launcher is left out.
+
+def units(entry, each):
+    """The entries to check for one of the build's: itself, or one for each of its files.
+
+    The compiler's launcher is left out.
     """
     unit = entry["file"]
     words = entry["command"].split(" ")
     words = words[next(i for i, word in enumerate(words) if word.endswith("c++")) :]
-    files = [unit]
-    if "/Unity/" in unit:
-        files = re.findall(r'^#include "(.+)"$', pathlib.Path(unit).read_text(), re.MULTILINE)
-    for file in files:
+    for file in sources(unit) if each else [unit]:
         command = " ".join(file if word == unit else word for word in words)
         yield {**entry, "file": file, "command": command}
 
 
-def own_files(commands):
-    """(file, command, object) of every own translation unit."""
+def is_own(path):
+    path = pathlib.Path(path).resolve()
+    return path.is_relative_to(ROOT) and str(path.relative_to(ROOT)).startswith(FOLDERS)
+
+
+def own_units(commands):
+    """(file, command, object) of every translation unit of the project's sources."""
     for entry in commands:
-        path = pathlib.Path(entry["file"]).resolve()
-        if path.is_relative_to(ROOT) and str(path.relative_to(ROOT)).startswith(FOLDERS):
+        if any(is_own(file) for file in sources(entry["file"])):
             output = re.search(r" -o (\S+)", entry["command"]).group(1)
-            yield path, entry["command"], output
+            yield pathlib.Path(entry["file"]), entry["command"], output
 
 
 def dependencies(build):
@@ -95,9 +107,10 @@ def check(tidy, database, path, stamp):
 
 
 def main():
-    tidy, build = sys.argv[1], pathlib.Path(sys.argv[2]).resolve()
+    each = sys.argv[1] == "--each"
+    tidy, build = sys.argv[-2], pathlib.Path(sys.argv[-1]).resolve()
     commands = json.loads((build / "compile_commands.json").read_text())
-    commands = [single for entry in commands for single in per_file(entry)]
+    commands = [unit for entry in commands for unit in units(entry, each)]
     database = build / "clang-tidy"
     database.mkdir(exist_ok=True)
     (database / "compile_commands.json").write_text(json.dumps(commands))
@@ -106,14 +119,14 @@ def main():
     inputs = dependencies(build)
     jobs = []
     with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
-        for path, command, output in own_files(commands):
+        for path, command, output in own_units(commands):
             # Without the build folder's place, so that another checkout shares what was found.
             command = command.replace(str(ROOT), "")
-            stamp = CACHE / digest(version, command, [path, *inputs.get(output, [])])
+            stamp = CACHE / digest(version, command, [*map(pathlib.Path, sources(str(path))), *inputs.get(output, [])])
             jobs.append(pool.submit(check, tidy, database, path, stamp))
     problems = [job.result() for job in jobs if job.result()]
     print(*problems, sep="\n", end="")
-    print(f"clang-tidy: {len(jobs)} files, {len(problems)} with findings")
+    print(f"clang-tidy: {len(jobs)} translation units, {len(problems)} with findings")
     sys.exit(1 if problems or not jobs else 0)
 
 

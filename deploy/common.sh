@@ -63,6 +63,13 @@ make_venv() {
   printf '%s' "$key" >"$folder/key"
 }
 
+# Debian 12 has no ruff, and a clang-tidy that spends most of its time in the headers of LibTorch and
+# gRPC; current ones leave them out.
+lint_venv() {
+  local tools=(ruff==0.17.6 clang-tidy==23.1.4)
+  make_venv build/venv-lint "${tools[*]}" quietly pip-lint pip install "${tools[@]}"
+}
+
 # NNI 3.0 with the versions that it still works with, and what the examples of searches need.
 nni_venv() {
   local packages=('nni==3.0' 'typeguard>=3,<4.1.3' 'filelock<3.12' 'setuptools<70' 'numpy<2'

@@ -3,10 +3,10 @@
 #
 #   tests/run.sh                 everything but the sanitizers
 #   tests/run.sh PART...         cpp, python, python-newest, torch, tensorflow, nni, integration,
-#                                scripts, fuzz, asan, tsan; debian13, soak, deployment
+#                                scripts, fuzz, asan, tsan; tidy, debian13, soak, deployment
 #   tests/run.sh NAME...         the tests whose name contains NAME, in C++ and Python
 #   tests/run.sh --sanitizers    the C++ tests under ASan+UBSan, and under TSan what is not gRPC
-#   tests/run.sh --long          what takes hours: the last three parts, and before them cpp, python,
+#   tests/run.sh --long          what takes hours: the last four parts, and before them cpp, python,
 #                                torch, integration, fuzz and tsan with many more random cases. With PARTs or
 #                                NAMEs: these, with the many cases.
 #
@@ -207,6 +207,12 @@ fuzz() {
   [[ -z ${NNI_COMPRESSION_LONG:-} ]] || argument=1800
   script_part fuzz tests/fuzz.sh "$argument"
 }
+# Each source by itself, which has to include what it uses; .ci/run checks those of a library together.
+tidy() {
+  build_all
+  finish tidy lint_venv
+  script_part tidy $python .ci/tidy.py --each build/venv-lint/bin/clang-tidy $build
+}
 debian13() { script_part debian13 tests/debian13.sh; }
 soak() { script_part soak tests/soak.sh; }
 deployment() { script_part deployment tests/deployment.sh; }
@@ -260,7 +266,7 @@ begin_all() {
 
 main() {
   local all=(cpp python python-newest torch tensorflow nni integration scripts fuzz)
-  local long=(cpp python torch integration fuzz tsan debian13 soak deployment)
+  local long=(cpp python torch integration fuzz tsan tidy debian13 soak deployment)
   local parts=() names=() argument
   for argument in "$@"; do
     case $argument in
@@ -269,7 +275,7 @@ main() {
       -h | --help) sed -n '2,13s/^# \{0,1\}//p' "$0"; trap - EXIT; exit 0 ;;
       -*) say "unknown option $argument" >&2; exit 2 ;;
       cpp | python | python-newest | torch | tensorflow | nni | integration | scripts | asan | tsan | \
-        debian13 | fuzz | soak | deployment) parts+=("$argument") ;;
+        tidy | debian13 | fuzz | soak | deployment) parts+=("$argument") ;;
       *) names+=("$argument") ;;
     esac
   done
@@ -285,7 +291,7 @@ main() {
     for part in "${parts[@]}"; do
       case $part in
         cpp | asan | tsan) "$part" "$cpp_filter" ;;
-        scripts | debian13 | fuzz | soak | deployment) "$part" ;;
+        scripts | tidy | debian13 | fuzz | soak | deployment) "$part" ;;
         *) "$part" -k "${python_filter# or }" ;;
       esac
     done

@@ -1,7 +1,6 @@
 #include "client/cli/command_line/flags.h"
 
 #include <functional>
-#include <utility>
 
 #include "absl/strings/match.h"
 #include "absl/strings/numbers.h"
@@ -23,8 +22,8 @@ constexpr char kLabel[] = "--label";
 
 CLI::Option* AddParsed(CLI::App& app, const std::string& name, const std::string& type,
                        const std::string& description,
-                       std::function<void(const std::string&)> parse) {
-  return app.add_option_function<std::string>(name, std::move(parse), description)
+                       const std::function<void(const std::string&)>& parse) {
+  return app.add_option_function<std::string>(name, parse, description)
       ->type_name(type)
       ->take_last();
 }

@@ -126,7 +126,7 @@ def export_digests(client: nc.Client, folder: Path) -> Iterator[tuple[str, str]]
             for format in formats:
                 layers = [nc.Layer("deep", "Linear", SHAPES["deep"], dtype=dtype)]
                 weights = {"deep": weight("deep", dtype, "dense")}
-                with client.bind_model(algorithm, [options], layers, framework="pytorch") as session:
+                with client.bind_model(algorithm, [options], layers) as session:
                     if algorithm == "level":
                         session.calc_mask(weights)
                     else:
