@@ -17,7 +17,7 @@ from ._calls import exchange
 from ._lifetime.keep_alive import KeepAlive
 from ._lifetime.trial import trial_labels, watch
 from ._transport.address import check_address
-from ._transport.channel import HEALTH, SERVICE, Transport, mint_route
+from ._transport.channel import HEALTH, SERVICE, Transport, make_route
 from ._transport.credentials import check_privacy, make_credentials
 from ._transport.shared_memory import SharedMemory, socket_path
 from ._transport.tls import Tls, make_tls
@@ -125,7 +125,7 @@ class Client:
         encrypted = self._tls is not None
         check_privacy(credentials, self.server, encrypted, allow_insecure_token)
         self._shared_memory = SharedMemory(socket_path(shm_socket), credentials)
-        self._route = _check_route(route) or mint_route()
+        self._route = _check_route(route) or make_route()
         self._keep_alive = KeepAlive() if keep_alive else None
         self._transport = Transport(self.server, timeout, connect_timeout, credentials, self._tls)
 
@@ -193,7 +193,7 @@ class Client:
             request.vectors_need_filter = vectors_need_filter
         except ValueError as error:
             raise InvalidArgumentError(f"epoch is {epoch}, step is {step}: {error}") from error
-        route = _check_route(route) or mint_route()
+        route = _check_route(route) or make_route()
         reply = self._unary("BindModel", request, pb.BindModelResponse, route, timeout)
         session = self._session(
             reply.session_id, route, reply.plan, seconds(reply.lease), reply.stale_layers
@@ -230,7 +230,7 @@ class Client:
         True
         >>> session.close()
         """
-        route = _check_route(route) or mint_route()
+        route = _check_route(route) or make_route()
         reply = self._get_session(session_id, route, timeout)
         info = SessionInfo.from_wire(reply.session)
         if not reply.HasField("plan"):

@@ -128,13 +128,13 @@ def match(model: Any, bundle: PathLike, tied: Mapping[str, Sequence[str]]) -> Ma
 
 
 def save(model: Any, path: Path) -> None:
-    """Writes a `ModelProto` in place of the file that is there, and of what that kept beside it."""
-    beside = path.with_name(f"{path.name}.data")
+    """Writes a `ModelProto` in place of the file that is there, and of what that kept data_file it."""
+    data_file = path.with_name(f"{path.name}.data")
     if _tensor_bytes(model) <= atomic.LARGEST_ONNX:
         onnx.save(model, str(path))
         return
-    beside.unlink(missing_ok=True)  # or its bytes stay, and the new ones come behind them
-    onnx.save(model, str(path), save_as_external_data=True, location=beside.name)
+    data_file.unlink(missing_ok=True)  # or its bytes stay, and the new ones come behind them
+    onnx.save(model, str(path), save_as_external_data=True, location=data_file.name)
     onnx.load_external_data_for_model(model, str(path.parent))  # which `save` has moved there
 
 

@@ -82,7 +82,7 @@ class Exchange(Protocol):
         """The call ended well; raises when something is missing."""
 
 
-def mint_route() -> str:
+def make_route() -> str:
     """A new route key: it keeps a session's calls on one server behind a proxy."""
     return secrets.token_hex(16)
 
@@ -95,18 +95,18 @@ class Revision:
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._told = 0
+        self._latest = 0
 
     def metadata(self) -> tuple[tuple[str, str], ...]:
         """What a call carries."""
-        return ((_REVISION_KEY, str(self._told)),) if self._told else ()
+        return ((_REVISION_KEY, str(self._latest)),) if self._latest else ()
 
     def learn(self, call: Any) -> None:
         """Reads the trailers of a call that has ended."""
         told = _trailer(call, _REVISION_KEY)
         if told is not None and told.isdecimal():
             with self._lock:
-                self._told = max(self._told, int(told))
+                self._latest = max(self._latest, int(told))
 
 
 class Transport:
@@ -481,7 +481,7 @@ class _Requests:
         self._messages = None
 
 
-def _leave_channels() -> None:
+def _keep_inherited_channels() -> None:
     """In a forked child: nobody takes down what only the parent's threads could, not even exit."""
     if fork_support():
         return
@@ -490,7 +490,7 @@ def _leave_channels() -> None:
             ctypes.pythonapi.Py_IncRef(ctypes.py_object(transport._channel))
 
 
-os.register_at_fork(after_in_child=_leave_channels)
+os.register_at_fork(after_in_child=_keep_inherited_channels)
 
 
 def _check_fork() -> None:

@@ -1,6 +1,6 @@
 """Tensors handed to a server on this host through shared memory.
 
-Files of shared memory (memfd) are made and sealed here, passed to the server over its side socket,
+Files of shared memory (memfd) are made and sealed here, passed to the server over its shared-memory socket,
 and reused from call to call: a page that is written for the first time costs ten times the copy.
 docs/wire-protocol.md has the protocol.
 """
@@ -41,7 +41,7 @@ SPACING = _ALIGNMENT = 64
 
 _VERSION = 1
 _PAUSE = 60.0  # seconds without shared memory after it did not work
-_TIMEOUT = 5.0  # of the side socket; the server answers at once
+_TIMEOUT = 5.0  # of the shared-memory socket; the server answers at once
 _MAX_PACKET = 16 << 10
 _MAX_ARENAS = 8  # calls that share memory at a time; more than that use the network
 _MAX_MEMORY_SHARE = 0.25  # of the machine's or container's memory
@@ -63,7 +63,7 @@ class _RefusedError(Exception):
 
 
 def socket_path(path: Optional[str]) -> str:
-    """The side socket's path: `path`, else $NNI_COMPRESSION_SHM_SOCKET; "" for none."""
+    """The shared-memory socket's path: `path`, else $NNI_COMPRESSION_SHM_SOCKET; "" for none."""
     return os.environ.get(SOCKET_VARIABLE, "") if path is None else path
 
 
@@ -81,7 +81,7 @@ def memory_limit() -> int:
 
 
 class SharedMemory:
-    """One client's side socket and its arenas. Any thread may call.
+    """One client's shared-memory socket and its arenas. Any thread may call.
 
     Nothing here raises for a socket that is not there or a server that refuses: `lease` answers
     None then, and tensors go over the network. A forked child begins anew.
@@ -92,7 +92,7 @@ class SharedMemory:
         self._credentials = credentials
         self._usable = bool(path) and hasattr(os, "memfd_create")
         self._not_before = 0.0  # on the monotonic clock
-        self._told = False
+        self._logged = False
         self._begin()
 
     @property
@@ -103,27 +103,27 @@ class SharedMemory:
     def _begin(self) -> None:
         self._pid = os.getpid()
         self._lock = threading.Lock()
-        self._side: Optional[_SideSocket] = None
+        self._connection: Optional[_SharedMemorySocket] = None
         self._idle: list[Arena] = []
         self._leased: set[Arena] = set()
         self._arrays: dict[int, _Array] = {}  # by address
-        self._dropped: list[tuple[_SideSocket, bytes]] = []  # regions of arrays that are gone
+        self._dropped: list[tuple[_SharedMemorySocket, bytes]] = []  # regions of arrays that are gone
 
     def array(self, size: int) -> Optional[npt.NDArray[np.uint8]]:
         """Memory for a weight that the server reads where it is; None when there is none.
 
         It is the server's to read for as long as the array, or a view of it, exists.
         """
-        if not self._begun():
+        if not self._ready():
             return None
         with self._lock:
             try:
-                side = self._connected()
-                file = _SharedFile(side, size, writable=False)
+                connection = self._connected()
+                file = _SharedFile(connection, size, writable=False)
             except (_RefusedError, OSError) as error:
                 _log.info("no shared memory for an array of %d bytes: %s", size, error)
                 return None
-            array = _Array(side, file.region, len(file.bytes))
+            array = _Array(connection, file.region, len(file.bytes))
             address = _address(file.bytes)
             self._arrays[address] = array
             weakref.finalize(file.memory, self._forget, address, os.getpid())
@@ -138,7 +138,7 @@ class SharedMemory:
             for start, array in list(self._arrays.items()):
                 offset = address - start
                 inside = offset >= 0 and offset + len(data) <= array.size
-                if inside and array.side is self._side and offset % _ALIGNMENT == 0:
+                if inside and array.connection is self._connection and offset % _ALIGNMENT == 0:
                     return pb.SharedPlace(region=array.region, offset=offset)
         return None
 
@@ -147,27 +147,27 @@ class SharedMemory:
         if process == self._pid:
             array = self._arrays.pop(address, None)
             if array is not None:
-                self._dropped.append((array.side, array.region))
+                self._dropped.append((array.connection, array.region))
 
     def lease(self, weight_bytes: int, result_bytes: int) -> Optional[Arena]:
         """An arena for one attempt of a call, to be given back to `release` or `discard`.
 
         It may be smaller than asked for. The first lease of a size costs the making of its files.
         """
-        if not self._begun():
+        if not self._ready():
             return None
         with self._lock:
             try:
-                side = self._connected()
+                connection = self._connected()
             except (_RefusedError, OSError) as error:
                 self._disable(error)
                 return None
             if len(self._leased) >= _MAX_ARENAS:
                 return None
-            arena = self._idle.pop() if self._idle else Arena(side)
+            arena = self._idle.pop() if self._idle else Arena(connection)
             others = sum(each.size for each in (*self._idle, *self._leased))
             try:
-                arena.reserve(weight_bytes, result_bytes, side.max_bytes - others)
+                arena.reserve(weight_bytes, result_bytes, connection.max_bytes - others)
             except (_RefusedError, OSError) as error:
                 _log.debug("no more shared memory: %s", error)
                 with contextlib.suppress(_RefusedError, OSError):
@@ -181,7 +181,7 @@ class SharedMemory:
         arena.reset()
         with self._lock:
             self._leased.discard(arena)
-            if arena.side is self._side:
+            if arena.connection is self._connection:
                 self._idle.append(arena)
                 self._idle.sort(key=lambda each: each.size)
 
@@ -195,8 +195,8 @@ class SharedMemory:
     def disown(self) -> None:
         """The server of the calls did not know the regions."""
         with self._lock:
-            if self._side is not None and self._side.broken():
-                self._let_go()  # it was started anew
+            if self._connection is not None and self._connection.broken():
+                self._disconnect()  # it was started anew
             else:
                 self._disable("the socket is another server's")
 
@@ -205,9 +205,9 @@ class SharedMemory:
         self._usable = False
         if os.getpid() == self._pid:
             with self._lock:
-                self._let_go()
+                self._disconnect()
 
-    def _begun(self) -> bool:
+    def _ready(self) -> bool:
         """Whether there may be shared memory now."""
         if not self.usable:
             return False
@@ -215,34 +215,34 @@ class SharedMemory:
             self._begin()
         return True
 
-    def _connected(self) -> _SideSocket:
-        if self._side is not None and self._side.broken():
-            _log.debug("the side socket %s was closed by the server", self._path)
-            self._let_go()
-        if self._side is None:
-            self._side = _SideSocket(self._path, self._credentials)
+    def _connected(self) -> _SharedMemorySocket:
+        if self._connection is not None and self._connection.broken():
+            _log.debug("the shared-memory socket %s was closed by the server", self._path)
+            self._disconnect()
+        if self._connection is None:
+            self._connection = _SharedMemorySocket(self._path, self._credentials)
         while self._dropped:
-            side, region = self._dropped.pop()
-            if side is self._side:
-                side.drop_region(region)
-        return self._side
+            connection, region = self._dropped.pop()
+            if connection is self._connection:
+                connection.drop_region(region)
+        return self._connection
 
     def _disable(self, why: object) -> None:
-        level = logging.DEBUG if self._told else logging.INFO
+        level = logging.DEBUG if self._logged else logging.INFO
         _log.log(level, "no shared memory through %s, but the network: %s", self._path, why)
-        self._told = True
+        self._logged = True
         self._not_before = time.monotonic() + _PAUSE
-        self._let_go()
+        self._disconnect()
 
-    def _let_go(self) -> None:
+    def _disconnect(self) -> None:
         self._idle = []
-        if self._side is not None:
-            self._side.close()
-        self._side = None
+        if self._connection is not None:
+            self._connection.close()
+        self._connection = None
 
 
-class _SideSocket:
-    """A connection to the side socket. One thread at a time."""
+class _SharedMemorySocket:
+    """A connection to the shared-memory socket. One thread at a time."""
 
     def __init__(self, path: str, credentials: Credentials) -> None:
         self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
@@ -320,7 +320,7 @@ def _check_peer(connection: socket.socket, path: str) -> None:
 class _SharedFile:
     """A sealed file of shared memory, mapped here and there."""
 
-    def __init__(self, side: _SideSocket, size: int, writable: bool) -> None:
+    def __init__(self, connection: _SharedMemorySocket, size: int, writable: bool) -> None:
         fd = os.memfd_create("nni-compression", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
         try:
             os.posix_fallocate(fd, 0, size)
@@ -329,7 +329,7 @@ class _SharedFile:
             # Never closed by hand: it goes with the last array that refers to it.
             self.memory = mmap.mmap(fd, size, flags=flags)
             self.bytes = np.frombuffer(self.memory, dtype=np.uint8)
-            self.region = side.add_region(fd, size, writable)
+            self.region = connection.add_region(fd, size, writable)
         finally:
             os.close(fd)
         self.used = 0
@@ -347,7 +347,7 @@ class _SharedFile:
 class _Array:
     """A file that is the caller's weight."""
 
-    side: _SideSocket
+    connection: _SharedMemorySocket
     region: bytes
     size: int
 
@@ -358,8 +358,8 @@ class Arena:
     Places are handed out in order and are all free again after the call.
     """
 
-    def __init__(self, side: _SideSocket) -> None:
-        self.side = side
+    def __init__(self, connection: _SharedMemorySocket) -> None:
+        self.connection = connection
         self._weights: Optional[_SharedFile] = None
         self._results: Optional[_SharedFile] = None
 
@@ -411,7 +411,7 @@ class Arena:
         """Gives the regions back to the server."""
         for file in (self._weights, self._results):
             if file is not None:
-                self.side.drop_region(file.region)
+                self.connection.drop_region(file.region)
         self._weights = self._results = None
 
     def _grown(
@@ -422,10 +422,10 @@ class Arena:
         if old >= min(size, limit):
             return file
         if file is not None:
-            self.side.drop_region(file.region)
+            self.connection.drop_region(file.region)
             size = max(size, 2 * old)
         size = min(size, limit) // _GRANULE * _GRANULE
-        return _SharedFile(self.side, size, writable) if size > 0 else None
+        return _SharedFile(self.connection, size, writable) if size > 0 else None
 
 
 def _address(array: npt.NDArray[np.uint8]) -> int:

@@ -140,7 +140,7 @@ class Binding(Generic[W]):
 
     # From its beginning to its end.
 
-    def go_on_with(self, masks: Mapping[str, Mask], state: Optional[Mapping[str, Any]]) -> None:
+    def start_from(self, masks: Mapping[str, Mask], state: Optional[Mapping[str, Any]]) -> None:
         """Has `install` put in force what the session was bound with.
 
         Args:

@@ -128,7 +128,7 @@ class Compressor:
         self._lifecycle.rebind = self.rebind
         self._lifecycle.on_lost = self._recovery.replace_lost_session
         self._unwrapped = False
-        self._told = 0  # how often the base was told of an epoch or a step
+        self._base_calls = 0  # how often the base was told of an epoch or a step
 
     # The model.
 
@@ -228,7 +228,7 @@ class Compressor:
         """
         self._check_not_unwrapped()
         epoch = operator.index(epoch)  # a checkpoint is to have a plain number
-        self._told += 1
+        self._base_calls += 1
         self._recovery.settle()
         self._recovery.warn_of_replaced_layers()
         self._recovery.warn_of_new_layers()
@@ -243,7 +243,7 @@ class Compressor:
         self._bound().weights_changed()
         self._check_not_unwrapped()
         given = None if step is None else operator.index(step)
-        self._told += 1
+        self._base_calls += 1
         self._recovery.settle()
         self._recovery.warn_of_replaced_layers()
         number = self.steps + 1 if given is None else given

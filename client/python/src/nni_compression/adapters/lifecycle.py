@@ -119,9 +119,9 @@ class Lifecycle:
             coverage = Coverage.of(backend.parameters(), plan.layers)
             tracker.session.plan = replace(plan, coverage=coverage)
             # A session that others move on may have other masks than the state: they are asked for.
-            binding.go_on_with({} if joined else masks, state)
+            binding.start_from({} if joined else masks, state)
             if state is not None and not joined:
-                _warn_of_what_is_not_restored(tracker.plan, self._recipe.algorithm)
+                _warn_of_unrestored_memory(tracker.plan, self._recipe.algorithm)
 
             # So far the model is as it was; from here on every change can be undone.
             if old is not None:
@@ -236,7 +236,7 @@ def warn_of_plan(plan: Plan) -> None:
         )
 
 
-def _warn_of_what_is_not_restored(plan: Plan, algorithm: str) -> None:
+def _warn_of_unrestored_memory(plan: Plan, algorithm: str) -> None:
     layers = [name for name, layer in plan.layers.items() if layer.remembers_more]
     if layers:
         _log.warning(

@@ -44,7 +44,7 @@ class PrunerBinding(Binding[W]):
             masks = self.final
         return {n: Mask.from_numpy(self.backend.to_numpy(mask)) for n, mask in masks.items()}
 
-    def go_on_with(self, masks: Mapping[str, Mask], state: Optional[Mapping[str, Any]]) -> None:
+    def start_from(self, masks: Mapping[str, Mask], state: Optional[Mapping[str, Any]]) -> None:
         self._given = {name: mask for name, mask in masks.items() if name in self.weights}
         for name in self._given:
             self.tracker.answered(name, None)

@@ -85,7 +85,7 @@ class QuantizerBinding(Binding[W]):
         }
         return {key: value for key, value in found.items() if value}
 
-    def go_on_with(self, masks: Mapping[str, Mask], state: Optional[Mapping[str, Any]]) -> None:
+    def start_from(self, masks: Mapping[str, Mask], state: Optional[Mapping[str, Any]]) -> None:
         if state is None:
             return
         self.memory.update(state.get("memory", {}))

@@ -37,7 +37,7 @@ class TorchBackend(Backend[TorchWeight]):
 
     def __init__(self, model: nn.Module) -> None:
         self.model = model
-        self._names_then: Optional[naming.NamesThen] = None  # when the model was bound
+        self._bound_names: Optional[naming.BoundNames] = None  # when the model was bound
 
     @staticmethod
     def accepts(value: Any) -> bool:
@@ -125,8 +125,8 @@ class TorchBackend(Backend[TorchWeight]):
         return all(modules.state_of(weight.modules[0]) is not None for weight in weights)
 
     def installed(self, binding: Binding[TorchWeight], undo: contextlib.ExitStack) -> None:
-        undo.callback(setattr, self, "_names_then", self._names_then)
-        self._names_then = naming.NamesThen(self.model)
+        undo.callback(setattr, self, "_bound_names", self._bound_names)
+        self._bound_names = naming.BoundNames(self.model)
 
     def watch(
         self, binding: Binding[TorchWeight], optimizer: Optional[Any]
@@ -211,7 +211,7 @@ class TorchBackend(Backend[TorchWeight]):
         """Writes the plain model, with the weights that the compressed one has."""
         given = example_inputs(self.model, input_shape, inputs)
         model = copy.deepcopy(naming.without_wrappers(self.model))
-        files.save_onnx(modules.unwrap(naming.take_wrappers_out(model)), path, given)
+        files.save_onnx(modules.unwrap(naming.remove_wrappers(model)), path, given)
 
     def from_numpy(self, array: Any) -> Any:
         return torch.from_numpy(array)
@@ -226,9 +226,9 @@ class TorchBackend(Backend[TorchWeight]):
         """
         plain = naming.plain_key(model)
         keys = {key: plain(key) for key in state}
-        if self._names_then is None:
+        if self._bound_names is None:
             return keys
-        then = self._names_then.renamed(model, keys.values())
+        then = self._bound_names.renamed(model, keys.values())
         return {key: then[name] for key, name in keys.items()}
 
     def _weight_keys(self, binding: Binding[TorchWeight]) -> dict[str, str]:

@@ -38,7 +38,7 @@ def without_wrappers(model: nn.Module) -> nn.Module:
     return model
 
 
-def take_wrappers_out(model: nn.Module) -> nn.Module:
+def remove_wrappers(model: nn.Module) -> nn.Module:
     """The same with all wrappers taken out, in place."""
     model = without_wrappers(model)
     for module in list(model.modules()):
@@ -105,7 +105,7 @@ def plain_key(model: nn.Module) -> Callable[[str], str]:
     return plain
 
 
-class NamesThen:
+class BoundNames:
     """What the modules of a model are called now, for later, when adapters have been put around
     some.
     """
