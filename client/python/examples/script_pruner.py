@@ -4,7 +4,8 @@
 
 writes the file that an operator puts into the server's --script_dir. From then on every trainer
 can bind "movement". The trainer sends each weight's gradient with `Step`; a weight's score is the
-sum of -gradient * weight since the last mask, and the weights with the smallest scores are removed.
+sum of -gradient * weight, updated with each mask, and the weights with the smallest scores are
+removed.
 """
 
 import sys

@@ -34,6 +34,6 @@ class SteadyTpeTuner(TpeTuner):
             super().receive_trial_result(parameter_id, parameters, value, **kwargs)
 
     def trial_end(self, parameter_id: Any, success: bool, **kwargs: Any) -> None:
-        """Ignores the end of a trial: its result may still arrive."""
+        """Forgets the parameters of a trial that has ended."""
         with self._lock:
             super().trial_end(parameter_id, success, **kwargs)
