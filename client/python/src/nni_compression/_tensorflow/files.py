@@ -34,7 +34,7 @@ class TensorFlowFiles(NewFiles):
             )
 
     def save_checkpoint(self, values: Mapping[str, Any], path: str) -> None:
-        """Writes a checkpoint with this prefix in the format of `Saver`; `values`: name -> array."""
+        """Writes a checkpoint with this prefix, in the format of `Saver`, of name -> array."""
         prefix = str(self.temporary(path + ".index")).removesuffix(".index")
         self.temporary(path + ".data-00000-of-00001")
         with tf.Graph().as_default(), _v1.Session() as session:

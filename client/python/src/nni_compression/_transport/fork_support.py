@@ -1,5 +1,7 @@
-"""Turns gRPC's own fork handlers off. Imported before gRPC, which reads the variable once: 1.51 when
-the process makes its first channel, 1.85 when it is imported.
+"""Turns gRPC's own fork handlers off.
+
+Imported before gRPC, which reads the variable once: 1.51 when the process makes its first channel,
+1.85 when it is imported.
 
 The handlers fail when other threads are in calls: those of 1.51 may deadlock with such threads, and
 those of 1.85 time out, after which the child aborts on an inconsistent poller. Without handlers a

@@ -23,10 +23,10 @@ CHUNK = 3
 COMMIT = 4
 ANSWER = 5
 
-# Payload of one chunk, and what a message of small tensors grows to. The wire allows 4 MiB.
+# Payload of one chunk, and maximum size of a message of small tensors. The wire allows 4 MiB.
 CHUNK_BYTES = 1 << 20
-# Tensors that take no more than this in all go in one message, which needs no sending thread: that
-# gains more than sending and computing at the same time would.
+# Tensors of no more than this in all are sent in one message without a sending thread: that is
+# faster than overlapping sending with computing.
 LONE_BYTES = 3 << 20
 
 _VARINT = 0
