@@ -42,7 +42,7 @@ def put_codes(binding: Binding[Any], path: Path, export: Callable[..., list[Path
         from .. import onnx
 
         if binding.final is not None:
-            raise InvalidArgumentError("the session was ended by unwrap()")
+            raise InvalidArgumentError("unwrap() has ended the session")
         with tempfile.TemporaryDirectory() as folder:
             (bundle,) = export(folder, "onnx")
             model = onnx.load(path)
