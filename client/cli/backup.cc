@@ -40,14 +40,14 @@ absl::Status Failed(absl::string_view what, const fs::path& path, const std::err
 
 std::error_code LastError() { return std::error_code(errno, std::generic_category()); }
 
-// Whose a copy is to be.
+// The user and group that will own a copy.
 struct Owner {
   uid_t uid = 0;
   gid_t gid = 0;
-  bool required = false;  // where the file system has owners, and root may set them
+  bool required = false;  // whether failing to set the owner is an error
 };
 
-// A new directory of this process alone; what is made in it goes again unless the copy is finished.
+// A new directory that only this process uses; its content is removed unless the copy is finished.
 class Target {
  public:
   static absl::StatusOr<Target> Make(const fs::path& folder);
@@ -59,8 +59,9 @@ class Target {
         unfinished_(std::exchange(other.unfinished_, false)) {}
   ~Target();
 
-  // The catalogue comes last and in one piece: without it the copy is none. The folder becomes the
-  // owner's shortly before, so that nobody else changes names in it that are still to be opened.
+  // Renames the catalogue into place last and atomically: without it the copy is not valid. The
+  // folder's owner changes just before that, so that no other user can replace files in it that are
+  // still to be opened.
   absl::Status Finish(const Owner& owner);
 
  private:
@@ -73,7 +74,7 @@ class Target {
   bool unfinished_ = false;
 };
 
-// The unfinished catalogue, which says that the rest is a copy's, goes last.
+// Removes the unfinished catalogue last, as it marks the other files as those of a copy.
 void RemoveCopy(const fs::path& folder) {
   std::error_code ignored;
   fs::remove_all(folder / kRecords, ignored);
@@ -101,7 +102,7 @@ absl::StatusOr<Target> Target::Make(const fs::path& folder) {
         absl::StrCat("a server, or another backup or restore, uses '", folder.string(), "'"));
   }
   Target target(folder, std::move(directory), !there);
-  // What a copy leaves that was killed is in nobody's way.
+  // The remains of a killed copy may be removed.
   if (server::layout::HasUnfinishedCopy(folder)) RemoveCopy(folder);
   if (!fs::is_empty(folder, error)) return error ? Failed("read", folder, error) : not_empty();
   fs::permissions(folder, fs::perms::owner_all, error);
@@ -118,7 +119,7 @@ Target::~Target() {
   }
 }
 
-// Gives what is at `path` to its owner; by `fd` where it is open.
+// Sets the owner of the file at `path`, through `fd` if it is open.
 absl::Status GiveTo(const Owner& owner, const fs::path& path, int fd = -1) {
   if (geteuid() != 0) return absl::OkStatus();
   const int result =
@@ -157,7 +158,7 @@ absl::Status CheckIntegrity(sqlite3* db, const fs::path& path) {
       absl::StrCat("'", path.string(), "' is damaged: ", verdict, " ", sqlite3_errmsg(db)));
 }
 
-// All pages in one step, so that a server that writes meanwhile does not make it begin anew.
+// Copies all pages in one step, so that concurrent writes of a server do not restart the backup.
 absl::Status CopyCatalogue(const fs::path& from, const fs::path& to) {
   absl::StatusOr<Connection> source = Open(from, SQLITE_OPEN_READWRITE);
   if (!source.ok()) return source.status();
@@ -184,7 +185,7 @@ absl::Status CheckDigest(const fs::path& path) {
   return absl::DataLossError(absl::StrCat("'", path.string(), "' is damaged"));
 }
 
-// Without records/ the backup is of a server that had no record file.
+// A backup without records/ is valid only if its catalogue refers to no record file.
 absl::Status CheckNoneIsNamed(const fs::path& catalogue, const fs::path& records) {
   absl::StatusOr<Connection> db = Open(catalogue, SQLITE_OPEN_READWRITE);
   if (!db.ok()) return db.status();
@@ -211,7 +212,8 @@ absl::StatusOr<CopiedData> CopyRecords(const fs::path& from, const fs::path& to,
   if (!fs::exists(from, error) && !error) return copied;
   for (auto it = fs::recursive_directory_iterator(from, error);
        !error && it != fs::recursive_directory_iterator(); it.increment(error)) {
-    // A link would lead whoever may read more than the server to files that are not its own.
+    // Links are skipped: a caller with more rights than the server could be led to files outside of
+    // the data directory.
     if (it->symlink_status(error).type() != fs::file_type::regular || it.depth() != 1) continue;
     const fs::path target = to / fs::relative(it->path(), from);
     if (fs::create_directory(target.parent_path(), error)) {
@@ -245,8 +247,8 @@ absl::Status Target::Finish(const Owner& owner) {
   return fsync(directory_.get()) == 0 ? absl::OkStatus() : Failed("sync", folder_, LastError());
 }
 
-// The server makes the file, unless it is of the first version, and has to be able to open it: it
-// stays, or becomes, the server's, although it may be root who makes the backup.
+// The server creates this file, except for servers of the first version, and must be able to open
+// it. So it belongs to the server's user even when root makes the backup.
 absl::StatusOr<FileDescriptor> OpenKeepFiles(const std::string& data_dir, const fs::path& keep) {
   const bool there = fs::exists(fs::symlink_status(keep));
   FileDescriptor fd(open(keep.c_str(), O_RDWR | O_CREAT | O_NOFOLLOW | O_CLOEXEC, 0600));
@@ -295,7 +297,7 @@ absl::StatusOr<CopiedData> Backup(const std::string& data_dir, const std::string
   const fs::path keep = fs::path(data_dir) / kKeepFiles;
   const absl::StatusOr<FileDescriptor> fd = OpenKeepFiles(data_dir, keep);
   if (!fd.ok()) return fd.status();
-  // While it is held, the server removes no file that the copy of the catalogue may refer to.
+  // While the lock is held, the server removes no file that the copied catalogue may refer to.
   if (flock(fd->get(), LOCK_SH) != 0) return Failed("lock", keep, LastError());
   return Copy(data_dir, target, /*verify=*/false);
 }

@@ -17,16 +17,16 @@ struct CopiedData {
 };
 
 // Copies the directory as it is at one moment, while a server may be using it. Files are hard
-// links where the file system allows it. INVALID_ARGUMENT when `data_dir` is no data directory or
-// `target` is not empty. A backup that fails leaves nothing; one that is killed has no catalogue.db
-// and cannot be restored, and the next one to the same place removes it. What root copies gets the
-// owner of the catalogue that it copies, where root may set owners. UNAVAILABLE while a server, or
+// links where the file system allows it. INVALID_ARGUMENT when `data_dir` is not a data directory
+// or `target` is not empty. A failed backup leaves no files. A killed backup has no catalogue.db
+// and cannot be restored; the next backup to the same place removes it. Files that root copies get
+// the owner of the original catalogue, where root may set owners. UNAVAILABLE while a server, or
 // another copy, uses `target`.
 absl::StatusOr<CopiedData> Backup(const std::string& data_dir, const std::string& target);
 
-// Makes a data directory of a backup, likewise; `data_dir` must be missing or empty. DATA_LOSS when
-// a file or the catalogue is damaged; UNAVAILABLE also where the owner cannot be set. No server
-// starts on a directory whose restore was not finished.
+// Restores a backup into a data directory, which must be missing or empty. Errors are those of
+// Backup; in addition, DATA_LOSS when a file or the catalogue is damaged and UNAVAILABLE when the
+// owner cannot be set. No server starts on a directory with an unfinished restore.
 absl::StatusOr<CopiedData> Restore(const std::string& backup, const std::string& data_dir);
 
 }  // namespace nni_compression::cli

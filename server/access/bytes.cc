@@ -25,7 +25,7 @@ absl::StatusOr<int64_t> ParseBytes(absl::string_view text) {
   if (!absl::SimpleAtoi(digits, &number) || number < 0 ||
       number > std::numeric_limits<int64_t>::max() / unit) {
     return absl::InvalidArgumentError(absl::StrCat(
-        "'", text, "' is no number of bytes; it must be like 1000000, 512K, 64M or 4G"));
+        "'", text, "' is not a number of bytes; it must be like 1000000, 512K, 64M or 4G"));
   }
   return number * unit;
 }

@@ -1,4 +1,4 @@
-// Numbers of bytes as people write them.
+// Parses sizes in bytes with optional suffixes.
 #ifndef NNI_COMPRESSION_SERVER_ACCESS_BYTES_H_
 #define NNI_COMPRESSION_SERVER_ACCESS_BYTES_H_
 

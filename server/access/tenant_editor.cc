@@ -51,7 +51,7 @@ absl::StatusOr<Tenants> Parsed(absl::string_view text, const std::string& path) 
   return absl::InvalidArgumentError(absl::StrCat("'", path, "', ", tenants.status().message()));
 }
 
-// Nothing when there is no file.
+// nullopt when there is no file.
 absl::StatusOr<std::optional<std::string>> ReadText(const std::string& path) {
   std::ifstream file(path, std::ios::binary);
   if (!file && errno == ENOENT) return std::nullopt;
@@ -61,7 +61,7 @@ absl::StatusOr<std::optional<std::string>> ReadText(const std::string& path) {
   return text;
 }
 
-// What root makes in another user's folder is for that user: the server, for instance.
+// A file that root makes in another user's folder, such as the server's, gets that user as owner.
 absl::Status GiveToOwnerOf(const std::string& folder, int fd, const std::string& path) {
   struct stat owner;
   if (geteuid() != 0 || stat(folder.c_str(), &owner) != 0) return absl::OkStatus();
@@ -83,9 +83,9 @@ absl::Status SyncFolder(const std::string& folder) {
 // The new file is as private as the old one.
 absl::Status Replace(const std::string& path, const std::string& text) {
   const std::string temporary = path + ".unfinished";
-  unlink(temporary.c_str());  // of an editor that died; the lock keeps all others away
+  unlink(temporary.c_str());  // left by an editor that died; the lock excludes running ones
   const int fd = open(temporary.c_str(), O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, 0600);
-  if (fd < 0) return Failed("write beside", path);
+  if (fd < 0) return Failed("create", temporary);
   auto remover = absl::MakeCleanup([&] { unlink(temporary.c_str()); });
   const auto closer = absl::MakeCleanup([fd] { close(fd); });
   struct stat old;
@@ -118,7 +118,7 @@ absl::Status Edit(const std::string& path, bool make,
   const auto closer = absl::MakeCleanup([fd] { close(fd); });
   if (fd < 0 || flock(fd, LOCK_EX) != 0) return Failed("lock", lock);
   if (absl::Status status = GiveToOwnerOf(FolderOf(path), fd, lock); !status.ok()) return status;
-  // A link stays one; what it names is replaced.
+  // A symbolic link stays; its target is replaced.
   std::error_code error;
   const std::filesystem::path resolved = std::filesystem::canonical(path, error);
   const std::string target = error ? path : resolved.string();
@@ -130,8 +130,8 @@ absl::Status Edit(const std::string& path, bool make,
   Lines lines = absl::StrSplit(absl::StripTrailingAsciiWhitespace(text->value_or("")), '\n');
   if (lines.size() == 1 && lines[0].empty()) lines.clear();
   if (absl::Status status = change(lines, *now); !status.ok()) return status;
-  // A server takes an empty file for a damaged one.
-  if (lines.empty()) lines.emplace_back("# nobody");
+  // A server treats an empty file as damaged.
+  if (lines.empty()) lines.emplace_back("# no tenants");
   return Replace(target, absl::StrJoin(lines, "\n") + "\n");
 }
 
@@ -258,7 +258,7 @@ absl::StatusOr<Quota> TenantEditor::SetQuota(absl::string_view tenant,
     if (!without_token && !IsKnown(now, name)) {
       return absl::NotFoundError(absl::StrCat(
           "there is no tenant '", name, "' in '", path_, "'", KnownTenants(now), ". `tenant add ",
-          name, "` makes one with a token; --without_token is for the name of a certificate"));
+          name, "` makes one with a token; --without_token is for the name in a certificate"));
     }
     entry = Named(now, name);
     for (const std::string& limit : limits) {

@@ -1,4 +1,4 @@
-// Who may call a server: the file of tenants, as the server reads and compressionctl edits it.
+// Authentication and quotas: the tenant file, which the server reads and compressionctl edits.
 #ifndef NNI_COMPRESSION_SERVER_ACCESS_TENANTS_H_
 #define NNI_COMPRESSION_SERVER_ACCESS_TENANTS_H_
 
@@ -14,16 +14,16 @@
 
 namespace nni_compression::access {
 
-// What a tenant may have at a time. Unset: as much as the server has.
+// The limits of one tenant. A limit that is unset is the server's.
 struct Quota {
-  std::optional<int64_t> sessions;  // that live
-  std::optional<int64_t> memory;    // bytes, of tensors under way and of sessions' states
-  std::optional<int64_t> disk;      // bytes that live sessions may come to take in storage
-  std::optional<int64_t> calls;     // under way
-  std::optional<int64_t> uploads;   // tensors a second
+  std::optional<int64_t> sessions;  // live sessions
+  std::optional<int64_t> memory;    // bytes of tensors in flight and of session states
+  std::optional<int64_t> disk;      // bytes that live sessions may use in storage
+  std::optional<int64_t> calls;     // concurrent calls
+  std::optional<int64_t> uploads;   // tensors per second
 };
 
-// The limits by name, in the order in which they are shown.
+// The limits by name, in display order.
 struct Limit {
   absl::string_view name;
   std::optional<int64_t> Quota::*value;
@@ -36,7 +36,7 @@ inline constexpr Limit kLimits[] = {{"sessions", &Quota::sessions, false},
                                     {"uploads", &Quota::uploads, false}};
 
 struct Tenant {
-  bool admin = false;  // an operator, who sees and may close the sessions of all tenants
+  bool admin = false;  // an operator: may list and close the sessions of all tenants
   Quota quota;
 };
 
@@ -45,35 +45,34 @@ struct Token {
   std::string tenant;
 };
 
-// A text of lines: `SHA256 TENANT` for each token, its SHA-256 in hexadecimal digits, and
-// `tenant TENANT [admin] [LIMIT...]`, where limits are as ReadLimit takes them, for a tenant that
-// is more than a name. Empty lines and those that begin with '#' are remarks. A tenant may have
-// several tokens. The tokens have to be random (256 bits): their hashes are not salted.
+// A text file with two kinds of lines: `SHA256 TENANT` for each token, with its SHA-256 in
+// hexadecimal digits, and `tenant TENANT [admin] [LIMIT...]` for a tenant with a role or limits,
+// which are in the syntax of ReadLimit. Empty lines and those that begin with '#' are comments. A
+// tenant may have several tokens. Tokens must be random (256 bits): their hashes are not salted.
 struct Tenants {
   std::vector<Token> tokens;
   std::map<std::string, Tenant> named;  // those with a line of their own
 
-  // INVALID_ARGUMENT that names the line, but shows nothing of it: somebody may have put a token
-  // there.
+  // INVALID_ARGUMENT with the line's number but not its content, which may be a plain token.
   static absl::StatusOr<Tenants> Parse(absl::string_view text);
 };
 
 // The first word of a line about a tenant.
 inline constexpr absl::string_view kTenantWord = "tenant";
 
-// None for a remark.
+// Returns the words of a line; empty for a comment.
 std::vector<absl::string_view> WordsOf(absl::string_view line);
 
-// Up to 128 letters, digits and any of `._-:/@`, so that the names in certificates are some.
+// Whether a name is 1 to 128 letters, digits and any of `._-:/@`, which names in certificates need.
 bool IsTenantName(absl::string_view name);
 inline constexpr absl::string_view kTenantNameRule =
     "1 to 128 letters, digits, '.', '_', '-', ':', '/' and '@'";
 
-// Reads NAME=N, for a number of bytes with an optional suffix K, M or G, into `quota`; `none` in
-// place of the number takes the limit away.
+// Reads NAME=N into `quota`; numbers of bytes may have a suffix K, M or G. `none` instead of a
+// number removes the limit.
 absl::Status ReadLimit(absl::string_view text, Quota* quota);
 
-// As the file has it: "sessions=3 calls=10". Empty for none.
+// In the syntax of the file: "sessions=3 calls=10". Empty when there are no limits.
 std::string ToText(const Quota& quota);
 
 }  // namespace nni_compression::access

@@ -40,14 +40,14 @@ std::string OnLayer(const Layer& layer) {
   return absl::StrCat("layer ", compression::Quoted(layer.name));
 }
 
-// What a call that is given up may still use. Statistics belong to a cache, and stay behind.
+// A copy that an abandoned call may still use. Statistics belong to a cache and are not copied.
 template <typename T>
 const T& Own(const T& argument) {
   return argument;
 }
 Weight Own(const Weight& weight) { return Weight(weight.values); }
 
-// What does not change while a compressor lives.
+// The properties of a compressor that are constant over its lifetime.
 struct Traits {
   Refresh refresh = Refresh::kOnce;
   bool needs_epoch = false;
@@ -76,25 +76,25 @@ Traits TraitsOf(const Compressor& inner) {
   return traits;
 }
 
-// Keeps what nobody may touch any more, not even to destroy it.
-void KeepForEver(std::shared_ptr<const Compressor> compressor) {
+// Leaks a compressor whose code must not run any more, not even its destructor.
+void Leak(std::shared_ptr<const Compressor> compressor) {
   static Mutex mutex;
   static auto* const kept = new std::vector<std::shared_ptr<const Compressor>>;
   MutexLock lock(&mutex);
   kept->push_back(std::move(compressor));
 }
 
-// What pruners and quantizers have in common. `Base` is Pruner or Quantizer.
+// The common part of guarded pruners and quantizers. `Base` is Pruner or Quantizer.
 template <typename Base>
 class Guard : public Base {
  public:
   Guard(std::shared_ptr<ExternalHost> host, std::shared_ptr<const Base> inner, Traits traits)
       : host_(std::move(host)), inner_(std::move(inner)), traits_(std::move(traits)) {}
 
-  // The code of a destructor is external, too.
+  // The destructor of the inner compressor is external code, too.
   ~Guard() override {
     if (!host_->refusal().empty()) {
-      KeepForEver(std::move(inner_));
+      Leak(std::move(inner_));
       return;
     }
     const absl::Status ended =
@@ -112,7 +112,7 @@ class Guard : public Base {
 
   bool IsStale(const Layer& layer, const LayerState& state,
                compression::Clock clock) const override {
-    // Nothing else makes an answer old.
+    // An answer becomes stale only by a new epoch or step.
     if (!traits_.needs_epoch && !traits_.needs_step) return false;
     return Ask(OnLayer(layer), true, &Base::IsStale, layer, state, clock);
   }
@@ -123,8 +123,8 @@ class Guard : public Base {
   }
 
  protected:
-  // What `method` answers, called on the host's threads with copies of the arguments. Of these, a
-  // state that it may write comes back when it succeeds.
+  // Returns the result of `method`, called on the host's threads with copies of the arguments. When
+  // it succeeds, a state that it may write is copied back.
   template <typename Method, typename... Arguments>
   auto Invoke(const std::string& what, Method method, Arguments&... arguments) const {
     using Answer = decltype((std::declval<const Base&>().*method)(arguments...));
@@ -143,7 +143,7 @@ class Guard : public Base {
     return *std::move(call->answer);
   }
 
-  // As the above for what cannot fail: `otherwise` takes the place of an answer.
+  // The same for methods that return no status: `otherwise` is returned when the call fails.
   template <typename Answer, typename Method, typename... Arguments>
   Answer Ask(const std::string& what, Answer otherwise, Method method,
              const Arguments&... arguments) const {
@@ -217,7 +217,7 @@ class GuardedQuantizer : public Guard<Quantizer> {
     return Invoke(OnLayer(layer), &Quantizer::QuantizeRange, layer, range, clock, state);
   }
 
-  // Asked once a layer: it is needed often, and on threads that must not wait.
+  // Called once per layer and cached: it is needed often, and on threads that must not block.
   std::optional<int> channel_axis(const Layer& layer) const override {
     MutexLock lock(&mutex_);
     const auto [it, fresh] = axes_.try_emplace(layer.name);

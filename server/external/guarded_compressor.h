@@ -9,8 +9,8 @@
 
 namespace nni_compression::server {
 
-// The same algorithm, whose compressors answer what those of `info` do, or a status. What they are
-// given is copied (a weight by handle), so that a call that is given up harms nobody.
+// The same algorithm, whose compressors return the results of those of `info`, or a status.
+// Arguments are copied (a weight by handle), so that an abandoned call touches only its own copies.
 compression::AlgorithmInfo Guarded(const compression::AlgorithmInfo& info,
                                    const std::shared_ptr<ExternalHost>& host);
 

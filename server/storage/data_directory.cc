@@ -21,7 +21,8 @@ namespace {
 
 constexpr absl::Duration kLockPoll = absl::Milliseconds(50);
 
-// Takes flock's lock of a file of the data directory `path`, which is `used` while it cannot be.
+// Locks a file of the data directory `path` with flock(2), polling until `end`. `used` says in the
+// error message what holds the lock.
 absl::Status Lock(const FileDescriptor& file, int kind, const std::string& path, absl::Time end,
                   absl::string_view used) {
   bool logged = false;

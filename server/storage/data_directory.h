@@ -1,4 +1,4 @@
-// The directory that a server keeps its sessions in: is it fit, and is it ours?
+// The data directory of a server: checks of its file system, and the locks on it.
 #ifndef NNI_COMPRESSION_SERVER_STORAGE_DATA_DIRECTORY_H_
 #define NNI_COMPRESSION_SERVER_STORAGE_DATA_DIRECTORY_H_
 
@@ -12,17 +12,17 @@
 
 namespace nni_compression::server {
 
-// FAILED_PRECONDITION for a file system, by its number as statfs(2) has it, that lies on other
-// machines: neither locks nor SQLite's write-ahead log can be trusted there.
+// FAILED_PRECONDITION for a network file system, on which neither locks nor SQLite's write-ahead
+// log are reliable. `type` is that of statfs(2).
 absl::Status CheckFileSystem(const std::string& path, int64_t type);
 
 // A directory that this process alone writes to, for as long as the object lives.
 class DataDirectory {
  public:
-  // Creates the directory, readable for its owner only, where it is missing, and takes its locks:
-  // of the file `lock`, which keeps other servers out, and of the directory itself, which keeps out
-  // `compressionctl restore`. Waits up to `lock_wait` for others to release them;
-  // FAILED_PRECONDITION when they do not, or when a restore was begun and not finished. Blocks.
+  // Creates the directory, readable only for its owner, if it is missing, and takes two locks: on
+  // the file `lock`, which excludes other servers, and on the directory itself, which excludes
+  // `compressionctl restore`. Waits up to `lock_wait` for other processes to release them;
+  // FAILED_PRECONDITION when they do not, or when a restore was not finished. Blocks.
   static absl::StatusOr<DataDirectory> Open(const std::string& path, absl::Duration lock_wait);
 
   const std::string& path() const { return path_; }
@@ -36,14 +36,13 @@ class DataDirectory {
   FileDescriptor directory_;
 };
 
-// RESOURCE_EXHAUSTED where there is no room or nothing may be written, INTERNAL otherwise. Reads
-// errno.
+// Converts errno: RESOURCE_EXHAUSTED when the disk is full or not writable, INTERNAL otherwise.
 absl::Status FileError(const std::string& what, const std::string& path);
 
-// Makes the directory where it is missing.
+// Creates the directory if it is missing.
 absl::Status MakeDirectory(const std::string& path);
 
-// Makes what was created, renamed or removed in the directory survive the machine.
+// Makes created, renamed and removed entries of the directory durable (fsync).
 absl::Status SyncDirectory(const std::string& path);
 
 }  // namespace nni_compression::server

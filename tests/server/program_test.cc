@@ -227,11 +227,11 @@ TEST_F(ProgramTest, RefusesWhatItCannotDo) {
                                Not(HasSubstr("set tls_certificate"))));
   EXPECT_THAT(Refusal({"--listen=127.0.0.1:0", "--log_format=xml"}), HasSubstr("xml"));
   EXPECT_THAT(Refusal({"--listen=127.0.0.1:0", "--memory_budget=lots"}),
-              HasSubstr("'lots' is no number of bytes"));
+              HasSubstr("'lots' is not a number of bytes"));
   EXPECT_THAT(Refusal({"--listen=127.0.0.1:0", "--disk_budget=1.5G"}),
-              HasSubstr("disk_budget: '1.5G' is no number of bytes"));
+              HasSubstr("disk_budget: '1.5G' is not a number of bytes"));
   EXPECT_THAT(Refusal({"--listen=127.0.0.1:0", "--min_upload_rate="}),
-              HasSubstr("min_upload_rate: '' is no number of bytes"));
+              HasSubstr("min_upload_rate: '' is not a number of bytes"));
   EXPECT_THAT(Refusal({"--listen=127.0.0.1:0", "--handshake_timeout=0"}),
               HasSubstr("handshake_timeout is 0; it must be at least 1ms"));
   EXPECT_THAT(Refusal({"--listen=127.0.0.1:0", "--idle_timeout=-1s"}),

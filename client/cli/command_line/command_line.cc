@@ -16,7 +16,7 @@ namespace {
 
 constexpr char kFlags[] = "Flags";
 
-// After a command, words are no commands, whatever they are. The least is checked by CheckWords.
+// Words after a command are never subcommands. CheckWords checks that there are enough of them.
 constexpr std::pair<size_t, size_t> kOneCommand = {0, 1};
 
 std::vector<std::string> NamesOf(const std::vector<const CLI::App*>& commands) {
@@ -63,7 +63,7 @@ absl::Status CheckArgumentCount(const Words& words) {
                                                  "; it was also given ", extra));
 }
 
-// What a required flag or argument is missing; an empty value is none.
+// Names the required flag or argument that is missing; an empty value counts as missing.
 absl::Status CheckRequired(const CLI::App& command) {
   for (const CLI::Option* option : command.get_options()) {
     const std::vector<std::string>& values = option->results();

@@ -14,8 +14,8 @@ namespace nni_compression::cli {
 // The command of the scripts.
 inline constexpr char kCompleteCommand[] = "__complete";
 
-// A word that may take the place of the last one, and what it means; empty where shells should
-// offer files.
+// A word that may replace the last one, and its meaning. An empty word tells the shell to offer
+// files.
 struct Completion {
   std::string word;
   std::string meaning;

@@ -21,8 +21,8 @@ ConnectionFlags::ConnectionFlags(CLI::App& app) {
               "file with the token that the server asks for (default: "
               "$NNI_COMPRESSION_TOKEN_FILE, or the token in $NNI_COMPRESSION_TOKEN)"),
       AddSwitch(app, "--allow_insecure_token", &allow_insecure_token_,
-                "sends the token without TLS to other hosts, too, for networks that nobody "
-                "eavesdrops on (default: $NNI_COMPRESSION_ALLOW_INSECURE_TOKEN=1)"),
+                "sends the token without TLS to other hosts, too, for networks without "
+                "eavesdroppers (default: $NNI_COMPRESSION_ALLOW_INSECURE_TOKEN=1)"),
       AddSwitch(app, "--tls", &tls_,
                 "encrypts the connection; implied by the flags below (default: "
                 "$NNI_COMPRESSION_TLS=1)"),

@@ -1,5 +1,5 @@
-// Prunes two layers to 80 % over four epochs with AGP, as a trainer would, and prints what came
-// back. The server's address is the first argument, else $NNI_COMPRESSION_SERVER.
+// Prunes two layers to 80 % over four epochs with AGP, as a trainer would, and prints the masks'
+// sparsity. The server's address is the first argument, else $NNI_COMPRESSION_SERVER.
 #include <nni_compression/client.h>
 
 #include <cstdint>

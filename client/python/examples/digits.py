@@ -3,17 +3,16 @@
     python3 digits.py --server 127.0.0.1:50051
 
 Needs PyTorch, scikit-learn and a running compression server. A convolutional network learns to read
-1,797 images of handwritten digits; then it is trained on, each time from the same weights:
+1,797 images of handwritten digits; then it is fine-tuned, each time from the same weights:
 
 * pruned with AGP, gradually to 80 % over the epochs,
 * pruned with the level pruner, 80 % at once,
 * quantized to 8 bits (QAT),
-* likewise, with the layers' outputs quantized to 8 bits as well,
+* quantized to 8 bits (QAT), with the layers' outputs quantized to 8 bits as well,
 * quantized to 4 bits (DoReFa).
 
-A table shows what that did to the accuracy on images that were not trained on, and what the
-service cost. The exit status is 0 only if AGP and both kinds of QAT lose at most 2 points and
-pruned weights really are zero in the forward pass.
+A table shows the accuracy on test images and the cost of the service. The exit status is 0 only if
+AGP and both kinds of QAT lose at most 2 points and pruned weights are zero in the forward pass.
 """
 
 import argparse
@@ -75,10 +74,9 @@ class Row:
 
 
 def use_one_thread() -> None:
-    """Keeps PyTorch, and the BLAS that multiplies for it, to one thread.
+    """Limits PyTorch and its BLAS to one thread.
 
-    The network is small, and others share the machine: a thread that waits for the next product
-    keeps a processor busy.
+    The network is small and the machine shared: BLAS threads busy-wait between products.
     """
     torch.set_num_threads(1)
     threadpool_limits(1)
@@ -149,7 +147,7 @@ def describe(name: str, before: float, after: float, seconds: float, compressor:
 
 
 def pruned_weights_are_zero(model: nn.Module, pruner: Pruner, data: Data) -> bool:
-    """Whether the forward pass gives, bit for bit, what a plain network with zeros gives."""
+    """Whether the forward pass is bit for bit that of a plain network with zeros."""
     state = pruner.compressed_state_dict()
     zeros = all(
         bool((state[f"{name}.weight"][~mask] == 0).all()) for name, mask in pruner.masks.items()

@@ -2,8 +2,8 @@
 
     python3 digits_graph.py --server 127.0.0.1:50051
 
-The network, the data, the settings and the table are those of digits_keras.py. What has been
-trained is written into a checkpoint, from which a plain graph reads it.
+The network, the data, the settings and the table are those of digits_keras.py. The trained weights
+are written to a checkpoint, which a plain graph then loads.
 """
 
 import os
@@ -13,7 +13,7 @@ import time
 from typing import Any
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
-os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")  # or it says that it is on
+os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")  # no log line about oneDNN
 
 import numpy as np
 import tensorflow as tf

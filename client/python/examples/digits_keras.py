@@ -3,8 +3,8 @@
     python3 digits_keras.py --server 127.0.0.1:50051
 
 Needs TensorFlow, scikit-learn and a running compression server. A convolutional network learns to
-read 1,797 images of handwritten digits; then it is trained on, from the same weights, once pruned
-with AGP to 80 % and once quantized to 8 bits with QAT. A table shows what that did. The exit status
+read 1,797 images of handwritten digits; then it is fine-tuned from the same weights, once pruned
+with AGP to 80 % and once quantized to 8 bits with QAT. A table shows the results. The exit status
 is 0 only if both lose at most 2 points of accuracy.
 """
 
@@ -15,7 +15,7 @@ import time
 from typing import Any
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
-os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")  # or it says that it is on
+os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")  # no log line about oneDNN
 
 import numpy as np
 import tensorflow as tf
@@ -86,7 +86,7 @@ def compressors(client: nc.Client, epochs: int) -> tuple[Any, Any]:
 
 
 class Report:
-    """A line of the table for each compressor, and what is wrong."""
+    """The table, a line for each compressor, and a list of failures."""
 
     def __init__(self, before: float) -> None:
         self.before = before
@@ -96,7 +96,7 @@ class Report:
     def add(
         self, compressor: Any, after: float, plain: float, weights: list[Any], seconds: float
     ) -> None:
-        """Notes the accuracy after training, that of the plain model, its weights, and the time."""
+        """Records accuracy after training, that of the plain model, its weights, and the time."""
         stats, name = compressor.stats, compressor.algorithm
         zeros = float(np.mean([np.mean(w == 0) for w in weights if w.ndim > 1]))
         share = 100 * stats.seconds_waiting / seconds
@@ -109,7 +109,7 @@ class Report:
             self.failures.append(f"{name}: {100 * zeros:.1f} % are zero")
 
     def end(self) -> int:
-        """Prints it; the exit status."""
+        """Prints the report; returns the exit status."""
         show(self.rows)
         for failure in self.failures:
             print(f"failed: {failure}", file=sys.stderr)

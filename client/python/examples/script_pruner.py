@@ -4,7 +4,8 @@
 
 writes the file that an operator puts into the server's --script_dir. From then on every trainer
 can bind "movement". The trainer sends each weight's gradient with `Step`; a weight's score is the
-sum of -gradient * weight, as of the last mask, and the weights with the smallest scores go.
+sum of -gradient * weight, updated with each mask, and the weights with the smallest scores are
+removed.
 """
 
 import sys
@@ -21,7 +22,7 @@ class Options(NamedTuple):
 
 
 class Movement(torch.nn.Module):
-    """Removes the weights that gradients move towards 0, anew in every epoch."""
+    """Removes the weights that gradients move towards 0; selects them again in every epoch."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""A quantizer in TorchScript: symmetric codes that reach a share of the largest weight.
+"""A quantizer in TorchScript: symmetric codes, clipped at a share of the largest weight.
 
 python script_quantizer.py clipped.pt
 """
@@ -18,7 +18,7 @@ class Options(NamedTuple):
 
 
 class Clipped(torch.nn.Module):
-    """Rounds weights to codes that reach a share of the largest magnitude."""
+    """Rounds weights to codes, clipped at a share of the largest magnitude."""
 
     @torch.jit.export
     def quantize_weight(

@@ -363,7 +363,7 @@ def test_what_onnx_has_no_place_for_is_an_error(client: nc.Client, tmp_path: Pat
     quantizer(model)
     model(values, training=True)
     quantizer.step()
-    with pytest.raises(nc.UnimplementedError, match="output of .* inside of a loop or a condition"):
+    with pytest.raises(nc.UnimplementedError, match="output of .* inside a loop or a condition"):
         exported(quantizer, tmp_path, input_shape=(None, 6))
     model = Unknown()
     model(values)
@@ -422,7 +422,7 @@ def test_what_cannot_be_converted_is_an_error_and_no_file(
     monkeypatch.setitem(sys.modules, "tf2onnx", None)
     monkeypatch.delitem(sys.modules, "nni_compression.keras.onnx", raising=False)
     monkeypatch.delattr(adapter, "onnx", raising=False)
-    with pytest.raises(ImportError, match=r"onnx_path is '.*', which takes the package tf2onnx"):
+    with pytest.raises(ImportError, match=r"onnx_path is '.*', which needs the package tf2onnx"):
         exported(pruner, tmp_path)
     assert list(tmp_path.iterdir()) == []
 

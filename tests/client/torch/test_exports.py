@@ -497,7 +497,7 @@ class TestOwnFiles:
         (tmp_path / "config.json").write_text(own)
         (tmp_path / "model.safetensors").write_text("old")
         for _ in range(2):
-            with pytest.raises(nc.AlreadyExistsError, match="config.json is there already"):
+            with pytest.raises(nc.AlreadyExistsError, match="config.json already exists"):
                 quantizer.export(tmp_path, "compressed-tensors")
         assert (tmp_path / "config.json").read_text() == own
         assert (tmp_path / "model.safetensors").read_text() == "old"

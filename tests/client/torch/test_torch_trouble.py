@@ -313,7 +313,7 @@ def test_a_layer_that_came_after_binding_is_warned_of_and_taken_in(client: nc.Cl
     model(images())
     before = pruner.masks
     model.head = torch.nn.Linear(10, 4)
-    with pytest.warns(UserWarning, match=r"\['head'\] came into the model after it was bound"):
+    with pytest.warns(UserWarning, match=r"\['head'\] were added to the model after it was bound"):
         pruner.update_epoch(1)
     assert "head" not in pruner.masks
     pruner.rebind()

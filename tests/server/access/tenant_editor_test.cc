@@ -82,7 +82,7 @@ TEST_F(TenantEditorTest, TokensAreRevokedOneByOneOrAll) {
   EXPECT_EQ(editor.Revoke("a", "").status().code(), absl::StatusCode::kNotFound);
   EXPECT_EQ(editor.Revoke("b", "zz").status().code(), absl::StatusCode::kNotFound);
   EXPECT_EQ(*editor.Revoke("b", ""), 1);
-  EXPECT_EQ(Text(), "# nobody\n") << "a server takes an empty file for a damaged one";
+  EXPECT_EQ(Text(), "# no tenants\n") << "a server treats an empty file as damaged";
 }
 
 TEST_F(TenantEditorTest, AnIdThatStandsForSeveralTokensRevokesNone) {

@@ -28,7 +28,7 @@ struct RetryOptions {
   absl::Duration initial_backoff = absl::Milliseconds(50);
   absl::Duration max_backoff = absl::Seconds(5);
   double multiplier = 2;
-  // How long a server may be unavailable before the call gives up. Progress restarts the limit.
+  // How long a server may be unavailable before the call fails. Progress restarts the limit.
   // Delays that the server asked for do not count.
   absl::Duration time_limit = absl::Seconds(60);
 };

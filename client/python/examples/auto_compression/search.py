@@ -5,9 +5,9 @@
     python3 search.py prune --yaml prune.yml && nnictl create --config prune.yml
 
 A TPE tuner draws an algorithm and, for each layer, a sparsity or a number of bits; every trial
-trains the network on with it, through one compression server. At the end there are a table of all
-trials, the best configuration, and a picture of accuracy against size. Needs NNI 3.0, PyTorch,
-scikit-learn and matplotlib.
+fine-tunes the network with it, through one compression server. The output is a table of all trials,
+the best configuration, and a picture of accuracy against size. Needs NNI 3.0, PyTorch, scikit-learn
+and matplotlib.
 """
 
 import argparse
@@ -40,7 +40,7 @@ SPACES = {
     "prune": lambda found: pruning_space(found, sparsity=(0.5, 0.98)),
     "quantize": quantization_space,
 }
-# Of this process's environment, what the trials need to reach the server as well.
+# The environment variables that trials need, too, to connect to the server.
 INHERITED = (
     "NNI_COMPRESSION_ALLOW_INSECURE_TOKEN",
     "NNI_COMPRESSION_SHM_SOCKET",
@@ -50,7 +50,7 @@ INHERITED = (
     "NNI_COMPRESSION_TLS_KEY",
     "NNI_COMPRESSION_TOKEN_FILE",
 )
-LOOK_EVERY = 1.0  # seconds
+POLL_INTERVAL = 1.0  # seconds
 STARTS = 3
 
 
@@ -79,9 +79,9 @@ def make_experiment(arguments: argparse.Namespace) -> Experiment:
 
 
 def connection(server: str) -> str:
-    """How a trial reaches the server, as variables before its command.
+    """The connection settings of a trial, as environment variables in front of its command.
 
-    They may be read in the configuration, so a secret may be there as a file's name only.
+    The configuration is readable, so secrets are passed only as names of files.
     """
     variables = {name: os.environ[name] for name in INHERITED if os.environ.get(name)}
     variables[nc.client.SERVER_VARIABLE] = server
@@ -89,7 +89,7 @@ def connection(server: str) -> str:
 
 
 def free_port() -> int:
-    """A port for NNI's own web page: NNI takes no 0."""
+    """A free port for NNI's web page: NNI does not accept port 0."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
@@ -98,8 +98,8 @@ def free_port() -> int:
 def start(make: Callable[[], Experiment], port: Optional[int] = None) -> Experiment:
     """Starts an experiment on the port, or a free one.
 
-    NNI gives its own server four seconds to come up, which a busy machine may exceed: then another
-    experiment is made and started.
+    NNI waits four seconds for its own server to start, which is too short on a busy machine: then
+    another experiment is made and started.
     """
     for attempt in range(1, STARTS + 1):
         experiment = make()
@@ -128,14 +128,14 @@ def watch(experiment: Experiment, count: int) -> list[outcome.Trial]:
                 print(f"[{len(seen):>2}/{count}] {line}", flush=True)
         if status in ("DONE", "STOPPED", "ERROR"):
             return list(trials.values())
-        time.sleep(LOOK_EVERY)
+        time.sleep(POLL_INTERVAL)
 
 
 def finished(jobs: Sequence[Any]) -> dict[str, outcome.Trial]:
     """The trials with a result, by name.
 
-    Trials ask for their parameters when they have started, in any order; a job lists those that
-    were meant for it, and its result has the number of those that it got.
+    Trials request their parameters when they have started, in any order. A job lists the parameters
+    intended for it; its result has the number of those that it received.
     """
     drawn = {p.parameter_id: p.parameters for job in jobs for p in job.hyperParameters}
     results = {job.trialJobId: job.finalMetricData[0] for job in jobs if job.finalMetricData}

@@ -1,4 +1,4 @@
-"""One trial: trains the digits network on with the compression that a tuner has drawn.
+"""One trial: fine-tunes the digits network with the compression that a tuner has drawn.
 
 NNI runs this; the other searches call `run_trial`. The server is $NNI_COMPRESSION_SERVER.
 """
@@ -29,7 +29,7 @@ COMPRESSORS = {
 
 
 def baseline(path: Optional[Path]) -> digits.Net:
-    """The trained network that all trials start from; made when there is no file of it."""
+    """The trained network that all trials start from; trained if there is no file of it."""
     torch.manual_seed(digits.SEED)
     model = digits.Net()
     if path is not None and path.is_file():
@@ -42,7 +42,7 @@ def baseline(path: Optional[Path]) -> digits.Net:
 
 
 def saved_share(layers: Any) -> float:
-    """What compression saves of the weights' 32 bits: pruned away, or by shorter codes."""
+    """Share of the weights' 32 bits that pruning and shorter codes save."""
     compressed = [layer for layer in layers if layer.compressed]
     saved = sum(
         layer.elements * (1 - layer.bits / 32 if layer.bits else layer.achieved_sparsity or 0)

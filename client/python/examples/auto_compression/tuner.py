@@ -1,4 +1,4 @@
-"""NNI's TPE tuner, steady with several short trials at a time."""
+"""NNI's TPE tuner, made robust for several short concurrent trials."""
 
 import threading
 from typing import Any
@@ -7,12 +7,12 @@ from nni.algorithms.hpo.tpe_tuner import TpeTuner
 
 
 class SteadyTpeTuner(TpeTuner):
-    """TPE that takes a result whatever it was told before.
+    """TPE that accepts a result after its trial was reported as ended.
 
-    NNI 3.0 may tell that a trial has ended before it tells the trial's result: it does so in two
-    threads, and names the ended trial by the parameters that were meant for it, which another trial
-    may have got and still be training with. NNI's own TPE forgets the parameters at the first and
-    stumbles over the second; then the experiment stands still, without a word
+    NNI 3.0 reports the end and the result of a trial from two threads, so the end may be first. It
+    also identifies the ended trial by the parameters intended for it, which another trial may have
+    received and still use. NNI's TPE forgets the parameters at the end of a trial and fails on a
+    later result; then the experiment hangs silently
     (https://github.com/microsoft/nni/issues/5798).
     """
 
@@ -28,12 +28,12 @@ class SteadyTpeTuner(TpeTuner):
     def receive_trial_result(
         self, parameter_id: Any, parameters: Any, value: Any, **kwargs: Any
     ) -> None:
-        """Learns from a result, also one of parameters that were thought to be done with."""
+        """Learns from a result, also one for parameters whose trial was reported as ended."""
         with self._lock:
             self._running_params.setdefault(parameter_id, self._params[parameter_id])
             super().receive_trial_result(parameter_id, parameters, value, **kwargs)
 
     def trial_end(self, parameter_id: Any, success: bool, **kwargs: Any) -> None:
-        """Expects no result any more."""
+        """Forgets the parameters of a trial that has ended."""
         with self._lock:
             super().trial_end(parameter_id, success, **kwargs)

@@ -1,7 +1,7 @@
 """The client of the NNI compression service, on numpy.
 
-A server compresses neural networks for trainers: a session is opened with an algorithm, a
-config_list and the model's layers; weights go in, masks or quantized weights come out.
+A server compresses neural networks for trainers. A session is opened with an algorithm, a
+config_list and the model's layers; it computes masks or quantized weights from weights.
 
 >>> layers = [nc.Layer(name="fc", op_type="Linear", shape=(10, 20), dtype="float32")]
 >>> config_list = [{"sparsity": 0.8, "op_types": ["default"]}]
@@ -17,7 +17,7 @@ Examples in this package have ``import numpy as np``, ``import nni_compression a
 by tuners.
 """
 
-# Before gRPC.
+# Before gRPC is imported.
 from ._transport import fork_support  # noqa: F401  # isort: skip
 from ._renamed import renamed as __getattr__  # noqa: F401
 from ._transport.tls import Tls

@@ -1,4 +1,4 @@
-"""Modules under the names that they had in earlier versions, for one release."""
+"""Modules under their names of earlier versions, deprecated, for one release."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def attributes_of(folder: str) -> Callable[[str], ModuleType]:
 
 
 class _Finder(MetaPathFinder, Loader):
-    """Finds them for `import nni_compression.NAME` and `from nni_compression.NAME import ...`."""
+    """For `import nni_compression.NAME` and `from nni_compression.NAME import ...`."""
 
     def find_spec(
         self, fullname: str, path: Optional[Sequence[str]], target: Optional[ModuleType] = None

@@ -1,4 +1,4 @@
-"""What goes wrong, as exceptions that can be told apart by class and by code, never by text."""
+"""Errors as exceptions, distinguished by class and by code, never by text."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ class CompressionError(Exception):
         errors: when single layers failed: layer name -> that layer's error. Empty otherwise.
         results: layers of the same call that worked, layer name -> what the call would have
             returned for them. The server has applied these.
-        request_id: what the server's log calls the call; None when no server answered.
+        request_id: the id of the call in the server's log; None when no server answered.
     """
 
     code: StatusCode = StatusCode.UNKNOWN
@@ -96,7 +96,7 @@ class NotFoundError(CompressionError, KeyError):
 
 
 class AlreadyExistsError(CompressionError):
-    """What was to be made exists."""
+    """The object to create already exists."""
 
     code = StatusCode.ALREADY_EXISTS
 
@@ -108,19 +108,19 @@ class PermissionDeniedError(CompressionError, PermissionError):
 
 
 class ResourceExhaustedError(CompressionError):
-    """The server has no room, now (retries were in vain) or ever."""
+    """The server lacks resources, temporarily (retries failed) or permanently."""
 
     code = StatusCode.RESOURCE_EXHAUSTED
 
 
 class FailedPreconditionError(CompressionError):
-    """The right request at the wrong time: another epoch, a closed client, a forked process."""
+    """A valid request in the wrong state: another epoch, a closed client, a forked process."""
 
     code = StatusCode.FAILED_PRECONDITION
 
 
 class AbortedError(CompressionError):
-    """The server gave the call up."""
+    """The server aborted the call."""
 
     code = StatusCode.ABORTED
 
@@ -138,13 +138,13 @@ class InternalError(CompressionError):
 
 
 class UnavailableError(CompressionError, ConnectionError):
-    """No server answers at the address, or it went away and did not come back in time."""
+    """No server answers at the address, or it became unavailable and did not return in time."""
 
     code = StatusCode.UNAVAILABLE
 
 
 class DataLossError(CompressionError):
-    """Bytes arrived that are not the bytes announced."""
+    """Received bytes are damaged or differ from those announced."""
 
     code = StatusCode.DATA_LOSS
 

@@ -1,4 +1,4 @@
-"""Puts what a session has made of a model into the model's ONNX graph.
+"""Puts the results of a session into a model's ONNX graph.
 
     pruner.export("compressed", "onnx")
     nni_compression.onnx.apply("model.onnx", "compressed/model.onnx.safetensors", "small.onnx")
@@ -31,7 +31,7 @@ PathLike = Union[str, "os.PathLike[str]"]
 _OPSET = 10
 _OPSET_PER_CHANNEL = 13
 _ACTIVATIONS = ("output", "input")
-# Operators that look at a weight without computing with it: exporters leave them behind.
+# Operators that only inspect a weight: exporters leave them behind.
 _NO_NUMBERS = ("Shape", "Size")
 
 
@@ -46,31 +46,31 @@ def apply(
 ) -> Any:
     """Writes compressed weights and encodings into a graph; the `ModelProto`, changed.
 
-    Masked weights, and those without affine codes, take the places of their initializers. A
-    quantized weight becomes its codes and a DequantizeLinear (and a Reshape, where it has groups),
-    which give the values of the session bit for bit; quantized outputs and inputs get a
-    QuantizeLinear and a DequantizeLinear, with a Clip between them where the codes do not fill
-    their type. An initializer of two dimensions that is there transposed, as exporters do to it for
-    MatMul, is recognized. Where the exporter has merged initializers of equal contents, as
-    PyTorch's did before version 2.9, each weight gets one of its own again.
+    Masked weights, and those without affine codes, replace their initializers. A quantized weight
+    becomes its codes and a DequantizeLinear (and a Reshape, if it has groups), which give the
+    values of the session bit for bit; quantized outputs and inputs get a QuantizeLinear and a
+    DequantizeLinear, with a Clip between them if the codes do not fill their type. A transposed
+    initializer of two dimensions, which exporters make for MatMul, is recognized. If the exporter
+    has merged initializers of equal content, as PyTorch's did before version 2.9, each weight gets
+    one of its own again.
 
-    A weight that is far from what the graph has under its name gets a warning: the graph is of
-    another moment of the training, or its exporter has folded something into the weight, as those
-    do that optimize (`torch.onnx.export` needs ``optimize=False``, before PyTorch 2.9
+    There is a warning if a weight is far from the graph's initializer of that name: the graph is
+    from another step of the training, or its exporter has folded something into the weight, as
+    optimizing ones do (`torch.onnx.export` needs ``optimize=False``, before PyTorch 2.9
     ``do_constant_folding=False, training=torch.onnx.TrainingMode.PRESERVE``).
 
     Args:
         model: path of a model, or a `ModelProto`.
         bundle: what `export(..., "onnx")` wrote.
-        output: where the model is saved as well; weights of more than 2 GiB, which no such file
-            can hold, under the same name with ".data" at its end.
+        output: path to which the model is saved, too; weights of more than 2 GiB, the limit of an
+            ONNX file, are saved under the same name with the suffix ".data".
         names: names of the bundle's weights -> names of the graph's initializers, where they
             differ.
         left_out: weights of the bundle that the graph does not need.
         others: the model's other parameters, or those that may be equal to a weight of the bundle.
-            Exporters merge what is equal: one that has become another name of a weight gets an
-            initializer of its own. Without them only one whose name ends as the weight's does gets
-            one, and a weight that several operators use gets a warning.
+            Exporters merge equal ones: a parameter that was merged with a weight gets an
+            initializer of its own. Without this argument only one whose name ends as the weight's
+            does gets one, and there is a warning for a weight that several operators use.
 
     Raises InvalidArgumentError when a weight is not in the graph, has another shape or dtype, or
     one of the others has been merged into it without a trace, or when the graph's opset lacks what
@@ -93,12 +93,12 @@ def apply(
 
 
 def load(path: PathLike) -> Any:
-    """The `ModelProto` of a file, with what that keeps beside it."""
+    """The `ModelProto` of a file, with its external data."""
     return onnx.load(os.fspath(path))
 
 
 class Match(NamedTuple):
-    """How a bundle's weights are called in a graph; arguments of `apply`, of these names."""
+    """The names of a bundle's weights in a graph; arguments of `apply`, under these names."""
 
     names: dict[str, str]
     left_out: list[str]
@@ -107,9 +107,9 @@ class Match(NamedTuple):
 def match(model: Any, bundle: PathLike, tied: Mapping[str, Sequence[str]]) -> Match:
     """`names` and `left_out` for `apply`, of a graph that an exporter has made of the model.
 
-    Of weights that are tied, exporters keep one initializer, under one of their names; they leave
-    out the weights that no output depends on, whose names are then nowhere in the graph. None is
-    left out where none is found: the graph then names its weights in another way.
+    Exporters keep one initializer of tied weights, under one of their names, and omit weights that
+    no output depends on, whose names are then nowhere in the graph. If no weight is found at all,
+    `left_out` is empty: the graph then uses other names.
 
     Args:
         tied: name of a weight in the bundle -> all its names in the model.
@@ -128,13 +128,13 @@ def match(model: Any, bundle: PathLike, tied: Mapping[str, Sequence[str]]) -> Ma
 
 
 def save(model: Any, path: Path) -> None:
-    """Writes a `ModelProto` in place of the file that is there, and of what that kept beside it."""
-    beside = path.with_name(f"{path.name}.data")
+    """Writes a `ModelProto`; replaces an existing file and its external data."""
+    data_file = path.with_name(f"{path.name}.data")
     if _tensor_bytes(model) <= atomic.LARGEST_ONNX:
         onnx.save(model, str(path))
         return
-    beside.unlink(missing_ok=True)  # or its bytes stay, and the new ones come behind them
-    onnx.save(model, str(path), save_as_external_data=True, location=beside.name)
+    data_file.unlink(missing_ok=True)  # otherwise new bytes are appended
+    onnx.save(model, str(path), save_as_external_data=True, location=data_file.name)
     onnx.load_external_data_for_model(model, str(path.parent))  # which `save` has moved there
 
 
@@ -143,10 +143,10 @@ def _tensor_bytes(model: Any) -> int:
 
 
 def mark(weight: str, kind: str) -> str:
-    """The `doc_string` of an Identity node that says where a layer's "output" or "input" is.
+    """The `doc_string` of an Identity node that marks a layer's "output" or "input".
 
-    A converter that knows puts such nodes into a graph; without them it is what the operator with
-    the weight gives and is given.
+    A converter may put such nodes into a graph; without them it is the output or input of the
+    operator that uses the weight.
     """
     return f"{kind} of {weight}"
 
@@ -189,8 +189,8 @@ class _Bundle(SafetensorsFile):
         unknown = set(names) - set(self._weights)
         if unknown:
             raise InvalidArgumentError(
-                f"names has {min(unknown)!r}, which is no compressed weight of the bundle; it must "
-                f"be one of {', '.join(self._weights)}"
+                f"names has {min(unknown)!r}, which is not a compressed weight of the bundle; it "
+                f"must be one of {', '.join(self._weights)}"
             )
         return [
             self._weight(name, names.get(name, name))
@@ -230,7 +230,7 @@ class _Graph:
         self._initializers = {i.name: i for i in model.graph.initializer}
         self._opset = max(o.version for o in model.opset_import if o.domain in ("", "ai.onnx"))
         self._taken = {n for node in model.graph.node for n in (*node.input, *node.output)}
-        # What is another name of an initializer -> the initializer's own.
+        # Alias of an initializer -> the initializer's own name.
         self._merged: dict[str, str] = {}
         for node in model.graph.node:
             if _is_plain_identity(node):
@@ -253,8 +253,7 @@ class _Graph:
         with.
 
         An exporter that merges puts an Identity in place of the second weight, under its name. Any
-        other Identity of a weight is a part of what the model computes. An optimizer leaves no
-        Identity.
+        other Identity of a weight is a part of the model. An optimizer leaves no Identity.
         """
         results = {value.name for value in self._graph.output}
         for name, source in list(self._merged.items()):
@@ -350,13 +349,13 @@ class _Graph:
             self._graph.node.insert(0, node)
 
     def _append(self, nodes: list[Any], op_type: str, inputs: list[str]) -> None:
-        """A node behind the last one, in whose output's place its own comes."""
+        """Appends a node to the last one; it takes over the output's name."""
         result = nodes[-1].output[0]
         nodes[-1].output[0] = between = self._new(f"{result}_before_{op_type.lower()}")
         nodes.append(helper.make_node(op_type, [between, *inputs], [result]))
 
     def _users(self, name: str) -> list[tuple[Any, str]]:
-        """The nodes that compute with a weight, maybe transposed, and what each calls it."""
+        """The nodes that compute with a weight, possibly transposed, and its name in each."""
         found = []
         for node in self._graph.node:
             if name in node.input and node.op_type not in _NO_NUMBERS:
@@ -368,7 +367,7 @@ class _Graph:
         return [n for n in self._graph.node if n.op_type == "Identity" and n.doc_string == text]
 
     def _encode_mark(self, node: Any, encoding: Mapping[str, Any], name: str) -> None:
-        """Quantizes and dequantizes in place of a node that was put where this is to be."""
+        """Replaces a mark by nodes that quantize and dequantize."""
         at = list(self._graph.node).index(node)
         new = self._round_trip(node.input[0], node.output[0], encoding, name)
         del self._graph.node[at]
@@ -378,7 +377,7 @@ class _Graph:
     def _encode(
         self, node: Any, weight: str, kind: str, encoding: Mapping[str, Any], name: str
     ) -> None:
-        """Quantizes and dequantizes the node's output, or what it computes on beside the weight."""
+        """Quantizes and dequantizes the node's output, or its input that is not the weight."""
         if kind == "output":
             node = self._with_bias(node)
             whole = node.output[0]
@@ -397,7 +396,7 @@ class _Graph:
             self._graph.node.insert(at, each)
 
     def _with_bias(self, node: Any) -> Any:
-        """The node, or the Add of a bias behind it, as exporters make of a layer."""
+        """The node, or the Add of a bias after it: exporters split layers that way."""
         users = [n for n in self._graph.node if node.output[0] in n.input]
         if node.op_type == "MatMul" and len(users) == 1 and users[0].op_type == "Add":
             other = [value for value in users[0].input if value != node.output[0]]
@@ -408,8 +407,8 @@ class _Graph:
     def _round_trip(
         self, source: str, target: str, encoding: Mapping[str, Any], name: str
     ) -> list[Any]:
-        # Signed codes are moved up: ONNX Runtime's kernels for Intel's processors take activations
-        # of no other type.
+        # Signed codes are shifted to unsigned ones: ONNX Runtime's kernels for Intel's processors
+        # only support unsigned activations.
         shift = 128 if encoding["code_min"] < 0 else 0
         smallest, largest = encoding["code_min"] + shift, encoding["code_max"] + shift
         if smallest < 0 or largest > 255:
@@ -424,8 +423,8 @@ class _Graph:
         codes = self._new(f"{name}_codes")
         nodes = [helper.make_node("QuantizeLinear", [source, *numbers], [codes])]
         if (smallest, largest) != (0, 255):
-            # Of codes and not of numbers, because ONNX Runtime finds its integer kernels between a
-            # DequantizeLinear and a QuantizeLinear that have nothing but the operator between them.
+            # Clips codes and not numbers, because ONNX Runtime uses its integer kernels only if
+            # there is nothing but the operator between a DequantizeLinear and a QuantizeLinear.
             bounds = [
                 self._constant(f"{name}_{which}", np.uint8(code))
                 for which, code in (("smallest", smallest), ("largest", largest))
@@ -456,13 +455,13 @@ class _Graph:
 
 
 def _is_plain_identity(node: Any) -> bool:
-    """Whether a node passes on what it is given, and is none of our marks."""
+    """Whether a node is an Identity and not one of our marks."""
     starts = tuple(mark("", kind) for kind in _ACTIVATIONS)
     return node.op_type == "Identity" and not node.doc_string.startswith(starts)
 
 
 def _last_part(name: str) -> str:
-    """What a parameter is called in its layer; empty where the name has no layer."""
+    """The name of a parameter within its layer; empty if the name has no layer."""
     layer, _, last = name.rpartition(".")
     return last if layer else ""
 
@@ -484,15 +483,15 @@ def _turned(weight: _Weight, before: np.ndarray[Any, Any]) -> _Weight:
 
 
 def _warn_if_far(weight: _Weight, before: np.ndarray[Any, Any]) -> None:
-    """Says so when rounding does not explain what is in the graph."""
+    """Warns when rounding does not explain the difference to the graph's weight."""
     if weight.codes is None or not weight.values.size:
         return
     kept = weight.values != 0
     far = np.abs(before - weight.values) > np.max(weight.scale)
     if (far & kept).sum() > kept.sum() / 2:
         warnings.warn(
-            f"initializer {weight.name!r} is far from the session's weight: the graph is of "
-            "another moment of the training, or something was folded into the weight when it was "
+            f"initializer {weight.name!r} is far from the session's weight: the graph is from "
+            "another step of the training, or something was folded into the weight when it was "
             "exported (torch.onnx.export needs optimize=False)",
             UserWarning,
             stacklevel=4,
@@ -500,14 +499,14 @@ def _warn_if_far(weight: _Weight, before: np.ndarray[Any, Any]) -> None:
 
 
 def _levels(codes: Any, zero_point: Any, axis: Optional[int]) -> np.ndarray[Any, Any]:
-    """Codes less their zero points."""
+    """Codes minus their zero points."""
     levels: np.ndarray[Any, Any] = codes.astype(np.int32)
     levels -= _along(zero_point.astype(np.int32), axis, codes.ndim)
     return levels
 
 
 def _along(numbers: Any, axis: Optional[int], ndim: int) -> Any:
-    """The numbers in a shape that spreads them along the axis of a weight."""
+    """The numbers in a shape that broadcasts along the axis of a weight."""
     return numbers.reshape([-1 if i == axis else 1 for i in range(ndim)])
 
 

@@ -16,7 +16,7 @@ _DETAILS = "nni_compression.json"
 
 
 class Layer(NamedTuple):
-    """What a method of a script is told about its layer."""
+    """The layer argument of a script's methods."""
 
     name: str
     op_type: str
@@ -43,7 +43,7 @@ def save(
         example: a rule that works, without op_types; needed when an option has no default.
         summary: one sentence; by default the first line of the module's docstring.
         reference: the paper.
-        renewed: when a pruner is asked again: "never", "epoch" or "step".
+        renewed: when a pruner is called again: "never", "epoch" or "step".
         signed: a quantizer's codes are around 0.
         per_channel: a quantizer's scale and zero point have an element for each channel.
     """

@@ -1,4 +1,4 @@
-"""Reading the exports that hold kept weights only."""
+"""Reads exports that hold only kept weights."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ def load_sparse(
 ) -> dict[str, Union[np.ndarray[Any, Any], Tensor]]:
     """The dense tensors of a file that was exported as "sparse".
 
-    Kept weights have the bits that they had, removed ones are 0; all other tensors are as they
-    were. bfloat16, which numpy lacks, comes as `Tensor`s.
+    Kept weights have their original bits, removed ones are 0; all other tensors are unchanged.
+    bfloat16, which numpy lacks, is returned as `Tensor`.
 
     Raises DataLossError for a file that is damaged or of another format, OSError when it cannot be
     read.

@@ -1,4 +1,4 @@
-"""The calls of a session: weights go out, masks, quantized weights and exports come in.
+"""The calls of a session: send weights, receive masks, quantized weights and exports.
 
-May use `_transport`, `_wire`, `values` and `errors`. `session.Session` is what callers see of it.
+May use `_transport`, `_wire`, `values` and `errors`. `session.Session` is its public interface.
 """

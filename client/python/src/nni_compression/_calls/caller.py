@@ -16,14 +16,14 @@ _M = TypeVar("_M")
 
 
 class Caller:
-    """Makes the calls of a session. Any thread may.
+    """Makes the calls of a session. Thread-safe.
 
     `timeout` is in seconds, retries included; None means the client's.
 
     Attributes:
         route: the routing key.
         lease: seconds without a call after which the server ends the session.
-        closed: whether the session was closed here: no call is made any more.
+        closed: whether the session was closed here; no further call is made then.
     """
 
     def __init__(
@@ -54,10 +54,10 @@ class Caller:
         open_only: bool = True,
         counted: bool = True,
     ) -> _M:
-        """A call with one message either way.
+        """Makes a unary call.
 
         Args:
-            open_only: whether it is an error once the session was closed, and renews the lease.
+            open_only: whether the call needs an open session, and renews its lease.
             counted: whether it counts in the statistics.
         """
 
@@ -77,7 +77,7 @@ class Caller:
         return self._renewing(call) if open_only else call()
 
     def stream(self, method: str, exchange: Exchange, timeout: Optional[float]) -> None:
-        """A bidirectional call; what comes back goes to `exchange`."""
+        """Makes a bidirectional call; `exchange` receives the replies."""
 
         def call() -> None:
             self.transport.stream(
@@ -100,7 +100,7 @@ class Caller:
         *,
         payload_bytes: int,
     ) -> _M:
-        """A call that sends many messages and gets one."""
+        """Makes a client-streaming call."""
 
         def call() -> _M:
             raw = self.transport.upload(

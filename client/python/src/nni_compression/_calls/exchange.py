@@ -1,4 +1,4 @@
-"""The streaming calls: tensors out, tensors or files in, over as many attempts as it takes."""
+"""The streaming calls: send tensors, receive tensors or files, over any number of attempts."""
 
 from __future__ import annotations
 
@@ -87,7 +87,7 @@ def decode(message_type: Any, content: memoryview) -> Any:
         return message_type.FromString(bytes(content))
     except DecodeError as error:
         name = message_type.DESCRIPTOR.name
-        raise DataLossError(f"the server sent bytes that are no {name}: {error}") from error
+        raise DataLossError(f"the server sent an invalid {name}: {error}") from error
 
 
 @dataclass
@@ -102,8 +102,8 @@ class _Incoming:
         end = chunk.offset + len(chunk.payload)
         if chunk.offset != self.received or end > len(self.data):
             raise DataLossError(
-                f"layer {self.header.layer!r} came with a chunk at {chunk.offset} to {end}, "
-                f"where {self.received} of {len(self.data)} bytes were there"
+                f"layer {self.header.layer!r} got a chunk at {chunk.offset} to {end} after "
+                f"{self.received} of {len(self.data)} bytes"
             )
         self.data[chunk.offset : end] = np.frombuffer(chunk.payload, dtype=np.uint8)
         self.received = end
@@ -111,16 +111,16 @@ class _Incoming:
     def finish(self, commit: Any) -> None:
         if self.received != len(self.data) or commit.byte_length != len(self.data):
             raise DataLossError(
-                f"layer {self.header.layer!r} came with {self.received} bytes and a commit of "
-                f"{commit.byte_length}, where {len(self.data)} were announced"
+                f"layer {self.header.layer!r} got {self.received} bytes and a commit of "
+                f"{commit.byte_length}; the header announced {len(self.data)}"
             )
         if commit.HasField("crc32") and zlib.crc32(self.data.data) != commit.crc32:
-            raise DataLossError(f"the checksum of what came for {self.header.layer!r} is wrong")
+            raise DataLossError(f"the checksum of layer {self.header.layer!r} is wrong")
 
 
 @dataclass
 class _Answer:
-    """What has come so far for one tensor of the request."""
+    """The messages received so far for one tensor of the request."""
 
     result: Any
     expected: int
@@ -128,17 +128,17 @@ class _Answer:
 
 
 class LayerExchange(ABC, Generic[R]):
-    """A call whose every tensor is answered by a result and by tensors that belong to it.
+    """A call in which the server answers each tensor with a result and the tensors of that result.
 
-    Layers that were answered in an attempt are not sent again in the next. After the call,
-    `results` has what worked and `errors` what did not, and `close` has to be called. Where
-    `unfinished` says so, the call has to be made once more.
+    Layers that were answered in one attempt are not sent again in the next. After the call,
+    `results` and `errors` have the outcome of each layer, and `close` must be called. If
+    `unfinished` is set, the call must be made once more.
 
-    Large weights go through `shared`, if it is given and there is room, or are named by their
-    digest where the server has them.
+    Large weights are sent through `shared`, if it is given and has room, or by their digest if the
+    server has them.
 
     Attributes:
-        changing: layers whose weights the server is not likely to meet again.
+        changing: layers whose weights the server is not likely to receive again.
     """
 
     changing: Container[str] = ()
@@ -162,35 +162,35 @@ class LayerExchange(ABC, Generic[R]):
         self._arena: Optional[Arena] = None
         self._found: dict[int, Optional[pb.SharedPlace]] = {}
         self._places: dict[int, tuple[bool, Optional[pb.SharedPlace]]] = {}
-        self._refused: dict[int, str] = {}  # layers whose region the server may not have
+        self._refused: dict[int, str] = {}  # layers whose region the server may not know
         self._fingerprints: dict[int, bytes] = {}
-        self._digests: dict[int, bytes] = {}  # of weights that the server is thought to have
-        self._missed: set[int] = set()  # of these, the ones that it did not have
+        self._digests: dict[int, bytes] = {}  # of weights that the server may have
+        self._missed: set[int] = set()  # those of them that it did not have
 
     @property
     def unfinished(self) -> bool:
-        """Whether tensors are left that the server did not find where it was told to look."""
+        """Whether tensors are left that the server did not find by reference."""
         return bool(self._pending) and self._pending.keys() <= self._refused.keys() | self._missed
 
     def close(self) -> None:
-        """Gives the shared memory back."""
+        """Releases the shared memory."""
         self._end_sharing(answered=not self._pending)
         found = [layer for layer in self._refused.values() if layer in self.results]
-        if found and self._shared is not None:  # it was the region that was not there
+        if found and self._shared is not None:  # the region was unknown
             self._shared.disown()
 
     @property
     def layers(self) -> set[str]:
-        """What is still to be answered."""
+        """The layers without an answer."""
         return {request.header.layer for request in self._pending.values()}
 
     @property
     def empty(self) -> bool:
-        """Whether there is nothing to ask."""
+        """Whether there is nothing to send."""
         return not self._pending
 
     def question(self) -> list[bytes]:
-        """Fingerprints of the weights to ask FindWeights for; none: it is not worth it."""
+        """Fingerprints of weights for FindWeights; empty when the call does not pay."""
         if self._shared is not None and self._shared.usable:
             return []
         stable = [r for r in self._pending.values() if r.header.layer not in self.changing]
@@ -199,7 +199,7 @@ class LayerExchange(ABC, Generic[R]):
         return list(self._fingerprints.values())
 
     def learn(self, may_have: Sequence[bool]) -> None:
-        """Takes the answer: weights that the server may have are named by their digest."""
+        """Applies the answer: weights that the server may have are sent by their digest."""
         known = [index for index, may in zip(self._fingerprints, may_have) if may]
         named = known_weights.digests([self._pending[index] for index in known])
         self._digests = dict(zip(known, named))
@@ -259,15 +259,15 @@ class LayerExchange(ABC, Generic[R]):
 
     @abstractmethod
     def size_of(self, header: Any, request: Any) -> int:
-        """Bytes that a tensor with this header must have; 0 when it should not be there."""
+        """Bytes that a tensor with this header must have; 0 when it is not allowed."""
 
     @abstractmethod
     def result_bytes(self, request: Any) -> int:
-        """The most that the large tensor of a weight's answer takes."""
+        """The maximum size of the large tensor in the answer for a weight."""
 
     @abstractmethod
     def build(self, result: Any, request: Any, parts: dict[int, _Incoming]) -> R:
-        """The answer for a layer, from what came; `parts` by role."""
+        """The answer for a layer from its result and its tensors; `parts` by role."""
 
     def _on_result(self, result: Any) -> None:
         request = self._pending.get(result.answers)
@@ -290,7 +290,7 @@ class LayerExchange(ABC, Generic[R]):
         size = self.size_of(header, self._pending[header.answers].header)
         if size == 0 or size != header.byte_length:
             raise DataLossError(
-                f"layer {header.layer!r} came with a tensor of role {header.role}, dtype "
+                f"layer {header.layer!r} got a tensor of role {header.role}, dtype "
                 f"{header.dtype}, shape {list(header.shape)} and {header.byte_length} bytes"
             )
         if header.HasField("shared_memory"):
@@ -308,7 +308,7 @@ class LayerExchange(ABC, Generic[R]):
             or (told.region, told.offset) != (place.region, place.offset)
             or size > place.capacity
         ):
-            raise DataLossError(f"layer {header.layer!r} was answered where it should not be")
+            raise DataLossError(f"layer {header.layer!r} was answered at an unexpected place")
         return self._arena.result(place, size)
 
     def _may_share(self, request: frames.Outgoing) -> bool:
@@ -319,7 +319,7 @@ class LayerExchange(ABC, Generic[R]):
         )
 
     def _prepare(self, request: frames.Outgoing) -> frames.Outgoing:
-        """The request as it is sent: by reference where that will do."""
+        """The request to send: by reference if possible."""
         index = request.header.index
         if index not in self._fingerprints:
             return self._share(request)
@@ -332,7 +332,7 @@ class LayerExchange(ABC, Generic[R]):
         return frames.Outgoing(header, request.data)
 
     def _share(self, request: frames.Outgoing) -> frames.Outgoing:
-        """The request as it is sent: in shared memory, or as it was where there is no room."""
+        """The request to send: in shared memory, or unchanged if there is no room."""
         if self._shared is None or not self._may_share(request):
             return request
         weight, result = self._found.get(request.header.index), None
@@ -352,7 +352,7 @@ class LayerExchange(ABC, Generic[R]):
         return frames.Outgoing(header, request.data)
 
     def _region_is_gone(self, result: Any) -> bool:
-        """Whether an error may be the region's rather than the layer's: sends it once more then."""
+        """Whether the region, and not the layer, may have caused an error: the layer is resent."""
         gone = code_from_number(result.error.code) == StatusCode.NOT_FOUND
         if not gone or result.answers not in self._places or result.answers in self._refused:
             return False
@@ -424,7 +424,7 @@ class QuantizeExchange(LayerExchange[QuantizedTensor]):
     """QuantizeWeight.
 
     Attributes:
-        reply_bytes: the most that the reply takes for an element; None: as much as the weight.
+        reply_bytes: maximum bytes of the reply per element; None: those of the weight.
     """
 
     reply_bytes: Optional[int] = 2

@@ -29,7 +29,7 @@ def check_file_name(name: str) -> str:
 
 
 def _is_exported_config(path: Path) -> bool:
-    """Whether an export has written it: it says nothing of the model but how it is quantized."""
+    """Whether an export has written the file: it has only the quantization configuration."""
     try:
         config = json.loads(path.read_bytes())
         method = config["quantization_config"]["quant_method"]
@@ -39,15 +39,15 @@ def _is_exported_config(path: Path) -> bool:
 
 
 def _check_free(path: Path) -> None:
-    """AlreadyExistsError for a file that is not an export's: models have a config.json, too."""
+    """Raises AlreadyExistsError for another writer's file: models have a config.json, too."""
     if path.name == "config.json" and os.path.lexists(path) and not _is_exported_config(path):
         raise AlreadyExistsError(
-            f"{path} is there already, and no export has written it; choose another directory"
+            f"{path} already exists and was not written by an export; choose another directory"
         )
 
 
-class _ArrivingFile:
-    """A file that is being received, under a name of its own beside where it will be."""
+class _IncomingFile:
+    """A file that is being received, under a temporary name next to its target."""
 
     def __init__(self, directory: Path, header: Any) -> None:
         self.target = directory / check_file_name(header.name)
@@ -64,8 +64,8 @@ class _ArrivingFile:
         end = chunk.offset + len(chunk.payload)
         if self.complete or chunk.offset != self._received or end > self._length:
             raise DataLossError(
-                f"file {self.target.name!r} came with a chunk at {chunk.offset} to {end}, where "
-                f"{self._received} of {self._length} bytes were there"
+                f"file {self.target.name!r} got a chunk at {chunk.offset} to {end} after "
+                f"{self._received} of {self._length} bytes"
             )
         self._out.write(chunk.payload)
         self._crc = zlib.crc32(chunk.payload, self._crc)
@@ -74,8 +74,8 @@ class _ArrivingFile:
     def finish(self, commit: Any) -> None:
         if self._received != self._length or commit.byte_length != self._length:
             raise DataLossError(
-                f"file {self.target.name!r} came with {self._received} bytes and a commit of "
-                f"{commit.byte_length}, where {self._length} were announced"
+                f"file {self.target.name!r} got {self._received} bytes and a commit of "
+                f"{commit.byte_length}; the header announced {self._length}"
             )
         if commit.HasField("crc32") and commit.crc32 != self._crc:
             raise DataLossError(f"the checksum of file {self.target.name!r} is wrong")
@@ -95,9 +95,9 @@ class _ArrivingFile:
 
 
 class ExportExchange:
-    """Export. The files appear under their names when all of them are there, or not at all.
+    """Export. The files are renamed into place when all of them are complete, or not at all.
 
-    A context manager that removes what is left of unfinished files.
+    A context manager that removes unfinished files.
     """
 
     def __init__(
@@ -114,7 +114,7 @@ class ExportExchange:
         self._open = open_content
         self._requests = requests
         self._checksum = checksum
-        self._files: dict[int, _ArrivingFile] = {}
+        self._files: dict[int, _IncomingFile] = {}
 
     def __enter__(self) -> ExportExchange:
         return self
@@ -158,9 +158,9 @@ class ExportExchange:
         names = [file.target.name for file in self._files.values()]
         if header.index in self._files or header.name in names:
             raise DataLossError(f"the server announced file {header.name!r} twice")
-        self._files[header.index] = _ArrivingFile(self._directory, header)
+        self._files[header.index] = _IncomingFile(self._directory, header)
 
-    def _at(self, index: int) -> _ArrivingFile:
+    def _at(self, index: int) -> _IncomingFile:
         if index not in self._files:
             raise DataLossError(f"the server sent a piece of file {index}, which has no header")
         return self._files[index]

@@ -1,8 +1,8 @@
-"""Weights that the server may have from an earlier call, and how to name them.
+"""Weights that the server may have from an earlier call, and how to refer to them.
 
-A weight is recognised by a fingerprint, which costs next to nothing, and then named by its digest,
-which costs about as much as sending it over a fast network: so only weights whose fingerprint the
-server knows are hashed. docs/wire-protocol.md has the protocol.
+A weight is recognized by a fingerprint, which is cheap, and then referred to by its digest, which
+costs about as much as sending it over a fast network. So only weights whose fingerprint the server
+knows are hashed. docs/wire-protocol.md has the protocol.
 """
 
 from __future__ import annotations
@@ -19,14 +19,14 @@ import numpy as np
 from .._wire import compression_pb2 as pb
 from .._wire.frames import LONE_BYTES, Outgoing
 
-# Smaller weights are sent sooner than asked for.
+# Smaller weights are sent without asking: that is faster.
 MIN_BYTES = 16 << 10
 
 _SAMPLES = 4096
 
 
 def worth_asking(requests: Sequence[Outgoing]) -> list[Outgoing]:
-    """The weights of a call that may be worth a question: none when all go in one message."""
+    """The weights worth a FindWeights call: none when all fit into one message."""
     found = [
         request
         for request in requests
@@ -36,7 +36,7 @@ def worth_asking(requests: Sequence[Outgoing]) -> list[Outgoing]:
 
 
 def fingerprint(request: Outgoing) -> bytes:
-    """16 bytes that are equal for equal tensors, and hardly ever for others."""
+    """16 bytes that are equal for equal tensors and very likely differ for others."""
     data = np.frombuffer(request.data, dtype=np.uint8)
     words = data[: len(data) // 8 * 8].view(np.uint64)
     step = max(1, len(words) // _SAMPLES)
@@ -47,7 +47,7 @@ def fingerprint(request: Outgoing) -> bytes:
 
 
 def digests(requests: Sequence[Outgoing]) -> list[bytes]:
-    """TensorHeader.digest of each; several at a time."""
+    """TensorHeader.digest of each; computed in parallel."""
     if len(requests) < 2:
         return [_digest(request) for request in requests]
     with ThreadPoolExecutor(min(len(requests), os.cpu_count() or 1)) as pool:

@@ -27,7 +27,7 @@ def step_requests(
     inputs: Optional[Mapping[str, Any]],
     gradients: Optional[Mapping[str, Any]],
 ) -> list[frames.Outgoing]:
-    """What is sent with a step; see `Session.step`."""
+    """The messages of a step's request; see `Session.step`."""
     sent = [
         (name, value, role)
         for role, values in (
@@ -45,7 +45,7 @@ def step_requests(
 
 
 def step_result(reply: pb.StepResponse, expected: int) -> StepResult:
-    """What the server answered; raises the errors of single layers."""
+    """Reads the reply; raises the errors of single layers."""
     if len(reply.parameters) != expected:
         raise InternalError(
             f"the server answered {len(reply.parameters)} of the {expected} tensors sent"
@@ -57,7 +57,7 @@ def step_result(reply: pb.StepResponse, expected: int) -> StepResult:
         key = layer.layer if target is None else (layer.layer, target)
         if layer.HasField("error"):
             errors[key] = make_error(code_from_number(layer.error.code), layer.error.message)
-        elif layer.role != pb.TENSOR_ROLE_GRADIENT:  # which changes nothing by itself
+        elif layer.role != pb.TENSOR_ROLE_GRADIENT:  # which has no answer of its own
             answers[key] = quantization.from_wire(layer)
     raise_layer_errors(errors, answers)
     return StepResult(reply.stale_layers, reply.step, answers)

@@ -1,4 +1,4 @@
-"""Files that an export leaves: written whole or not at all, and safetensors as it is read back.
+"""Files of exports: written atomically; safetensors files are read, too.
 
 May use `values` and `errors`.
 """

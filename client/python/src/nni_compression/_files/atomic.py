@@ -12,25 +12,25 @@ from typing import TypeVar, Union
 
 F = TypeVar("F", bound="NewFiles")
 
-# Bytes of tensors in one file of ONNX: it is a message of Protocol Buffers, which ends at 2 GiB,
-# and the graph needs some of these.
+# Maximum bytes of tensors in one ONNX file: a Protocol Buffers message is limited to 2 GiB, which
+# has to hold the graph, too.
 LARGEST_ONNX = 2**31 - 2**26
 
 
 class NewFiles:
-    """Writes files in a folder of its own beside them; `written` gives all of them their places.
+    """Writes files in a temporary folder next to their targets; `written` moves them into place.
 
-    So a full disk or an interruption leaves old files as they were, and nothing half written. What
-    a writer puts beside its file, under whatever name, moves along: the names by which such files
-    refer to one another stay right.
+    A full disk or an interruption leaves old files unchanged and no partial ones. Additional files
+    that a writer puts next to its file are moved as well, under the same names, so that references
+    between such files stay valid.
     """
 
     def __init__(self) -> None:
-        self._folders: dict[Path, Path] = {}  # of the targets -> where their files are written
+        self._folders: dict[Path, Path] = {}  # folder of the targets -> temporary folder
         self._token = secrets.token_hex(8)
 
     def temporary(self, path: Union[str, os.PathLike[str]]) -> Path:
-        """Where to write the file that will be `path`, and where it lies until it is there."""
+        """The temporary path of the file that will be moved to `path`."""
         target = Path(path)
         folder = self._folders.get(target.parent)
         if folder is None:
@@ -58,7 +58,7 @@ class NewFiles:
     @classmethod
     @contextlib.contextmanager
     def written(cls: type[F]) -> Iterator[F]:
-        """The files appear at the end of the block, or, when it raises, not at all."""
+        """Moves the files into place at the end of the block; discards them when it raises."""
         files = cls()
         try:
             yield files

@@ -22,7 +22,7 @@ class SafetensorsFile:
     """A file of one of the service's formats, mapped into memory.
 
     Attributes:
-        entries: tensor name -> what the header says of it.
+        entries: tensor name -> its entry in the header.
 
     Raises DataLossError for a file that is damaged or of another format, OSError when it cannot be
     read.
@@ -51,7 +51,7 @@ class SafetensorsFile:
             raise DataLossError(f"{path} is not an export of format {kind}, version 1")
 
     def read_metadata(self, metadata: Mapping[str, str]) -> None:
-        """Takes what the format says of itself; any of Python's usual errors when it is no such."""
+        """Reads the format's own metadata; raises any built-in exception when it is invalid."""
 
     def array(self, name: str) -> np.ndarray[Any, Any]:
         """A tensor as it is in the file, one-dimensional."""
@@ -83,11 +83,11 @@ class SafetensorsFile:
             raise self.damaged(f"tensor {name} has dtype {entry['dtype']}, which numpy lacks")
         size = count(entry["shape"]) * self.dtype(name).numpy.itemsize
         if not 0 <= begin <= end <= len(self._bytes) - self._begin or end - begin != size:
-            raise self.damaged(f"tensor {name} is said to be at {begin} to {end}")
+            raise self.damaged(f"tensor {name} has the offsets {begin} to {end}")
 
 
 def count(shape: Sequence[int]) -> int:
-    """Elements of a tensor; ValueError for what is no shape."""
+    """Number of elements of a tensor; ValueError for an invalid shape."""
     if not all(isinstance(size, int) and size >= 0 for size in shape):
         raise ValueError(f"shape {shape}")
     return math.prod(shape)

@@ -1,4 +1,4 @@
-"""Who keeps a session alive, and what ends with whom: heartbeats, and trials of NNI.
+"""The lifetime of sessions: background renewal of leases, and NNI trials.
 
 May use `errors`, and is used by `client` and `nni`.
 """

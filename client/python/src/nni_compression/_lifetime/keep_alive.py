@@ -1,4 +1,4 @@
-"""Renewing the leases of sessions that make no call for a while."""
+"""Renews the leases of idle sessions."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ _JOIN_TIMEOUT = 2.0
 
 
 class KeepAlive:
-    """A background thread that renews a session's lease when a third of it went by idle.
+    """A background thread that renews a session's lease after it was idle for a third of the lease.
 
-    It refers to sessions weakly and ends when there are none left, when it is stopped, or with the
-    process, which it does not hold up. A forked child has no such thread, and its own sessions
-    start another. Any thread may call.
+    A daemon thread with weak references to sessions: it ends when there are none left, when it is
+    stopped, or with the process. A forked child has no such thread; its own sessions start another.
+    Thread-safe.
     """
 
     def __init__(self) -> None:
@@ -95,7 +95,7 @@ class KeepAlive:
 
 
 def _renew(reference: weakref.ref[Session]) -> Optional[float]:
-    """Renews a session that was idle; when to look again, or None for never."""
+    """Renews a session that was idle; returns the time of the next check, or None for never."""
     session = reference()
     if session is None or session.closed:
         return None

@@ -1,5 +1,5 @@
-"""What a process that NNI runs as a trial owes its sessions: labels and, if it asks for that, an
-end with its shell.
+"""Sessions in a process that NNI runs as a trial: labels and, optionally, an end of the process
+when its shell is killed.
 """
 
 from __future__ import annotations
@@ -17,13 +17,13 @@ from typing import TYPE_CHECKING, Optional
 if TYPE_CHECKING:
     from ..session import Session
 
-# Label -> the variable in which NNI tells a trial.
+# Label -> the environment variable that NNI sets for a trial.
 _VARIABLES = {
     "nni_experiment": "NNI_EXP_ID",
     "nni_trial": "NNI_TRIAL_JOB_ID",
     "nni_sequence": "NNI_TRIAL_SEQ_ID",
 }
-_LOOK_EVERY = 0.5  # seconds
+_POLL_INTERVAL = 0.5  # seconds
 _CLOSE_TIMEOUT = 5.0
 _GRACE = 10.0  # seconds from SIGTERM to the end
 
@@ -31,7 +31,7 @@ _GRACE = 10.0  # seconds from SIGTERM to the end
 def trial_labels(environment: Optional[Mapping[str, str]] = None) -> dict[str, str]:
     """The labels of an NNI trial's sessions: `nni_experiment`, `nni_trial`, `nni_sequence`.
 
-    Sessions that are bound inside a trial have them without being told.
+    Sessions that are bound inside a trial get them automatically.
 
     Args:
         environment: where to look; by default this process's.
@@ -48,15 +48,15 @@ def trial_labels(environment: Optional[Mapping[str, str]] = None) -> dict[str, s
 
 
 class ParentWatch:
-    """Ends this process, and its sessions, when the process that started it is gone.
+    """Ends this process, and its sessions, when its parent process has ended.
 
-    NNI stops a trial by a SIGINT to the trial's shell and, five seconds later, a SIGKILL to that
-    shell alone: the trainer would go on for nobody. A thread looks at the parent twice a second.
-    When another one has taken its place, the sessions are closed and SIGTERM is raised, so that
-    handlers run; ten seconds later the process ends whatever they do.
+    NNI stops a trial with a SIGINT to the trial's shell and, five seconds later, a SIGKILL to that
+    shell alone: the trainer would continue as an orphan. A thread checks the parent twice a second.
+    When the parent has changed, it closes the sessions and raises SIGTERM, so that handlers run;
+    ten seconds later it ends the process unconditionally.
 
-    Nothing happens before `start`. Sessions are referred to weakly. A forked child has its own
-    parent, and no watch before it starts one itself. Any thread may call.
+    The thread runs only after `start`. References to sessions are weak. A forked child has its own
+    parent and no watch until it starts one. Thread-safe.
     """
 
     _lock: threading.Lock
@@ -68,13 +68,13 @@ class ParentWatch:
         self._reset()
 
     def add(self, session: Session) -> None:
-        """Closes this session too when the parent is gone."""
+        """Closes this session too when the parent has ended."""
         self._notice_fork()
         with self._lock:
             self._sessions.add(session)
 
     def start(self) -> None:
-        """Begins to watch the parent that there is now; again does nothing."""
+        """Begins to watch the present parent; further calls do nothing."""
         self._notice_fork()
         with self._lock:
             if self._started:
@@ -99,7 +99,7 @@ class ParentWatch:
 
     def _run(self, parent: int) -> None:
         while os.getppid() == parent:
-            time.sleep(_LOOK_EVERY)
+            time.sleep(_POLL_INTERVAL)
         with contextlib.suppress(OSError, ValueError):  # standard error may be gone with the parent
             print(
                 f"nni_compression: process {parent}, which started this trial, is gone; "
@@ -121,11 +121,11 @@ watch = ParentWatch()
 
 
 def end_with_parent() -> None:
-    """Makes this process end when the shell that NNI started it in is gone.
+    """Makes this process end when the shell that NNI started it in has ended.
 
-    Call it at the beginning of a trial's program. Its sessions, those of all clients, are closed
-    first, and handlers of SIGTERM run; ten seconds later the process ends whatever they do. Outside
-    a trial it does nothing, so the program can be started by hand.
+    Call it at the beginning of a trial's program. The sessions of all clients are closed first, and
+    handlers of SIGTERM run; ten seconds later the process is ended unconditionally. Outside a trial
+    it does nothing, so the program can also be started by hand.
     """
     if trial_labels():
         watch.start()

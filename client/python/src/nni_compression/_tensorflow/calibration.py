@@ -1,4 +1,4 @@
-"""What `Quantizer.calibration` has, of the server's answers."""
+"""`Quantizer.calibration` from the server's answers."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from ..values.quantization import QuantizedTensor
 def calibration(
     weights: Mapping[str, QuantizedTensor], activations: Mapping[ActivationKey, QuantizedTensor]
 ) -> dict[str, dict[str, Any]]:
-    """Layer name -> how it is quantized; those that are not quantized yet are left out."""
+    """Layer name -> its quantization parameters; layers not quantized yet are left out."""
     found: dict[str, dict[str, Any]] = {
         name: {
             "weight_bits": answer.bits,

@@ -1,4 +1,4 @@
-"""What an export has of a model."""
+"""The tensors of a model for an export."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def exported(
 
     Args:
         arrays: name of a variable -> the dense array in it.
-        weights: name of a variable -> the weight that it is, of those that are compressed.
+        weights: name of a variable -> its weight, for those that are compressed.
     """
     tensors, names = {}, {}
     for name, array in arrays.items():
@@ -34,8 +34,8 @@ def exported(
 
 
 def _sent(binding: Binding[Any], weight: Any, dense: Any) -> Any:
-    """What the server makes the compressed weight of."""
+    """The tensor from which the server computes the compressed weight."""
     if binding.role == "pruner":
         return weight.state.quantized(dense)
-    # Of a custom algorithm the server has no way to the values.
+    # The server cannot compute the values of a custom algorithm.
     return dense if binding.own is None else weight.state.compressed(dense)

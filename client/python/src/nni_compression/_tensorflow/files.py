@@ -1,4 +1,4 @@
-"""Files that models, masks and quantizations are written to."""
+"""Files of models, masks and quantization parameters."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _v1 = tf.compat.v1
 
 
 class TensorFlowFiles(NewFiles):
-    """Files of Keras and TensorFlow, of ONNX, and what numpy and JSON can hold."""
+    """Files of Keras, TensorFlow and ONNX, and numpy and JSON files."""
 
     def save_keras(self, model: Any, path: str) -> None:
         """The weights, or the whole model, by the ending of `path`."""
@@ -34,7 +34,7 @@ class TensorFlowFiles(NewFiles):
             )
 
     def save_checkpoint(self, values: Mapping[str, Any], path: str) -> None:
-        """A checkpoint with this prefix, as a `Saver` writes and restores it: name -> array."""
+        """Writes a checkpoint with this prefix, in the format of `Saver`, of name -> array."""
         prefix = str(self.temporary(path + ".index")).removesuffix(".index")
         self.temporary(path + ".data-00000-of-00001")
         with tf.Graph().as_default(), _v1.Session() as session:
@@ -52,14 +52,14 @@ class TensorFlowFiles(NewFiles):
         self.temporary(path).write_bytes(model.SerializeToString())
 
     def save_masks(self, masks: Mapping[str, Any], path: str) -> None:
-        """Arrays that `numpy.load` gives by their names, whatever characters these have."""
+        """Writes arrays for `numpy.load`, under names with any characters."""
         with zipfile.ZipFile(self.temporary(path), "w") as archive:
             for name, mask in masks.items():
                 with archive.open(f"{name}.npy", "w", force_zip64=True) as entry:
                     np.lib.format.write_array(entry, mask)  # type: ignore[no-untyped-call]
 
     def save_calibration(self, calibration: Mapping[str, Any], path: str) -> None:
-        """JSON; the numbers come back bit for bit, arrays as lists."""
+        """Writes JSON that preserves all numbers bit for bit; arrays become lists."""
         plain = {
             name: {
                 key: value.tolist() if hasattr(value, "tolist") else value

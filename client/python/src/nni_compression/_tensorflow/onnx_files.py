@@ -1,9 +1,9 @@
-"""ONNX files of plain models, as tf2onnx converts them, with weights as they are.
+"""ONNX files of plain models, as tf2onnx converts them, with unchanged weights.
 
-A converter folds what is constant, and gives it another layout and another name. So the weights of
-layers are inputs of what is converted, and become initializers afterwards: under the names of their
-variables, in the layout that they have in TensorFlow, bit for bit. The graph turns them where ONNX
-has another layout; runtimes do that once, when they load it.
+A converter folds constants and changes their layout and names. So the weights of layers are inputs
+during the conversion and become initializers afterwards: under the names of their variables, in
+TensorFlow's layout, bit for bit. The graph transposes them where ONNX has another layout; runtimes
+do that once, at load time.
 """
 
 from __future__ import annotations
@@ -19,15 +19,15 @@ from onnx import numpy_helper
 
 from ..errors import InvalidArgumentError, UnimplementedError
 
-# An operation that changes nothing and that nobody folds; in a domain of its own the converter lets
-# it be. All that it keeps of it is the name.
+# An identity operation that is not folded: it has its own domain, so the converter keeps it, but
+# preserves only its name.
 MARK = "CheckNumerics"
 MARK_NAME = "nni_compression_mark_"
 DOMAIN = "nni.compression"
 
 
 def check_only(number: int, shape: Sequence[Optional[int]], what: str) -> None:
-    """A shape is given for one input; InvalidArgumentError where there are more."""
+    """Raises InvalidArgumentError when a shape is given for more than one input."""
     if number != 1:
         raise InvalidArgumentError(
             f"input_shape is {tuple(shape)}; with {number} {what} it must be None"
@@ -35,7 +35,7 @@ def check_only(number: int, shape: Sequence[Optional[int]], what: str) -> None:
 
 
 def checked(array: Any, name: str) -> Any:
-    """An array that ONNX can hold; UnimplementedError for others."""
+    """The array if ONNX can hold it; else raises UnimplementedError."""
     if array.dtype == tf.bfloat16.as_numpy_dtype:
         raise UnimplementedError(f"weight {name!r} is bfloat16, which numpy lacks")
     return array
@@ -44,8 +44,8 @@ def checked(array: Any, name: str) -> Any:
 def finished(
     model: Any, names: Mapping[str, str], weights: Mapping[str, Any], marks: Sequence[str]
 ) -> Any:
-    """The model with other names for its values, weights as initializers, and marks as nodes that
-    ONNX knows, with these texts.
+    """Renames the model's values, makes weights initializers, and replaces marks by standard ONNX
+    nodes with these texts.
     """
     _rename(model.graph, names)
     inputs = [value for value in model.graph.input if value.name not in weights]

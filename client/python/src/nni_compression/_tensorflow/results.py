@@ -1,4 +1,4 @@
-"""What custom algorithms return."""
+"""Results of custom algorithms."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from ..adapters import custom
 
 
 def as_array(result: Any) -> Any:
-    """A tensor as an array; bfloat16, which numpy cannot count in, as float32."""
+    """A tensor as an array; bfloat16, in which numpy cannot compute, as float32."""
     if tf.is_tensor(result):
         result = np.asarray(tf.convert_to_tensor(result))
     wide = getattr(result, "dtype", None) == tf.bfloat16.as_numpy_dtype

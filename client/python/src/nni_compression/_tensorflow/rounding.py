@@ -1,4 +1,4 @@
-"""Quantized weights computed where the weight is, with the parameters that the service decided.
+"""Quantized weights computed in the trainer, with the quantization parameters of the service.
 
 The arithmetic is float32 in the service's order of operations, so both give the same bits (DoReFa
 to one code: the last bit of tanh differs between mathematical libraries).
@@ -16,7 +16,7 @@ from ..values.tensors import Tensor
 
 
 def host(array: Any, dtype: str) -> Any:
-    """A weight as the client takes it; numpy has no bfloat16 of its own."""
+    """A weight in the form that the client accepts; numpy itself lacks bfloat16."""
     if dtype == "bfloat16":
         return Tensor(array.view(np.uint16), "bfloat16", array.shape)
     return array
@@ -36,7 +36,7 @@ def values_and_inside(dense: Any, answer: QuantizedTensor) -> tuple[Any, Any]:
     wide = dense.astype(np.float32)
     if answer.values is None:
         values = _saturated(_rounded(wide, answer), answer, dense.dtype).astype(dense.dtype)
-    else:  # bfloat16 comes as uint16 bits
+    else:  # bfloat16 is received as uint16 bits
         values = np.asarray(answer.values).view(dense.dtype)
     return values, _inside(wide, answer)
 
@@ -59,7 +59,7 @@ def _rounded(weight: Any, answer: QuantizedTensor) -> Any:
 
 
 def _saturated(values: Any, answer: QuantizedTensor, dtype: Any) -> Any:
-    """The values with the largest finite number of the type in place of what is beyond it."""
+    """The values, clamped to the finite range of the type."""
     assert answer.code_min is not None and answer.code_max is not None
     largest = min(float(tf.as_dtype(dtype).max), float(np.finfo(np.float32).max))
     scale = 0.0 if answer.scale is None else float(np.max(answer.scale))

@@ -1,4 +1,4 @@
-"""What stands between a dense weight and what reads it: masks and quantized values as variables.
+"""Masks and quantized values as variables, through which a forward pass reads a dense weight.
 
 Compiled functions and graphs need not be traced again when they change.
 """
@@ -12,14 +12,14 @@ import tensorflow as tf
 
 
 class WeightVariables:
-    """What stands between a layer's dense weight and the one that its forward pass uses.
+    """The mask and quantized values that turn a layer's dense weight into the effective one.
 
     Args:
         shape: of the weight.
         dtype: of the variable.
 
     Attributes:
-        pruner, quantizer: asked, before an eager forward pass, to make the state fresh.
+        pruner, quantizer: called before an eager forward pass to refresh the state.
         mask: bool variable, True = kept; None without a pruner.
         values: variable of the quantized weight; None without a quantizer.
         active: bool variable: whether the values are in force.
@@ -43,24 +43,24 @@ class WeightVariables:
                 source()
 
     def add_mask(self) -> None:
-        """Keeps everything, until a mask comes."""
+        """Adds a mask variable that keeps all weights until a mask is set."""
         self.mask = self._variable(np.ones(self._shape, np.bool_))
 
     def add_values(self) -> None:
-        """Lets the weight pass, until values come."""
+        """Adds variables for quantized values; the weight passes unchanged until they are set."""
         self.values = self._variable(np.zeros(self._shape, self._dtype))
         self.active = self._variable(np.array(False))
         self.inside = self._variable(np.ones(self._shape, np.bool_))
 
     def set_values(self, values: Any, inside: Any) -> None:
-        """Puts quantized values in force; None lets the weight pass."""
+        """Sets the quantized values in force; None: the weight passes unchanged."""
         if values is not None:
             self.values.assign(values)
             self.inside.assign(inside)
         self.active.assign(values is not None)
 
     def snapshot(self) -> Callable[[], None]:
-        """What makes this again what it is now."""
+        """Returns a function that restores the present state."""
         before = dict(self.__dict__)
         variables = [v for v in (self.mask, self.values, self.active, self.inside) if v is not None]
         values = [(variable, self.value(variable)) for variable in variables]
@@ -94,7 +94,7 @@ class WeightVariables:
         return self.value(self.values) if active else dense
 
     def compressed(self, dense: Any) -> Any:
-        """What `effective` gives, of an array of the dense weight."""
+        """The result of `effective` for an array of the dense weight."""
         weight = self.quantized(dense)
         if self.mask is not None:
             weight = np.where(self.value(self.mask), weight, np.zeros((), weight.dtype))
@@ -108,7 +108,7 @@ class WeightVariables:
         return mask
 
     def value(self, variable: Any) -> Any:
-        """What is in force of `mask`, `values`, `inside` or `active`: an array."""
+        """The present value of `mask`, `values`, `inside` or `active`: an array."""
         return variable.numpy()
 
     def _variable(self, initial: Any) -> Any:
@@ -120,7 +120,7 @@ def clamped_straight_through(dense: Any, quantized: Any, inside: Any, in_force: 
     """The quantized tensor if it is in force; its gradient is the dense one's where `inside`."""
     passes = tf.logical_or(inside, tf.logical_not(in_force))
 
-    # All are arguments: in a graph, variables that are met on the way to others have to be known.
+    # All are arguments: in a graph, a custom gradient must not capture variables.
     @tf.custom_gradient  # type: ignore[misc]
     def apply(dense: Any, quantized: Any, in_force: Any, passes: Any) -> Any:
         def gradient(upstream: Any) -> Any:

@@ -1,4 +1,4 @@
-"""Addresses of servers: one that cannot be meant is refused before anybody waits for it."""
+"""Addresses of servers: invalid ones are refused before a connection is tried."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ _OTHERS = ("unix:", "unix-abstract:", "vsock:", "xds:")
 
 
 def check_address(address: str, where: str = "server") -> None:
-    """Raises InvalidArgumentError for what is no address that gRPC could connect to.
+    """Raises InvalidArgumentError for an address that gRPC could not connect to.
+
+    gRPC itself would use a default port if there is none, and read "50051x" as 50051.
 
     Args:
-        where: it came from, for the message.
-
-    Without a port gRPC tries another one, and of "50051x" it reads the digits.
+        where: the argument or variable that has the address, for the message.
     """
     if not _is_address(address):
         raise InvalidArgumentError(
@@ -28,10 +28,10 @@ def check_address(address: str, where: str = "server") -> None:
 
 
 def is_loopback(address: str) -> bool:
-    """Whether what is sent to an address that is one never leaves this host.
+    """Whether data that is sent to a valid address never leaves this host.
 
-    That is so for a Unix socket, "localhost" and an address of the loopback interface. Names are
-    not resolved.
+    True for a Unix socket, "localhost" and an address of the loopback interface. Names are not
+    resolved.
     """
     if address.startswith(("unix:", "unix-abstract:")):
         return True

@@ -47,17 +47,17 @@ _REQUEST_ID_KEY = "nni-request-id"
 _REVISION_KEY = "nni-session-revision"
 _PUSHBACK_KEY = "grpc-retry-pushback-ms"
 _DETAILS_KEY = "grpc-status-details-bin"
-# What gRPC says of a deadline that passed here; a server says what it waited for.
+# gRPC's texts for a deadline that expired in the client; a server's text says what it waited for.
 _OWN_DEADLINE = ("", "Deadline Exceeded")
-# What gRPC says when the other side's gRPC holds too much at the moment (ENHANCE_YOUR_CALM).
+# gRPC's text when the peer's gRPC refuses further load (ENHANCE_YOUR_CALM).
 _CALM = "RST_STREAM with error code 11"
-# A call's timeout grows with what it carries, by a second for every so many bytes.
+# A call's timeout grows with its payload, by a second for every so many bytes.
 _SLOWEST_BYTES_PER_SECOND = 16 << 20
 _FIRST_DELAY = 0.1
 _LONGEST_DELAY = 3.0
 _LONGEST_RECONNECT_DELAY = 1.0
 
-# Jitter must not draw from the generators that a trainer seeds, nor repeat in forked children.
+# Jitter must not use the generators that a trainer seeds, nor repeat in forked children.
 _random = random.SystemRandom()
 
 # The process that first opened a channel; gRPC does not survive a fork of it.
@@ -68,53 +68,52 @@ _transports: weakref.WeakSet[Transport] = weakref.WeakSet()
 
 
 class Exchange(Protocol):
-    """One streaming call, over all its attempts."""
+    """A streaming call with all its attempts."""
 
     payload_bytes: int
 
     def messages(self) -> Iterator[bytes]:
-        """Begins an attempt: what is to be sent, made while it is sent, in another thread."""
+        """Begins an attempt: the messages to send, generated in another thread while sending."""
 
     def receive(self, message: bytes) -> None:
-        """Takes one message of the reply."""
+        """Receives one message of the reply."""
 
     def finish(self) -> None:
-        """The call ended well; raises when something is missing."""
+        """Called when the call succeeded; raises when something is missing."""
 
 
-def mint_route() -> str:
+def make_route() -> str:
     """A new route key: it keeps a session's calls on one server behind a proxy."""
     return secrets.token_hex(16)
 
 
 class Revision:
-    """The latest revision of a session that its server has told, which every call repeats.
+    """The latest revision of a session that the server has sent; every call repeats it.
 
-    A server whose data directory has lost what followed answers NOT_FOUND. Any thread.
+    A server whose data directory has lost later revisions answers NOT_FOUND. Thread-safe.
     """
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._told = 0
+        self._latest = 0
 
     def metadata(self) -> tuple[tuple[str, str], ...]:
-        """What a call carries."""
-        return ((_REVISION_KEY, str(self._told)),) if self._told else ()
+        """The metadata of a call."""
+        return ((_REVISION_KEY, str(self._latest)),) if self._latest else ()
 
     def learn(self, call: Any) -> None:
         """Reads the trailers of a call that has ended."""
         told = _trailer(call, _REVISION_KEY)
         if told is not None and told.isdecimal():
             with self._lock:
-                self._told = max(self._told, int(told))
+                self._latest = max(self._latest, int(told))
 
 
 class Transport:
-    """One server's channel, opened on first use. Any thread may call.
+    """One server's channel, opened on first use. Thread-safe.
 
-    In a forked child nothing is touched that the parent had opened: a call raises
-    FailedPreconditionError, unless gRPC's own fork support is on, in which case the child opens a
-    channel of its own.
+    A forked child does not use the parent's channel: a call raises FailedPreconditionError, unless
+    gRPC's own fork support is on; then the child opens a channel of its own.
     """
 
     def __init__(
@@ -134,9 +133,9 @@ class Transport:
         self._lock = threading.Lock()
         self._channel: Any = None
         self._closed = False
-        self._reached = False  # an answer came over this channel
+        self._reached = False  # an answer was received over this channel
         # Kept until the next one is made, so that its memory is not returned to the system and
-        # fetched again, page by page, for every call: that would take longer than filling it.
+        # allocated again for every call: the page faults would take longer than filling it.
         self._last_lone: Optional[bytes] = None
         _transports.add(self)
 
@@ -152,7 +151,7 @@ class Transport:
         retry: bool = True,
         counted: bool = True,
     ) -> bytes:
-        """Makes a call with one message either way; `method` is "Service/Method"."""
+        """Makes a unary call; `method` is "Service/Method"."""
 
         def attempt(remaining: Optional[float]) -> bytes:
             make = self._open().unary_unary(f"/{method}")
@@ -178,13 +177,13 @@ class Transport:
         stats: tuple[Stats, ...] = (),
         timeout: Optional[float] = None,
     ) -> None:
-        """Makes a bidirectional call; what comes back goes to `exchange`."""
+        """Makes a bidirectional call; `exchange` receives the replies."""
 
         def attempt(remaining: Optional[float]) -> None:
             requests = _Requests(exchange.messages(), stats)
             call: Any = None
             try:
-                # A lone message needs no sending thread. On the wire there is no difference.
+                # A single message needs no sending thread; the wire format is the same.
                 lone = self._last_lone = requests.take_lone()
                 channel = self._open()
                 make = channel.stream_stream if lone is None else channel.unary_stream
@@ -206,7 +205,7 @@ class Transport:
             finally:
                 requests.close()
                 if call is not None:
-                    call.cancel()  # nothing once the call has ended
+                    call.cancel()  # has no effect once the call has ended
             exchange.finish()
 
         limit = self._limit(timeout, exchange.payload_bytes)
@@ -223,7 +222,7 @@ class Transport:
         timeout: Optional[float] = None,
         payload_bytes: int = 0,
     ) -> bytes:
-        """Makes a call that sends many messages and gets one."""
+        """Makes a client-streaming call."""
 
         def attempt(remaining: Optional[float]) -> bytes:
             requests = _Requests(messages(), stats)
@@ -266,7 +265,7 @@ class Transport:
             channel.close()
 
     def _metadata(self, route: str, revision: Optional[Revision]) -> tuple[tuple[str, str], ...]:
-        # Each attempt has an id of its own, which the server's log has, and an error repeats.
+        # Each attempt has its own id, which is in the server's log and in an error.
         request_id = (_REQUEST_ID_KEY, secrets.token_hex(8))
         known = () if revision is None else revision.metadata()
         return ((_ROUTE_KEY, route), request_id, *known, *self._credentials.metadata())
@@ -301,16 +300,16 @@ class Transport:
 
     def _options(self) -> list[tuple[str, int]]:
         options = [
-            # gRPC connects again only after it has resolved the name again, which it does at most
-            # every 30 s otherwise.
+            # gRPC reconnects only after it has resolved the name again, by default at most every
+            # 30 s.
             ("grpc.dns_min_time_between_resolutions_ms", int(_FIRST_DELAY * 1000)),
-            ("grpc.use_local_subchannel_pool", 1),  # a connection of one's own
+            ("grpc.use_local_subchannel_pool", 1),  # a connection that is not shared
             ("grpc.initial_reconnect_backoff_ms", int(_FIRST_DELAY * 1000)),
             ("grpc.max_reconnect_backoff_ms", int(_LONGEST_RECONNECT_DELAY * 1000)),
             ("grpc.min_reconnect_backoff_ms", max(100, int(self.connect_timeout * 1000))),
         ]
         if is_loopback(self.address):
-            options.append(("grpc.enable_http_proxy", 0))  # no proxy reaches this host
+            options.append(("grpc.enable_http_proxy", 0))  # a proxy cannot reach this host
         return options
 
     def _limit(self, timeout: Optional[float], payload_bytes: int) -> Optional[float]:
@@ -327,7 +326,7 @@ class Transport:
         retry: bool,
         counted: bool = True,
     ) -> T:
-        """Calls `attempt` with the seconds left until it works or should not be tried again."""
+        """Calls `attempt` with the seconds left until it succeeds or should not be retried."""
         start = time.monotonic()
         deadline = None if limit is None else start + limit
         _count(stats, calls=int(counted))
@@ -367,7 +366,7 @@ class Transport:
         """Seconds to wait before the next attempt; None when there should be none."""
         if error.code == StatusCode.UNAVAILABLE:
             delay = min(_FIRST_DELAY * 2.0 ** min(attempts - 1, 10), _LONGEST_DELAY)
-            if not self._reached:  # nobody may be there at all: say so soon
+            if not self._reached:  # the address may be wrong: fail early
                 first = start + self.connect_timeout
                 deadline = first if deadline is None else min(first, deadline)
         elif error.code == StatusCode.RESOURCE_EXHAUSTED and pushback is not None:
@@ -382,8 +381,8 @@ class Transport:
     def _read_error(
         self, raised: BaseException, method: str, limit: Optional[float]
     ) -> tuple[CompressionError, Optional[float]]:
-        """What gRPC raised, as an error of ours, and the server's pushback in seconds."""
-        if isinstance(raised, CompressionError):  # of ours, with ValueError as a base
+        """Converts gRPC's error into a CompressionError, with the server's pushback in seconds."""
+        if isinstance(raised, CompressionError):  # may have ValueError as a base
             raise raised
         if not isinstance(raised, grpc.RpcError):
             if self._closed:  # "Cannot invoke RPC on closed channel!"
@@ -393,9 +392,9 @@ class Transport:
         code, details = status.code(), status.details() or ""
         name = method.rpartition("/")[2]
         if code == grpc.StatusCode.UNKNOWN and details == "Stream removed":
-            code = grpc.StatusCode.UNAVAILABLE  # gRPC's word for a connection that broke
+            code = grpc.StatusCode.UNAVAILABLE  # gRPC's text for a broken connection
         if code == grpc.StatusCode.CANCELLED and not self._closed:
-            code = grpc.StatusCode.UNAVAILABLE  # not by us: the server ends, or a proxy does
+            code = grpc.StatusCode.UNAVAILABLE  # by a server or proxy that shuts down
         if code == grpc.StatusCode.RESOURCE_EXHAUSTED and _CALM in details:
             code = grpc.StatusCode.UNAVAILABLE
         if code != grpc.StatusCode.UNAVAILABLE:
@@ -418,15 +417,15 @@ class Transport:
             return f"the compression server at {self.address} went away ({details})"
         if self._tls is not None:
             return (
-                f"no encrypted connection to {self.address} comes about ({details}); the server "
-                "may not be there, not use TLS, have a certificate for another name or of another "
-                "authority than `tls` says, or refuse this client's certificate"
+                f"no encrypted connection to {self.address} ({details}); the server may not be "
+                "running, not use TLS, have a certificate for another name or of another authority "
+                "than `tls` names, or refuse this client's certificate"
             )
         if "Socket closed" in details or "reset" in details or "GOAWAY" in details:
             return (
-                f"{self.address} closes connections ({details}); if it is a server with TLS, say "
-                "Client(tls=...), or set $NNI_COMPRESSION_TLS or $NNI_COMPRESSION_TLS_CA; or it "
-                "has as many connections as it takes (--max_connections)"
+                f"{self.address} closes connections ({details}); if the server uses TLS, use "
+                "Client(tls=...), or set $NNI_COMPRESSION_TLS or $NNI_COMPRESSION_TLS_CA; or the "
+                "server has reached its limit of connections (--max_connections)"
             )
         return (
             f"no compression server answers at {self.address} ({details}); start one with "
@@ -436,10 +435,10 @@ class Transport:
 
 
 class _Requests:
-    """The requests of an attempt, as gRPC's sending thread iterates over them.
+    """The requests of an attempt, an iterator for gRPC's sending thread.
 
-    That thread may ask for a last message after the call has failed; `close` makes it stop there
-    and lets go of the tensors.
+    That thread may request one more message after the call has failed; `close` ends the iteration
+    and releases the tensors.
     """
 
     def __init__(self, messages: Iterator[bytes], stats: tuple[Stats, ...]) -> None:
@@ -466,13 +465,13 @@ class _Requests:
         return message
 
     def take_lone(self) -> Optional[bytes]:
-        """The message, if there is just one; before the iteration has begun."""
+        """The message, if there is just one. Called before the iteration has begun."""
         assert self._messages is not None
         self._taken = list(itertools.islice(self._messages, 2))
         return next(self) if len(self._taken) == 1 else None
 
     def reraise(self) -> None:
-        """Raises what making a message raised; gRPC would only say that something did."""
+        """Raises the error that making a message raised; gRPC only reports that there was one."""
         if self._error is not None:
             raise self._error
 
@@ -481,8 +480,8 @@ class _Requests:
         self._messages = None
 
 
-def _leave_channels() -> None:
-    """In a forked child: nobody takes down what only the parent's threads could, not even exit."""
+def _keep_inherited_channels() -> None:
+    """In a forked child: leaks the parent's channels, which only its threads could shut down."""
     if fork_support():
         return
     for transport in list(_transports):
@@ -490,17 +489,17 @@ def _leave_channels() -> None:
             ctypes.pythonapi.Py_IncRef(ctypes.py_object(transport._channel))
 
 
-os.register_at_fork(after_in_child=_leave_channels)
+os.register_at_fork(after_in_child=_keep_inherited_channels)
 
 
 def _check_fork() -> None:
-    """Raises in a child of a process that has used gRPC, where a new channel might hang."""
+    """Raises in a forked child of a process that has used gRPC: a new channel might hang."""
     if _opened_by is None or _opened_by == os.getpid() or fork_support():
         return
     raise FailedPreconditionError(
         "this process was forked from one that was connected to a compression server, and gRPC "
-        "does not work on the other side of a fork; call the server from the parent, start the "
-        "process by 'spawn' or 'forkserver', or set GRPC_ENABLE_FORK_SUPPORT=1 for the parent"
+        "does not work in a forked child; call the server from the parent, start the process by "
+        "'spawn' or 'forkserver', or set GRPC_ENABLE_FORK_SUPPORT=1 for the parent"
     )
 
 
@@ -522,9 +521,9 @@ def _pushback(status: Any) -> Optional[float]:
 
 
 def _retry_delay(status: Any) -> Optional[float]:
-    """Seconds that a google.rpc.RetryInfo in the status's details says to wait.
+    """The delay in seconds of a google.rpc.RetryInfo in the status's details.
 
-    Read by hand: the generated code of google.rpc.Status is in a package of its own.
+    Parsed by hand: the generated code of google.rpc.Status would be another dependency.
     """
     details = next((v for k, v in status.trailing_metadata() or () if k == _DETAILS_KEY), b"")
     try:

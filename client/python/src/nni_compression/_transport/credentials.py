@@ -1,4 +1,4 @@
-"""Who a client is, for a server that asks for a token."""
+"""Authentication with a bearer token."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ ALLOW_VARIABLE = "NNI_COMPRESSION_ALLOW_INSECURE_TOKEN"
 
 
 class Credentials:
-    """A bearer token, or the file that has it, or neither. Any thread may call.
+    """A bearer token, or the file that has it, or neither. Thread-safe.
 
     A file is read when it is first needed and again when it has changed, so that a token can be
-    replaced under a running trainer.
+    replaced while a trainer runs.
     """
 
     def __init__(self, token: Optional[str] = None, file: Optional[Path] = None) -> None:
@@ -30,7 +30,7 @@ class Credentials:
         return self._fixed is not None or self._file is not None
 
     def metadata(self) -> tuple[tuple[str, str], ...]:
-        """What a call carries. Raises InvalidArgumentError when there is no token in the file."""
+        """The metadata of a call. Raises InvalidArgumentError when the file has no token."""
         token = self._fixed if self._file is None else self._from_file(self._file)
         return () if token is None else (("authorization", f"Bearer {token}"),)
 
@@ -53,7 +53,7 @@ NOBODY = Credentials()
 def make_credentials(
     token: Optional[str], token_file: Union[str, os.PathLike[str], None]
 ) -> Credentials:
-    """What the arguments say, else the environment. An empty string stands for no token."""
+    """Credentials from the arguments, else from the environment. An empty string means no token."""
     if token and token_file:
         raise InvalidArgumentError("token and token_file are both given; it must be one of them")
     if token is None and token_file is None:
@@ -65,9 +65,9 @@ def make_credentials(
 def check_privacy(
     credentials: Credentials, address: str, encrypted: bool, allow: Optional[bool]
 ) -> None:
-    """Raises InvalidArgumentError where others could read the token on its way.
+    """Raises InvalidArgumentError when the token would be sent to another host without TLS.
 
-    `allow`, else $NNI_COMPRESSION_ALLOW_INSECURE_TOKEN=1, says that it may travel so nevertheless.
+    `allow`, else $NNI_COMPRESSION_ALLOW_INSECURE_TOKEN=1, permits that.
     """
     if allow is None:
         wanted = os.environ.get(ALLOW_VARIABLE, "")
@@ -77,16 +77,16 @@ def check_privacy(
     if not credentials or encrypted or allow or is_loopback(address):
         return
     raise InvalidArgumentError(
-        f"the token would be sent to {address} without encryption, for everybody on the way to "
-        "read; use TLS (tls, $NNI_COMPRESSION_TLS_CA or $NNI_COMPRESSION_TLS=1) or, in a network "
-        f"that you trust, say so: allow_insecure_token=True or ${ALLOW_VARIABLE}=1"
+        f"the token would be sent to {address} without encryption; use TLS (tls, "
+        "$NNI_COMPRESSION_TLS_CA or $NNI_COMPRESSION_TLS=1) or, in a network that you trust, set "
+        f"allow_insecure_token=True or ${ALLOW_VARIABLE}=1"
     )
 
 
 def _check(token: str, name: str) -> str:
-    """The token. Metadata has visible ASCII only, and a message must not show a secret."""
+    """The token if it is visible ASCII, as metadata must be. Messages do not show the secret."""
     if not isinstance(token, str):
         raise InvalidArgumentError(f"{name} is {type(token).__name__}; it must be str")
     if not token or not all("!" <= letter <= "~" for letter in token):
-        raise InvalidArgumentError(f"{name} has to be one or more visible ASCII characters")
+        raise InvalidArgumentError(f"{name} must be one or more visible ASCII characters")
     return token

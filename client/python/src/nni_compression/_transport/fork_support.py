@@ -1,9 +1,11 @@
-"""Turns gRPC's own handlers of fork() off; imported before gRPC, which reads the variable once:
-1.51 when the process makes its first channel, 1.85 when it is imported.
+"""Turns gRPC's own fork handlers off.
 
-They do harm where other threads are in calls: those of 1.51 wait for threads that may wait for the
-end of the fork, and those of 1.85 give up, after which the child aborts on half of its poller's
-state. Without them a child must not touch what it inherited.
+Imported before gRPC, which reads the variable once: 1.51 when the process makes its first channel,
+1.85 when it is imported.
+
+The handlers fail when other threads are in calls: those of 1.51 may deadlock with such threads, and
+those of 1.85 time out, after which the child aborts on an inconsistent poller. Without handlers a
+child must not touch the channels that it inherited.
 """
 
 from __future__ import annotations
@@ -16,9 +18,9 @@ os.environ.setdefault(_VARIABLE, "0")
 
 
 def fork_support() -> bool:
-    """Whether somebody wants gRPC to support forks.
+    """Whether the user has enabled gRPC's fork support.
 
-    Where gRPC had read the variable before, its handlers are in force although nobody wants them:
-    what forks then may hang, but nothing that a child must not do is taken for allowed.
+    If gRPC had read the variable before this module was imported, its handlers may be active
+    although this returns False: a fork may then hang, but a child still does nothing unsafe.
     """
     return os.environ.get(_VARIABLE, "").lower() in ("1", "true", "yes", "y", "t")

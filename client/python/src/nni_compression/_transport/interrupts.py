@@ -1,4 +1,4 @@
-"""Keeps Ctrl-C out of the moments that it would break."""
+"""Defers Ctrl-C in critical sections."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from contextlib import contextmanager
 
 @contextmanager
 def interrupts_held() -> Iterator[None]:
-    """Holds a Ctrl-C back until the block has ended; keep the block short.
+    """Defers a Ctrl-C until the block has ended; keep the block short.
 
-    A KeyboardInterrupt between gRPC's start of a call and its note of it leaves a channel that
-    never closes. Nothing is held in other threads, which signals do not interrupt, or where SIGINT
-    has no handler in Python.
+    A KeyboardInterrupt between gRPC's start of a call and its registration leaves a channel that
+    never closes. Does nothing in other threads, which signals do not interrupt, or where SIGINT has
+    no handler in Python.
     """
     handler = signal.getsignal(signal.SIGINT)
     if threading.current_thread() is not threading.main_thread() or not callable(handler):

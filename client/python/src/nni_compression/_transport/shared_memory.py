@@ -1,7 +1,7 @@
-"""Tensors handed to a server on this host through shared memory.
+"""Tensors passed to a server on this host through shared memory.
 
-Files of shared memory (memfd) are made and sealed here, passed to the server over its side socket,
-and reused from call to call: a page that is written for the first time costs ten times the copy.
+Files of shared memory (memfd) are made and sealed here, passed to the server over its shared-memory
+socket, and reused from call to call: the first write to a page costs ten times the copy.
 docs/wire-protocol.md has the protocol.
 """
 
@@ -33,21 +33,21 @@ _log = logging.getLogger("nni_compression")
 
 SOCKET_VARIABLE = "NNI_COMPRESSION_SHM_SOCKET"
 
-# Smaller tensors go with the call: what they save does not pay for a place of their own.
+# Smaller tensors are sent with the call: shared memory would not be faster.
 MIN_BYTES = 256 << 10
 
-# What a place may take beside its bytes.
+# Maximum padding of a place.
 SPACING = _ALIGNMENT = 64
 
 _VERSION = 1
-_PAUSE = 60.0  # seconds without shared memory after it did not work
-_TIMEOUT = 5.0  # of the side socket; the server answers at once
+_PAUSE = 60.0  # seconds without shared memory after a failure
+_TIMEOUT = 5.0  # of the shared-memory socket; the server answers at once
 _MAX_PACKET = 16 << 10
-_MAX_ARENAS = 8  # calls that share memory at a time; more than that use the network
+_MAX_ARENAS = 8  # concurrent calls with shared memory; further ones use the network
 _MAX_MEMORY_SHARE = 0.25  # of the machine's or container's memory
 _GRANULE = 2 << 20
 
-# Copies of at least so many bytes are worth several threads.
+# Copies of at least so many bytes use several threads.
 _PARALLEL_COPY_BYTES = 16 << 20
 _MAX_COPY_THREADS = 4
 
@@ -59,11 +59,11 @@ _MAP_POPULATE = 0x8000
 
 
 class _RefusedError(Exception):
-    """The server does not take a region, or the system gives none."""
+    """The server refuses a region, or the system cannot allocate one."""
 
 
 def socket_path(path: Optional[str]) -> str:
-    """The side socket's path: `path`, else $NNI_COMPRESSION_SHM_SOCKET; "" for none."""
+    """The shared-memory socket's path: `path`, else $NNI_COMPRESSION_SHM_SOCKET; "" for none."""
     return os.environ.get(SOCKET_VARIABLE, "") if path is None else path
 
 
@@ -81,10 +81,10 @@ def memory_limit() -> int:
 
 
 class SharedMemory:
-    """One client's side socket and its arenas. Any thread may call.
+    """One client's shared-memory socket and its arenas. Thread-safe.
 
-    Nothing here raises for a socket that is not there or a server that refuses: `lease` answers
-    None then, and tensors go over the network. A forked child begins anew.
+    A missing socket or a server that refuses is not an error: `lease` returns None, and tensors are
+    sent over the network. A forked child starts with empty state.
     """
 
     def __init__(self, path: str, credentials: Credentials) -> None:
@@ -92,45 +92,46 @@ class SharedMemory:
         self._credentials = credentials
         self._usable = bool(path) and hasattr(os, "memfd_create")
         self._not_before = 0.0  # on the monotonic clock
-        self._told = False
+        self._logged = False
         self._begin()
 
     @property
     def usable(self) -> bool:
-        """Whether tensors will go through it, as far as is known."""
+        """Whether tensors will go through shared memory, as far as is known."""
         return self._usable and time.monotonic() >= self._not_before
 
     def _begin(self) -> None:
         self._pid = os.getpid()
         self._lock = threading.Lock()
-        self._side: Optional[_SideSocket] = None
+        self._connection: Optional[_SharedMemorySocket] = None
         self._idle: list[Arena] = []
         self._leased: set[Arena] = set()
         self._arrays: dict[int, _Array] = {}  # by address
-        self._dropped: list[tuple[_SideSocket, bytes]] = []  # regions of arrays that are gone
+        # The regions of arrays that were freed.
+        self._dropped: list[tuple[_SharedMemorySocket, bytes]] = []
 
     def array(self, size: int) -> Optional[npt.NDArray[np.uint8]]:
-        """Memory for a weight that the server reads where it is; None when there is none.
+        """Memory for a weight that the server reads in place; None when it cannot be allocated.
 
-        It is the server's to read for as long as the array, or a view of it, exists.
+        The server may read it for as long as the array, or a view of it, exists.
         """
-        if not self._begun():
+        if not self._ready():
             return None
         with self._lock:
             try:
-                side = self._connected()
-                file = _SharedFile(side, size, writable=False)
+                connection = self._connected()
+                file = _SharedFile(connection, size, writable=False)
             except (_RefusedError, OSError) as error:
                 _log.info("no shared memory for an array of %d bytes: %s", size, error)
                 return None
-            array = _Array(side, file.region, len(file.bytes))
+            array = _Array(connection, file.region, len(file.bytes))
             address = _address(file.bytes)
             self._arrays[address] = array
             weakref.finalize(file.memory, self._forget, address, os.getpid())
             return file.bytes
 
     def find(self, data: memoryview) -> Optional[pb.SharedPlace]:
-        """Where bytes are that lie in an array of `array`; None for other bytes."""
+        """The place of bytes that are in an array of `array`; None for other bytes."""
         if not self._arrays or os.getpid() != self._pid:
             return None
         address = _address(np.frombuffer(data, np.uint8))
@@ -138,36 +139,37 @@ class SharedMemory:
             for start, array in list(self._arrays.items()):
                 offset = address - start
                 inside = offset >= 0 and offset + len(data) <= array.size
-                if inside and array.side is self._side and offset % _ALIGNMENT == 0:
+                if inside and array.connection is self._connection and offset % _ALIGNMENT == 0:
                     return pb.SharedPlace(region=array.region, offset=offset)
         return None
 
     def _forget(self, address: int, process: int) -> None:
-        # Any thread, at any time, even one that holds the lock: the region is dropped later.
+        # Called in any thread at any time, even one that holds the lock: the region is dropped
+        # later.
         if process == self._pid:
             array = self._arrays.pop(address, None)
             if array is not None:
-                self._dropped.append((array.side, array.region))
+                self._dropped.append((array.connection, array.region))
 
     def lease(self, weight_bytes: int, result_bytes: int) -> Optional[Arena]:
-        """An arena for one attempt of a call, to be given back to `release` or `discard`.
+        """An arena for one attempt of a call, to be returned by `release` or `discard`.
 
-        It may be smaller than asked for. The first lease of a size costs the making of its files.
+        It may be smaller than requested. The first lease of a size has to allocate its files.
         """
-        if not self._begun():
+        if not self._ready():
             return None
         with self._lock:
             try:
-                side = self._connected()
+                connection = self._connected()
             except (_RefusedError, OSError) as error:
                 self._disable(error)
                 return None
             if len(self._leased) >= _MAX_ARENAS:
                 return None
-            arena = self._idle.pop() if self._idle else Arena(side)
+            arena = self._idle.pop() if self._idle else Arena(connection)
             others = sum(each.size for each in (*self._idle, *self._leased))
             try:
-                arena.reserve(weight_bytes, result_bytes, side.max_bytes - others)
+                arena.reserve(weight_bytes, result_bytes, connection.max_bytes - others)
             except (_RefusedError, OSError) as error:
                 _log.debug("no more shared memory: %s", error)
                 with contextlib.suppress(_RefusedError, OSError):
@@ -177,72 +179,72 @@ class SharedMemory:
             return arena
 
     def release(self, arena: Arena) -> None:
-        """The call is over, and the server has answered all that it was given."""
+        """Returns the arena of a call in which the server has answered every request."""
         arena.reset()
         with self._lock:
             self._leased.discard(arena)
-            if arena.side is self._side:
+            if arena.connection is self._connection:
                 self._idle.append(arena)
                 self._idle.sort(key=lambda each: each.size)
 
     def discard(self, arena: Arena) -> None:
-        """The call is over, but the server may still read or write: the arena is not used again."""
+        """Drops the arena of a call whose memory the server may still read or write."""
         with self._lock:
             self._leased.discard(arena)
             with contextlib.suppress(_RefusedError, OSError):
                 arena.drop()
 
     def disown(self) -> None:
-        """The server of the calls did not know the regions."""
+        """Called when the server that answers calls does not know the regions."""
         with self._lock:
-            if self._side is not None and self._side.broken():
-                self._let_go()  # it was started anew
+            if self._connection is not None and self._connection.broken():
+                self._disconnect()  # the server was restarted
             else:
                 self._disable("the socket is another server's")
 
     def close(self) -> None:
-        """Lets go of everything; the server unmaps what no call uses."""
+        """Closes the connection; the server unmaps all regions that no call uses."""
         self._usable = False
         if os.getpid() == self._pid:
             with self._lock:
-                self._let_go()
+                self._disconnect()
 
-    def _begun(self) -> bool:
-        """Whether there may be shared memory now."""
+    def _ready(self) -> bool:
+        """Whether shared memory may be used now."""
         if not self.usable:
             return False
         if os.getpid() != self._pid:
             self._begin()
         return True
 
-    def _connected(self) -> _SideSocket:
-        if self._side is not None and self._side.broken():
-            _log.debug("the side socket %s was closed by the server", self._path)
-            self._let_go()
-        if self._side is None:
-            self._side = _SideSocket(self._path, self._credentials)
+    def _connected(self) -> _SharedMemorySocket:
+        if self._connection is not None and self._connection.broken():
+            _log.debug("the shared-memory socket %s was closed by the server", self._path)
+            self._disconnect()
+        if self._connection is None:
+            self._connection = _SharedMemorySocket(self._path, self._credentials)
         while self._dropped:
-            side, region = self._dropped.pop()
-            if side is self._side:
-                side.drop_region(region)
-        return self._side
+            connection, region = self._dropped.pop()
+            if connection is self._connection:
+                connection.drop_region(region)
+        return self._connection
 
     def _disable(self, why: object) -> None:
-        level = logging.DEBUG if self._told else logging.INFO
-        _log.log(level, "no shared memory through %s, but the network: %s", self._path, why)
-        self._told = True
+        level = logging.DEBUG if self._logged else logging.INFO
+        _log.log(level, "no shared memory through %s, using the network: %s", self._path, why)
+        self._logged = True
         self._not_before = time.monotonic() + _PAUSE
-        self._let_go()
+        self._disconnect()
 
-    def _let_go(self) -> None:
+    def _disconnect(self) -> None:
         self._idle = []
-        if self._side is not None:
-            self._side.close()
-        self._side = None
+        if self._connection is not None:
+            self._connection.close()
+        self._connection = None
 
 
-class _SideSocket:
-    """A connection to the side socket. One thread at a time."""
+class _SharedMemorySocket:
+    """A connection to the shared-memory socket. One thread at a time."""
 
     def __init__(self, path: str, credentials: Credentials) -> None:
         self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
@@ -263,10 +265,10 @@ class _SideSocket:
         """Whether the server has closed the connection."""
         poll = select.poll()
         poll.register(self._socket, select.POLLIN)
-        return bool(poll.poll(0))  # it never speaks first
+        return bool(poll.poll(0))  # the server never sends unasked
 
     def add_region(self, fd: int, size: int, writable: bool) -> bytes:
-        """Passes a file; answers the region's id."""
+        """Passes a file; returns the region's id."""
         request = pb.SideRequest.AddRegion(byte_length=size, writable=writable)
         return bytes(self._ask(pb.SideRequest(add_region=request), [fd]).region)
 
@@ -286,7 +288,7 @@ class _SideSocket:
         try:
             reply = pb.SideReply.FromString(answer)
         except DecodeError as error:
-            raise _RefusedError(f"what answers is no compression server: {error}") from error
+            raise _RefusedError(f"the peer is not a compression server: {error}") from error
         if not answer:
             raise _RefusedError("the server closed the connection")
         if reply.code != 0:
@@ -295,10 +297,10 @@ class _SideSocket:
 
 
 def _check_peer(connection: socket.socket, path: str) -> None:
-    """Raises _RefusedError unless who listens may be told the token and shown the weights.
+    """Raises _RefusedError unless the listening process may receive the token and the weights.
 
-    That is this user, root, or the owner of the socket's folder, where nobody else can have put the
-    socket or the folder: in /tmp, somebody may have listened first.
+    Its user must be this user, root, or the owner of the socket's folder if no other user can have
+    created the socket or the folder. In /tmp, for example, any user may have listened first.
     """
     size = struct.calcsize("3i")
     found = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, size)
@@ -312,24 +314,24 @@ def _check_peer(connection: socket.socket, path: str) -> None:
     if owners[0] == peer and set(owners) <= {*mine, peer} and not writable:
         return
     raise _RefusedError(
-        f"user {peer} listens there, who is neither this user nor root, and the folder is not that "
-        "user's alone" + (f": others may write to {writable[0]}" if writable else "")
+        f"the socket belongs to user {peer}, neither this user nor root, and its folder is not "
+        "exclusively that user's" + (f": others may write to {writable[0]}" if writable else "")
     )
 
 
 class _SharedFile:
-    """A sealed file of shared memory, mapped here and there."""
+    """A sealed file of shared memory, mapped by the client and the server."""
 
-    def __init__(self, side: _SideSocket, size: int, writable: bool) -> None:
+    def __init__(self, connection: _SharedMemorySocket, size: int, writable: bool) -> None:
         fd = os.memfd_create("nni-compression", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
         try:
             os.posix_fallocate(fd, 0, size)
             fcntl.fcntl(fd, _F_ADD_SEALS, _F_SEAL_SHRINK | _F_SEAL_GROW)
             flags = mmap.MAP_SHARED | _MAP_POPULATE
-            # Never closed by hand: it goes with the last array that refers to it.
+            # Never closed explicitly: freed with the last array that refers to it.
             self.memory = mmap.mmap(fd, size, flags=flags)
             self.bytes = np.frombuffer(self.memory, dtype=np.uint8)
-            self.region = side.add_region(fd, size, writable)
+            self.region = connection.add_region(fd, size, writable)
         finally:
             os.close(fd)
         self.used = 0
@@ -345,9 +347,9 @@ class _SharedFile:
 
 @dataclass(frozen=True)
 class _Array:
-    """A file that is the caller's weight."""
+    """A file that holds a caller's weight."""
 
-    side: _SideSocket
+    connection: _SharedMemorySocket
     region: bytes
     size: int
 
@@ -355,11 +357,11 @@ class _Array:
 class Arena:
     """Shared memory of one call at a time: a file for weights, one for results.
 
-    Places are handed out in order and are all free again after the call.
+    A bump allocator: places are allocated in order, and all are freed after the call.
     """
 
-    def __init__(self, side: _SideSocket) -> None:
-        self.side = side
+    def __init__(self, connection: _SharedMemorySocket) -> None:
+        self.connection = connection
         self._weights: Optional[_SharedFile] = None
         self._results: Optional[_SharedFile] = None
 
@@ -369,7 +371,7 @@ class Arena:
         return sum(len(file.bytes) for file in (self._weights, self._results) if file is not None)
 
     def reserve(self, weight_bytes: int, result_bytes: int, limit: int) -> None:
-        """Makes room, as far as both files together may grow to `limit`."""
+        """Grows the files as needed, both together up to `limit`."""
         results = 0 if self._results is None else len(self._results.bytes)
         self._weights = self._grown(self._weights, weight_bytes, limit - results, writable=False)
         weights = 0 if self._weights is None else len(self._weights.bytes)
@@ -402,16 +404,16 @@ class Arena:
         return found
 
     def reset(self) -> None:
-        """All places are free."""
+        """Frees all places."""
         for file in (self._weights, self._results):
             if file is not None:
                 file.used = 0
 
     def drop(self) -> None:
-        """Gives the regions back to the server."""
+        """Makes the server drop the regions."""
         for file in (self._weights, self._results):
             if file is not None:
-                self.side.drop_region(file.region)
+                self.connection.drop_region(file.region)
         self._weights = self._results = None
 
     def _grown(
@@ -422,10 +424,10 @@ class Arena:
         if old >= min(size, limit):
             return file
         if file is not None:
-            self.side.drop_region(file.region)
+            self.connection.drop_region(file.region)
             size = max(size, 2 * old)
         size = min(size, limit) // _GRANULE * _GRANULE
-        return _SharedFile(self.side, size, writable) if size > 0 else None
+        return _SharedFile(self.connection, size, writable) if size > 0 else None
 
 
 def _address(array: npt.NDArray[np.uint8]) -> int:
@@ -433,7 +435,7 @@ def _address(array: npt.NDArray[np.uint8]) -> int:
 
 
 def _copy(to: npt.NDArray[np.uint8], source: npt.NDArray[np.uint8]) -> None:
-    """Copies with as many threads as pay; numpy lets go of the interpreter meanwhile."""
+    """Copies with several threads if that pays; numpy releases the GIL."""
     size = len(source)
     # Counting the cores takes as long as copying 100 KB.
     threads = min(os.cpu_count() or 1, _MAX_COPY_THREADS) if size >= _PARALLEL_COPY_BYTES else 1

@@ -1,4 +1,4 @@
-"""How a client's connection is encrypted, and with which certificate."""
+"""TLS settings of a client."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ class Tls:
     """An encrypted connection. The files are in PEM and are read when it is opened.
 
     Attributes:
-        ca: who signs the server's certificate; None for the authorities that gRPC knows.
-        certificate: the client's own, with its chain, for servers that ask for one.
-        key: the certificate's.
+        ca: authorities for the server's certificate; None: gRPC's default roots.
+        certificate: the client certificate with its chain, for mutual TLS.
+        key: the certificate's private key.
     """
 
     ca: Optional[_Path] = None
@@ -47,7 +47,7 @@ class Tls:
 
 
 def make_tls(tls: Union[bool, _Path, Tls, None]) -> Optional[Tls]:
-    """What the argument says, else the environment; None for an open connection."""
+    """TLS settings from the argument, else from the environment; None: no TLS."""
     if tls is None:
         return _from_environment()
     if isinstance(tls, bool):

@@ -1,5 +1,5 @@
-"""The messages of the service: generated code, their frames, and what their structs hold.
+"""The messages of the service: generated code, frames, and conversion of structs.
 
-May use `errors`. A new field of the contract is generated into compression_pb2; what a reply says
-becomes a value in `values`.
+May use `errors`. A new field of the contract is generated into compression_pb2; replies are
+converted to values in `values`.
 """

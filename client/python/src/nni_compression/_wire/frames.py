@@ -1,9 +1,9 @@
-"""The messages of the streaming calls, written and read by hand.
+"""The messages of the streaming calls, encoded and decoded by hand.
 
-protobuf's Python runtime would copy every payload two or three times. Here a message is joined
-from small encoded fields and views of the tensors' memory (one copy), and a received one is walked
-field by field, so that payloads go from it straight to where they belong (one copy). The layout is
-in compression.proto ("Tensors on the wire").
+protobuf's Python runtime would copy every payload two or three times. Here a message is joined from
+small encoded fields and views of the tensors' memory (one copy), and a received one is parsed field
+by field, so that payloads are copied once, to their destination. The layout is in
+compression.proto ("Tensors on the wire").
 """
 
 from __future__ import annotations
@@ -23,10 +23,10 @@ CHUNK = 3
 COMMIT = 4
 ANSWER = 5
 
-# Payload of one chunk, and what a message of small tensors grows to. The wire allows 4 MiB.
+# Payload of one chunk, and maximum size of a message of small tensors. The wire allows 4 MiB.
 CHUNK_BYTES = 1 << 20
-# Tensors that take no more than this in all go in one message, which needs no sending thread: that
-# gains more than sending and computing at the same time would.
+# Tensors of no more than this in all are sent in one message without a sending thread: that is
+# faster than overlapping sending with computing.
 LONE_BYTES = 3 << 20
 
 _VARINT = 0
@@ -81,7 +81,7 @@ def encode_chunk_prefix(index: int, offset: int, payload_bytes: int) -> bytes:
 
 
 class MessageBuilder:
-    """Gathers the fields of one message, in the order in which they take effect."""
+    """Collects the fields of one message, in the order in which they take effect."""
 
     def __init__(self) -> None:
         self._first: list[bytes] = []
@@ -140,10 +140,10 @@ def request_messages(
     """The messages of one call: as few as the tensors fit into.
 
     Small tensors share messages. A tensor that does not fit into the rest of a message begins one
-    of its own and shares none, so that a server short of memory need never hold a part of one
-    tensor while it waits for room for the next. `headers_first` sends all headers before the first
-    payload, as Export wants it. Tensors are taken one by one, each when it is its turn, unless all
-    have to be known before the first.
+    of its own and shares none, so that a server short of memory never holds a part of one tensor
+    while it waits for memory for the next. `headers_first` sends all headers before the first
+    payload, as Export requires. Tensors are consumed lazily, unless all have to be known before the
+    first.
     """
     if chunk_bytes is None:
         tensors = list(tensors)
@@ -214,7 +214,7 @@ def walk(message: memoryview) -> Iterator[tuple[int, Union[int, memoryview]]]:
 def fields(message: bytes) -> list[tuple[int, memoryview]]:
     """The length-delimited fields of a streaming message, in the order in which they take effect.
 
-    Fields of other kinds, a newer server's, are passed over. Raises DataLossError.
+    Fields of other kinds, from a newer server, are skipped. Raises DataLossError.
     """
     found = [(n, value) for n, value in walk(memoryview(message)) if isinstance(value, memoryview)]
     found.sort(key=lambda item: item[0])  # stable: equal fields stay in their order

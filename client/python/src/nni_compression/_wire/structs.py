@@ -1,4 +1,4 @@
-"""Plain Python values to and from google.protobuf.Struct."""
+"""Conversion between plain Python values and google.protobuf.Struct."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ _LARGEST_EXACT = 2**53
 
 
 def to_struct(values: Mapping[str, Any], path: str) -> Any:
-    """A Struct of a dict of JSON-like values; numpy's numbers and booleans are taken too.
+    """A Struct of a dict of JSON-like values; numpy's numbers and booleans are accepted too.
 
-    NaN and infinity pass, for the server to judge. `path` begins the messages of
-    InvalidArgumentError, which is raised for what a Struct cannot hold.
+    NaN and infinity are passed to the server, which checks them. Raises InvalidArgumentError, with
+    a message that begins with `path`, for values that a Struct cannot hold.
     """
     if not isinstance(values, Mapping):
         raise InvalidArgumentError(f"{path} is {values!r}; it must be a dict")
@@ -48,7 +48,7 @@ def from_value(value: Any) -> Any:
 
 
 def text(value: Any, path: str) -> str:
-    """`value` if it is a string that can travel; InvalidArgumentError otherwise."""
+    """`value` if it is a string of valid Unicode; else raises InvalidArgumentError."""
     if not isinstance(value, str):
         raise InvalidArgumentError(f"{path} is {value!r}; it must be a string")
     try:

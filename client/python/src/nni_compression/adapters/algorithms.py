@@ -23,7 +23,7 @@ class ListedAlgorithm:
         name: on the server.
         kind: which base its classes have.
         class_name: of its classes.
-        nni_name: how NNI spells that, where it does otherwise.
+        nni_name: NNI's spelling of that, where it differs.
         doc: of its classes.
     """
 
@@ -103,7 +103,7 @@ C = TypeVar("C", bound=type[Compressor])
 
 
 def listed(cls: C) -> C:
-    """Gives a class its algorithm and its docstring, which the table has under the class's name."""
+    """Sets a class's algorithm and docstring, found in the table by the class's name."""
     found = _BY_CLASS[cls.__name__]
     made: Any = cls
     made.algorithm, made.__doc__ = found.name, found.doc

@@ -1,4 +1,4 @@
-"""What a framework does for a compressor: all that the two know of each other.
+"""The interface between a framework and a compressor.
 
 A framework implements `Weight`, `Backend`, `Pruning` and `Quantizing`, and derives its public
 classes from `compressor.Compressor`, `pruner.Pruner` and `quantizer.Quantizer` with the backend as
@@ -43,7 +43,7 @@ class Weight(Protocol):
 
     @property
     def state(self) -> Any:
-        """What stands between the dense weight and its readers, once a binding is installed.
+        """The mask and quantization that are applied when the weight is read, once bound.
 
         Its attributes `pruner` and `quantizer` are None where there is none.
         """
@@ -53,10 +53,10 @@ class Weight(Protocol):
         """Whether the bound dtype holds every value of the present one."""
 
     def layer(self) -> Layer:
-        """What BindModel is told."""
+        """The layer as sent to BindModel."""
 
     def token(self) -> Any:
-        """Equal for as long as the weight is unchanged."""
+        """A value that compares equal as long as the weight is unchanged."""
 
     def is_taken(self, role: str) -> bool:
         """Whether there is a "pruner", or a "quantizer", already."""
@@ -66,11 +66,11 @@ W = TypeVar("W", bound=Weight)
 
 
 class Backend(Protocol[W]):
-    """One model of a framework: finds its weights, reads them, and has other files made of it."""
+    """One model of a framework: finds and reads its weights, and writes its files."""
 
-    #: As BindModel has it.
+    #: The framework's name for BindModel.
     framework: ClassVar[str]
-    #: What models are, for messages.
+    #: The type of models, for messages.
     model_type: ClassVar[str]
     #: Whether answers are asked for by `update_epoch`, `step` and `refresh`, when all weights count
     #: as changed; otherwise by the forward pass that needs them.
@@ -136,15 +136,15 @@ class Backend(Protocol[W]):
         """Whether the model still reads its weights through the binding."""
 
     def installed(self, binding: Binding[W], undo: contextlib.ExitStack) -> None:
-        """Does what is left once a binding is installed; `undo` changes it back."""
+        """Finishes the installation of a binding; `undo` reverts it."""
         return
 
     def watch(self, binding: Binding[W], optimizer: Optional[Any]) -> Sequence[Callable[[], None]]:
-        """Begins to hear of what changes weights without a trace; returns what ends that."""
+        """Observes changes of weights that leave no trace; returns functions that stop that."""
         return ()
 
     def unwrapped(self) -> None:
-        """Does what is left once the plain model is back."""
+        """Called once the plain model is restored."""
         return
 
     def call_own(
@@ -156,34 +156,33 @@ class Backend(Protocol[W]):
     # Files.
 
     def exported(self, binding: Binding[W]) -> tuple[Mapping[str, Any], Mapping[str, str]]:
-        """The model's tensors for the server, and how the weights that it knows by their layers'
-        names are called in the model.
+        """The model's tensors for the server, and layer name -> name of its weight in the model.
 
-        Of weights that it compresses, what it makes the compressed ones of.
+        For compressed weights: the tensors from which the server computes them.
         """
 
     def tied_names(self, binding: Binding[W]) -> Mapping[str, Sequence[str]]:
-        """What exports call a weight -> what the model calls it, once or, as it is tied, often."""
+        """Name of a weight in exports -> its names in the model, several if it is tied."""
         return {}
 
     def other_weights(self, binding: Binding[W]) -> Mapping[str, np.ndarray[Any, Any]]:
-        """Name -> the tensors that are not compressed and have the shape of one that is.
+        """Name -> tensor, of those that are not compressed and have the shape of one that is.
 
-        An exporter may have merged those with these.
+        An exporter may have merged them with compressed weights.
         """
         return {}
 
     def from_numpy(self, array: Any) -> Any:
-        """An array as `state_dict` has it: something that the framework's files can hold."""
+        """An array in the form for `state_dict`, which the framework's files can hold."""
         return array
 
     def to_numpy(self, array: Any) -> Any:
-        """Back; also of what `Pruning.mask` gave."""
+        """The inverse of `from_numpy`; also for results of `Pruning.mask`."""
         return np.asarray(array)
 
 
 class _Answers(Protocol[W]):
-    """What both kinds of answers need of a framework, for the weights of one binding."""
+    """The common part of `Pruning` and `Quantizing`, for the weights of one binding."""
 
     def unwrap(self, binding: Any) -> None:
         """Writes the answers into the dense weights and takes the binding out of the model."""
@@ -199,16 +198,16 @@ class Pruning(_Answers[W], Protocol[W]):
     def install(
         self, binding: PrunerBinding[W], given: Mapping[str, Mask], undo: contextlib.ExitStack
     ) -> None:
-        """Makes the model read its weights through the binding, with the masks that are given.
+        """Makes the model read its weights through the binding, with the given masks.
 
-        Whatever it changes, `undo` changes back.
+        `undo` reverts all changes.
         """
 
     def put(self, masks: Mapping[W, Mask]) -> None:
         """Puts masks in force."""
 
     def mask(self, weight: W) -> Any:
-        """The mask in force, as the framework has it: bool, of the weight's shape, True = kept."""
+        """The mask in force, as a tensor of the framework: bool, True = kept."""
 
     def to_array(self, result: Any) -> Any:
         """A tensor that a custom algorithm returned as an array with a dtype of numpy's; all else
@@ -220,7 +219,7 @@ class Pruning(_Answers[W], Protocol[W]):
 class Quantizing(_Answers[W], Protocol[W]):
     """Quantized weights, outputs and inputs in a model."""
 
-    #: Whether weights are rounded when they are read, so that parameters hold for any weight.
+    #: Whether weights are rounded when they are read, so that parameters apply to any weight.
     rounds_when_read: ClassVar[bool]
     #: Why outputs and inputs cannot be quantized; empty where they can.
     why_weights_only: ClassVar[str]
@@ -229,43 +228,44 @@ class Quantizing(_Answers[W], Protocol[W]):
         """As `Pruning.install`."""
 
     def put(self, answers: Mapping[W, QuantizedTensor]) -> None:
-        """Puts quantizations in force; one without numbers lets the weight pass."""
+        """Puts quantization parameters in force; without numbers the weight passes unchanged."""
 
     def put_values(self, results: Mapping[str, Any], own: OwnAlgorithm[W], weights: Any) -> None:
-        """Puts in force, by layer name, what a custom algorithm returned.
+        """Puts the results of a custom algorithm in force, by layer name.
 
-        TypeError and ValueError, before anything is changed, for what are no values of a weight.
+        Raises TypeError or ValueError, before anything is changed, for results that are not valid
+        values of a weight.
         """
 
     def ranges(self, weights: Sequence[W], plan: Mapping[str, LayerPlan]) -> Mapping[str, Any]:
         """Layer name -> float32 [2], or [2, C] where the plan wants a range per channel."""
 
     def calibration(self, binding: QuantizerBinding[W]) -> dict[str, dict[str, Any]]:
-        """What `Quantizer.calibration` has."""
+        """The content of `Quantizer.calibration`."""
 
     def kept(self, weight: W) -> Optional[np.ndarray[Any, Any]]:
-        """What a pruner of the weight keeps, a boolean array; None where there is no pruner."""
+        """The mask of the weight's pruner, a boolean array; None without a pruner."""
 
     def detached(self, binding: QuantizerBinding[W]) -> None:
-        """No answer comes any more."""
+        """Called when no further answer will be received."""
         return
 
     # Of frameworks that quantize outputs and inputs.
 
     def seen(self, binding: QuantizerBinding[W]) -> Mapping[ActivationKey, Range]:
-        """Smallest and largest number since the last step, of those of which any was seen."""
+        """Minimum and maximum since the last step, of activations that were observed."""
         return {}
 
     def seen_here(self, binding: QuantizerBinding[W]) -> Mapping[ActivationKey, Range]:
-        """The same of this process alone: what a checkpoint between two steps has to have."""
+        """The same for this process alone, for a checkpoint between two steps."""
         return {}
 
     def see(self, binding: QuantizerBinding[W], ranges: Mapping[ActivationKey, Range]) -> None:
-        """Takes in what `seen_here` gave. The binding is installed."""
+        """Restores the result of `seen_here`. The binding is installed."""
         return
 
     def forget_seen(self, binding: QuantizerBinding[W]) -> None:
-        """The step was taken: what was seen so far counted."""
+        """Resets the observed ranges after a step."""
         return
 
     def put_activation(
@@ -281,7 +281,7 @@ def is_model_of(backends: Sequence[type[Backend[Any]]], value: Any) -> bool:
 
 
 def backend_of(backends: Sequence[type[Backend[Any]]], model: Any) -> Backend[Any]:
-    """Of the first that accepts the model; TypeError where none does."""
+    """A backend of the first type that accepts the model; TypeError if there is none."""
     for backend in backends:
         if backend.accepts(model):
             return backend(model)
@@ -289,6 +289,6 @@ def backend_of(backends: Sequence[type[Backend[Any]]], model: Any) -> Backend[An
 
 
 def not_a_model(backends: Sequence[type[Backend[Any]]], value: Any) -> TypeError:
-    """Says what would be one."""
+    """An error that names the accepted types."""
     wanted = " or ".join(backend.model_type for backend in backends)
     return TypeError(f"model is a {type(value).__name__}; it must be {wanted}")

@@ -1,7 +1,7 @@
-"""One model bound to one session, whatever the framework: what to ask for, and when.
+"""One model bound to one session, for any framework: which answers to request, and when.
 
-`pruning.PrunerBinding` and `quantizing.QuantizerBinding` are the two kinds. What they do to a model
-is their backend's.
+`pruning.PrunerBinding` and `quantizing.QuantizerBinding` are the two kinds. Their backend changes
+the model.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ _log = logging.getLogger("nni_compression")
 
 
 class Binding(Generic[W]):
-    """Keeps the compressed weights of a model in step with a session.
+    """Keeps the compressed weights of a model synchronized with a session.
 
-    Any thread may read weights; the service is asked by one at a time.
+    Any thread may read weights; calls to the service are made by one thread at a time.
 
     Args:
         tracker: of the session.
@@ -34,12 +34,12 @@ class Binding(Generic[W]):
     Attributes:
         weights: name -> weight, of those.
         shapes: name -> the shape that it was bound with.
-        final: what can still be asked for after `unwrap`; None before.
+        final: the results that are kept after `unwrap`; None before.
         rebind: called when a weight no longer fits what was bound.
         on_lost: called when the server no longer has the session; binds another one, or raises.
-        overdue: what failed and has to succeed before anything else is asked: binding another
-            session. Nothing is asked for, and no weight is read, as long as it raises.
-        successor: the binding that has taken this one's place.
+        overdue: a failed rebind that has to succeed first. As long as it raises, no call is made
+            and no weight is read.
+        successor: the binding that has replaced this one.
         keep_on_bad_weight: whether a layer whose weight the server refuses keeps what it has.
     """
 
@@ -74,7 +74,7 @@ class Binding(Generic[W]):
         self.successor: Optional[Binding[W]] = None
         self.keep_on_bad_weight = False
 
-    # What to ask for, and when.
+    # Requests to the service.
 
     def ensure_fresh(self, weight: W) -> None:
         """Asks for all layers that need it when this one does.
@@ -131,17 +131,17 @@ class Binding(Generic[W]):
 
     @contextlib.contextmanager
     def computing(self) -> Iterator[None]:
-        """What asking runs in."""
+        """The context in which answers are requested."""
         with contextlib.ExitStack() as stack:
             if self.own is not None:
                 stack.enter_context(self.own.running())
             stack.enter_context(self.backend.computing())
             yield
 
-    # From its beginning to its end.
+    # Lifecycle.
 
-    def go_on_with(self, masks: Mapping[str, Mask], state: Optional[Mapping[str, Any]]) -> None:
-        """Has `install` put in force what the session was bound with.
+    def start_from(self, masks: Mapping[str, Mask], state: Optional[Mapping[str, Any]]) -> None:
+        """Sets the initial state of the session, which `install` puts in force.
 
         Args:
             masks: by layer name.
@@ -149,10 +149,10 @@ class Binding(Generic[W]):
         """
 
     def install(self, undo: contextlib.ExitStack) -> None:
-        """Makes the model read its weights through this binding, with what it goes on with.
+        """Makes the model read its weights through this binding, in its initial state.
 
-        Whatever it changes, `undo` changes back. Raises RuntimeError, before anything is changed,
-        when another pruner (or quantizer) has one of the weights already.
+        `undo` reverts all changes. Raises RuntimeError, before anything is changed, when another
+        pruner (or quantizer) has one of the weights already.
         """
         for weight in self.weights.values():
             if weight.is_taken(self.role):
@@ -162,25 +162,25 @@ class Binding(Generic[W]):
         self._install(undo)
 
     def installed(self, state: Optional[Mapping[str, Any]], undo: contextlib.ExitStack) -> None:
-        """Does what is left to do once the binding is installed; what it changes can be undone."""
+        """Finishes the installation; `undo` reverts it."""
         self.backend.installed(self, undo)
 
     def leave(self, undo: contextlib.ExitStack) -> None:
-        """Takes this binding out of the model, which gets another one; `undo` puts it back."""
+        """Removes this binding from the model before another is installed; `undo` reverts that."""
         for weight in self.weights.values():
             undo.callback(setattr, weight.state, self.role, getattr(weight.state, self.role))
             setattr(weight.state, self.role, None)
 
     def detach(self) -> None:
-        """Makes no call from now on; the answers there are stay in force."""
+        """Stops all calls; the present answers stay in force."""
         self.tracker.close()
 
     def keep_results(self) -> None:
-        """Keeps in `final` what can be asked for after `unwrap`."""
+        """Stores in `final` the results that stay available after `unwrap`."""
         raise NotImplementedError
 
     def unwrap(self) -> None:
-        """Writes the answers into the dense weights and takes this binding out of the model."""
+        """Writes the answers into the dense weights and removes this binding from the model."""
         raise NotImplementedError
 
     # For checkpoints and exports.
@@ -190,13 +190,13 @@ class Binding(Generic[W]):
         return {}
 
     def further_state(self) -> dict[str, Any]:
-        """What else `state_dict` has."""
+        """Further entries of `state_dict`."""
         return {}
 
     def give_masks(self) -> None:
-        """Gives the session the masks of another compressor, which count in exports."""
+        """Sends the masks of another compressor to the session, for exports."""
 
-    # What the kinds have in common.
+    # Helpers of both kinds.
 
     def _install(self, undo: contextlib.ExitStack) -> None:
         raise NotImplementedError
@@ -208,19 +208,19 @@ class Binding(Generic[W]):
         return "gradient" in self.tracker.plan.layers[name].step_inputs
 
     def _gradients(self) -> Mapping[str, Any]:
-        """What a step has to carry: those that the plan asks for, of weights that have one now."""
+        """The gradients to send with a step: those in the plan that exist now."""
         wanting = [weight for name, weight in self.weights.items() if self._wants_gradient(name)]
         return self.backend.gradients(wanting) if wanting else {}
 
     def _forget_own(self) -> None:
-        """A custom algorithm is asked again after each epoch and step."""
+        """Makes a custom algorithm compute again after each epoch and step."""
         if self.own is not None:
             self.tracker.forget()
 
     def _raise(self, error: Optional[CompressionError]) -> None:
-        """Raises the error of single layers, if any, and says when in training it was.
+        """Raises the error of single layers, if any, with the epoch and step.
 
-        Layers that may keep what they have are only logged.
+        Layers that may keep their present answer are only logged.
         """
         if error is None:
             return

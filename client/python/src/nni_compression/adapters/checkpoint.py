@@ -1,4 +1,4 @@
-"""What `state_dict` has, and how it fits the layers of the model that it is loaded into."""
+"""The content of `state_dict`, and its mapping to the layers of the model that loads it."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from .binding import Binding
 from .warn import warn
 
 _VERSION = 1
-_SECTIONS = ("masks", "memory", "activations", "seen")  # each: layer name -> what is known of it
+_SECTIONS = ("masks", "memory", "activations", "seen")  # each: layer name -> its entry
 
 
 def make_state(
     binding: Binding[Any], algorithm: str, *, vectors_need_filter: bool
 ) -> dict[str, Any]:
-    """Where training is, the masks in force, and what the session remembers of layers."""
+    """Epoch and step, the masks in force, and the session's memory of layers."""
     tracker, backend = binding.tracker, binding.backend
     return {
         "version": _VERSION,
@@ -62,11 +62,11 @@ def fit(
     *,
     drop: bool,
 ) -> Mapping[str, Any]:
-    """The state under the names that the layers have, and of nothing else.
+    """The state under the names of the layers, without other entries.
 
     Args:
         key: see `Backend.layer_key`.
-        bound: layer name -> the shape that the state is about, where it is known.
+        bound: layer name -> the shape that the state was saved for, if known.
         drop: whether what fits no layer is dropped, with a warning; otherwise it is a ValueError.
     """
     changed = {la.name for la in layers if tuple(bound.get(la.name, la.shape)) != tuple(la.shape)}
@@ -90,13 +90,13 @@ def _fitted(
     key: Callable[[str], str],
     changed: Collection[str],
 ) -> tuple[dict[str, Any], list[str]]:
-    """The state under the names that the layers have, without what fits none of them.
+    """The state under the names of the layers, without entries that fit none of them.
 
     Args:
         key: equal for the names that one layer has in a model and in that model within a wrapper.
         changed: layers whose weights are known to have another shape now.
 
-    Returns: the state, and what was left out, each entry with the reason where it is not the name.
+    Returns: the state, and the entries left out, with the reason where it is not the name.
     """
     shapes = {layer.name: list(layer.shape) for layer in layers}
     find = _finder(layers, key)
@@ -105,7 +105,7 @@ def _fitted(
         if section not in state:
             continue
         kept: dict[str, Any] = {}
-        # Those that have the layer's own name are the layer's, whatever else could be meant.
+        # An entry under the layer's own name takes precedence.
         for name in sorted(state[section], key=lambda name: name not in shapes):
             entry, found = state[section][name], find(name)
             where = f"{section}[{name!r}]"

@@ -1,4 +1,4 @@
-"""What pruners and quantizers of every framework are: a model, a session, and what is between."""
+"""The base of pruners and quantizers of every framework: a model and its session."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class Compressor:
     >>> model = pruner.compress()                               # doctest: +SKIP
 
     Errors are subclasses of `nni_compression.CompressionError`. One thread at a time may call a
-    compressor; any number may run the model.
+    compressor; any number of threads may run the model.
     """
 
     algorithm: ClassVar[str] = ""
@@ -79,23 +79,23 @@ class Compressor:
         Args:
             model: in the second form.
             config_list: NNI's list of rules; the last rule that matches a layer wins.
-            optimizer: need not be given. PyTorch's is watched for steps that leave no trace in the
-                weights (PyTorch 2 lets all optimizers be watched).
+            optimizer: optional. A PyTorch optimizer is observed for steps that leave no trace in
+                the weights; PyTorch 2 allows that for all optimizers without this argument.
             server: "host:port"; by default $NNI_COMPRESSION_SERVER, else 127.0.0.1:50051.
             client: a `Client` to use instead; it is not closed here.
-            session: the id of a session to join, as a further rank of the same training does. It is
-                left to the rank that has bound it: this one does not end it. After an interruption
-                it is that of the session which the first rank has bound from its checkpoint.
+            session: the id of a session to join, for further ranks of the same training. The rank
+                that has bound the session ends it; this one does not. After an interruption: the id
+                of the session that the first rank has bound from its checkpoint.
             labels: for listing the session, logs and metrics.
             lease: seconds without a call after which the server may end the session. The client
                 renews it in the background.
             on_lost_session: what to do when the server no longer has the session, because it was
-                restarted or the lease ran out. "rebind": a new one is bound with the masks, the
-                epoch and the step that are here, and a warning is logged; "raise": NotFoundError. A
-                session that somebody has closed, and one that was joined, always raise.
+                restarted or the lease ran out. "rebind": binds a new one with the present masks,
+                epoch and step, and logs a warning; "raise": NotFoundError. A session that was
+                explicitly closed, and one that was joined, always raise.
             on_bad_weight: what to do when the server refuses a weight, because it has a NaN.
                 "raise": InvalidArgumentError that names layer, element, epoch and step; "keep": the
-                layer keeps the mask or quantization that it has, and a warning is logged.
+                layer keeps its present mask or quantization, and a warning is logged.
         """
         if not self.algorithm:
             raise TypeError(
@@ -128,7 +128,7 @@ class Compressor:
         self._lifecycle.rebind = self.rebind
         self._lifecycle.on_lost = self._recovery.replace_lost_session
         self._unwrapped = False
-        self._told = 0  # how often the base was told of an epoch or a step
+        self._base_calls = 0  # calls of the base's update_epoch and step
 
     # The model.
 
@@ -167,9 +167,9 @@ class Compressor:
         return self._lifecycle.model
 
     def unwrap(self) -> Any:
-        """Gives the plain model back, zeros or quantized values written in; ends the session.
+        """Restores the plain model, with zeros or quantized values written in; ends the session.
 
-        Compressing that model again takes another compressor.
+        Compressing that model again needs another compressor.
         """
         if self._bound().final is None:
             self.refresh()
@@ -184,9 +184,9 @@ class Compressor:
         return self._lifecycle.model
 
     def close(self) -> None:
-        """Ends the session. The model keeps computing with the answers it has.
+        """Ends the session. The model keeps computing with the present answers.
 
-        A server that cannot be reached is no error: the session ends with its lease.
+        An unreachable server is not an error: the session ends with its lease.
         """
         self._lifecycle.close()
 
@@ -199,12 +199,12 @@ class Compressor:
 
     @property
     def plan(self) -> Plan:
-        """What is done with each layer, and warnings about the config_list."""
+        """How each layer is compressed, and warnings about the config_list."""
         return self._bound().tracker.plan
 
     @property
     def stats(self) -> Stats:
-        """What the calls of the session cost: number, bytes, time spent waiting."""
+        """Statistics of the session's calls: number, bytes, time spent waiting."""
         return self.session.stats
 
     # Training.
@@ -220,15 +220,15 @@ class Compressor:
         return self._bound().tracker.step
 
     def update_epoch(self, epoch: int) -> None:
-        """Tells the epoch, from 0 on. Masks that it makes stale come with the next forward pass;
-        in TensorFlow they come now.
+        """Sets the epoch, from 0 on. Stale masks are requested by the next forward pass; in
+        TensorFlow immediately.
 
-        Warns of layers that the model has got since it was bound, and of those whose module is
-        another one by now: `rebind` takes them in.
+        Warns of layers that were added to the model since it was bound, and of those whose module
+        was replaced: call `rebind` to include them.
         """
         self._check_not_unwrapped()
         epoch = operator.index(epoch)  # a checkpoint is to have a plain number
-        self._told += 1
+        self._base_calls += 1
         self._recovery.settle()
         self._recovery.warn_of_replaced_layers()
         self._recovery.warn_of_new_layers()
@@ -236,14 +236,14 @@ class Compressor:
         self._ask_ahead()
 
     def step(self, step: Optional[int] = None) -> None:
-        """Tells that a minibatch is done: the next step, or the one given (absolute).
+        """Ends a minibatch: sets the next step, or the one given (absolute).
 
-        Weights count as changed from here on, as not everything that writes to them leaves a trace.
+        All weights count as changed, as not every write to them leaves a trace.
         """
         self._bound().weights_changed()
         self._check_not_unwrapped()
         given = None if step is None else operator.index(step)
-        self._told += 1
+        self._base_calls += 1
         self._recovery.settle()
         self._recovery.warn_of_replaced_layers()
         number = self.steps + 1 if given is None else given
@@ -253,21 +253,21 @@ class Compressor:
     def rebind(self) -> None:
         """Binds the model as it is now: a new session, with the masks, the epoch and the step.
 
-        Warns of masks, and of what else was remembered, of layers that the model has no more, or
-        whose weights have another shape: that is dropped.
+        Masks and other memory of layers that were removed, or whose weights have another shape now,
+        are dropped with a warning.
 
-        Should that fail, nothing has changed. What was refused is over; what failed otherwise, as
-        when no server answers, is done again by the next call of any method or forward pass, which
-        raises until it succeeds.
+        On failure nothing changes. If the server refused the model, that is final. After other
+        failures, such as an unavailable server, the next call of any method or forward pass tries
+        again, and raises until it succeeds.
         """
         self._check_not_unwrapped()
         self._recovery.settle()
         self._recovery.rebind()
 
     def refresh(self) -> None:
-        """Asks now for what the next forward pass would ask for.
+        """Requests now the answers that the next forward pass would request.
 
-        In TensorFlow: as if all weights had changed, as they have after they were loaded.
+        In TensorFlow all weights count as changed, for example after they were loaded.
         """
         if self._bound().backend.asks_ahead:
             self._bound().weights_changed()
@@ -278,24 +278,23 @@ class Compressor:
     # Checkpoints and files.
 
     def state_dict(self) -> dict[str, Any]:
-        """What `load_state_dict` needs to go on after an interruption, as if there had been none.
+        """A checkpoint for `load_state_dict`, from which training resumes as if uninterrupted.
 
-        The epoch, the step, the masks in force, packed, and what the session remembers of layers.
-        The weights are the model's own state.
+        The epoch, the step, the masks in force, packed, and the session's memory of layers. The
+        weights are the model's own state.
         """
         self._recovery.warn_of_replaced_layers()
         return self._state()
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Goes on from a `state_dict()`, before or after the model was given.
+        """Resumes from a `state_dict()`, before or after the model was given.
 
-        The state wins over a session that has gone on since, or has fallen behind: a new one is
-        bound with the masks, epoch, step and ranges of the state, and the one that the state is of
-        is left alone, as somebody may still be using it. Its lease ends it. Should that fail, it is
-        as for `rebind`.
+        Binds a new session with the masks, epoch, step and ranges of the state. The session that
+        the state was saved from is not used, as it may have advanced or be in use by another
+        client; its lease ends it. Failures are as for `rebind`.
 
-        ValueError for a state with masks, or anything else, of layers that the model does not have;
-        without a model yet, when there is one.
+        Raises ValueError for a state with masks or other entries of layers that the model does not
+        have; if no model was given yet, once it is.
         """
         checkpoint.check(state, self.algorithm)
         self._lifecycle.resume = state
@@ -311,13 +310,13 @@ class Compressor:
     ) -> list[Path]:
         """Writes the model in one of the server's formats, with the plain model's names.
 
-        The files appear under their names when all of them are complete. A model that is pruned and
-        quantized is exported as one; docs/exports.md says which of the two writes which format.
+        The files are renamed into place when all of them are complete. A model that is pruned and
+        quantized is exported as one; docs/exports.md says which compressor writes which format.
 
         Args:
-            directory: made if need be.
+            directory: made if it is missing.
             format: "safetensors", "pth", "sparse", "compressed-tensors", "onnx", "masks" or
-                "report"; docs/exports.md has them.
+                "report"; see docs/exports.md.
             options: of the format.
 
         Returns: the files written. FailedPreconditionError where modules were replaced after
@@ -331,7 +330,7 @@ class Compressor:
         self._recovery.check_not_replaced()
         return self._recovery.retried(write)
 
-    # What the parts of a compressor, and its frameworks, use.
+    # For the parts of a compressor, and for frameworks.
 
     def _bound(self) -> Binding[Any]:
         return self._lifecycle.bound
@@ -350,9 +349,9 @@ class Compressor:
             binding.refresh()
 
     def _check_not_unwrapped(self) -> None:
-        """Nothing that is told would have an effect."""
+        """Raises RuntimeError after `unwrap`, when calls would have no effect."""
         if self._unwrapped:
-            raise RuntimeError("unwrap() has given the plain model back; make another compressor")
+            raise RuntimeError("unwrap() has restored the plain model; make another compressor")
 
     def _wire_rules(self) -> Sequence[Mapping[str, Any]]:
         if not self._is_custom:

@@ -1,7 +1,7 @@
-"""Custom algorithms, which compute in the trainer, whatever the framework.
+"""Custom algorithms, which compute in the trainer, for any framework.
 
-The session on the server is one of `custom_pruner` or `custom_quantizer`; what the algorithm is
-called, and its options, go into the plan for reports.
+The session on the server is one of `custom_pruner` or `custom_quantizer`; its plan has the name and
+the options of the algorithm, for reports.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ def read_rules(
 ) -> list[dict[str, Any]]:
     """The config_list with the class's defaults filled in.
 
-    InvalidArgumentError for what `options`, if a class declares them, does not allow.
+    Raises InvalidArgumentError for keys and values that the class's `options`, if any, disallow.
 
     >>> read_rules([{"sparsity": 0.5}], {"sparsity": float, "seed": 0}, ["Linear"])
     [{'sparsity': 0.5, 'op_types': ['Linear'], 'seed': 0}]
@@ -82,7 +82,7 @@ def _check_options(config: dict[str, Any], options: Mapping[str, Any], path: str
 
 
 def wire_rules(rules: Sequence[Mapping[str, Any]], implementation: str) -> list[dict[str, Any]]:
-    """What the server is told of the rules; values that are no JSON go as text.
+    """The rules as sent to the server; values that JSON cannot represent become text.
 
     >>> wire_rules([{"op_types": ["Linear"], "sparsity": 0.5}], "Mine")[0]["options"]
     {'sparsity': 0.5}
@@ -108,7 +108,7 @@ def _plain(value: Any) -> Any:
 def to_mask(value: Any, shape: Sequence[int], where: str) -> Mask:
     """The mask that a `calc_mask` returned, as an array; `where` begins error messages.
 
-    TypeError for no array, ValueError for another shape or for numbers other than 0 and 1.
+    Raises TypeError if it is not an array, ValueError for another shape or other numbers than 0, 1.
     """
     array = to_array(value, shape, where)
     if array.dtype != np.bool_:
@@ -131,7 +131,7 @@ def to_values(value: Any, shape: Sequence[int], dtype: Any, where: str) -> np.nd
 
 
 def to_array(value: Any, shape: Sequence[int], where: str) -> np.ndarray[Any, Any]:
-    """What was returned, as an array of that shape."""
+    """The returned value as an array of that shape."""
     if value is None or not hasattr(value, "__array__"):
         raise TypeError(f"{where} returned {value!r:.80}; it must be a tensor of shape {shape}")
     array: np.ndarray[Any, Any] = np.asarray(value)
@@ -141,12 +141,12 @@ def to_array(value: Any, shape: Sequence[int], where: str) -> np.ndarray[Any, An
 
 
 class OwnAlgorithm(Generic[W]):
-    """What a subclass computes in the trainer, for the weights of one binding.
+    """The methods of a subclass that compute in the trainer, for the weights of one binding.
 
     Args:
         owner: the compressor.
         method: the name of its method that computes.
-        output_method: that of the one that quantizes outputs; None: they are not quantized.
+        output_method: the method that quantizes outputs; None: they are not quantized.
     """
 
     def __init__(self, owner: Compressor, method: str, output_method: Optional[str] = None) -> None:
@@ -158,16 +158,16 @@ class OwnAlgorithm(Generic[W]):
         self._thread: Optional[int] = None  # the one that computes
 
     def compute(self, weight: W) -> Any:
-        """What the method returned for a weight."""
+        """The method's result for a weight."""
         return self._call(self._method, weight, weight.tensor)
 
     def quantize_output(self, weight: W, output: Any) -> Any:
-        """What the other one returned for an output of a weight's layer."""
+        """The output method's result for an output of a weight's layer."""
         assert self._output_method is not None
         return self._call(self._output_method, weight, output)
 
     def where(self, weight: W) -> str:
-        """Begins messages about what was returned for a weight."""
+        """The beginning of messages about the result for a weight."""
         return f"{self.name}.{self._method} of layer {weight.name!r}"
 
     def where_output(self, weight: W) -> str:
@@ -198,19 +198,19 @@ class OwnAlgorithm(Generic[W]):
 
 
 def is_of_package(cls: type) -> bool:
-    """Whether a class is this package's own, and no user's."""
+    """Whether a class belongs to this package and not to a user."""
     return cls.__module__.startswith(_PACKAGE)
 
 
 def followed(name: str, method: Callable[..., Any]) -> Callable[..., Any]:
-    """A subclass's own `update_epoch` or `step`, after which the base's has been called, too."""
+    """Wraps a subclass's `update_epoch` or `step` so that the base's is called, too."""
 
     @functools.wraps(method)
     def call(self: Any, *args: Any, **kwargs: Any) -> Any:
-        before = self._told
+        before = self._base_calls
         result = self._bound().backend.call_own(method, self, args, kwargs)
         self._bound().tracker.forget()
-        if self._told == before:
+        if self._base_calls == before:
             base = next(b for b in type(self).__mro__ if is_of_package(b))
             getattr(base, name)(self, *args, **kwargs)
         return result

@@ -1,4 +1,4 @@
-"""Files of the server's formats, and what a session knows put into the ONNX file of a model."""
+"""Files of the server's formats, and the session's results in a model's ONNX file."""
 
 from __future__ import annotations
 
@@ -30,9 +30,9 @@ def export(
 
 
 def put_codes(binding: Binding[Any], path: Path, export: Callable[..., list[Path]]) -> None:
-    """Puts what the session has made of a quantized model into its ONNX file.
+    """Puts the session's codes and encodings into the ONNX file of a quantized model.
 
-    Warns where that cannot be done.
+    Warns if that is not possible.
 
     Args:
         path: of the file of the plain model.
@@ -51,7 +51,7 @@ def put_codes(binding: Binding[Any], path: Path, export: Callable[..., list[Path
             onnx.apply(model, bundle, names=names, left_out=absent, others=others)
             if absent:
                 warn(f"onnx_path has no weights {absent[:10]}: no output depends on them")
-        path.with_name(f"{path.name}.data").unlink(missing_ok=True)  # the weights of before
+        path.with_name(f"{path.name}.data").unlink(missing_ok=True)  # of the plain weights
         onnx.save(model, path)
     except (ImportError, InvalidArgumentError) as error:
         warn(f"onnx_path gets the quantized weights as plain numbers: {error}")

@@ -1,4 +1,4 @@
-"""A session bound to a model, from its beginning to its end: all of it is done, or nothing."""
+"""The lifecycle of a session that is bound to a model; each change is all or nothing."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ OnBadWeight = Literal["raise", "keep"]
 
 @dataclass(frozen=True)
 class Settings:
-    """What a compressor was told of its session: arguments of `Compressor`, of these names."""
+    """The session's settings: arguments of `Compressor`, under these names."""
 
     client: Client
     own_client: bool  # whether it is closed with the session
@@ -44,10 +44,10 @@ class Settings:
 
 @dataclass(frozen=True)
 class Recipe:
-    """What a session computes, and what its answers go to."""
+    """The algorithm of a session, and how its binding is made."""
 
     algorithm: str
-    rules: Callable[[], Sequence[Mapping[str, Any]]]  # as BindModel has them
+    rules: Callable[[], Sequence[Mapping[str, Any]]]  # for BindModel
     make_binding: Callable[[Tracker, Sequence[Any], Backend[Any]], Binding[Any]]
 
 
@@ -57,8 +57,8 @@ class Lifecycle:
     Attributes:
         join: the id of the session to join; None to open one.
         route: of that session, if it is known.
-        model: that was given last.
-        backend: of the model, once it is to be compressed.
+        model: the one given last.
+        backend: of the model, once it is being compressed.
         resume: a state that was loaded and is not bound yet.
         vectors_need_filter: whether a rule without filters leaves out weights of one dimension.
         rebind, on_lost: see `Binding`.
@@ -88,11 +88,11 @@ class Lifecycle:
         return self.binding
 
     def bind(self, state: Optional[Mapping[str, Any]], *, drop: bool = False) -> None:
-        """Binds the model, in place of a binding that there is.
+        """Binds the model, and replaces the present binding, if any.
 
         Args:
-            state: what `state_dict` gave, to go on from; None to begin.
-            drop: whether what fits no layer is dropped, with a warning; otherwise it is a
+            state: a result of `state_dict` to resume from; None to begin.
+            drop: whether entries that fit no layer are dropped with a warning; otherwise they are a
                 ValueError.
         """
         old, backend = self.binding, self.backend
@@ -118,12 +118,13 @@ class Lifecycle:
             plan = tracker.plan
             coverage = Coverage.of(backend.parameters(), plan.layers)
             tracker.session.plan = replace(plan, coverage=coverage)
-            # A session that others move on may have other masks than the state: they are asked for.
-            binding.go_on_with({} if joined else masks, state)
+            # A session that other ranks advance may have other masks than the state: they are
+            # requested.
+            binding.start_from({} if joined else masks, state)
             if state is not None and not joined:
-                _warn_of_what_is_not_restored(tracker.plan, self._recipe.algorithm)
+                _warn_of_unrestored_memory(tracker.plan, self._recipe.algorithm)
 
-            # So far the model is as it was; from here on every change can be undone.
+            # So far the model is unchanged; from here on every change can be undone.
             if old is not None:
                 self._stop_watching()
                 undo.callback(self._watch)
@@ -149,7 +150,7 @@ class Lifecycle:
                 self._end(old.tracker.session)
 
     def close(self) -> None:
-        """Ends the session. The model keeps computing with the answers it has."""
+        """Ends the session. The model keeps computing with the present answers."""
         binding = self.binding
         if binding is not None and binding.tracker.owned:
             binding.detach()
@@ -167,7 +168,7 @@ class Lifecycle:
         masks: Mapping[str, Mask],
         state: Optional[Mapping[str, Any]],
     ) -> Tracker:
-        """A session for these weights: the one to join, or a new one that goes on from a state."""
+        """A session for these weights: the one to join, or a new one that resumes from a state."""
         layers = [weight.layer() for weight in weights]
         client = self.settings.client
         if self.join is not None and self.binding is None:
@@ -179,7 +180,7 @@ class Lifecycle:
             self.vectors_need_filter = state.get("vectors_need_filter", False)
         state = state or {"epoch": 0, "step": 0}
         memory: Mapping[str, Memory] = state.get("memory", {})
-        # A session that was told no step, as its algorithm needs none, is told of it for reports.
+        # A session whose algorithm needs no steps gets the step here, for reports.
         applied = state.get("step_applied", False)
         step = int(state["session_step"] if applied else state["step"])
         assert self.backend is not None
@@ -223,7 +224,7 @@ class Lifecycle:
 
 
 def warn_of_plan(plan: Plan) -> None:
-    """Says what of the model is compressed, and what is odd about that."""
+    """Logs the coverage of the model, and warns of a suspicious plan."""
     coverage = plan.coverage
     if coverage is not None:
         _log.log(logging.WARNING if coverage.left_out else logging.INFO, "%s", coverage)
@@ -236,12 +237,12 @@ def warn_of_plan(plan: Plan) -> None:
         )
 
 
-def _warn_of_what_is_not_restored(plan: Plan, algorithm: str) -> None:
+def _warn_of_unrestored_memory(plan: Plan, algorithm: str) -> None:
     layers = [name for name, layer in plan.layers.items() if layer.remembers_more]
     if layers:
         _log.warning(
-            "%s may remember more of layers %s than a checkpoint has; it begins anew with that in "
-            "the new session",
+            "%s may keep more memory of layers %s than a checkpoint has; that part starts from "
+            "scratch in the new session",
             algorithm,
             layers[:10],
         )

@@ -15,8 +15,8 @@ from .tracker import Tracker
 class Pruner(Compressor):
     """Base of pruners.
 
-    A custom algorithm overrides `calc_mask`, and is computed here; or it names an algorithm that
-    the server has: ``algorithm = "random"``.
+    A custom algorithm overrides `calc_mask`, which runs in the trainer, or names an algorithm of
+    the server: ``algorithm = "random"``.
     """
 
     _computes = "calc_mask"

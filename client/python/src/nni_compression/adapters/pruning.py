@@ -1,4 +1,4 @@
-"""Masks: which layers need one, and what is done with it."""
+"""Masks: which layers need one, and how it is applied."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from .tracker import Tracker, split_results
 
 
 class PrunerBinding(Binding[W]):
-    """Masks: asked for when the session says so, whatever the weight does."""
+    """Masks: requested when the session reports them stale, not when weights change."""
 
     role = "pruner"
 
@@ -44,7 +44,7 @@ class PrunerBinding(Binding[W]):
             masks = self.final
         return {n: Mask.from_numpy(self.backend.to_numpy(mask)) for n, mask in masks.items()}
 
-    def go_on_with(self, masks: Mapping[str, Mask], state: Optional[Mapping[str, Any]]) -> None:
+    def start_from(self, masks: Mapping[str, Mask], state: Optional[Mapping[str, Any]]) -> None:
         self._given = {name: mask for name, mask in masks.items() if name in self.weights}
         for name in self._given:
             self.tracker.answered(name, None)
@@ -74,9 +74,9 @@ class PrunerBinding(Binding[W]):
 
 
 class CustomPrunerBinding(PrunerBinding[W]):
-    """Masks that are computed here, when a weight, the epoch or the step changed.
+    """Masks that are computed in the trainer, when a weight, the epoch or the step changed.
 
-    The session gets those that are others than before.
+    Masks that have changed are sent to the session.
     """
 
     def _ask(self, weights: Sequence[W]) -> None:

@@ -1,4 +1,4 @@
-"""Quantizers: the forward pass sees quantized weights, the gradient goes to the float ones."""
+"""Quantizers: the forward pass uses quantized weights, the gradient updates the float ones."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ from .tracker import Tracker, is_on_this_host
 class Quantizer(Compressor):
     """Base of quantizers.
 
-    A custom algorithm overrides `quantize_weight`, and is computed here; or it names an algorithm
-    that the server has: ``algorithm = "mine"``.
+    A custom algorithm overrides `quantize_weight`, which runs in the trainer, or names an algorithm
+    of the server: ``algorithm = "mine"``.
     """
 
     _computes = "quantize_weight"
@@ -30,9 +30,9 @@ class Quantizer(Compressor):
         """Makes a quantizer.
 
         Args:
-            transfer: what travels when weights change. "weights": the weights go to the service and
-                the quantized values come back. "ranges": the smallest and largest weight of a layer
-                (or channel) go, scale and zero point come back, and rounding happens here; the bits
+            transfer: what is sent when weights change. "weights": the client sends the weights and
+                receives the quantized values. "ranges": it sends the smallest and largest weight of
+                a layer (or channel), receives scale and zero point, and rounds locally; the bits
                 are the same (DoReFa: to one code). By default "weights" when the server is on this
                 host.
 
@@ -68,7 +68,7 @@ class Quantizer(Compressor):
         Scales and zero points are numbers, or arrays with one per channel or group (float32 and
         int32 tensors in PyTorch); None for DoReFa. Where outputs or inputs are quantized:
         "output_bits", "output_scale", "output_zero_point", "output_range" (minimum, maximum), and
-        so for "input". Layers that are not quantized yet are left out.
+        the same for "input". Layers that are not quantized yet are left out.
         """
         binding = self._quantization()
         if binding.final is not None:
@@ -83,7 +83,7 @@ class Quantizer(Compressor):
         return binding
 
     def _put_codes(self, path: Path) -> None:
-        """Puts what the session has made of the model into its ONNX file."""
+        """Puts the session's codes and encodings into the model's ONNX file."""
         if not self._is_custom:
             export.put_codes(self._bound(), path, self.export)
 
@@ -99,7 +99,7 @@ class Quantizer(Compressor):
 
 
 def _signature() -> inspect.Signature:
-    """That of the constructor, for help(): the base's arguments and `transfer`."""
+    """The constructor's signature, for help(): the base's arguments and `transfer`."""
     base = inspect.signature(Compressor.__init__)
     transfer = inspect.signature(Quantizer.__init__).parameters["transfer"]
     return base.replace(parameters=[*base.parameters.values(), transfer])

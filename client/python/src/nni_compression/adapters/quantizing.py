@@ -1,4 +1,4 @@
-"""Quantized weights, outputs and inputs: which need an answer, and what is done with it."""
+"""Quantized weights, outputs and inputs: which need an answer, and how it is applied."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ from .binding import Binding
 from .custom import OwnAlgorithm
 from .tracker import Tracker, split_results
 
-TARGETS = ("output", "input")  # what of a layer is quantized beside its weight
+TARGETS = ("output", "input")  # the activations of a layer
 
 Transfer = Literal["weights", "ranges"]
 
 
 class QuantizerBinding(Binding[W]):
-    """Quantized weights: values that the service computed, or parameters for rounding here.
+    """Quantized weights: values that the service computed, or parameters for rounding locally.
 
     Args:
-        transfer: what travels when weights change.
+        transfer: what is sent when weights change.
     """
 
     role = "quantizer"
@@ -41,7 +41,7 @@ class QuantizerBinding(Binding[W]):
     ) -> None:
         super().__init__(tracker, weights, backend, own)
         self.transfer = transfer
-        #: Layer name -> what the session remembers of it, as of the last answer.
+        #: Layer name -> the session's memory of it, from the last answer.
         self.memory: dict[str, Memory] = {}
         #: (layer, "output" or "input") -> their last answer.
         self.activation_answers: dict[ActivationKey, QuantizedTensor] = {}
@@ -67,11 +67,11 @@ class QuantizerBinding(Binding[W]):
 
     @property
     def activation_ranges(self) -> dict[ActivationKey, tuple[float, float]]:
-        """(layer, "output" or "input") -> their running range, of the last answer."""
+        """(layer, "output" or "input") -> its moving-average range, from the last answer."""
         return {k: a.range for k, a in self.activation_answers.items() if a.range is not None}
 
     def calibration(self) -> dict[str, dict[str, Any]]:
-        """Layer name -> how it is quantized now."""
+        """Layer name -> its present quantization parameters."""
         return self._quantizing.calibration(self)
 
     def further_state(self) -> dict[str, Any]:
@@ -85,7 +85,7 @@ class QuantizerBinding(Binding[W]):
         }
         return {key: value for key, value in found.items() if value}
 
-    def go_on_with(self, masks: Mapping[str, Mask], state: Optional[Mapping[str, Any]]) -> None:
+    def start_from(self, masks: Mapping[str, Mask], state: Optional[Mapping[str, Any]]) -> None:
         if state is None:
             return
         self.memory.update(state.get("memory", {}))
@@ -109,7 +109,7 @@ class QuantizerBinding(Binding[W]):
         self._quantizing.unwrap(self)
 
     def give_masks(self) -> None:
-        if self.own is not None:  # its values are computed here, and masked here
+        if self.own is not None:  # its values are computed and masked in the trainer
             return
         kept = {name: self._quantizing.kept(weight) for name, weight in self.weights.items()}
         if not self._gave_masks and all(mask is None for mask in kept.values()):
@@ -123,7 +123,7 @@ class QuantizerBinding(Binding[W]):
         self._gave_masks = True
 
     def take_step(self, number: int) -> None:
-        """Sets the session's step; in "ranges", what changed and the plan asks for goes with it."""
+        """Sets the session's step; with transfer "ranges", sends the changed ranges of the plan."""
         with self.tracker.lock, self.computing():
             asked = []
             # Otherwise the answers would be of other weights.
@@ -138,11 +138,11 @@ class QuantizerBinding(Binding[W]):
             try:
                 self._step(number, asked, seen, self._gradients())
             except CompressionError as error:
-                if error.errors:  # the step is taken; what was refused would be refused again
+                if error.errors:  # the step is applied; a refused range would be refused again
                     self._quantizing.forget_seen(self)
                 raise
             self._quantizing.forget_seen(self)
-            # The step may have begun to quantize those, too, that nothing was seen of.
+            # The step may have begun to quantize activations that were not observed.
             unseen = {
                 key: answer.range
                 for key, answer in self.activation_answers.items()
@@ -186,7 +186,7 @@ class QuantizerBinding(Binding[W]):
             self._remember(key, answer)
             if isinstance(key, tuple):
                 self._take_activation(key, answer)
-        # Another rank may have taken the step, without a layer that still has no answer then.
+        # Another rank may have applied the step without a layer, which is still stale then.
         stale = self.tracker.session.stale if error is None else ()
         self._take(
             {k: a for k, a in answers.items() if isinstance(k, str) and k not in stale}, tokens
@@ -196,15 +196,15 @@ class QuantizerBinding(Binding[W]):
     def _activations_now(
         self, ranges: Mapping[ActivationKey, Range]
     ) -> Mapping[ActivationKey, QuantizedTensor]:
-        """What those that have running ranges are quantized with at the session's step.
+        """The answers for activations with these ranges at the session's step.
 
         Args:
-            ranges: those that the session has, or goes on from if it has none.
+            ranges: the moving-average ranges of the session, or initial ones if it has none.
         """
         tracker = self.tracker
         if not ranges or not tracker.owned:
             return {}
-        # Of a step that was applied the ranges are not taken in: the answer is what is in force.
+        # The server ignores ranges for a step that was applied: it returns the present parameters.
         outputs, inputs = _by_target(ranges)
         result = tracker.session.step(tracker.session_step, outputs=outputs, inputs=inputs)
         tracker.step_applied = True
@@ -231,7 +231,7 @@ class QuantizerBinding(Binding[W]):
             self.tracker.answered(name, tokens[name], lasting=self._lasts(answer))
 
     def _lasts(self, answer: QuantizedTensor) -> bool:
-        """Whether the answer holds for any weight: the server says when it no longer does."""
+        """Whether the answer applies to any weight, until the server reports it stale."""
         if answer.unquantized:
             return True
         rounds_here = self._quantizing.rounds_when_read and self.transfer == "ranges"
@@ -239,7 +239,7 @@ class QuantizerBinding(Binding[W]):
 
 
 class CustomQuantizerBinding(QuantizerBinding[W]):
-    """Quantized weights that are computed here, when a weight, the epoch or the step changed."""
+    """Quantized weights computed in the trainer, when a weight, the epoch or the step changed."""
 
     def _ask(self, weights: Sequence[W]) -> None:
         assert self.own is not None
@@ -271,5 +271,5 @@ def _by_layer(ranges: Mapping[ActivationKey, Range]) -> dict[str, dict[str, list
 
 
 def _flat(ranges: Mapping[str, Mapping[str, Range]]) -> dict[ActivationKey, Range]:
-    """What `_by_layer` was given."""
+    """The inverse of `_by_layer`."""
     return {(name, target): value for name, of in ranges.items() for target, value in of.items()}

@@ -1,4 +1,4 @@
-"""What is done about sessions that were lost, and bindings that failed."""
+"""Recovery from lost sessions and failed bindings."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ _R = TypeVar("_R")
 
 
 class Recovery:
-    """Binds a model again. What fails then is tried again by every later call, until it succeeds.
+    """Binds a model again. After a failure every later call retries, until one succeeds.
 
     Args:
         lifecycle: of the model.
-        state: gives what a checkpoint would have now.
+        state: returns the content of a checkpoint of the present state.
     """
 
     def __init__(self, lifecycle: Lifecycle, state: Callable[[], Mapping[str, Any]]) -> None:
@@ -29,13 +29,13 @@ class Recovery:
         self._state = state
 
     def settle(self) -> None:
-        """Makes up for a rebind that failed; raises as it did when it fails again."""
+        """Retries a rebind that failed; raises when it fails again."""
         binding = self._lifecycle.bound
         if binding.overdue is not None and binding.tracker.owned:
             binding.overdue()
 
     def rebind(self) -> None:
-        """Binds the model as it is now, from what is here."""
+        """Binds the model as it is now, from the present state."""
         self._until_it_succeeds(lambda: self._lifecycle.bind(self._state(), drop=True))
 
     def resume(self) -> None:
@@ -43,7 +43,7 @@ class Recovery:
         self._until_it_succeeds(self._bind_resumed)
 
     def retried(self, call: Callable[[], _R]) -> _R:
-        """Makes a call; makes it once more in a new session where the server has lost this one."""
+        """Makes a call; repeats it in a new session if the server has lost this one."""
         try:
             return call()
         except NotFoundError as error:
@@ -51,13 +51,13 @@ class Recovery:
             return call()
 
     def replace_lost_session(self, error: NotFoundError) -> None:
-        """Binds another session in place of one that the server has lost; else raises `error`."""
+        """Replaces a session that the server has lost; if that is not allowed, raises `error`."""
         settings = self._lifecycle.settings
         lost = self._lifecycle.bound.tracker.session
         replace = not error.errors and settings.on_lost_session == "rebind"
         replace = replace and lost.id != self._lifecycle.join
         with contextlib.suppress(NotFoundError):
-            # What somebody has closed was meant to end.
+            # An explicitly closed session is not replaced.
             replace = replace and settings.client.session_info(lost.id).state != "closed"
         if not replace:
             raise error
@@ -70,13 +70,13 @@ class Recovery:
             warn(_replaced_text(replaced))
 
     def check_not_replaced(self) -> None:
-        """FailedPreconditionError where the model is no longer what answers are about."""
+        """Raises FailedPreconditionError when modules of the model were replaced since binding."""
         replaced = self._replaced()
         if replaced:
             raise FailedPreconditionError(_replaced_text(replaced))
 
     def warn_of_new_layers(self) -> None:
-        """Warns of layers that the model has got since it was bound."""
+        """Warns of layers that were added to the model since it was bound."""
         binding = self._lifecycle.bound
         known = binding.tracker.plan.layers
         with contextlib.suppress(ValueError):  # of layers that are not built yet
@@ -85,8 +85,8 @@ class Recovery:
             new = [w.name for w in found if w.name not in known]
             if new:
                 warn(
-                    f"layers {new[:10]} came into the model after it was bound and are not "
-                    "compressed; rebind() takes them in"
+                    f"layers {new[:10]} were added to the model after it was bound and are not "
+                    "compressed; call rebind() to include them"
                 )
 
     def _replaced(self) -> list[str]:
@@ -94,10 +94,10 @@ class Recovery:
         return binding.backend.replaced(binding.weights.values())
 
     def _until_it_succeeds(self, bind: Callable[[], None], *, lost: bool = False) -> None:
-        """Binds. If that fails, every call tries again first, lest it went on as if nothing were.
+        """Binds. After a failure, every later call retries first.
 
-        What the server, or anything here, refuses is not tried again unless the session there was
-        is `lost`: all is as it was before.
+        A refusal, by the server or locally, is not retried unless the previous session is `lost`:
+        the previous binding stays in force.
         """
         lifecycle = self._lifecycle
         binding = lifecycle.bound
@@ -116,12 +116,12 @@ class Recovery:
         self._lifecycle.resume = None
 
     def _bind_another(self) -> None:
-        """Goes on in a new session from what is here."""
+        """Binds a new session with the present state."""
         lost = self._lifecycle.bound.tracker.session
         self._lifecycle.bind(self._state(), drop=True)
         tracker = self._lifecycle.bound.tracker
         _log.warning(
-            "the server no longer has session %s; session %s goes on with what is here, "
+            "the server no longer has session %s; session %s continues with the present state, "
             "at epoch %d, step %d",
             lost.id,
             tracker.session.id,
@@ -133,11 +133,11 @@ class Recovery:
 def _replaced_text(names: list[str]) -> str:
     return (
         f"the model's layers {names[:10]} are no longer those that were bound: their modules "
-        "were replaced or removed; they are not compressed. rebind() takes the model in as it is"
+        "were replaced or removed; they are not compressed. rebind() binds the model as it is now"
     )
 
 
 def _is_refusal(error: Exception) -> bool:
-    """Whether the same would fail again, whoever answers."""
+    """Whether the same request would fail again on any server."""
     refusals = (StatusCode.INVALID_ARGUMENT, StatusCode.FAILED_PRECONDITION)
     return not isinstance(error, CompressionError) or error.code in refusals

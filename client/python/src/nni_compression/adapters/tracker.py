@@ -1,8 +1,8 @@
-"""What an adapter needs of a session, whatever the framework: whom to ask, what, and when.
+"""Tracks which layers of a session need a new answer, for any framework.
 
-An adapter keeps the model; a `Tracker` keeps, for each layer that the session compresses, whether
-an answer is needed. It knows weights only by their tokens: opaque values that compare equal as long
-as the weight is unchanged.
+An adapter has the model; a `Tracker` has, for each layer that the session compresses, whether an
+answer is needed. It identifies weights by tokens: opaque values that compare equal as long as the
+weight is unchanged.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ ON_WEIGHT_CHANGE = "on_weight_change"
 
 
 class LayerStatus:
-    """What is known of the last answer for one layer."""
+    """The status of the last answer for one layer."""
 
     __slots__ = ("answered", "lasting", "name", "refresh", "stale", "token")
 
@@ -44,7 +44,7 @@ class LayerStatus:
         self.token: Any = None
 
     def needs(self, token: Callable[[], Any]) -> bool:
-        """Whether the service has to be asked; `token` is called only where it matters."""
+        """Whether a new answer is needed; `token` is called only if it matters."""
         if not self.answered or self.stale:
             return True
         if self.refresh != ON_WEIGHT_CHANGE or self.lasting:
@@ -53,7 +53,7 @@ class LayerStatus:
 
     @property
     def stands(self) -> bool:
-        """Whether there is an answer, and nothing but the weight itself could outdate it."""
+        """Whether there is an answer that only a change of the weight can make stale."""
         if not self.answered or self.stale:
             return False
         return self.refresh != ON_WEIGHT_CHANGE or self.lasting or self.token is not None
@@ -63,16 +63,16 @@ class Tracker:
     """The calls of one adapter on one session, and which layers need another one.
 
     Belongs to the process that made it: in a forked child `owned` is false, and the adapter uses
-    what it has. Methods may be called from any thread, one at a time: hold `lock`.
+    its present answers. Methods may be called from any thread that holds `lock`.
 
     Args:
         session: a `Session`.
-        epoch, step: where training is; absolute.
-        session_step: where the session's own step is, as far as it is known: it never goes back. By
-            default `step`.
-        step_applied: whether that one was taken, so that what comes with it again is ignored.
+        epoch, step: of the training; absolute.
+        session_step: the session's own step, as far as it is known; it never decreases. By default
+            `step`.
+        step_applied: whether that step was applied, so that tensors sent with it are ignored.
 
-    Its attributes of these names say the same later.
+    The attributes of these names have the present values.
     """
 
     def __init__(
@@ -94,13 +94,13 @@ class Tracker:
         self._open = True
         self.status: dict[str, LayerStatus] = {}
         for name in self.plan.compressed:
-            # Asking again too often is slow, too rarely is wrong: a newer server's word is read so.
+            # An unknown value, from a newer server: asking too often is slow, too rarely is wrong.
             refresh = self.plan.layers[name].refresh or ON_WEIGHT_CHANGE
             self.status[name] = LayerStatus(name, refresh)
 
     @property
     def plan(self) -> Plan:
-        """What the session does with each layer."""
+        """How the session compresses each layer."""
         return self.session.plan
 
     @property
@@ -109,13 +109,13 @@ class Tracker:
         return self._open and os.getpid() == self._pid
 
     def pending(self, tokens: Mapping[str, Callable[[], Any]]) -> list[str]:
-        """The layers to ask for now, in the order bound. None when `owned` is false."""
+        """The layers to ask for now, in the order bound. Empty when `owned` is false."""
         if not self.owned:
             return []
         return [name for name, status in self.status.items() if status.needs(tokens[name])]
 
     def answered(self, name: str, token: Any, *, lasting: bool = False) -> None:
-        """Notes an answer for the weight with this token; it may outlast changes of the weight."""
+        """Records an answer for the weight with this token; `lasting`: for changed weights, too."""
         status = self.status[name]
         status.answered = True
         status.stale = False
@@ -129,7 +129,7 @@ class Tracker:
                 self.status[name].token = None
 
     def update_epoch(self, epoch: int) -> frozenset[str]:
-        """Sets the epoch and returns the layers to ask for, of which the caller need not care.
+        """Sets the epoch and returns the layers to ask for, which callers may ignore.
 
         No call is made when the plan says that epochs change nothing.
         """
@@ -146,7 +146,7 @@ class Tracker:
         inputs: Optional[Mapping[str, Any]] = None,
         gradients: Optional[Mapping[str, Any]] = None,
     ) -> Mapping[AnswerKey, Any]:
-        """Sets the step and returns what the service answered for ranges: `StepResult.answers`.
+        """Sets the step and returns the answers for ranges: `StepResult.answers`.
 
         No call is made when the plan says that steps change nothing and there are no ranges.
         """
@@ -157,7 +157,7 @@ class Tracker:
                     step, ranges, outputs=outputs, inputs=inputs, gradients=gradients
                 )
             except CompressionError as error:
-                if error.errors:  # single layers failed: the step is taken, the stale set unknown
+                if error.errors:  # single layers failed: the step is applied, the stale set unknown
                     self.step = step
                     self._on_session_step(step, max(step, self.session_step))
                     self.mark_stale(self.status)
@@ -169,37 +169,37 @@ class Tracker:
         return answers
 
     def takes(self, step: int) -> bool:
-        """Whether the session takes in what comes with this step; else it ignores that."""
+        """Whether the session applies tensors that are sent with this step, or ignores them."""
         return step > self.session_step or (step == self.session_step and not self.step_applied)
 
     def _on_session_step(self, sent: int, now: int) -> None:
-        """Notes where the session is after a call."""
-        # Another rank may have moved it on.
+        """Records the session's step after a call."""
+        # Another rank may have advanced it.
         self.step_applied = self.step_applied or self.takes(sent) or now > self.session_step
         self.session_step = max(now, self.session_step)
 
     @property
     def stale(self) -> frozenset[str]:
-        """Layers whose present answer is missing or outdated, weights aside."""
+        """Layers whose answer is missing or stale, apart from changes of weights."""
         return frozenset(n for n, s in self.status.items() if s.stale or not s.answered)
 
     def mark_stale(self, stale: Iterable[str]) -> None:
-        """Takes over the service's whole stale set."""
+        """Replaces the stale set by the service's."""
         stale = frozenset(stale)
         for name, status in self.status.items():
             status.stale = name in stale
 
     def close(self) -> None:
-        """Makes no call from now on. The answers there are stay in force."""
+        """Stops all calls. The present answers stay in force."""
         self._open = False
 
 
 def split_results(
     call: Callable[[], Mapping[K, Any]],
 ) -> tuple[Mapping[K, Any], Optional[CompressionError]]:
-    """What `call` answered, and the error that it raised for other layers, if any.
+    """The results of `call`, and the error that it raised for other layers, if any.
 
-    The service has applied the layers it answered even when others failed, so an adapter takes
+    The service has applied the layers it answered even when others failed, so an adapter applies
     their results before it raises. An error that is not about single layers is raised at once.
     """
     try:
@@ -211,10 +211,10 @@ def split_results(
 
 
 class Closer:
-    """Ends a session on the server when its owner is forgotten, or with the process.
+    """Ends a session on the server when its owner is garbage-collected, or with the process.
 
     Args:
-        owner: the object whose end is the session's; referred to weakly.
+        owner: the object that keeps the session alive; held by a weak reference.
         session: a `Session`.
         client: a `Client` to close after it, if any.
     """
@@ -223,26 +223,26 @@ class Closer:
         self._owned = (session, client)
         self._pid = os.getpid()
         _closers.add(self)
-        # Collecting garbage may interrupt any code, with any lock held, so the call is another
-        # thread's; threading.Thread would take a lock to start.
+        # Garbage collection may interrupt any code, with any lock held, so the call is made in
+        # another thread; threading.Thread would take a lock to start.
         finalizer = weakref.finalize(owner, _thread.start_new_thread, self.close, ())
         finalizer.atexit = False
         self._finalizer = finalizer
 
     def cancel(self) -> None:
-        """Leaves the session to whoever else ends it."""
+        """Leaves the session open; another owner ends it."""
         self._finalizer.detach()
         _closers.discard(self)
 
     def close(self, timeout: float = 10.0) -> None:
-        """Ends the session quietly: its lease would end it anyway. Never in a forked child."""
+        """Ends the session and ignores errors, as its lease ends it too. Not in a forked child."""
         self.cancel()
         if os.getpid() == self._pid:
             close_quietly(*self._owned, timeout=timeout)
 
 
 _closers: set[Closer] = set()
-_EXIT_TIMEOUT = 1.0  # seconds a session: nobody likes to wait for the end
+_EXIT_TIMEOUT = 1.0  # seconds per session, so that processes exit fast
 
 
 @atexit.register
@@ -252,7 +252,7 @@ def _close_all() -> None:
 
 
 def close_quietly(session: Session, client: Optional[Any], *, timeout: float = 10.0) -> None:
-    """Ends a session, and closes a client, as far as that is possible."""
+    """Ends a session and closes a client; ignores errors."""
     with contextlib.suppress(Exception):
         session.close(timeout=timeout)
     if client is not None:
@@ -263,7 +263,7 @@ def close_quietly(session: Session, client: Optional[Any], *, timeout: float = 1
 def is_on_this_host(address: str) -> bool:
     """Whether a server address ("HOST:PORT", "unix:PATH") is this machine's own.
 
-    A name that does not resolve, or an address that cannot be read, is another host's.
+    False for a name that does not resolve and for an invalid address.
     """
     if address.startswith(("unix:", "unix-abstract:")):
         return True

@@ -1,7 +1,7 @@
-"""Outputs and inputs of a Keras layer: what range they have, and their quantized values.
+"""Outputs and inputs of a Keras layer: their min/max observer, and their quantized values.
 
-The bits are those of `torch.fake_quantize_per_tensor_affine`: gradients pass straight through, and
-are zero where a value was clamped.
+The bits are those of `torch.fake_quantize_per_tensor_affine`; gradients use a straight-through
+estimator and are zero where a value was clamped.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ NOTHING = (-np.inf, -np.inf)  # seen
 class KerasActivation:
     """The outputs, or the inputs, of a layer.
 
-    What is seen and how it is quantized are variables, so compiled functions need not be traced
-    again when they change. Until an answer is set numbers pass unchanged.
+    The observed range and the quantization parameters are variables, so compiled functions need not
+    be traced again when they change. Until an answer is set, numbers pass unchanged.
 
     Attributes:
         seen: [-minimum, maximum] since `forget`, a float32 variable; `NOTHING` when none was seen.
@@ -37,16 +37,16 @@ class KerasActivation:
         self._layer = _layer_class()(self)
 
     def __call__(self, value: Any) -> Any:
-        """The quantized tensor; what is no floating-point tensor passes unchanged.
+        """The quantized tensor; values that are not floating-point tensors pass unchanged.
 
-        In training its range is noted: once for the step, however often the layer runs.
+        In training the range is observed: one range per step, however often the layer runs.
         """
         if not isinstance(value, tf.Tensor) or not value.dtype.is_floating:
             return value
         return self._layer(value)
 
     def note(self, value: Any, training: Any) -> None:
-        """Takes the numbers of a tensor into the range, if `training`."""
+        """Extends the range by the numbers of a tensor, if `training`."""
         new = tf.stack([-tf.reduce_min(value), tf.reduce_max(value)])
         new = tf.where(tf.reduce_any(tf.math.is_nan(value)), tf.constant(np.nan, new.dtype), new)
         new, seen = tf.cast(new, tf.float32), self.seen.read_value()
@@ -59,7 +59,7 @@ class KerasActivation:
         self.seen.assign(NOTHING)
 
     def set_answer(self, answer: Optional[QuantizedTensor]) -> None:
-        """Puts scale and zero point in force; None, or no numbers in it, lets values pass."""
+        """Sets scale and zero point; None, or an answer without numbers: values pass unchanged."""
         active = answer is not None and not answer.unquantized
         if answer is not None and active:
             assert answer.scale is not None and answer.zero_point is not None
@@ -69,7 +69,7 @@ class KerasActivation:
         self._active.assign(active)
 
     def snapshot(self) -> Callable[[], None]:
-        """What makes this again what it is now."""
+        """Returns a function that restores the present state."""
         variables = (self.seen, self._numbers, self._active)
         values = [variable.numpy() for variable in variables]
 
@@ -80,7 +80,7 @@ class KerasActivation:
         return restore
 
     def quantized(self, value: Any) -> Any:
-        """The tensor as it is quantized now."""
+        """The tensor quantized with the present parameters."""
         scale, inverse, zero_point, smallest, largest = tf.unstack(self._numbers.read_value())
         codes = tf.round(tf.cast(value, tf.float32) * inverse) + zero_point
         inside = tf.logical_and(codes >= smallest, codes <= largest)

@@ -1,4 +1,4 @@
-"""How masks and quantizations get into the layers of a Keras model, and out of them."""
+"""Puts masks and quantization into the layers of a Keras model, and removes them."""
 
 from __future__ import annotations
 
@@ -35,8 +35,7 @@ def _install_in_layers(
     """Makes layers read their kernels through states.
 
     Args:
-        begin: makes the variables that answers go to, and puts in force what the binding goes on
-            with.
+        begin: makes the variables for answers, and puts the binding's initial state in force.
     """
     for weight in binding.weights.values():
         state = kernels.variables_of(weight.owner, weight.attribute)
@@ -56,7 +55,7 @@ def _unwrap(
     """Writes answers into the kernels.
 
     Args:
-        write: gives the dense weight with the answer in it; drops the answer's variables.
+        write: returns the dense weight with the answer in it; drops the answer's variables.
     """
     for weight in binding.weights.values():
         state = weight.state
@@ -109,7 +108,7 @@ class KerasPruning(Pruning[KerasWeight]):
 class KerasQuantizing(Quantizing[KerasWeight]):
     """Quantized weights, outputs and inputs of a model's layers."""
 
-    rounds_when_read = False  # the values are computed when an answer comes
+    rounds_when_read = False  # the values are computed when an answer is received
     why_weights_only = ""
 
     def __init__(self) -> None:
@@ -124,7 +123,7 @@ class KerasQuantizing(Quantizing[KerasWeight]):
                 continue
             functions = kernels.activations_of(weight.owner)
             undo.callback(_put_back, functions, target, functions.get(target))
-            # Compiled functions know the one that is there already.
+            # Compiled functions refer to the present one.
             activation = _keras_activation(binding, (name, target)) or KerasActivation()
             undo.callback(activation.snapshot())
             activation.set_answer(binding.activation_answers.get((name, target)))
@@ -182,8 +181,8 @@ class KerasQuantizing(Quantizing[KerasWeight]):
         }
         if self._may_warn and not seen and not binding.activation_answers:
             warn(
-                "no layer has run in training since the last step, so that no range of outputs "
-                "and inputs is known: call the model with training=True"
+                "no layer has run in training since the last step, so no range of outputs and "
+                "inputs is known: call the model with training=True"
             )
         self._may_warn = False
         return seen
@@ -249,7 +248,7 @@ def _present(binding: QuantizerBinding[KerasWeight]) -> dict[ActivationKey, Kera
 
 
 def _put_back(functions: dict[str, Any], target: str, function: Any) -> None:
-    """Makes what quantizes the "output" or "input" of a layer what it was; None: nothing."""
+    """Restores the function that quantizes "output" or "input" of a layer; None: no function."""
     if function is None:
         functions.pop(target, None)
     else:
@@ -257,7 +256,7 @@ def _put_back(functions: dict[str, Any], target: str, function: Any) -> None:
 
 
 def _quantized_output(own: OwnAlgorithm[KerasWeight], weight: KerasWeight, output: Any) -> Any:
-    """What `quantize_layer_output` returned for an output; the gradient is the output's."""
+    """The result of `quantize_layer_output` for an output; the gradient is the output's."""
     result, where = own.quantize_output(weight, output), own.where_output(weight)
     if not tf.is_tensor(result):
         raise TypeError(f"{where} returned {result!r:.80}; it must be a tensor")

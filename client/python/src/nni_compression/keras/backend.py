@@ -53,7 +53,7 @@ class KerasBackend(Backend[KerasWeight]):
             weight.generation += 1
 
     def computing(self) -> contextlib.AbstractContextManager[Any]:
-        # Eager, and out of the sight of a gradient tape.
+        # Eager, and not recorded by a gradient tape.
         scope: contextlib.AbstractContextManager[Any] = tf.init_scope()
         return scope
 
@@ -79,8 +79,8 @@ class KerasBackend(Backend[KerasWeight]):
     def call_own(
         self, method: Callable[..., Any], owner: Any, args: Sequence[Any], kwargs: Any
     ) -> Any:
-        """NNI's skeletons take a session, which a Keras model has not, and `callback` gives a step,
-        which they do not take.
+        """NNI's base methods take a TensorFlow session, which a Keras model does not have, and
+        `callback` passes a step, which they do not take.
         """
         parameters = [name for name in inspect.signature(method).parameters if name != "self"]
         session = {"sess": None} if "sess" in parameters else {}
@@ -123,7 +123,7 @@ class KerasBackend(Backend[KerasWeight]):
             from . import onnx
         except ImportError as error:
             raise ImportError(
-                f"onnx_path is {path!r}, which takes the package tf2onnx (pip install tf2onnx): "
+                f"onnx_path is {path!r}, which needs the package tf2onnx (pip install tf2onnx): "
                 f"{error}"
             ) from error
         if outputs is not None:

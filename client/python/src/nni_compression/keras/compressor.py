@@ -26,11 +26,11 @@ class Compressor(compressor.Compressor):
     weights, all other readers the dense ones. Errors are subclasses of
     `nni_compression.CompressionError`.
 
-    The server is asked by `update_epoch`, `step` and `refresh`, for all layers that need it in one
+    `update_epoch`, `step` and `refresh` call the server, for all layers that need an answer in one
     stream. Weights count as changed when `step` or `refresh` is called.
 
-    A `tf.function` of your own that has run before the model was compressed continues with the
-    layers as they were: make it again. Those of `fit`, `evaluate` and `predict` are.
+    A `tf.function` of your own that was traced before the model was compressed keeps using the
+    plain layers: make it again. Those of `fit`, `evaluate` and `predict` are made again.
     """
 
     _backends: ClassVar[tuple[type[Backend[Any]], ...]] = (KerasBackend,)
@@ -55,8 +55,8 @@ class Compressor(compressor.Compressor):
 class Pruner(pruner.Pruner, Compressor):
     """Base of pruners of Keras models.
 
-    A custom algorithm overrides `calc_mask`, and is computed here; or it names an algorithm that
-    the server has: ``algorithm = "random"``.
+    A custom algorithm overrides `calc_mask`, which runs in the trainer, or names an algorithm of
+    the server: ``algorithm = "random"``.
     """
 
     def export_model(
@@ -76,8 +76,8 @@ class Pruner(pruner.Pruner, Compressor):
             onnx_path: for the plain model as the package tf2onnx converts it, in inference, with
                 the same weights, zeros included, under their variables' names and in their layout.
             input_shape: of the model's input, with the batch, for `onnx_path`; None: the shape that
-                the model has, in which sizes may be open. Needed for a model that does not say it:
-                a subclassed one.
+                the model has, in which sizes may be open. Needed for a model without a known input
+                shape: a subclassed one.
         """
         with TensorFlowFiles.written() as files:
             self._write_model(files, model_path, onnx_path, input_shape)
@@ -88,8 +88,8 @@ class Pruner(pruner.Pruner, Compressor):
 class Quantizer(quantizer.Quantizer, Compressor):
     """Base of quantizers of Keras models.
 
-    A custom algorithm overrides `quantize_weight`, and is computed here; or it names an algorithm
-    that the server has: ``algorithm = "mine"``.
+    A custom algorithm overrides `quantize_weight`, which runs in the trainer, or names an algorithm
+    of the server: ``algorithm = "mine"``.
     """
 
     def export_model(
@@ -105,9 +105,9 @@ class Quantizer(quantizer.Quantizer, Compressor):
             model_path: as of `Pruner.export_model`, with quantized values in the weights.
             calibration_path: for `calibration`, as JSON.
             onnx_path: as of `Pruner.export_model`, with what `nni_compression.onnx.apply` puts into
-                it: codes in place of the weights, quantized outputs and inputs. Where that cannot
-                be done, because `unwrap` has ended the session or there are more than 8 bits for
-                outputs, a warning says so, and the file has the same weights as plain numbers.
+                it: codes in place of the weights, quantized outputs and inputs. If that is not
+                possible, because `unwrap` has ended the session or outputs have more than 8 bits,
+                there is a warning, and the file has the same weights as plain numbers.
             input_shape: as of `Pruner.export_model`.
         """
         with TensorFlowFiles.written() as files:

@@ -1,9 +1,9 @@
 """Keras layers whose kernel is compressed in the forward pass.
 
 A layer is compressed by giving it a subclass of its class in which the kernel, while `call` runs,
-is what is left of the untouched variable. Everywhere else it is the variable itself: optimizers,
-savers and `layer.kernel` see the dense weight. Masks and quantized values are variables beside the
-layer, so compiled functions need not be traced again when they change.
+is the effective weight computed from the unchanged variable. Everywhere else it is the variable
+itself: optimizers, savers and `layer.kernel` see the dense weight. Masks and quantized values are
+variables outside of the layer, so compiled functions need not be traced again when they change.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ _forward = threading.local()
 
 
 class KernelVariables(WeightVariables):
-    """Those of a layer's kernel."""
+    """The variables of a layer's kernel."""
 
     def effective(self, weight: Any) -> Any:
         replacements = getattr(_forward, "replacements", None)
@@ -49,7 +49,7 @@ def compress(layer: Any, attribute: str, state: KernelVariables) -> None:
 
 
 def release(layer: Any, attribute: str) -> None:
-    """Gives the layer its own class back once no weight of it is compressed."""
+    """Restores the layer's own class once no weight of it is compressed."""
     states = layer.__dict__[_STATES]
     del states[attribute]
     plain = plain_layer_class(layer)
@@ -57,7 +57,7 @@ def release(layer: Any, attribute: str) -> None:
 
 
 def activations_of(layer: Any) -> dict[str, Callable[[Any], Any]]:
-    """What quantizes the "output" and the "input" of a compressed layer; may be changed."""
+    """The functions that quantize the "output" and "input" of a compressed layer; mutable."""
     found: dict[str, Callable[[Any], Any]] = layer.__dict__.setdefault(_ACTIVATIONS, {})
     return found
 
@@ -67,8 +67,8 @@ def replacing(
     weights: Mapping[KernelVariables, Any],
     activations: Callable[[Any], Mapping[str, Callable[[Any], Any]]],
 ) -> Iterator[None]:
-    """Inside, this thread's forward passes take other tensors for weights, and give and are given
-    what other functions make of it: `activations` has those of a layer, as `activations_of`.
+    """Inside, this thread's forward passes use other tensors as weights, and other functions on
+    outputs and inputs: `activations` returns those of a layer, as `activations_of`.
     """
     _forward.replacements = (weights, activations)
     try:
@@ -90,7 +90,7 @@ def dense_weight(layer: Any, attribute: str) -> Any:
 
 
 def _set_class(layer: Any, cls: type) -> None:
-    object.__setattr__(layer, "__class__", cls)  # past the tracking of Keras
+    object.__setattr__(layer, "__class__", cls)  # bypasses the tracking of Keras
 
 
 @functools.cache
@@ -119,7 +119,7 @@ def _compressed_layer_class(plain: type, attributes: tuple[str, ...]) -> type:
     members: dict[str, Any] = {
         "call": call,
         "_nni_compression_plain": plain,
-        # Copies made of a configuration are plain layers, as files have them.
+        # Copies made from a configuration are plain layers, as in files.
         "from_config": classmethod(lambda cls, config: plain.from_config(config)),  # type: ignore[attr-defined]
         "__module__": plain.__module__,
         "__qualname__": plain.__qualname__,

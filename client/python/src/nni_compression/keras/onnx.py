@@ -25,8 +25,8 @@ def from_keras(
     """A `ModelProto` of a Keras model in inference, with its weights compressed.
 
     Args:
-        input_shape: of its only input; None: as the model says.
-        encoded: (name of a weight, "output" or "input") of what gets a mark, for
+        input_shape: of its only input; None: the model's own.
+        encoded: (name of a weight, "output" or "input") of the activations that get a mark, for
             `nni_compression.onnx.apply`.
     """
     inputs = _inputs_of(model, input_shape)
@@ -59,20 +59,20 @@ def from_keras(
     )
     if marks.misplaced:
         raise UnimplementedError(
-            f"onnx_path: the {marks.misplaced[0]} comes up inside of a loop or a condition, where "
-            "nothing can be quantized in ONNX"
+            f"onnx_path: the {marks.misplaced[0]} is inside a loop or a condition, where ONNX does "
+            "not support quantization"
         )
     renamed = dict(zip(arguments, [*inputs, *names]))
     return finished(converted, renamed, values, list(marks.texts.values()))
 
 
 def _inputs_of(model: Any, shape: Optional[Sequence[Optional[int]]]) -> dict[str, tf.TensorSpec]:
-    """What a Keras model is given, by name."""
+    """The inputs of a Keras model, by name."""
     known = getattr(model, "inputs", None) or []
     found = {tensor.name: tf.TensorSpec(tensor.shape, tensor.dtype) for tensor in known}
     if shape is None and not found:
         raise InvalidArgumentError(
-            "onnx_path needs input_shape, the shape of the model's input: the model does not say it"
+            "onnx_path needs input_shape: the model does not specify the shape of its input"
         )
     if shape is None:
         return found
@@ -97,9 +97,9 @@ class _Marks:
     """Where outputs and inputs of layers are, in a model that is traced.
 
     Attributes:
-        texts: of each mark: (id of the layer, "output" or "input") -> how it is known in ONNX.
-        graph: that is traced.
-        misplaced: texts of those that came up in a graph inside of it.
+        texts: of each mark: (id of the layer, "output" or "input") -> its text in ONNX.
+        graph: the graph that is being traced.
+        misplaced: texts of marks in a nested graph.
     """
 
     def __init__(self) -> None:
@@ -108,7 +108,7 @@ class _Marks:
         self.misplaced: list[str] = []
 
     def of(self, layer: Any) -> dict[str, Callable[[Any], Any]]:
-        """What puts the marks of a layer."""
+        """The functions that put the marks of a layer."""
         return {
             target: functools.partial(self._put, number, text)
             for number, ((owner, target), text) in enumerate(self.texts.items())
@@ -121,7 +121,7 @@ class _Marks:
         if _v1.get_default_graph() is not self.graph:
             self.misplaced.append(text)
             return value
-        wide = tf.cast(value, tf.float32)  # the type that rounding is done in
+        wide = tf.cast(value, tf.float32)  # rounding computes in float32
         marked = tf.raw_ops.CheckNumerics(tensor=wide, message="", name=f"{MARK_NAME}{number}")
         return tf.cast(marked, value.dtype)
 
@@ -130,7 +130,7 @@ class _Marks:
 def _reading(
     weights: Sequence[KerasWeight], tensors: Sequence[Any], marks: _Marks
 ) -> Iterator[None]:
-    """Inside, layers have these tensors as their weights, and put the marks."""
+    """Inside, layers use these tensors as their weights, and put the marks."""
     replacements, installed = {}, []
     try:
         for weight, tensor in zip(weights, tensors):

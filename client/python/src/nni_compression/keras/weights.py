@@ -1,4 +1,4 @@
-"""Which weights a Keras model has, and what they are called."""
+"""The weights of a Keras model and their names."""
 
 from __future__ import annotations
 
@@ -94,7 +94,7 @@ class KerasWeight:
         return len(self.dense.shape) - (2 if isinstance(self.owner, _transposed()) else 1)
 
     def layer(self) -> Layer:
-        """What BindModel is told."""
+        """The layer as sent to BindModel."""
         shape = tuple(int(size) for size in self.dense.shape)
         return Layer(
             name=self.name,
@@ -105,12 +105,12 @@ class KerasWeight:
         )
 
     def token(self) -> Any:
-        """Nothing of a Keras variable tells cheaply that it has changed: the compressor counts."""
+        """A Keras variable has no cheap indicator of changes: the compressor counts steps."""
         return self.generation
 
 
 def to_numpy(variable: Any) -> Any:
-    """What a variable holds."""
+    """The value of a variable."""
     return np.asarray(tf.convert_to_tensor(variable))
 
 
@@ -122,9 +122,8 @@ def is_model(value: Any) -> bool:
 def find_kernels(model: Any) -> list[KerasWeight]:
     """The kernels that can be compressed, in the order of the layers.
 
-    Layers have the names that Keras gives them; one that another layer of the model has too gets
-    those of the models around it in front. Of the two kernels of a SeparableConv each has its
-    attribute's name behind.
+    Layers have their Keras names; a duplicate name is prefixed with the names of the enclosing
+    models. The names of a SeparableConv's two kernels end with the attribute's name.
 
     Raises ValueError for a layer that is not built: its weight does not exist yet.
     """
@@ -191,7 +190,7 @@ def _is_weight(value: Any) -> bool:
 def model_parameters(model: Any) -> Iterator[Parameter]:
     """All weights of a model, and which of them are kernels that can be compressed."""
     owners: dict[int, Any] = {}
-    for layer in (model, *model._flatten_layers(include_self=False)):  # the innermost comes last
+    for layer in (model, *model._flatten_layers(include_self=False)):  # the innermost is last
         owners.update((id(variable), layer) for variable in layer.weights)
     layers = {id(weight.dense): weight.name for weight in find_kernels(model)}
     for name, variable in variables(model).items():
@@ -205,7 +204,7 @@ def model_parameters(model: Any) -> Iterator[Parameter]:
 
 
 def variables(model: Any) -> dict[str, Any]:
-    """Name -> variable of each of the model's weights; a name that comes again gets a number."""
+    """Name -> variable of each of the model's weights; a duplicate name gets a number."""
     found: dict[str, Any] = {}
     seen: collections.Counter[str] = collections.Counter()
     for variable in model.weights:
@@ -216,14 +215,14 @@ def variables(model: Any) -> dict[str, Any]:
 
 
 def compressed_weights(model: Any) -> list[KerasWeight]:
-    """Those of the model's weights that some pruner or quantizer has."""
+    """The model's weights that a pruner or quantizer compresses."""
     found = find_kernels(model)
     return [w for w in found if kernels.variables_of(w.owner, w.attribute) is not None]
 
 
 @contextlib.contextmanager
 def compressed(model: Any) -> Iterator[None]:
-    """Inside, the variables of the model hold what its forward pass uses of them."""
+    """Inside, the variables of the model hold the effective weights."""
     dense = [(w.dense, w.numpy(), w.state) for w in compressed_weights(model)]
     try:
         for variable, array, state in dense:
@@ -235,7 +234,7 @@ def compressed(model: Any) -> Iterator[None]:
 
 
 def forget_compiled(model: Optional[Any]) -> None:
-    """Makes `fit`, `evaluate` and `predict` trace anew, with the layers as they are now."""
+    """Makes `fit`, `evaluate` and `predict` trace the model again."""
     for name in ("train_function", "train_tf_function", "test_function", "predict_function"):
         if getattr(model, name, None) is not None:
             setattr(model, name, None)

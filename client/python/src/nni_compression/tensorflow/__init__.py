@@ -1,7 +1,7 @@
 """Pruning and quantizing TensorFlow's Keras models and graphs through a compression server.
 
-The names of `nni_compression.keras` and of `nni_compression.tf1` in one: classes tell from the
-model which of the two it is.
+The names of `nni_compression.keras` and `nni_compression.tf1` combined: the classes accept both
+kinds of models.
 
 >>> from nni_compression.tensorflow import LevelPruner
 >>> config_list = [{"sparsity": 0.8, "op_types": ["default"]}]

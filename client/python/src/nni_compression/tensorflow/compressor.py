@@ -1,4 +1,4 @@
-"""Pruners and quantizers that tell from the model whether it is a graph or a Keras model."""
+"""Pruners and quantizers of both graphs and Keras models."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from ..tf1.backend import GraphBackend
 class Compressor(tf1.Compressor):
     """Base of pruners and quantizers; both of NNI's call forms make one.
 
-    What it does with a graph `nni_compression.tf1.Compressor` says, what with a Keras model
-    `nni_compression.keras.Compressor`. `sess` is of a graph; with a Keras model it is left out.
+    See `nni_compression.tf1.Compressor` for graphs, `nni_compression.keras.Compressor` for Keras
+    models. `sess` is only for graphs.
     """
 
     _backends: ClassVar[tuple[type[Backend[Any]], ...]] = (GraphBackend, KerasBackend)
@@ -37,17 +37,17 @@ class Compressor(tf1.Compressor):
 class Pruner(tf1.Pruner, Compressor):
     """Base of pruners.
 
-    A custom algorithm overrides `calc_mask`, and is computed here; or it names an algorithm that
-    the server has: ``algorithm = "random"``. In a graph `calc_mask` gets a symbolic weight and may
-    return a symbolic mask, which is kept and evaluated whenever another one would be asked for.
+    A custom algorithm overrides `calc_mask`, which runs in the trainer, or names an algorithm of
+    the server: ``algorithm = "random"``. In a graph `calc_mask` gets a symbolic weight and may
+    return a symbolic mask, which is kept and evaluated instead of calling the method again.
     """
 
 
 class Quantizer(tf1.Quantizer, Compressor):
     """Base of quantizers.
 
-    A custom algorithm overrides `quantize_weight`, and is computed here, in a graph as `Pruner`
-    says; or it names an algorithm that the server has: ``algorithm = "mine"``.
+    A custom algorithm overrides `quantize_weight`, which runs in the trainer (in a graph as for
+    `Pruner`), or names an algorithm of the server: ``algorithm = "mine"``.
     """
 
 

@@ -9,7 +9,7 @@
 Every forward pass sees the compressed weights; the dense ones stay the graph's variables.
 `pruner.unwrap(sess)` gives the plain graph back with the zeros written in.
 
-Frozen: it is kept working, and gets nothing new.
+Frozen: maintained, without new features.
 """
 
 from .compressor import (

@@ -1,6 +1,6 @@
-"""How masks and quantizations get into the variables of a graph, and out of them.
+"""Puts masks and quantization into the variables of a graph, and removes them.
 
-All of it runs inside of `CompressedGraph.using`.
+All of it runs inside `CompressedGraph.using`.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ def dense(weights: Sequence[GraphWeight]) -> Mapping[str, Any]:
 
 
 class _GraphEdges:
-    """What both kinds of answers do with a graph."""
+    """The common part of pruning and quantizing in a graph."""
 
     def __init__(self, whole: CompressedGraph) -> None:
         self._graph = whole
@@ -45,10 +45,10 @@ class _GraphEdges:
     def results(
         self, compute: Callable[[GraphWeight], Any], weights: Sequence[GraphWeight]
     ) -> Mapping[str, Any]:
-        """The algorithm runs inside of the graph, with the session as its default one.
+        """Runs the algorithm inside the graph, with the session as the default one.
 
-        A symbolic tensor that it returns is kept: it is what the session gives for it that changes.
-        An algorithm that would be asked again would add to the graph each time.
+        A symbolic tensor that it returns is kept and evaluated again later: calling the algorithm
+        again would add to the graph each time.
         """
         whole = self._graph
 
@@ -70,11 +70,11 @@ class _GraphEdges:
         begin: Callable[[GraphWeight], Puts],
         undo: contextlib.ExitStack,
     ) -> None:
-        """Leads what reads the weights through variables.
+        """Redirects the readers of the weights through variables.
 
         Args:
-            begin: makes the variables that answers go to; gives what the binding goes on with in
-                them.
+            begin: makes the variables for answers; returns the values of the binding's initial
+                state.
         """
         for weight in binding.weights.values():
             weight.prepare()
@@ -90,21 +90,21 @@ class _GraphEdges:
         self,
         binding: Binding[GraphWeight],
         written: Callable[[GraphState, Any], Any],
-        nothing: Callable[[GraphState], Puts],
+        neutral: Callable[[GraphState], Puts],
     ) -> None:
         """Writes answers into the variables.
 
         Args:
-            written: gives the dense weight with the answer in it.
-            nothing: gives values with which a state does nothing more for the binding.
+            written: returns the dense weight with the answer in it.
+            neutral: returns values with which a state passes the weight unchanged.
         """
         found = dense(list(binding.weights.values()))
         puts = []
         for name, weight in binding.weights.items():
             weight.write(written(weight.state, found[name]))
             setattr(weight.state, binding.role, None)
-            puts += nothing(weight.state)
-        self.put(binding.weights, puts)  # for sessions, which go on with the edges that they have
+            puts += neutral(weight.state)
+        self.put(binding.weights, puts)  # for sessions, which continue with their present edges
         for weight in binding.weights.values():
             if weight.state.pruner is None and weight.state.quantizer is None:
                 weight.state.remove()
@@ -166,15 +166,15 @@ class GraphPruning(Pruning[GraphWeight]):
 class GraphQuantizing(Quantizing[GraphWeight]):
     """Quantized weights of a graph's layers."""
 
-    rounds_when_read = False  # the values are computed when an answer comes
+    rounds_when_read = False  # the values are computed when an answer is received
     why_weights_only = (
-        "a graph does not tell training from inference, so that it must be weights only"
+        "a graph does not distinguish training from inference, so it must be weights only"
     )
 
     def __init__(self, whole: CompressedGraph, present: dict[str, Any]) -> None:
         self._edges = _GraphEdges(whole)
         self._answers: dict[str, QuantizedTensor] = {}
-        self._present = present  # the weights that were read for the answers that come next
+        self._present = present  # the weights that were read for the next answers
 
     def install(self, binding: QuantizerBinding[GraphWeight], undo: contextlib.ExitStack) -> None:
         self._edges.install(binding, self._begin, undo)
@@ -253,7 +253,7 @@ def _without_mask(state: GraphState) -> Puts:
 
 @contextlib.contextmanager
 def _growing(whole: Any) -> Iterator[None]:
-    """Inside, the graph is the default one and takes operations, as a finalized one does not."""
+    """Inside, the graph is the default one and accepts operations even if it is finalized."""
     finalized = whole.finalized
     if finalized:  # by a MonitoredSession, when it was made
         whole._unsafe_unfinalize()

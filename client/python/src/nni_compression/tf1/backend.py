@@ -20,7 +20,7 @@ from .graph import CompressedGraph, GraphWeight, find_graph_weights, graph_param
 
 
 class GraphBackend(Backend[GraphWeight]):
-    """A graph. Whatever reads or writes variables runs inside of `CompressedGraph.using`."""
+    """A graph. Reads and writes of variables run inside `CompressedGraph.using`."""
 
     framework = "tensorflow"
     model_type = "a tf.Graph"
@@ -64,8 +64,8 @@ class GraphBackend(Backend[GraphWeight]):
     def quantizing(self, own: Optional[OwnAlgorithm[GraphWeight]]) -> GraphQuantizing:
         if own is not None and own.quantizes_outputs:
             raise UnimplementedError(
-                f"{own.name} overrides quantize_layer_output, which does nothing in a graph; Keras "
-                "models quantize outputs"
+                f"{own.name} overrides quantize_layer_output, which has no effect in a graph; only "
+                "Keras models quantize outputs"
             )
         self._keeps_what_it_reads = True
         return GraphQuantizing(self.graph, self._present)
@@ -101,7 +101,7 @@ class GraphBackend(Backend[GraphWeight]):
             from . import onnx
         except ImportError as error:
             raise ImportError(
-                f"onnx_path is {path!r}, which takes the package tf2onnx (pip install tf2onnx): "
+                f"onnx_path is {path!r}, which needs the package tf2onnx (pip install tf2onnx): "
                 f"{error}"
             ) from error
         return onnx.from_graph(self.graph, input_shape, outputs)

@@ -23,27 +23,28 @@ class Compressor(compressor.Compressor):
     >>> pruner(tf.compat.v1.get_default_graph())
     >>> pruner.update_epoch(epoch, sess)
 
-    A graph has to be compressed before a session runs it; answers come with the first call that has
-    a session. Variables stay the same objects and are never overwritten: the forward pass sees the
-    compressed weights, all other readers the dense ones. Errors are subclasses of
+    A graph has to be compressed before a session runs it; answers are requested by the first call
+    that has a session. Variables stay the same objects and are never overwritten: the forward pass
+    sees the compressed weights, all other readers the dense ones. Errors are subclasses of
     `nni_compression.CompressionError`.
 
-    The server is asked by `update_epoch`, `step` and `refresh`, for all layers that need it in one
-    stream. Weights count as changed when `step` or `refresh` is called. These and `unwrap` take the
-    session, by default TensorFlow's default session.
+    `update_epoch`, `step` and `refresh` call the server, for all layers that need an answer in one
+    stream. Weights count as changed when `step` or `refresh` is called. These methods and `unwrap`
+    take the session, by default TensorFlow's default session.
     """
 
     _backends: ClassVar[tuple[type[Backend[Any]], ...]] = (GraphBackend,)
 
     def update_epoch(self, epoch: int, sess: Optional[Any] = None) -> None:
-        """Tells the epoch, from 0 on, and asks for the masks that it makes stale."""
+        """Sets the epoch, from 0 on, and requests the masks that it makes stale."""
         with self._using(sess):
             super().update_epoch(epoch)
 
     def step(self, step: Optional[Any] = None, sess: Optional[Any] = None) -> None:
-        """Tells that a minibatch is done: the next step, or the one given (absolute).
+        """Ends a minibatch: sets the next step, or the one given (absolute).
 
-        A quantizer gets what the changed weights are quantized to. `step(sess)` is the next step.
+        A quantizer requests the quantized values of the changed weights. `step(sess)` sets the next
+        step.
         """
         if not (step is None or hasattr(step, "__index__") or isinstance(step, numbers.Number)):
             step, sess = None, step
@@ -51,12 +52,12 @@ class Compressor(compressor.Compressor):
             super().step(step)
 
     def refresh(self, sess: Optional[Any] = None) -> None:
-        """Asks now, as if all weights had changed: after they were loaded, say."""
+        """Requests answers for all weights now, for example after they were loaded."""
         with self._using(sess):
             super().refresh()
 
     def unwrap(self, sess: Optional[Any] = None) -> Any:
-        """Gives the plain model back, zeros or quantized values written in; ends the session.
+        """Restores the plain model, with zeros or quantized values written in; ends the session.
 
         In a graph they are written into the variables of `sess`.
         """
@@ -102,9 +103,9 @@ class Compressor(compressor.Compressor):
 class Pruner(pruner.Pruner, Compressor):
     """Base of pruners of graphs.
 
-    A custom algorithm overrides `calc_mask`, and is computed here; or it names an algorithm that
-    the server has: ``algorithm = "random"``. `calc_mask` gets a symbolic weight and may return a
-    symbolic mask, which is kept and evaluated whenever another one would be asked for.
+    A custom algorithm overrides `calc_mask`, which runs in the trainer, or names an algorithm of
+    the server: ``algorithm = "random"``. `calc_mask` gets a symbolic weight and may return a
+    symbolic mask, which is kept and evaluated instead of calling the method again.
     """
 
     def export_model(
@@ -128,10 +129,10 @@ class Pruner(pruner.Pruner, Compressor):
                 the same weights, zeros included, under their variables' names and in their layout.
             input_shape: of the model's input, with the batch, for `onnx_path`; None: the shape that
                 the model or the placeholder has, in which sizes may be open. Needed for a Keras
-                model that does not say it: a subclassed one.
+                model without a known input shape: a subclassed one.
             sess: of a graph.
-            outputs: of a graph, for `onnx_path`: the tensors that the ONNX model gives, or their
-                names, one or a list. What they do not need is left out.
+            outputs: of a graph, for `onnx_path`: the output tensors of the ONNX model, or their
+                names, one or a list. Operations that they do not need are left out.
         """
         with self._using(sess), TensorFlowFiles.written() as files:
             self._write_model(files, model_path, onnx_path, input_shape, outputs)
@@ -142,8 +143,8 @@ class Pruner(pruner.Pruner, Compressor):
 class Quantizer(quantizer.Quantizer, Compressor):
     """Base of quantizers of graphs.
 
-    A custom algorithm overrides `quantize_weight`, and is computed here, as `Pruner` says; or it
-    names an algorithm that the server has: ``algorithm = "mine"``.
+    A custom algorithm overrides `quantize_weight`, which runs in the trainer as for `Pruner`, or
+    names an algorithm of the server: ``algorithm = "mine"``.
     """
 
     def export_model(
@@ -161,9 +162,9 @@ class Quantizer(quantizer.Quantizer, Compressor):
             model_path: as of `Pruner.export_model`, with quantized values in the weights.
             calibration_path: for `calibration`, as JSON.
             onnx_path: as of `Pruner.export_model`, with what `nni_compression.onnx.apply` puts into
-                it: codes in place of the weights, quantized outputs and inputs. Where that cannot
-                be done, because `unwrap` has ended the session or there are more than 8 bits for
-                outputs, a warning says so, and the file has the same weights as plain numbers.
+                it: codes in place of the weights, quantized outputs and inputs. If that is not
+                possible, because `unwrap` has ended the session or outputs have more than 8 bits,
+                there is a warning, and the file has the same weights as plain numbers.
             input_shape, sess, outputs: as of `Pruner.export_model`.
         """
         with self._using(sess), TensorFlowFiles.written() as files:

@@ -1,9 +1,9 @@
 """Graphs of TensorFlow 1 bound to a session: finding weights, inserting masks, putting answers in.
 
-The weight that an operation reads is replaced by what is left of it: the edge from the variable to
-the operation is led through nodes that quantize and mask. The variable itself stays as it is. Masks
-and quantized values are variables of their own, in no collection that a `Saver` or
-`global_variables_initializer` looks at, so checkpoints are those of the plain graph.
+The weight that an operation reads is replaced by the effective one: the edge from the variable to
+the operation is redirected through nodes that quantize and mask. The variable itself is unchanged.
+Masks and quantized values are separate variables, in no collection that a `Saver` or
+`global_variables_initializer` uses, so checkpoints are those of the plain graph.
 """
 
 from __future__ import annotations
@@ -50,13 +50,13 @@ class CompressedGraph:
         self.graph = graph
         self.weights: dict[str, GraphWeight] = {}
         self._session: Any = None
-        # The session that has all that is in force, and those known to run the graph as it is.
+        # The session with all present values, and the sessions known to run the present graph.
         self._up_to_date: weakref.WeakSet[Any] = weakref.WeakSet()
         self._checked: weakref.WeakSet[Any] = weakref.WeakSet()
 
     @staticmethod
     def of(graph: Any) -> CompressedGraph:
-        """The graph's one."""
+        """The CompressedGraph of a graph."""
         found: Optional[CompressedGraph] = getattr(graph, _COMPRESSED, None)
         if found is None:
             found = CompressedGraph(graph)
@@ -65,9 +65,9 @@ class CompressedGraph:
 
     @contextlib.contextmanager
     def using(self, session: Optional[Any]) -> Iterator[None]:
-        """Calls inside run in this session, else in the one around, else in the default one.
+        """Calls inside run in this session, else in the enclosing one, else in the default one.
 
-        It has all that is in force.
+        The session gets all values in force.
 
         Raises ValueError without a session of this graph, and RuntimeError for one that runs the
         graph as it was before it was compressed.
@@ -142,8 +142,8 @@ class CompressedGraph:
     def _check_rewired(self, weight: GraphWeight) -> None:
         """Raises RuntimeError when the session runs the layer as it was before.
 
-        A session that has run anything goes on with the edges that the graph had then, and says
-        nothing. So the layer is run with zeros and with ones in place of the compressed weight.
+        A session that has run anything silently continues with the edges that the graph had then.
+        So the layer is run with zeros and with ones in place of the compressed weight.
         """
         led = weight.state.led
         if led is None:
@@ -155,24 +155,25 @@ class CompressedGraph:
             feeds[led] = np.full(weight.shape, value, led.dtype.as_numpy_dtype)
             try:
                 outputs.append(self.run(operation.outputs[0], feeds))
-            except tf.errors.FailedPreconditionError:  # it wants the variable, which has no value
+            except tf.errors.FailedPreconditionError:  # it reads the variable, which has no value
                 outputs.append(np.array(1 - value))
             except (tf.errors.InvalidArgumentError, tf.errors.UnimplementedError):
                 return  # no kernel for this layout on this machine: it cannot be trained either
         if np.any(outputs[0] != 0) or not np.any(outputs[1] != 0):
             raise RuntimeError(
-                f"this session ran the graph before layer {weight.name!r} was compressed and goes "
-                "on without masks or quantization: compress the graph first, or make a new session"
+                f"this session ran the graph before layer {weight.name!r} was compressed and still "
+                "runs it without masks or quantization: compress the graph first, or make a new "
+                "session"
             )
 
 
 class Slot:
-    """A variable for answers: what a session has of it, and what it should have.
+    """A variable for answers, and the value that sessions should have.
 
     Attributes:
-        variable: in no collection, and never initialized but by assigning.
-        value: that is in force.
-        placeholder, assign: how a value comes in.
+        variable: in no collection, and initialized only by assignment.
+        value: the value in force.
+        placeholder, assign: assign a value.
     """
 
     def __init__(self, name: str, value: Any) -> None:
@@ -195,7 +196,7 @@ class Slot:
 class Read:
     """A tensor of a variable's value, and the operations that read, or would read, it.
 
-    `led` is what they read instead, if anything, and `slots` what that is made of.
+    `led` is the tensor that they read instead, if any, and `slots` are its variables.
     """
 
     source: Any
@@ -205,10 +206,10 @@ class Read:
 
 
 class GraphState(WeightVariables):
-    """What stands between a variable and the operations that read it.
+    """The mask and quantized values between a variable and the operations that read it.
 
     Attributes:
-        reads: name of a tensor of the variable's value -> who reads it.
+        reads: name of a tensor of the variable's value -> its readers.
     """
 
     def __init__(self, shape: tuple[int, ...], dtype: Any, variable: Any) -> None:
@@ -219,7 +220,7 @@ class GraphState(WeightVariables):
 
     @property
     def led(self) -> Any:
-        """What the first operation reads instead of the variable; None when that is all."""
+        """The tensor that the first operation reads instead of the variable; None: the variable."""
         return next(iter(self.reads.values())).led
 
     def slot(self, variable: Any) -> Slot:
@@ -227,7 +228,7 @@ class GraphState(WeightVariables):
         return self.slots[variable.name]
 
     def value(self, variable: Any) -> Any:
-        """What is in force of `mask`, `values`, `inside` or `active`."""
+        """The value in force of `mask`, `values`, `inside` or `active`."""
         return self.slot(variable).value
 
     def in_force(self) -> list[tuple[Slot, Any]]:
@@ -252,7 +253,7 @@ class GraphState(WeightVariables):
         self.slot(variable).value = value
 
     def lead(self) -> None:
-        """Leads all reads through the variables that there are now."""
+        """Redirects all reads through the present variables."""
         slots = tuple(self.slots)
         with self._inside_graph():
             for read in self.reads.values():
@@ -263,7 +264,7 @@ class GraphState(WeightVariables):
                     CompressedGraph.of(self._operation.graph).rewired()
 
     def remove(self) -> None:
-        """Lets all operations read the variable itself again, and forgets the answers."""
+        """Makes all operations read the variable itself again, and drops the answers."""
         self.mask = self.values = self.inside = self.active = None
         self.slots = {}
         for read in self.reads.values():
@@ -336,7 +337,7 @@ class GraphWeight:
 
     @property
     def graph(self) -> CompressedGraph:
-        """That it belongs to."""
+        """The graph that it belongs to."""
         return CompressedGraph.of(self._variable.graph)
 
     #: Variables keep their dtype.
@@ -347,7 +348,7 @@ class GraphWeight:
         return getattr(self.state, role) is not None
 
     def prepare(self) -> None:
-        """Makes what reads and writes the variable: later the graph may be finalized."""
+        """Makes the operations that read and write the variable, before the graph is finalized."""
         if self.read is not None:
             return
         target, dtype = self._variable.outputs[0], tf.as_dtype(self.dtype)
@@ -371,7 +372,7 @@ class GraphWeight:
         return 0 if transposed else len(self.shape) - 1
 
     def layer(self) -> Layer:
-        """What BindModel is told."""
+        """The layer as sent to BindModel."""
         return Layer(
             name=self.name,
             op_type=self.operation.type,
@@ -382,7 +383,7 @@ class GraphWeight:
         )
 
     def token(self) -> Any:
-        """Nothing of a variable in a session tells that it has changed: the compressor counts."""
+        """A variable in a session has no indicator of changes: the compressor counts steps."""
         return self.generation
 
 
@@ -462,7 +463,7 @@ def _variable_of(tensor: Any) -> Any:
 
 
 def _probe_data(weight: GraphWeight) -> Any:
-    """Ones that the layer takes as its data."""
+    """Ones as input data of the layer."""
     operation, kernel = weight.operation, weight.shape
     if operation.type == "MatMul":
         inner = kernel[1] if operation.get_attr("transpose_b") else kernel[0]

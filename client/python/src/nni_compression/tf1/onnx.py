@@ -18,11 +18,11 @@ _v1 = tf.compat.v1
 def from_graph(
     whole: CompressedGraph, input_shape: Optional[Sequence[Optional[int]]], outputs: Any
 ) -> Any:
-    """A `ModelProto` of what `outputs` need of a graph, with the variables of the session that the
-    graph is used with, compressed ones as they are compressed.
+    """A `ModelProto` of the operations that `outputs` need, with the variables of the present
+    session, compressed ones with their effective values.
 
     Args:
-        input_shape: of its only placeholder; None: as the placeholders say.
+        input_shape: of its only placeholder; None: the placeholders' own.
         outputs: tensors of the graph, or names of tensors or operations; one, or several.
     """
     tensors = _outputs_of(whole.graph, outputs)
@@ -60,7 +60,7 @@ def from_graph(
 def _outputs_of(whole: Any, outputs: Any) -> list[Any]:
     if outputs is None:
         raise InvalidArgumentError(
-            "onnx_path needs outputs, the tensors of the graph that the ONNX model gives, or their "
+            "onnx_path needs outputs, the output tensors of the ONNX model in the graph, or their "
             "names"
         )
     single = isinstance(outputs, (str, tf.Tensor, tf.Operation))
@@ -92,7 +92,7 @@ def _add_cast(definition: Any, name: str, source: str, weight: GraphWeight, read
 
 
 def _settle_defaults(definition: Any) -> None:
-    """Placeholders that have a default give it."""
+    """Replaces placeholders that have a default by it."""
     for node in definition.node:
         if node.op == "PlaceholderWithDefault":
             node.op = "Identity"

@@ -1,4 +1,4 @@
-"""Files that models are written to."""
+"""Files of models."""
 
 from __future__ import annotations
 
@@ -27,8 +27,8 @@ class ModelFiles(atomic.NewFiles):
     def save_onnx(self, model: nn.Module, path: str, inputs: ExampleInputs) -> None:
         """As `torch.onnx.export`, for a call with these inputs, in evaluation mode.
 
-        Weights keep their names and numbers: nothing is folded into them. They are in the file
-        itself; those of more than 2 GiB, which no such file can hold, in `path` with the ending
+        Weights keep their names and values: nothing is folded into them. They are in the file
+        itself; weights of more than 2 GiB, the limit of an ONNX file, are in `path` with the suffix
         ".data".
         """
         positional, named = _arguments(model.eval(), inputs)
@@ -52,7 +52,7 @@ class ModelFiles(atomic.NewFiles):
 
 
 def _fold_constants(graph: Any, kept: Collection[str]) -> None:
-    """Computes what depends on no input, but for what is computed of tensors with these names."""
+    """Folds constants, except for operations on tensors with these names."""
     optimizer = importlib.import_module("onnxscript.optimizer")
 
     def should_fold(node: Any) -> Optional[bool]:
@@ -67,7 +67,7 @@ def example_inputs(
     input_shape: Optional[Sequence[int]],
     given: Union[torch.Tensor, ExampleInputs, None],
 ) -> ExampleInputs:
-    """What `onnx_path` needs of these two arguments of `export_model`, of which one is given."""
+    """Checks these two arguments of `export_model`; exactly one is needed for `onnx_path`."""
     if (input_shape is None) == (given is None):
         raise InvalidArgumentError(
             "onnx_path needs either example_inputs, which the model is called with, or, where that "
@@ -95,7 +95,7 @@ def example_inputs(
 
 
 def _arguments(model: nn.Module, inputs: ExampleInputs) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """Positional and keyword arguments, with which the model has been seen to run."""
+    """Positional and keyword arguments, after a trial run of the model with them."""
     positional, named = ((), dict(inputs)) if isinstance(inputs, Mapping) else (inputs, {})
     try:
         with torch.no_grad():

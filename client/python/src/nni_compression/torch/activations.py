@@ -1,7 +1,7 @@
-"""Outputs and inputs of a module: what range they have, and their quantized values.
+"""Outputs and inputs of a module: their min/max observer, and their quantized values.
 
-The arithmetic is `torch.fake_quantize_per_tensor_affine`: gradients pass straight through, and are
-zero where a value was clamped.
+The arithmetic is `torch.fake_quantize_per_tensor_affine`; gradients use a straight-through
+estimator and are zero where a value was clamped.
 """
 
 from __future__ import annotations
@@ -20,20 +20,20 @@ from .rounding import Parameters
 class Activation:
     """The outputs, or the inputs, of the modules that share a weight.
 
-    Until parameters are set, and after they were set to None, numbers pass unchanged. Any thread
-    may run the model; `seen` and `forget` are for the one that takes the step.
+    While parameters are None, numbers pass unchanged. Any thread may run the model; `seen` and
+    `forget` are for the thread that takes the step.
     """
 
     def __init__(self) -> None:
         self.observes = True  # False in a copy, which is bound to no session
         self._parameters: Optional[Parameters] = None
         self._numbers: tuple[float, int, int, int] = (1.0, 0, 0, 0)
-        # [-minimum, maximum] for each device: nothing is waited for, nothing moved.
+        # [-minimum, maximum] for each device, so that no copy or synchronization is needed.
         self._seen: dict[torch.device, torch.Tensor] = {}
 
     @property
     def parameters(self) -> Optional[Parameters]:
-        """What numbers are quantized with; None: they pass unchanged."""
+        """The quantization parameters; None: numbers pass unchanged."""
         return self._parameters
 
     @parameters.setter
@@ -45,9 +45,9 @@ class Activation:
         self._parameters = value
 
     def __call__(self, value: Any, training: bool) -> Any:
-        """The quantized tensor; what is no floating-point tensor passes unchanged.
+        """The quantized tensor; values that are not floating-point tensors pass unchanged.
 
-        In training its range is noted: once for the step, however often the module runs.
+        In training the range is observed: one range per step, however often the module runs.
         """
         if not isinstance(value, torch.Tensor) or not value.is_floating_point():
             return value
@@ -62,14 +62,14 @@ class Activation:
         return quantized.to(value.dtype)
 
     def _plainly(self, value: torch.Tensor) -> torch.Tensor:
-        """The same numbers, without gradient, as operations that take sizes that are not known."""
+        """The same numbers, without gradient, by operations that support dynamic sizes."""
         scale, zero_point, smallest, largest = self._numbers
         reciprocal = float(np.float32(1) / np.float32(scale))
         codes = (value * reciprocal).round() + zero_point
         return (codes.clamp(smallest, largest) - zero_point) * scale
 
     def note(self, value: torch.Tensor) -> None:
-        """Takes the numbers of a tensor into the range."""
+        """Extends the range by the numbers of a tensor."""
         with torch.inference_mode(False), torch.no_grad():  # type: ignore[no-untyped-call]
             smallest, largest = torch.aminmax(value.detach())
             seen = torch.stack((smallest.neg(), largest)).to(torch.float32)
@@ -77,7 +77,7 @@ class Activation:
             self._seen[value.device] = seen if before is None else torch.maximum(before, seen)
 
     def seen(self, device: torch.device) -> torch.Tensor:
-        """[-minimum, maximum] since `forget`, on a device; -inf for both when nothing was seen."""
+        """[-minimum, maximum] since `forget`, on a device; -inf for both if none was observed."""
         parts = [part.to(device) for part in list(self._seen.values())]
         if not parts:
             return torch.full((2,), -math.inf, device=device)
@@ -85,7 +85,7 @@ class Activation:
 
     @property
     def has_seen(self) -> bool:
-        """Whether `seen` has more than nothing."""
+        """Whether any number was observed."""
         return bool(self._seen)
 
     def forget(self) -> None:
@@ -102,7 +102,7 @@ class Activation:
 
 
 def _has_open_sizes(value: torch.Tensor) -> bool:
-    """Whether a size may be one that is not known; torch.export's strict mode does not tell."""
+    """Whether a size may be dynamic; torch.export's strict mode does not report that."""
     return is_dynamo() or not all(isinstance(size, int) for size in value.shape)
 
 
@@ -110,7 +110,7 @@ def _observe(activation: Activation, value: torch.Tensor) -> None:
     activation.note(value)
 
 
-# Nothing that a compiler could trace: it depends on what was seen before.
+# Not traceable by a compiler: it depends on earlier observations.
 if hasattr(torch, "compiler") and hasattr(torch.compiler, "disable"):
     _observe = torch.compiler.disable(_observe)
 elif hasattr(torch, "_dynamo"):
@@ -120,8 +120,8 @@ elif hasattr(torch, "_dynamo"):
 def ranges(activations: Sequence[Activation], device: torch.device) -> list[list[float]]:
     """The range that each has seen, [minimum, maximum]; an empty list where none was seen.
 
-    One copy from the device for all of them. Where `torch.distributed` is initialised the ranks
-    reduce their ranges among themselves, so every rank has to call this, with the same activations.
+    One copy from the device for all of them. If `torch.distributed` is initialized, the ranks
+    all-reduce their ranges, so every rank has to call this, with the same activations.
     """
     seen = torch.stack([activation.seen(device) for activation in activations])
     if torch.distributed.is_available() and torch.distributed.is_initialized():

@@ -1,4 +1,4 @@
-"""How masks and quantizations get into the modules of a model, and out of them."""
+"""Puts masks and quantization into the modules of a model, and removes them."""
 
 from __future__ import annotations
 
@@ -35,8 +35,8 @@ def _install_in_modules(
     """Makes modules read their weights through states.
 
     Args:
-        begin: puts in force what the binding goes on with, in place of what a model that was
-            copied, or that had another binding, still has.
+        begin: puts the binding's initial state in force, in place of the state of a copied model
+            or of an earlier binding.
     """
     with binding.computing():
         for weight in binding.weights.values():
@@ -51,7 +51,7 @@ def _install_in_modules(
 
 
 def _reinstall(module: nn.Module, state: Optional[modules.WeightState]) -> None:
-    """Makes a module what it was: compressed with this state, or plain."""
+    """Restores a module: compressed with this state, or plain."""
     if state is None:
         modules.uninstall(module)
     else:
@@ -110,7 +110,7 @@ class TorchPruning(Pruning[TorchWeight]):
                 state = weight.state
                 _write_zeros(weight)
                 state.pruner = None
-                # A quantizer that is still there may give zeros another value: the mask stays.
+                # A remaining quantizer may give zeros another value: the mask stays.
                 if state.quantizer is None and state.parameters is None:
                     _uninstall(weight)
 
@@ -145,7 +145,7 @@ class TorchQuantizing(Quantizing[TorchWeight]):
         }
         for name, values in found.items():
             weight = weights[name]
-            # Not the parameter's own memory, which changes.
+            # Cloned if it is the parameter's own memory, which changes.
             is_own = values.data_ptr() == weight.dense.data_ptr()
             weight.state.parameters = FixedValues(values.clone() if is_own else values)
 
@@ -190,7 +190,7 @@ class TorchQuantizing(Quantizing[TorchWeight]):
         return None if weight.mask is None else weight.mask.cpu().numpy()
 
     def detached(self, binding: QuantizerBinding[TorchWeight]) -> None:
-        # Nobody tells the values of a changed weight any more: it is rounded here from now on.
+        # The service no longer sends the values of changed weights: they are rounded here.
         for weight in binding.weights.values():
             state = modules.state_of(weight.modules[0])
             if state is not None:

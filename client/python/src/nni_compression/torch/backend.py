@@ -37,7 +37,7 @@ class TorchBackend(Backend[TorchWeight]):
 
     def __init__(self, model: nn.Module) -> None:
         self.model = model
-        self._names_then: Optional[naming.NamesThen] = None  # when the model was bound
+        self._bound_names: Optional[naming.BoundNames] = None  # when the model was bound
 
     @staticmethod
     def accepts(value: Any) -> bool:
@@ -86,8 +86,8 @@ class TorchBackend(Backend[TorchWeight]):
         return tokens
 
     def weights_changed(self, binding: Binding[TorchWeight]) -> None:
-        # What has left a trace is asked for anyway. Other weights, as of layers that are frozen,
-        # are looked at: they were asked for with a checksum, or are so once more.
+        # Changes that leave a trace make a weight stale anyway. Other weights, such as those of
+        # frozen layers, are compared by checksum, or requested once more with one.
         tracker = binding.tracker
         doubted = []
         for name, weight in binding.weights.items():
@@ -102,13 +102,13 @@ class TorchBackend(Backend[TorchWeight]):
             else:
                 doubted.append((name, weight.dense, weight.checksum))
         with binding.computing():
-            # All are begun before the first is waited for.
+            # All computations start before the first result is awaited.
             same = [(name, (checksum_of(dense) == then).all()) for name, dense, then in doubted]
             tracker.forget(name for name, equal in same if not bool(equal))
 
     @contextlib.contextmanager
     def computing(self) -> Iterator[None]:
-        # What is made inside an inference_mode() forward could never be trained with.
+        # Tensors that are made in inference mode could not be used in training.
         with torch.inference_mode(False), torch.no_grad():  # type: ignore[no-untyped-call]
             yield
 
@@ -125,13 +125,13 @@ class TorchBackend(Backend[TorchWeight]):
         return all(modules.state_of(weight.modules[0]) is not None for weight in weights)
 
     def installed(self, binding: Binding[TorchWeight], undo: contextlib.ExitStack) -> None:
-        undo.callback(setattr, self, "_names_then", self._names_then)
-        self._names_then = naming.NamesThen(self.model)
+        undo.callback(setattr, self, "_bound_names", self._bound_names)
+        self._bound_names = naming.BoundNames(self.model)
 
     def watch(
         self, binding: Binding[TorchWeight], optimizer: Optional[Any]
     ) -> Sequence[Callable[[], None]]:
-        """Hears of optimizer steps: fused ones leave version counters unchanged."""
+        """Observes optimizer steps: fused ones leave version counters unchanged."""
         if not binding.depends_on_weights:
             return ()
         stepped = _Stepped(binding)
@@ -153,7 +153,7 @@ class TorchBackend(Backend[TorchWeight]):
         for name, weight in binding.weights.items():
             if binding.role == "pruner":
                 is_dense = weight.state.parameters is None
-            else:  # of a custom algorithm the server has no way to the values
+            else:  # the server cannot compute the values of a custom algorithm
                 is_dense = binding.own is None
             if is_dense:
                 state[names[name]] = weight.dense.detach()
@@ -208,10 +208,10 @@ class TorchBackend(Backend[TorchWeight]):
         input_shape: Optional[Sequence[int]],
         inputs: Union[torch.Tensor, ExampleInputs, None],
     ) -> None:
-        """Writes the plain model, with the weights that the compressed one has."""
+        """Writes the plain model with the effective weights."""
         given = example_inputs(self.model, input_shape, inputs)
         model = copy.deepcopy(naming.without_wrappers(self.model))
-        files.save_onnx(modules.unwrap(naming.take_wrappers_out(model)), path, given)
+        files.save_onnx(modules.unwrap(naming.remove_wrappers(model)), path, given)
 
     def from_numpy(self, array: Any) -> Any:
         return torch.from_numpy(array)
@@ -220,19 +220,19 @@ class TorchBackend(Backend[TorchWeight]):
         return array.cpu().numpy()
 
     def _keys(self, model: nn.Module, state: Iterable[str]) -> dict[str, str]:
-        """Keys of the `state_dict()` of a model, without what wraps it -> what exports call them.
+        """Keys of the `state_dict()` of a model without wrappers -> their names in exports.
 
-        The plain model's, as it was bound; wrappers that are within it are left out.
+        Those are the names of the plain model as it was bound, without nested wrappers.
         """
         plain = naming.plain_key(model)
         keys = {key: plain(key) for key in state}
-        if self._names_then is None:
+        if self._bound_names is None:
             return keys
-        then = self._names_then.renamed(model, keys.values())
+        then = self._bound_names.renamed(model, keys.values())
         return {key: then[name] for key, name in keys.items()}
 
     def _weight_keys(self, binding: Binding[TorchWeight]) -> dict[str, str]:
-        """Layer name -> what exports call its weight."""
+        """Layer name -> the name of its weight in exports."""
         model = naming.without_wrappers(self.model)
         keys = self._keys(model, model.state_dict())
         present = naming.names_by_module(model.named_modules(remove_duplicate=False))
@@ -245,7 +245,7 @@ class TorchBackend(Backend[TorchWeight]):
 
 
 def _renamed(rule: Any, names: Mapping[str, str]) -> Any:
-    """The rule with other names of layers; what is not a rule is the server's to refuse."""
+    """The rule with other names of layers; the server refuses values that are not rules."""
     named = rule.get("op_names") if isinstance(rule, Mapping) else None
     if isinstance(named, str):
         named = [named]
@@ -257,7 +257,7 @@ def _renamed(rule: Any, names: Mapping[str, str]) -> Any:
 class _Stepped:
     """Called with an optimizer after its step: treats its weights as changed.
 
-    For as long as the binding lives.
+    Has a weak reference to the binding.
     """
 
     def __init__(self, binding: Binding[TorchWeight]) -> None:
@@ -273,9 +273,9 @@ class _Stepped:
 
 
 def _wrap_step(optimizer: Any, stepped: Callable[[Any], None]) -> Callable[[], None]:
-    """Calls `stepped(optimizer)` after each step; returns what ends that.
+    """Calls `stepped(optimizer)` after each step; returns a function that ends that.
 
-    The wrapper is a bound method, as learning-rate schedulers demand of `optimizer.step`.
+    The wrapper is a bound method, which learning-rate schedulers require of `optimizer.step`.
     """
     original = optimizer.step
 
@@ -284,7 +284,7 @@ def _wrap_step(optimizer: Any, stepped: Callable[[Any], None]) -> Callable[[], N
         stepped(self)
         return result
 
-    # A scheduler that wrapped `step` before counts on its marks.
+    # A scheduler that wrapped `step` before relies on its attributes.
     step.__dict__.update(getattr(original, "__dict__", {}))
     mine = types.MethodType(step, optimizer)
     optimizer.step = mine

@@ -1,4 +1,4 @@
-"""Sums over a weight's memory that show whether it changed."""
+"""Checksums over a weight's memory that show whether it changed."""
 
 from __future__ import annotations
 
@@ -10,8 +10,7 @@ import torch
 from .masking import INTEGERS
 
 _BLOCK_WORDS = 8192
-# Blocks at a time, so that what is computed of them stays in a cache, or is little of a GPU's
-# memory.
+# Blocks at a time, so that intermediate results stay in the cache, or use little GPU memory.
 _CPU_BLOCKS = 32
 _DEVICE_BLOCKS = 2048
 
@@ -44,7 +43,7 @@ def checksum_of(weight: torch.Tensor) -> torch.Tensor:
 
 
 def _sums(blocks: torch.Tensor, factors: torch.Tensor, on_cpu: bool) -> torch.Tensor:
-    if on_cpu:  # others have no such product of integers
+    if on_cpu:  # other devices have no integer matrix product
         return torch.mv(blocks.to(torch.int64), factors)
     return (blocks * factors).sum(1)
 
@@ -57,9 +56,9 @@ def _factors(device: torch.device) -> torch.Tensor:
 
 
 def sample_of(weight: torch.Tensor) -> object:
-    """The bits of some elements, where looking at them waits for nothing; None elsewhere.
+    """The bits of some elements, if they can be read without synchronization; else None.
 
-    Bits, because a NaN is not even equal to itself.
+    Bits, because a NaN is not equal to itself.
     """
     if weight.device.type != "cpu" or not weight.is_contiguous():
         return None

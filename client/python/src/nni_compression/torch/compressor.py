@@ -1,4 +1,4 @@
-"""What pruners and quantizers of PyTorch models have in addition."""
+"""The base of pruners and quantizers of PyTorch models."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class Compressor(compressor.Compressor):
     so weights may still be loaded before that. Errors are subclasses of
     `nni_compression.CompressionError`.
 
-    One thread at a time may call a compressor; any number may run the model.
+    One thread at a time may call a compressor; any number of threads may run the model.
     """
 
     _backends: ClassVar[tuple[type[Backend[Any]], ...]] = (TorchBackend,)
@@ -35,8 +35,8 @@ class Compressor(compressor.Compressor):
     def compressed_state_dict(self) -> dict[str, Any]:
         """The plain model's `state_dict()` with zeros or quantized values in the weights.
 
-        A layer that was put into another module since the model was bound, as adapters do, has its
-        name of before: that of the model without adapters.
+        A layer that was wrapped in another module since the model was bound, as adapters do, keeps
+        its name in the model without adapters.
 
         Raises as `export` does where modules were replaced.
         """
@@ -47,14 +47,14 @@ class Compressor(compressor.Compressor):
     def on_every_rank(self, model: M, state: Optional[Mapping[str, Any]] = None) -> M:
         """Compresses the model on every rank of `torch.distributed`, all of them in one session.
 
-        Every rank calls this, in place of calling the compressor. Rank 0 binds the session, or goes
-        on from a checkpoint in a new one, and tells the others, which join it. The session ends
-        with rank 0's compressor. Where rank 0 fails, all ranks raise.
+        Every rank calls this instead of calling the compressor. Rank 0 binds the session, or
+        resumes from a checkpoint in a new one; the other ranks join it. The session ends with
+        rank 0's compressor. If rank 0 fails, all ranks raise.
 
         Args:
-            model: of this rank; the weights are the same on all of them.
-            state: what `state_dict` gave, to go on from. That of rank 0 counts, but for what this
-                rank had seen of outputs and inputs since the last step.
+            model: of this rank; the weights are the same on all ranks.
+            state: a result of `state_dict` to resume from. That of rank 0 is used, except for the
+                ranges of outputs and inputs that this rank has observed since the last step.
         """
         if torch.distributed.get_rank() > 0:
             told = _of_rank_0()
@@ -73,7 +73,7 @@ class Compressor(compressor.Compressor):
         except BaseException as error:
             _of_rank_0(f"{type(error).__name__}: {error}")
             raise
-        # Masks are asked for; what else a checkpoint has the others cannot know.
+        # Masks are requested from the server; the rest of the checkpoint only rank 0 has.
         resume = None if state is None else {**self.state_dict(), "masks": dict[str, Any]()}
         _of_rank_0((self.session.id, self.session.route, resume))
         return model
@@ -85,7 +85,7 @@ class Compressor(compressor.Compressor):
 
 
 def _of_rank_0(told: Any = None) -> Any:
-    """What rank 0 tells all ranks, which call this, too."""
+    """Broadcasts a value of rank 0; called by all ranks."""
     objects = [told]
     torch.distributed.broadcast_object_list(objects, src=0)  # type: ignore[no-untyped-call]
     return objects[0]

@@ -1,4 +1,4 @@
-"""What custom algorithms return, in the modules of PyTorch models."""
+"""Results of custom algorithms in the modules of PyTorch models."""
 
 from __future__ import annotations
 
@@ -12,19 +12,19 @@ from .rounding import Parameters
 
 
 class FixedValues(Parameters):
-    """Quantized values that nothing here could compute again: for `WeightState.parameters`."""
+    """Quantized values that cannot be recomputed from parameters; for `WeightState.parameters`."""
 
     def __init__(self, values: torch.Tensor) -> None:
         super().__init__("custom", "custom", 0, 0, 0, None, None, None)
         self.values = values
 
     def rounded(self, weight: torch.Tensor) -> torch.Tensor:
-        """The values as they were computed last."""
+        """The values of the last computation."""
         return self.values.to(weight.device, weight.dtype)
 
 
 class OutputFunction(Activation):
-    """Outputs that a subclass's `quantize_layer_output` quantizes; gradients pass straight through.
+    """Outputs that a subclass's `quantize_layer_output` quantizes; the gradient uses an STE.
 
     A copy of the model is bound to no algorithm: its outputs pass unchanged.
     """
@@ -45,7 +45,7 @@ class OutputFunction(Activation):
 
 
 def tensor_of(result: Any, like: torch.Tensor, where: str) -> torch.Tensor:
-    """What `quantize_weight` or `quantize_layer_output` returned."""
+    """Checks the result of `quantize_weight` or `quantize_layer_output`."""
     if not isinstance(result, torch.Tensor):
         raise TypeError(
             f"{where} returned {result!r:.80}; it must be a tensor of shape {tuple(like.shape)}"

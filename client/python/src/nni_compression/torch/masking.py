@@ -1,4 +1,4 @@
-"""Weights with zeros where a mask has them: what every forward pass of a pruned layer computes."""
+"""Applies a mask to a weight, as every forward pass of a pruned layer does."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ def masked(weight: torch.Tensor, mask: torch.Tensor, *, sparse: bool = False) ->
 
 
 def _zeroed(weight: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-    # On the CPU torch.where decides element by element, which takes several times as long as a
-    # product; the product of the bits, unlike that of the values, makes no -0 and no NaN.
+    # On the CPU torch.where takes several times as long as a product; the product of the bits,
+    # unlike that of the values, makes no -0 and no NaN.
     if weight.device.type != "cpu":
         return torch.where(mask, weight, weight.new_zeros(()))
     integers = INTEGERS[weight.element_size()]
@@ -62,16 +62,16 @@ def _never() -> bool:
     return False
 
 
-# Who records operations, or transforms them as torch.func does, knows torch.where best.
+# torch.where is used while operations are recorded, or transformed as by torch.func.
 _is_compiling: Callable[[], bool] = getattr(
     getattr(torch, "compiler", None), "is_compiling", _never
 )
 _is_transforming: Callable[[], bool] = getattr(torch._C, "_are_functorch_transforms_active", _never)
 
-#: Whether the model runs only to be written down, with tensors that may have no numbers.
+#: Whether the model runs only to be exported, with tensors that may have no values.
 is_exporting: Callable[[], bool] = getattr(getattr(torch, "compiler", None), "is_exporting", _never)
 
-#: Whether what runs is read by torch.compile, or by torch.export in its strict mode.
+#: Whether the code is traced by torch.compile, or by torch.export in its strict mode.
 is_dynamo: Callable[[], bool] = getattr(
     getattr(torch, "compiler", None), "is_dynamo_compiling", _never
 )

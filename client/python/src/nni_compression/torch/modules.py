@@ -1,10 +1,10 @@
 """Modules whose `weight` is compressed wherever it is read.
 
 A module is compressed by giving it a subclass of its class in which `weight` is a property over the
-untouched parameter: `module._parameters["weight"]` stays the Parameter that optimizers, checkpoints
-and `named_parameters()` know, and whoever reads `module.weight` (its own forward, a fused kernel of
-its parent, a layer that shares it) gets the compressed one, as a `CompressedWeight`. The mask is no
-buffer: distributed training would send every buffer to all ranks before every forward pass.
+unchanged parameter: `module._parameters["weight"]` stays the Parameter that optimizers, checkpoints
+and `named_parameters()` use, and every reader of `module.weight` (its own forward, a fused kernel
+of its parent, a layer that shares it) gets the compressed one, as a `CompressedWeight`. The mask is
+not a buffer: distributed training would send every buffer to all ranks before every forward pass.
 """
 
 from __future__ import annotations
@@ -27,35 +27,35 @@ from .masking import is_exporting, is_traced, keep, masked
 from .passing import STATE, CompressedWeight
 from .rounding import Parameters
 
-# Held while a mask takes another one's place, which is done in no time.
+# Held briefly while a mask is replaced.
 _replacing = threading.Lock()
 
 
 class Source(Protocol):
-    """Where a module's mask or quantization comes from while a session is open."""
+    """The source of a module's mask or quantization while a session is open."""
 
     name: str
 
     def ensure_fresh(self) -> None:
-        """Asks the service when this weight, or the session, has moved on."""
+        """Requests a new answer when this weight, or the session, has changed."""
 
     @property
     def has_answer(self) -> bool:
-        """Whether there is one, and nothing is known that outdates it; asks nobody."""
+        """Whether there is an answer that is not known to be stale; makes no call."""
 
     def forget(self) -> None:
         """Treats the weight as changed."""
 
     @property
     def dense(self) -> torch.Tensor:
-        """The parameter that answers are about."""
+        """The parameter that answers apply to."""
 
 
 class Answers:
-    """What the server answered last for a weight, for copies of its module.
+    """The server's last answer for a weight, for copies of its module.
 
-    They have this and not the original's state, so that they keep neither the original nor its
-    session alive.
+    Copies refer to this and not to the original's state, so that they keep neither the original nor
+    its session alive.
     """
 
     def __init__(self) -> None:
@@ -67,9 +67,9 @@ class Answers:
 
 @dataclass(frozen=True)
 class _Bits:
-    """What shows whether a weight was written to: some elements, or a checksum of all of them.
+    """Shows whether a weight was written to: some elements, or a checksum of all of them.
 
-    The elements can be had on the CPU alone. A device is waited for when a checksum is compared.
+    Elements are read only on the CPU. Comparing a checksum synchronizes with the device.
     """
 
     dtype: torch.dtype
@@ -78,14 +78,14 @@ class _Bits:
 
     @staticmethod
     def of(dense: torch.Tensor) -> Optional[_Bits]:
-        """Those of a weight; None where it cannot be looked at."""
+        """The bits of a weight; None if it cannot be read."""
         sample = None if _is_of_functorch(dense) else sample_of(dense)
         if sample is not None:
             return _Bits(dense.dtype, sample, None)
         return _Bits(dense.dtype, None, checksum_of(dense)) if _can_be_read(dense) else None
 
     def differ_from(self, dense: torch.Tensor) -> bool:
-        """Whether they are known to be no longer the weight's; it may be on another device now."""
+        """Whether the weight is known to differ; it may be on another device now."""
         if dense.dtype != self.dtype or not _can_be_read(dense):
             return False
         if self.checksum is not None:
@@ -94,7 +94,7 @@ class _Bits:
 
 
 def _can_be_read(dense: torch.Tensor) -> bool:
-    """Whether a weight is a plain tensor, with numbers, on a device that may be waited for."""
+    """Whether a weight is a plain tensor with values, on a device that may be synchronized."""
     if type(dense) not in (torch.Tensor, nn.Parameter) or dense.device.type == "meta":
         return False
     if _is_of_functorch(dense):
@@ -105,18 +105,18 @@ def _can_be_read(dense: torch.Tensor) -> bool:
 
 
 def _is_of_functorch(dense: torch.Tensor) -> bool:
-    """Whether a weight stands for many, under `torch.vmap`, or for one that is differentiated."""
+    """Whether a weight is batched by `torch.vmap` or differentiated by `torch.func`."""
     wrapped = getattr(getattr(torch._C, "_functorch", None), "is_functorch_wrapped_tensor", None)
     return wrapped is not None and bool(wrapped(dense))
 
 
 class WeightState:
-    """What stands between a module's dense weight and the one that is read.
+    """The mask and quantization that turn a module's dense weight into the effective one.
 
-    Modules that share a weight share this. A copy (deepcopy, pickle) computes what its original
-    computes at that moment and is bound to no session: it keeps the mask and the parameters, and
-    rounds for itself. Only a deep copy that is written to, as an exponential moving average of the
-    original is, goes on with the original's answers: `follow`.
+    Modules that share a weight share this. A copy (deepcopy, pickle) computes the same as its
+    original at that moment and is bound to no session: it keeps the mask and the parameters, and
+    rounds locally. Only a deep copy that is written to, such as an exponential moving average of
+    the original, continues to receive the original's answers: `follow`.
     """
 
     def __init__(self) -> None:
@@ -131,7 +131,7 @@ class WeightState:
         self.input: Optional[Activation] = None
         self.lost_write = False  # something was written that did not reach the dense weight
         self.answers = Answers()  # for copies
-        self.origin: Optional[Answers] = None  # of a copy: what the original is answered
+        self.origin: Optional[Answers] = None  # of a copy: the original's answers
         self._followed = 0  # its version that is in force here
         self._copied: Optional[_Bits] = None  # of a copy: the dense weight as it was copied
         self._written = False  # of a copy: whether it is known to have been written to since
@@ -144,14 +144,14 @@ class WeightState:
         return "" if source is None else source.name
 
     def written(self) -> None:
-        """The dense weight was written to, in a way that may leave no trace in it."""
+        """Called when the dense weight was written to, possibly without a trace in it."""
         self.values = None
         for source in (self.quantizer, self.pruner):
             if source is not None:
                 source.forget()
 
     def check_exportable(self) -> None:
-        """Raises RuntimeError where an exported model would compute something else."""
+        """Raises RuntimeError if an exported model would compute something else."""
         for source in (self.quantizer, self.pruner):
             if source is not None and not source.has_answer:
                 raise RuntimeError(
@@ -174,7 +174,7 @@ class WeightState:
         self.publish()
 
     def publish(self) -> None:
-        """Tells copies what is in force now."""
+        """Updates the answers for copies."""
         told = self.answers
         told.mask = self.mask
         computed_here = self.parameters is not None and not self.parameters.bits
@@ -187,9 +187,9 @@ class WeightState:
         told.version += 1
 
     def follow(self, dense: Optional[torch.Tensor]) -> None:
-        """In a copy whose weight was written to: puts in force what the original is answered.
+        """In a copy whose weight was written to: puts the original's answers in force.
 
-        One that was not written to is a snapshot, and stays what it is.
+        A copy that was not written to is a snapshot and does not change.
         """
         origin = self.origin
         if origin is None or dense is None or self._followed == origin.version:
@@ -217,7 +217,7 @@ class WeightState:
         return self._copied is not None and self._copied.differ_from(dense)
 
     def before_copy(self, dense: Optional[torch.Tensor]) -> None:
-        """The module is about to be copied: a copy computes what this does."""
+        """Called before the module is copied, so that the copy computes the same."""
         self.refresh()
         self.follow(dense)
         self._present = None if dense is None else _Bits.of(dense)
@@ -232,7 +232,7 @@ class WeightState:
         return copied
 
     def snapshot(self) -> Callable[[], None]:
-        """What makes this again what it is now, and tells copies so, which may have read since."""
+        """Returns a function that restores the present state, also for copies."""
         before, told = dict(self.__dict__), dict(self.answers.__dict__)
 
         def restore() -> None:
@@ -261,8 +261,8 @@ class WeightState:
     def quantized(self, dense: torch.Tensor, replica: bool = False) -> torch.Tensor:
         """The quantized values of the weight, or the weight; without gradient.
 
-        The service's values hold for the parameter that it was sent and for DataParallel's replicas
-        of that; anything else is rounded here.
+        The service's values are valid for the parameter that was sent and for DataParallel's
+        replicas of it; all other weights are rounded here.
         """
         if self.parameters is None:
             return dense.detach()
@@ -273,7 +273,7 @@ class WeightState:
         return self.values.to(dense.device, dense.dtype)
 
     def read(self, module: nn.Module, dense: torch.Tensor) -> Any:
-        """`effective` of what the service says now."""
+        """The `effective` weight with fresh answers."""
         if is_exporting():
             self.check_exportable()
         else:
@@ -305,7 +305,7 @@ class WeightState:
             moved = mask.to(device)
         if keep:
             with _replacing:
-                if self.mask is mask:  # another one may have come, which this must not replace
+                if self.mask is mask:  # a newer mask must not be replaced
                     self.mask = moved
         return moved
 
@@ -321,24 +321,24 @@ class CompressedModule(nn.Module):
         try:
             return _read_weight(self)
         except AttributeError as error:
-            # nn.Module would take an AttributeError for a missing property and give out the dense
+            # nn.Module would treat an AttributeError as a missing property and return the dense
             # parameter.
             raise RuntimeError(f"the compressed weight cannot be read: {error}") from error
 
     @weight.setter
     def weight(self, value: Any) -> None:
-        # nn.Module.__setattr__ handles parameters; here come the plain tensors that DataParallel
-        # puts into its replicas.
+        # nn.Module.__setattr__ handles parameters; this one handles the plain tensors that
+        # DataParallel puts into its replicas.
         self.__dict__["weight"] = value
 
     def __setattr__(self, name: str, value: Any) -> None:
-        # Of what this module has given out itself, as adapters hand it on and back: the parameter.
+        # An adapter may assign the weight that this module returned: then it is the parameter.
         if name == "weight" and isinstance(value, CompressedWeight) and value.is_of(self):
             value = self._parameters["weight"]
         super().__setattr__(name, value)
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        """The module's own, between quantized inputs and outputs where these are quantized."""
+        """The module's own, with quantized inputs and outputs if these are quantized."""
         state = self._weight_state
         if state.origin is not None and not is_exporting():
             _refresh(state, self._parameters.get("weight"))
@@ -377,7 +377,7 @@ def _read_weight(module: CompressedModule) -> Any:
     weight = state.read(module, dense)
     if weight is dense or type(weight) is not torch.Tensor or is_traced():
         return weight
-    # What `max_norm` scales in place is what was read, each time that it is read.
+    # `max_norm` scales the weight that was read in place, at each read.
     watched = module.__dict__.get("max_norm") is None
     return CompressedWeight.of(weight, weakref.ref(module), watched=watched)
 
@@ -387,7 +387,7 @@ def _refresh(state: WeightState, dense: Optional[torch.Tensor]) -> None:
     state.follow(dense)
 
 
-# Asking a service is nothing that a compiler could trace.
+# Not traceable by a compiler: it makes calls.
 if hasattr(torch, "compiler") and hasattr(torch.compiler, "disable"):
     _refresh = torch.compiler.disable(_refresh)
 elif hasattr(torch, "_dynamo"):
@@ -432,7 +432,7 @@ def install(module: nn.Module, state: WeightState) -> None:
 
 
 def uninstall(module: nn.Module) -> None:
-    """Gives the module its own class back; the dense weight stays as it is."""
+    """Restores the module's own class; the dense weight is unchanged."""
     if isinstance(module, CompressedModule):
         module.__class__ = plain_class(module)
         del module.__dict__[STATE]
@@ -441,8 +441,8 @@ def uninstall(module: nn.Module) -> None:
 def unwrap(model: nn.Module) -> nn.Module:
     """Makes a copy of a compressed model a plain model; returns it.
 
-    For what `copy.deepcopy` or `torch.load` gave: zeros and quantized values are written into the
-    weights and the modules get their own classes back. A model that is still bound to a session is
+    For results of `copy.deepcopy` or `torch.load`: zeros and quantized values are written into the
+    weights and the modules' own classes are restored. A model that is still bound to a session is
     unwrapped by its pruner's or quantizer's `unwrap()`; here it is a RuntimeError.
     """
     compressed = [m for m in model.modules() if isinstance(m, CompressedModule)]
@@ -462,7 +462,7 @@ def unwrap(model: nn.Module) -> nn.Module:
 
 
 class _StraightThrough(torch.autograd.Function):
-    """Gives the quantized values; hands the gradient to the dense weight where nothing clamped."""
+    """Straight-through estimator: quantized values forward; the gradient where nothing clamped."""
 
     @staticmethod
     def forward(ctx: Any, *args: Any, **kwargs: Any) -> Any:

@@ -1,8 +1,8 @@
-"""Names of modules and parameters as the plain model has them, whatever wraps it.
+"""Names of modules and parameters in the plain model, without wrappers.
 
 `torch.compile`, DataParallel and DistributedDataParallel put a model into a module of their own,
 which is a part of all its names: "module.fc1", "_orig_mod.fc1". Checkpoints and exports outlive
-such wrappers, so layers are called as if there were none.
+such wrappers, so layers have the names of the plain model.
 """
 
 from __future__ import annotations
@@ -19,16 +19,16 @@ _PARTS = ("_orig_mod", "module")
 
 
 def wrapped_part(module: nn.Module) -> Optional[str]:
-    """What the model within a wrapper is called there; None for any other module."""
+    """The attribute of a wrapper that has the model; None for any other module."""
     if isinstance(module, (nn.DataParallel, nn.parallel.DistributedDataParallel)):
         return "module"
-    # Whoever has one has imported this; it takes too long to import it for everybody.
+    # Only a program that has imported this can have such a wrapper; the import is slow.
     compiled = getattr(sys.modules.get("torch._dynamo.eval_frame"), "OptimizedModule", None)
     return "_orig_mod" if compiled is not None and isinstance(module, compiled) else None
 
 
 def without_wrappers(model: nn.Module) -> nn.Module:
-    """The model that wrappers were put around; those within it stay."""
+    """The model without outer wrappers; nested ones stay."""
     part = wrapped_part(model)
     while part is not None:
         inner = model._modules[part]
@@ -38,8 +38,8 @@ def without_wrappers(model: nn.Module) -> nn.Module:
     return model
 
 
-def take_wrappers_out(model: nn.Module) -> nn.Module:
-    """The same with all wrappers taken out, in place."""
+def remove_wrappers(model: nn.Module) -> nn.Module:
+    """The same with all wrappers removed, in place."""
     model = without_wrappers(model)
     for module in list(model.modules()):
         for name, child in module._modules.items():
@@ -49,9 +49,9 @@ def take_wrappers_out(model: nn.Module) -> nn.Module:
 
 
 def both_names(model: nn.Module) -> list[tuple[str, str, nn.Module]]:
-    """(as `named_modules()` calls it, in the plain model, module), wrappers left out.
+    """(name in `named_modules()`, name in the plain model, module), without wrappers.
 
-    Modules that are there several times have several names.
+    Modules that occur several times have several names.
     """
     plain: dict[str, str] = {}
     parts: dict[str, str] = {}
@@ -105,10 +105,8 @@ def plain_key(model: nn.Module) -> Callable[[str], str]:
     return plain
 
 
-class NamesThen:
-    """What the modules of a model are called now, for later, when adapters have been put around
-    some.
-    """
+class BoundNames:
+    """The names of a model's modules when it was bound, before adapters are put around them."""
 
     def __init__(self, model: nn.Module) -> None:
         self._names: dict[int, tuple[weakref.ref[nn.Module], list[str]]] = {}
@@ -116,10 +114,10 @@ class NamesThen:
             self._names.setdefault(id(module), (weakref.ref(module), []))[1].append(name)
 
     def renamed(self, model: nn.Module, keys: Collection[str]) -> dict[str, str]:
-        """Keys of the plain model's `state_dict()` -> the same with the modules' names of then.
+        """Keys of the plain model's `state_dict()` -> keys with the modules' names when bound.
 
-        Modules that came into the model since keep their names; so does one where a key would have
-        two values otherwise.
+        Modules that were added since keep their names; so do those whose keys would be duplicate
+        otherwise.
         """
         now: dict[str, nn.Module] = dict(named_modules(model))
         moved = self._moved(now)
@@ -137,7 +135,7 @@ class NamesThen:
                 moved.pop(owner, None)
 
     def _moved(self, now: dict[str, nn.Module]) -> dict[str, str]:
-        """A name that a module has now -> the one that it had and has no more."""
+        """Present name of a module -> its former name, if that has changed."""
         names_now = names_by_module(now.items())
         moved: dict[str, str] = {}
         for number, (reference, before) in self._names.items():
@@ -161,7 +159,7 @@ def key_of(module: str, part: str) -> str:
 
 
 def weight_key(module: str) -> str:
-    """That of its weight."""
+    """The key of its weight."""
     return key_of(module, "weight")
 
 

@@ -1,8 +1,8 @@
-"""What reading `weight` of a compressed module gives: a result whose writes reach the parameter.
+"""The `weight` of a compressed module: a computed tensor that forwards writes to the parameter.
 
-The compressed weight is computed at each read, so a write to it would be gone with it. Adapters are
-merged, weights initialised and gradients cleared through `module.weight`, so such writes go to the
-parameter that is behind it, as they would in the plain module.
+The compressed weight is computed at each read, so a write to it would be lost. Adapters are merged,
+weights initialized and gradients cleared through `module.weight`, so such writes are forwarded to
+the parameter, as in the plain module.
 """
 
 from __future__ import annotations
@@ -20,25 +20,25 @@ _OPERATORS = "iadd isub imul itruediv ifloordiv imod ipow iand ior ixor ilshift 
 
 
 class State(Protocol):
-    """What a module has between its dense weight and the compressed one."""
+    """The state of a compressed module that computes its weight."""
 
     lost_write: bool
 
     def effective(self, module: nn.Module, dense: torch.Tensor) -> Any:
-        """The compressed weight with the answers that are in force: nobody is asked."""
+        """The compressed weight with the answers in force; makes no call."""
 
     def written(self) -> None:
-        """The dense weight was written to, in a way that may leave no trace in it."""
+        """Called when the dense weight was written to, possibly without a trace in it."""
 
 
 class CompressedWeight(torch.Tensor):
-    """A plain tensor for whoever computes with it: as with `torch.nn.Parameter` no operation is
-    intercepted, so that reading costs nothing more.
+    """A plain tensor in computations: as with `torch.nn.Parameter` no operation is intercepted, so
+    that reading has no overhead.
 
     In-place methods and operators, `data`, `grad` and `requires_grad` are those of the parameter.
-    What gets past them, as a write through a view or by ``out=``, shows in the version counter; it
-    is noticed when this tensor is freed, and the next read of the weight raises. Arrays of numpy,
-    which leave no such trace, are read-only.
+    Other writes, through a view or by ``out=``, change the version counter. That is detected when
+    this tensor is freed, and the next read of the weight raises. Arrays of numpy, which leave no
+    such trace, are read-only.
     """
 
     __torch_function__ = torch._C._disabled_torch_function_impl
@@ -55,7 +55,7 @@ class CompressedWeight(torch.Tensor):
         """The same tensor object, read from `module`.
 
         Args:
-            weight: nobody else's: its class is changed.
+            weight: not referenced elsewhere, as its class is changed.
             watched: whether writes that are not forwarded are reported.
         """
         weight.__class__ = CompressedWeight
@@ -77,12 +77,12 @@ class CompressedWeight(torch.Tensor):
     @property
     def _target(self) -> torch.Tensor:
         parameter = self._parameter
-        if parameter is None:  # the module is gone: this is all that there is
+        if parameter is None:  # the module was freed: there is only this tensor
             return self.as_subclass(torch.Tensor)
         return parameter.data if self._is_data else parameter
 
     def _wrote(self) -> None:
-        """Tells the module, and makes this what a read gives now."""
+        """Notifies the module, and updates this to the present weight."""
         self._report()
         module, parameter = self._module(), self._parameter
         state = _state_of(module)
@@ -97,7 +97,7 @@ class CompressedWeight(torch.Tensor):
 
     @property
     def data(self) -> Any:
-        """The same without history; what is written to it is written to the parameter's."""
+        """The same without history; writes to it are forwarded to the parameter's."""
         # With a version counter of its own, so that each is watched by itself.
         plain = torch.Tensor.data.__get__(self)  # type: ignore[attr-defined]
         watched = self._version_read is not None
@@ -116,7 +116,7 @@ class CompressedWeight(torch.Tensor):
         return self.data
 
     def numpy(self, *args: Any, **kwargs: Any) -> Any:
-        """A read-only array: nothing would tell of a write to it."""
+        """A read-only array: a write to it could not be detected."""
         array = super().numpy(*args, **kwargs)
         array.flags.writeable = False
         return array
@@ -144,7 +144,7 @@ class CompressedWeight(torch.Tensor):
         self._target.requires_grad = value
 
     def register_hook(self, hook: Any) -> Any:
-        """The parameter's: a hook on the result of one read would be gone with it."""
+        """The parameter's: a hook on the result of one read would be lost with it."""
         return self._target.register_hook(hook)  # type: ignore[no-untyped-call]
 
     def __deepcopy__(self, memo: Any) -> Any:

@@ -16,8 +16,8 @@ from .compressor import Compressor
 class Pruner(pruner.Pruner, Compressor):
     """Base of pruners of PyTorch models.
 
-    A custom algorithm overrides `calc_mask`, and is computed here; or it names an algorithm that
-    the server has: ``algorithm = "random"``.
+    A custom algorithm overrides `calc_mask`, which runs in the trainer, or names an algorithm of
+    the server: ``algorithm = "random"``.
     """
 
     @property

@@ -16,8 +16,8 @@ from .compressor import Compressor
 class Quantizer(quantizer.Quantizer, Compressor):
     """Base of quantizers of PyTorch models.
 
-    A custom algorithm overrides `quantize_weight`, and is computed here; or it names an algorithm
-    that the server has: ``algorithm = "mine"``.
+    A custom algorithm overrides `quantize_weight`, which runs in the trainer, or names an algorithm
+    of the server: ``algorithm = "mine"``.
     """
 
     def export_model(
@@ -36,8 +36,8 @@ class Quantizer(quantizer.Quantizer, Compressor):
             calibration_path: for `calibration`.
             onnx_path: for the plain model as `torch.onnx.export` writes it, in evaluation mode,
                 with what `nni_compression.onnx.apply` puts into it: codes in place of the weights,
-                quantized outputs and inputs. Where that cannot be done, because the package `onnx`
-                is missing or the exporter has renamed the weights, a warning says so, and the file
+                quantized outputs and inputs. If that is not possible, because the package `onnx` is
+                missing or the exporter has renamed the weights, there is a warning, and the file
                 has the same weights as plain numbers.
             input_shape: for `onnx_path`, where the model takes one tensor of its weights' type: the
                 shape, with the batch.

@@ -1,4 +1,4 @@
-"""Quantized weights computed where the weight is, with the parameters that the service decided.
+"""Quantized weights computed in the trainer, with the quantization parameters of the service.
 
 The arithmetic is float32 in the service's order of operations, so both give the same bits (DoReFa
 to one code: the last bit of tanh differs between mathematical libraries).
@@ -21,12 +21,12 @@ TRUNCATE = "truncate"
 
 @dataclasses.dataclass(eq=False)
 class Parameters:
-    """What turns a weight into codes and back.
+    """The parameters that convert a weight into codes and back.
 
     ``scale`` (float32) and ``zero_point`` (int32) have no dimension, or ``[C]`` with one number
     for each slice along ``channel_axis``, or, with ``group_size``, for each so many consecutive
-    weights; they stay on the CPU whatever the model does. Both are
-    None for DoReFa, whose only parameter is the number of bits.
+    weights; they stay on the CPU. Both are None for DoReFa, whose only parameter is the number of
+    bits.
     """
 
     formula: str
@@ -46,11 +46,11 @@ class Parameters:
 
     @property
     def clamps(self) -> bool:
-        """Whether a weight outside the range that the parameters were made for gets no gradient."""
+        """Whether weights outside of the parameters' range get no gradient."""
         return self.rounding == HALF_EVEN
 
     def __post_init__(self) -> None:
-        # No value is larger in magnitude. A number, so that graphs need not ask.
+        # The largest magnitude of a value. A number, so that graphs need not compute it.
         scale = 0.0 if self.scale is None else float(self.scale.max())
         self._largest_value = scale * (self.code_max - self.code_min)
 
@@ -76,7 +76,7 @@ class Parameters:
             return self.rounded(weight.detach())
 
     def rounded(self, weight: torch.Tensor) -> torch.Tensor:
-        """The same as plain operations, which a graph can have."""
+        """The same by plain operations, which can be exported."""
         wide = weight.to(torch.float32)
         values = self._dorefa(wide) if self.formula == DOREFA else self._affine(wide)
         largest = min(torch.finfo(weight.dtype).max, torch.finfo(torch.float32).max)
@@ -100,7 +100,7 @@ class Parameters:
         largest = squashed.abs().max()
         codes = squashed.div(largest * 2).add_(0.5).mul_(float(self.code_max)).round_()
         values = codes.mul_(2).div_(float(self.code_max)).sub_(1)
-        # A weight that is zero everywhere stays so.
+        # A weight of zeros stays zero.
         return torch.where(largest > 0, values, torch.zeros_like(values))
 
     def inside(self, weight: torch.Tensor) -> torch.Tensor:

@@ -1,4 +1,4 @@
-"""Tensors between PyTorch and the numpy client."""
+"""Conversion of tensors between PyTorch and the numpy client."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import torch
 from ..values.dtypes import WEIGHT_DTYPES
 from ..values.tensors import Tensor
 
-# The dtypes of weights that can travel, by the wire's name.
+# The dtypes of weights that can be sent, by the wire's name.
 DTYPES = {getattr(torch, name): name for name in WEIGHT_DTYPES}
 
 HostTensor = Union["np.ndarray[Any, Any]", Tensor]
@@ -47,7 +47,7 @@ def _as_array(host: torch.Tensor) -> HostTensor:
 
 
 def from_host(array: Any, dtype: torch.dtype, device: torch.device) -> torch.Tensor:
-    """A tensor of an answer's array; bfloat16 comes as uint16 bits."""
+    """A tensor of an answer's array; bfloat16 is received as uint16 bits."""
     array = np.asarray(array)
     if not array.flags.writeable:
         array = array.copy()  # torch has no read-only tensors

@@ -1,4 +1,4 @@
-"""Which weights a model has: their names, their modules, and what tells that they have changed."""
+"""The weights of a model: their names, their modules, and the detection of changes."""
 
 from __future__ import annotations
 
@@ -79,7 +79,7 @@ class TorchWeight:
         return 1 if _has_inputs_first(self.modules[0]) else 0
 
     def layer(self) -> Layer:
-        """What BindModel is told."""
+        """The layer as sent to BindModel."""
         return Layer(
             name=self.name,
             op_type=modules.plain_class(self.modules[0]).__name__,
@@ -90,11 +90,11 @@ class TorchWeight:
         )
 
     def token(self) -> Any:
-        """Equal for as long as the weight is unchanged.
+        """A value that compares equal as long as the weight is unchanged.
 
-        The version counter sees what goes through autograd, the address and the object see
-        replacements. `.data` is written past both: on the CPU a sample of the elements is looked
-        at, which shows any change of the weight as a whole. (On a GPU looking would wait for it.)
+        The version counter detects writes through autograd; the address and the object detect
+        replacements. Writes to `.data` bypass both: on the CPU a sample of the elements detects
+        changes of the whole weight. (On a GPU, reading it would synchronize.)
         """
         weight = self.dense
         self._seen = weight  # alive, so that no other parameter gets its id
@@ -109,7 +109,7 @@ class TorchWeight:
         )
 
     def ensure_fresh(self) -> None:
-        """Asks the service when this weight, or the session, has moved on."""
+        """Requests a new answer when this weight, or the session, has changed."""
         if self.binding is not None:
             if self.dense.shape != self.bound_shape:
                 raise RuntimeError(
@@ -125,21 +125,21 @@ class TorchWeight:
         return list(zip(self.name_modules, found))
 
     def is_in_place(self, model: nn.Module) -> bool:
-        """Whether the model still has what was bound, where it was then."""
+        """Whether the model still has the bound modules at their places."""
         parameter = self.modules[0]._parameters.get("weight")
         if parameter is None or parameter.shape != self.bound_shape:
             return False
         return all(bound is now for bound, now in self._places(model))
 
     def is_within_others(self, model: nn.Module, present: Collection[int]) -> bool:
-        """Whether modules that are not in place were put into others, as adapters do, which have no
-        weights of their own.
+        """Whether modules that are not in place were wrapped in others, as adapters do, which have
+        no weights of their own.
 
         Args:
             present: the ids of all modules of the model.
         """
         if all(bound is now for bound, now in self._places(model)):
-            return False  # then it is the weight that is another one
+            return False  # then the weight was replaced
         return all(
             id(bound) in present
             and (now is bound or now is None or now._parameters.get("weight") is None)
@@ -148,7 +148,7 @@ class TorchWeight:
 
     @property
     def has_answer(self) -> bool:
-        """Whether there is one, and nothing is known that outdates it; asks nobody."""
+        """Whether there is an answer that is not known to be stale; makes no call."""
         return self.binding is None or self.binding.tracker.status[self.name].stands
 
     def forget(self) -> None:
@@ -172,8 +172,8 @@ def _has_inputs_first(module: nn.Module) -> bool:
 def find_weights(model: nn.Module) -> list[TorchWeight]:
     """The weights that can be compressed, in the order of named_modules(), tied ones once.
 
-    Layers have the modules' names in the plain model, without what wraps it; a model that is itself
-    a layer is called ".", which no module in it can be.
+    Layers have the modules' names in the plain model, without wrappers; a model that is itself a
+    layer is named ".", which is not a valid name of a module.
 
     Warns of modules whose weight is computed from other parameters (weight_norm, parametrize), and
     of scripted ones: there is no parameter that could be compressed. Raises ValueError for a lazy

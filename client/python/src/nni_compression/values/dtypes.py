@@ -1,6 +1,6 @@
 """The data types of elements, in one table: their names here, on the wire, in files and in numpy.
 
-PyTorch and TensorFlow call them by the names that they have here.
+The names are those of PyTorch and TensorFlow.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ class DType:
     """A data type.
 
     Attributes:
-        name: as numpy and the frameworks have it.
-        safetensors: as the safetensors format has it.
+        name: in numpy and the frameworks.
+        safetensors: the name in the safetensors format.
         numpy: the type of the array that holds elements, little-endian.
         wire: the contract's enum value; None for a type that occurs in files only.
         weight: whether a weight may have it.
@@ -61,7 +61,7 @@ DTYPES = tuple(_ON_THE_WIRE)
 def dtype_name(dtype: Any) -> str:
     """The wire's name of a dtype: a name ("float32", "torch.float32") or a numpy dtype.
 
-    Raises InvalidArgumentError for a dtype that cannot travel.
+    Raises InvalidArgumentError for a dtype that cannot be sent.
     """
     if isinstance(dtype, str):
         name = dtype

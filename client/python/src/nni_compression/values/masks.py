@@ -19,8 +19,8 @@ class Mask:
         bits: uint8 [ceil(n / 8)]; bit 0 of byte 0 is element 0 in C order, 1 = kept. Bits after
             the last element are 0. Referred to, not copied.
         shape: the weight's.
-        target_sparsity: share that the algorithm wanted to remove, in [0, 1]; None when unknown.
-        epoch: that the server answered for; None when unknown.
+        target_sparsity: share that the algorithm should remove, in [0, 1]; None when unknown.
+        epoch: of the server's answer; None when unknown.
 
     Raises InvalidArgumentError when the bits do not fit the shape.
 

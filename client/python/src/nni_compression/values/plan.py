@@ -1,4 +1,4 @@
-"""Layers, and what a session will do with each."""
+"""Layers, and how a session compresses each of them."""
 
 from __future__ import annotations
 
@@ -29,9 +29,9 @@ class Layer:
         op_type: as the framework calls it: "Conv2d", "Linear", "MatMul".
         shape: of the weight; 1 to 64 dimensions, each at least 1.
         dtype: of the weight: "float32", "float16", "bfloat16" or "float64"; numpy's and the
-            frameworks' dtypes are taken too.
-        channel_axis: the dimension that per-channel quantization keeps apart, that of the outputs:
-            0 in most of PyTorch's modules, the last one in most of Keras's layers.
+            frameworks' dtypes are accepted too.
+        channel_axis: the dimension of the output channels, for per-channel quantization: 0 in most
+            of PyTorch's modules, the last one in most of Keras's layers.
         aliases: further names of the same (tied) weight; a rule that names any of them matches.
 
     >>> Layer(name="conv1", op_type="Conv2d", shape=[20, 1, 5, 5]).shape
@@ -69,17 +69,17 @@ class Layer:
 
 @dataclass(frozen=True)
 class LayerPlan:
-    """What the session does with one layer.
+    """How the session compresses one layer.
 
     Attributes:
         name: the layer's.
         compressed: whether it is.
-        rule: index in config_list of the rule that won; None when none matched. A layer that was
-            taken out by `exclude` has a rule and is not compressed.
+        rule: index in config_list of the rule that won; None when none matched. A layer with an
+            `exclude` rule is not compressed.
         options: of the winning rule, defaults filled in; empty when not compressed.
         refresh: when to ask again: "once", "when_stale" or "on_weight_change"; None when not
             compressed.
-        step_inputs: what `Session.step` has to carry for the layer: of "range", "output_range",
+        step_inputs: what to send with `Session.step` for the layer: any of "range", "output_range",
             "input_range" and "gradient".
         range_per_channel: whether a range is [2, C] instead of [2].
         range_group_size: not 0: a range is [2, n], of each so many consecutive weights in C order.
@@ -102,11 +102,11 @@ class Parameter:
     """A parameter of a model, whether the server could compress it or not.
 
     Attributes:
-        name: as the framework names it: "conv1.weight".
+        name: in the framework: "conv1.weight".
         op_type: of the module or layer that has it.
         elements: how many numbers it has.
         dimensions: of its shape.
-        layer: the layer that BindModel was told of for it; None: it can not be compressed.
+        layer: its name in BindModel; None: it cannot be compressed.
     """
 
     name: str
@@ -121,7 +121,7 @@ class Coverage:
     """Which part of a model is compressed; `str()` is a line about it.
 
     A weight is a parameter that is compressed, or that has two or more dimensions: biases and the
-    scales of norms are none, unless a rule compresses them.
+    scales of norms are not weights, unless a rule compresses them.
 
     Attributes:
         compressed: how many weights are.
@@ -165,7 +165,7 @@ class Coverage:
         return self.compressed_parameters / self.parameters if self.parameters else 0.0
 
     def __str__(self) -> str:
-        percent = math.floor(1000 * self.share) / 10  # never 100 of what is not all
+        percent = math.floor(1000 * self.share) / 10  # rounded down: 100 only if all are
         line = (
             f"{self.compressed} of {self.weights} weights, {percent:g} % of the parameters, are "
             "compressed"
@@ -184,7 +184,7 @@ _NAMED = 5  # weights that a line about coverage names
 
 @dataclass(frozen=True)
 class Plan:
-    """What the session does, layer by layer.
+    """How the session compresses each layer.
 
     Attributes:
         layers: layer name -> LayerPlan, for every layer bound, in that order.
@@ -192,7 +192,7 @@ class Plan:
             weights of one dimension that a rule without filters leaves out.
         needs_update_epoch: whether `Session.update_epoch` can change an answer.
         needs_step: whether `Session.step` can.
-        coverage: of a model that an adapter has bound: which part of it is compressed.
+        coverage: the compressed part of a model that was bound by an adapter.
     """
 
     layers: Mapping[str, LayerPlan]

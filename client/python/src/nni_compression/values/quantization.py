@@ -28,7 +28,7 @@ _ROUNDINGS = {
 
 
 class Calibration(TypedDict, total=False):
-    """How a layer is quantized: what `Quantizer.calibration` has of it, and its files.
+    """The quantization parameters of a layer, in `Quantizer.calibration` and its files.
 
     Scales and zero points are numbers, or arrays (tensors in PyTorch) with one for each channel or
     group; None for DoReFa.
@@ -51,7 +51,7 @@ class Calibration(TypedDict, total=False):
 
 @dataclass(frozen=True, eq=False)
 class QuantizedTensor:
-    """A layer's quantization: its parameters and, when they were asked for, codes or values.
+    """A layer's quantization: its parameters and, if requested, codes or values.
 
     Attributes:
         shape: the weight's; None when only a range was sent.
@@ -72,9 +72,9 @@ class QuantizedTensor:
         codes: int8, uint8, int16 or uint16 of the weight's shape (reply "codes").
         values: the dequantized weight in its own dtype and shape (reply "values"); the bits as
             uint16 for bfloat16.
-        range: of outputs and inputs: the running minimum and maximum, before `quant_start_step`
-            too; None for weights.
-        memory: what the session remembers of the layer now, for `Client.bind_model`.
+        range: of outputs and inputs: the moving average (EMA) of minimum and maximum, before
+            `quant_start_step` too; None for weights.
+        memory: the session's present memory of the layer, for `Client.bind_model`.
     """
 
     shape: Optional[tuple[int, ...]] = None
@@ -94,10 +94,10 @@ class QuantizedTensor:
     memory: Memory = field(default_factory=dict)
 
     def dequantize(self) -> npt.NDArray[np.float32]:
-        """The values that the codes stand for: float32, the weight's shape.
+        """The values of the codes: float32, the weight's shape.
 
-        Bit for bit what the formula gives in float32. Raises FailedPreconditionError without
-        codes: before `quant_start_step`, or when the call asked for another reply.
+        Bit for bit the result of the formula in float32. Raises FailedPreconditionError without
+        codes: before `quant_start_step`, or when the call requested another reply.
         """
         if self.unquantized:
             raise FailedPreconditionError(
@@ -139,7 +139,7 @@ def from_wire(
     codes: Optional[npt.NDArray[Any]] = None,
     values: Optional[npt.NDArray[Any]] = None,
 ) -> QuantizedTensor:
-    """Reads a QuantizeResult or LayerParameters with the tensors that came beside it."""
+    """Reads a QuantizeResult or LayerParameters with its tensors."""
     numbers = getattr(message, "range", ())
     if len(numbers) not in (0, 2):
         raise DataLossError(f"layer {message.layer!r} came with a range of {len(numbers)} numbers")
@@ -187,7 +187,7 @@ def from_wire(
 
 
 def _numbers(shape: tuple[int, ...], channel_axis: Optional[int], group_size: int) -> int:
-    """How many scales a weight has; -1 where its shape lacks what is said."""
+    """How many scales a weight has; -1 if its shape does not fit the axis or group size."""
     if channel_axis is None:
         return 1
     if group_size:

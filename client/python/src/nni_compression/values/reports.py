@@ -1,4 +1,4 @@
-"""What a server tells about its sessions and algorithms."""
+"""A server's reports on its sessions and algorithms."""
 
 from __future__ import annotations
 
@@ -22,15 +22,15 @@ _KINDS = {pb.ALGORITHM_KIND_PRUNER: "pruner", pb.ALGORITHM_KIND_QUANTIZER: "quan
 
 @dataclass(frozen=True)
 class LayerReport:
-    """How far a layer has come.
+    """The status of a layer.
 
     Attributes:
         elements: of the weight.
         target_sparsity, achieved_sparsity: pruners: shares removed, in [0, 1].
         bits: quantizers: of a weight's code; None when weights pass unchanged.
-        output, input: quantizers of activations: what they are quantized with; None for others, and
-            before the first range was sent.
-        stale: whether its result was never handed out or would now be another.
+        output, input: quantizers of activations: their quantization parameters; None for others,
+            and before the first range was sent.
+        stale: whether its result was never returned or has changed since.
         rule: index in config_list of the rule that won; None when none matched.
     """
 
@@ -49,7 +49,7 @@ class LayerReport:
 
 @dataclass(frozen=True)
 class SessionInfo:
-    """What a session is and how far it has come.
+    """A session and its status.
 
     Attributes:
         state: "active", "closed" or "expired".
@@ -58,11 +58,11 @@ class SessionInfo:
         lease: seconds left; None for an ended session.
         achieved_sparsity: over all compressed layers, by weights; pruners only.
         state_bytes: memory that the session holds between calls.
-        disk_bytes: what the server counts for a live session in its storage; 0 without one.
-        received_bytes, sent_bytes: tensor payload, seen from the server.
+        disk_bytes: storage accounted to a live session; 0 without storage.
+        received_bytes, sent_bytes: tensor payload, from the server's point of view.
         compute_time: seconds that its calls computed.
         layers: in the order bound; empty in a listing.
-        tenant: whose it is; empty where the caller is no operator, and sees his own only.
+        tenant: the owner; empty unless the caller is an operator. Others see only their own.
     """
 
     id: str
@@ -143,7 +143,7 @@ class Algorithm:
         reference: the paper; may be empty.
         example: a rule that works, without op_types.
         source: the file of the plugin or script that it comes from; empty for a built-in one.
-        refusal: why the server does not serve it any more; empty: it does.
+        refusal: why the server no longer serves it; empty if it does.
     """
 
     name: str

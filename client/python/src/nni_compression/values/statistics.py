@@ -1,4 +1,4 @@
-"""What the calls of a client or a session cost."""
+"""Statistics of the calls of a client or a session."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ class Stats:
     """Counters over the calls made so far; they only grow. Any thread may read them.
 
     Attributes:
-        calls: calls made; retries are not counted again, nor the question that goes ahead of a call
+        calls: calls made; retries are not counted again, nor is the FindWeights call before a call
             with large weights.
         retries: attempts after the first.
         bytes_sent, bytes_received: message bytes, tensors and all, without HTTP/2's framing.
@@ -35,7 +35,7 @@ class Stats:
         bytes_received: int = 0,
         seconds_waiting: float = 0.0,
     ) -> None:
-        """Counts on."""
+        """Increases the counters."""
         with self._lock:
             self.calls += calls
             self.retries += retries

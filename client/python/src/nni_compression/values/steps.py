@@ -1,4 +1,4 @@
-"""What a step of a session answers."""
+"""The result of a step of a session."""
 
 from __future__ import annotations
 
@@ -6,18 +6,18 @@ from typing import Any, Optional, Union
 
 from .quantization import QuantizedTensor
 
-# What a tensor in Step is: the range of a layer's weight, or (layer, "output"), (layer, "input"),
-# (layer, "gradient").
+# The key of a tensor in Step: a layer for the range of its weight, or (layer, "output"),
+# (layer, "input"), (layer, "gradient").
 AnswerKey = Union[str, tuple[str, str]]
 
 
 class StepResult(frozenset[str]):
-    """What `Session.step` answers: the frozenset of stale layers, and more.
+    """The result of `Session.step`: the frozenset of stale layers, with attributes.
 
     Attributes:
         step: the highest step that the server has applied.
-        answers: for every range that was sent, the quantization now (without codes). The key is the
-            layer's name for that of its weight, (name, "output") or (name, "input") for others.
+        answers: the present quantization (without codes) for every range that was sent. The key is
+            the layer's name for its weight, (name, "output") or (name, "input") for activations.
     """
 
     step: int
@@ -39,17 +39,17 @@ class StepResult(frozenset[str]):
 
     @property
     def parameters(self) -> dict[str, QuantizedTensor]:
-        """Layer name -> how its weight is quantized now."""
+        """Layer name -> the present quantization of its weight."""
         return {key: answer for key, answer in self.answers.items() if isinstance(key, str)}
 
     @property
     def outputs(self) -> dict[str, QuantizedTensor]:
-        """Layer name -> how its outputs are quantized now."""
+        """Layer name -> the present quantization of its outputs."""
         return self._of("output")
 
     @property
     def inputs(self) -> dict[str, QuantizedTensor]:
-        """Layer name -> how its inputs are quantized now."""
+        """Layer name -> the present quantization of its inputs."""
         return self._of("input")
 
     def _of(self, target: str) -> dict[str, QuantizedTensor]:

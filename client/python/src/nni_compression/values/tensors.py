@@ -1,4 +1,4 @@
-"""Tensors as they travel: a dtype, a shape, and bytes in C order, little-endian."""
+"""Tensors on the wire: a dtype, a shape, and bytes in C order, little-endian."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ class Tensor:
     """A tensor given as raw bytes, for dtypes that numpy lacks (bfloat16).
 
     Args:
-        buffer: anything that gives its memory away as contiguous bytes: an array, bytes, a
-            memoryview. It is referred to, not copied, and must not change until the call is over.
+        buffer: any contiguous buffer: an array, bytes, a memoryview. It is referred to, not copied,
+            and must not change until the call is over.
         dtype: "float32", "float16", "bfloat16" or "float64".
         shape: dimensions; their product times the element size is the buffer's size.
 
@@ -49,8 +49,8 @@ class Tensor:
     def of(cls, value: TensorLike, name: str, dtypes: Sequence[str] = WEIGHT_DTYPES) -> Tensor:
         """The tensor of an array: a view of its memory where it is contiguous, a copy otherwise.
 
-        `name` is what error messages call the value. Raises InvalidArgumentError for an array
-        whose dtype is not one of `dtypes`.
+        `name` is the value's name in error messages. Raises InvalidArgumentError for an array whose
+        dtype is not one of `dtypes`.
         """
         if isinstance(value, Tensor):
             return value
