@@ -314,7 +314,7 @@ def _check_peer(connection: socket.socket, path: str) -> None:
     if owners[0] == peer and set(owners) <= {*mine, peer} and not writable:
         return
     raise _RefusedError(
-        f"the socket belongs to user {peer}, neither this user nor root, and its folder is not "
+        f"user {peer} listens there, neither this user nor root, and the folder is not "
         "exclusively that user's" + (f": others may write to {writable[0]}" if writable else "")
     )
 
