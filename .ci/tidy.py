@@ -1,13 +1,13 @@
 """Runs clang-tidy, with its thread-safety analysis, over the project's C++ files but the tests.
 
-tidy.py [--each] CLANG_TIDY BUILD_FOLDER   the program, and a built folder with compile_commands.json
+tidy.py [--each] CLANG_TIDY BUILD_FOLDER   the program; a built folder with compile_commands.json
 
 Files that the build compiles together are checked together, since most of the time goes into the
 headers that they share. With --each every file is checked by itself, so it also has to include what
 it uses.
 
-A unit that passed is remembered by a digest of all that clang-tidy saw of the project (the files,
-their headers, the flags, the checks, the version), so that an unchanged one costs nothing next time.
+A unit that passed is remembered by a digest of all that clang-tidy saw of the project (files,
+headers, flags, checks, version), so that an unchanged one costs nothing next time.
 """
 
 import concurrent.futures
@@ -122,7 +122,9 @@ def main():
         for path, command, output in own_units(commands):
             # Without the build folder's place, so that another checkout shares what was found.
             command = command.replace(str(ROOT), "")
-            stamp = CACHE / digest(version, command, [*map(pathlib.Path, sources(str(path))), *inputs.get(output, [])])
+            stamp = CACHE / digest(
+                version, command, [*map(pathlib.Path, sources(str(path))), *inputs.get(output, [])]
+            )
             jobs.append(pool.submit(check, tidy, database, path, stamp))
     problems = [job.result() for job in jobs if job.result()]
     print(*problems, sep="\n", end="")
