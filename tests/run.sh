@@ -284,8 +284,10 @@ main() {
   deploy/install-dependencies.sh
   if [[ ${#names[@]} -gt 0 ]]; then
     local cpp_filter python_filter part
-    # Names in C++ begin with a capital.
-    cpp_filter=$(printf '*%s*:' "${names[@]}" "${names[@]^}")
+    # Names in C++ are in CamelCase.
+    local camel=()
+    mapfile -t camel < <(printf '%s\n' "${names[@]}" | sed -E 's/(^|_)([a-z])/\u\2/g')
+    cpp_filter=$(printf '*%s*:' "${names[@]}" "${camel[@]}")
     python_filter=$(printf ' or %s' "${names[@]}")
     [[ ${#parts[@]} -gt 0 ]] || parts=(cpp python integration)
     for part in "${parts[@]}"; do

@@ -8,6 +8,7 @@
 
 #include "absl/strings/ascii.h"
 #include "absl/strings/str_cat.h"
+#include "absl/strings/str_format.h"
 #include "absl/strings/str_join.h"
 #include "absl/strings/strip.h"
 #include "absl/time/clock.h"
@@ -147,9 +148,7 @@ std::string SessionText(const v1::GetSessionResponse& response) {
   };
   std::string text;
   for (const auto& [name, value] : rows) {
-    const std::string label =
-        absl::StrCat(name, ":", std::string(12 - std::string(name).size(), ' '));
-    absl::StrAppend(&text, label, Printable(value), "\n");
+    absl::StrAppendFormat(&text, "%-12s %s\n", absl::StrCat(name, ":"), Printable(value));
   }
   for (const std::string& warning : response.plan().warnings()) {
     absl::StrAppend(&text, "warning: ", Printable(warning), "\n");

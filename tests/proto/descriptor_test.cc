@@ -2,7 +2,7 @@
 //
 // To accept additions:
 //   protoc -I proto --descriptor_set_out=tests/proto/golden/compression.descriptor
-//     nni/compression/v1/compression.proto
+//     nni/compression/v1/compression.proto  (on the same line)
 #include <gmock/gmock.h>
 #include <google/protobuf/descriptor.h>
 #include <google/protobuf/descriptor.pb.h>

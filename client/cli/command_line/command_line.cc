@@ -19,31 +19,11 @@ constexpr char kFlags[] = "Flags";
 // Words after a command are never subcommands. CheckWords checks that there are enough of them.
 constexpr std::pair<size_t, size_t> kOneCommand = {0, 1};
 
-std::vector<std::string> NamesOf(const std::vector<const CLI::App*>& commands) {
-  std::vector<std::string> names;
-  names.reserve(commands.size());
-  for (const CLI::App* command : commands) names.push_back(command->get_name());
-  return names;
-}
-
 absl::Status UnknownFlag(const CLI::App& command, const std::string& name) {
   const std::string path = PathOf(command);
   const std::string what = path.empty() ? absl::StrCat("there is no flag ", name)
                                         : absl::StrCat(path, " has no flag ", name);
   return absl::InvalidArgumentError(absl::StrCat(what, DidYouMean(name, FlagsOf(command))));
-}
-
-absl::Status UnknownCommand(const CLI::App& app, const Words& words) {
-  const std::vector<std::string> names = NamesOf(CommandsOf(app));
-  const std::string path = PathOf(app);
-  if (!words.arguments.empty()) {
-    const std::string& name = words.arguments[0];
-    return absl::InvalidArgumentError(absl::StrCat(path.empty() ? "there is" : path + " has",
-                                                   " no command ", name, DidYouMean(name, names)));
-  }
-  if (path.empty()) return absl::InvalidArgumentError("there is no command");
-  return absl::InvalidArgumentError(
-      absl::StrCat(path, " needs a command: ", absl::StrJoin(names, ", ")));
 }
 
 absl::Status CheckArgumentCount(const Words& words) {
@@ -128,7 +108,7 @@ absl::Status CommandLine::CheckWords(const Words& words) const {
       return UnknownFlag(*words.command, flag.name);
     }
   }
-  if (!CommandsOf(*words.command).empty()) return UnknownCommand(*words.command, words);
+  if (!CommandsOf(*words.command).empty()) return UnknownCommand(words);
   if (words.incomplete != nullptr) {
     return absl::InvalidArgumentError(absl::StrCat(words.flags.back().name, " needs a value"));
   }

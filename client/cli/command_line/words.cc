@@ -2,8 +2,10 @@
 
 #include <algorithm>
 
-#include "absl/strings/match.h"
+#include "absl/strings/ascii.h"
 #include "absl/strings/str_cat.h"
+#include "absl/strings/str_join.h"
+#include "client/cli/command_line/spelling.h"
 
 namespace nni_compression::cli {
 namespace {
@@ -16,12 +18,23 @@ bool TakesValue(const CLI::Option* flag) {
   return flag != nullptr && flag->get_items_expected_max() > 0;
 }
 
+std::vector<std::string> NamesOf(const std::vector<const CLI::App*>& commands) {
+  std::vector<std::string> names;
+  names.reserve(commands.size());
+  for (const CLI::App* command : commands) names.push_back(command->get_name());
+  return names;
+}
+
 }  // namespace
 
 bool Words::IsSet(absl::string_view flag) const {
-  return std::any_of(flags.begin(), flags.end(), [&](const Flag& f) {
-    return f.name == flag && f.value.value_or("true") == "true";
-  });
+  const auto last = std::find_if(flags.rbegin(), flags.rend(),
+                                 [&](const Flag& each) { return each.name == flag; });
+  if (last == flags.rend()) return false;
+  // The values of a flag that CLI11 takes for false.
+  constexpr absl::string_view kFalse[] = {"false", "off", "no", "disable", "0", "f", "n", "-"};
+  const std::string value = absl::AsciiStrToLower(last->value.value_or("true"));
+  return std::find(std::begin(kFalse), std::end(kFalse), value) == std::end(kFalse);
 }
 
 std::vector<std::string> Words::InOrder() const {
@@ -112,6 +125,19 @@ const CLI::Option* FindFlag(const CLI::App& app, const std::string& name) {
 
 std::vector<const CLI::Option*> ArgumentsOf(const CLI::App& command) {
   return command.get_options([](const CLI::Option* option) { return option->get_positional(); });
+}
+
+absl::Status UnknownCommand(const Words& words) {
+  const std::vector<std::string> names = NamesOf(CommandsOf(*words.command));
+  const std::string path = PathOf(*words.command);
+  if (!words.arguments.empty()) {
+    const std::string& name = words.arguments[0];
+    return absl::InvalidArgumentError(absl::StrCat(path.empty() ? "there is" : path + " has",
+                                                   " no command ", name, DidYouMean(name, names)));
+  }
+  if (path.empty()) return absl::InvalidArgumentError("there is no command");
+  return absl::InvalidArgumentError(
+      absl::StrCat(path, " needs a command: ", absl::StrJoin(names, ", ")));
 }
 
 }  // namespace nni_compression::cli

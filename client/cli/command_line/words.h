@@ -7,6 +7,7 @@
 #include <string>
 #include <vector>
 
+#include "absl/status/status.h"
 #include "absl/strings/string_view.h"
 
 namespace nni_compression::cli {
@@ -24,7 +25,8 @@ struct Words {
   std::vector<std::string> arguments;       // what is neither a command nor a flag
   const CLI::Option* incomplete = nullptr;  // the last flag, when its value is missing
 
-  // Whether a flag without a value is there, or has the value "true".
+  // Whether a flag that takes no value is there, and is not switched off by a value such as
+  // "false". The last one counts.
   bool IsSet(absl::string_view flag) const;
 
   // The same words in the order that CLI11 reads.
@@ -46,6 +48,10 @@ std::vector<std::string> FlagsOf(const CLI::App& app);
 const CLI::Option* FindFlag(const CLI::App& app, const std::string& name);
 
 std::vector<const CLI::Option*> ArgumentsOf(const CLI::App& command);
+
+// Why words whose command has commands of its own name none of these: one that does not exist, with
+// a suggestion, or nothing at all.
+absl::Status UnknownCommand(const Words& words);
 
 }  // namespace nni_compression::cli
 

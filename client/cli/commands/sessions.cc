@@ -111,7 +111,8 @@ class CloseCommand : public ServerCommand {
 
   absl::Status Check() const override {
     if (id_.empty() != labels_.empty()) return absl::OkStatus();
-    return absl::InvalidArgumentError("close needs the ID of a session, or --label");
+    return absl::InvalidArgumentError(
+        "close takes the ID of a session or --label, and one of them");
   }
 
   int RunWith(const Client& client, const Output& out) override {

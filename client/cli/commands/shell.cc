@@ -36,7 +36,11 @@ class HelpCommand : public Command {
   }
 
   int Run(const Output& out) override {
-    const std::string help = HelpOf(*ReadWords(root_, command_).command);
+    const Words words = ReadWords(root_, command_);
+    if (!words.arguments.empty() && !CommandsOf(*words.command).empty()) {
+      return out.BadUsage(std::string(UnknownCommand(words).message()), PathOf(*words.command));
+    }
+    const std::string help = HelpOf(*words.command);
     return out.Print(help, nlohmann::json({{"help", help}}).dump());
   }
 

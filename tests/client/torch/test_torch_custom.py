@@ -126,6 +126,20 @@ def test_a_subclass_may_call_the_bases_update_epoch_and_step_or_not(client):
         assert pruner.session.info().epoch == 2
 
 
+def test_a_subclass_may_bind_in_update_epoch(client):
+    class Lazy(Pruner):
+        def calc_mask(self, weight, config, **kwargs):
+            return weight.abs() > 0.01
+
+        def update_epoch(self, epoch_num):
+            self.compress()
+            super().update_epoch(epoch_num)
+
+    pruner = Lazy(Net(), RULES, client=client)
+    pruner.update_epoch(1)
+    assert pruner.epoch == 1
+
+
 def test_its_session_holds_the_masks_for_report_and_export(client, tmp_path):
     model = Net()
     pruner = LargestPruner(RULES, client=client)

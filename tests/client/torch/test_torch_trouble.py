@@ -293,6 +293,21 @@ class TestABadWeight:
         model(images())
         assert not torch.equal(pruner.masks["fc1"], before["fc1"])
 
+    def test_a_layer_that_never_had_a_mask_has_none_in_checkpoints_and_exports(
+        self, client: nc.Client, tmp_path: Path
+    ) -> None:
+        pruner = LevelPruner(LEVEL, client=client, on_bad_weight="keep")
+        net = Net()
+        with torch.no_grad():
+            net.fc1.weight[0, 3] = float("nan")
+        model = pruner(net)
+        model(images())
+        assert "fc2" in pruner.state_dict()["masks"]
+        assert "fc1" not in pruner.state_dict()["masks"]
+        pruner.rebind()
+        with pytest.raises(nc.FailedPreconditionError, match="fc1"):
+            pruner.export(tmp_path, "masks")
+
     def test_a_quantized_layer_keeps_its_values_until_its_weight_is_well_again(
         self, client: nc.Client
     ) -> None:
@@ -305,6 +320,28 @@ class TestABadWeight:
         with torch.no_grad():
             dense(model.fc1)[0, 3] = 10.0
         assert model.fc1.weight.max() > 9
+
+
+def test_masks_of_an_offloaded_model_are_in_its_checkpoint(client: nc.Client) -> None:
+    pruner = LevelPruner(LEVEL, client=client)
+    model = pruner(Net())
+    model(images())
+    before = pruner.state_dict()["masks"]
+    model.to("meta")
+    after = pruner.state_dict()["masks"]
+    assert before.keys() == after.keys()
+    assert all(torch.equal(before[name]["bits"], after[name]["bits"]) for name in before)
+
+
+@pytest.mark.parametrize("call", ["update_epoch", "step"])
+def test_epochs_and_steps_below_0_are_refused_before_anything_changes(
+    client: nc.Client, call: str
+) -> None:
+    pruner = LevelPruner(LEVEL, client=client)
+    pruner(Net())
+    with pytest.raises(nc.InvalidArgumentError, match=r"(epoch|step) is -1; it must be at least 0"):
+        getattr(pruner, call)(-1)
+    assert (pruner.epoch, pruner.steps) == (0, 0)
 
 
 def test_a_layer_that_came_after_binding_is_warned_of_and_taken_in(client: nc.Client) -> None:

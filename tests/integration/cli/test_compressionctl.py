@@ -657,8 +657,11 @@ def test_an_experiments_sessions_are_listed_and_ended_together():
     ("arguments", "message"),
     [
         ([], "there is no command"),
-        (["close"], "close needs the ID of a session, or --label"),
-        (["close", "ID", "--label=a=b"], "close needs the ID of a session, or --label"),
+        (["close"], "close takes the ID of a session or --label, and one of them"),
+        (
+            ["close", "ID", "--label=a=b"],
+            "close takes the ID of a session or --label, and one of them",
+        ),
         (["close", "--label=x"], "it must be KEY=VALUE"),
         (["prun"], "there is no command prun; did you mean prune?"),
         (["tenant"], "tenant needs a command: add, list, revoke, quota"),

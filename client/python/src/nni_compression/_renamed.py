@@ -14,6 +14,7 @@ from typing import Callable, Optional
 _PACKAGE = __name__.rpartition(".")[0]
 _NOW = {
     "adapter": "adapters.tracker",
+    "adapters.checkpoints": "adapters.checkpoint",
     "binding": "adapters.binding",
     "compressor": "adapters.compressor",
     "custom": "adapters.custom",

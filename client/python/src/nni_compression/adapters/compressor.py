@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, ClassVar, Optional, TypeVar, Union
 
 from ..client import Client
+from ..errors import InvalidArgumentError
 from ..session import Session
 from ..values.plan import Plan
 from ..values.statistics import Stats
@@ -227,7 +228,7 @@ class Compressor:
         was replaced: call `rebind` to include them.
         """
         self._check_not_unwrapped()
-        epoch = operator.index(epoch)  # a checkpoint is to have a plain number
+        epoch = _counter(epoch, "epoch")
         self._base_calls += 1
         self._recovery.settle()
         self._recovery.warn_of_replaced_layers()
@@ -242,7 +243,7 @@ class Compressor:
         """
         self._bound().weights_changed()
         self._check_not_unwrapped()
-        given = None if step is None else operator.index(step)
+        given = None if step is None else _counter(step, "step")
         self._base_calls += 1
         self._recovery.settle()
         self._recovery.warn_of_replaced_layers()
@@ -362,3 +363,11 @@ class Compressor:
         self, tracker: Tracker, weights: Sequence[Any], backend: Backend[Any]
     ) -> Binding[Any]:
         raise NotImplementedError
+
+
+def _counter(value: Any, name: str) -> int:
+    """An epoch or a step, as a plain number for checkpoints."""
+    number = operator.index(value)
+    if number < 0:
+        raise InvalidArgumentError(f"{name} is {number}; it must be at least 0")
+    return number

@@ -208,7 +208,11 @@ def followed(name: str, method: Callable[..., Any]) -> Callable[..., Any]:
     @functools.wraps(method)
     def call(self: Any, *args: Any, **kwargs: Any) -> Any:
         before = self._base_calls
-        result = self._bound().backend.call_own(method, self, args, kwargs)
+        binding = self._lifecycle.binding
+        if binding is None:  # the method may bind
+            result = method(self, *args, **kwargs)
+        else:
+            result = binding.backend.call_own(method, self, args, kwargs)
         self._bound().tracker.forget()
         if self._base_calls == before:
             base = next(b for b in type(self).__mro__ if is_of_package(b))

@@ -30,6 +30,7 @@ class PrunerBinding(Binding[W]):
         super().__init__(tracker, weights, backend, own)
         self._pruning = backend.pruning(own)
         self._given: dict[str, Mask] = {}  # what `install` puts in force
+        self._masked: set[str] = set()  # a layer may be answered without a mask
 
     def masks(self) -> dict[str, Any]:
         """Layer name -> the mask in force, as the framework has it."""
@@ -37,15 +38,15 @@ class PrunerBinding(Binding[W]):
 
     def packed_masks(self) -> dict[str, Mask]:
         if self.final is None:
-            answered = self.tracker.status
-            found = {n: w for n, w in self.weights.items() if answered[n].answered}
-            masks = {name: self._pruning.mask(weight) for name, weight in found.items()}
+            masked = {n: w for n, w in self.weights.items() if n in self._masked}
+            masks = {name: self._pruning.mask(weight) for name, weight in masked.items()}
         else:
             masks = self.final
         return {n: Mask.from_numpy(self.backend.to_numpy(mask)) for n, mask in masks.items()}
 
     def start_from(self, masks: Mapping[str, Mask], state: Optional[Mapping[str, Any]]) -> None:
         self._given = {name: mask for name, mask in masks.items() if name in self.weights}
+        self._masked.update(self._given)
         for name in self._given:
             self.tracker.answered(name, None)
         self.tracker.mark_stale(self.tracker.session.stale)
@@ -69,6 +70,7 @@ class PrunerBinding(Binding[W]):
     def _put(self, masks: Mapping[str, Mask]) -> None:
         known = {name: mask for name, mask in masks.items() if name in self.weights}
         self._pruning.put({self.weights[name]: mask for name, mask in known.items()})
+        self._masked.update(known)
         for name in known:
             self.tracker.answered(name, None)
 

@@ -96,7 +96,8 @@ class TorchPruning(Pruning[TorchWeight]):
         device = weight.dense.device
         if weight.mask is None:
             return torch.ones(weight.dense.shape, dtype=torch.bool, device=device)
-        return weight.mask.to(device)
+        # A weight that was offloaded has no device that a mask could be on.
+        return weight.mask if device.type == "meta" else weight.mask.to(device)
 
     def to_array(self, result: Any) -> Any:
         if not isinstance(result, torch.Tensor):
