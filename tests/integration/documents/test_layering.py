@@ -126,6 +126,15 @@ def test_no_folder_includes_itself_by_way_of_others():
     assert not [folder for folder in graph if folder in reachable(graph, folder)]
 
 
+def test_the_data_path_of_the_server_names_files_and_classes_that_there_are():
+    readme = (ROOT / "server/README.md").read_text()
+    rows = re.findall(r"^\|(?! step|---)(.*)\|$", readme.partition("The data path")[2], re.MULTILINE)
+    files = {name for row in rows for name in re.findall(r"`(\w+/\w+)`", row)}
+    assert len(rows) >= 5
+    assert files
+    assert [f for f in files if not (ROOT / "server" / f"{f}.h").exists()] == []
+
+
 def test_the_picture_in_the_architecture_has_the_arrows_of_the_code():
     """Those that follow from others are not drawn."""
     text = (ROOT / "docs/architecture.md").read_text()
