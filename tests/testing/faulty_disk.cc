@@ -3,6 +3,7 @@
 #include <dirent.h>
 #include <dlfcn.h>
 #include <fcntl.h>
+#include <gtest/gtest.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
@@ -16,6 +17,7 @@
 #include <mutex>
 #include <sstream>
 #include <string>
+#include <system_error>
 #include <utility>
 #include <vector>
 
@@ -430,5 +432,15 @@ dirent* FaultyReaddir(DIR* directory) {
 }
 
 }  // extern "C"
+
+std::string MakeFaultyDiskFolder() {
+  constexpr char kMemory[] = "/dev/shm";
+  constexpr uintmax_t kRoom = 256 << 20;
+  std::error_code error;
+  const auto space = std::filesystem::space(kMemory, error);
+  const bool fits = !error && space.available >= kRoom && ::access(kMemory, W_OK) == 0;
+  std::string pattern = (fits ? std::string(kMemory) : ::testing::TempDir()) + "/faultsXXXXXX";
+  return std::filesystem::canonical(mkdtemp(pattern.data()));
+}
 
 }  // namespace nni_compression::testing

@@ -47,6 +47,10 @@ class FaultyDisk {
   const std::unique_ptr<State> state_;
 };
 
+// Makes a folder for such a directory: in memory where there is room, since thousands of syncs
+// would wait for a real disk, and the faults are injected above the file system.
+std::string MakeFaultyDiskFolder();
+
 }  // namespace nni_compression::testing
 
 #endif  // NNI_COMPRESSION_TESTS_TESTING_FAULTY_DISK_H_

@@ -135,8 +135,7 @@ struct Parameter {
 class DiskFaultsTest : public ::testing::TestWithParam<Parameter> {
  protected:
   DiskFaultsTest() {
-    std::string pattern = ::testing::TempDir() + "/faultsXXXXXX";
-    folder_ = fs::canonical(mkdtemp(pattern.data()));
+    folder_ = testing::MakeFaultyDiskFolder();
     directory_ = folder_ + "/data";
   }
   ~DiskFaultsTest() override {
@@ -377,8 +376,7 @@ INSTANTIATE_TEST_SUITE_P(
 
 // A directory that may be read only: the server says so, and does not start.
 TEST(ReadOnlyDiskTest, IsRefusedAtTheStart) {
-  std::string pattern = ::testing::TempDir() + "/faultsXXXXXX";
-  const std::string folder = fs::canonical(mkdtemp(pattern.data()));
+  const std::string folder = testing::MakeFaultyDiskFolder();
   const DiskStorageOptions options = {folder + "/data", DurabilityLevel::kProcess, {}};
   ASSERT_TRUE(DiskStorage::Open(options).ok());
   {

@@ -158,10 +158,7 @@ struct Parameter {
 
 class FaultyDiskTest : public ::testing::TestWithParam<Parameter> {
  protected:
-  FaultyDiskTest() {
-    std::string pattern = ::testing::TempDir() + "/faultsXXXXXX";
-    folder_ = fs::canonical(mkdtemp(pattern.data()));
-  }
+  FaultyDiskTest() { folder_ = testing::MakeFaultyDiskFolder(); }
   ~FaultyDiskTest() override {
     server_.reset();
     disk_.reset();
