@@ -150,9 +150,11 @@ torch() {
   say "torch: $(build/venv-torch/bin/python -c \
     'import importlib.metadata as m; print(*(f"{n} {m.version(n)}" for n in ("torch", "transformers",
       "compressed-tensors", "peft", "onnx", "onnxscript", "onnxruntime")))')"
+  local long=()
+  # The part integration runs it with Debian's PyTorch.
+  [[ -z ${NNI_COMPRESSION_LONG:-} ]] || long=(tests/integration/durability/test_any_order_of_events.py)
   pytest_part torch build/venv-torch/bin/python tests/client/torch \
-    tests/integration/documents/test_documents.py \
-    tests/integration/durability/test_any_order_of_events.py "$@"
+    tests/integration/documents/test_documents.py "${long[@]}" "$@"
 }
 
 # The newest TensorFlow, which has Keras 3, and the last with Keras 2, whose ml_dtypes is too old for
