@@ -15,9 +15,9 @@ block() {
     inside { print }' $page
 }
 
-rm -rf "${copy:?}"/{access,proto,server,client,compression,tests}
+rm -rf "${copy:?}"/{proto,server,client,compression,tests}
 mkdir -p "$copy"
-cp -rp --parents CMakeLists.txt deploy access proto server client compression tests "$copy"
+cp -rp --parents CMakeLists.txt deploy proto server client compression tests "$copy"
 # Of the library's tests, the contract suite is the one that has to know the new algorithm.
 find "$copy/tests/compression" -name '*_test.cc' ! -name contract_test.cc -delete
 
