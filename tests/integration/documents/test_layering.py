@@ -128,7 +128,9 @@ def test_no_folder_includes_itself_by_way_of_others():
 
 def test_the_data_path_of_the_server_names_files_and_classes_that_there_are():
     readme = (ROOT / "server/README.md").read_text()
-    rows = re.findall(r"^\|(?! step|---)(.*)\|$", readme.partition("The data path")[2], re.MULTILINE)
+    rows = re.findall(
+        r"^\|(?! step|---)(.*)\|$", readme.partition("The data path")[2], re.MULTILINE
+    )
     files = {name for row in rows for name in re.findall(r"`(\w+/\w+)`", row)}
     assert len(rows) >= 5
     assert files
