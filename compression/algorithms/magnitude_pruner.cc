@@ -1,7 +1,6 @@
 #include "compression/algorithms/magnitude_pruner.h"
 
 #include <algorithm>
-#include <memory>
 #include <utility>
 
 #include "compression/kernels/finite.h"

@@ -3,8 +3,6 @@
 #define NNI_COMPRESSION_COMPRESSION_KERNELS_SELECT_H_
 
 #include <cstdint>
-#include <optional>
-#include <vector>
 
 #include "compression/kernels/parallel.h"
 #include "compression/types/dtype.h"

@@ -7,13 +7,11 @@
 #include <cstdint>
 #include <functional>
 #include <map>
-#include <memory>
 #include <mutex>
 #include <optional>
 #include <tuple>
 #include <utility>
 
-#include "compression/kernels/select.h"
 #include "compression/types/dtype.h"
 #include "compression/types/quantization.h"
 

@@ -5,7 +5,6 @@
 #include <optional>
 #include <utility>
 
-#include "server/convert/convert.h"
 #include "server/limits/memory_costs.h"
 
 namespace nni_compression::server {

@@ -10,9 +10,9 @@ from typing import Any, Callable, Optional
 import tensorflow as tf
 
 from .._tensorflow import rounding
+from .._tensorflow.backend import TensorFlowBackend, needs_tf2onnx
 from .._tensorflow.exported import exported
 from .._tensorflow.files import TensorFlowFiles
-from ..adapters.backend import Backend
 from ..adapters.binding import Binding
 from ..adapters.custom import OwnAlgorithm
 from ..adapters.quantizing import QuantizerBinding
@@ -22,16 +22,11 @@ from .answers import KerasPruning, KerasQuantizing
 from .weights import KerasWeight
 
 
-class KerasBackend(Backend[KerasWeight]):
+class KerasBackend(TensorFlowBackend[KerasWeight]):
     """A Keras model of TensorFlow's Keras, or a layer of it."""
 
     framework = "keras"
     model_type = "a built Keras model of TensorFlow's Keras"
-    asks_ahead = True
-    sends_gradients = False
-
-    def __init__(self, model: Any) -> None:
-        self.model = model
 
     @staticmethod
     def accepts(value: Any) -> bool:
@@ -48,10 +43,6 @@ class KerasBackend(Backend[KerasWeight]):
     def read(self, weights: Sequence[KerasWeight]) -> Mapping[str, Any]:
         return {weight.name: rounding.host(weight.numpy(), weight.dtype) for weight in weights}
 
-    def weights_changed(self, binding: Binding[KerasWeight]) -> None:
-        for weight in binding.weights.values():
-            weight.generation += 1
-
     def computing(self) -> contextlib.AbstractContextManager[Any]:
         # Eager, and not recorded by a gradient tape.
         scope: contextlib.AbstractContextManager[Any] = tf.init_scope()
@@ -64,9 +55,6 @@ class KerasBackend(Backend[KerasWeight]):
 
     def quantizing(self, own: Optional[OwnAlgorithm[KerasWeight]]) -> KerasQuantizing:
         return KerasQuantizing()
-
-    def has(self, binding: Binding[KerasWeight]) -> bool:
-        return all(weight.is_taken(binding.role) for weight in binding.weights.values())
 
     def installed(self, binding: Binding[KerasWeight], undo: contextlib.ExitStack) -> None:
         undo.callback(weights.forget_compiled, self.model)
@@ -119,13 +107,8 @@ class KerasBackend(Backend[KerasWeight]):
         input_shape: Optional[Sequence[Optional[int]]],
         outputs: Any,
     ) -> Any:
-        try:
+        with needs_tf2onnx(path):
             from . import onnx
-        except ImportError as error:
-            raise ImportError(
-                f"onnx_path is {path!r}, which needs the package tf2onnx (pip install tf2onnx): "
-                f"{error}"
-            ) from error
         if outputs is not None:
             raise TypeError(f"outputs is {outputs!r}; it must be None: a Keras model knows its own")
         return onnx.from_keras(self.model, input_shape, _encoded(binding))

@@ -8,9 +8,9 @@ from typing import Any, Optional
 import tensorflow as tf
 
 from .._tensorflow import rounding
+from .._tensorflow.backend import TensorFlowBackend, needs_tf2onnx
 from .._tensorflow.exported import exported
 from .._tensorflow.files import TensorFlowFiles
-from ..adapters.backend import Backend
 from ..adapters.binding import Binding
 from ..adapters.custom import OwnAlgorithm
 from ..errors import UnimplementedError
@@ -19,16 +19,14 @@ from .answers import GraphPruning, GraphQuantizing, dense
 from .graph import CompressedGraph, GraphWeight, find_graph_weights, graph_parameters
 
 
-class GraphBackend(Backend[GraphWeight]):
+class GraphBackend(TensorFlowBackend[GraphWeight]):
     """A graph. Reads and writes of variables run inside `CompressedGraph.using`."""
 
     framework = "tensorflow"
     model_type = "a tf.Graph"
-    asks_ahead = True
-    sends_gradients = False
 
     def __init__(self, model: Any) -> None:
-        self.model = model
+        super().__init__(model)
         self.graph = CompressedGraph.of(model)
         self._keeps_what_it_reads = False
         self._present: dict[str, Any] = {}  # see GraphQuantizing
@@ -52,10 +50,6 @@ class GraphBackend(Backend[GraphWeight]):
             self._present.update(arrays)
         return {w.name: rounding.host(arrays[w.name], w.dtype) for w in weights}
 
-    def weights_changed(self, binding: Binding[GraphWeight]) -> None:
-        for weight in binding.weights.values():
-            weight.generation += 1
-
     # A binding in the model.
 
     def pruning(self, own: Optional[OwnAlgorithm[GraphWeight]]) -> GraphPruning:
@@ -69,9 +63,6 @@ class GraphBackend(Backend[GraphWeight]):
             )
         self._keeps_what_it_reads = True
         return GraphQuantizing(self.graph, self._present)
-
-    def has(self, binding: Binding[GraphWeight]) -> bool:
-        return all(weight.is_taken(binding.role) for weight in binding.weights.values())
 
     # Files.
 
@@ -97,11 +88,6 @@ class GraphBackend(Backend[GraphWeight]):
     def _as_onnx(
         self, path: str, input_shape: Optional[Sequence[Optional[int]]], outputs: Any
     ) -> Any:
-        try:
+        with needs_tf2onnx(path):
             from . import onnx
-        except ImportError as error:
-            raise ImportError(
-                f"onnx_path is {path!r}, which needs the package tf2onnx (pip install tf2onnx): "
-                f"{error}"
-            ) from error
         return onnx.from_graph(self.graph, input_shape, outputs)
