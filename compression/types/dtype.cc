@@ -1,7 +1,7 @@
 #include "compression/types/dtype.h"
 
 #include <cstddef>
-#include <iterator>
+#include <vector>
 
 #include "absl/status/status.h"
 #include "absl/strings/str_cat.h"
@@ -12,40 +12,19 @@ namespace {
 
 constexpr int64_t kMaxElements = (int64_t{1} << 48) - 1;
 
-constexpr DataTypeInfo kDataTypes[] = {
-    {DataType::kFloat32, "float32", "F32", 32, c10::ScalarType::Float, true},
-    {DataType::kFloat16, "float16", "F16", 16, c10::ScalarType::Half, true},
-    {DataType::kBFloat16, "bfloat16", "BF16", 16, c10::ScalarType::BFloat16, true},
-    {DataType::kFloat64, "float64", "F64", 64, c10::ScalarType::Double, true},
-    {DataType::kUInt8, "uint8", "U8", 8, c10::ScalarType::Byte, false},
-    {DataType::kInt8, "int8", "I8", 8, c10::ScalarType::Char, false},
-    {DataType::kUInt16, "uint16", "U16", 16, c10::ScalarType::Undefined, false},
-    {DataType::kInt16, "int16", "I16", 16, c10::ScalarType::Short, false},
-    {DataType::kInt32, "int32", "I32", 32, c10::ScalarType::Int, false},
-    {DataType::kInt64, "int64", "I64", 64, c10::ScalarType::Long, false},
-    {DataType::kBool, "bool", "BOOL", 8, c10::ScalarType::Bool, false},
-    {DataType::kBit, "bit", "", 1, c10::ScalarType::Undefined, false},
-};
-constexpr DataTypeInfo kUnknown = {DataType{}, "unknown", "", 0, c10::ScalarType::Undefined, false};
-
-constexpr int kFirst = static_cast<int>(kDataTypes[0].type);
-
-constexpr bool RowsFollowTheirTypes() {
-  int type = kFirst;
-  for (const DataTypeInfo& row : kDataTypes) {
-    if (static_cast<int>(row.type) != type++) return false;
-  }
-  return true;
-}
-static_assert(RowsFollowTheirTypes());
+constexpr ElementType kUnknown = {"unknown", "", 0, false};
 
 }  // namespace
 
-absl::Span<const DataTypeInfo> DataTypes() { return kDataTypes; }
+std::vector<DataType> DataTypes() {
+  std::vector<DataType> types(kWireTypes);
+  for (size_t row = 0; row < kWireTypes; ++row) types[row] = static_cast<DataType>(row + 1);
+  return types;
+}
 
-const DataTypeInfo& InfoOf(DataType dtype) {
-  const auto row = static_cast<size_t>(static_cast<int>(dtype) - kFirst);
-  return row < std::size(kDataTypes) ? kDataTypes[row] : kUnknown;
+const ElementType& ElementTypeOf(DataType dtype) {
+  const ElementType* const type = FindElementType(static_cast<int>(dtype));
+  return type == nullptr ? kUnknown : *type;
 }
 
 absl::StatusOr<int64_t> CountElements(absl::Span<const int64_t> shape) {
@@ -69,12 +48,35 @@ absl::StatusOr<int64_t> CountElements(absl::Span<const int64_t> shape) {
 }
 
 int64_t ByteLength(DataType dtype, int64_t elements) {
-  return (elements * InfoOf(dtype).bits + 7) / 8;
+  return (elements * ElementTypeOf(dtype).bits + 7) / 8;
 }
 
 absl::StatusOr<c10::ScalarType> ToScalarType(DataType dtype) {
-  const c10::ScalarType type = InfoOf(dtype).torch;
-  if (type != c10::ScalarType::Undefined) return type;
+  switch (dtype) {
+    case DataType::kFloat32:
+      return c10::ScalarType::Float;
+    case DataType::kFloat16:
+      return c10::ScalarType::Half;
+    case DataType::kBFloat16:
+      return c10::ScalarType::BFloat16;
+    case DataType::kFloat64:
+      return c10::ScalarType::Double;
+    case DataType::kUInt8:
+      return c10::ScalarType::Byte;
+    case DataType::kInt8:
+      return c10::ScalarType::Char;
+    case DataType::kInt16:
+      return c10::ScalarType::Short;
+    case DataType::kInt32:
+      return c10::ScalarType::Int;
+    case DataType::kInt64:
+      return c10::ScalarType::Long;
+    case DataType::kBool:
+      return c10::ScalarType::Bool;
+    case DataType::kUInt16:
+    case DataType::kBit:
+      break;
+  }
   return absl::InvalidArgumentError(
       absl::StrCat("libtorch has no element type ", DataTypeName(dtype)));
 }

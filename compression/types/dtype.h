@@ -1,4 +1,4 @@
-// The element types that weights, masks and codes have.
+// The element types that weights, masks and codes have; element_types.h has the table.
 #ifndef NNI_COMPRESSION_COMPRESSION_TYPES_DTYPE_H_
 #define NNI_COMPRESSION_COMPRESSION_TYPES_DTYPE_H_
 
@@ -6,13 +6,16 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <vector>
 
 #include "absl/status/statusor.h"
 #include "absl/strings/string_view.h"
 #include "absl/types/span.h"
+#include "compression/types/element_types.h"
 
 namespace nni_compression::compression {
 
+// With the numbers of the wire.
 enum class DataType : uint8_t {
   kFloat32 = 1,
   kFloat16,
@@ -28,26 +31,16 @@ enum class DataType : uint8_t {
   kBit,  // packed: bit 0 of byte 0 is element 0
 };
 
-// All that is known of an element type: a row of the table in dtype.cc.
-struct DataTypeInfo {
-  DataType type;
-  absl::string_view name;         // "float32", "bit", ...; the wire's is DATA_TYPE_ and this
-  absl::string_view safetensors;  // "F32"; empty: its files cannot hold the type
-  int bits;                       // of an element; below 8, elements are packed
-  c10::ScalarType torch;          // Undefined: LibTorch 1.13 lacks the type
-  bool is_weight;                 // whether a weight may be of it
-};
-
-// By DataType.
-absl::Span<const DataTypeInfo> DataTypes();
+// In the order of their numbers.
+std::vector<DataType> DataTypes();
 
 // With the name "unknown" and no bits for what is not a DataType.
-const DataTypeInfo& InfoOf(DataType dtype);
+const ElementType& ElementTypeOf(DataType dtype);
 
-inline absl::string_view DataTypeName(DataType dtype) { return InfoOf(dtype).name; }
+inline absl::string_view DataTypeName(DataType dtype) { return ElementTypeOf(dtype).name; }
 
 // Float32, float16, bfloat16 or float64.
-inline bool IsWeightType(DataType dtype) { return InfoOf(dtype).is_weight; }
+inline bool IsWeightType(DataType dtype) { return ElementTypeOf(dtype).is_weight; }
 
 constexpr size_t kMaxDimensions = 64;
 

@@ -17,6 +17,8 @@ struct Layer {
   std::vector<int64_t> shape;        // of the weight, C order
   int channel_axis = 0;              // the dimension of per-channel quantization
   std::vector<std::string> aliases;  // further names of the same (tied) weight
+  bool needs_filter = false;  // whether rules that filter neither by type nor by name leave it out
+  std::vector<std::string> op_type_bases;  // further types that the layer is of
 
   int64_t elements = 0;  // product of `shape`; Session::Bind fills it in
 };

@@ -1,5 +1,5 @@
 // A .safetensors file that compressionctl is given.
-#include "client/cli/safetensors.h"
+#include "client/cli/checkpoints/safetensors.h"
 
 #include "tests/fuzz/targets.h"
 

@@ -37,8 +37,9 @@ TEST(CountElementsTest, RefusesProductsThatAreTooLargeOrOverflow) {
 
 TEST(DataTypesTest, SayOfEachTypeWhatOtherSoftwareCallsIt) {
   std::vector<std::string> table;
-  for (const DataTypeInfo& type : DataTypes()) {
-    EXPECT_EQ(&InfoOf(type.type), &type) << type.name;
+  for (const DataType dtype : DataTypes()) {
+    const ElementType& type = ElementTypeOf(dtype);
+    EXPECT_EQ(WireNumber(type), static_cast<int>(dtype)) << type.name;
     table.push_back(absl::StrCat(type.name, " ", type.safetensors, " ", type.bits));
   }
   EXPECT_THAT(table, testing::ElementsAre("float32 F32 32", "float16 F16 16", "bfloat16 BF16 16",
@@ -54,8 +55,9 @@ TEST(DataTypesTest, KnowNothingOfANumberThatIsNoType) {
 }
 
 TEST(IsWeightTypeTest, IsAboutFloatingPoint) {
-  for (const DataTypeInfo& type : DataTypes()) {
-    EXPECT_EQ(IsWeightType(type.type), absl::StrContains(type.name, "float")) << type.name;
+  for (const DataType type : DataTypes()) {
+    const absl::string_view name = DataTypeName(type);
+    EXPECT_EQ(IsWeightType(type), absl::StrContains(name, "float")) << name;
   }
 }
 
