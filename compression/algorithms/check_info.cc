@@ -50,6 +50,12 @@ absl::Status CheckInfo(const AlgorithmInfo& info) {
   if (auto status = Options::Check(info.options, {}, defaults, "its default"); !status.ok()) {
     return bad(status.message());
   }
+  for (const OptionSpec& spec : info.options) {
+    for (const auto& [choice, preset] : spec.presets) {
+      const std::string path = absl::StrCat("the preset of ", spec.name, " ", Quoted(choice));
+      if (auto s = Options::Check(info.options, {}, preset, path); !s.ok()) return bad(s.message());
+    }
+  }
   const auto example = Options::Parse(info.options, {}, info.example, "its example");
   return example.ok() ? absl::OkStatus() : bad(example.status().message());
 }

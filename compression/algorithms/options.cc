@@ -49,11 +49,13 @@ absl::StatusOr<json> ReadInteger(const OptionSpec& spec, const json& value,
   return json(static_cast<int64_t>(number));
 }
 
-absl::StatusOr<json> ReadIntegerPerType(const OptionSpec& spec, const json& value,
-                                        absl::string_view path) {
-  if (!value.is_object()) return ReadInteger(spec, value, path);
+// `read_one`: ReadInteger or ReadString.
+template <typename ReadOne>
+absl::StatusOr<json> ReadPerType(const OptionSpec& spec, const json& value, absl::string_view path,
+                                 const ReadOne& read_one) {
+  if (!value.is_object()) return read_one(spec, value, path);
   json result = json::object();
-  for (const auto& [type, number] : value.items()) {
+  for (const auto& [type, entry] : value.items()) {
     const std::string entry_path = absl::StrCat(path, ".", type);
     const auto& keys = PerTypeKeys();
     if (std::find(keys.begin(), keys.end(), type) == keys.end()) {
@@ -61,7 +63,7 @@ absl::StatusOr<json> ReadIntegerPerType(const OptionSpec& spec, const json& valu
           absl::StrCat(path, " has the unknown key ", Quoted(type), "; it must be one of ",
                        absl::StrJoin(keys, ", "), Suggestion(type, keys)));
     }
-    auto read = ReadInteger(spec, number, entry_path);
+    auto read = read_one(spec, entry, entry_path);
     if (!read.ok()) return read.status();
     result[type] = *read;
   }
@@ -127,7 +129,9 @@ absl::StatusOr<json> ReadOption(const OptionSpec& spec, const json& value, absl:
     case OptionType::kNumberList:
       return ReadNumberList(spec, value, path);
     case OptionType::kIntegerPerType:
-      return ReadIntegerPerType(spec, value, path);
+      return ReadPerType(spec, value, path, ReadInteger);
+    case OptionType::kStringPerType:
+      return ReadPerType(spec, value, path, ReadString);
   }
   return absl::InternalError("unknown type of option");
 }
@@ -176,12 +180,32 @@ absl::StatusOr<json> ReadGiven(const std::vector<OptionSpec>& specs,
   return values;
 }
 
+// Sets the defaults that the choices in `values` give other options. Of an option that is given per
+// type, those for the other types.
+void AddPresets(const std::vector<OptionSpec>& specs, json& values) {
+  for (const OptionSpec& spec : specs) {
+    const auto choice = values.find(spec.name);
+    if (choice == values.end() || !choice->is_string()) continue;
+    const auto found = spec.presets.find(choice->get<std::string>());
+    if (found == spec.presets.end()) continue;
+    for (const auto& [name, preset] : found->second.items()) {
+      const auto given = values.find(name);
+      if (given == values.end()) {
+        values[name] = preset;
+      } else if (given->is_object() && preset.is_object()) {
+        given->insert(preset.begin(), preset.end());  // replaces nothing
+      }
+    }
+  }
+}
+
 std::string Bound(double value) { return value >= kUnbounded ? "inf" : Shown(json(value)); }
 
 }  // namespace
 
 const std::vector<std::string>& CommonKeys() {
-  static const auto* keys = new std::vector<std::string>{"op_types", "op_names", "exclude"};
+  static const auto* keys =
+      new std::vector<std::string>{"op_types", "op_names", "op_names_re", "exclude"};
   return *keys;
 }
 
@@ -199,6 +223,7 @@ std::string OptionRange(const OptionSpec& spec) {
       return "any";
     case OptionType::kString:
     case OptionType::kStringList:
+    case OptionType::kStringPerType:
       return spec.choices.empty() ? "any"
                                   : absl::StrCat("one of ", absl::StrJoin(spec.choices, ", "));
   }
@@ -223,6 +248,8 @@ absl::string_view OptionTypeName(OptionType type) {
       return "list of numbers";
     case OptionType::kIntegerPerType:
       return "integer or per-type object";
+    case OptionType::kStringPerType:
+      return "string or per-type object";
   }
   return "";
 }
@@ -250,6 +277,7 @@ absl::StatusOr<Options> Options::Parse(const std::vector<OptionSpec>& specs,
                                        const nlohmann::json& rule, absl::string_view path) {
   auto values = ReadGiven(specs, common_keys, rule, path);
   if (!values.ok()) return values.status();
+  AddPresets(specs, *values);
   for (const OptionSpec& spec : specs) {
     if (values->contains(spec.name)) continue;
     if (spec.default_value.is_null()) {
@@ -294,8 +322,16 @@ std::vector<double> Options::NumberList(absl::string_view name) const {
 }
 
 int64_t Options::IntegerFor(absl::string_view name, absl::string_view type) const {
+  return ValueFor(name, type).get<int64_t>();
+}
+
+const std::string& Options::StringFor(absl::string_view name, absl::string_view type) const {
+  return ValueFor(name, type).get_ref<const std::string&>();
+}
+
+const nlohmann::json& Options::ValueFor(absl::string_view name, absl::string_view type) const {
   const nlohmann::json& value = values_.at(std::string(name));
-  return value.is_object() ? value.at(std::string(type)).get<int64_t>() : value.get<int64_t>();
+  return value.is_object() ? value.at(std::string(type)) : value;
 }
 
 }  // namespace nni_compression::compression

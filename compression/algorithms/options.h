@@ -3,6 +3,7 @@
 #define NNI_COMPRESSION_COMPRESSION_ALGORITHMS_OPTIONS_H_
 
 #include <cstdint>
+#include <map>
 #include <nlohmann/json.hpp>
 #include <string>
 #include <vector>
@@ -20,7 +21,9 @@ enum class OptionType {
   kStringList,
   kObject,  // of JSON-like values, which are not checked
   kNumberList,
-  kIntegerPerType,  // an integer, or an object from "weight", "output", "input" to integers
+  // One value, or an object from "weight", "output", "input" to values.
+  kIntegerPerType,
+  kStringPerType,
 };
 
 // No maximum: the largest integer that a double holds exactly.
@@ -41,6 +44,8 @@ struct OptionSpec {
   std::vector<std::string> choices;  // strings: the values allowed; empty: any
   std::string description;
   std::vector<std::string> aliases;  // older names that are accepted too
+  // A choice -> an object of the defaults that it gives other options in place of their own.
+  std::map<std::string, nlohmann::json> presets;
 };
 
 // "[0, 1]", "one of a, b": for messages and documentation.
@@ -74,13 +79,17 @@ class Options {
   const std::string& String(absl::string_view name) const;
   std::vector<std::string> StringList(absl::string_view name) const;
   std::vector<double> NumberList(absl::string_view name) const;
-  int64_t IntegerFor(absl::string_view name, absl::string_view type) const;  // kIntegerPerType
+  // An option that is set per type must have the type.
+  int64_t IntegerFor(absl::string_view name, absl::string_view type) const;
+  const std::string& StringFor(absl::string_view name, absl::string_view type) const;
 
   const nlohmann::json& json() const { return values_; }  // an object, with defaults
   const std::string& path() const { return path_; }
 
  private:
   Options(nlohmann::json values, std::string path);
+
+  const nlohmann::json& ValueFor(absl::string_view name, absl::string_view type) const;
 
   nlohmann::json values_;
   std::string path_;

@@ -32,6 +32,7 @@
 #include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_join.h"
+#include "absl/strings/str_replace.h"
 #include "compression/algorithms/range_quantizer.h"
 #include "compression/messages/suggest.h"
 
@@ -43,14 +44,53 @@ float FloorScale(float scale, bool zeros) {
   return zeros ? 1.0f : std::max(scale, std::numeric_limits<float>::min());
 }
 
-// Bits of codes, per type; 0: the type is not quantized.
-struct Bits {
-  int weight = 0;
-  int output = 0;
-  int input = 0;
-
-  int of(Activation activation) const { return activation == Activation::kOutput ? output : input; }
+// The codes of a type.
+struct Grid {
+  int bits = 0;  // 0: the type is not quantized
+  bool symmetric = false;
 };
+
+struct Grids {
+  Grid weight;
+  Grid output;
+  Grid input;
+
+  const Grid& of(Activation activation) const {
+    return activation == Activation::kOutput ? output : input;
+  }
+};
+
+constexpr char kAnyTarget[] = "any";
+constexpr int kTargetBits = 8;
+
+// A runtime: the types that its integer kernels need quantized, and the schemes that they take, of
+// weights and of activations. The first of each is the default.
+struct Target {
+  const char* name;
+  std::vector<std::string> types;
+  std::vector<std::string> weight;
+  std::vector<std::string> activation;
+
+  const std::vector<std::string>& of(absl::string_view type) const {
+    return type == "weight" ? weight : activation;
+  }
+};
+
+const std::vector<Target>& Targets() {
+  // Zero points of weights cost both runtimes more than they gain, and per channel ONNX Runtime
+  // wants them equal. Affine activations fill their 8 bits, so the graph needs no Clip. ONNX
+  // Runtime has no convolution of integers with a float result, which OpenVINO has.
+  static const auto* const targets =
+      new std::vector<Target>{{"onnxruntime",
+                               {"weight", "output", "input"},
+                               {"per_channel_symmetric", "per_tensor_symmetric"},
+                               {"per_tensor_affine", "per_tensor_symmetric"}},
+                              {"openvino",
+                               {"weight", "input"},
+                               {"per_channel_symmetric", "per_tensor_symmetric"},
+                               {"per_tensor_affine", "per_tensor_symmetric"}}};
+  return *targets;
+}
 
 // The keys of the moving-average range, minimum and maximum, in LayerState::memory.
 const char* MemoryKey(Activation activation) {
@@ -59,13 +99,12 @@ const char* MemoryKey(Activation activation) {
 
 class QatQuantizer : public RangeQuantizer {
  public:
-  QatQuantizer(Bits bits, int64_t start_step, bool per_channel, int64_t group_size, bool symmetric)
-      : RangeQuantizer(bits.weight),
-        bits_(bits),
+  QatQuantizer(Grids grids, int64_t start_step, bool per_channel, int64_t group_size)
+      : RangeQuantizer(grids.weight.bits),
+        grids_(grids),
         start_step_(start_step),
         per_channel_(per_channel),
-        group_size_(group_size),
-        symmetric_(symmetric) {}
+        group_size_(group_size) {}
 
   bool needs_step() const override { return start_step_ > 0 || !activations().empty(); }
 
@@ -88,7 +127,7 @@ class QatQuantizer : public RangeQuantizer {
   std::vector<Activation> activations() const override {
     std::vector<Activation> activations;
     for (Activation activation : {Activation::kOutput, Activation::kInput}) {
-      if (bits_.of(activation) > 0) activations.push_back(activation);
+      if (grids_.of(activation).bits > 0) activations.push_back(activation);
     }
     return activations;
   }
@@ -122,7 +161,7 @@ class QatQuantizer : public RangeQuantizer {
     if (found == state.memory.end() || found->second.size() != 2) return answer;
     answer.range = Range{{found->second[0]}, {found->second[1]}};
     if (clock.step >= start_step_) {
-      answer.parameters = Parameters(bits_.of(activation), *answer.range);
+      answer.parameters = Parameters(grids_.of(activation), *answer.range);
     }
     return answer;
   }
@@ -131,20 +170,20 @@ class QatQuantizer : public RangeQuantizer {
   std::optional<QuantizationParameters> ParametersFor(const Layer& layer, const Range& range,
                                                       Clock clock, LayerState&) const override {
     if (bits() == 0 || clock.step < start_step_) return std::nullopt;
-    QuantizationParameters parameters = Parameters(bits(), range);
+    QuantizationParameters parameters = Parameters(grids_.weight, range);
     parameters.channel_axis = channel_axis(layer);
     parameters.group_size = group_size();
     return parameters;
   }
 
  private:
-  QuantizationParameters Parameters(int bits, const Range& range) const {
+  static QuantizationParameters Parameters(const Grid& grid, const Range& range) {
     QuantizationParameters parameters;
-    parameters.bits = bits;
-    parameters.code_max = symmetric_ ? (1 << (bits - 1)) - 1 : (1 << bits) - 1;
-    parameters.code_min = symmetric_ ? -parameters.code_max : 0;
+    parameters.bits = grid.bits;
+    parameters.code_max = grid.symmetric ? (1 << (grid.bits - 1)) - 1 : (1 << grid.bits) - 1;
+    parameters.code_min = grid.symmetric ? -parameters.code_max : 0;
     for (size_t c = 0; c < range.minimum.size(); ++c) {
-      if (symmetric_) {
+      if (grid.symmetric) {
         AddSymmetric(MaxMagnitude(range, c), parameters);
       } else {
         AddAffine(std::min(0.0f, range.minimum[c]), std::max(0.0f, range.maximum[c]), parameters);
@@ -172,33 +211,90 @@ class QatQuantizer : public RangeQuantizer {
     parameters.zero_point.push_back(static_cast<int32_t>(std::clamp(zero_point, 0.0f, levels)));
   }
 
-  const Bits bits_;
+  const Grids grids_;
   const int64_t start_step_;
   const bool per_channel_;
   const int64_t group_size_;
-  const bool symmetric_;
 };
 
+bool IsPerChannel(absl::string_view scheme) { return absl::StartsWith(scheme, "per_channel"); }
+
+// Activations have one scale, also where one scheme is given for all types: then it says whether
+// they have a zero point.
+absl::StatusOr<std::string> SchemeFor(const Options& options, const std::string& type) {
+  if (auto s = CheckHas(options, "quant_scheme", "a scheme", type); !s.ok()) return s;
+  const std::string& scheme = options.StringFor("quant_scheme", type);
+  if (type == "weight" || !IsPerChannel(scheme)) return scheme;
+  if (!options.json().at("quant_scheme").is_object()) {
+    return absl::StrReplaceAll(scheme, {{"per_channel", "per_tensor"}});
+  }
+  return absl::InvalidArgumentError(
+      absl::StrCat(options.path(), ".quant_scheme.", type, " is ", Quoted(scheme),
+                   "; it must be one of per_tensor_affine, per_tensor_symmetric: only weights have "
+                   "a scale per channel"));
+}
+
+absl::Status CheckTarget(const Options& options, const std::string& type, const std::string& scheme,
+                         int bits) {
+  const std::string& name = options.String("target");
+  for (const Target& target : Targets()) {
+    if (name != target.name) continue;
+    const auto refuse = [&](absl::string_view option, const auto& value, const auto&... allowed) {
+      return absl::InvalidArgumentError(
+          absl::StrCat(options.path(), ".", option, " is ", value, " for ", Quoted(type),
+                       "; it must be ", allowed..., " where target is ", Quoted(name)));
+    };
+    const std::vector<std::string>& schemes = target.of(type);
+    if (std::find(schemes.begin(), schemes.end(), scheme) == schemes.end()) {
+      return refuse("quant_scheme", Quoted(scheme), "one of ", absl::StrJoin(schemes, ", "));
+    }
+    if (bits > kTargetBits) return refuse("quant_bits", bits, "at most ", kTargetBits);
+  }
+  return absl::OkStatus();
+}
+
+absl::StatusOr<Grid> GridFor(const Options& options, const std::string& type) {
+  const auto bits = BitsFor(options, type);
+  if (!bits.ok()) return bits.status();
+  if (*bits == 0) return Grid();
+  const auto scheme = SchemeFor(options, type);
+  if (!scheme.ok()) return scheme.status();
+  if (auto s = CheckTarget(options, type, *scheme, *bits); !s.ok()) return s;
+  return Grid{*bits, absl::EndsWith(*scheme, "symmetric")};
+}
+
+std::string WeightScheme(const Options& options) {
+  const nlohmann::json& scheme = options.json().at("quant_scheme");
+  return scheme.is_object() ? scheme.value("weight", "per_tensor_affine")
+                            : scheme.get<std::string>();
+}
+
 absl::StatusOr<std::unique_ptr<Compressor>> Create(const Options& options) {
-  Bits bits;
-  const std::pair<const char*, int*> types[] = {
-      {"weight", &bits.weight}, {"output", &bits.output}, {"input", &bits.input}};
+  Grids grids;
+  const std::pair<const char*, Grid*> types[] = {
+      {"weight", &grids.weight}, {"output", &grids.output}, {"input", &grids.input}};
   for (const auto& [type, out] : types) {
-    auto given = BitsFor(options, type);
-    if (!given.ok()) return given.status();
-    *out = *given;
+    const auto grid = GridFor(options, type);
+    if (!grid.ok()) return grid.status();
+    *out = *grid;
   }
-  const std::string& scheme = options.String("quant_scheme");
-  const bool per_channel = absl::StartsWith(scheme, "per_channel");
+  const std::string scheme = WeightScheme(options);
   const int64_t group_size = options.Integer("group_size");
-  if (group_size > 0 && !per_channel) {
-    return absl::InvalidArgumentError(absl::StrCat(
-        options.path(), ".group_size is ", group_size,
-        "; it must be 0, no groups, where quant_scheme is ", Quoted(scheme),
-        ": groups lie in channels, as per_channel_affine and per_channel_symmetric have them"));
+  const auto refuse_groups = [&](const auto&... where) {
+    return absl::InvalidArgumentError(absl::StrCat(options.path(), ".group_size is ", group_size,
+                                                   "; it must be 0, no groups, where ", where...));
+  };
+  if (group_size > 0 && !IsPerChannel(scheme)) {
+    return refuse_groups(
+        "quant_scheme is ", Quoted(scheme),
+        ": groups lie in channels, as per_channel_affine and per_channel_symmetric have them");
   }
-  return std::make_unique<QatQuantizer>(bits, options.Integer("quant_start_step"), per_channel,
-                                        group_size, absl::EndsWith(scheme, "symmetric"));
+  if (group_size > 0 && options.String("target") != kAnyTarget) {
+    return refuse_groups("target is ", Quoted(options.String("target")),
+                         ": its integer kernels take a scale per channel");
+  }
+  return std::make_unique<QatQuantizer>(grids, options.Integer("quant_start_step"),
+                                        IsPerChannel(scheme), group_size);
 }
 
 absl::Status CheckLayer(const Options& options, const Layer& layer) {
@@ -230,12 +326,30 @@ AlgorithmInfo QatAlgorithm() {
   start_step.description = "Step from which values are quantized; before it they pass unchanged.";
   OptionSpec scheme;
   scheme.name = "quant_scheme";
-  scheme.type = OptionType::kString;
+  scheme.type = OptionType::kStringPerType;
   scheme.default_value = "per_tensor_affine";
   scheme.choices = {"per_tensor_affine", "per_tensor_symmetric", "per_channel_affine",
                     "per_channel_symmetric"};
   scheme.description =
-      "One scale per layer or, for weights, per channel; with or without a zero point.";
+      "One scale per layer or, for weights, per channel; with or without a zero point. A scheme, "
+      "or one per type.";
+
+  OptionSpec target;
+  target.name = "target";
+  target.type = OptionType::kString;
+  target.default_value = kAnyTarget;
+  target.choices = {kAnyTarget};
+  for (const Target& each : Targets()) {
+    target.choices.push_back(each.name);
+    target.presets[each.name] = {{"quant_types", each.types},
+                                 {"quant_scheme",
+                                  {{"weight", each.weight[0]},
+                                   {"output", each.activation[0]},
+                                   {"input", each.activation[0]}}}};
+  }
+  target.description =
+      "The runtime whose integer kernels shall compute the model: its types and schemes are "
+      "the defaults, and other schemes are refused.";
 
   OptionSpec group_size;
   group_size.name = "group_size";
@@ -254,8 +368,9 @@ AlgorithmInfo QatAlgorithm() {
   info.reference =
       "Jacob et al., Quantization and training of neural networks for efficient "
       "integer-arithmetic-only inference, 2018, https://arxiv.org/abs/1712.05877";
-  info.options = {QuantBits(2, 16), QuantTypes({"weight", "output", "input"}), start_step, scheme,
-                  group_size};
+  info.options = {QuantBits(2, 16), QuantTypes({"weight", "output", "input"}),
+                  start_step,       scheme,
+                  group_size,       target};
   info.example = {{"quant_types", {"weight"}}, {"quant_bits", 8}};
   info.create = Create;
   info.check_layer = CheckLayer;

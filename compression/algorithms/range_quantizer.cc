@@ -79,13 +79,17 @@ OptionSpec QuantTypes(std::vector<std::string> types) {
 absl::StatusOr<int> BitsFor(const Options& options, const std::string& type) {
   const std::vector<std::string> types = options.StringList("quant_types");
   if (std::count(types.begin(), types.end(), type) == 0) return 0;
-  const nlohmann::json& bits = options.json().at("quant_bits");
-  if (bits.is_object() && !bits.contains(type)) {
-    return absl::InvalidArgumentError(absl::StrCat(options.path(), ".quant_bits is ", Shown(bits),
-                                                   "; it must have a number for ", Quoted(type),
-                                                   ", which quant_types names"));
-  }
+  if (auto status = CheckHas(options, "quant_bits", "a number", type); !status.ok()) return status;
   return static_cast<int>(options.IntegerFor("quant_bits", type));
+}
+
+absl::Status CheckHas(const Options& options, const std::string& name, absl::string_view what,
+                      const std::string& type) {
+  const nlohmann::json& value = options.json().at(name);
+  if (!value.is_object() || value.contains(type)) return absl::OkStatus();
+  return absl::InvalidArgumentError(absl::StrCat(options.path(), ".", name, " is ", Shown(value),
+                                                 "; it must have ", what, " for ", Quoted(type),
+                                                 ", which quant_types names"));
 }
 
 }  // namespace nni_compression::compression

@@ -54,6 +54,9 @@ OptionSpec QuantTypes(std::vector<std::string> types = {"weight"});
 // The bits of a type from the two options above; 0 for a type that is not quantized.
 // INVALID_ARGUMENT when they are set per type, but not for this one.
 absl::StatusOr<int> BitsFor(const Options& options, const std::string& type);
+// INVALID_ARGUMENT when the option `name` is set per type, but not for this one. `what`: an entry.
+absl::Status CheckHas(const Options& options, const std::string& name, absl::string_view what,
+                      const std::string& type);
 
 }  // namespace nni_compression::compression
 

@@ -13,11 +13,12 @@ namespace {
 constexpr size_t kMaxLayers = 32768;
 constexpr size_t kMaxNames = 4 * kMaxLayers;
 constexpr size_t kMaxTypeBytes = 256;
+constexpr size_t kMaxTypeBases = 16;
 
 std::string WeightTypes() {
   std::vector<absl::string_view> names;
-  for (const DataTypeInfo& type : DataTypes()) {
-    if (type.is_weight) names.push_back(type.name);
+  for (const DataType type : DataTypes()) {
+    if (IsWeightType(type)) names.push_back(DataTypeName(type));
   }
   return absl::StrJoin(names, ", ");
 }
@@ -25,6 +26,16 @@ std::string WeightTypes() {
 absl::Status CheckLayer(Layer& layer, const std::string& path) {
   if (auto s = CheckName(layer.name, kMaxLayerNameBytes, path + ".name"); !s.ok()) return s;
   if (auto s = CheckName(layer.op_type, kMaxTypeBytes, path + ".op_type"); !s.ok()) return s;
+  if (layer.op_type_bases.size() > kMaxTypeBases) {
+    return absl::InvalidArgumentError(absl::StrCat(path, ".op_type_bases has ",
+                                                   layer.op_type_bases.size(),
+                                                   " types; it may have at most ", kMaxTypeBases));
+  }
+  for (size_t j = 0; j < layer.op_type_bases.size(); ++j) {
+    auto s = CheckName(layer.op_type_bases[j], kMaxTypeBytes,
+                       absl::StrCat(path, ".op_type_bases[", j, "]"));
+    if (!s.ok()) return s;
+  }
   for (size_t j = 0; j < layer.aliases.size(); ++j) {
     auto s =
         CheckName(layer.aliases[j], kMaxLayerNameBytes, absl::StrCat(path, ".aliases[", j, "]"));

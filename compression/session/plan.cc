@@ -1,14 +1,18 @@
 #include "compression/session/plan.h"
 
 #include <algorithm>
+#include <cstring>
 #include <utility>
 
 #include "absl/container/flat_hash_map.h"
 #include "absl/container/flat_hash_set.h"
 #include "absl/status/status.h"
+#include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
+#include "absl/strings/str_join.h"
 #include "compression/messages/suggest.h"
 #include "compression/session/check_answer.h"
+#include "compression/session/name_patterns.h"
 
 namespace nni_compression::compression {
 namespace {
@@ -17,7 +21,8 @@ using nlohmann::json;
 
 constexpr size_t kMaxRules = 1024;
 constexpr size_t kMaxWarnings = 100;
-constexpr size_t kLayersBetweenPolls = 256;  // polls of `cancelled`
+constexpr size_t kLayersBetweenPolls = 256;      // polls of `cancelled`
+constexpr size_t kBytesBetweenPolls = 64 << 10;  // of names that are matched
 constexpr char kDefault[] = "default";
 
 std::string RulePath(int rule) { return absl::StrCat("config_list[", rule, "]"); }
@@ -26,7 +31,7 @@ std::string RulePath(int rule) { return absl::StrCat("config_list[", rule, "]");
 struct Rule {
   std::optional<absl::flat_hash_set<std::string>> op_types;
   std::vector<std::string> named_types;  // those of op_types that were named, not from `default`
-  std::optional<std::vector<std::string>> op_names;
+  std::optional<std::vector<std::string>> op_names;  // without patterns
   bool exclude = false;
   std::optional<Options> options;  // unless exclude
   std::shared_ptr<const Compressor> compressor;
@@ -58,9 +63,40 @@ absl::Status ReadOpTypes(const json& value, absl::string_view path, absl::string
   return absl::OkStatus();
 }
 
-absl::StatusOr<Rule> ReadRule(const AlgorithmInfo& algorithm, const json& config,
-                              const std::string& path, absl::string_view framework,
-                              const std::vector<std::string>& default_types) {
+absl::Status ReadOpNames(const json& config, const std::string& path, int index,
+                         NamePatterns& patterns, Rule& rule) {
+  if (const auto it = config.find("op_names"); it != config.end()) {
+    auto names = ReadStrings(*it, path + ".op_names");
+    if (!names.ok()) return names.status();
+    rule.op_names.emplace();
+    for (size_t i = 0; i < names->size(); ++i) {
+      std::string& name = (*names)[i];
+      if (!absl::StartsWith(name, kPatternPrefix)) {
+        rule.op_names->push_back(std::move(name));
+        continue;
+      }
+      auto status = patterns.Add(name.substr(std::strlen(kPatternPrefix)), index,
+                                 absl::StrCat(path, ".op_names[", i, "]"));
+      if (!status.ok()) return status;
+    }
+  }
+  if (const auto it = config.find("op_names_re"); it != config.end()) {
+    auto given = ReadStrings(*it, path + ".op_names_re");
+    if (!given.ok()) return given.status();
+    if (!rule.op_names) rule.op_names.emplace();
+    for (size_t i = 0; i < given->size(); ++i) {
+      auto status = patterns.Add((*given)[i], index, absl::StrCat(path, ".op_names_re[", i, "]"));
+      if (!status.ok()) return status;
+    }
+  }
+  return absl::OkStatus();
+}
+
+absl::StatusOr<Rule> ReadRule(const AlgorithmInfo& algorithm, const json& config, int index,
+                              absl::string_view framework,
+                              const std::vector<std::string>& default_types,
+                              NamePatterns& patterns) {
+  const std::string path = RulePath(index);
   Rule rule;
   if (auto status = Options::Check(algorithm.options, CommonKeys(), config, path); !status.ok()) {
     return status;
@@ -76,11 +112,7 @@ absl::StatusOr<Rule> ReadRule(const AlgorithmInfo& algorithm, const json& config
     auto status = ReadOpTypes(*it, path + ".op_types", framework, default_types, rule);
     if (!status.ok()) return status;
   }
-  if (const auto it = config.find("op_names"); it != config.end()) {
-    auto names = ReadStrings(*it, path + ".op_names");
-    if (!names.ok()) return names.status();
-    rule.op_names = *std::move(names);
-  }
+  if (auto status = ReadOpNames(config, path, index, patterns, rule); !status.ok()) return status;
   if (rule.exclude) return rule;
 
   auto options = Options::Parse(algorithm.options, CommonKeys(), config, path);
@@ -94,11 +126,11 @@ absl::StatusOr<Rule> ReadRule(const AlgorithmInfo& algorithm, const json& config
 }
 
 // Finds the last rule that matches without trying every rule on every layer: its total time is
-// linear in the names of rules and layers and in the rules per type.
+// linear in the names of rules and layers, in the rules per type and in the patterns that match.
 class Matcher {
  public:
-  Matcher(std::vector<Rule>& rules, Unfiltered unfiltered)
-      : rules_(rules), unfiltered_(unfiltered) {
+  Matcher(std::vector<Rule>& rules, NamePatterns& patterns, Unfiltered unfiltered)
+      : rules_(rules), patterns_(patterns), unfiltered_(unfiltered) {
     for (int i = 0; i < static_cast<int>(rules.size()); ++i) {
       if (rules[i].op_names) {
         for (const std::string& name : *rules[i].op_names) by_name_[name].push_back(i);
@@ -112,12 +144,15 @@ class Matcher {
 
   // The index of the winning rule for a layer under one of its names; -1: none. Called once per
   // name.
-  int Match(const std::string& name, const Layer& layer) {
+  absl::StatusOr<int> Match(const std::string& name, const Layer& layer) {
     int winner = MatchType(layer);
-    const auto found = by_name_.find(name);
-    if (found == by_name_.end()) return winner;
-    for (const int i : found->second) {
-      if (rules_[i].op_types && !rules_[i].op_types->contains(layer.op_type)) continue;
+    std::vector<int> named;
+    if (auto status = patterns_.Match(name, named); !status.ok()) return status;
+    if (const auto found = by_name_.find(name); found != by_name_.end()) {
+      named.insert(named.end(), found->second.begin(), found->second.end());
+    }
+    for (const int i : named) {
+      if (rules_[i].op_types && !IsOfType(layer, *rules_[i].op_types)) continue;
       rules_[i].matches = true;
       winner = std::max(winner, i);
     }
@@ -127,22 +162,32 @@ class Matcher {
   // Records, for the warnings, that no rule won the layer.
   void Unmatched(const Layer& layer) {
     for (int i : everywhere_) {
-      if (!LeavesOut(rules_[i], layer)) continue;
+      if (!LeavesOut(rules_[i], layer) || !LeavesVectorOut(layer)) continue;
       if (rules_[i].left_out++ == 0) rules_[i].first_left_out = layer.name;
     }
   }
 
  private:
   bool LeavesOut(const Rule& rule, const Layer& layer) const {
-    return unfiltered_ == Unfiltered::kMatrices && !rule.filters() && !rule.exclude &&
-           IsVector(layer);
+    return !rule.filters() && !rule.exclude && (layer.needs_filter || LeavesVectorOut(layer));
+  }
+  bool LeavesVectorOut(const Layer& layer) const {
+    return unfiltered_ == Unfiltered::kMatrices && IsVector(layer);
   }
   static bool IsVector(const Layer& layer) { return layer.shape.size() < 2; }
+  static bool IsOfType(const Layer& layer, const absl::flat_hash_set<std::string>& types) {
+    return types.contains(layer.op_type) ||
+           std::any_of(layer.op_type_bases.begin(), layer.op_type_bases.end(),
+                       [&types](const std::string& base) { return types.contains(base); });
+  }
 
-  // The winner among rules without names: the same for all vectors of a type, and for all other
-  // layers of it.
+  // The winner among rules without names: the same for all layers of a type that rules without
+  // filters leave out, and for all others of it.
   int MatchType(const Layer& layer) {
-    const auto [known, fresh] = type_winners_.try_emplace({layer.op_type, IsVector(layer)}, -1);
+    // No name of a type has a control character.
+    std::string types = absl::StrCat(layer.op_type, "\n", absl::StrJoin(layer.op_type_bases, "\n"));
+    const auto [known, fresh] = type_winners_.try_emplace(
+        {std::move(types), LeavesVectorOut(layer) || layer.needs_filter}, -1);
     if (!fresh) return known->second;
     const auto match = [&, &winner = known->second](const std::vector<int>& candidates) {
       for (const int i : candidates) {
@@ -151,14 +196,17 @@ class Matcher {
         winner = std::max(winner, i);
       }
     };
-    if (const auto found = by_type_.find(layer.op_type); found != by_type_.end()) {
-      match(found->second);
-    }
+    const auto match_type = [&](const std::string& type) {
+      if (const auto found = by_type_.find(type); found != by_type_.end()) match(found->second);
+    };
+    match_type(layer.op_type);
+    for (const std::string& base : layer.op_type_bases) match_type(base);
     match(everywhere_);
     return known->second;
   }
 
   std::vector<Rule>& rules_;
+  NamePatterns& patterns_;
   const Unfiltered unfiltered_;
   absl::flat_hash_map<std::string, std::vector<int>> by_name_;
   absl::flat_hash_map<std::string, std::vector<int>> by_type_;
@@ -190,10 +238,14 @@ class Effects {
 
 // The winning rule over all names of a weight; -1: none.
 absl::StatusOr<int> MatchLayer(const Layer& layer, Matcher& matcher, Effects& effects) {
-  int winner = matcher.Match(layer.name, layer);
+  const auto first = matcher.Match(layer.name, layer);
+  if (!first.ok()) return first.status();
+  int winner = *first;
   const std::string* winner_name = &layer.name;
   for (const std::string& alias : layer.aliases) {
-    const int other = matcher.Match(alias, layer);
+    const auto match = matcher.Match(alias, layer);
+    if (!match.ok()) return match.status();
+    const int other = *match;
     if (other < 0 || other == winner) continue;
     if (winner >= 0 && effects.Of(winner) != effects.Of(other)) {
       return absl::InvalidArgumentError(
@@ -210,7 +262,8 @@ absl::StatusOr<int> MatchLayer(const Layer& layer, Matcher& matcher, Effects& ef
   return winner;
 }
 
-std::vector<std::string> Warnings(const std::vector<Rule>& rules, absl::Span<const Layer> layers) {
+std::vector<std::string> Warnings(const std::vector<Rule>& rules, const NamePatterns& patterns,
+                                  absl::Span<const Layer> layers) {
   absl::flat_hash_set<absl::string_view> known;
   absl::flat_hash_set<absl::string_view> known_types;
   std::vector<std::string> names;  // the first ones, for suggestions
@@ -222,6 +275,7 @@ std::vector<std::string> Warnings(const std::vector<Rule>& rules, absl::Span<con
     add(layer.name, known, names);
     for (const std::string& alias : layer.aliases) add(alias, known, names);
     add(layer.op_type, known_types, types);
+    for (const std::string& base : layer.op_type_bases) add(base, known_types, types);
   }
   std::vector<std::string> warnings;
   const auto warn_of_unknown = [&](const std::string& path, const std::vector<std::string>& given,
@@ -255,6 +309,10 @@ std::vector<std::string> Warnings(const std::vector<Rule>& rules, absl::Span<con
     if (!rules[i].op_names) continue;
     warn_of_unknown(RulePath(i) + ".op_names", *rules[i].op_names, known,
                     ", which the model does not have", names);
+  }
+  for (const std::string& pattern : patterns.Unmatched()) {
+    if (warnings.size() >= kMaxWarnings) break;
+    warnings.push_back(pattern + ", which matches the name of no layer");
   }
   return warnings;
 }
@@ -293,19 +351,29 @@ absl::StatusOr<Plan> MakePlan(const AlgorithmInfo& algorithm, absl::Span<const j
   auto default_types = DefaultOpTypes(framework);
   if (!default_types.ok()) return default_types.status();
   std::vector<Rule> rules;
+  NamePatterns patterns;
   for (size_t i = 0; i < config_list.size(); ++i) {
     if (stopped()) return absl::CancelledError("cancelled");
-    auto rule = ReadRule(algorithm, config_list[i], RulePath(i), framework, *default_types);
+    auto rule = ReadRule(algorithm, config_list[i], static_cast<int>(i), framework, *default_types,
+                         patterns);
     if (!rule.ok()) return rule.status();
     rules.push_back(*std::move(rule));
   }
 
+  if (auto status = patterns.Compile(); !status.ok()) return status;
+
   Plan plan;
   plan.layers.resize(layers.size());
-  Matcher matcher(rules, unfiltered);
+  Matcher matcher(rules, patterns, unfiltered);
   Effects effects(rules);
+  size_t matched = 0;  // bytes of names since the last poll
   for (size_t i = 0; i < layers.size(); ++i) {
-    if (i % kLayersBetweenPolls == 0 && stopped()) return absl::CancelledError("cancelled");
+    matched += layers[i].name.size();
+    for (const std::string& alias : layers[i].aliases) matched += alias.size();
+    if (i % kLayersBetweenPolls == 0 || matched >= kBytesBetweenPolls) {
+      matched = 0;
+      if (stopped()) return absl::CancelledError("cancelled");
+    }
     auto winner = MatchLayer(layers[i], matcher, effects);
     if (!winner.ok()) return winner.status();
     if (*winner < 0) {
@@ -333,7 +401,7 @@ absl::StatusOr<Plan> MakePlan(const AlgorithmInfo& algorithm, absl::Span<const j
   for (LayerPlan& layer : plan.layers) {
     if (layer.rule) layer.planned = planned[*layer.rule];
   }
-  plan.warnings = Warnings(rules, layers);
+  plan.warnings = Warnings(rules, patterns, layers);
   return plan;
 }
 

@@ -42,22 +42,25 @@ struct Plan {
   bool needs_step = false;
 };
 
-// What a rule matches that has neither `op_types` nor `op_names` and is not an `exclude`.
+// What a rule matches that filters neither by type nor by name and is not an `exclude`.
 enum class Unfiltered {
   kEveryLayer,
   kMatrices,  // layers of two or more dimensions: the scales of norms have one
 };
 
 // Applies the rules to the layers. A rule is an object with the optional keys `op_types` (a list,
-// or one string; "default" anywhere in it means DefaultOpTypes), `op_names` (likewise, without
-// default) and `exclude`, and the algorithm's options. A rule matches a layer when both filters
-// that it has do (any alias counts for op_names). The last rule that matches wins and stands alone:
-// earlier ones add nothing to it.
+// or one string; "default" anywhere in it means DefaultOpTypes; a layer is also of the types in
+// op_type_bases), `op_names` (likewise, without default; "re:..." is a pattern), `op_names_re`
+// (patterns, see NamePatterns; a name in either list counts) and `exclude`, and the algorithm's
+// options. A rule matches a layer when it does by type and by name, as far as it filters by them
+// (any alias counts). The last rule that matches wins and stands alone: earlier ones add nothing to
+// it.
 //
-// Warnings: a rule that matches nothing, a rule that never wins, an op_name or op_type that no
-// layer has, layers that a rule without filters leaves out. INVALID_ARGUMENT names the field, the
-// value and the allowed range; an unknown key gets a suggestion. Every rule is validated, the
-// losing ones too. Takes linear time, and returns CANCELLED soon after `cancelled` returns true.
+// Warnings: a rule that matches nothing, a rule that never wins, an op_name, op_type or pattern
+// that no layer has, layers that a rule without filters leaves out. INVALID_ARGUMENT names the
+// field, the value and the allowed range; an unknown key gets a suggestion. Every rule is
+// validated, the losing ones too. Takes linear time, and returns CANCELLED soon after `cancelled`
+// returns true.
 absl::StatusOr<Plan> MakePlan(const AlgorithmInfo& algorithm,
                               absl::Span<const nlohmann::json> config_list,
                               absl::string_view framework, absl::Span<const Layer> layers,

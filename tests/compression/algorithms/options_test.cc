@@ -35,7 +35,12 @@ std::vector<OptionSpec> Table() {
   mode.choices = {"one", "two"};
   OptionSpec types = Spec("types", OptionType::kStringList, {"one"});
   types.choices = {"one", "two"};
-  return {share, bits, epoch, fast, mode, types};
+  OptionSpec grid = Spec("grid", OptionType::kStringPerType, "fine");
+  grid.choices = {"fine", "coarse"};
+  OptionSpec preset = Spec("preset", OptionType::kString, "none");
+  preset.choices = {"none", "small"};
+  preset.presets["small"] = {{"epoch", 3}, {"grid", {{"weight", "coarse"}, {"input", "fine"}}}};
+  return {share, bits, epoch, fast, mode, types, grid, preset};
 }
 
 absl::StatusOr<Options> Parse(json rule) {
@@ -76,6 +81,36 @@ TEST(OptionsTest, ReadsWhatTheRuleSays) {
   EXPECT_TRUE(options.Boolean("fast"));
   EXPECT_EQ(options.String("mode"), "two");
   EXPECT_THAT(options.StringList("types"), ElementsAre("two", "one"));
+}
+
+TEST(OptionsTest, ReadsAStringOrOnePerType) {
+  EXPECT_EQ(ParseWith("grid", "coarse")->StringFor("grid", "input"), "coarse");
+  const Options options = ParseWith("grid", {{"weight", "coarse"}, {"output", "fine"}}).value();
+  EXPECT_EQ(options.StringFor("grid", "weight"), "coarse");
+  EXPECT_EQ(options.StringFor("grid", "output"), "fine");
+  EXPECT_THAT(
+      ParseWith("grid", {{"output", "fin"}}),
+      IsInvalid("config_list[1].grid.output is \"fin\"; it must be one of fine, coarse; did "
+                "you mean `fine`?"));
+  EXPECT_THAT(ParseWith("grid", {{"outputs", "fine"}}),
+              IsInvalid(HasSubstr("config_list[1].grid has the unknown key \"outputs\"")));
+  EXPECT_THAT(ParseWith("grid", 1), IsInvalid(HasSubstr("config_list[1].grid is 1; it must be")));
+}
+
+TEST(OptionsTest, AChoiceGivesOtherOptionsTheirDefaults) {
+  const json small = ParseWith("preset", "small")->json();
+  EXPECT_EQ(small.at("epoch"), 3);
+  EXPECT_EQ(small.at("grid"), json({{"weight", "coarse"}, {"input", "fine"}}));
+  EXPECT_EQ(small.at("mode"), "one");
+  const json rule = {{"share", 0.5}, {"preset", "small"}, {"epoch", 7}};
+  EXPECT_EQ(Parse(rule)->Integer("epoch"), 7) << "what a rule says is kept";
+}
+
+TEST(OptionsTest, APresetCompletesWhatIsGivenForSomeTypes) {
+  json rule = {{"share", 0.5}, {"preset", "small"}, {"grid", {{"weight", "fine"}}}};
+  EXPECT_EQ(Parse(rule)->json().at("grid"), json({{"weight", "fine"}, {"input", "fine"}}));
+  rule["grid"] = "coarse";
+  EXPECT_EQ(Parse(rule)->json().at("grid"), "coarse");
 }
 
 TEST(OptionsTest, TakesAStringForAListOfOne) {

@@ -345,6 +345,104 @@ TEST(QatQuantizerTest, BitsPerTypeMustNameEveryTypeThatIsQuantized) {
               IsInvalid(HasSubstr("it must have a number for \"input\"")));
 }
 
+// The parameters of an output that ranged from -1 to 3.
+QuantizationParameters OutputParameters(const json& rule) {
+  auto session = BindOne("qat", rule, {4, 3});
+  return *session->ObserveActivation(0, Activation::kOutput, RangeOf(-1, 3))->parameters;
+}
+
+absl::Status BindStatus(const json& rule) {
+  return TryBind(MakeBinding("qat", {rule}, {MakeLayer("a", {4, 3})})).status();
+}
+
+TEST(QatQuantizerTest, ASchemePerTypeIsThatSchemeForEachType) {
+  const at::Tensor weight = Random({4, 3}, 9);
+  for (const char* weights : {"per_tensor_affine", "per_tensor_symmetric", "per_channel_affine",
+                              "per_channel_symmetric"}) {
+    for (const char* outputs : {"per_tensor_affine", "per_tensor_symmetric"}) {
+      json rule = kAllTypes;
+      rule["quant_scheme"] = {
+          {"weight", weights}, {"output", outputs}, {"input", "per_tensor_affine"}};
+      EXPECT_TRUE(ParametersOf(rule, weight) == ParametersOf({{"quant_scheme", weights}}, weight));
+      json alike = kAllTypes;
+      alike["quant_scheme"] = outputs;
+      EXPECT_TRUE(OutputParameters(rule) == OutputParameters(alike)) << weights << outputs;
+      auto session = BindOne("qat", rule, {4, 3});
+      auto input = session->ObserveActivation(0, Activation::kInput, RangeOf(-1, 3));
+      EXPECT_EQ(input->parameters->code_min, 0);
+      EXPECT_EQ(input->parameters->scale[0], 4.0f / 255);
+    }
+  }
+}
+
+TEST(QatQuantizerTest, OneSchemeForAllTypesSaysOfActivationsWhetherTheyHaveAZeroPoint) {
+  json rule = kAllTypes;
+  rule["quant_scheme"] = "per_channel_symmetric";
+  EXPECT_EQ(OutputParameters(rule).code_min, -127);
+  rule["quant_scheme"] = "per_channel_affine";
+  EXPECT_EQ(OutputParameters(rule).code_min, 0);
+  EXPECT_EQ(OutputParameters(rule).scale.size(), 1u);
+}
+
+TEST(QatQuantizerTest, SchemesPerTypeMustNameEveryTypeThatIsQuantizedAndNoChannelsOfActivations) {
+  json rule = kAllTypes;
+  rule["quant_scheme"] = {{"weight", "per_channel_affine"}, {"output", "per_tensor_affine"}};
+  EXPECT_THAT(BindStatus(rule), IsInvalid(HasSubstr("it must have a scheme for \"input\", which "
+                                                    "quant_types names")));
+  rule["quant_scheme"]["input"] = "per_channel_affine";
+  EXPECT_THAT(BindStatus(rule),
+              IsInvalid(HasSubstr("config_list[0].quant_scheme.input is \"per_channel_affine\"; it "
+                                  "must be one of per_tensor_affine, per_tensor_symmetric")));
+  EXPECT_THAT(BindStatus({{"quant_scheme", {{"weight", "per_chanel_affine"}}}}),
+              IsInvalid(HasSubstr("did you mean `per_channel_affine`?")));
+  EXPECT_THAT(BindStatus({{"quant_scheme", {{"weight", "per_tensor_affine"}}}, {"group_size", 3}}),
+              IsInvalid(HasSubstr("group_size is 3; it must be 0, no groups, where quant_scheme is "
+                                  "\"per_tensor_affine\"")));
+  EXPECT_THAT(BindStatus({{"quant_scheme", {{"weight", "per_channel_affine"}}}, {"group_size", 3}}),
+              IsOk());
+}
+
+TEST(QatQuantizerTest, ATargetGivesWhatItsKernelsTake) {
+  const at::Tensor weight = Random({4, 3}, 9);
+  for (const char* target : {"onnxruntime", "openvino"}) {
+    json rule = {{"target", target}};
+    const bool outputs = std::string(target) == "onnxruntime";
+    const json types = BindOne("qat", rule, {4, 3})->plan().rules[0]->options.json()["quant_types"];
+    EXPECT_EQ(types.size(), outputs ? 3u : 2u);
+    EXPECT_EQ(std::count(types.begin(), types.end(), "output"), outputs ? 1 : 0);
+    rule["quant_types"] = kAllTypes.at("quant_types");
+    EXPECT_TRUE(ParametersOf(rule, weight) ==
+                ParametersOf({{"quant_scheme", "per_channel_symmetric"}}, weight));
+    EXPECT_TRUE(OutputParameters(rule) == OutputParameters(kAllTypes));
+    const auto session = BindOne("qat", rule, {4, 3});
+    const json& options = session->plan().rules[0]->options.json();
+    EXPECT_EQ(options.at("quant_scheme").at("weight"), "per_channel_symmetric") << target;
+    EXPECT_EQ(options.at("quant_scheme").at("input"), "per_tensor_affine") << target;
+  }
+}
+
+TEST(QatQuantizerTest, ATargetRefusesWhatItsKernelsDoNotTake) {
+  json rule = {{"target", "onnxruntime"}, {"quant_scheme", "per_tensor_affine"}};
+  EXPECT_THAT(BindStatus(rule),
+              IsInvalid("config_list[0].quant_scheme is \"per_tensor_affine\" for \"weight\"; it "
+                        "must be one of per_channel_symmetric, per_tensor_symmetric where target "
+                        "is \"onnxruntime\""));
+  rule["quant_scheme"] = {{"weight", "per_tensor_symmetric"}};
+  EXPECT_THAT(BindStatus(rule), IsOk());
+  rule["quant_scheme"] = "per_tensor_symmetric";
+  EXPECT_THAT(BindStatus(rule), IsOk());
+  rule["quant_bits"] = {{"weight", 7}, {"output", 8}, {"input", 9}};
+  EXPECT_THAT(BindStatus(rule),
+              IsInvalid(HasSubstr("quant_bits is 9 for \"input\"; it must be at most 8 where "
+                                  "target is \"onnxruntime\"")));
+  EXPECT_THAT(BindStatus({{"target", "openvino"}, {"group_size", 3}}),
+              IsInvalid(HasSubstr("group_size is 3; it must be 0, no groups, where target is "
+                                  "\"openvino\"")));
+  EXPECT_THAT(BindStatus({{"target", "openvin"}}),
+              IsInvalid(HasSubstr("it must be one of any, onnxruntime, openvino; did you mean "
+                                  "`openvino`?")));
+}
+
 TEST(QatQuantizerTest, RefusesBitsOutOfRange) {
   for (int bits : {0, 1, 17, 33, -8}) {
     EXPECT_THAT(

@@ -71,6 +71,126 @@ TEST(ConfigListTest, TheLastRuleThatMatchesWins) {
               ElementsAre(-1, 0.1));
 }
 
+TEST(ConfigListTest, ALayerIsOfTheTypesThatItsOwnDerivesFrom) {
+  Layer projection = Typed("projection", "NonDynamicallyQuantizableLinear");
+  projection.op_type_bases = {"Linear"};
+  // The same type without bases, as an older client sends it.
+  const Layer other = Typed("other", "NonDynamicallyQuantizableLinear");
+  const std::vector<Layer> layers = {projection, other, Typed("fc", "Linear")};
+  EXPECT_THAT(SparsitiesOf({{{"sparsity", 0.5}, {"op_types", {"Linear"}}}}, layers),
+              ElementsAre(0.5, -1, 0.5));
+  EXPECT_THAT(SparsitiesOf({{{"sparsity", 0.5}, {"op_types", {"default"}}}}, layers),
+              ElementsAre(0.5, -1, 0.5));
+  EXPECT_THAT(
+      SparsitiesOf({{{"sparsity", 0.5}},
+                    {{"exclude", true}, {"op_types", {"Linear"}}},
+                    {{"sparsity", 0.6}, {"op_types", {"Linear"}}, {"op_names", {"projection"}}}},
+                   layers),
+      ElementsAre(0.6, 0.5, -1));
+  auto plan = TryPlan({{{"sparsity", 0.5}, {"op_types", {"Linear"}}}}, {projection});
+  ASSERT_THAT(plan, IsOk());
+  EXPECT_THAT(plan->warnings, IsEmpty());
+}
+
+TEST(ConfigListTest, PatternsMatchAllOfANameAndBesideNames) {
+  const std::vector<Layer> layers = Layers(
+      {"blocks.0.mlp.up", "blocks.1.mlp.up", "blocks.10.mlp.up", "blocks.1.mlp.up.lora", "head"});
+  EXPECT_THAT(
+      SparsitiesOf({{{"sparsity", 0.5}, {"op_names_re", {R"(blocks\.\d\.mlp\.up)"}}}}, layers),
+      ElementsAre(0.5, 0.5, -1, -1, -1));
+  EXPECT_THAT(
+      SparsitiesOf({{{"sparsity", 0.5}, {"op_names_re", R"(.*\.up)"}, {"op_names", {"head"}}}},
+                   layers),
+      ElementsAre(0.5, 0.5, 0.5, -1, 0.5));
+  EXPECT_THAT(SparsitiesOf({{{"sparsity", 0.5}, {"op_names", {"head", R"(re:.*\.lora)"}}},
+                            {{"exclude", true}, {"op_names", "re:h.*"}}},
+                           layers),
+              ElementsAre(-1, -1, -1, 0.5, -1));
+}
+
+TEST(ConfigListTest, APatternCountsForEveryNameOfATiedWeightAndWithTheTypeOfTheRule) {
+  Layer tied = Typed("embedding", "Embedding");
+  tied.aliases = {"lm_head"};
+  EXPECT_THAT(SparsitiesOf({{{"sparsity", 0.5}, {"op_names_re", {".*head"}}}}, {tied}),
+              ElementsAre(0.5));
+  EXPECT_THAT(
+      SparsitiesOf({{{"sparsity", 0.5}, {"op_names_re", {"[ab]"}}, {"op_types", {"Linear"}}}},
+                   {Typed("a", "Linear"), Typed("b", "Conv2d")}),
+      ElementsAre(0.5, -1));
+}
+
+TEST(ConfigListTest, APatternThatMatchesNothingIsAWarning) {
+  auto plan = TryPlan({{{"sparsity", 0.5}, {"op_names", {"a"}}, {"op_names_re", {"a|b", "A"}}}},
+                      Layers({"a"}));
+  ASSERT_THAT(plan, IsOk());
+  EXPECT_THAT(
+      plan->warnings,
+      ElementsAre("config_list[0].op_names_re[1] is \"A\", which matches the name of no layer"));
+}
+
+TEST(ConfigListTest, PatternsThatAreNoneOrTooLargeAreRefused) {
+  const auto refused = [](json rule) {
+    rule["sparsity"] = 0.5;
+    return TryPlan(json::array({rule}), Layers({"a"}));
+  };
+  EXPECT_THAT(
+      refused({{"op_names_re", {"a", "(b"}}}),
+      IsInvalid("config_list[0].op_names_re[1] is \"(b\"; it must be a regular expression as "
+                "RE2 has them: missing ): (b"));
+  EXPECT_THAT(refused({{"op_names", {"re:*"}}}),
+              IsInvalid(HasSubstr("config_list[0].op_names[0] is \"*\"; it must be a regular")));
+  EXPECT_THAT(refused({{"op_names", {"re:"}}}),
+              IsInvalid("config_list[0].op_names[0] has 0 bytes; a pattern must have 1 to 1024"));
+  EXPECT_THAT(refused({{"op_names_re", std::string(1025, 'a')}}),
+              IsInvalid(HasSubstr("1025 bytes")));
+  EXPECT_THAT(refused({{"op_names_re", 3}}),
+              IsInvalid(HasSubstr("config_list[0].op_names_re is 3")));
+  EXPECT_THAT(
+      refused({{"op_names_re", std::vector<std::string>(257, "a")}}),
+      IsInvalid("config_list[0].op_names_re[256] is \"a\"; a config_list may have at most 256 "
+                "patterns"));
+  const auto too_large = IsInvalid(HasSubstr("may have at most 8192 bytes; use * or +, or fewer"));
+  std::string repetitions;
+  for (int i = 0; i < 100; ++i) repetitions += "a{0,1000}";
+  for (const std::string& pattern :
+       {std::string("a{8192}"), std::string("(((a{20}){20}){20}){20}"), repetitions,
+        std::string(".*a.{900}x"), std::string("\\pL{100}"),
+        std::string("a{99999999999999999999}")}) {
+    EXPECT_THAT(refused({{"op_names_re", pattern}}), too_large) << pattern;
+  }
+  EXPECT_THAT(refused({{"op_names_re", std::vector<std::string>(200, std::string(50, 'a'))}}),
+              too_large);
+  EXPECT_THAT(refused({{"op_names_re", {".*a.{50}x", R"((model|vit)\.layers\.\d{1,3}\..*)"}}}),
+              IsOk());
+}
+
+TEST(ConfigListTest, ALayerThatNeedsAFilterIsLeftOutByRulesWithoutOne) {
+  Layer position = Typed("position", "Encoder");
+  position.shape = {1, 5, 8};
+  position.needs_filter = true;
+  // One of the same type that does not need one.
+  const Layer other = Typed("other", "Encoder");
+  const std::vector<Layer> layers = {position, other};
+  EXPECT_THAT(SparsitiesOf({{{"sparsity", 0.5}}}, layers), ElementsAre(-1, 0.5));
+  EXPECT_THAT(SparsitiesOf({{{"sparsity", 0.5}, {"op_types", {"default"}}}}, layers),
+              ElementsAre(-1, -1));
+  EXPECT_THAT(SparsitiesOf({{{"sparsity", 0.5}, {"op_types", {"Encoder"}}}}, layers),
+              ElementsAre(0.5, 0.5));
+  EXPECT_THAT(
+      SparsitiesOf({{{"sparsity", 0.5}, {"op_names_re", {"pos.*"}}}, {{"sparsity", 0.6}}}, layers),
+      ElementsAre(0.5, 0.6));
+  auto plan = TryPlan({{{"sparsity", 0.5}}}, layers);
+  ASSERT_THAT(plan, IsOk());
+  EXPECT_THAT(plan->warnings, IsEmpty());
+}
+
+TEST(ConfigListTest, PatternsThatExplodeInOtherEnginesTakeLinearTime) {
+  const std::vector<Layer> layers = Layers({std::string(1024, 'a'), std::string(1023, 'a') + "b"});
+  EXPECT_THAT(
+      SparsitiesOf({{{"sparsity", 0.5}, {"op_names_re", {"(a*)*(a|aa)+(a?){50}"}}}}, layers),
+      ElementsAre(0.5, -1));
+}
+
 TEST(ConfigListTest, BothFiltersOfARuleMustMatch) {
   EXPECT_THAT(
       SparsitiesOf({{{"sparsity", 0.5}, {"op_types", {"Linear"}}, {"op_names", {"a", "b"}}}},
