@@ -86,6 +86,14 @@ tensorflow_venv() {
     pip install --upgrade "tensorflow-cpu$version" "${others[@]}"
 }
 
+# PyTorch and its models, the runtimes of integer models, and the quantizers of those.
+runtimes_venv() {
+  local packages=(torch torchvision transformers numpy scipy scikit-learn grpcio protobuf onnx onnxscript
+    onnxruntime openvino nncf)
+  make_venv build/venv-runtimes "$(date +%Y-%m) ${packages[*]}" quietly pip-runtimes \
+    pip install --upgrade "${packages[@]}"
+}
+
 # start_server FOLDER [FLAG...]: starts a server on a free port with its log in FOLDER; sets
 # `server_pid` and exports its address.
 start_server() {

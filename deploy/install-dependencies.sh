@@ -15,11 +15,11 @@ set -euo pipefail
 runtime=(ca-certificates libprometheus-cpp-core1.0 libsqlite3-0 zlib1g)
 # shellcheck source=/dev/null
 case $(source /etc/os-release && echo "${VERSION_CODENAME:-}") in
-  trixie) runtime+=(libabsl20240722 libcpp-httplib0.18 libgrpc++1.51t64 libprotobuf32t64 libspdlog1.15 libssl3t64 libtorch2.6) ;;
-  *) runtime+=(libabsl20220623 libcpp-httplib0.11 libgrpc++1.51 libprotobuf32 libspdlog1.10 libssl3 libtorch1.13) ;;
+  trixie) runtime+=(libabsl20240722 libcpp-httplib0.18 libgrpc++1.51t64 libprotobuf32t64 libre2-11 libspdlog1.15 libssl3t64 libtorch2.6) ;;
+  *) runtime+=(libabsl20220623 libcpp-httplib0.11 libgrpc++1.51 libprotobuf32 libre2-9 libspdlog1.10 libssl3 libtorch1.13) ;;
 esac
 
-compile=(ccache cmake g++ libabsl-dev libcli11-dev libcpp-httplib-dev libgrpc++-dev libprotobuf-dev libspdlog-dev libsqlite3-dev libssl-dev
+compile=(ccache cmake g++ libabsl-dev libcli11-dev libcpp-httplib-dev libgrpc++-dev libprotobuf-dev libre2-dev libspdlog-dev libsqlite3-dev libssl-dev
          libtorch-dev ninja-build pkg-config nlohmann-json3-dev prometheus-cpp-dev protobuf-compiler
          protobuf-compiler-grpc zlib1g-dev)
 

@@ -139,12 +139,16 @@ ABSL_FLAG(
 ABSL_FLAG(bool, reflection, false,
           "Serve gRPC server reflection. It has no authentication, so it cannot be combined with "
           "token_file, tls_client_ca or trusted_proxy.");
-ABSL_FLAG(std::string, shm_socket, "",
+ABSL_FLAG(std::string, shm_socket, "auto",
           "Path of the shared-memory socket, a Unix socket over which trainers on this host share "
-          "memory with the server. Clients get the same path in $NNI_COMPRESSION_SHM_SOCKET.");
-ABSL_FLAG(std::vector<std::string>, shm_uids, {},
-          "Numeric ids of the users that may use shm_socket, separated by commas. Empty: only the "
-          "server's own user.");
+          "memory with the server. Clients get the same path in $NNI_COMPRESSION_SHM_SOCKET. auto: "
+          "where clients of the server's own user find it by the port (PORT.shm in a folder "
+          "nni-compression of $XDG_RUNTIME_DIR, or in /tmp/nni-compression-UID), or PATH.shm for "
+          "--listen=unix:PATH. Empty: none.");
+ABSL_FLAG(
+    std::vector<std::string>, shm_uids, {},
+    "Numeric ids of the users that may use shm_socket, which then has to be a path, separated "
+    "by commas. Empty: only the server's own user.");
 ABSL_FLAG(std::string, log_level, "info",
           "Minimum level to log: debug (every call), info, warning or error.");
 ABSL_FLAG(std::string, log_format, "text", "Format of the log's lines: text or json.");
@@ -265,6 +269,15 @@ absl::StatusOr<ServerOptions> OptionsFromFlags() {
                        "'; it must be numeric user ids, such as 1000,1001"));
     }
     options.shm_socket.uids.push_back(uid);
+  }
+  if (options.shm_socket.path == "auto") {
+    options.shm_socket.path.clear();
+    options.shm_socket.automatic = true;
+    if (!options.shm_socket.uids.empty()) {
+      return absl::InvalidArgumentError(
+          "shm_uids needs shm_socket=PATH, in a folder that those users can reach; shm_socket is "
+          "auto, in a folder of the server's own user");
+    }
   }
   options.sessions.max_sessions = absl::GetFlag(FLAGS_max_sessions);
   options.sessions.default_lease = absl::GetFlag(FLAGS_default_lease);

@@ -19,6 +19,8 @@
 #include <vector>
 
 #include "absl/strings/str_cat.h"
+#include "absl/strings/str_join.h"
+#include "absl/strings/strip.h"
 #include "proto/wire/frames.h"
 #include "server/base/log.h"
 #include "server/calls/components.h"
@@ -31,6 +33,7 @@
 #include "server/monitoring/server_metrics.h"
 #include "server/net/listen_address.h"
 #include "server/platform/host_resources.h"
+#include "server/platform/shm_paths.h"
 
 extern "C" void omp_set_num_threads(int threads);  // from OpenMP, which LibTorch uses
 
@@ -48,7 +51,8 @@ constexpr int kMaxMetadataBytes = 8 << 10;
 constexpr int kMaxStreamsPerConnection = 1000;
 constexpr size_t kLeastTransportBytes = 256 << 20;
 
-constexpr int kKeepaliveMs = 60000;
+// A peer that has failed is noticed after both.
+constexpr int kKeepaliveMs = 20000;
 constexpr int kKeepaliveTimeoutMs = 20000;
 constexpr absl::Duration kFinalStatusGrace = absl::Seconds(2);
 
@@ -271,9 +275,11 @@ class Server::Impl {
                                Milliseconds(options.max_connection_age));
     builder.AddChannelArgument(GRPC_ARG_MAX_CONNECTION_AGE_GRACE_MS,
                                Milliseconds(options.max_connection_grace));
-    // Detects peers whose machine has failed.
+    // Detects peers whose machine has failed. Pings without calls, too: gRPC 1.51 misses the reset
+    // of a connection that arrives together with the last data, and keeps such a socket.
     builder.AddChannelArgument(GRPC_ARG_KEEPALIVE_TIME_MS, kKeepaliveMs);
     builder.AddChannelArgument(GRPC_ARG_KEEPALIVE_TIMEOUT_MS, kKeepaliveTimeoutMs);
+    builder.AddChannelArgument(GRPC_ARG_KEEPALIVE_PERMIT_WITHOUT_CALLS, 1);
     grpc_ = builder.BuildAndStart();
     if (grpc_ == nullptr) return absl::InternalError("gRPC cannot start its server");
     listener_->Start([acceptor](int listener, int socket) {
@@ -299,11 +305,43 @@ class Server::Impl {
   }
 
   absl::Status ListenForSharedMemory(const ServerOptions& options) {
+    if (options.shm_socket.automatic) {
+      OfferSharedMemory(options);
+      return absl::OkStatus();
+    }
     if (options.shm_socket.path.empty()) return absl::OkStatus();
     auto listener = SocketListener::Start(options.shm_socket, authenticator_, &regions_);
     if (!listener.ok()) return listener.status();
     shm_listener_ = *std::move(listener);
     return absl::OkStatus();
+  }
+
+  // The socket is a convenience, without which weights go over the network.
+  void OfferSharedMemory(const ServerOptions& options) {
+    absl::string_view listen = options.listen;
+    std::vector<std::string> paths;
+    const bool on_port = listener_->port() > 0;
+    if (on_port) {
+      paths = ShmPathsOfPort(listener_->port());
+    } else if (absl::ConsumePrefix(&listen, "unix:")) {
+      paths = {ShmPathOfSocket(listen)};
+    }
+    std::vector<std::string> failures;
+    for (const std::string& path : paths) {
+      absl::Status status = on_port ? MakePrivateFolderOf(path) : absl::OkStatus();
+      if (status.ok()) {
+        ShmSocketOptions shm = options.shm_socket;
+        shm.path = path;
+        auto listener = SocketListener::Start(shm, authenticator_, &regions_);
+        if (listener.ok()) {
+          shm_listener_ = *std::move(listener);
+          return;
+        }
+        status = listener.status();
+      }
+      failures.emplace_back(status.message());
+    }
+    Log(LogLevel::kInfo, "no_shm_socket", {{"message", absl::StrJoin(failures, "; ")}});
   }
 
   absl::Status ListenForMetrics(const ServerOptions& options) {
@@ -396,7 +434,7 @@ absl::StatusOr<std::unique_ptr<Server>> Server::Start(const ServerOptions& optio
        {"port", impl->port()},
        {"metrics_port", impl->metrics_port()},
        {"tls", options.tls.enabled() ? "yes" : "no"},
-       {"asks_who_calls", options.authenticator != nullptr ? "yes" : "no"},
+       {"requires_authentication", options.authenticator != nullptr ? "yes" : "no"},
        {"memory_budget", impl->components().budget->limit()},
        {"max_connections", impl->components().connections->max_connections()},
        {"compute_threads", impl->components().executor->threads()},

@@ -138,6 +138,11 @@ absl::StatusOr<SessionUse> Bind(UnaryCall& call, const v1::BindModelRequest& req
   absl::StatusOr<compression::Binding> binding = ToBinding(request);
   if (!binding.ok()) return binding.status();
   if (call.cancelled()) return absl::CancelledError("cancelled");
+  SessionMemory patterns(call.components()->budget.get(), call.memory_quota());
+  if (absl::Status s = patterns.Reserve(PatternBytes(request), "the patterns of config_list");
+      !s.ok()) {
+    return s;
+  }
   auto session = Session::Bind(*call.components()->registry, *std::move(binding),
                                [&call] { return call.cancelled(); });
   if (!session.ok()) return session.status();

@@ -53,6 +53,12 @@ grpc::ServerUnaryReactor* Service::UpdateEpoch(Grpc* grpc, const grpc::ByteBuffe
   return Unary(grpc, NNI_COMPRESSION_METHOD("UpdateEpoch"), request, reply, &server::UpdateEpoch);
 }
 
+grpc::ServerUnaryReactor* Service::ReportResults(Grpc* grpc, const grpc::ByteBuffer* request,
+                                                 grpc::ByteBuffer* reply) {
+  return Unary(grpc, NNI_COMPRESSION_METHOD("ReportResults"), request, reply,
+               &server::ReportResults);
+}
+
 grpc::ServerUnaryReactor* Service::KeepAlive(Grpc* grpc, const grpc::ByteBuffer* request,
                                              grpc::ByteBuffer* reply) {
   return Unary(grpc, NNI_COMPRESSION_METHOD("KeepAlive"), request, reply, &server::KeepAlive);

@@ -14,15 +14,18 @@ template <class Base>
 using WithUnaryMethods = nni::compression::v1::CompressionService::WithRawCallbackMethod_BindModel<
     nni::compression::v1::CompressionService::WithRawCallbackMethod_FindWeights<
         nni::compression::v1::CompressionService::WithRawCallbackMethod_UpdateEpoch<
-            nni::compression::v1::CompressionService::WithRawCallbackMethod_KeepAlive<
-                nni::compression::v1::CompressionService::WithRawCallbackMethod_GetSession<
-                    nni::compression::v1::CompressionService::WithRawCallbackMethod_ListSessions<
+            nni::compression::v1::CompressionService::WithRawCallbackMethod_ReportResults<
+                nni::compression::v1::CompressionService::WithRawCallbackMethod_KeepAlive<
+                    nni::compression::v1::CompressionService::WithRawCallbackMethod_GetSession<
                         nni::compression::v1::CompressionService::
-                            WithRawCallbackMethod_CloseSession<
+                            WithRawCallbackMethod_ListSessions<
                                 nni::compression::v1::CompressionService::
-                                    WithRawCallbackMethod_ListAlgorithms<
+                                    WithRawCallbackMethod_CloseSession<
                                         nni::compression::v1::CompressionService::
-                                            WithRawCallbackMethod_ListTenants<Base>>>>>>>>>;
+                                            WithRawCallbackMethod_ListAlgorithms<
+                                                nni::compression::v1::CompressionService::
+                                                    WithRawCallbackMethod_ListTenants<
+                                                        Base>>>>>>>>>>;
 
 template <class Base>
 using WithStreamMethods = nni::compression::v1::CompressionService::WithRawCallbackMethod_CalcMask<
@@ -46,6 +49,8 @@ class Service final : public WithUnaryMethods<
                                         grpc::ByteBuffer* reply) override;
   grpc::ServerUnaryReactor* UpdateEpoch(Grpc* grpc, const grpc::ByteBuffer* request,
                                         grpc::ByteBuffer* reply) override;
+  grpc::ServerUnaryReactor* ReportResults(Grpc* grpc, const grpc::ByteBuffer* request,
+                                          grpc::ByteBuffer* reply) override;
   grpc::ServerUnaryReactor* KeepAlive(Grpc* grpc, const grpc::ByteBuffer* request,
                                       grpc::ByteBuffer* reply) override;
   grpc::ServerUnaryReactor* GetSession(Grpc* grpc, const grpc::ByteBuffer* request,

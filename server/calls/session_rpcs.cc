@@ -1,11 +1,13 @@
 #include "server/calls/session_rpcs.h"
 
+#include <cmath>
 #include <map>
 #include <optional>
 #include <string>
 #include <utility>
 
 #include "absl/strings/str_cat.h"
+#include "compression/messages/names.h"
 #include "proto/wire/frames.h"
 #include "server/base/errors.h"
 #include "server/base/log.h"
@@ -21,6 +23,7 @@ using compression::Session;
 namespace {
 
 constexpr int kMaxFingerprints = 65536;
+constexpr size_t kMaxResultNameBytes = 64;
 constexpr int kDefaultPage = 100;
 constexpr int kMaxPage = 1000;
 
@@ -31,6 +34,7 @@ void FillLive(Components* components, const SessionRecord& record, const Session
               v1::GetSessionResponse* response) {
   DescribeSession(record, components->sessions->Times(record), response->mutable_session());
   DescribeLayers(session, response->mutable_session());
+  DescribeConfigList(session, response->mutable_session());
   ToProto(session.plan(), session.binding().layers, response->mutable_plan());
 }
 
@@ -47,7 +51,9 @@ v1::Session LastReport(SessionStore* sessions, SessionRecord& record, SessionSta
   report.set_state(static_cast<v1::SessionState>(state));
   report.clear_lease();
   report.clear_disk_bytes();
-  if (record.session() != nullptr) DescribeLayers(*record.session(), &report);
+  if (record.session() == nullptr) return report;
+  DescribeLayers(*record.session(), &report);
+  DescribeConfigList(*record.session(), &report);
   return report;
 }
 
@@ -105,6 +111,22 @@ void UpdateEpoch(const std::shared_ptr<UnaryCall>& call, const v1::UpdateEpochRe
                      });
 }
 
+void ReportResults(const std::shared_ptr<UnaryCall>& call, const v1::ReportResultsRequest& request,
+                   v1::ReportResultsResponse*) {
+  for (const auto& [name, value] : request.results()) {
+    const std::string path = absl::StrCat("results['", Printable(name, kMaxResultNameBytes), "']");
+    absl::Status status =
+        compression::CheckName(name, kMaxResultNameBytes, absl::StrCat(path, ": the name"));
+    if (status.ok() && !std::isfinite(value)) {
+      status = absl::InvalidArgumentError(absl::StrCat(path, " is ", value, "; it must be finite"));
+    }
+    if (!status.ok()) return call->Finish(status);
+  }
+  call->RunInSession(request.session_id(),
+                     [results = Results(request.results().begin(), request.results().end())](
+                         SessionUse& use, Session&) { return use->AddResults(results); });
+}
+
 void KeepAlive(const std::shared_ptr<UnaryCall>& call, const v1::KeepAliveRequest& request,
                v1::KeepAliveResponse* response) {
   // Not on the strand: a session that computes is alive, and the trainer should get its answer now.
@@ -147,6 +169,10 @@ void GetSession(const std::shared_ptr<UnaryCall>& call, const v1::GetSessionRequ
           *response->mutable_session() = *record->report();
         }
         if (call->caller().admin) response->mutable_session()->set_tenant(record->tenant());
+        // The rest of the reply fits by itself, or not.
+        if (response->ByteSizeLong() > static_cast<size_t>(wire::kMaxMessageBytes)) {
+          response->mutable_session()->clear_config_list();
+        }
         return absl::OkStatus();
       });
       held->Drop();
@@ -166,7 +192,8 @@ void ListSessions(const std::shared_ptr<UnaryCall>& call, const v1::ListSessions
       call->caller().admin ? std::nullopt : std::optional<absl::string_view>(call->tenant());
   const absl::StatusOr<SessionStore::Page> page = sessions->List(
       tenant, std::map<std::string, std::string>(request.labels().begin(), request.labels().end()),
-      request.page_size() == 0 ? kDefaultPage : request.page_size(), request.page_token());
+      request.page_size() == 0 ? kDefaultPage : request.page_size(), request.page_token(),
+      request.include_ended());
   if (!page.ok()) return call->Finish(page.status());
   response->set_next_page_token(page->next_token);
   size_t bytes = 0;

@@ -18,6 +18,9 @@ void FindWeights(const std::shared_ptr<UnaryCall>& call,
 void UpdateEpoch(const std::shared_ptr<UnaryCall>& call,
                  const nni::compression::v1::UpdateEpochRequest& request,
                  nni::compression::v1::UpdateEpochResponse* response);
+void ReportResults(const std::shared_ptr<UnaryCall>& call,
+                   const nni::compression::v1::ReportResultsRequest& request,
+                   nni::compression::v1::ReportResultsResponse* response);
 void KeepAlive(const std::shared_ptr<UnaryCall>& call,
                const nni::compression::v1::KeepAliveRequest& request,
                nni::compression::v1::KeepAliveResponse* response);

@@ -5,7 +5,6 @@
 #include <utility>
 #include <vector>
 
-#include "absl/strings/ascii.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_join.h"
 #include "compression/algorithms/options.h"
@@ -27,26 +26,6 @@ std::string ShapeText(absl::Span<const int64_t> shape) {
   return absl::StrCat("[", text, shape.size() > 64 ? ", ..." : "", "]");
 }
 
-// An element type that the wire has.
-struct WireType {
-  compression::DataType type;
-  v1::DataType on_wire;
-};
-
-// By the types' names.
-const std::vector<WireType>& WireTypes() {
-  static const auto* const types = [] {
-    auto* found = new std::vector<WireType>;
-    for (const compression::DataTypeInfo& info : compression::DataTypes()) {
-      v1::DataType on_wire;
-      const std::string name = absl::StrCat("DATA_TYPE_", absl::AsciiStrToUpper(info.name));
-      if (v1::DataType_Parse(name, &on_wire)) found->push_back({info.type, on_wire});
-    }
-    return found;
-  }();
-  return *types;
-}
-
 absl::Span<const int64_t> ShapeOf(const google::protobuf::RepeatedField<int64_t>& shape) {
   return absl::MakeConstSpan(shape.data(), static_cast<size_t>(shape.size()));
 }
@@ -65,26 +44,21 @@ absl::StatusOr<compression::Layer> ToLayer(const v1::Layer& layer, const std::st
   out.shape.assign(layer.shape().begin(), layer.shape().end());
   out.channel_axis = static_cast<int>(layer.channel_axis());
   out.aliases.assign(layer.aliases().begin(), layer.aliases().end());
+  out.needs_filter = layer.needs_filter();
+  out.op_type_bases.assign(layer.op_type_bases().begin(), layer.op_type_bases().end());
   return out;
 }
 
 }  // namespace
 
 absl::StatusOr<compression::DataType> ToDataType(v1::DataType dtype, absl::string_view field) {
-  for (const WireType& type : WireTypes()) {
-    if (type.on_wire == dtype) return type.type;
-  }
+  if (FindElementType(dtype) != nullptr) return static_cast<compression::DataType>(dtype);
   return absl::InvalidArgumentError(absl::StrCat(field, " is ", static_cast<int>(dtype),
                                                  "; it must be in [", v1::DATA_TYPE_FLOAT32, ", ",
                                                  v1::DATA_TYPE_BIT, "]"));
 }
 
-v1::DataType ToProto(compression::DataType dtype) {
-  for (const WireType& type : WireTypes()) {
-    if (type.type == dtype) return type.on_wire;
-  }
-  return v1::DATA_TYPE_UNSPECIFIED;
-}
+v1::DataType ToProto(compression::DataType dtype) { return static_cast<v1::DataType>(dtype); }
 
 absl::StatusOr<compression::Binding> ToBinding(const v1::BindModelRequest& request) {
   if (request.config_list_size() > kMaxRules) {

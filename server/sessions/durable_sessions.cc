@@ -187,12 +187,13 @@ void DurableSessions::Save(const std::shared_ptr<SessionRecord>& record, Session
                            Saved saved) {
   const Session::Changes changes = session.TakeChanges();
   const SessionRecord::Summary summary = record->summary();
-  if (!changes.empty()) ++record->revision;
+  const bool new_results = !std::exchange(record->results_stored, true);
+  if (!changes.empty() || new_results) ++record->revision;
   Done done = ForCallers(
       [revision = record->revision.load(), saved = std::move(saved)](const absl::Status& status) {
         saved(status.ok() ? absl::StatusOr<uint64_t>(revision) : status);
       });
-  if (changes.empty() && summary == record->stored_summary) {
+  if (changes.empty() && summary == record->stored_summary && !new_results) {
     return commits_->WaitForWrites(record, std::move(done));
   }
   record->stored_summary = summary;
@@ -212,6 +213,7 @@ void DurableSessions::End(const std::shared_ptr<SessionRecord>& record, const v1
                           Done done) {
   v1::Session entry = report;
   entry.clear_layers();
+  entry.clear_config_list();
   SessionChange change;
   change.key = KeyOf(*record);
   change.entry = entry.SerializeAsString();
@@ -291,8 +293,15 @@ absl::Status DurableSessions::RestoreSession(SessionRecord& record, const Stored
   }
   SessionMemory memory(environment_.budget,
                        {environment_.account_of(record.tenant()), std::nullopt});
-  const int64_t binding_bytes = BindingBytes(request);
+  Results results(entry.results().begin(), entry.results().end());
+  const int64_t binding_bytes = BindingBytes(request) + ResultsBytes(results);
   if (absl::Status s = memory.Reserve(binding_bytes, "the session's layers"); !s.ok()) return s;
+  SessionMemory patterns(environment_.budget,
+                         {environment_.account_of(record.tenant()), std::nullopt});
+  if (absl::Status s = patterns.Reserve(PatternBytes(request), "the patterns of config_list");
+      !s.ok()) {
+    return s;
+  }
   absl::StatusOr<compression::Binding> binding = ToBinding(request);
   if (!binding.ok()) return Damaged(binding.status());
   const auto algorithm = environment_.registry->Find(binding->algorithm);
@@ -321,6 +330,7 @@ absl::Status DurableSessions::RestoreSession(SessionRecord& record, const Stored
   if (!loaded.ok()) return loaded;
   record.SetSummary(summary);
   record.stored_summary = summary;
+  record.RestoreResults(std::move(results));
   record.revision = entry.revision();  // drops the counts of failed writes
   return absl::OkStatus();
 }

@@ -3,6 +3,8 @@
 #include <algorithm>
 #include <string>
 
+#include "absl/strings/match.h"
+#include "compression/session/name_patterns.h"
 #include "server/limits/memory_costs.h"
 
 namespace nni_compression::server {
@@ -25,11 +27,15 @@ constexpr int64_t kJsonValue = 2 * 16;   // an element of an array, which grows 
 constexpr int64_t kJsonMember = 96;      // a node of an object
 constexpr int64_t kJsonBlock = 48;       // a string, an array or an object by itself
 
+// A result is stored in the record and in the last report.
+constexpr int64_t kResultCopies = 2;
+
 // The granularity in which a session's reservation grows.
 constexpr int64_t kGrowth = 4 << 10;
 
-// A session's catalogue entry; a layer's record without its mask and parameters.
-constexpr int64_t kDiskBytesPerSession = 4 << 10;
+// A session's catalogue entry with as many results as it may have; a layer's record without its
+// mask and parameters.
+constexpr int64_t kDiskBytesPerSession = 6 << 10;
 constexpr int64_t kDiskBytesPerLayer = 256;
 
 // A scale and a zero point.
@@ -125,6 +131,7 @@ int64_t BindingBytes(const v1::BindModelRequest& request) {
     bytes += kLayerBytes + kNameCopies * static_cast<int64_t>(layer.name().size()) +
              2 * TextBytes(layer.op_type()) +
              2 * static_cast<int64_t>(sizeof(int64_t)) * layer.shape_size();
+    for (const std::string& base : layer.op_type_bases()) bytes += 3 * TextBytes(base);
     for (const std::string& alias : layer.aliases()) {
       bytes += kAliasBytes + kNameCopies * static_cast<int64_t>(alias.size());
     }
@@ -133,6 +140,29 @@ int64_t BindingBytes(const v1::BindModelRequest& request) {
     bytes += kRuleBytes + kRuleCopies * JsonBytes(rule);
   }
   return bytes;
+}
+
+int64_t ResultsBytes(const Results& results) {
+  int64_t bytes = 0;
+  for (const auto& [name, value] : results)
+    bytes += kResultCopies * (kJsonMember + TextBytes(name));
+  return bytes;
+}
+
+int64_t PatternBytes(const v1::BindModelRequest& request) {
+  const auto is_pattern = [](const google::protobuf::Value& value) {
+    return absl::StartsWith(value.string_value(), compression::kPatternPrefix);
+  };
+  for (const google::protobuf::Struct& rule : request.config_list()) {
+    if (rule.fields().contains("op_names_re")) return compression::NamePatterns::kBytes;
+    const auto names = rule.fields().find("op_names");
+    if (names == rule.fields().end()) continue;
+    const auto& list = names->second.list_value().values();
+    if (is_pattern(names->second) || std::any_of(list.begin(), list.end(), is_pattern)) {
+      return compression::NamePatterns::kBytes;
+    }
+  }
+  return 0;
 }
 
 int64_t EntryBytes(const v1::Session& entry) {

@@ -3,6 +3,8 @@
 #define NNI_COMPRESSION_SERVER_SESSIONS_SESSION_MEMORY_H_
 
 #include <cstdint>
+#include <map>
+#include <string>
 #include <utility>
 #include <vector>
 
@@ -13,6 +15,9 @@
 #include "server/limits/memory_budget.h"
 
 namespace nni_compression::server {
+
+// Named numbers that a trainer has reported.
+using Results = std::map<std::string, double>;
 
 // The reservations of one session, which grow with it. Thread-compatible: used on the session's
 // strand.
@@ -43,6 +48,12 @@ class SessionMemory {
 // Memory of a bound request: layers, names, rules, the plan. It is kept for a while after the
 // session's end, for the last report.
 int64_t BindingBytes(const nni::compression::v1::BindModelRequest& request);
+
+// Memory of results, kept as long.
+int64_t ResultsBytes(const Results& results);
+
+// Memory that binding it takes in addition, until it is bound.
+int64_t PatternBytes(const nni::compression::v1::BindModelRequest& request);
 
 // Memory of a session with only its catalogue entry loaded.
 int64_t EntryBytes(const nni::compression::v1::Session& entry);

@@ -40,7 +40,8 @@ SessionRecord::SessionRecord(std::string tenant, const nni::compression::v1::Ses
       framework_(entry.framework()),
       compressed_layers_(static_cast<int>(entry.compressed_layer_count())),
       layer_count_(static_cast<int>(entry.layer_count())),
-      loaded_(false) {
+      loaded_(false),
+      results_(entry.results().begin(), entry.results().end()) {
   revision = entry.revision();
   received_bytes = static_cast<int64_t>(entry.received_bytes());
   sent_bytes = static_cast<int64_t>(entry.sent_bytes());
@@ -124,6 +125,39 @@ std::optional<int> SessionRecord::FindLayer(absl::string_view name) const {
 void SessionRecord::SetSummary(const Summary& summary) {
   MutexLock lock(&mutex_);
   summary_ = summary;
+}
+
+absl::Status SessionRecord::AddResults(const Results& results) {
+  const Results present = this->results();
+  Results all = present;
+  for (const auto& [name, value] : results) {
+    all[name] = value;
+    if (all.size() > kMaxResults) break;
+  }
+  if (all.size() > kMaxResults) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("results would have more than ", kMaxResults,
+                     " names in this session, which may have at most ", kMaxResults));
+  }
+  if (all == present) return absl::OkStatus();  // such as a retry
+  const int64_t more = ResultsBytes(all) - ResultsBytes(present);
+  if (absl::Status s = memory_.Grow(more, "the session's results"); !s.ok()) return s;
+  binding_bytes_.fetch_add(more, std::memory_order_relaxed);
+  results_stored = false;
+  MutexLock lock(&mutex_);
+  results_ = std::move(all);
+  return absl::OkStatus();
+}
+
+void SessionRecord::RestoreResults(Results results) {
+  results_stored = true;
+  MutexLock lock(&mutex_);
+  results_ = std::move(results);
+}
+
+Results SessionRecord::results() const {
+  MutexLock lock(&mutex_);
+  return results_;
 }
 
 absl::Status NoSession(const SessionRecord& record) {

@@ -3,6 +3,7 @@
 #define NNI_COMPRESSION_SERVER_SESSIONS_SESSION_RECORD_H_
 
 #include <atomic>
+#include <cstddef>
 #include <cstdint>
 #include <map>
 #include <memory>
@@ -23,6 +24,9 @@
 #include "server/sessions/session_memory.h"
 
 namespace nni_compression::server {
+
+// How many results a session may have.
+constexpr size_t kMaxResults = 64;
 
 enum class SessionState { kActive = 1, kClosed = 2, kExpired = 3 };
 
@@ -123,6 +127,18 @@ class SessionRecord {
   // The summary in the stored catalogue entry. On the strand only.
   Summary stored_summary;
 
+  // Adds results, or replaces those of the same names. On the strand only. INVALID_ARGUMENT when
+  // the session would have too many, RESOURCE_EXHAUSTED when there is no memory for them; then none
+  // has changed.
+  absl::Status AddResults(const Results& results);
+
+  // Those of the stored catalogue entry replace all others. On the strand only.
+  void RestoreResults(Results results);
+  Results results() const;
+
+  // Whether the stored catalogue entry has the results. On the strand only.
+  bool results_stored = true;
+
   // How often the stored state has changed. A change is stored before the caller learns its
   // revision, so a record that is older than its caller's comes from a data directory that has lost
   // data. Stays 0 without one.
@@ -171,6 +187,7 @@ class SessionRecord {
   std::atomic<SessionState> state_{SessionState::kActive};
   mutable Mutex mutex_;
   Summary summary_ ABSL_GUARDED_BY(mutex_);
+  Results results_ ABSL_GUARDED_BY(mutex_);
 
   // Guarded by the store's mutex.
   uint64_t sequence_ = 0;

@@ -1,10 +1,34 @@
 #include "server/sessions/session_report.h"
 
+#include <string>
+
 #include "server/convert/convert.h"
+#include "server/convert/json.h"
 
 namespace nni_compression::server {
 
 namespace v1 = ::nni::compression::v1;
+
+namespace {
+
+// A larger config_list is not kept for the last report.
+constexpr size_t kMaxConfigListBytes = 64 << 10;
+constexpr size_t kValueBytes = 8;  // a number, or what is around another value
+
+// About what `value` takes in a message.
+size_t WireBytes(const nlohmann::json& value) {
+  size_t bytes = kValueBytes;
+  if (value.is_string()) bytes += value.get_ref<const std::string&>().size();
+  if (value.is_array()) {
+    for (const nlohmann::json& element : value) bytes += WireBytes(element);
+  }
+  if (value.is_object()) {
+    for (const auto& [key, element] : value.items()) bytes += key.size() + WireBytes(element);
+  }
+  return bytes;
+}
+
+}  // namespace
 
 SessionRecord::Summary Summarize(const compression::Session& session) {
   SessionRecord::Summary summary;
@@ -46,6 +70,19 @@ void DescribeSession(const SessionRecord& record, const SessionTimes& times, v1:
   out->set_received_bytes(static_cast<uint64_t>(record.received_bytes.load()));
   out->set_sent_bytes(static_cast<uint64_t>(record.sent_bytes.load()));
   ToProto(absl::Nanoseconds(record.compute_nanoseconds.load()), out->mutable_compute_time());
+  const Results results = record.results();
+  out->mutable_results()->insert(results.begin(), results.end());
+}
+
+void DescribeConfigList(const compression::Session& session, v1::Session* out) {
+  size_t bytes = 0;
+  for (const nlohmann::json& rule : session.binding().config_list) {
+    bytes += WireBytes(rule);
+    if (bytes > kMaxConfigListBytes) return;
+  }
+  for (const nlohmann::json& rule : session.binding().config_list) {
+    ToProto(rule, out->add_config_list());
+  }
 }
 
 void DescribeLayers(const compression::Session& session, v1::Session* out) {

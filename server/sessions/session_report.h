@@ -11,12 +11,15 @@ namespace nni_compression::server {
 
 SessionRecord::Summary Summarize(const compression::Session& session);
 
-// Everything except the layers. Any thread.
+// Everything except the layers and the config_list. Any thread.
 void DescribeSession(const SessionRecord& record, const SessionTimes& times,
                      nni::compression::v1::Session* out);
 
 // The state of each layer. On the session's strand.
 void DescribeLayers(const compression::Session& session, nni::compression::v1::Session* out);
+
+// The config_list as bound, unless it is too large to be kept. On the session's strand.
+void DescribeConfigList(const compression::Session& session, nni::compression::v1::Session* out);
 
 // The names of the stale layers. On the session's strand.
 void StaleLayers(const compression::Session& session,

@@ -103,7 +103,8 @@ absl::StatusOr<SessionUse> SessionStore::Insert(std::shared_ptr<SessionRecord> r
 
 void SessionStore::Restore(const std::shared_ptr<SessionRecord>& record, const Stored& stored) {
   MutexLock lock(&mutex_);
-  record->sequence_ = live_.count(stored.sequence) > 0 ? next_sequence_ : stored.sequence;
+  const bool taken = live_.count(stored.sequence) + ended_.count(stored.sequence) > 0;
+  record->sequence_ = taken ? next_sequence_ : stored.sequence;
   record->lease_ = stored.lease >= options_.min_lease ? stored.lease : options_.default_lease;
   record->create_time_ = stored.created;
   record->last_call_ = stored.last_call;
@@ -111,7 +112,7 @@ void SessionStore::Restore(const std::shared_ptr<SessionRecord>& record, const S
   next_sequence_ = std::max(next_sequence_, record->sequence_ + 1);
   sessions_[Key(record->tenant(), record->id())] = record;
   if (stored.state != SessionState::kActive) {
-    KeepReport(record.get());
+    KeepReport(record);
   } else {
     AddLive(record);
     record->deadline_ = timers_->clock()->Now() + record->lease_;
@@ -171,7 +172,7 @@ absl::Status SessionStore::Close(absl::string_view tenant, absl::string_view id)
 
 absl::StatusOr<SessionStore::Page> SessionStore::List(
     std::optional<absl::string_view> tenant, const std::map<std::string, std::string>& labels,
-    int page_size, absl::string_view token) {
+    int page_size, absl::string_view token, bool include_ended) {
   const std::optional<uint64_t> from = token.empty() ? 0 : tokens_.Open(tenant, token);
   if (!from) {
     return absl::InvalidArgumentError(
@@ -183,13 +184,26 @@ absl::StatusOr<SessionStore::Page> SessionStore::List(
   {
     MutexLock lock(&mutex_);
     EndExpired(&ended);
-    for (auto it = live_.lower_bound(*from); it != live_.end(); ++it) {
-      if ((tenant && it->second->tenant() != *tenant) || !HasLabels(*it->second, labels)) continue;
+    const BySequence none;
+    const BySequence* of = &none;
+    if (include_ended && !tenant) of = &ended_;
+    if (include_ended && tenant) {  // other tenants' reports cost it no time
+      const auto own = reports_by_tenant_.find(std::string(*tenant));
+      if (own != reports_by_tenant_.end()) of = &own->second.by_age;
+    }
+    const BySequence& kept = *of;
+    auto live = live_.lower_bound(*from);
+    auto ended = kept.lower_bound(*from);
+    while (live != live_.end() || ended != kept.end()) {
+      const bool is_live =
+          ended == kept.end() || (live != live_.end() && live->first < ended->first);
+      const std::shared_ptr<SessionRecord>& next = is_live ? (live++)->second : (ended++)->second;
+      if ((tenant && next->tenant() != *tenant) || !HasLabels(*next, labels)) continue;
       if (static_cast<int>(page.sessions.size()) == page_size) {
-        page.next_token = Token(tenant, *it->second);
+        page.next_token = Token(tenant, *next);
         break;
       }
-      page.sessions.push_back(it->second);
+      page.sessions.push_back(next);
     }
   }
   Retire(std::move(ended));
@@ -328,13 +342,16 @@ void SessionStore::Remove(const std::shared_ptr<SessionRecord>& record, SessionS
   if (!record->request_key_.empty()) requests_.erase(Key(record->tenant(), record->request_key_));
 }
 
-void SessionStore::KeepReport(SessionRecord* record) {
+void SessionStore::KeepReport(const std::shared_ptr<SessionRecord>& kept) {
+  SessionRecord* const record = kept.get();
+  ended_[record->sequence_] = kept;
   record->deadline_ = timers_->clock()->Now() + options_.report_retention;
   record->report_bytes_ = record->binding_bytes();
   reports_.insert({record->deadline_, record});
   report_bytes_ += record->report_bytes_;
   Reports& own = reports_by_tenant_[record->tenant()];
   own.by_time.insert({record->deadline_, record});
+  own.by_age[record->sequence_] = kept;
   own.bytes += record->report_bytes_;
   while (own.by_time.size() > 1 &&
          (static_cast<int64_t>(own.by_time.size()) > options_.max_reports ||
@@ -349,7 +366,7 @@ void SessionStore::End(const std::shared_ptr<SessionRecord>& record, SessionStat
   Remove(record, state);
   record->last_call_ = timers_->clock()->Now();
   ended->push_back(record);
-  KeepReport(record.get());
+  KeepReport(record);
   Arm();
 }
 
@@ -381,9 +398,11 @@ void SessionStore::ForgetReport(SessionRecord* record) {
   report_bytes_ -= record->report_bytes_;
   const auto own = reports_by_tenant_.find(record->tenant());
   own->second.by_time.erase({record->deadline_, record});
+  own->second.by_age.erase(record->sequence_);
   own->second.bytes -= record->report_bytes_;
   if (own->second.by_time.empty()) reports_by_tenant_.erase(own);
   if (forget_) forget_(*record);
+  ended_.erase(record->sequence_);
   sessions_.erase(Key(record->tenant(), record->id()));
 }
 

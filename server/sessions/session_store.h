@@ -134,11 +134,12 @@ class SessionStore {
     std::vector<std::shared_ptr<SessionRecord>> sessions;
     std::string next_token;
   };
-  // Live sessions with all of `labels`, oldest first; of all tenants for nullopt. INVALID_ARGUMENT
-  // for a token that is not from this listing.
+  // Live sessions with all of `labels`, and ended ones whose report is kept if `include_ended`,
+  // oldest first; of all tenants for nullopt. INVALID_ARGUMENT for a token that is not from a
+  // listing of this reader.
   absl::StatusOr<Page> List(std::optional<absl::string_view> tenant,
                             const std::map<std::string, std::string>& labels, int page_size,
-                            absl::string_view token);
+                            absl::string_view token, bool include_ended = false);
 
   // The token of a page that begins with this session, for the reader of List.
   std::string Token(std::optional<absl::string_view> tenant, const SessionRecord& record) const;
@@ -164,6 +165,7 @@ class SessionStore {
   friend class SessionUse;
   using Key = std::pair<std::string, std::string>;  // tenant, id or request_id
   using Ended = std::vector<std::shared_ptr<SessionRecord>>;
+  using BySequence = std::map<uint64_t, std::shared_ptr<SessionRecord>>;
 
   struct Request {
     std::string fingerprint;
@@ -187,10 +189,12 @@ class SessionStore {
   using ByTime = std::set<std::pair<absl::Time, SessionRecord*>>;
   struct Reports {
     ByTime by_time;
+    BySequence by_age;
     int64_t bytes = 0;
   };
 
-  void KeepReport(SessionRecord* record) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
+  void KeepReport(const std::shared_ptr<SessionRecord>& record)
+      ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   void End(const std::shared_ptr<SessionRecord>& record, SessionState state, Ended* ended)
       ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   // About when the first lease, of at least one session, will end.
@@ -210,7 +214,9 @@ class SessionStore {
   mutable Mutex mutex_;
   absl::flat_hash_map<Key, std::shared_ptr<SessionRecord>> sessions_ ABSL_GUARDED_BY(mutex_);
   absl::flat_hash_map<Key, Request> requests_ ABSL_GUARDED_BY(mutex_);
-  std::map<uint64_t, std::shared_ptr<SessionRecord>> live_ ABSL_GUARDED_BY(mutex_);
+  // By age. A session moves from the first to the second.
+  BySequence live_ ABSL_GUARDED_BY(mutex_);
+  BySequence ended_ ABSL_GUARDED_BY(mutex_);
   std::map<std::string, Live> live_by_tenant_
       ABSL_GUARDED_BY(mutex_);                      // only tenants that have any
   int64_t disk_bytes_ ABSL_GUARDED_BY(mutex_) = 0;  // of live_

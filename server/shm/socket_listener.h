@@ -24,7 +24,8 @@
 namespace nni_compression::server {
 
 struct ShmSocketOptions {
-  std::string path;           // empty: no socket
+  std::string path;           // empty: no socket, unless it is automatic
+  bool automatic = false;     // at a path where clients look, if there can be one
   std::vector<uid_t> uids;    // admitted users, see CheckUids; empty: the server's own
   int max_connections = 256;  // further ones are closed at once
   int max_regions = 64;       // per connection

@@ -154,6 +154,16 @@ grpc::Status UpdateEpoch(v1::CompressionService::Stub& stub, const std::string& 
   return stub.UpdateEpoch(&context, request, response);
 }
 
+grpc::Status ReportResults(v1::CompressionService::Stub& stub, const std::string& id,
+                           const std::map<std::string, double>& results) {
+  grpc::ClientContext context;
+  v1::ReportResultsRequest request;
+  v1::ReportResultsResponse response;
+  request.set_session_id(id);
+  request.mutable_results()->insert(results.begin(), results.end());
+  return stub.ReportResults(&context, request, &response);
+}
+
 grpc::Status KeepAlive(v1::CompressionService::Stub& stub, const std::string& id) {
   grpc::ClientContext context;
   v1::KeepAliveRequest request;

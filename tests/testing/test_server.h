@@ -157,6 +157,8 @@ grpc::Status Step(v1::CompressionService::Stub& stub, const StepMessage& message
 
 grpc::Status UpdateEpoch(v1::CompressionService::Stub& stub, const std::string& id, int64_t epoch,
                          v1::UpdateEpochResponse* response);
+grpc::Status ReportResults(v1::CompressionService::Stub& stub, const std::string& id,
+                           const std::map<std::string, double>& results);
 grpc::Status KeepAlive(v1::CompressionService::Stub& stub, const std::string& id);
 grpc::Status CloseSession(v1::CompressionService::Stub& stub, const std::string& id);
 grpc::Status GetSession(v1::CompressionService::Stub& stub, const std::string& id,

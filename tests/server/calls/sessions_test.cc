@@ -3,11 +3,14 @@
 #include <gtest/gtest.h>
 
 #include <algorithm>
+#include <cmath>
 #include <functional>
+#include <map>
 #include <string>
 #include <thread>
 #include <vector>
 
+#include "absl/strings/str_cat.h"
 #include "tests/testing/test_server.h"
 
 namespace nni_compression::testing {
@@ -236,6 +239,80 @@ TEST_F(SessionsTest, WithoutCredentialsNoMethodAnswers) {
   context.AddMetadata("tenant", "nobody");
   const auto stream = stub().CalcMask(&context);
   EXPECT_EQ(code(stream->Finish()), grpc::StatusCode::UNAUTHENTICATED);
+}
+
+TEST_F(SessionsTest, ReportedResultsAreShown) {
+  const std::string id = Bind(stub(), level_);
+  const auto results = [&] {
+    v1::GetSessionResponse response;
+    EXPECT_TRUE(GetSession(stub(), id, &response).ok());
+    const auto& shown = response.session().results();
+    return std::map<std::string, double>(shown.begin(), shown.end());
+  };
+  for (int i = 0; i < 2; ++i) {  // a retry
+    ASSERT_TRUE(ReportResults(stub(), id, {{"accuracy", 0.9}, {"loss", 1}}).ok());
+  }
+  ASSERT_TRUE(ReportResults(stub(), id, {{"accuracy", 0.95}}).ok());
+  EXPECT_EQ(results(), (std::map<std::string, double>{{"accuracy", 0.95}, {"loss", 1}}));
+
+  const auto error = [&](const std::map<std::string, double>& reported) {
+    const grpc::Status status = ReportResults(stub(), id, reported);
+    EXPECT_EQ(status.error_code(), grpc::StatusCode::INVALID_ARGUMENT);
+    return status.error_message();
+  };
+  EXPECT_EQ(error({{"accuracy", 1}, {"loss", std::nan("")}}),
+            "results['loss'] is nan; it must be finite");
+  EXPECT_THAT(error({{"", 1}}), HasSubstr("results['']: the name"));
+  EXPECT_THAT(error({{std::string(65, 'a'), 1}}), HasSubstr("64"));
+  EXPECT_THAT(error({{"a\nb", 1}}), HasSubstr("the name"));
+  std::map<std::string, double> many = {{"accuracy", 0}};
+  for (int i = 0; i < 63; ++i) many[absl::StrCat("result ", i)] = i;
+  EXPECT_THAT(error(many), HasSubstr("at most 64"));
+  EXPECT_EQ(results().size(), 2u) << "nothing has changed";
+  many.erase("result 62");
+  ASSERT_TRUE(ReportResults(stub(), id, many).ok());
+  EXPECT_EQ(results().size(), 64u);
+  EXPECT_EQ(results()["accuracy"], 0);
+
+  EXPECT_EQ(ReportResults(stub(), "unknown", {{"a", 1}}).error_code(), grpc::StatusCode::NOT_FOUND);
+  ASSERT_TRUE(CloseSession(stub(), id).ok());
+  EXPECT_EQ(ReportResults(stub(), id, {{"accuracy", 1}}).error_code(), grpc::StatusCode::NOT_FOUND);
+  EXPECT_EQ(results().size(), 64u) << "kept with the last report";
+}
+
+TEST_F(SessionsTest, AConfigListIsShownAsBoundUnlessItIsLarge) {
+  const auto shown = [&](size_t bytes) {
+    v1::BindModelRequest request = BindRequest("custom_pruner", {}, {{"fc", {4}}});
+    auto& rule = *request.mutable_config_list(0)->mutable_fields();
+    auto& options = *rule["options"].mutable_struct_value()->mutable_fields();
+    options["text"].set_string_value(std::string(bytes, 'x'));
+    const std::string id = Bind(stub(), request);
+    v1::GetSessionResponse live, ended;
+    EXPECT_TRUE(GetSession(stub(), id, &live).ok());
+    EXPECT_TRUE(CloseSession(stub(), id).ok());
+    EXPECT_TRUE(GetSession(stub(), id, &ended).ok());
+    EXPECT_EQ(live.session().config_list_size(), ended.session().config_list_size());
+    for (const auto& copy : ended.session().config_list()) {
+      EXPECT_EQ(copy.fields().at("options").struct_value().fields().at("text").string_value(),
+                std::string(bytes, 'x'));
+    }
+    return ended.session().config_list_size();
+  };
+  EXPECT_EQ(shown(60 << 10), 1);
+  EXPECT_EQ(shown(70 << 10), 0);
+}
+
+TEST_F(SessionsTest, ResultsAreCountedBeforeTheyAreKept) {
+  const std::string id = Bind(stub(), level_);
+  const int64_t before = server_.server().memory_reserved();
+  std::map<std::string, double> results;
+  for (int i = 0; i < 64; ++i) results[absl::StrCat(std::string(60, 'a'), i)] = i;
+  ASSERT_TRUE(ReportResults(stub(), id, results).ok());
+  EXPECT_TRUE(
+      Eventually([&] { return server_.server().memory_reserved() >= before + 64 * (64 + 64); }));
+  const int64_t reported = server_.server().memory_reserved();
+  ASSERT_TRUE(ReportResults(stub(), id, results).ok());
+  EXPECT_TRUE(server_.MemoryReturnsTo(reported)) << "the same ones cost nothing";
 }
 
 TEST_F(SessionsTest, KeepAliveRenewsTheLease) {

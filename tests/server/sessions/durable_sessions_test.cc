@@ -26,8 +26,15 @@ namespace nni_compression::testing {
 namespace {
 
 using ::testing::AllOf;
+using ::testing::ElementsAre;
 using ::testing::HasSubstr;
 using ::testing::Not;
+
+using Results = std::map<std::string, double>;
+
+MATCHER_P(HasResults, results, "") {
+  return Results(arg.results().begin(), arg.results().end()) == results;
+}
 
 // A storage that can be told to fail, or to lose a session's state.
 class FaultyStorage : public server::MemoryStorage {
@@ -182,6 +189,15 @@ class DurableSessionsTest : public ::testing::Test {
     return response;
   }
 
+  std::vector<v1::Session> List(bool include_ended) {
+    grpc::ClientContext context;
+    v1::ListSessionsRequest request;
+    request.set_include_ended(include_ended);
+    v1::ListSessionsResponse response;
+    EXPECT_TRUE(stub().ListSessions(&context, request, &response).ok());
+    return {response.sessions().begin(), response.sessions().end()};
+  }
+
   // Bytes of a live session's records.
   int64_t Stored(const std::string& id) {
     const auto session = storage_->Load({"default", id});
@@ -271,6 +287,15 @@ TEST_F(DurableSessionsTest, WhatASessionCountsForCoversWhatIsStoredOfIt) {
   }
 }
 
+TEST_F(DurableSessionsTest, WhatASessionCountsForCoversItsResults) {
+  const std::string id = Bind(stub(), BindRequest("level", {{"sparsity", 0.5}}, {{"a", {1}}}));
+  Results results;
+  for (int i = 10; i < 74; ++i) results[absl::StrCat(std::string(62, 'r'), i)] = 1.0 / i;
+  ASSERT_TRUE(ReportResults(stub(), id, results).ok());
+  EXPECT_GT(Stored(id), 64 * 64);
+  EXPECT_LE(Stored(id), static_cast<int64_t>(Get(id).session().disk_bytes()));
+}
+
 TEST_F(DurableSessionsTest, ListingReadsNoState) {
   const std::string id = BindAgp();
   std::string bits;
@@ -292,6 +317,41 @@ TEST_F(DurableSessionsTest, ListingReadsNoState) {
   EXPECT_EQ(session.achieved_sparsity(), before.achieved_sparsity());
   EXPECT_EQ(session.create_time().seconds(), before.create_time().seconds());
   EXPECT_EQ(storage_->loads, 0);
+}
+
+TEST_F(DurableSessionsTest, ResultsOutliveTheServerAndTheSession) {
+  const std::string id = BindAgp();
+  const auto revision = Get(id).session().revision();
+  ASSERT_TRUE(ReportResults(stub(), id, {{"accuracy", 0.9}, {"loss", 0.5}}).ok());
+  const auto reported = Get(id).session().revision();
+  EXPECT_GT(reported, revision);
+  ASSERT_TRUE(ReportResults(stub(), id, {{"accuracy", 0.9}}).ok());
+  EXPECT_EQ(Get(id).session().revision(), reported) << "a retry changes nothing";
+  Restart();
+  EXPECT_THAT(List(true), ElementsAre(HasResults(Results{{"accuracy", 0.9}, {"loss", 0.5}})));
+  EXPECT_EQ(storage_->loads, 0);
+  ASSERT_TRUE(ReportResults(stub(), id, {{"accuracy", 0.95}}).ok());
+  ASSERT_TRUE(CloseSession(stub(), id).ok());
+  Restart();
+  EXPECT_THAT(List(false), ::testing::IsEmpty());
+  const std::vector<v1::Session> listed = List(true);
+  EXPECT_THAT(listed, ElementsAre(HasResults(Results{{"accuracy", 0.95}, {"loss", 0.5}})));
+  EXPECT_EQ(listed[0].state(), v1::SESSION_STATE_CLOSED);
+  EXPECT_EQ(listed[0].config_list_size(), 0);
+  const v1::Session report = Get(id).session();
+  EXPECT_THAT(report, HasResults(Results{{"accuracy", 0.95}, {"loss", 0.5}}));
+  ASSERT_EQ(report.config_list_size(), 1);
+  EXPECT_EQ(report.config_list(0).fields().at("final_sparsity").number_value(), 0.8);
+}
+
+TEST_F(DurableSessionsTest, ResultsThatAreNotStoredAreNotShown) {
+  const std::string id = BindAgp();
+  ASSERT_TRUE(ReportResults(stub(), id, {{"accuracy", 0.9}}).ok());
+  storage_->full = true;
+  EXPECT_EQ(ReportResults(stub(), id, {{"accuracy", 0.1}, {"loss", 1}}).error_code(),
+            grpc::StatusCode::RESOURCE_EXHAUSTED);
+  storage_->full = false;
+  EXPECT_THAT(Get(id).session(), HasResults(Results{{"accuracy", 0.9}}));
 }
 
 TEST_F(DurableSessionsTest, ManyCallsAtOnceReadASessionOnce) {

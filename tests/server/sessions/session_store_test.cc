@@ -2,6 +2,7 @@
 
 #include <gtest/gtest.h>
 
+#include <functional>
 #include <map>
 #include <memory>
 #include <set>
@@ -320,6 +321,42 @@ TEST_F(SessionStoreTest, ListsByLabelOldestFirstInPages) {
   EXPECT_EQ(store_->List("t", {{"run", "7"}, {"x", "1"}}, 10, "")->sessions.size(), 1u);
   EXPECT_EQ(store_->List("t", {}, 10, "nonsense").status().code(),
             absl::StatusCode::kInvalidArgument);
+}
+
+TEST_F(SessionStoreTest, EndedSessionsAreListedWhereTheyBeganAsLongAsTheirReportsAreKept) {
+  options_.max_sessions = options_.max_reports = 10;
+  MakeStore();
+  std::vector<std::string> ids;
+  for (int i = 0; i < 5; ++i) ids.push_back(BindAndLeave("t", {{"run", i == 3 ? "8" : "7"}}));
+  const std::string foreign = BindAndLeave("other", {{"run", "7"}});
+  ASSERT_TRUE(store_->Close("t", ids[0]).ok());
+  ASSERT_TRUE(store_->Close("t", ids[3]).ok());
+  const auto all = [this](
+                       const std::map<std::string, std::string>& labels,
+                       const std::function<void()>& between = [] {}) {
+    std::vector<std::string> found;
+    std::string token;
+    do {
+      const auto page = store_->List("t", labels, 1, token, /*include_ended=*/true);
+      EXPECT_TRUE(page.ok()) << page.status();
+      for (const auto& session : page->sessions) found.push_back(session->id());
+      token = page->next_token;
+      between();
+    } while (!token.empty());
+    return found;
+  };
+  EXPECT_EQ(all({}), ids);
+  EXPECT_EQ(store_->List(std::nullopt, {}, 10, "", true)->sessions.size(), 6u) << "an operator";
+  EXPECT_EQ(store_->List("nobody", {}, 10, "", true)->sessions.size(), 0u);
+  EXPECT_EQ(all({{"run", "7"}}), (std::vector<std::string>{ids[0], ids[1], ids[2], ids[4]}));
+  EXPECT_EQ(store_->List("t", {}, 10, "")->sessions.size(), 3u) << "live ones";
+  // Those that end between two pages are neither lost nor repeated.
+  EXPECT_EQ(all({}, [&] { ASSERT_TRUE(store_->Close("t", ids[2]).ok()); }), ids);
+  EXPECT_EQ(all({}, [&] { ASSERT_TRUE(store_->Close("t", ids[1]).ok()); }), ids);
+  Advance(options_.default_lease);
+  EXPECT_EQ(all({}), ids) << "expired ones, too";
+  Advance(options_.report_retention);
+  EXPECT_TRUE(all({}).empty());
 }
 
 TEST_F(SessionStoreTest, ASessionClosedUnderACallIsNotUsedAgain) {

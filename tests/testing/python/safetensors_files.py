@@ -10,10 +10,13 @@ from typing import Any
 import numpy as np
 
 DTYPES = {
+    "F8_E4M3": np.uint8,  # the bits
     "F64": np.float64,
     "F32": np.float32,
     "F16": np.float16,
+    "BF16": np.uint16,  # the bits, since numpy has no such type
     "I64": np.int64,
+    "I32": np.int32,
     "U32": np.uint32,
     "U8": np.uint8,
     "BOOL": np.bool_,
@@ -25,12 +28,13 @@ Tensors = dict[str, tuple[str, np.ndarray]]
 def write_safetensors(path: Path, tensors: Tensors, metadata: dict[str, str] | None = None) -> None:
     """Writes the tensors, {name: (dtype of the format, array)}, in their order."""
     header: dict[str, Any] = {"__metadata__": metadata} if metadata else {}
-    data = b""
+    data = bytearray()
     for name, (dtype, array) in tensors.items():
         offsets = [len(data), len(data) + array.nbytes]
         header[name] = {"dtype": dtype, "shape": list(array.shape), "data_offsets": offsets}
         data += array.tobytes()
     text = json.dumps(header).encode()
+    text += b" " * (-len(text) % 8)
     path.write_bytes(struct.pack("<Q", len(text)) + text + data)
 
 

@@ -47,7 +47,7 @@ class ServerProcess:
     """A compression_server on a port of its own; a context manager that stops it.
 
     Args:
-        flags: of the server.
+        flags: of the server, which has no shared-memory socket unless they say so.
         port: 0 picks one.
         wrapper: a command that becomes the server's, which is appended to it.
         environment: what is added to that of the tests.
@@ -75,6 +75,7 @@ class ServerProcess:
                     str(binary),
                     f"--listen=127.0.0.1:{port}",
                     f"--port_file={port_file}",
+                    "--shm_socket=",
                     *flags,
                 ],
                 stderr=log,
