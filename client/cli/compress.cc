@@ -1,6 +1,7 @@
 #include "client/cli/compress.h"
 
 #include <algorithm>
+#include <iterator>
 #include <utility>
 
 #include "absl/cleanup/cleanup.h"
@@ -9,11 +10,12 @@
 #include "absl/strings/str_join.h"
 #include "absl/time/clock.h"
 #include "client/cli/config.h"
-#include "client/cli/export.h"
 #include "client/cli/progress.h"
 
 namespace nni_compression::cli {
 namespace {
+
+constexpr int64_t kBatchBytes = int64_t{256} << 20;  // of weights whose answers are in memory
 
 bool IsWeightType(DataType dtype) {
   return dtype == DataType::kFloat32 || dtype == DataType::kFloat16 ||
@@ -70,10 +72,9 @@ LayerOutcome NewOutcome(const Tensor& tensor) {
   return outcome;
 }
 
-std::vector<LayerOutcome> Prune(const Session& session, const std::vector<Tensor>& weights,
-                                std::FILE* progress) {
-  ProgressBar bar(progress, "masks ");
-  const auto masks = session.CalcMask(weights, WithProgress(bar));
+std::vector<LayerOutcome> Prune(const Session& session, absl::Span<const Tensor> weights,
+                                const CallOptions& options) {
+  const auto masks = session.CalcMask(weights, options);
   std::vector<LayerOutcome> outcomes;
   for (size_t i = 0; i < weights.size(); ++i) {
     LayerOutcome outcome = NewOutcome(weights[i]);
@@ -88,11 +89,9 @@ std::vector<LayerOutcome> Prune(const Session& session, const std::vector<Tensor
 }
 
 // The codes stay on the server, which writes them to the export: only parameters are returned.
-std::vector<LayerOutcome> Quantize(const Session& session, const std::vector<Tensor>& weights,
-                                   std::FILE* progress) {
-  ProgressBar bar(progress, "ranges");
-  const auto quantized =
-      session.QuantizeWeight(weights, QuantizeReply::kParameters, WithProgress(bar));
+std::vector<LayerOutcome> Quantize(const Session& session, absl::Span<const Tensor> weights,
+                                   const CallOptions& options) {
+  const auto quantized = session.QuantizeWeight(weights, QuantizeReply::kParameters, options);
   std::vector<LayerOutcome> outcomes;
   for (size_t i = 0; i < weights.size(); ++i) {
     LayerOutcome outcome = NewOutcome(weights[i]);
@@ -103,6 +102,57 @@ std::vector<LayerOutcome> Quantize(const Session& session, const std::vector<Ten
     outcomes.push_back(std::move(outcome));
   }
   return outcomes;
+}
+
+// Computes the answers for all weights, a batch at a time.
+std::vector<LayerOutcome> Outcomes(const Session& session, const CompressJob& job,
+                                   const Checkpoint& checkpoint, absl::Span<const Tensor> weights) {
+  const bool prunes = job.kind == v1::ALGORITHM_KIND_PRUNER;
+  ProgressBar bar(job.output.progress, prunes ? "masks " : "ranges");
+  const int64_t total = TotalBytes(weights);
+  int64_t before = 0;
+  std::vector<LayerOutcome> outcomes;
+  while (!weights.empty()) {
+    size_t count = 1;
+    int64_t bytes = TotalBytes(weights.first(1));
+    while (count < weights.size()) {
+      const int64_t next = TotalBytes(weights.subspan(count, 1));
+      if (bytes + next > kBatchBytes) break;
+      bytes += next;
+      ++count;
+    }
+    const auto batch = weights.first(count);
+    const CallOptions options = SendingOptions(bar, checkpoint, before, total);
+    auto answers = prunes ? Prune(session, batch, options) : Quantize(session, batch, options);
+    std::move(answers.begin(), answers.end(), std::back_inserter(outcomes));
+    weights.remove_prefix(count);
+    before += bytes;
+  }
+  return outcomes;
+}
+
+// What Conv1D of transformers means for a quantizer's result; empty: nothing. `transposed` are its
+// weights. They cannot be loaded from compressed-tensors, which is an error.
+absl::StatusOr<std::string> CheckTransposed(const std::vector<std::string>& transposed,
+                                            const CompressJob& job, const v1::Plan& plan) {
+  if (transposed.empty() || job.kind == v1::ALGORITHM_KIND_PRUNER) return "";
+  const std::string names = absl::StrCat(
+      "weight ", transposed[0],
+      transposed.size() > 1 ? absl::StrCat(" and ", transposed.size() - 1, " more") : "");
+  if (job.output.format == "compressed-tensors") {
+    return absl::InvalidArgumentError(absl::StrCat(
+        names,
+        ": transformers does not load compressed-tensors into its Conv1D, which holds its outputs "
+        "in the last dimension; exclude them, or use the format safetensors"));
+  }
+  const bool slices =
+      std::any_of(plan.rules().begin(), plan.rules().end(),
+                  [](const v1::PlannedRule& rule) { return rule.range_per_channel(); });
+  if (!slices) return "";
+  return absl::StrCat(
+      names,
+      ": Conv1D of transformers holds its outputs in the last dimension; the scales "
+      "of channels and groups are those of the first, its inputs");
 }
 
 }  // namespace
@@ -138,17 +188,15 @@ absl::StatusOr<CompressResult> Compress(const Client& client, const CompressJob&
   const absl::Time start = absl::Now();
   auto config_list = ReadConfigList(job.config_path);
   if (!config_list.ok()) return config_list.status();
-  const auto file = SafetensorsFile::Open(job.input_path);
-  if (!file.ok()) return file.status();
-  if (absl::Status checked = CheckOutput(job.input_path, job.output_directory); !checked.ok()) {
-    return checked;
-  }
+  const auto model = OpenModel(job.input_path, job.output);
+  if (!model.ok()) return model.status();
+  const Checkpoint& checkpoint = model->checkpoint;
   if (absl::Status checked = CheckKind(client, job); !checked.ok()) return checked;
 
   BindRequest request;
   request.algorithm = job.algorithm;
-  request.config_list = *std::move(config_list);
-  request.layers = LayersOf(file->header());
+  request.config_list = *config_list;
+  request.layers = LayersOf(checkpoint.header());
   request.labels = job.labels;
   request.vectors_need_filter = true;  // biases and statistics of norms are layers here, too
   if (request.layers.empty()) {
@@ -163,25 +211,32 @@ absl::StatusOr<CompressResult> Compress(const Client& client, const CompressJob&
   CompressResult result;
   result.session_id = session->id();
   result.warnings.assign(session->plan().warnings().begin(), session->plan().warnings().end());
-  const std::vector<Tensor> weights = WeightsOf(*file, session->plan());
+  const std::vector<Tensor> weights = WeightsOf(checkpoint, session->plan());
   if (weights.empty()) {
     return absl::FailedPreconditionError(absl::StrCat("no tensor is compressed: no rule matches; ",
                                                       absl::StrJoin(result.warnings, "; ")));
   }
-  result.layers = job.kind == v1::ALGORITHM_KIND_PRUNER ? Prune(*session, weights, job.progress)
-                                                        : Quantize(*session, weights, job.progress);
-  for (const Tensor& weight : weights) result.sent_bytes += weight.bytes.size();
+  result.coverage = CoverageOf(checkpoint.header(), session->plan());
+  const auto embeddings =
+      EmbeddingsWarning(checkpoint.header(), session->plan(), nlohmann::json::parse(*config_list));
+  if (embeddings) result.warnings.push_back(*embeddings);
+  const auto transposed =
+      CheckTransposed(TransposedWeights(checkpoint.header(), session->plan(),
+                                        model->config ? model->config->model_type() : ""),
+                      job, session->plan());
+  if (!transposed.ok()) return transposed.status();
+  if (!transposed->empty()) result.warnings.push_back(*transposed);
+  result.layers = Outcomes(*session, job, checkpoint, weights);
   const bool all_ok = std::all_of(result.layers.begin(), result.layers.end(),
                                   [](const LayerOutcome& layer) { return layer.status.ok(); });
   if (all_ok) {
-    auto exported = ExportCheckpoint(
-        *session, *file, {"", "", job.output_directory, job.format, job.overwrite, job.progress});
+    auto exported = ExportCheckpoint(*session, *model, job.output);
     if (!exported.ok()) return exported.status();
-    result.files = std::move(exported->files);
-    result.warnings.insert(result.warnings.end(), exported->warnings.begin(),
-                           exported->warnings.end());
-    result.sent_bytes += exported->sent_bytes;
+    result.exported = *std::move(exported);
+    result.warnings.insert(result.warnings.end(), result.exported.warnings.begin(),
+                           result.exported.warnings.end());
   }
+  result.exported.sent_bytes += TotalBytes(weights);
   result.seconds = absl::ToDoubleSeconds(absl::Now() - start);
   return result;
 }

@@ -12,7 +12,9 @@
 
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
-#include "client/cli/safetensors.h"
+#include "client/cli/checkpoints/safetensors.h"
+#include "client/cli/coverage.h"
+#include "client/cli/export.h"
 #include "nni/compression/v1/compression.pb.h"
 #include "nni_compression/client.h"
 
@@ -25,13 +27,10 @@ struct CompressJob {
   std::string algorithm;
   std::string config_path;
   std::string input_path;
-  std::string output_directory;
-  std::string format = "safetensors";
-  bool overwrite = false;        // files of the output directory may be replaced
+  OutputJob output;
   std::optional<int64_t> epoch;  // unset: where the rules end
   std::optional<int64_t> step;   // unset: where quantization begins
   std::map<std::string, std::string> labels;
-  std::FILE* progress = nullptr;  // where a progress bar may be drawn
 };
 
 // The layers of a checkpoint without its model: tensors of a weight's dtype with at least one
@@ -56,8 +55,9 @@ struct CompressResult {
   std::string session_id;
   std::vector<std::string> warnings;
   std::vector<LayerOutcome> layers;  // the compressed ones, in the new file's order
-  std::vector<std::string> files;    // none unless all layers succeeded
-  int64_t sent_bytes = 0;            // tensor payload, of both passes
+  Coverage coverage;
+  ExportResult
+      exported;  // no files unless all layers succeeded; sent_bytes are those of both passes
   double seconds = 0;
 };
 

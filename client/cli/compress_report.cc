@@ -26,9 +26,12 @@ Totals Sum(const CompressResult& result) {
 }  // namespace
 
 nlohmann::json ToJson(const CompressResult& result) {
-  nlohmann::json json = {{"session_id", result.session_id},   {"warnings", result.warnings},
-                         {"layers", nlohmann::json::array()}, {"files", result.files},
-                         {"sent_bytes", result.sent_bytes},   {"seconds", result.seconds}};
+  nlohmann::json json = ToJson(result.exported);
+  json["session_id"] = result.session_id;
+  json["warnings"] = result.warnings;
+  json["layers"] = nlohmann::json::array();
+  json["coverage"] = ToJson(result.coverage);
+  json["seconds"] = result.seconds;
   for (const LayerOutcome& layer : result.layers) {
     nlohmann::json entry = {
         {"name", layer.name}, {"shape", layer.shape}, {"elements", layer.elements}};
@@ -69,10 +72,8 @@ std::string ToText(const CompressResult& result) {
     absl::StrAppend(&text, FormatShare(totals.pruned / totals.elements), " of ",
                     static_cast<int64_t>(totals.elements), " weights removed\n");
   }
-  for (const std::string& file : result.files) {
-    absl::StrAppend(&text, "wrote ", Printable(file), "\n");
-  }
-  absl::StrAppend(&text, "sent ", FormatBytes(result.sent_bytes), " in ",
+  absl::StrAppend(&text, Printable(ToText(result.coverage)), "\n", FilesText(result.exported),
+                  "sent ", FormatBytes(result.exported.sent_bytes), " in ",
                   FormatSeconds(absl::Seconds(result.seconds)), "\n");
   return text;
 }

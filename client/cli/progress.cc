@@ -49,10 +49,4 @@ void ProgressBar::Update(int64_t done_bytes, int64_t total_bytes) {
   std::fflush(stream_);
 }
 
-CallOptions WithProgress(ProgressBar& bar) {
-  CallOptions options;
-  options.progress = [&bar](const Progress& p) { bar.Update(p.sent_bytes, p.total_bytes); };
-  return options;
-}
-
 }  // namespace nni_compression::cli

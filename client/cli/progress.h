@@ -7,7 +7,6 @@
 #include <string>
 
 #include "absl/time/time.h"
-#include "nni_compression/session.h"
 
 namespace nni_compression::cli {
 
@@ -31,9 +30,6 @@ class ProgressBar {
   const std::string label_;
   absl::Time next_ = absl::InfinitePast();
 };
-
-// Options of a call that shows its progress; the bar outlives the call.
-CallOptions WithProgress(ProgressBar& bar);
 
 }  // namespace nni_compression::cli
 

@@ -17,18 +17,26 @@
 namespace nni_compression::cli {
 namespace {
 
-std::string StateName(v1::SessionState state) {
-  const std::string name = v1::SessionState_Name(state);
-  return absl::AsciiStrToLower(absl::StripPrefix(name, "SESSION_STATE_"));
-}
-
 std::string Lease(const v1::Session& session) {
   if (!session.has_lease()) return "-";
   return FormatSeconds(absl::Seconds(session.lease().seconds()));
 }
 
+bool HasEnded(const v1::Session& session) { return session.state() != v1::SESSION_STATE_ACTIVE; }
+
+// Of its end, for a session that has ended.
+std::string LastCallTime(const v1::Session& session) {
+  return absl::FormatTime(absl::FromUnixSeconds(session.last_call_time().seconds()));
+}
+
+std::string ResultsText(const v1::Session& session) {
+  const std::map<std::string, double> sorted(session.results().begin(), session.results().end());
+  return absl::StrJoin(sorted, ",", absl::PairFormatter("="));
+}
+
 // Since the session's last call, by this machine's clock.
 std::string Idle(const v1::Session& session) {
+  if (HasEnded(session)) return "-";
   const absl::Duration idle =
       absl::Now() - absl::FromUnixSeconds(session.last_call_time().seconds());
   return FormatSeconds(std::max(idle, absl::ZeroDuration()));
@@ -52,6 +60,11 @@ std::string LayersText(const v1::Session& session) {
 }
 
 }  // namespace
+
+std::string StateName(v1::SessionState state) {
+  const std::string name = v1::SessionState_Name(state);
+  return absl::AsciiStrToLower(absl::StripPrefix(name, "SESSION_STATE_"));
+}
 
 std::string LabelsText(const v1::Session& session) {
   const std::map<std::string, std::string> sorted(session.labels().begin(), session.labels().end());
@@ -102,6 +115,11 @@ std::string SessionsText(const std::vector<v1::Session>& sessions) {
                                        "MEMORY",  "IDLE",  "LEASE",     "LABELS"};
   // Only operators see the tenants.
   const bool tenants = !sessions.empty() && !sessions[0].tenant().empty();
+  const bool ended = std::any_of(sessions.begin(), sessions.end(), HasEnded);
+  const bool results = std::any_of(sessions.begin(), sessions.end(),
+                                   [](const auto& session) { return !session.results().empty(); });
+  if (ended) headings.push_back("ENDED");
+  if (results) headings.push_back("RESULTS");
   if (tenants) headings.push_back("TENANT");
   Table table(headings);
   for (const v1::Session& session : sessions) {
@@ -118,6 +136,8 @@ std::string SessionsText(const std::vector<v1::Session>& sessions) {
         Idle(session),
         Lease(session),
         LabelsText(session)};
+    if (ended) cells.push_back(HasEnded(session) ? LastCallTime(session) : "-");
+    if (results) cells.push_back(ResultsText(session));
     if (tenants) cells.push_back(Printable(session.tenant()));
     table.Add(std::move(cells));
   }
@@ -135,10 +155,11 @@ std::string SessionText(const v1::GetSessionResponse& response) {
       {"state", StateName(session.state())},
       {"labels", LabelsText(session)},
       {"created", absl::FormatTime(absl::FromUnixSeconds(session.create_time().seconds()))},
-      {"last call", absl::FormatTime(absl::FromUnixSeconds(session.last_call_time().seconds()))},
+      {HasEnded(session) ? "ended" : "last call", LastCallTime(session)},
       {"lease left", Lease(session)},
       {"epoch", absl::StrCat(session.epoch())},
       {"step", absl::StrCat(session.step())},
+      {"results", ResultsText(session)},
       {"sparsity", Share(session.has_achieved_sparsity(), session.achieved_sparsity())},
       {"memory", FormatBytes(static_cast<int64_t>(session.state_bytes()))},
       {"disk", FormatBytes(static_cast<int64_t>(session.disk_bytes()))},

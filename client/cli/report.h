@@ -26,6 +26,9 @@ std::string SessionText(const v1::GetSessionResponse& response);
 std::string ErrorText(const absl::Status& status);
 std::string ErrorJson(const absl::Status& status);
 
+// "active", "closed" or "expired".
+std::string StateName(v1::SessionState state);
+
 // "key=value,key=value", by key.
 std::string LabelsText(const v1::Session& session);
 

@@ -59,6 +59,14 @@ bool HasLoopbackHost(absl::string_view endpoint) {
   return host == "localhost";
 }
 
+// Without an authority other than an empty one, no such address is a loopback one.
+absl::string_view WithoutScheme(absl::string_view address) {
+  for (const absl::string_view scheme : {"dns:///", "dns:", "ipv4:", "ipv6:"}) {
+    if (absl::ConsumePrefix(&address, scheme)) break;
+  }
+  return address;
+}
+
 }  // namespace
 
 absl::Status CheckAddress(absl::string_view address) {
@@ -73,11 +81,19 @@ bool IsLoopback(absl::string_view address) {
   if (absl::StartsWith(address, "unix:") || absl::StartsWith(address, "unix-abstract:")) {
     return true;
   }
-  for (const absl::string_view scheme : {"dns:///", "dns:", "ipv4:", "ipv6:"}) {
-    if (absl::ConsumePrefix(&address, scheme)) break;
-  }
-  const std::vector<absl::string_view> endpoints = absl::StrSplit(address, ',');
+  const std::vector<absl::string_view> endpoints = absl::StrSplit(WithoutScheme(address), ',');
   return std::all_of(endpoints.begin(), endpoints.end(), HasLoopbackHost);
+}
+
+std::optional<int> LoopbackPort(absl::string_view address) {
+  const absl::string_view endpoint = WithoutScheme(address);
+  int port;
+  if (absl::StrContains(endpoint, ",") || !IsLoopback(address) ||
+      absl::StartsWith(address, "unix") ||
+      !absl::SimpleAtoi(endpoint.substr(endpoint.rfind(':') + 1), &port)) {
+    return std::nullopt;
+  }
+  return port;
 }
 
 }  // namespace nni_compression::internal

@@ -2,6 +2,8 @@
 #ifndef NNI_COMPRESSION_CLIENT_CPP_ADDRESS_H_
 #define NNI_COMPRESSION_CLIENT_CPP_ADDRESS_H_
 
+#include <optional>
+
 #include "absl/status/status.h"
 #include "absl/strings/string_view.h"
 
@@ -15,6 +17,9 @@ absl::Status CheckAddress(absl::string_view address);
 // Whether data sent to a valid address never leaves this host: a Unix socket,
 // "localhost" or an address of the loopback interface. Names are not resolved.
 bool IsLoopback(absl::string_view address);
+
+// The port of a valid address whose only endpoint is one of the loopback interface.
+std::optional<int> LoopbackPort(absl::string_view address);
 
 }  // namespace nni_compression::internal
 

@@ -50,6 +50,23 @@ absl::Status CheckMaskNames(const BindRequest& request) {
   return absl::OkStatus();
 }
 
+absl::StatusOr<std::vector<v1::Session>> AllPages(const internal::Connection& connection,
+                                                  const internal::Route& route,
+                                                  v1::ListSessionsRequest request,
+                                                  const CallOptions& options) {
+  request.set_page_size(kPageSize);
+  std::vector<v1::Session> sessions;
+  do {
+    auto response = connection.Unary(&Stub::ListSessions, request, route, options);
+    if (!response.ok()) return response.status();
+    for (v1::Session& session : *response->mutable_sessions()) {
+      sessions.push_back(std::move(session));
+    }
+    request.set_page_token(response->next_page_token());
+  } while (!request.page_token().empty());
+  return sessions;
+}
+
 }  // namespace
 
 std::string Client::DefaultAddress() {
@@ -86,18 +103,16 @@ absl::StatusOr<v1::ListAlgorithmsResponse> Client::ListAlgorithms(
 absl::StatusOr<std::vector<v1::Session>> Client::ListSessions(
     const std::map<std::string, std::string>& labels, const CallOptions& options) const {
   v1::ListSessionsRequest request;
-  for (const auto& [key, value] : labels) (*request.mutable_labels())[key] = value;
-  request.set_page_size(kPageSize);
-  std::vector<v1::Session> sessions;
-  do {
-    auto response = connection_->Unary(&Stub::ListSessions, request, *route_, options);
-    if (!response.ok()) return response.status();
-    for (v1::Session& session : *response->mutable_sessions()) {
-      sessions.push_back(std::move(session));
-    }
-    request.set_page_token(response->next_page_token());
-  } while (!request.page_token().empty());
-  return sessions;
+  request.mutable_labels()->insert(labels.begin(), labels.end());
+  return AllPages(*connection_, *route_, request, options);
+}
+
+absl::StatusOr<std::vector<v1::Session>> Client::ListAllSessions(
+    const std::map<std::string, std::string>& labels, const CallOptions& options) const {
+  v1::ListSessionsRequest request;
+  request.mutable_labels()->insert(labels.begin(), labels.end());
+  request.set_include_ended(true);
+  return AllPages(*connection_, *route_, request, options);
 }
 
 absl::StatusOr<v1::ListTenantsResponse> Client::ListTenants(const CallOptions& options) const {

@@ -5,9 +5,12 @@
 #include <grpcpp/support/channel_arguments.h>
 
 #include <algorithm>
+#include <cstdlib>
 #include <fstream>
 #include <iterator>
+#include <optional>
 #include <utility>
+#include <vector>
 
 #include "absl/random/random.h"
 #include "absl/strings/ascii.h"
@@ -16,10 +19,12 @@
 #include "absl/strings/numbers.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
+#include "absl/strings/strip.h"
 #include "client/cpp/address.h"
 #include "client/cpp/environment.h"
 #include "client/cpp/tls.h"
 #include "proto/wire/frames.h"
+#include "server/platform/shm_paths.h"
 
 namespace nni_compression::internal {
 namespace {
@@ -32,10 +37,27 @@ constexpr char kRequestIdKey[] = "nni-request-id";
 
 constexpr char kRevisionKey[] = "nni-session-revision";
 
+constexpr char kShmSocketVariable[] = "NNI_COMPRESSION_SHM_SOCKET";
 constexpr char kAllowVariable[] = "NNI_COMPRESSION_ALLOW_INSECURE_TOKEN";
 
-std::string SharedMemorySocketPath(const ClientOptions& options) {
-  return options.shm_socket ? *options.shm_socket : Variable("NNI_COMPRESSION_SHM_SOCKET");
+// Where the shared-memory socket of the server at `address` may be, best first.
+std::vector<std::string> ShmPaths(const ClientOptions& options, absl::string_view address) {
+  std::vector<std::string> paths;
+  const auto add = [&](const std::string& path) {
+    if (!path.empty()) paths.push_back(path);
+  };
+  if (options.shm_socket) {
+    add(*options.shm_socket);
+    return paths;
+  }
+  const bool named = std::getenv(kShmSocketVariable) != nullptr;
+  if (absl::string_view path = address; absl::ConsumePrefix(&path, "unix:")) {
+    add(server::ShmPathOfSocket(path));
+  } else if (const std::optional<int> port = LoopbackPort(address); port && !named) {
+    return server::ShmPathsOfPort(*port);
+  }
+  add(Variable(kShmSocketVariable));
+  return paths;
 }
 
 // Metadata is visible ASCII only. The message does not contain the token, which is secret.
@@ -176,8 +198,7 @@ Connection::Connection(std::string address, const ClientOptions& options, const 
       authorization_(token.empty() ? "" : absl::StrCat("Bearer ", token)),
       channel_(std::move(channel)),
       stub_(v1::CompressionService::NewStub(channel_)),
-      shared_memory_(
-          std::make_unique<SharedMemory>(SharedMemorySocketPath(options), authorization_)) {}
+      shared_memory_(std::make_unique<SharedMemory>(ShmPaths(options, address_), authorization_)) {}
 
 std::unique_ptr<grpc::ClientContext> Connection::NewContext(absl::Time deadline,
                                                             const Route& route) const {

@@ -45,6 +45,8 @@ absl::StatusOr<v1::BindModelRequest> ToProto(const BindRequest& request) {
     for (const int64_t dimension : layer.shape) to->add_shape(dimension);
     to->set_channel_axis(static_cast<uint32_t>(layer.channel_axis));
     for (const std::string& alias : layer.aliases) to->add_aliases(alias);
+    to->set_needs_filter(layer.needs_filter);
+    for (const std::string& base : layer.op_type_bases) to->add_op_type_bases(base);
   }
   out.set_framework(request.framework);
   out.set_vectors_need_filter(request.vectors_need_filter);

@@ -150,6 +150,15 @@ absl::Status Session::Export(absl::string_view format, absl::Span<const Tensor> 
   return internal::RunExport(*connection_, *route_, open, tensors, sink, options);
 }
 
+absl::Status Session::Report(const std::map<std::string, double>& results,
+                             const CallOptions& options) const {
+  v1::ReportResultsRequest request;
+  request.set_session_id(id_);
+  request.mutable_results()->insert(results.begin(), results.end());
+  return connection_->Unary(&v1::CompressionService::Stub::ReportResults, request, *route_, options)
+      .status();
+}
+
 absl::StatusOr<absl::Duration> Session::KeepAlive(const CallOptions& options) const {
   v1::KeepAliveRequest request;
   request.set_session_id(id_);

@@ -108,19 +108,14 @@ void Arena::Drop() {
 }
 
 std::unique_ptr<Arena> SharedMemory::Lease(int64_t weight_bytes, int64_t result_bytes) {
-  if (path_.empty()) return nullptr;
+  if (paths_.empty()) return nullptr;
   const std::lock_guard<std::mutex> lock(mutex_);
   if (absl::Now() < suspended_until_) return nullptr;
   if (process_ != getpid()) Disconnect();
   if (socket_ != nullptr && socket_->broken()) Disconnect();
-  if (socket_ == nullptr) {
-    auto socket = SharedMemorySocket::Connect(path_, authorization_);
-    if (!socket.ok()) {
-      Suspend();
-      return nullptr;
-    }
-    socket_ = *std::move(socket);
-    process_ = getpid();
+  if (socket_ == nullptr && !Connect()) {
+    Suspend();
+    return nullptr;
   }
   if (leased_ >= kMaxArenas) return nullptr;
   std::unique_ptr<Arena> arena;
@@ -166,6 +161,17 @@ void SharedMemory::OnUnknownRegion() {
   } else {
     Suspend();  // the socket belongs to another server
   }
+}
+
+bool SharedMemory::Connect() {
+  for (const std::string& path : paths_) {
+    auto socket = SharedMemorySocket::Connect(path, authorization_);
+    if (!socket.ok()) continue;
+    socket_ = *std::move(socket);
+    process_ = getpid();
+    return true;
+  }
+  return false;
 }
 
 void SharedMemory::Disconnect() {

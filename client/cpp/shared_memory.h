@@ -75,10 +75,10 @@ class Arena {
 // network. A forked child opens a connection of its own.
 class SharedMemory {
  public:
-  // With an empty path nothing is ever shared. `authorization` is the value of that key in the
-  // socket's hello; empty: the key is left out.
-  SharedMemory(std::string path, std::string authorization)
-      : path_(std::move(path)), authorization_(std::move(authorization)) {}
+  // The socket is at the first of `paths` where one answers; without paths nothing is ever shared.
+  // `authorization` is the value of that key in the socket's hello; empty: the key is left out.
+  SharedMemory(std::vector<std::string> paths, std::string authorization)
+      : paths_(std::move(paths)), authorization_(std::move(authorization)) {}
 
   // An arena for one attempt of a call, to be passed to Release or Discard. It may be smaller than
   // asked for. The first lease of a size creates its files, which takes longer.
@@ -94,11 +94,13 @@ class SharedMemory {
   void OnUnknownRegion();
 
  private:
-  // With the mutex held. Suspend also keeps Lease from connecting for a while.
+  // With the mutex held. Connect returns whether a socket answers; Suspend also keeps Lease from
+  // connecting for a while.
+  bool Connect();
   void Disconnect();
   void Suspend();
 
-  const std::string path_;
+  const std::vector<std::string> paths_;
   const std::string authorization_;
   std::mutex mutex_;  // guards all below
   pid_t process_ = 0;

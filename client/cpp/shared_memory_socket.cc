@@ -123,6 +123,7 @@ SharedMemorySocket::~SharedMemorySocket() {
 }
 
 bool SharedMemorySocket::broken() const {
+  if (failed_) return true;
   pollfd polled = {fd_, POLLIN, 0};
   return poll(&polled, 1, 0) != 0;  // the server never sends first
 }
@@ -143,6 +144,11 @@ absl::Status SharedMemorySocket::DropRegion(const std::string& id) {
 }
 
 absl::StatusOr<v1::SideReply> SharedMemorySocket::Ask(const v1::SideRequest& request, int file) {
+  if (failed_) {
+    return absl::UnavailableError("an earlier request on the shared-memory socket had no reply");
+  }
+  // A reply after a timeout would be taken for that of the next request.
+  failed_ = true;
   std::string packet = request.SerializeAsString();
   iovec bytes = {packet.data(), packet.size()};
   alignas(cmsghdr) char control[CMSG_SPACE(sizeof(int))] = {};
@@ -168,6 +174,7 @@ absl::StatusOr<v1::SideReply> SharedMemorySocket::Ask(const v1::SideRequest& req
     return absl::UnavailableError(
         "the shared-memory socket was closed, or belongs to another program");
   }
+  failed_ = false;
   if (reply.code() != 0) {
     return absl::Status(static_cast<absl::StatusCode>(reply.code()), reply.message());
   }

@@ -50,7 +50,7 @@ class SharedMemorySocket {
   // Bytes that may be shared at the same time.
   int64_t max_bytes() const { return max_bytes_; }
 
-  // Whether the server has closed the connection.
+  // Whether the server has closed the connection, or a request went without its reply.
   bool broken() const;
 
   // Passes a file and returns the id of its region.
@@ -62,6 +62,7 @@ class SharedMemorySocket {
   absl::StatusOr<v1::SideReply> Ask(const v1::SideRequest& request, int file = -1);
 
   const int fd_;
+  bool failed_ = false;
   int64_t max_bytes_ = 0;
 };
 

@@ -7,7 +7,7 @@
 
 #include "absl/numeric/bits.h"
 #include "absl/strings/str_cat.h"
-#include "client/cpp/element_types.h"
+#include "compression/types/element_types.h"
 
 namespace nni_compression {
 namespace {
@@ -81,7 +81,7 @@ absl::Status DispatchCodes(const QuantizedTensor& tensor, std::vector<float>& ou
 
 absl::string_view DataTypeName(DataType dtype) {
   if (dtype == DataType{}) return "unspecified";
-  const internal::ElementType* const type = internal::FindElementType(dtype);
+  const ElementType* const type = FindElementType(static_cast<int>(dtype));
   return type == nullptr ? "unknown" : type->name;
 }
 
@@ -102,7 +102,7 @@ absl::StatusOr<int64_t> ByteLength(DataType dtype, absl::Span<const int64_t> sha
     }
     elements *= shape[d];
   }
-  const internal::ElementType* const type = internal::FindElementType(dtype);
+  const ElementType* const type = FindElementType(static_cast<int>(dtype));
   const int64_t bits = type == nullptr ? 8 : type->bits;
   return (elements * bits + 7) / 8;
 }

@@ -3,6 +3,8 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include <optional>
+
 #include "nni_compression/client.h"
 
 namespace nni_compression::internal {
@@ -60,6 +62,19 @@ TEST(AddressTest, TellsLoopbackFromOtherHosts) {
         "[fd00::1]:1", "ipv4:127.0.0.1:1,10.0.0.7:1", "dns://10.0.0.7/localhost:1",
         "127.0.0.1.example.com:1", "xds:///localhost:1"}) {
     EXPECT_FALSE(IsLoopback(address)) << address;
+  }
+}
+
+TEST(AddressTest, TheSocketOfAPortIsLookedForOnThisHostOnly) {
+  for (const char* address :
+       {"localhost:50051", "127.0.0.1:50051", "[::1]:50051", "dns:///localhost:50051",
+        "dns:localhost:50051", "ipv4:127.0.0.1:50051", "ipv6:[::1]:50051"}) {
+    EXPECT_EQ(LoopbackPort(address), 50051) << address;
+  }
+  for (const char* address :
+       {"unix:/run/x:1", "unix-abstract:x:1", "example.com:1", "ipv4:127.0.0.1:1,127.0.0.2:1",
+        "dns://10.0.0.7/localhost:1", "xds:///localhost:1"}) {
+    EXPECT_EQ(LoopbackPort(address), std::nullopt) << address;
   }
 }
 

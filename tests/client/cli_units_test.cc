@@ -5,7 +5,7 @@
 #include <string>
 #include <vector>
 
-#include "client/cli/checkpoint_sink.h"
+#include "client/cli/checkpoints/checkpoint_sink.h"
 #include "client/cli/compress.h"
 #include "client/cli/config.h"
 #include "client/cli/format.h"
@@ -185,7 +185,7 @@ class CheckpointSinkTest : public ::testing::Test {
   }
 
   // An input with a weight, a scalar of a type that the service has not, and an empty tensor.
-  SafetensorsFile Input() {
+  Checkpoint Input() {
     SafetensorsHeader header;
     header.metadata = {{"format", "pt"}};
     header.tensors = {
@@ -194,7 +194,7 @@ class CheckpointSinkTest : public ::testing::Test {
     std::ofstream(path, std::ios::binary) << SerializeHeader(header) << "stepstepOLDWEIGH";
     auto file = SafetensorsFile::Open(path);
     EXPECT_TRUE(file.ok()) << file.status();
-    return *std::move(file);
+    return Checkpoint(*std::move(file));
   }
 
   static std::string Exported() {
@@ -206,7 +206,7 @@ class CheckpointSinkTest : public ::testing::Test {
 };
 
 TEST_F(CheckpointSinkTest, AddsWhatTheServerDidNotSendHoweverTheFileIsCut) {
-  const SafetensorsFile input = Input();
+  const Checkpoint input = Input();
   const std::string exported = Exported();
   for (const size_t piece : {1, 7, 8, 9, 1000}) {
     MemorySink memory;
@@ -228,7 +228,7 @@ TEST_F(CheckpointSinkTest, AddsWhatTheServerDidNotSendHoweverTheFileIsCut) {
 }
 
 TEST_F(CheckpointSinkTest, RefusesATensorOfTheInputThatIsCalledAsOneOfTheExports) {
-  const SafetensorsFile input = Input();
+  const Checkpoint input = Input();
   MemorySink memory;
   CheckpointSink sink(input, {}, memory);
   const std::string exported = Exported();
@@ -247,14 +247,15 @@ TEST_F(CheckpointSinkTest, KeepsEveryTensorAlignedToItsElements) {
   const std::string path = ::testing::TempDir() + "/aligned.safetensors";
   std::ofstream(path, std::ios::binary)
       << SerializeHeader(input_header) << "hhhhhhbbbbwwwwuiiiiiiii";
-  const auto input = SafetensorsFile::Open(path);
-  ASSERT_TRUE(input.ok()) << input.status();
+  auto opened = SafetensorsFile::Open(path);
+  ASSERT_TRUE(opened.ok()) << opened.status();
+  const Checkpoint input(*std::move(opened));
   SafetensorsHeader exported;
   exported.tensors = {
       {"w", "F32", {1}, 0, 4}, {"h", "F16", {3}, 4, 10}, {"extra", "U8", {2}, 10, 12}};
   const std::string file = SerializeHeader(exported) + "WWWWHHHHHHxx";
   MemorySink memory;
-  CheckpointSink sink(*input, {"w", "h"}, memory);
+  CheckpointSink sink(input, {"w", "h"}, memory);
   ASSERT_TRUE(sink.Begin("model.safetensors", file.size()).ok());
   ASSERT_TRUE(sink.Write(AsBytes(file)).ok());
   ASSERT_TRUE(sink.End().ok());
@@ -268,7 +269,7 @@ TEST_F(CheckpointSinkTest, KeepsEveryTensorAlignedToItsElements) {
 }
 
 TEST_F(CheckpointSinkTest, RefusesAFileThatIsNoCheckpoint) {
-  const SafetensorsFile input = Input();
+  const Checkpoint input = Input();
   MemorySink memory;
   CheckpointSink sink(input, {"w"}, memory);
   const std::string nonsense = std::string(7, '\0');

@@ -187,6 +187,28 @@ TEST_F(ClientTest, ListsSessionsByLabelsOverManyPages) {
   EXPECT_EQ(client.ListSessions({{"run", "neither"}})->size(), 0u);
 }
 
+TEST_F(ClientTest, ListsWhatWasReportedAlsoOfASessionThatHasEnded) {
+  const auto server = StartServer();
+  const Client client = Connect(AddressOf(*server));
+  BindRequest request = Request("level", kLevel, {"fc"}, 1, 2);
+  request.labels = {{"run", "ended"}};
+  const auto session = client.BindModel(request);
+  ASSERT_TRUE(session.ok()) << session.status();
+  ASSERT_TRUE(session->Report({{"accuracy", 0.5}, {"loss", 1}}).ok());
+  ASSERT_TRUE(session->Report({{"accuracy", 0.75}}).ok());
+  const absl::Status refused = session->Report({{"", 1}});
+  EXPECT_EQ(refused.code(), absl::StatusCode::kInvalidArgument);
+  ASSERT_TRUE(session->Close().ok());
+  EXPECT_EQ(session->Report({{"accuracy", 1}}).code(), absl::StatusCode::kNotFound);
+  EXPECT_EQ(client.ListSessions(request.labels)->size(), 0u);
+  const auto all = client.ListAllSessions(request.labels);
+  ASSERT_TRUE(all.ok()) << all.status();
+  ASSERT_EQ(all->size(), 1u);
+  EXPECT_EQ((*all)[0].id(), session->id());
+  EXPECT_EQ((*all)[0].results().at("accuracy"), 0.75);
+  EXPECT_EQ((*all)[0].results().at("loss"), 1);
+}
+
 TEST_F(ClientTest, ClosesASessionTwiceAndStillReportsIt) {
   const auto server = StartServer();
   const Client client = Connect(AddressOf(*server));
@@ -232,12 +254,13 @@ TEST_F(ClientTest, EveryCallCarriesTheSessionsRouteKey) {
   ASSERT_TRUE(session->Step(1).ok());
   const std::vector<float> weight = Weight(20, 1);
   ASSERT_TRUE(session->CalcMask({MakeTensor<float>("fc", {4, 5}, weight)})[0].ok());
+  ASSERT_TRUE(session->Report({{"accuracy", 1}}).ok());
   ASSERT_TRUE(session->KeepAlive().ok());
   ASSERT_TRUE(session->Close().ok());
 
   const auto routes = authenticator->routes();
-  for (const std::string method :
-       {"BindModel", "UpdateEpoch", "Step", "CalcMask", "KeepAlive", "CloseSession"}) {
+  for (const std::string method : {"BindModel", "UpdateEpoch", "Step", "CalcMask", "ReportResults",
+                                   "KeepAlive", "CloseSession"}) {
     EXPECT_THAT(routes.at(method), ElementsAre(session->route())) << method;
   }
   EXPECT_THAT(session->route(), Not(""));

@@ -7,7 +7,7 @@
 #include <fstream>
 #include <sstream>
 
-#include "client/cli/safetensors.h"
+#include "client/cli/checkpoints/safetensors.h"
 #include "nni_compression/files.h"
 #include "tests/client/client_test_base.h"
 

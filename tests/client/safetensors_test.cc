@@ -1,4 +1,4 @@
-#include "client/cli/safetensors.h"
+#include "client/cli/checkpoints/safetensors.h"
 
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>

@@ -1,4 +1,5 @@
-// Which processes a client sends its token to over the shared-memory socket.
+// Which processes a client sends its token to over the shared-memory socket, and which replies it
+// believes.
 #include "client/cpp/shared_memory_socket.h"
 
 #include <gmock/gmock.h>
@@ -13,6 +14,9 @@
 #include <cstring>
 #include <filesystem>
 #include <string>
+#include <thread>
+
+#include "absl/strings/str_cat.h"
 
 namespace nni_compression::internal {
 namespace {
@@ -118,6 +122,41 @@ TEST_F(SharedMemorySocketTest, DoesNotTrustTheOwnerOfAFolderThatOthersWriteTo) {
   EXPECT_EQ(SharedMemorySocket::Connect(folder_ + "/side", "Bearer secret").status().code(),
             absl::StatusCode::kPermissionDenied);
   EXPECT_EQ(stranger.Heard(), "");
+}
+
+TEST(SharedMemorySocketRepliesTest, AReplyThatComesTooLateIsNotThatOfTheNextRequest) {
+  const std::string path = absl::StrCat(::testing::TempDir(), "/late-", getpid());
+  sockaddr_un address = {};
+  address.sun_family = AF_UNIX;
+  path.copy(address.sun_path, sizeof(address.sun_path) - 1);
+  const int listener = socket(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0);
+  ASSERT_EQ(bind(listener, reinterpret_cast<const sockaddr*>(&address), sizeof(address)), 0);
+  ASSERT_EQ(listen(listener, 1), 0);
+  v1::SideReply reply;
+  reply.set_code(0);
+  reply.set_max_bytes(1 << 30);
+  int peer = -1;
+  std::thread server([&] {
+    char packet[1 << 10];
+    peer = accept(listener, nullptr, nullptr);
+    EXPECT_GT(recv(peer, packet, sizeof(packet), 0), 0);
+    const std::string hello = reply.SerializeAsString();
+    EXPECT_GT(send(peer, hello.data(), hello.size(), 0), 0);
+  });
+  const auto connection = SharedMemorySocket::Connect(path, "");
+  server.join();
+  ASSERT_TRUE(connection.ok()) << connection.status();
+  const auto file = SharedFile::Create(1 << 12);
+  ASSERT_TRUE(file.ok()) << file.status();
+  EXPECT_EQ((*connection)->AddRegion(*file, false).status().code(), absl::StatusCode::kUnavailable);
+  reply.set_region("late");
+  const std::string late = reply.SerializeAsString();
+  EXPECT_GT(send(peer, late.data(), late.size(), 0), 0);
+  EXPECT_TRUE((*connection)->broken());
+  EXPECT_EQ((*connection)->AddRegion(*file, false).status().code(), absl::StatusCode::kUnavailable);
+  close(peer);
+  close(listener);
+  std::filesystem::remove(path);
 }
 
 }  // namespace

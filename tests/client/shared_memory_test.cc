@@ -3,8 +3,11 @@
 
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
+#include <cstdlib>
+#include <filesystem>
 #include <fstream>
 #include <string>
 #include <thread>
@@ -164,6 +167,29 @@ TEST_F(SharedMemoryTest, WithoutASocketTensorsGoOverTheNetwork) {
   const auto network = Masks(Bind("", "level", kLevel), Tensors());
   EXPECT_TRUE(Same(Masks(Bind(NewPath(), "level", kLevel), Tensors()), network));
   EXPECT_TRUE(Same(Masks(Bind(std::string(300, 'x'), "level", kLevel), Tensors()), network));
+}
+
+TEST_F(SharedMemoryTest, ASocketThatTheServerOffersIsFoundByTheAddress) {
+  const std::string folder = NewPath();
+  ASSERT_EQ(mkdir(folder.c_str(), 0700), 0);
+  setenv("XDG_RUNTIME_DIR", folder.c_str(), 1);
+  server::ServerOptions options;
+  options.shm_socket.automatic = true;
+  const auto offering = StartServer(0, options);
+  const auto bind = [&](const ClientOptions& through) {
+    auto session = Connect(AddressOf(*offering), through)
+                       .BindModel(Request("level", kLevel, {"a", "b", "c"}, 3, kColumns));
+    EXPECT_TRUE(session.ok()) << session.status();
+    return *std::move(session);
+  };
+  const Session network = bind(Through(""));
+  const auto masks = Masks(network, Tensors());
+  EXPECT_EQ(offering->shared_bytes(), 0);
+  const Session shared = bind(ClientOptions());
+  EXPECT_TRUE(Same(Masks(shared, Tensors()), masks));
+  EXPECT_GT(offering->shared_bytes(), 0);
+  unsetenv("XDG_RUNTIME_DIR");
+  std::filesystem::remove_all(folder);
 }
 
 TEST_F(SharedMemoryTest, AServerThatAdmitsNobodyIsUsedOverTheNetwork) {

@@ -11,7 +11,7 @@
 
 #include "absl/strings/ascii.h"
 #include "absl/strings/str_cat.h"
-#include "client/cpp/element_types.h"
+#include "compression/types/element_types.h"
 #include "nni/compression/v1/compression.pb.h"
 
 namespace nni_compression {
@@ -67,10 +67,10 @@ TEST(ElementTypesTest, EveryTypeOfTheWireHasItsNameAndOfEachNameThereIsOne) {
   }
   std::set<absl::string_view> names;
   std::set<absl::string_view> safetensors_names;
-  for (const internal::ElementType& type : internal::ElementTypes()) {
-    if (type.dtype) --types;
+  for (const ElementType& type : kElementTypes) {
+    if (WireNumber(type) != 0) --types;
     EXPECT_TRUE(names.insert(type.name).second) << type.name;
-    EXPECT_TRUE(safetensors_names.insert(type.safetensors_name).second) << type.name;
+    EXPECT_TRUE(safetensors_names.insert(type.safetensors).second) << type.name;
     EXPECT_GT(type.bits, 0) << type.name;
   }
   EXPECT_EQ(types, 0);

@@ -1,6 +1,8 @@
 #include "client/cli/command_line/flags.h"
 
+#include <cstdint>
 #include <functional>
+#include <utility>
 
 #include "absl/strings/match.h"
 #include "absl/strings/numbers.h"
@@ -15,9 +17,20 @@ namespace {
 constexpr char kBeforeChoices[] = ":{";
 
 constexpr char kLabel[] = "--label";
+constexpr char kOption[] = "--option";
 
 [[noreturn]] void Refuse(const std::string& name, const std::string& value, const char* allowed) {
   throw CLI::ConversionError(absl::StrCat(name, " is ", value, "; it must be ", allowed));
+}
+
+// Before and after the first "="; `flag` has the text, of the form `allowed`.
+std::pair<std::string, std::string> SplitPair(const char* flag, absl::string_view text,
+                                              const char* allowed) {
+  std::pair<std::string, std::string> pair = absl::StrSplit(text, absl::MaxSplits('=', 1));
+  if (pair.first.empty() || !absl::StrContains(text, '=')) {
+    Refuse(flag, std::string(text), allowed);
+  }
+  return pair;
 }
 
 CLI::Option* AddParsed(CLI::App& app, const std::string& name, const std::string& type,
@@ -85,17 +98,49 @@ CLI::Option* AddLabels(CLI::App& app, std::map<std::string, std::string>* labels
   const auto parse = [labels](const std::vector<std::string>& given) {
     for (const std::string& list : given) {
       for (const absl::string_view label : absl::StrSplit(list, ',', absl::SkipEmpty())) {
-        const std::pair<std::string, std::string> pair =
-            absl::StrSplit(label, absl::MaxSplits('=', 1));
-        if (pair.first.empty() || !absl::StrContains(label, '=')) {
-          Refuse(kLabel, std::string(label), "KEY=VALUE");
-        }
-        (*labels)[pair.first] = pair.second;
+        const auto [key, value] = SplitPair(kLabel, label, "KEY=VALUE");
+        (*labels)[key] = value;
       }
     }
   };
   return app.add_option_function<std::vector<std::string>>(kLabel, parse, description)
       ->type_name("KEY=VALUE,...")
+      ->allow_extra_args(false);
+}
+
+CLI::Option* AddSize(CLI::App& app, const std::string& name, int64_t* bytes,
+                     const std::string& description) {
+  return AddParsed(app, name, "SIZE", description, [name, bytes](const std::string& text) {
+    static constexpr std::pair<const char*, int64_t> kUnits[] = {{"KB", 1'000},
+                                                                 {"MB", 1'000'000},
+                                                                 {"GB", 1'000'000'000},
+                                                                 {"KiB", int64_t{1} << 10},
+                                                                 {"MiB", int64_t{1} << 20},
+                                                                 {"GiB", int64_t{1} << 30},
+                                                                 {"", 1}};
+    for (const auto& [suffix, unit] : kUnits) {
+      absl::string_view digits = text;
+      int64_t number = 0;
+      if (!absl::ConsumeSuffix(&digits, suffix)) continue;
+      if (!absl::SimpleAtoi(digits, &number) || number <= 0 || number > INT64_MAX / unit) break;
+      *bytes = number * unit;
+      return;
+    }
+    Refuse(name, text, "a number of bytes such as 2GB, 500MB or 1GiB");
+  });
+}
+
+CLI::Option* AddFormatOptions(CLI::App& app, nlohmann::json* options,
+                              const std::string& description) {
+  const auto parse = [options](const std::vector<std::string>& given) {
+    for (const std::string& option : given) {
+      const auto [name, value] = SplitPair(kOption, option, "NAME=VALUE");
+      const auto json = nlohmann::json::parse(value, nullptr, /*allow_exceptions=*/false);
+      (*options)[name] = json.is_discarded() ? nlohmann::json(value) : json;
+    }
+  };
+  return app.add_option_function<std::vector<std::string>>(kOption, parse, description)
+      ->type_name("NAME=VALUE")
       ->allow_extra_args(false);
 }
 

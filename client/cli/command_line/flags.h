@@ -6,6 +6,7 @@
 #include <CLI/CLI.hpp>
 #include <cstdint>
 #include <map>
+#include <nlohmann/json.hpp>
 #include <optional>
 #include <string>
 #include <vector>
@@ -46,6 +47,15 @@ CLI::Option* AddSwitch(CLI::App& app, const std::string& name, bool* value,
 // The flag --label, as KEY=VALUE,...; it may be given several times.
 CLI::Option* AddLabels(CLI::App& app, std::map<std::string, std::string>* labels,
                        const std::string& description);
+
+// A number of bytes: 2GB, 500MB, 1GiB, 1000000.
+CLI::Option* AddSize(CLI::App& app, const std::string& name, int64_t* bytes,
+                     const std::string& description);
+
+// The flag --option, as NAME=VALUE; it may be given several times. A value that is JSON is read as
+// such, any other is a string.
+CLI::Option* AddFormatOptions(CLI::App& app, nlohmann::json* options,
+                              const std::string& description);
 
 // The values that an option is limited to; empty when there is no such limit.
 std::vector<std::string> ChoicesOf(const CLI::Option& option);

@@ -16,7 +16,8 @@ ConnectionFlags::ConnectionFlags(CLI::App& app) {
       AddDuration(app, "--connect_timeout", &connect_timeout_, "how long to wait for the server"),
       AddText(app, "--shm_socket", "PATH", &shm_socket_,
               "the server's --shm_socket, where it is on this host: large tensors are handed over "
-              "in shared memory (default: $NNI_COMPRESSION_SHM_SOCKET)"),
+              "in shared memory (default: $NNI_COMPRESSION_SHM_SOCKET, else where a server of this "
+              "user offers it)"),
       AddText(app, "--token_file", "FILE", &token_file_,
               "file with the token that the server asks for (default: "
               "$NNI_COMPRESSION_TOKEN_FILE, or the token in $NNI_COMPRESSION_TOKEN)"),

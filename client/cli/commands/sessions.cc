@@ -1,7 +1,8 @@
-// The live sessions of a server.
+// The sessions of a server.
 #include <sys/ioctl.h>
 #include <unistd.h>
 
+#include <filesystem>
 #include <map>
 #include <nlohmann/json.hpp>
 #include <optional>
@@ -10,11 +11,14 @@
 #include "absl/strings/str_cat.h"
 #include "absl/time/clock.h"
 #include "absl/time/time.h"
+#include "absl/types/span.h"
 #include "client/cli/command_line/flags.h"
 #include "client/cli/commands/commands.h"
 #include "client/cli/commands/connection.h"
+#include "client/cli/experiment.h"
 #include "client/cli/report.h"
 #include "client/cli/top.h"
+#include "nni_compression/files.h"
 
 namespace nni_compression::cli {
 namespace {
@@ -28,11 +32,14 @@ constexpr char kOnlyLabelled[] =
 class SessionsCommand : public ServerCommand {
  public:
   explicit SessionsCommand(CLI::App& app) : ServerCommand(app) {
+    AddSwitch(app, "--all", &all_,
+              "also those that have ended, as long as the server keeps their last reports "
+              "(--report_retention)");
     AddLabels(app, &labels_, kOnlyLabelled);
   }
 
   int RunWith(const Client& client, const Output& out) override {
-    const auto sessions = client.ListSessions(labels_);
+    const auto sessions = all_ ? client.ListAllSessions(labels_) : client.ListSessions(labels_);
     if (!sessions.ok()) return out.Fail(sessions.status());
     v1::ListSessionsResponse response;
     for (const v1::Session& session : *sessions) *response.add_sessions() = session;
@@ -40,7 +47,71 @@ class SessionsCommand : public ServerCommand {
   }
 
  private:
+  bool all_ = false;
   Labels labels_;
+};
+
+class ExperimentCommand : public ServerCommand {
+ public:
+  explicit ExperimentCommand(CLI::App& app) : ServerCommand(app) {
+    AddLabels(app, &labels_, "of the experiment's sessions, such as nni_experiment=ID")->required();
+    AddText(app, "--x", "NAME", &x_, "a result, or the sparsity, by which trials are compared");
+    AddText(app, "--y", "NAME", &y_, "the other one");
+    AddChoice(app, "--minimize", "WHICH", &minimize_,
+              {{"none", ""}, {"x", ""}, {"y", ""}, {"both", ""}},
+              "of which of the two a smaller number is better");
+    AddText(app, "-o", "FILE", &path_, "the page, an HTML file in a directory that exists")
+        ->required();
+    AddSwitch(app, "--overwrite", &overwrite_, "replaces an existing file");
+  }
+
+  int RunWith(const Client& client, const Output& out) override {
+    const auto sessions = client.ListAllSessions(labels_);
+    if (!sessions.ok()) return out.Fail(sessions.status());
+    auto experiment = Experiment::Of(*sessions, {x_, minimize_ == "x" || minimize_ == "both"},
+                                     {y_, minimize_ == "y" || minimize_ == "both"});
+    if (!experiment.ok()) return out.Fail(experiment.status());
+    for (Trial& trial : experiment->trials()) {
+      if (!trial.on_front) continue;
+      const auto response = client.GetSession(trial.session.id());
+      if (absl::IsNotFound(response.status())) continue;  // forgotten meanwhile
+      if (!response.ok()) return out.Fail(response.status());
+      *trial.session.mutable_config_list() = response->session().config_list();
+    }
+    if (absl::Status written = Write(experiment->ToHtml(labels_)); !written.ok()) {
+      return out.Fail(written);
+    }
+    nlohmann::json json = experiment->ToJson();
+    json["file"] = path_;
+    return out.Print(absl::StrCat(experiment->ToText(), "wrote ", path_, "\n"), json.dump());
+  }
+
+ private:
+  absl::Status Write(const std::string& page) const {
+    const std::filesystem::path path(path_);
+    const std::string folder = path.has_parent_path() ? path.parent_path().string() : ".";
+    auto directory =
+        DirectorySink::Create(folder, overwrite_ ? ExistingFiles::kReplace : ExistingFiles::kKeep);
+    if (!directory.ok()) return directory.status();
+    absl::Status status =
+        directory->Begin(path.filename().string(), static_cast<int64_t>(page.size()));
+    if (status.ok()) {
+      status = directory->Write(
+          absl::MakeConstSpan(reinterpret_cast<const uint8_t*>(page.data()), page.size()));
+    }
+    if (status.ok()) status = directory->End();
+    if (status.ok()) status = directory->Commit().status();
+    if (!absl::IsAlreadyExists(status)) return status;
+    return absl::AlreadyExistsError(
+        absl::StrCat(status.message(), "; choose another file, or replace it with --overwrite"));
+  }
+
+  Labels labels_;
+  std::string x_ = "sparsity";
+  std::string y_ = "accuracy";
+  std::string minimize_ = "none";
+  std::string path_;
+  bool overwrite_ = false;
 };
 
 class SessionCommand : public ServerCommand {
@@ -150,8 +221,11 @@ class CloseCommand : public ServerCommand {
 
 void AddSessionCommands(CommandLine& line) {
   constexpr char kHeading[] = "Sessions";
-  line.Add<SessionsCommand>(kHeading, "sessions", "lists the live sessions");
+  line.Add<SessionsCommand>(kHeading, "sessions", "lists the live sessions, or all of them");
   line.Add<SessionCommand>(kHeading, "session", "shows one session, layer by layer");
+  line.Add<ExperimentCommand>(kHeading, "experiment",
+                              "compares the sessions of an experiment by what they reported, in an "
+                              "HTML page with the Pareto front");
   line.Add<TopCommand>(kHeading, "top",
                        "shows the busiest sessions, their throughput and their memory until it is "
                        "interrupted");

@@ -47,7 +47,8 @@ struct ClientOptions {
   absl::Duration transfer_timeout = absl::Minutes(30);  // of calls with tensors, retries included
   RetryOptions retry;
   // The server's --shm_socket, when the server is on this host: large weights are passed in shared
-  // memory, or over the network if that fails. Empty: never; unset: $NNI_COMPRESSION_SHM_SOCKET.
+  // memory, or over the network if that fails. Empty: never; unset: $NNI_COMPRESSION_SHM_SOCKET, or
+  // where a server of this user offers it by default.
   std::optional<std::string> shm_socket;
   // The bearer token that the server asks for, or a file with it that is read at Connect. An empty
   // string means none; both unset: $NNI_COMPRESSION_TOKEN, else $NNI_COMPRESSION_TOKEN_FILE.
@@ -72,6 +73,8 @@ struct Layer {
   std::vector<int64_t> shape;        // of the weight
   int channel_axis = 0;              // of per-channel quantization: the last one in Keras
   std::vector<std::string> aliases;  // further names of a tied weight
+  bool needs_filter = false;         // rules that filter neither by type nor by name leave it out
+  std::vector<std::string> op_type_bases;  // further types, such as base classes; at most 16
 };
 
 // A mask that the trainer already has.
@@ -129,6 +132,11 @@ class Client {
 
   // All live sessions that have the labels, oldest first, without their layers.
   absl::StatusOr<std::vector<v1::Session>> ListSessions(
+      const std::map<std::string, std::string>& labels = {}, const CallOptions& options = {}) const;
+
+  // Those, and ended ones as long as the server keeps their last reports. A server that is too old
+  // to list them returns the live ones.
+  absl::StatusOr<std::vector<v1::Session>> ListAllSessions(
       const std::map<std::string, std::string>& labels = {}, const CallOptions& options = {}) const;
 
   // What each tenant uses. PERMISSION_DENIED for all but operators.

@@ -4,6 +4,7 @@
 
 #include <cstdint>
 #include <functional>
+#include <map>
 #include <memory>
 #include <optional>
 #include <string>
@@ -96,6 +97,12 @@ class Session {
   // which may be scalars; none for "masks". `format_options` is a JSON object or empty.
   absl::Status Export(absl::string_view format, absl::Span<const Tensor> tensors, FileSink& sink,
                       absl::string_view format_options = "", const CallOptions& options = {}) const;
+
+  // Keeps numbers with the session, such as the accuracy of a trial: at most 64 names of 1 to 64
+  // bytes, finite. They replace earlier ones of the same names, and are shown as long as the server
+  // keeps the session's last report. Only while the session lives.
+  absl::Status Report(const std::map<std::string, double>& results,
+                      const CallOptions& options = {}) const;
 
   // Renews the lease and returns the time until it ends.
   absl::StatusOr<absl::Duration> KeepAlive(const CallOptions& options = {}) const;

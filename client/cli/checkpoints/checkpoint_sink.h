@@ -1,6 +1,6 @@
 // Completes an exported checkpoint with the tensors that were not sent.
-#ifndef NNI_COMPRESSION_CLIENT_CLI_CHECKPOINT_SINK_H_
-#define NNI_COMPRESSION_CLIENT_CLI_CHECKPOINT_SINK_H_
+#ifndef NNI_COMPRESSION_CLIENT_CLI_CHECKPOINTS_CHECKPOINT_SINK_H_
+#define NNI_COMPRESSION_CLIENT_CLI_CHECKPOINTS_CHECKPOINT_SINK_H_
 
 #include <cstdint>
 #include <map>
@@ -11,7 +11,8 @@
 
 #include "absl/status/status.h"
 #include "absl/types/span.h"
-#include "client/cli/safetensors.h"
+#include "client/cli/checkpoints/checkpoint.h"
+#include "client/cli/checkpoints/safetensors.h"
 #include "nni_compression/files.h"
 
 namespace nni_compression::cli {
@@ -35,7 +36,7 @@ class CheckpointSink : public FileSink {
  public:
   // `sent`: tensors of the input that the server's file replaces. Input and output outlive the
   // sink.
-  CheckpointSink(const SafetensorsFile& input, std::set<std::string> sent, FileSink& output)
+  CheckpointSink(const Checkpoint& input, std::set<std::string> sent, FileSink& output)
       : input_(input), sent_(std::move(sent)), output_(output), order_(input.header()) {}
 
   absl::Status Begin(const std::string& name, int64_t byte_length) override;
@@ -58,7 +59,7 @@ class CheckpointSink : public FileSink {
   // Writes the next tensors, as long as they are from the input.
   absl::Status WriteLocal();
 
-  const SafetensorsFile& input_;
+  const Checkpoint& input_;
   const std::set<std::string> sent_;
   FileSink& output_;
   const CheckpointOrder order_;
@@ -73,4 +74,4 @@ class CheckpointSink : public FileSink {
 
 }  // namespace nni_compression::cli
 
-#endif  // NNI_COMPRESSION_CLIENT_CLI_CHECKPOINT_SINK_H_
+#endif  // NNI_COMPRESSION_CLIENT_CLI_CHECKPOINTS_CHECKPOINT_SINK_H_

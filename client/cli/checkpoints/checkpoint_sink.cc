@@ -1,4 +1,4 @@
-#include "client/cli/checkpoint_sink.h"
+#include "client/cli/checkpoints/checkpoint_sink.h"
 
 #include <algorithm>
 #include <utility>
@@ -10,6 +10,7 @@ namespace nni_compression::cli {
 namespace {
 
 constexpr char kOwnMetadata[] = "nni_compression.";
+constexpr size_t kLocalBytes = size_t{8} << 20;  // of a tensor of the input, in memory at a time
 
 }  // namespace
 
@@ -32,7 +33,8 @@ absl::Status CheckpointSink::Begin(const std::string& name, int64_t byte_length)
   plain_ = !absl::EndsWith(name, ".safetensors");
   in_header_ = !plain_;
   head_.clear();
-  return output_.Begin(name, byte_length);
+  // Else once the length of the completed file is known.
+  return plain_ ? output_.Begin(name, byte_length) : absl::OkStatus();
 }
 
 absl::Status CheckpointSink::Write(absl::Span<const uint8_t> bytes) {
@@ -56,6 +58,9 @@ absl::Status CheckpointSink::WriteHeader() {
                         absl::StrCat("file ", name_, ": ", header.status().message()));
   }
   const std::string bytes = SerializeHeader(*header);
+  const int64_t data_bytes = header->tensors.empty() ? 0 : header->tensors.back().end;
+  absl::Status begun = output_.Begin(name_, static_cast<int64_t>(bytes.size()) + data_bytes);
+  if (!begun.ok()) return begun;
   return output_.Write({reinterpret_cast<const uint8_t*>(bytes.data()), bytes.size()});
 }
 
@@ -107,8 +112,12 @@ absl::StatusOr<SafetensorsHeader> CheckpointSink::Merge() {
 
 absl::Status CheckpointSink::WriteLocal() {
   while (next_ < pieces_.size() && pieces_[next_].local != nullptr) {
-    absl::Status written = output_.Write(input_.bytes(*pieces_[next_++].local));
-    if (!written.ok()) return written;
+    for (auto bytes = input_.bytes(*pieces_[next_++].local); !bytes.empty();) {
+      const auto part = bytes.first(std::min(bytes.size(), kLocalBytes));
+      if (absl::Status written = output_.Write(part); !written.ok()) return written;
+      input_.AfterReading(static_cast<int64_t>(part.size()));
+      bytes.remove_prefix(part.size());
+    }
   }
   return absl::OkStatus();
 }
