@@ -10,6 +10,7 @@ import optuna
 import outcome
 import trial
 
+from nni_compression.integrations.optuna import trial_labels
 from nni_compression.torch import layers
 
 TRIALS = 20
@@ -30,7 +31,12 @@ def main() -> None:
 
     def objective(tuner: optuna.Trial) -> float:
         parameters = draw(tuner, names)
-        result = trial.run_trial(parameters, copy.deepcopy(network), report=lambda result: None)
+        result = trial.run_trial(
+            parameters,
+            copy.deepcopy(network),
+            report=lambda result: None,
+            labels=trial_labels(tuner),
+        )
         trials.append(outcome.Trial(str(tuner.number), parameters, result))
         return result["default"]
 

@@ -56,6 +56,7 @@ def run_trial(
     model: digits.Net,
     report: Callable[[dict[str, float]], None],
     epochs: int = EPOCHS,
+    labels: Optional[Mapping[str, str]] = None,
 ) -> dict[str, float]:
     """Trains the model with what was drawn.
 
@@ -64,6 +65,7 @@ def run_trial(
         model: trained; it is compressed in place.
         report: gets the intermediate result of each epoch.
         epochs: 3 or more.
+        labels: of the session, in addition to those of a trial of NNI.
 
     Returns "accuracy" in percent, "saved" (share of the weights' size) and "default", the score
     that the tuner maximizes.
@@ -79,7 +81,7 @@ def run_trial(
     else:
         algorithm, config_list = quantization_choice(parameters)
     data, test = digits.load_data()
-    compressor = COMPRESSORS[algorithm](config_list)
+    compressor = COMPRESSORS[algorithm](config_list, labels=labels)
     compressor(model)
 
     def result() -> dict[str, float]:
@@ -91,6 +93,7 @@ def run_trial(
 
     digits.train(model, data, epochs, compressor, 1e-3, lambda epoch: report(result()))
     final = result()
+    compressor.report(final)
     compressor.unwrap()
     return final
 

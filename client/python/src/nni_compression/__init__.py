@@ -19,6 +19,7 @@ by tuners.
 
 # Before gRPC is imported.
 from ._transport import fork_support  # noqa: F401  # isort: skip
+from ._lifetime.local_server import local_server
 from ._renamed import renamed as __getattr__  # noqa: F401
 from ._transport.tls import Tls
 from ._version import __version__
@@ -84,5 +85,6 @@ __all__ = [
     "UnimplementedError",
     "__version__",
     "load_sparse",
+    "local_server",
     "server_address",
 ]

@@ -5,18 +5,21 @@
 set into an algorithm and its config_list. They work on plain dictionaries and need no NNI, so any
 tuner can be used.
 
-Inside a trial, sessions carry the labels of `trial_labels`. A trial that calls `end_with_parent`
-closes its sessions and ends when NNI has killed its shell.
+Inside a trial, sessions carry the labels of `trial_labels`, and `report_final_result` keeps the
+trial's result with its session, for `compressionctl experiment`. A trial that calls
+`end_with_parent` closes its sessions and ends when NNI has killed its shell.
 """
 
 from __future__ import annotations
 
+import contextlib
+import importlib
 import numbers
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, NamedTuple, Optional
+from typing import Any, NamedTuple, Optional, Protocol, Union
 
 from ._lifetime.trial import end_with_parent, trial_labels
-from .errors import InvalidArgumentError
+from .errors import InvalidArgumentError, UnimplementedError
 from .values.plan import Layer
 
 __all__ = [
@@ -26,6 +29,7 @@ __all__ = [
     "pruning_space",
     "quantization_choice",
     "quantization_space",
+    "report_final_result",
     "trial_labels",
 ]
 
@@ -42,6 +46,30 @@ class Choice(NamedTuple):
 
     algorithm: str
     config_list: list[dict[str, Any]]
+
+
+class Reporter(Protocol):
+    """A compressor or a session."""
+
+    def report(self, results: Mapping[str, float], /) -> None: ...
+
+
+def report_final_result(reporter: Reporter, result: Union[float, Mapping[str, float]]) -> None:
+    """Reports a trial's result to NNI, and keeps it with the trial's session.
+
+    Args:
+        reporter: a compressor, or a session, that has not been closed.
+        result: as `nni.report_final_result` takes it: a number, or a dict with the one that the
+            tuner uses as "default".
+    """
+    keep_results(reporter, result if isinstance(result, Mapping) else {"default": result})
+    importlib.import_module("nni").report_final_result(result)
+
+
+def keep_results(reporter: Reporter, results: Mapping[str, float]) -> None:
+    """Keeps results with a session, if its server is not too old for that."""
+    with contextlib.suppress(UnimplementedError):
+        reporter.report(results)
 
 
 def pruning_space(

@@ -31,6 +31,8 @@ PathLike = Union[str, "os.PathLike[str]"]
 _OPSET = 10
 _OPSET_PER_CHANNEL = 13
 _ACTIVATIONS = ("output", "input")
+# Bits that a weight must have in common with a constant before both are taken for the same.
+_EVIDENCE = 40
 # Operators that only inspect a weight: exporters leave them behind.
 _NO_NUMBERS = ("Shape", "Size")
 
@@ -54,6 +56,10 @@ def apply(
     has merged initializers of equal content, as PyTorch's did before version 2.9, each weight gets
     one of its own again.
 
+    A weight is found by its name. Where the graph lacks it, because an exporter has renamed it (as
+    "onnx::MatMul_123"), it is the one initializer that has its content, transposed or not: the
+    weights that are kept, or numbers that round to the codes.
+
     There is a warning if a weight is far from the graph's initializer of that name: the graph is
     from another step of the training, or its exporter has folded something into the weight, as
     optimizing ones do (`torch.onnx.export` needs ``optimize=False``, before PyTorch 2.9
@@ -65,22 +71,26 @@ def apply(
         output: path to which the model is saved, too; weights of more than 2 GiB, the limit of an
             ONNX file, are saved under the same name with the suffix ".data".
         names: names of the bundle's weights -> names of the graph's initializers, where they
-            differ.
+            differ and the content does not tell.
         left_out: weights of the bundle that the graph does not need.
         others: the model's other parameters, or those that may be equal to a weight of the bundle.
             Exporters merge equal ones: a parameter that was merged with a weight gets an
             initializer of its own. Without this argument only one whose name ends as the weight's
             does gets one, and there is a warning for a weight that several operators use.
 
-    Raises InvalidArgumentError when a weight is not in the graph, has another shape or dtype, or
-    one of the others has been merged into it without a trace, or when the graph's opset lacks what
-    is needed; DataLossError for a damaged bundle.
+    Raises InvalidArgumentError when a weight is not in the graph, has another shape or dtype, is
+    the content of several initializers and the name of none, when one of the others has been merged
+    into it without a trace, or when the graph's opset lacks what is needed; DataLossError for a
+    damaged bundle.
     """
     proto = model if isinstance(model, onnx.ModelProto) else load(model)
     changed = onnx.ModelProto()
     changed.CopyFrom(proto)
     graph = _Graph(changed)
-    weights = _Bundle(Path(bundle), "onnx").weights(names or {}, left_out)
+    content = _Bundle(Path(bundle), "onnx")
+    weights = content.weights(names or {}, left_out)
+    renamed = graph.find([w for w in weights if not graph.has_constant(w.name)])
+    weights = [replace(w, name=renamed.get(w.name, w.name)) for w in weights]
     graph.separate({weight.name for weight in weights}, others)
     for weight in weights:
         graph.put(weight)
@@ -107,16 +117,18 @@ class Match(NamedTuple):
 def match(model: Any, bundle: PathLike, tied: Mapping[str, Sequence[str]]) -> Match:
     """`names` and `left_out` for `apply`, of a graph that an exporter has made of the model.
 
-    Exporters keep one initializer of tied weights, under one of their names, and omit weights that
-    no output depends on, whose names are then nowhere in the graph. If no weight is found at all,
-    `left_out` is empty: the graph then uses other names.
+    Exporters keep one initializer of tied weights, under one of their names, rename some, and omit
+    weights that no output depends on, whose names and content are then nowhere in the graph. If no
+    weight is found at all, `left_out` is empty: the graph is that of another model.
 
     Args:
         tied: name of a weight in the bundle -> all its names in the model.
     """
     graph = _Graph(model)
-    weights = _Bundle(Path(bundle), "onnx").names()
-    names, missing = {}, []
+    content = _Bundle(Path(bundle), "onnx")
+    weights = content.names()
+    names: dict[str, str] = {}
+    missing = []
     for weight in weights:
         known = (weight, *tied.get(weight, ()))
         name = next((name for name in known if graph.has_constant(name)), None)
@@ -124,6 +136,9 @@ def match(model: Any, bundle: PathLike, tied: Mapping[str, Sequence[str]]) -> Ma
             missing.append(weight)
         elif name is not None and name != weight:
             names[weight] = name
+    renamed = graph.find(content.weights({}, set(weights) - set(missing)))
+    names.update(renamed)
+    missing = [weight for weight in missing if weight not in renamed]
     return Match(names, missing if len(missing) < len(weights) else [])
 
 
@@ -151,7 +166,7 @@ def mark(weight: str, kind: str) -> str:
     return f"{kind} of {weight}"
 
 
-@dataclass
+@dataclass(eq=False)
 class _Weight:
     """A compressed weight, under the name of its initializer: values, or codes with numbers.
 
@@ -168,6 +183,28 @@ class _Weight:
     activations: dict[str, Mapping[str, Any]]
     grouped: bool = False
     turned: bool = False
+
+    def is_in(self, constant: np.ndarray[Any, Any]) -> bool:
+        """Whether a constant of the values' shape is this weight before it was compressed."""
+        kept = self.values != 0  # what a pruner has removed says nothing
+        if self.codes is None:
+            return bool(kept.any() and np.array_equal(constant[kept], self.values[kept]))
+        step = _along(self.scale, self.axis, self.codes.ndim)
+        near = np.abs(constant.reshape(self.codes.shape) - self.values.reshape(self.codes.shape))
+        levels = np.ptp(self.values) / self.scale.max()
+        certain = levels > 0 and kept.sum() * np.log2(1 + levels / 2) >= _EVIDENCE
+        return bool(certain and (near <= step)[kept.reshape(self.codes.shape)].all())
+
+    def is_like(self, other: _Weight) -> bool:
+        """Whether either may stand for the other in a graph."""
+        mine, others = (w.values if w.codes is None else w.codes for w in (self, other))
+        return (
+            not (self.activations or other.activations)
+            and self.axis == other.axis
+            and np.array_equal(mine, others)
+            and np.array_equal(self.scale, other.scale)
+            and np.array_equal(self.zero_point, other.zero_point)
+        )
 
     def transposed(self) -> _Weight:
         if self.grouped:
@@ -246,6 +283,42 @@ class _Graph:
         """Whether this is an initializer, or one that was merged with another one."""
         return name in self._initializers or name in self._merged
 
+    def find(self, weights: Sequence[_Weight]) -> dict[str, str]:
+        """Names of weights that the graph lacks -> names of the constants with their content.
+
+        Without those that no constant has. Raises InvalidArgumentError when it is not certain which
+        constant is which weight.
+        """
+        constants = [i for i in self._initializers.values() if len(i.dims) > 1] if weights else []
+        places: dict[str, list[_Weight]] = {}
+        holders: dict[str, list[str]] = {weight.name: [] for weight in weights}
+        for constant in constants:
+            held = None
+            for weight in weights:
+                shape = weight.values.shape
+                if tuple(constant.dims) not in (shape, shape[::-1] if len(shape) == 2 else shape):
+                    continue
+                held = numpy_helper.to_array(constant) if held is None else held
+                turned = (each for each in (held, held.T) if each.shape == shape)
+                if held.dtype == weight.values.dtype and any(map(weight.is_in, turned)):
+                    places.setdefault(constant.name, []).append(weight)
+                    holders[weight.name].append(constant.name)
+        found: dict[str, str] = {}
+        for weight in weights:
+            names = holders[weight.name]
+            rivals = places[names[0]] if names else []
+            alike = all(weight.is_like(rival) for rival in rivals)
+            if len(names) != len(rivals) or not (alike or len(rivals) == 1):
+                raise InvalidArgumentError(
+                    f"the graph has no initializer {weight.name!r}, and its content fits "
+                    f"{', '.join(names)}, as does that of "
+                    f"{', '.join(r.name for r in rivals if r is not weight) or 'no other weight'} "
+                    "(`names` says which is which)"
+                )
+            if names:
+                found[weight.name] = names[rivals.index(weight)]
+        return found
+
     def separate(
         self, weights: Collection[str], others: Optional[Mapping[str, np.ndarray[Any, Any]]]
     ) -> None:
@@ -292,7 +365,7 @@ class _Graph:
             close = difflib.get_close_matches(weight.name, self._initializers, 1)
             hint = f"; did you mean {close[0]!r}?" if close else ""
             raise InvalidArgumentError(
-                f"the graph has no initializer {weight.name!r}; it has "
+                f"the graph has no initializer {weight.name!r}, and none of its content; it has "
                 f"{', '.join(sorted(self._initializers)) or 'none'}{hint} (`names` says which is "
                 "which)"
             )

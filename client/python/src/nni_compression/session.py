@@ -31,6 +31,7 @@ from ._wire import frames
 from ._wire.structs import text, to_struct
 from .errors import (
     CompressionError,
+    FailedPreconditionError,
     InvalidArgumentError,
     NotFoundError,
     UnimplementedError,
@@ -359,6 +360,41 @@ class Session:
         )
         return SessionInfo.from_wire(reply.session)
 
+    def report(
+        self,
+        results: Optional[Mapping[str, float]] = None,
+        *,
+        timeout: Optional[float] = None,
+        **named: float,
+    ) -> None:
+        """Keeps numbers with the session, for listings and `compressionctl experiment`.
+
+        A number replaces an earlier one of its name; other names stay. The server keeps them as
+        long as the session's last report. Report before the session is closed.
+
+        Args:
+            results: name -> number, for names that are not Python's, such as "accuracy/top-1".
+            named: more of them.
+
+        Raises InvalidArgumentError for a number that is not finite, a name that does not have 1 to
+        64 bytes, and when the session would have more than 64 names; then none is kept.
+        FailedPreconditionError when the session has been closed here.
+
+        >>> layers = [nc.Layer(name="fc", op_type="Linear", shape=(2, 5))]
+        >>> with client.bind_model("level", [{"sparsity": 0.5}], layers) as session:
+        ...     session.report(accuracy=0.97, loss=0.1)
+        ...     sorted(session.info().results.items())
+        [('accuracy', 0.97), ('loss', 0.1)]
+        """
+        if self.closed:
+            raise FailedPreconditionError(
+                f"session {self.id} is closed; report results before close() and unwrap()"
+            )
+        request = pb.ReportResultsRequest(session_id=self.id)
+        for name, value in {**(results or {}), **named}.items():
+            request.results[text(name, "a name of results")] = _result(value, name)
+        self._caller.unary("ReportResults", request, pb.ReportResultsResponse, timeout)
+
     def keep_alive(self, *, timeout: Optional[float] = None) -> float:
         """Renews the lease; every other call does so too.
 
@@ -467,6 +503,13 @@ class Session:
                 self._server_keeps_weights = False
             else:
                 exchange.learn(reply.may_have)
+
+
+def _result(value: Any, name: str) -> float:
+    with contextlib.suppress(TypeError, ValueError, OverflowError, RuntimeError):
+        if not isinstance(value, (str, bytes)):
+            return float(value)
+    raise InvalidArgumentError(f"results[{name!r}] is {value!r}; it must be a number")
 
 
 def _counter(value: Any, name: str) -> int:

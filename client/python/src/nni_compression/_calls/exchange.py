@@ -191,7 +191,7 @@ class LayerExchange(ABC, Generic[R]):
 
     def question(self) -> list[bytes]:
         """Fingerprints of weights for FindWeights; empty when the call does not pay."""
-        if self._shared is not None and self._shared.usable:
+        if self._shared is not None and self._shared.works():
             return []
         stable = [r for r in self._pending.values() if r.header.layer not in self.changing]
         asked = known_weights.worth_asking(stable)

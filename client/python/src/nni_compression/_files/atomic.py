@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import secrets
 import shutil
@@ -21,8 +22,8 @@ class NewFiles:
     """Writes files in a temporary folder next to their targets; `written` moves them into place.
 
     A full disk or an interruption leaves old files unchanged and no partial ones. Additional files
-    that a writer puts next to its file are moved as well, under the same names, so that references
-    between such files stay valid.
+    that a writer puts next to its file, or into folders there, are moved as well, under the same
+    names, so that references between such files stay valid.
     """
 
     def __init__(self) -> None:
@@ -41,11 +42,14 @@ class NewFiles:
 
     def _publish(self) -> None:
         moves = [
-            (file, parent / file.name)
+            (file, parent / file.relative_to(folder))
             for parent, folder in self._folders.items()
-            for file in sorted(folder.iterdir())
+            for file in files_in(folder)
         ]
-        for file, _ in moves:
+        for file, target in moves:
+            target.parent.mkdir(parents=True, exist_ok=True)
+            if target.is_dir():
+                raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(target))
             with file.open("rb") as opened:
                 os.fsync(opened.fileno())
         for file, target in moves:
@@ -65,3 +69,8 @@ class NewFiles:
             files._publish()
         finally:
             files._discard()
+
+
+def files_in(folder: Path) -> list[Path]:
+    """The files in a folder and in the folders there, in order."""
+    return sorted(path for path in folder.rglob("*") if not path.is_dir())

@@ -1,4 +1,4 @@
-"""The lifetime of sessions: background renewal of leases, and NNI trials.
+"""Lifetimes: background renewal of sessions' leases, NNI trials, servers that end with a process.
 
 May use `errors`, and is used by `client` and `nni`.
 """

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ipaddress
+from typing import Optional
 
 from ..errors import InvalidArgumentError
 
@@ -27,6 +28,14 @@ def check_address(address: str, where: str = "server") -> None:
         )
 
 
+def endpoints(address: str) -> list[tuple[str, int]]:
+    """The (host, port) pairs of a valid address; none for a Unix socket and the like."""
+    if address.startswith(_OTHERS):
+        return []
+    pairs = (endpoint.rpartition(":") for endpoint in _without_scheme(address).split(","))
+    return [(host.strip("[]"), int(port)) for host, _, port in pairs]
+
+
 def is_loopback(address: str) -> bool:
     """Whether data that is sent to a valid address never leaves this host.
 
@@ -42,19 +51,31 @@ def is_loopback(address: str) -> bool:
     return all(map(_has_loopback_host, address.split(",")))
 
 
+def loopback_port(address: str) -> Optional[int]:
+    """The port of a valid address whose only endpoint is one of the loopback interface."""
+    pairs = endpoints(address)
+    return pairs[0][1] if len(pairs) == 1 and is_loopback(address) else None
+
+
 def _is_address(address: str) -> bool:
     if not address.isascii() or not address.isprintable() or " " in address:
         return False
     for scheme in _OTHERS:
         if address.startswith(scheme):
             return len(address) > len(scheme)
+    bare = _without_scheme(address)
+    if bare == address:
+        return _has_host_and_port(address)
+    return all(map(_has_host_and_port, bare.split(",")))
+
+
+def _without_scheme(address: str) -> str:
     for scheme in _WITH_PORTS:
         if address.startswith(scheme):
             rest = address[len(scheme) :]
-            if rest.startswith("//"):  # an authority, which may be empty
-                rest = rest[2:].partition("/")[2]
-            return all(map(_has_host_and_port, rest.split(",")))
-    return _has_host_and_port(address)
+            # An authority, which may be empty.
+            return rest[2:].partition("/")[2] if rest.startswith("//") else rest
+    return address
 
 
 def _has_host_and_port(endpoint: str) -> bool:

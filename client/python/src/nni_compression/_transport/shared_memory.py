@@ -18,6 +18,7 @@ import struct
 import threading
 import time
 import weakref
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Optional
@@ -27,11 +28,13 @@ import numpy.typing as npt
 from google.protobuf.message import DecodeError
 
 from .._wire import compression_pb2 as pb
+from .address import loopback_port
 from .credentials import Credentials
 
 _log = logging.getLogger("nni_compression")
 
 SOCKET_VARIABLE = "NNI_COMPRESSION_SHM_SOCKET"
+SOCKET_SUFFIX = ".shm"
 
 # Smaller tensors are sent with the call: shared memory would not be faster.
 MIN_BYTES = 256 << 10
@@ -41,6 +44,7 @@ SPACING = _ALIGNMENT = 64
 
 _VERSION = 1
 _PAUSE = 60.0  # seconds without shared memory after a failure
+_PAUSE_WITHOUT_SERVER = 5.0  # where no server listens: it may be starting
 _TIMEOUT = 5.0  # of the shared-memory socket; the server answers at once
 _MAX_PACKET = 16 << 10
 _MAX_ARENAS = 8  # concurrent calls with shared memory; further ones use the network
@@ -62,9 +66,34 @@ class _RefusedError(Exception):
     """The server refuses a region, or the system cannot allocate one."""
 
 
-def socket_path(path: Optional[str]) -> str:
-    """The shared-memory socket's path: `path`, else $NNI_COMPRESSION_SHM_SOCKET; "" for none."""
-    return os.environ.get(SOCKET_VARIABLE, "") if path is None else path
+class _NoServerError(_RefusedError):
+    """No server listens."""
+
+
+def socket_paths(path: Optional[str], address: str) -> list[str]:
+    """Where the shared-memory socket of the server at `address` may be, best first.
+
+    `path` alone if it is given ("": nowhere). Else PATH.shm for a server at unix:PATH, and
+    $NNI_COMPRESSION_SHM_SOCKET. For a server at a port of this host without such a variable: the
+    places where it offers the socket to its own user.
+    """
+    if path is not None:
+        return [path] if path else []
+    named = os.environ.get(SOCKET_VARIABLE)
+    paths = [named] if named else []
+    if address.startswith("unix:"):
+        return [address[len("unix:") :] + SOCKET_SUFFIX, *paths]
+    port = loopback_port(address)
+    return paths if port is None or named is not None else _paths_of_port(port)
+
+
+def _paths_of_port(port: int) -> list[str]:
+    user = os.geteuid()
+    folders = [f"/run/user/{user}/nni-compression", f"/tmp/nni-compression-{user}"]
+    runtime = os.environ.get("XDG_RUNTIME_DIR", "")
+    if runtime.startswith("/"):
+        folders.insert(0, f"{runtime}/nni-compression")
+    return [f"{folder}/{port}{SOCKET_SUFFIX}" for folder in dict.fromkeys(folders)]
 
 
 def memory_limit() -> int:
@@ -87,18 +116,45 @@ class SharedMemory:
     sent over the network. A forked child starts with empty state.
     """
 
-    def __init__(self, path: str, credentials: Credentials) -> None:
-        self._path = path
+    def __init__(self, paths: Sequence[str], credentials: Credentials) -> None:
+        self._paths = paths
         self._credentials = credentials
-        self._usable = bool(path) and hasattr(os, "memfd_create")
+        self._usable = bool(paths) and hasattr(os, "memfd_create")
         self._not_before = 0.0  # on the monotonic clock
         self._logged = False
         self._begin()
 
+    def works(self) -> bool:
+        """Whether tensors will go through shared memory; connects."""
+        if not self._ready():
+            return False
+        with self._lock:
+            try:
+                self._connected()
+            except (_RefusedError, OSError) as error:
+                self._disable(error)
+                return False
+            return True
+
     @property
-    def usable(self) -> bool:
-        """Whether tensors will go through shared memory, as far as is known."""
-        return self._usable and time.monotonic() >= self._not_before
+    def path(self) -> str:
+        """Of the socket that it is connected to; "" for none."""
+        return "" if self._connection is None else self._connection.path
+
+    def problem(self) -> Optional[str]:
+        """Connects, and returns what prevents that; None if it works."""
+        if not self._paths:
+            return "there is no socket"
+        if not hasattr(os, "memfd_create"):
+            return "this system has no memfd_create"
+        if os.getpid() != self._pid:
+            self._begin()
+        with self._lock:
+            try:
+                self._connected()
+            except (_RefusedError, OSError) as error:
+                return str(error)
+        return None
 
     def _begin(self) -> None:
         self._pid = os.getpid()
@@ -211,7 +267,7 @@ class SharedMemory:
 
     def _ready(self) -> bool:
         """Whether shared memory may be used now."""
-        if not self.usable:
+        if not self._usable or time.monotonic() < self._not_before:
             return False
         if os.getpid() != self._pid:
             self._begin()
@@ -219,21 +275,40 @@ class SharedMemory:
 
     def _connected(self) -> _SharedMemorySocket:
         if self._connection is not None and self._connection.broken():
-            _log.debug("the shared-memory socket %s was closed by the server", self._path)
+            _log.debug("a shared-memory socket was closed by the server")
             self._disconnect()
         if self._connection is None:
-            self._connection = _SharedMemorySocket(self._path, self._credentials)
+            self._connection = self._connect()
         while self._dropped:
             connection, region = self._dropped.pop()
             if connection is self._connection:
                 connection.drop_region(region)
         return self._connection
 
+    def _connect(self) -> _SharedMemorySocket:
+        """To the first path where a server answers."""
+        failures = []
+        kind: type[_RefusedError] = _NoServerError
+        for path in self._paths:
+            try:
+                return _SharedMemorySocket(path, self._credentials)
+            except FileNotFoundError:
+                failures.append(f"{path} does not exist")
+            except ConnectionRefusedError as error:
+                failures.append(f"{path}: {error}")
+            except (_RefusedError, OSError) as error:
+                failures.append(f"{path}: {error}")
+                kind = _RefusedError
+        raise kind("; ".join(failures))
+
     def _disable(self, why: object) -> None:
-        level = logging.DEBUG if self._logged else logging.INFO
-        _log.log(level, "no shared memory through %s, using the network: %s", self._path, why)
+        # A server that offers no socket where none is expected is nothing to tell a user.
+        expected = len(self._paths) == 1 or any(map(os.path.exists, self._paths))
+        level = logging.DEBUG if self._logged or not expected else logging.INFO
+        _log.log(level, "no shared memory, using the network: %s", why)
         self._logged = True
-        self._not_before = time.monotonic() + _PAUSE
+        pause = _PAUSE_WITHOUT_SERVER if isinstance(why, _NoServerError) else _PAUSE
+        self._not_before = time.monotonic() + pause
         self._disconnect()
 
     def _disconnect(self) -> None:
@@ -247,6 +322,8 @@ class _SharedMemorySocket:
     """A connection to the shared-memory socket. One thread at a time."""
 
     def __init__(self, path: str, credentials: Credentials) -> None:
+        self.path = path
+        self._failed = False
         self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         try:
             self._socket.settimeout(_TIMEOUT)
@@ -262,7 +339,9 @@ class _SharedMemorySocket:
         self.max_bytes = min(int(reply.max_bytes), int(memory_limit() * _MAX_MEMORY_SHARE))
 
     def broken(self) -> bool:
-        """Whether the server has closed the connection."""
+        """Whether the server has closed the connection, or a request went without its reply."""
+        if self._failed:
+            return True
         poll = select.poll()
         poll.register(self._socket, select.POLLIN)
         return bool(poll.poll(0))  # the server never sends unasked
@@ -279,6 +358,10 @@ class _SharedMemorySocket:
         self._socket.close()
 
     def _ask(self, request: Any, fds: Any = ()) -> Any:
+        if self._failed:
+            raise _RefusedError("an earlier request went without its reply")
+        # A reply after a timeout would be taken for that of the next request.
+        self._failed = True
         packet = request.SerializeToString()
         if fds:
             socket.send_fds(self._socket, [packet], fds)
@@ -291,6 +374,7 @@ class _SharedMemorySocket:
             raise _RefusedError(f"the peer is not a compression server: {error}") from error
         if not answer:
             raise _RefusedError("the server closed the connection")
+        self._failed = False
         if reply.code != 0:
             raise _RefusedError(reply.message)
         return reply

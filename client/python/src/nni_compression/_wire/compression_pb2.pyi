@@ -289,20 +289,24 @@ class KeepAliveResponse(_message.Message):
     def __init__(self, lease: _Optional[_Union[_duration_pb2.Duration, _Mapping]] = ...) -> None: ...
 
 class Layer(_message.Message):
-    __slots__ = ["aliases", "channel_axis", "dtype", "name", "op_type", "shape"]
+    __slots__ = ["aliases", "channel_axis", "dtype", "name", "needs_filter", "op_type", "op_type_bases", "shape"]
     ALIASES_FIELD_NUMBER: _ClassVar[int]
     CHANNEL_AXIS_FIELD_NUMBER: _ClassVar[int]
     DTYPE_FIELD_NUMBER: _ClassVar[int]
     NAME_FIELD_NUMBER: _ClassVar[int]
+    NEEDS_FILTER_FIELD_NUMBER: _ClassVar[int]
+    OP_TYPE_BASES_FIELD_NUMBER: _ClassVar[int]
     OP_TYPE_FIELD_NUMBER: _ClassVar[int]
     SHAPE_FIELD_NUMBER: _ClassVar[int]
     aliases: _containers.RepeatedScalarFieldContainer[str]
     channel_axis: int
     dtype: DataType
     name: str
+    needs_filter: bool
     op_type: str
+    op_type_bases: _containers.RepeatedScalarFieldContainer[str]
     shape: _containers.RepeatedScalarFieldContainer[int]
-    def __init__(self, name: _Optional[str] = ..., op_type: _Optional[str] = ..., dtype: _Optional[_Union[DataType, str]] = ..., shape: _Optional[_Iterable[int]] = ..., channel_axis: _Optional[int] = ..., aliases: _Optional[_Iterable[str]] = ...) -> None: ...
+    def __init__(self, name: _Optional[str] = ..., op_type: _Optional[str] = ..., dtype: _Optional[_Union[DataType, str]] = ..., shape: _Optional[_Iterable[int]] = ..., channel_axis: _Optional[int] = ..., aliases: _Optional[_Iterable[str]] = ..., op_type_bases: _Optional[_Iterable[str]] = ..., needs_filter: bool = ...) -> None: ...
 
 class LayerError(_message.Message):
     __slots__ = ["code", "message"]
@@ -395,7 +399,7 @@ class ListAlgorithmsResponse(_message.Message):
     def __init__(self, algorithms: _Optional[_Iterable[_Union[Algorithm, _Mapping]]] = ..., server_version: _Optional[str] = ...) -> None: ...
 
 class ListSessionsRequest(_message.Message):
-    __slots__ = ["labels", "page_size", "page_token"]
+    __slots__ = ["include_ended", "labels", "page_size", "page_token"]
     class LabelsEntry(_message.Message):
         __slots__ = ["key", "value"]
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -403,13 +407,15 @@ class ListSessionsRequest(_message.Message):
         key: str
         value: str
         def __init__(self, key: _Optional[str] = ..., value: _Optional[str] = ...) -> None: ...
+    INCLUDE_ENDED_FIELD_NUMBER: _ClassVar[int]
     LABELS_FIELD_NUMBER: _ClassVar[int]
     PAGE_SIZE_FIELD_NUMBER: _ClassVar[int]
     PAGE_TOKEN_FIELD_NUMBER: _ClassVar[int]
+    include_ended: bool
     labels: _containers.ScalarMap[str, str]
     page_size: int
     page_token: str
-    def __init__(self, labels: _Optional[_Mapping[str, str]] = ..., page_size: _Optional[int] = ..., page_token: _Optional[str] = ...) -> None: ...
+    def __init__(self, labels: _Optional[_Mapping[str, str]] = ..., page_size: _Optional[int] = ..., page_token: _Optional[str] = ..., include_ended: bool = ...) -> None: ...
 
 class ListSessionsResponse(_message.Message):
     __slots__ = ["next_page_token", "sessions"]
@@ -566,8 +572,27 @@ class QuantizeWeightResponse(_message.Message):
     results: _containers.RepeatedCompositeFieldContainer[QuantizeResult]
     def __init__(self, results: _Optional[_Iterable[_Union[QuantizeResult, _Mapping]]] = ..., headers: _Optional[_Iterable[_Union[TensorHeader, _Mapping]]] = ..., chunks: _Optional[_Iterable[_Union[Chunk, _Mapping]]] = ..., commits: _Optional[_Iterable[_Union[Commit, _Mapping]]] = ..., answers: _Optional[_Iterable[_Union[TensorAnswer, _Mapping]]] = ...) -> None: ...
 
+class ReportResultsRequest(_message.Message):
+    __slots__ = ["results", "session_id"]
+    class ResultsEntry(_message.Message):
+        __slots__ = ["key", "value"]
+        KEY_FIELD_NUMBER: _ClassVar[int]
+        VALUE_FIELD_NUMBER: _ClassVar[int]
+        key: str
+        value: float
+        def __init__(self, key: _Optional[str] = ..., value: _Optional[float] = ...) -> None: ...
+    RESULTS_FIELD_NUMBER: _ClassVar[int]
+    SESSION_ID_FIELD_NUMBER: _ClassVar[int]
+    results: _containers.ScalarMap[str, float]
+    session_id: str
+    def __init__(self, session_id: _Optional[str] = ..., results: _Optional[_Mapping[str, float]] = ...) -> None: ...
+
+class ReportResultsResponse(_message.Message):
+    __slots__ = []
+    def __init__(self) -> None: ...
+
 class Session(_message.Message):
-    __slots__ = ["achieved_sparsity", "algorithm", "compressed_layer_count", "compute_time", "create_time", "disk_bytes", "epoch", "framework", "id", "labels", "last_call_time", "layer_count", "layers", "lease", "received_bytes", "revision", "sent_bytes", "state", "state_bytes", "step", "tenant"]
+    __slots__ = ["achieved_sparsity", "algorithm", "compressed_layer_count", "compute_time", "config_list", "create_time", "disk_bytes", "epoch", "framework", "id", "labels", "last_call_time", "layer_count", "layers", "lease", "received_bytes", "results", "revision", "sent_bytes", "state", "state_bytes", "step", "tenant"]
     class LabelsEntry(_message.Message):
         __slots__ = ["key", "value"]
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -575,10 +600,18 @@ class Session(_message.Message):
         key: str
         value: str
         def __init__(self, key: _Optional[str] = ..., value: _Optional[str] = ...) -> None: ...
+    class ResultsEntry(_message.Message):
+        __slots__ = ["key", "value"]
+        KEY_FIELD_NUMBER: _ClassVar[int]
+        VALUE_FIELD_NUMBER: _ClassVar[int]
+        key: str
+        value: float
+        def __init__(self, key: _Optional[str] = ..., value: _Optional[float] = ...) -> None: ...
     ACHIEVED_SPARSITY_FIELD_NUMBER: _ClassVar[int]
     ALGORITHM_FIELD_NUMBER: _ClassVar[int]
     COMPRESSED_LAYER_COUNT_FIELD_NUMBER: _ClassVar[int]
     COMPUTE_TIME_FIELD_NUMBER: _ClassVar[int]
+    CONFIG_LIST_FIELD_NUMBER: _ClassVar[int]
     CREATE_TIME_FIELD_NUMBER: _ClassVar[int]
     DISK_BYTES_FIELD_NUMBER: _ClassVar[int]
     EPOCH_FIELD_NUMBER: _ClassVar[int]
@@ -590,6 +623,7 @@ class Session(_message.Message):
     LAYER_COUNT_FIELD_NUMBER: _ClassVar[int]
     LEASE_FIELD_NUMBER: _ClassVar[int]
     RECEIVED_BYTES_FIELD_NUMBER: _ClassVar[int]
+    RESULTS_FIELD_NUMBER: _ClassVar[int]
     REVISION_FIELD_NUMBER: _ClassVar[int]
     SENT_BYTES_FIELD_NUMBER: _ClassVar[int]
     STATE_BYTES_FIELD_NUMBER: _ClassVar[int]
@@ -600,6 +634,7 @@ class Session(_message.Message):
     algorithm: str
     compressed_layer_count: int
     compute_time: _duration_pb2.Duration
+    config_list: _containers.RepeatedCompositeFieldContainer[_struct_pb2.Struct]
     create_time: _timestamp_pb2.Timestamp
     disk_bytes: int
     epoch: int
@@ -611,13 +646,14 @@ class Session(_message.Message):
     layers: _containers.RepeatedCompositeFieldContainer[LayerReport]
     lease: _duration_pb2.Duration
     received_bytes: int
+    results: _containers.ScalarMap[str, float]
     revision: int
     sent_bytes: int
     state: SessionState
     state_bytes: int
     step: int
     tenant: str
-    def __init__(self, id: _Optional[str] = ..., algorithm: _Optional[str] = ..., framework: _Optional[str] = ..., labels: _Optional[_Mapping[str, str]] = ..., state: _Optional[_Union[SessionState, str]] = ..., create_time: _Optional[_Union[_timestamp_pb2.Timestamp, _Mapping]] = ..., last_call_time: _Optional[_Union[_timestamp_pb2.Timestamp, _Mapping]] = ..., lease: _Optional[_Union[_duration_pb2.Duration, _Mapping]] = ..., epoch: _Optional[int] = ..., step: _Optional[int] = ..., layer_count: _Optional[int] = ..., compressed_layer_count: _Optional[int] = ..., achieved_sparsity: _Optional[float] = ..., state_bytes: _Optional[int] = ..., received_bytes: _Optional[int] = ..., sent_bytes: _Optional[int] = ..., compute_time: _Optional[_Union[_duration_pb2.Duration, _Mapping]] = ..., layers: _Optional[_Iterable[_Union[LayerReport, _Mapping]]] = ..., tenant: _Optional[str] = ..., disk_bytes: _Optional[int] = ..., revision: _Optional[int] = ...) -> None: ...
+    def __init__(self, id: _Optional[str] = ..., algorithm: _Optional[str] = ..., framework: _Optional[str] = ..., labels: _Optional[_Mapping[str, str]] = ..., state: _Optional[_Union[SessionState, str]] = ..., create_time: _Optional[_Union[_timestamp_pb2.Timestamp, _Mapping]] = ..., last_call_time: _Optional[_Union[_timestamp_pb2.Timestamp, _Mapping]] = ..., lease: _Optional[_Union[_duration_pb2.Duration, _Mapping]] = ..., epoch: _Optional[int] = ..., step: _Optional[int] = ..., layer_count: _Optional[int] = ..., compressed_layer_count: _Optional[int] = ..., achieved_sparsity: _Optional[float] = ..., state_bytes: _Optional[int] = ..., received_bytes: _Optional[int] = ..., sent_bytes: _Optional[int] = ..., compute_time: _Optional[_Union[_duration_pb2.Duration, _Mapping]] = ..., layers: _Optional[_Iterable[_Union[LayerReport, _Mapping]]] = ..., tenant: _Optional[str] = ..., disk_bytes: _Optional[int] = ..., revision: _Optional[int] = ..., results: _Optional[_Mapping[str, float]] = ..., config_list: _Optional[_Iterable[_Union[_struct_pb2.Struct, _Mapping]]] = ...) -> None: ...
 
 class SharedPlace(_message.Message):
     __slots__ = ["capacity", "offset", "region"]

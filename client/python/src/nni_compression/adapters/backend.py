@@ -85,8 +85,13 @@ class Backend(Protocol[W]):
 
     # The model.
 
-    def find_weights(self) -> Sequence[W]:
-        """The weights that can be compressed, tied ones once."""
+    def find_weights(self, rules: Sequence[Mapping[str, Any]]) -> Sequence[W]:
+        """The weights that can be compressed, tied ones once.
+
+        Args:
+            rules: the config_list. What has to be named in order to be compressed is left out
+                unless a rule does.
+        """
 
     def parameters(self) -> Iterable[Parameter]:
         """All parameters, those that cannot be compressed too, each once."""
@@ -172,6 +177,10 @@ class Backend(Protocol[W]):
         """
         return {}
 
+    def sqnr(self, binding: Binding[W]) -> Mapping[str, float]:
+        """Layer name -> signal to quantization noise of its weight, in dB, where it is known."""
+        return {}
+
     def from_numpy(self, array: Any) -> Any:
         """An array in the form for `state_dict`, which the framework's files can hold."""
         return array
@@ -208,6 +217,10 @@ class Pruning(_Answers[W], Protocol[W]):
 
     def mask(self, weight: W) -> Any:
         """The mask in force, as a tensor of the framework: bool, True = kept."""
+
+    def sparsities(self, weights: Sequence[W]) -> Mapping[str, float]:
+        """Layer name -> the share of its weight that the mask in force removes."""
+        return {weight.name: 1 - float(np.mean(self.mask(weight))) for weight in weights}
 
     def to_array(self, result: Any) -> Any:
         """A tensor that a custom algorithm returned as an array with a dtype of numpy's; all else

@@ -189,6 +189,14 @@ class Binding(Generic[W]):
         """The masks in force, by layer name; layers that have none yet are left out."""
         return {}
 
+    def sparsities(self) -> dict[str, float]:
+        """Layer name -> the share of its weight that the mask in force removes."""
+        return {}
+
+    def calibration(self) -> dict[str, dict[str, Any]]:
+        """Layer name -> its present quantization parameters."""
+        return {}
+
     def further_state(self) -> dict[str, Any]:
         """Further entries of `state_dict`."""
         return {}

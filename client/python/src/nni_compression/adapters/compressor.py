@@ -6,14 +6,15 @@ import operator
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import TracebackType
 from typing import Any, ClassVar, Optional, TypeVar, Union
 
 from ..client import Client
-from ..errors import InvalidArgumentError
+from ..errors import FailedPreconditionError, InvalidArgumentError
 from ..session import Session
 from ..values.plan import Plan
 from ..values.statistics import Stats
-from . import checkpoint, custom, export
+from . import checkpoint, custom, export, metrics
 from .backend import Backend, backend_of, is_model_of, not_a_model
 from .binding import Binding
 from .lifecycle import Lifecycle, OnBadWeight, OnLostSession, Recipe, Settings, warn_of_plan
@@ -21,6 +22,7 @@ from .recovery import Recovery
 from .tracker import Tracker
 
 M = TypeVar("M")
+C = TypeVar("C", bound="Compressor")
 
 
 class Compressor:
@@ -82,7 +84,9 @@ class Compressor:
             config_list: NNI's list of rules; the last rule that matches a layer wins.
             optimizer: optional. A PyTorch optimizer is observed for steps that leave no trace in
                 the weights; PyTorch 2 allows that for all optimizers without this argument.
-            server: "host:port"; by default $NNI_COMPRESSION_SERVER, else 127.0.0.1:50051.
+            server: "host:port", or "local" for a server that this process starts, see
+                `nni_compression.local_server`; by default $NNI_COMPRESSION_SERVER, else
+                127.0.0.1:50051.
             client: a `Client` to use instead; it is not closed here.
             session: the id of a session to join, for further ranks of the same training. The rank
                 that has bound the session ends it; this one does not. After an interruption: the id
@@ -163,6 +167,16 @@ class Compressor:
         """Called with the model before it is compressed; for custom algorithms."""
 
     @property
+    def is_bound(self) -> bool:
+        """Whether a model has been compressed."""
+        return self._lifecycle.binding is not None
+
+    @property
+    def is_unwrapped(self) -> bool:
+        """Whether `unwrap` has restored the plain model."""
+        return self._unwrapped
+
+    @property
     def bound_model(self) -> Any:
         """The model, once there is one."""
         return self._lifecycle.model
@@ -191,6 +205,17 @@ class Compressor:
         """
         self._lifecycle.close()
 
+    def __enter__(self: C) -> C:
+        return self
+
+    def __exit__(
+        self,
+        kind: Optional[type[BaseException]],
+        error: Optional[BaseException],
+        traceback: Optional[TracebackType],
+    ) -> None:
+        self.close()
+
     # The session.
 
     @property
@@ -207,6 +232,29 @@ class Compressor:
     def stats(self) -> Stats:
         """Statistics of the session's calls: number, bytes, time spent waiting."""
         return self.session.stats
+
+    def metrics(self, *, sqnr: bool = False) -> dict[str, float]:
+        """Numbers for a logger, of the answers in force; no call is made.
+
+        "epoch", "step" and "coverage" (the share of the model's parameters in compressed weights).
+        Pruners: "sparsity", and "sparsity/LAYER". Quantizers: "bits", "bits/LAYER" and, where there
+        are such scales, "weight_scale/LAYER", "output_scale/LAYER", "input_scale/LAYER" (the mean
+        over channels or groups). Totals are means over the weights' elements. Of the session's
+        calls: "calls", "retries", "bytes_sent", "bytes_received", "seconds_waiting".
+
+        Args:
+            sqnr: adds "sqnr/LAYER", the signal-to-quantization-noise ratio of a quantized weight in
+                dB. PyTorch only; it reads all quantized weights.
+        """
+        return metrics.of(self._bound(), sqnr=sqnr)
+
+    def report(self, results: Optional[Mapping[str, float]] = None, **named: float) -> None:
+        """Keeps numbers, such as the accuracy, with the session: see `Session.report`.
+
+        Call it before the compressor is closed or unwrapped.
+        """
+        everything = {**(results or {}), **named}
+        self._recovery.retried(lambda: self.session.report(everything))
 
     # Training.
 
@@ -295,8 +343,9 @@ class Compressor:
         client; its lease ends it. Failures are as for `rebind`.
 
         Raises ValueError for a state with masks or other entries of layers that the model does not
-        have; if no model was given yet, once it is.
+        have; if no model was given yet, once it is. RuntimeError after `unwrap`.
         """
+        self._check_not_unwrapped()
         checkpoint.check(state, self.algorithm)
         self._lifecycle.resume = state
         if self._lifecycle.binding is not None:
@@ -321,11 +370,20 @@ class Compressor:
             options: of the format.
 
         Returns: the files written. FailedPreconditionError where modules were replaced after
-        binding, and `rebind` was not called.
+        binding, or the session was closed, and `rebind` was not called.
         """
 
         def write() -> list[Path]:
             self.refresh()
+            if self.session.closed:
+                raise FailedPreconditionError(
+                    f"session {self.session.id} is closed; "
+                    + (
+                        "export before unwrap()"
+                        if self._unwrapped
+                        else "rebind() opens another one, with what is in force now"
+                    )
+                )
             return export.export(self._bound(), directory, format, options)
 
         self._recovery.check_not_replaced()

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from .compressor import Compressor
 
 _PACKAGE = __name__.partition(".")[0] + "."
-_RULE_KEYS = ("op_types", "op_names", "exclude")
+_RULE_KEYS = ("op_types", "op_names", "op_names_re", "exclude")
 _PLAIN = (str, bool, int, float, type(None))
 
 
@@ -45,7 +45,8 @@ def read_rules(
             raise InvalidArgumentError(f"config_list[{i}] is {rule!r}; it must be a dict")
         config = dict(rule)
         if default_op_types is not None:
-            types = config.get("op_types", () if "op_names" in config else ("default",))
+            is_named = "op_names" in config or "op_names_re" in config
+            types = config.get("op_types", () if is_named else ("default",))
             types = [types] if isinstance(types, str) else list(types)
             if "default" in types:
                 types = [t for t in types if t != "default"] + list(default_op_types)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -78,6 +79,7 @@ class Lifecycle:
         self.binding: Optional[Binding[Any]] = None
         self._recipe = recipe
         self._closer: Optional[Closer] = None
+        self._client_closed = False
         self._unwatch: list[Callable[[], None]] = []
 
     @property
@@ -86,6 +88,10 @@ class Lifecycle:
         if self.binding is None:
             raise RuntimeError("no model is bound; call the compressor with one, or compress()")
         return self.binding
+
+    def rules(self) -> Sequence[Mapping[str, Any]]:
+        """The config_list."""
+        return self._recipe.rules()
 
     def bind(self, state: Optional[Mapping[str, Any]], *, drop: bool = False) -> None:
         """Binds the model, and replaces the present binding, if any.
@@ -99,7 +105,7 @@ class Lifecycle:
         assert backend is not None
         lock: Any = contextlib.nullcontext() if old is None else old.tracker.lock
         with lock, contextlib.ExitStack() as undo:
-            weights = backend.find_weights()
+            weights = backend.find_weights(self.rules())
             if not weights:
                 raise ValueError("the model has no layer with a weight that could be compressed")
             if state is not None:
@@ -123,6 +129,7 @@ class Lifecycle:
             binding.start_from({} if joined else masks, state)
             if state is not None and not joined:
                 _warn_of_unrestored_memory(tracker.plan, self._recipe.algorithm)
+                _warn_of_layers_without_masks(plan, masks)
 
             # So far the model is unchanged; from here on every change can be undone.
             if old is not None:
@@ -161,6 +168,7 @@ class Lifecycle:
             self._closer.cancel()
         if self.settings.own_client:
             self.settings.client.close()
+            self._client_closed = True
 
     def _open(
         self,
@@ -170,6 +178,9 @@ class Lifecycle:
     ) -> Tracker:
         """A session for these weights: the one to join, or a new one that resumes from a state."""
         layers = [weight.layer() for weight in weights]
+        if self._client_closed:
+            self.settings = replace(self.settings, client=copy.copy(self.settings.client))
+            self._client_closed = False
         client = self.settings.client
         if self.join is not None and self.binding is None:
             session = client.join(self.join, route=self.route)
@@ -245,6 +256,15 @@ def _warn_of_unrestored_memory(plan: Plan, algorithm: str) -> None:
             "scratch in the new session",
             algorithm,
             layers[:10],
+        )
+
+
+def _warn_of_layers_without_masks(plan: Plan, masks: Mapping[str, Mask]) -> None:
+    new = [name for name in plan.compressed if masks and name not in masks]
+    if new:
+        warn(
+            f"the checkpoint has no masks of layers {new[:10]}, which the rules compress now: it "
+            "was written with other rules, or by a version that left them out"
         )
 
 

@@ -36,6 +36,12 @@ class PrunerBinding(Binding[W]):
         """Layer name -> the mask in force, as the framework has it."""
         return {name: self._pruning.mask(weight) for name, weight in self.weights.items()}
 
+    def sparsities(self) -> dict[str, float]:
+        if self.final is not None:
+            kept = {n: self.backend.to_numpy(mask) for n, mask in self.final.items()}
+            return {name: 1 - float(mask.mean()) for name, mask in kept.items()}
+        return dict(self._pruning.sparsities(list(self.weights.values())))
+
     def packed_masks(self) -> dict[str, Mask]:
         if self.final is None:
             masked = {n: w for n, w in self.weights.items() if n in self._masked}

@@ -13,7 +13,8 @@ from .backend import Backend
 from .compressor import Compressor
 from .custom import OwnAlgorithm
 from .quantizing import CustomQuantizerBinding, QuantizerBinding, Transfer
-from .tracker import Tracker, is_on_this_host
+from .tracker import Tracker
+from .warn import warn
 
 
 class Quantizer(Compressor):
@@ -33,18 +34,15 @@ class Quantizer(Compressor):
             transfer: what is sent when weights change. "weights": the client sends the weights and
                 receives the quantized values. "ranges": it sends the smallest and largest weight of
                 a layer (or channel), receives scale and zero point, and rounds locally; the bits
-                are the same (DoReFa: to one code). By default "weights" when the server is on this
-                host.
+                are the same (DoReFa: to one code). By default "ranges", which is faster also where
+                the weights are in shared memory.
 
         The other arguments are those of `Compressor`.
         """
         super().__init__(*args, **kwargs)
         if transfer is not None and transfer not in get_args(Transfer):
             raise ValueError(f'transfer is {transfer!r}; it must be "weights" or "ranges"')
-        if transfer is None:
-            here = is_on_this_host(self._lifecycle.settings.client.server)
-            transfer = "weights" if here else "ranges"
-        self.transfer: Transfer = transfer
+        self.transfer: Transfer = transfer or "ranges"
 
     def quantize_weight(self, weight: Any, config: Mapping[str, Any], **kwargs: Any) -> Any:
         """The quantized values of a weight: override it for an algorithm of your own.
@@ -71,9 +69,7 @@ class Quantizer(Compressor):
         the same for "input". Layers that are not quantized yet are left out.
         """
         binding = self._quantization()
-        if binding.final is not None:
-            return dict(binding.final)
-        if not binding.backend.asks_ahead:
+        if binding.final is None and not binding.backend.asks_ahead:
             self.refresh()
         return cast(dict[str, Calibration], self._quantization().calibration())
 
@@ -84,8 +80,15 @@ class Quantizer(Compressor):
 
     def _put_codes(self, path: Path) -> None:
         """Puts the session's codes and encodings into the model's ONNX file."""
-        if not self._is_custom:
-            export.put_codes(self._bound(), path, self.export)
+        if self._is_custom:
+            return
+        binding = self._quantization()
+        if binding.activations and not binding.activation_ranges:
+            warn(
+                "onnx_path quantizes no inputs and outputs, because none were observed: run the "
+                "model in training mode, then step(). Runtimes compute with floats until then"
+            )
+        export.put_codes(binding, path, self.export)
 
     def _make_binding(
         self, tracker: Tracker, weights: Sequence[Any], backend: Backend[Any]

@@ -71,7 +71,8 @@ class QuantizerBinding(Binding[W]):
         return {k: a.range for k, a in self.activation_answers.items() if a.range is not None}
 
     def calibration(self) -> dict[str, dict[str, Any]]:
-        """Layer name -> its present quantization parameters."""
+        if self.final is not None:
+            return dict(self.final)
         return self._quantizing.calibration(self)
 
     def further_state(self) -> dict[str, Any]:

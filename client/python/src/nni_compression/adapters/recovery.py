@@ -80,8 +80,9 @@ class Recovery:
         binding = self._lifecycle.bound
         known = binding.tracker.plan.layers
         with contextlib.suppress(ValueError):  # of layers that are not built yet
+            rules = self._lifecycle.rules()
             bound = {id(weight.op) for weight in binding.weights.values()}
-            found = [w for w in binding.backend.find_weights() if id(w.op) not in bound]
+            found = [w for w in binding.backend.find_weights(rules) if id(w.op) not in bound]
             new = [w.name for w in found if w.name not in known]
             if new:
                 warn(

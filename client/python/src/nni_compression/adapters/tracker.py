@@ -10,9 +10,7 @@ from __future__ import annotations
 import _thread
 import atexit
 import contextlib
-import ipaddress
 import os
-import socket
 import threading
 import weakref
 from collections.abc import Iterable, Mapping
@@ -258,37 +256,3 @@ def close_quietly(session: Session, client: Optional[Any], *, timeout: float = 1
     if client is not None:
         with contextlib.suppress(Exception):
             client.close()
-
-
-def is_on_this_host(address: str) -> bool:
-    """Whether a server address ("HOST:PORT", "unix:PATH") is this machine's own.
-
-    False for a name that does not resolve and for an invalid address.
-    """
-    if address.startswith(("unix:", "unix-abstract:")):
-        return True
-    for scheme in ("dns:///", "dns:", "ipv4:", "ipv6:"):
-        if address.startswith(scheme):
-            address = address[len(scheme) :]
-            break
-    host = address.rpartition(":")[0] if address.count(":") == 1 or "]" in address else address
-    host = host.strip("[]")
-    if host == "localhost":
-        return True
-    try:
-        found = socket.getaddrinfo(host, None, type=socket.SOCK_DGRAM)
-    except (OSError, UnicodeError):
-        return False
-    return bool(found) and all(_is_own(family, where[0]) for family, _, _, _, where in found)
-
-
-def _is_own(family: int, host: Any) -> bool:
-    """Whether an IP address is one of this machine's interfaces: only those can be bound."""
-    try:
-        if ipaddress.ip_address(str(host).partition("%")[0]).is_loopback:
-            return True
-        with socket.socket(family, socket.SOCK_DGRAM) as probe:
-            probe.bind((host, 0))
-            return True
-    except (OSError, ValueError):
-        return False

@@ -32,7 +32,7 @@ class KerasBackend(TensorFlowBackend[KerasWeight]):
     def accepts(value: Any) -> bool:
         return weights.is_model(value)
 
-    def find_weights(self) -> Sequence[KerasWeight]:
+    def find_weights(self, rules: Sequence[Mapping[str, Any]]) -> Sequence[KerasWeight]:
         return weights.find_kernels(self.model)
 
     def parameters(self) -> Iterable[Parameter]:

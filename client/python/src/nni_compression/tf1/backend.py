@@ -35,7 +35,7 @@ class GraphBackend(TensorFlowBackend[GraphWeight]):
     def accepts(value: Any) -> bool:
         return isinstance(value, tf.Graph)
 
-    def find_weights(self) -> Sequence[GraphWeight]:
+    def find_weights(self, rules: Sequence[Mapping[str, Any]]) -> Sequence[GraphWeight]:
         return find_graph_weights(self.model)
 
     def parameters(self) -> Iterable[Parameter]:

@@ -12,6 +12,7 @@ parameters. `pruner.unwrap()` gives the plain model back with the zeros written 
 from .._renamed import attributes_of
 from .compressor import Compressor
 from .modules import unwrap
+from .one_line import prune, quantize
 from .pruners import AGPPruner, LevelPruner, Pruner
 from .quantizers import DoReFaQuantizer, NaiveQuantizer, QATQuantizer, Quantizer
 from .weights import layers
@@ -32,6 +33,8 @@ __all__ = [
     "QAT_Quantizer",
     "Quantizer",
     "layers",
+    "prune",
+    "quantize",
     "unwrap",
 ]
 

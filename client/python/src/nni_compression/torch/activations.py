@@ -13,6 +13,7 @@ from typing import Any, Optional
 import numpy as np
 import torch
 
+from . import operator
 from .masking import is_dynamo, is_exporting
 from .rounding import Parameters
 
@@ -30,6 +31,14 @@ class Activation:
         self._numbers: tuple[float, int, int, int] = (1.0, 0, 0, 0)
         # [-minimum, maximum] for each device, so that no copy or synchronization is needed.
         self._seen: dict[torch.device, torch.Tensor] = {}
+        self.key = operator.register(self)
+
+    @staticmethod
+    def of_copy() -> Activation:
+        """For a copy, which is bound to no session and observes nothing."""
+        made = Activation()
+        made.observes = False
+        return made
 
     @property
     def parameters(self) -> Optional[Parameters]:
@@ -51,6 +60,8 @@ class Activation:
         """
         if not isinstance(value, torch.Tensor) or not value.is_floating_point():
             return value
+        if is_dynamo() and not is_exporting() and operator.is_possible(value):
+            return operator.quantize(value, self.key, training)
         if training and self.observes and value.numel() and not is_exporting():
             _observe(self, value)
         if self._parameters is None:
@@ -60,6 +71,20 @@ class Activation:
             return self._plainly(wide).to(value.dtype)
         quantized: torch.Tensor = torch.fake_quantize_per_tensor_affine(wide, *self._numbers)
         return quantized.to(value.dtype)
+
+    def quantize_detached(
+        self, value: torch.Tensor, training: bool
+    ) -> tuple[torch.Tensor, Optional[torch.Tensor]]:
+        """See `operator.Activation`."""
+        if training and self.observes and value.numel():
+            self.note(value)
+        if self._parameters is None:
+            return value, None
+        wide = value.to(torch.float32)
+        found: Any = torch.ops.aten.fake_quantize_per_tensor_affine_cachemask(  # type: ignore
+            wide, *self._numbers
+        )
+        return found[0], found[1]
 
     def _plainly(self, value: torch.Tensor) -> torch.Tensor:
         """The same numbers, without gradient, by operations that support dynamic sizes."""

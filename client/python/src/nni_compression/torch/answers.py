@@ -9,13 +9,13 @@ from typing import Any, Callable, Optional
 
 import numpy as np
 import torch
-from torch import nn
 
 from ..adapters.backend import ActivationKey, Pruning, Quantizing, Range
 from ..adapters.binding import Binding
 from ..adapters.custom import OwnAlgorithm
 from ..adapters.pruning import PrunerBinding
 from ..adapters.quantizing import QuantizerBinding
+from ..errors import InvalidArgumentError
 from ..values.masks import Mask
 from ..values.plan import LayerPlan
 from ..values.quantization import QuantizedTensor
@@ -24,7 +24,7 @@ from .activations import Activation, ranges
 from .custom import FixedValues, OutputFunction, tensor_of
 from .rounding import parameters_of, weight_range
 from .transfer import from_host, to_host
-from .weights import TorchWeight
+from .weights import Place, TorchWeight
 
 
 def _install_in_modules(
@@ -41,26 +41,26 @@ def _install_in_modules(
     with binding.computing():
         for weight in binding.weights.values():
             weight.binding = binding
-            state = modules.state_of(weight.modules[0]) or modules.WeightState()
+            state = modules.state_of(*weight.places[0]) or modules.WeightState()
             undo.callback(state.snapshot())
-            for module in weight.modules:
-                undo.callback(_reinstall, module, modules.state_of(module))
-                modules.install(module, state)
+            for place in weight.places:
+                undo.callback(_reinstall, place, modules.state_of(*place))
+                modules.install(*place, state)
             begin(weight, state)
             setattr(state, binding.role, weight)
 
 
-def _reinstall(module: nn.Module, state: Optional[modules.WeightState]) -> None:
-    """Restores a module: compressed with this state, or plain."""
+def _reinstall(place: Place, state: Optional[modules.WeightState]) -> None:
+    """Restores a module's parameter: compressed with this state, or plain."""
     if state is None:
-        modules.uninstall(module)
+        modules.uninstall(*place)
     else:
-        modules.install(module, state)
+        modules.install(*place, state)
 
 
 def _uninstall(weight: TorchWeight) -> None:
-    for module in weight.modules:
-        modules.uninstall(module)
+    for place in weight.places:
+        modules.uninstall(*place)
 
 
 def _write_zeros(weight: TorchWeight) -> None:
@@ -98,6 +98,12 @@ class TorchPruning(Pruning[TorchWeight]):
             return torch.ones(weight.dense.shape, dtype=torch.bool, device=device)
         # A weight that was offloaded has no device that a mask could be on.
         return weight.mask if device.type == "meta" else weight.mask.to(device)
+
+    def sparsities(self, weights: Sequence[TorchWeight]) -> Mapping[str, float]:
+        # All counts are computed before the first is awaited.
+        counts = {w.name: w.mask.sum() for w in weights if w.mask is not None}
+        kept = {name: int(count) for name, count in counts.items()}
+        return {w.name: 1 - kept.get(w.name, w.dense.numel()) / w.dense.numel() for w in weights}
 
     def to_array(self, result: Any) -> Any:
         if not isinstance(result, torch.Tensor):
@@ -193,7 +199,7 @@ class TorchQuantizing(Quantizing[TorchWeight]):
     def detached(self, binding: QuantizerBinding[TorchWeight]) -> None:
         # The service no longer sends the values of changed weights: they are rounded here.
         for weight in binding.weights.values():
-            state = modules.state_of(weight.modules[0])
+            state = modules.state_of(*weight.places[0])
             if state is not None:
                 state.values = None
 
@@ -218,12 +224,14 @@ class TorchQuantizing(Quantizing[TorchWeight]):
         state.output = state.input = None
         for name, target in binding.activations:
             if name == weight.name:
+                _check_activation(weight, target)
                 activation = Activation()
                 answer = binding.activation_answers.get((name, target))
                 if answer is not None:
                     activation.parameters = parameters_of(answer)
                 setattr(state, target, activation)
         if binding.own is not None and binding.own.quantizes_outputs:
+            _check_activation(weight, "output")
             state.output = _output_function(binding.own, weight)
 
     def seen(self, binding: QuantizerBinding[TorchWeight]) -> Mapping[ActivationKey, Range]:
@@ -277,8 +285,18 @@ def _torch_activation(
 ) -> Optional[Activation]:
     """The outputs or inputs of a layer; None when another binding has the model."""
     name, target = key
-    state = modules.state_of(binding.weights[name].modules[0])
+    state = modules.state_of(*binding.weights[name].places[0])
     return None if state is None else getattr(state, target)
+
+
+def _check_activation(weight: TorchWeight, target: str) -> None:
+    place = weight.places[0]
+    if not place.is_weight:
+        raise InvalidArgumentError(
+            f"quant_types asks for {target}s of layer {weight.name!r}; in PyTorch those of modules "
+            f"with a parameter `weight` are quantized, and this one is called {place.part!r}: only "
+            '"weight" is possible'
+        )
 
 
 def _output_function(own: OwnAlgorithm[TorchWeight], weight: TorchWeight) -> OutputFunction:

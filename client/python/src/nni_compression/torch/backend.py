@@ -19,12 +19,12 @@ from ..adapters.binding import Binding
 from ..adapters.custom import OwnAlgorithm
 from ..adapters.tracker import ON_WEIGHT_CHANGE
 from ..values.plan import Parameter
-from . import modules, naming
+from . import dense_writes, modules, naming
 from ._files import ExampleInputs, ModelFiles, example_inputs
 from .answers import TorchPruning, TorchQuantizing
 from .checksums import checksum_of
 from .transfer import to_host
-from .weights import TorchWeight, find_weights, parameters
+from .weights import TorchWeight, check_whole, find_weights, parameters
 
 
 class TorchBackend(Backend[TorchWeight]):
@@ -43,8 +43,8 @@ class TorchBackend(Backend[TorchWeight]):
     def accepts(value: Any) -> bool:
         return isinstance(value, nn.Module)
 
-    def find_weights(self) -> Sequence[TorchWeight]:
-        return find_weights(self.model)
+    def find_weights(self, rules: Sequence[Mapping[str, Any]]) -> Sequence[TorchWeight]:
+        return find_weights(self.model, self.wire_rules(rules))
 
     def parameters(self) -> Iterable[Parameter]:
         return parameters(self.model)
@@ -60,6 +60,7 @@ class TorchBackend(Backend[TorchWeight]):
         return [_renamed(rule, plain_names) for rule in rules] if plain_names else rules
 
     def replaced(self, weights: Collection[TorchWeight]) -> list[str]:
+        check_whole(self.model)
         moved = [w for w in weights if not w.is_in_place(self.model)]
         present = {id(module) for module in self.model.modules()} if moved else ()
         return [weight.name for weight in moved if not weight.is_within_others(self.model, present)]
@@ -122,11 +123,15 @@ class TorchBackend(Backend[TorchWeight]):
 
     def has(self, binding: Binding[TorchWeight]) -> bool:
         weights = binding.weights.values()
-        return all(modules.state_of(weight.modules[0]) is not None for weight in weights)
+        return all(modules.state_of(*weight.places[0]) is not None for weight in weights)
 
     def installed(self, binding: Binding[TorchWeight], undo: contextlib.ExitStack) -> None:
         undo.callback(setattr, self, "_bound_names", self._bound_names)
         self._bound_names = naming.BoundNames(self.model)
+        undo.callback(dense_writes.watch(naming.without_wrappers(self.model)))
+
+    def unwrapped(self) -> None:
+        dense_writes.unwatch(naming.without_wrappers(self.model))
 
     def watch(
         self, binding: Binding[TorchWeight], optimizer: Optional[Any]
@@ -166,8 +171,8 @@ class TorchBackend(Backend[TorchWeight]):
         keys = self._weight_keys(binding)
         return {
             keys[name]: [
-                naming.weight_key(each)
-                for module in weight.modules
+                naming.key_of(each, part)
+                for module, part in weight.places
                 for each in present.get(id(module), ())
             ]
             for name, weight in binding.weights.items()
@@ -187,14 +192,28 @@ class TorchBackend(Backend[TorchWeight]):
             and parameter.dtype in (torch.float32, torch.float16, torch.float64)
         }
 
+    def sqnr(self, binding: Binding[TorchWeight]) -> Mapping[str, float]:
+        found = {}
+        with self.computing():
+            for name, weight in binding.weights.items():
+                state = modules.state_of(*weight.places[0])
+                if state is not None and state.parameters is not None:
+                    wide = weight.dense.detach().double()
+                    noise = (wide - state.quantized(weight.dense).double()).square().sum()
+                    found[name] = 10 * torch.log10(wide.square().sum() / noise)
+        return {name: float(ratio) for name, ratio in found.items()}
+
     def compressed_state_dict(self, binding: Binding[TorchWeight]) -> dict[str, Any]:
         """See `Compressor.compressed_state_dict`."""
         model = naming.without_wrappers(self.model)
         state: dict[str, Any] = model.state_dict()
         for name, module in model.named_modules(remove_duplicate=False):
-            key = naming.weight_key(name)
-            if isinstance(module, modules.CompressedModule) and key in state:
-                state[key] = module.weight.detach()
+            if not isinstance(module, modules.CompressedModule):
+                continue
+            for part in module._compressed_parts:
+                key = naming.key_of(name, part)
+                if key in state:
+                    state[key] = getattr(module, part).detach()
         keys = self._keys(model, state)
         items = [(keys[key], value) for key, value in state.items()]
         state.clear()  # and not another one: it has attributes, too
@@ -238,8 +257,9 @@ class TorchBackend(Backend[TorchWeight]):
         present = naming.names_by_module(model.named_modules(remove_duplicate=False))
         found = {}
         for name, weight in binding.weights.items():
-            mine = [keys[naming.weight_key(n)] for n in present[id(weight.op)]]
-            bound = naming.weight_key("" if name == "." else name)
+            place = weight.places[0]
+            mine = [keys[naming.key_of(n, place.part)] for n in present[id(weight.op)]]
+            bound = naming.key_of(place.module_of(name), place.part)
             found[name] = bound if bound in mine else mine[0]
         return found
 

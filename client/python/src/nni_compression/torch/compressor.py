@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
-from typing import Any, ClassVar, Optional, TypeVar
+from pathlib import Path
+from typing import Any, ClassVar, Optional, TypeVar, Union
 
 import torch
 
 from ..adapters import compressor
 from ..adapters.backend import Backend
+from . import copies, naming, pretrained
 from .backend import TorchBackend
 
 M = TypeVar("M")
@@ -31,6 +34,78 @@ class Compressor(compressor.Compressor):
     """
 
     _backends: ClassVar[tuple[type[Backend[Any]], ...]] = (TorchBackend,)
+
+    def save_pretrained(
+        self,
+        folder: Union[str, os.PathLike[str]],
+        *,
+        tokenizer: Any = None,
+        format: str = "safetensors",
+        max_shard_bytes: Optional[int] = None,
+        overwrite: bool = False,
+        options: Optional[Mapping[str, Any]] = None,
+    ) -> list[Path]:
+        """Writes a model of transformers, with compressed weights, as a folder for
+        `from_pretrained`.
+
+        As the model's own `save_pretrained`, which writes the dense weights: configuration,
+        generation configuration, and weights. All files appear, or none.
+
+        Args:
+            folder: made if it is missing.
+            tokenizer: or a processor, whose files are written too.
+            format: "safetensors": zeros and quantized values, in the model's own types.
+                "compressed-tensors": a quantizer's codes; the configuration gets a
+                `quantization_config`, and loading needs the package of that name.
+            max_shard_bytes: of a file of weights.
+            overwrite: whether files of the folder are replaced, and older weights removed;
+                otherwise they are an AlreadyExistsError.
+            options: of the format "compressed-tensors"; see docs/exports.md.
+
+        Returns: the files written.
+        """
+        self._check_not_unwrapped()
+        self.refresh()
+        return pretrained.save(
+            naming.without_wrappers(self._torch().model),
+            Path(folder),
+            format=format,
+            state=self.compressed_state_dict,
+            export=lambda part, given: self.export(part, format, options=given),
+            tokenizer=tokenizer,
+            max_shard_bytes=max_shard_bytes,
+            overwrite=overwrite,
+            options=options,
+        )
+
+    def apply_to(self, copy: M) -> M:
+        """Gives another model the masks and quantization of this one; returns it.
+
+        For an average of the weights (EMA), a teacher, or a copy for evaluation: a deep copy of the
+        compressed model or of the plain one, or any model with these layers, also in a wrapper or
+        an average (`AveragedModel`, timm's `ModelEmaV3`). From then on its forward passes use
+        today's masks and quantization, applied to its own weights, and later ones once the
+        compressed model has them. It has no session and makes no call;
+        `nni_compression.torch.unwrap` makes it a plain model.
+
+        With a pruner and a quantizer, call it of both: each is for its own layers.
+
+        Raises InvalidArgumentError, and changes nothing, unless the copy has every compressed layer
+        under its name and with a weight of its shape, and if a custom algorithm has computed the
+        values.
+        """
+        copies.check_is_module(copy)
+        self._check_not_unwrapped()
+        self.refresh()
+        copies.apply(self._bound(), copy)
+        return copy
+
+    def __deepcopy__(self, memo: Any) -> None:
+        """None: a copy of a model has no session, and this may be an attribute of the model."""
+
+    def __reduce__(self) -> Any:
+        """As `__deepcopy__`."""
+        return _no_compressor, ()
 
     def compressed_state_dict(self) -> dict[str, Any]:
         """The plain model's `state_dict()` with zeros or quantized values in the weights.
@@ -82,6 +157,10 @@ class Compressor(compressor.Compressor):
         backend = self._bound().backend
         assert isinstance(backend, TorchBackend)
         return backend
+
+
+def _no_compressor() -> None:
+    """What a compressor is in a copy or a file."""
 
 
 def _of_rank_0(told: Any = None) -> Any:

@@ -1,8 +1,9 @@
-"""Modules whose `weight` is compressed wherever it is read.
+"""Modules whose weights are compressed wherever they are read.
 
-A module is compressed by giving it a subclass of its class in which `weight` is a property over the
-unchanged parameter: `module._parameters["weight"]` stays the Parameter that optimizers, checkpoints
-and `named_parameters()` use, and every reader of `module.weight` (its own forward, a fused kernel
+A module is compressed by giving it a subclass of its class in which the weight, a parameter that is
+called `weight` in most modules, is a property over the unchanged parameter:
+`module._parameters["weight"]` stays the Parameter that optimizers, checkpoints and
+`named_parameters()` use, and every reader of `module.weight` (its own forward, a fused kernel
 of its parent, a layer that shares it) gets the compressed one, as a `CompressedWeight`. The mask is
 not a buffer: distributed training would send every buffer to all ranks before every forward pass.
 """
@@ -21,10 +22,11 @@ import torch
 from torch import nn
 
 from ..values.masks import Mask
+from . import dense_writes, operator
 from .activations import Activation
 from .checksums import checksum_of, sample_of
-from .masking import is_exporting, is_traced, keep, masked
-from .passing import STATE, CompressedWeight
+from .masking import is_dynamo, is_exporting, is_traced, keep, masked
+from .passing import CompressedWeight, state_key
 from .rounding import Parameters
 
 # Held briefly while a mask is replaced.
@@ -136,6 +138,7 @@ class WeightState:
         self._copied: Optional[_Bits] = None  # of a copy: the dense weight as it was copied
         self._written = False  # of a copy: whether it is known to have been written to since
         self._present: Optional[_Bits] = None  # for a copy that is being made
+        self.key = operator.register(self)
 
     @property
     def name(self) -> str:
@@ -209,6 +212,13 @@ class WeightState:
             if activation is not None:
                 activation.parameters = parameters
 
+    def follow_always(self, original: WeightState) -> None:
+        """Makes this the state of a copy of `original` that follows it, written to or not."""
+        self.origin, self._followed, self._written = original.answers, -1, True
+        for target in ("output", "input"):
+            if getattr(original, target) is not None and getattr(self, target) is None:
+                setattr(self, target, Activation.of_copy())
+
     def _is_written(self, dense: torch.Tensor) -> bool:
         # A fresh parameter has version 0, and moving it to a device or dtype leaves that.
         if not dense.is_inference() and dense._version > 0:
@@ -280,6 +290,22 @@ class WeightState:
             _refresh(self, dense)
         return self.effective(module, dense)
 
+    def read_detached(self, dense: torch.Tensor) -> tuple[torch.Tensor, Optional[torch.Tensor]]:
+        """See `operator.Weight`."""
+        self.refresh()
+        self.follow(dense)
+        source = self.quantizer
+        # A compiled graph gets another tensor object for the parameter that was sent.
+        is_sent = source is not None and source.dense.data_ptr() == dense.data_ptr()
+        weight = self.quantized(source.dense if source is not None and is_sent else dense)
+        passes = None
+        if self.parameters is not None and self.parameters.clamps:
+            passes = self.parameters.inside(dense)
+        if self.mask is None:
+            return weight, passes
+        mask = self._mask_on(dense.device, keep=True)
+        return masked(weight, mask), mask if passes is None else passes & mask
+
     def effective(self, module: nn.Module, dense: torch.Tensor) -> Any:
         """Quantized first, then masked: zeros stay zero. Differentiable in `dense`."""
         replica = bool(module.__dict__.get("_is_replica"))
@@ -311,67 +337,103 @@ class WeightState:
 
 
 class CompressedModule(nn.Module):
-    """Mixed into the class of a module whose weight is compressed."""
+    """Mixed into the class of a module with compressed weights."""
 
-    _weight_state: WeightState
-
-    @property
-    def weight(self) -> Any:
-        """The weight as the forward pass uses it. The dense one is in `named_parameters()`."""
-        try:
-            return _read_weight(self)
-        except AttributeError as error:
-            # nn.Module would treat an AttributeError as a missing property and return the dense
-            # parameter.
-            raise RuntimeError(f"the compressed weight cannot be read: {error}") from error
-
-    @weight.setter
-    def weight(self, value: Any) -> None:
-        # nn.Module.__setattr__ handles parameters; this one handles the plain tensors that
-        # DataParallel puts into its replicas.
-        self.__dict__["weight"] = value
+    _compressed_parts: tuple[str, ...] = ()  # names of parameters
 
     def __setattr__(self, name: str, value: Any) -> None:
         # An adapter may assign the weight that this module returned: then it is the parameter.
-        if name == "weight" and isinstance(value, CompressedWeight) and value.is_of(self):
-            value = self._parameters["weight"]
+        if isinstance(value, CompressedWeight) and value.is_of(self, name):
+            value = self._parameters[name]
         super().__setattr__(name, value)
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """The module's own, with quantized inputs and outputs if these are quantized."""
-        state = self._weight_state
-        if state.origin is not None and not is_exporting():
-            _refresh(state, self._parameters.get("weight"))
+        for part in self._compressed_parts:
+            state = getattr(self, state_key(part))
+            # In a graph, reading the weight does this; inputs are quantized before it is read.
+            follows = is_dynamo() and state.input is None
+            if state.origin is not None and not is_exporting() and not follows:
+                _refresh(state, self._parameters.get(part))
+        state = self.__dict__.get(_ACTIVATIONS)
+        if state is None:
+            return super().forward(*args, **kwargs)
         if state.input is not None:
             args = tuple(state.input(value, self.training) for value in args)
             kwargs = {name: state.input(value, self.training) for name, value in kwargs.items()}
         result = super().forward(*args, **kwargs)
         return result if state.output is None else state.output(result, self.training)
 
-    @property
-    def weight_mask(self) -> Optional[torch.Tensor]:
-        """The mask in force: bool, True = kept; None when nothing is pruned (yet)."""
-        return self._weight_state.mask
-
     def __reduce_ex__(self, protocol: Any) -> Any:
-        self._weight_state.before_copy(self._parameters.get("weight"))  # then the dicts are walked
+        for part in self._compressed_parts:  # then the dicts are walked
+            getattr(self, state_key(part)).before_copy(self._parameters.get(part))
         reduced = super().__reduce_ex__(max(2, protocol))
         if isinstance(reduced, tuple) and reduced[0] is copyreg.__newobj__:  # type: ignore
-            return (_new_compressed, (plain_class(self), *reduced[1][1:]), *reduced[2:])
+            base = (plain_class(self), self._compressed_parts)
+            return (_new_module, (*base, *reduced[1][1:]), *reduced[2:])
         return reduced
 
 
-def _read_weight(module: CompressedModule) -> Any:
-    dense = module._parameters.get("weight")
+# Only a module with a `weight` has quantized outputs and inputs.
+_ACTIVATIONS = state_key("weight")
+
+
+def _weight(part: str) -> property:
+    """A parameter as the forward pass uses it. The dense one is in `named_parameters()`."""
+
+    def read(module: CompressedModule) -> Any:
+        if is_dynamo() and _is_traceable(module, part):
+            state: WeightState = getattr(module, state_key(part))
+            return operator.read(module._parameters[part], state.key)  # type: ignore[arg-type]
+        try:
+            return _read_weight(module, part)
+        except AttributeError as error:
+            # nn.Module would treat an AttributeError as a missing property and return the dense
+            # parameter.
+            raise RuntimeError(f"the compressed weight cannot be read: {error}") from error
+
+    def write(module: CompressedModule, value: Any) -> None:
+        # nn.Module.__setattr__ handles parameters; this one handles the plain tensors that
+        # DataParallel puts into its replicas.
+        module.__dict__[part] = value
+
+    return property(read, write)
+
+
+def _is_traceable(module: CompressedModule, part: str) -> bool:
+    """Whether a compiled graph may read the weight by the operator."""
+    dense = module._parameters.get(part)
+    if dense is None or is_exporting() or getattr(module, "sparse", False):
+        return False
+    return operator.is_possible(dense)
+
+
+def _weight_mask(module: CompressedModule) -> Optional[torch.Tensor]:
+    """The mask in force: bool, True = kept; None when nothing is pruned (yet)."""
+    state: WeightState = getattr(module, state_key("weight"))
+    return state.mask
+
+
+def _flat_weights(module: Any) -> list[Any]:
+    """All parameters of a recurrent module, which reads them as this list."""
+    return [getattr(module, name, None) for name in module._flat_weights_names]
+
+
+def _ignore(module: Any, value: Any) -> None:
+    """Of an attribute that is computed."""
+
+
+def _read_weight(module: CompressedModule, part: str) -> Any:
+    state: WeightState = getattr(module, state_key(part))
+    dense = module._parameters.get(part)
     if dense is None:
-        dense = module.__dict__.get("weight")  # of a replica, which lasts for one forward pass
-        return None if dense is None else module._weight_state.read(module, dense)
-    state = module._weight_state
+        dense = module.__dict__.get(part)  # of a replica, which lasts for one forward pass
+        return None if dense is None else state.read(module, dense)
     if state.lost_write:
         state.lost_write = False
         raise RuntimeError(
             f"the weight of layer {state.name!r} was written to, through a view or by `out=`, as "
-            "`module.weight` gives it; that is computed at each read, so the write is lost. Write "
+            f"`module.{part}` gives it; that is computed at each read, so the write is lost. Write "
             "to the parameter that named_parameters() has"
         )
     weight = state.read(module, dense)
@@ -379,7 +441,7 @@ def _read_weight(module: CompressedModule) -> Any:
         return weight
     # `max_norm` scales the weight that was read in place, at each read.
     watched = module.__dict__.get("max_norm") is None
-    return CompressedWeight.of(weight, weakref.ref(module), watched=watched)
+    return CompressedWeight.of(weight, weakref.ref(module), part, watched=watched)
 
 
 def _refresh(state: WeightState, dense: Optional[torch.Tensor]) -> None:
@@ -394,21 +456,32 @@ elif hasattr(torch, "_dynamo"):
     _refresh = torch._dynamo.disable(_refresh)
 
 
-_classes: dict[type, type] = {}
+_classes: dict[tuple[type, tuple[str, ...]], type] = {}
 
 
-def _compressed_module_class(base: type) -> type:
-    """The one subclass of `base` whose weight is compressed."""
-    if base not in _classes:
-        bases = (CompressedModule, base)
-        _classes[base] = type("Compressed" + base.__name__, bases, {"__module__": __name__})
-    return _classes[base]
+def _compressed_module_class(base: type, parts: tuple[str, ...]) -> type:
+    """The one subclass of `base` whose parameters `parts` are compressed."""
+    if (base, parts) not in _classes:
+        members: dict[str, Any] = {part: _weight(part) for part in parts}
+        members.update(__module__=__name__, _compressed_parts=parts)
+        if "weight" in parts:
+            members["weight_mask"] = property(_weight_mask)
+        if issubclass(base, nn.RNNBase):
+            members["_flat_weights"] = property(_flat_weights, _ignore)
+        name = "Compressed" + base.__name__
+        _classes[base, parts] = type(name, (CompressedModule, base), members)
+    return _classes[base, parts]
+
+
+def _new_module(base: type, parts: tuple[str, ...], *args: Any) -> Any:
+    """Unpickles: the class is generated where it is needed."""
+    cls: Any = _compressed_module_class(base, parts)
+    return cls.__new__(cls, *args)
 
 
 def _new_compressed(base: type, *args: Any) -> Any:
-    """Unpickles: the class is generated where it is needed."""
-    cls: Any = _compressed_module_class(base)
-    return cls.__new__(cls, *args)
+    """The same, of files that version 0.2 and earlier wrote."""
+    return _new_module(base, ("weight",), *args)
 
 
 def plain_class(module: nn.Module) -> type:
@@ -417,25 +490,30 @@ def plain_class(module: nn.Module) -> type:
     return cls.__bases__[1] if isinstance(module, CompressedModule) else cls
 
 
-def state_of(module: nn.Module) -> Optional[WeightState]:
-    """The state of a compressed module; None for any other."""
-    return module.__dict__.get(STATE) if isinstance(module, CompressedModule) else None
+def state_of(module: nn.Module, part: str) -> Optional[WeightState]:
+    """The state of a parameter of a module; None if it is not compressed."""
+    return module.__dict__.get(state_key(part)) if isinstance(module, CompressedModule) else None
 
 
-def install(module: nn.Module, state: WeightState) -> None:
-    """Makes the module read its weight through `state`, all kept and nothing quantized so far."""
-    if isinstance(module, CompressedModule):
-        module.__dict__[STATE] = state
+def install(module: nn.Module, part: str, state: WeightState) -> None:
+    """Makes a module read its parameter through `state`, all kept and nothing quantized so far."""
+    parts = module._compressed_parts if isinstance(module, CompressedModule) else ()
+    module.__dict__[state_key(part)] = state
+    if part not in parts:
+        module.__class__ = _compressed_module_class(plain_class(module), (*parts, part))
+
+
+def uninstall(module: nn.Module, part: str) -> None:
+    """Restores the module's own parameter, whose values are unchanged."""
+    if state_of(module, part) is None:
         return
-    module.__dict__[STATE] = state
-    module.__class__ = _compressed_module_class(type(module))
-
-
-def uninstall(module: nn.Module) -> None:
-    """Restores the module's own class; the dense weight is unchanged."""
-    if isinstance(module, CompressedModule):
-        module.__class__ = plain_class(module)
-        del module.__dict__[STATE]
+    assert isinstance(module, CompressedModule)
+    plain = plain_class(module)
+    rest = tuple(other for other in module._compressed_parts if other != part)
+    module.__class__ = _compressed_module_class(plain, rest) if rest else plain
+    del module.__dict__[state_key(part)]
+    if isinstance(module, nn.RNNBase) and not rest:  # its own list may be of before a `.to()`
+        module._flat_weights = _flat_weights(module)
 
 
 def unwrap(model: nn.Module) -> nn.Module:
@@ -445,19 +523,26 @@ def unwrap(model: nn.Module) -> nn.Module:
     weights and the modules' own classes are restored. A model that is still bound to a session is
     unwrapped by its pruner's or quantizer's `unwrap()`; here it is a RuntimeError.
     """
-    compressed = [m for m in model.modules() if isinstance(m, CompressedModule)]
-    for module in compressed:
-        state = module._weight_state
-        if state.pruner is not None or state.quantizer is not None:
+    compressed = [
+        (module, part)
+        for module in model.modules()
+        if isinstance(module, CompressedModule)
+        for part in module._compressed_parts
+    ]
+    for module, part in compressed:
+        state = state_of(module, part)
+        if state is not None and (state.pruner is not None or state.quantizer is not None):
             raise RuntimeError("the model is bound to a session; call unwrap() of its compressor")
     written = set()
     with torch.no_grad():
-        for module in compressed:
-            dense = module._parameters["weight"]
+        for module, part in compressed:
+            dense = module._parameters[part]
             if dense is not None and id(dense) not in written:
                 written.add(id(dense))
-                dense.copy_(module.weight.detach())
-            uninstall(module)
+                dense.copy_(getattr(module, part).detach())
+            uninstall(module, part)
+    for each in model.modules():
+        dense_writes.unwatch(each)
     return model
 
 

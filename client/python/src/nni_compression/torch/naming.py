@@ -158,11 +158,6 @@ def key_of(module: str, part: str) -> str:
     return f"{module}.{part}" if module else part
 
 
-def weight_key(module: str) -> str:
-    """The key of its weight."""
-    return key_of(module, "weight")
-
-
 def layer_key(name: str) -> str:
     """Equal for the names that a layer has in a model and in wrappers of that model.
 

@@ -1,4 +1,4 @@
-"""The `weight` of a compressed module: a computed tensor that forwards writes to the parameter.
+"""The weight of a compressed module: a computed tensor that forwards writes to the parameter.
 
 The compressed weight is computed at each read, so a write to it would be lost. Adapters are merged,
 weights initialized and gradients cleared through `module.weight`, so such writes are forwarded to
@@ -14,9 +14,17 @@ from typing import Any, Optional, Protocol, cast
 import torch
 from torch import nn
 
-#: The attribute of a compressed module that has its `State`.
-STATE = "_weight_state"
 _OPERATORS = "iadd isub imul itruediv ifloordiv imod ipow iand ior ixor ilshift irshift setitem"
+
+
+def state_key(part: str) -> str:
+    """The attribute of a compressed module that has the `State` of its parameter `part`."""
+    return "_weight_state" if part == "weight" else f"_{part}_weight_state"
+
+
+def is_compressed(module: nn.Module) -> bool:
+    """Whether a module has a parameter with a `State`."""
+    return bool(getattr(module, "_compressed_parts", ()))
 
 
 class State(Protocol):
@@ -45,14 +53,15 @@ class CompressedWeight(torch.Tensor):
 
     # Weakly: the graph of a forward pass keeps weights, and a module may keep what it computed.
     _module: weakref.ref[nn.Module]
+    _part: str  # the parameter's name in the module
     _version_read: Optional[int]
     _is_data: bool
 
     @staticmethod
     def of(
-        weight: torch.Tensor, module: weakref.ref[nn.Module], *, watched: bool = True
+        weight: torch.Tensor, module: weakref.ref[nn.Module], part: str, *, watched: bool = True
     ) -> CompressedWeight:
-        """The same tensor object, read from `module`.
+        """The same tensor object, read as parameter `part` of `module`.
 
         Args:
             weight: not referenced elsewhere, as its class is changed.
@@ -61,18 +70,19 @@ class CompressedWeight(torch.Tensor):
         weight.__class__ = CompressedWeight
         read = cast(CompressedWeight, weight)
         read._module = module
+        read._part = part
         read._is_data = False
         read._version_read = weight._version if watched and not weight.is_inference() else None
         return read
 
-    def is_of(self, module: nn.Module) -> bool:
-        """Whether it was read from this module."""
-        return self._module() is module
+    def is_of(self, module: nn.Module, part: str) -> bool:
+        """Whether it was read as this parameter of this module."""
+        return self._module() is module and self._part == part
 
     @property
     def _parameter(self) -> Optional[torch.Tensor]:
         module = self._module()
-        return None if module is None else module._parameters["weight"]
+        return None if module is None else module._parameters[self._part]
 
     @property
     def _target(self) -> torch.Tensor:
@@ -85,7 +95,7 @@ class CompressedWeight(torch.Tensor):
         """Notifies the module, and updates this to the present weight."""
         self._report()
         module, parameter = self._module(), self._parameter
-        state = _state_of(module)
+        state = _state_of(module, self._part)
         if module is not None and parameter is not None and state is not None:
             state.written()
             with torch.no_grad():
@@ -101,7 +111,7 @@ class CompressedWeight(torch.Tensor):
         # With a version counter of its own, so that each is watched by itself.
         plain = torch.Tensor.data.__get__(self)  # type: ignore[attr-defined]
         watched = self._version_read is not None
-        found = CompressedWeight.of(plain, self._module, watched=watched)
+        found = CompressedWeight.of(plain, self._module, self._part, watched=watched)
         found._is_data = True
         return found
 
@@ -155,7 +165,7 @@ class CompressedWeight(torch.Tensor):
 
     def _report(self) -> None:
         if self._version_read is not None and self._version != self._version_read:
-            state = _state_of(self._module())
+            state = _state_of(self._module(), self._part)
             if state is not None:
                 state.lost_write = True
 
@@ -163,8 +173,8 @@ class CompressedWeight(torch.Tensor):
         self._report()
 
 
-def _state_of(module: Optional[nn.Module]) -> Optional[State]:
-    return None if module is None else module.__dict__.get(STATE)
+def _state_of(module: Optional[nn.Module], part: str) -> Optional[State]:
+    return None if module is None else module.__dict__.get(state_key(part))
 
 
 def _forwarded(name: str) -> Any:

@@ -33,6 +33,9 @@ class Layer:
         channel_axis: the dimension of the output channels, for per-channel quantization: 0 in most
             of PyTorch's modules, the last one in most of Keras's layers.
         aliases: further names of the same (tied) weight; a rule that names any of them matches.
+        op_type_bases: further types that the layer is of, such as base classes of its own; at most
+            16. `op_types` matches any of them.
+        needs_filter: whether rules with neither `op_types` nor `op_names` leave the layer out.
 
     >>> Layer(name="conv1", op_type="Conv2d", shape=[20, 1, 5, 5]).shape
     (20, 1, 5, 5)
@@ -44,11 +47,14 @@ class Layer:
     dtype: Any = "float32"
     channel_axis: int = 0
     aliases: Sequence[str] = ()
+    op_type_bases: Sequence[str] = ()
+    needs_filter: bool = False
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "shape", tuple(int(size) for size in self.shape))
         object.__setattr__(self, "dtype", dtypes.dtype_name(self.dtype))
         object.__setattr__(self, "aliases", tuple(self.aliases))
+        object.__setattr__(self, "op_type_bases", tuple(self.op_type_bases))
 
     def to_wire(self, path: str) -> pb.Layer:
         """The layer's message; `path` ("layers[3]") begins error messages."""
@@ -60,11 +66,31 @@ class Layer:
                 shape=self.shape,
                 channel_axis=self.channel_axis,
                 aliases=[text(alias, f"{path}.aliases") for alias in self.aliases],
+                op_type_bases=[text(b, f"{path}.op_type_bases") for b in self.op_type_bases],
+                needs_filter=self.needs_filter,
             )
         except ValueError as error:
             if isinstance(error, InvalidArgumentError):
                 raise
             raise InvalidArgumentError(f"{path} ({self.name!r}): {error}") from error
+
+
+def with_names(rule: Any, layers: Iterable[Layer], path: str) -> Any:
+    """The rule with the names that its `op_names` selects, where that is a function of a `Layer`.
+
+    Raises InvalidArgumentError, which begins with the path, where it selects none.
+
+    >>> layers = [Layer("a", "Linear", (2, 2)), Layer("b", "Linear", (9, 9))]
+    >>> with_names({"sparsity": 0.5, "op_names": lambda layer: layer.shape[0] > 4}, layers, "")
+    {'sparsity': 0.5, 'op_names': ['b']}
+    """
+    select = rule.get("op_names") if isinstance(rule, Mapping) else None
+    if not callable(select):
+        return rule
+    names = [layer.name for layer in layers if select(layer)]
+    if not names:
+        raise InvalidArgumentError(f"{path}.op_names is a function that selects no layer")
+    return {**rule, "op_names": names}
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from typing import Any, Optional
 
@@ -62,6 +62,9 @@ class SessionInfo:
         received_bytes, sent_bytes: tensor payload, from the server's point of view.
         compute_time: seconds that its calls computed.
         layers: in the order bound; empty in a listing.
+        results: what `Session.report` has reported: name -> number.
+        config_list: as bound; empty in a listing, and if the server does not keep it because it has
+            more than 64 KiB.
         tenant: the owner; empty unless the caller is an operator. Others see only their own.
     """
 
@@ -85,6 +88,8 @@ class SessionInfo:
     layers: tuple[LayerReport, ...] = ()
     tenant: str = ""
     disk_bytes: int = 0
+    results: Mapping[str, float] = field(default_factory=dict)
+    config_list: tuple[Mapping[str, Any], ...] = ()
 
     @classmethod
     def from_wire(cls, message: pb.Session) -> SessionInfo:
@@ -110,6 +115,8 @@ class SessionInfo:
             layers=tuple(map(_layer_report, message.layers)),
             tenant=message.tenant,
             disk_bytes=message.disk_bytes,
+            results=dict(message.results),
+            config_list=tuple(map(from_struct, message.config_list)),
         )
 
 

@@ -1,0 +1,82 @@
+"""Compression in `fit` of Keras models.
+
+>>> from nni_compression.integrations.keras import CompressionCallback
+>>> pruner = AGPPruner([{"op_types": ["default"], "final_sparsity": 0.8, "end_epoch": 10}])
+>>> model.fit(x, y, epochs=12, callbacks=[CompressionCallback(pruner)])
+>>> model = pruner.unwrap()
+"""
+
+from __future__ import annotations
+
+from typing import Any, Optional
+
+import tensorflow as tf
+
+from ..adapters.compressor import Compressor
+from ..errors import InvalidArgumentError
+from .recorder import Recorder
+
+
+class CompressionCallback(tf.keras.callbacks.Callback):  # type: ignore[misc]
+    """Compresses a model while it is fitted.
+
+    The model is compressed when fitting begins, if it is not yet. Epochs and steps are passed to
+    the compressors.
+
+    Args:
+        compressors: pruners and quantizers of `nni_compression.keras`, with a model or without.
+        recorder: gets the numbers of each epoch.
+        steps_per_epoch: so many steps count as an epoch of the schedules. By default those of `fit`
+            count.
+    """
+
+    def __init__(
+        self,
+        *compressors: Compressor,
+        recorder: Optional[Recorder] = None,
+        steps_per_epoch: Optional[int] = None,
+    ) -> None:
+        super().__init__()
+        if not compressors:
+            raise TypeError("give a pruner or quantizer of nni_compression.keras")
+        if steps_per_epoch is not None and steps_per_epoch < 1:
+            raise InvalidArgumentError(
+                f"steps_per_epoch is {steps_per_epoch}; it must be at least 1"
+            )
+        self._compressors = compressors
+        self._recorder = recorder
+        self._steps_per_epoch = steps_per_epoch
+        self._steps_before = 0
+
+    def on_train_begin(self, logs: Any = None) -> None:
+        for compressor in self._compressors:
+            if not compressor.is_bound:
+                compressor(self.model)
+                # `fit` has made it already, and it is of the plain layers.
+                self.model.make_train_function(force=True)
+            compressor.refresh()
+
+    def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
+        self._steps_before = self._compressors[0].steps
+        if self._steps_per_epoch is None:
+            self._set_epoch(epoch)
+        else:
+            self._set_epoch(self._steps_before // self._steps_per_epoch)
+
+    def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
+        # Several minibatches may have been one call: `batch` is the number of the last.
+        step = self._steps_before + batch + 1
+        for compressor in self._compressors:
+            compressor.step(step)
+        if self._steps_per_epoch is not None:
+            epoch = step // self._steps_per_epoch
+            if epoch != self._compressors[0].epoch:
+                self._set_epoch(epoch)
+
+    def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
+        if self._recorder is not None:
+            self._recorder.record(*self._compressors)
+
+    def _set_epoch(self, epoch: int) -> None:
+        for compressor in self._compressors:
+            compressor.update_epoch(epoch)
