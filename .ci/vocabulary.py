@@ -60,7 +60,14 @@ CODE_TERMS = {
     r"\bas (?:many|much) as (?:it|there) may\b": "the limit",
     r"\buse for\b(?= (?:gradients|it))": "use",
 }
-PROSE = ("README.md", "CONTRIBUTING.md", "docs/*.md", "*/README.md", "*/*/README.md")
+PROSE = (
+    "README.md",
+    "CONTRIBUTING.md",
+    "docs/*.md",
+    "docs/tutorials/*.md",
+    "*/README.md",
+    "*/*/README.md",
+)
 
 # Folders whose sources are checked.
 SOURCES = ("client", "server", "compression", "proto")

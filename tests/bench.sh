@@ -15,6 +15,8 @@ nni_venv
 export NNI_PYTHON=$PWD/build/venv-nni/bin/python
 tensorflow_venv build/venv-tensorflow ""
 export TENSORFLOW_PYTHON=$PWD/build/venv-tensorflow/bin/python
+runtimes_venv
+export RUNTIMES_PYTHON=$PWD/build/venv-runtimes/bin/python
 export KERNELS_BENCHMARK=$PWD/$build/tests/benchmarks/kernels/kernels_benchmark
 export TRANSPORT_BENCHMARK=$PWD/$build/tests/benchmarks/transport/transport_benchmark
 

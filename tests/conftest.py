@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,6 +16,19 @@ for _folder in ("client/python/src", "tests/testing/python"):
 
 import nni_compression as nc  # noqa: E402
 import servers  # noqa: E402
+
+# For local servers, those in examples included.
+os.environ.setdefault("NNI_COMPRESSION_SERVER_BINARY", str(servers.server_binary()))
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Leaves out what does not gate every change."""
+    if os.environ.get("NNI_COMPRESSION_LONG"):
+        return
+    long = [item for item in items if item.get_closest_marker("long")]
+    if long:
+        config.hook.pytest_deselected(items=long)
+        items[:] = [item for item in items if not item.get_closest_marker("long")]
 
 
 @pytest.fixture(scope="session")

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import gc
+import os
 import platform
 import statistics
+import subprocess
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from typing import Any, Callable
 
 
@@ -62,6 +65,22 @@ class Benchmark:
     note: str = ""
     facts: Mapping[str, Any] = field(default_factory=dict)
     goals: Sequence[Goal] = ()
+
+
+def run_program(name: str, python: str, *arguments: object, **environment: str) -> str:
+    """What a program of this folder prints, run by the Python in the variable `python`."""
+    program = Path(__file__).resolve().parent / name
+    done = subprocess.run(
+        [os.environ[python], str(program), *map(str, arguments)],
+        env={**os.environ, **environment},
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    if done.returncode != 0:
+        raise RuntimeError(f"{name} failed:\n{done.stdout}{done.stderr}")
+    return done.stdout
 
 
 def seconds(call: Callable[[], object]) -> float:

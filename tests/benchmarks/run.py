@@ -21,6 +21,7 @@ MODULES = (
     "latency",
     "training",
     "keras_training",
+    "resnet",
     "small_models",
     "trials",
     "agp_epoch",
@@ -31,6 +32,7 @@ MODULES = (
     "durability",
     "experiments",
     "exports",
+    "integer_runtimes",
 )
 
 

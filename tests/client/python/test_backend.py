@@ -112,7 +112,7 @@ class NumpyBackend(Backend[Matrix]):
     def accepts(value: Any) -> bool:
         return isinstance(value, Model)
 
-    def find_weights(self) -> Sequence[Matrix]:
+    def find_weights(self, rules: Sequence[Mapping[str, Any]] = ()) -> Sequence[Matrix]:
         return [Matrix(self.model, name) for name in self.model.matrices]
 
     def parameters(self) -> Iterable[Parameter]:

@@ -431,6 +431,35 @@ class TestSessions:
         second.close()
         assert client.sessions(labels) == []
 
+    def test_results_are_kept_with_a_session_also_after_its_end(self, client: nc.Client) -> None:
+        labels = {"test": "results"}
+        rules = [{"sparsity": 0.5, "op_names": ["fc"]}]
+        with client.bind_model("level", rules, [layer()], labels=labels) as session:
+            assert session.info().results == {}
+            session.report(accuracy=0.75, loss=np.float32(0.5))
+            session.report({"accuracy": 1, "top-1": 2.0})
+            expected = {"accuracy": 1.0, "loss": 0.5, "top-1": 2.0}
+            assert session.info().results == expected
+            for wrong, message in (
+                ({"loss": float("inf")}, r"results\['loss'\] is inf; it must be finite"),
+                ({"x" * 65: 1.0}, "64"),
+                ({"loss": "0.5"}, r"results\['loss'\] is '0.5'; it must be a number"),
+                ({3: 1.0}, "must be a string"),
+                ({str(i): float(i) for i in range(62)}, "at most 64"),
+            ):
+                with pytest.raises(nc.InvalidArgumentError, match=message):
+                    session.report(wrong)  # type: ignore[arg-type]
+            assert session.info().results == expected
+        assert client.sessions(labels) == []
+        (ended,) = client.sessions(labels, include_ended=True)
+        assert (ended.id, ended.state, ended.results) == (session.id, "closed", expected)
+        assert ended.config_list == ()
+        report = client.session_info(session.id)
+        assert report.results == expected
+        assert report.config_list == (rules[0],)
+        with pytest.raises(nc.FailedPreconditionError, match="before close"):
+            session.report(accuracy=1.0)
+
     def test_listing_goes_through_all_pages(self, client: nc.Client) -> None:
         labels = {"test": "pages"}
         with ThreadPoolExecutor(4) as pool:

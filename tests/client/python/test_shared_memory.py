@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import logging
 import os
@@ -24,6 +25,7 @@ import nni_compression as nc
 from forks import in_fork
 from nni_compression._transport import shared_memory
 from nni_compression._transport.credentials import Credentials
+from nni_compression._wire import compression_pb2 as pb
 from servers import ROOT, ServerProcess
 
 LARGE = 300_000  # elements: more than MIN_BYTES in every dtype
@@ -94,7 +96,7 @@ class TestAStrangerAtTheSocket:
         with subprocess.Popen(command, user=STRANGER, stdout=subprocess.PIPE, text=True) as peer:
             assert peer.stdout is not None
             assert peer.stdout.readline() == "listens\n"
-            memory = shared_memory.SharedMemory(path, Credentials("secret"))
+            memory = shared_memory.SharedMemory([path], Credentials("secret"))
             assert memory.lease(MEGABYTE, MEGABYTE) is None
             return peer.stdout.read()
 
@@ -430,3 +432,162 @@ class TestFallback:
         with pytest.raises(nc.FailedPreconditionError):
             mask_bits(client, weights_of(1))
         assert mappings(os.getpid()) == 0
+
+
+@pytest.fixture
+def runtime(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """The folder of this user's sockets, for servers and clients."""
+    with tempfile.TemporaryDirectory(prefix="nni-runtime-") as name:
+        monkeypatch.setenv("XDG_RUNTIME_DIR", name)
+        monkeypatch.delenv(shared_memory.SOCKET_VARIABLE, raising=False)
+        yield Path(name)
+
+
+AUTO = "--shm_socket=auto"
+
+
+class _ScriptedSocket:
+    """A shared-memory socket that answers hello, and the requests after it when it is told to."""
+
+    def __init__(self, path: Path) -> None:
+        self._listener = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        self._listener.bind(str(path))
+        self._listener.listen()
+
+    def accept(self) -> None:
+        self.peer, _ = self._listener.accept()
+        assert pb.SideRequest.FromString(self.peer.recv(1 << 14)).HasField("hello")
+        self.peer.send(pb.SideReply(code=0, max_bytes=1 << 30).SerializeToString())
+
+    def take(self) -> None:
+        request, files, _, _ = socket.recv_fds(self.peer, 1 << 14, 1)
+        assert pb.SideRequest.FromString(request).HasField("add_region")
+        for file in files:
+            os.close(file)
+
+    def answer(self, region: bytes) -> None:
+        # The client may have closed the connection, which is as good.
+        with contextlib.suppress(BrokenPipeError):
+            self.peer.send(pb.SideReply(code=0, region=region).SerializeToString())
+
+
+def test_a_reply_that_comes_too_late_is_not_that_of_the_next_request(
+    tmp_path: Path,
+) -> None:
+    path = tmp_path / "side"
+    scripted = _ScriptedSocket(path)
+    late = threading.Event()
+
+    def serve() -> None:
+        scripted.accept()
+        scripted.take()
+        first = scripted.peer
+        late.wait()
+        scripted.answer(b"late")
+        scripted.accept()
+        first.close()
+        scripted.take()
+        scripted.answer(b"right")
+
+    thread = threading.Thread(target=serve, daemon=True)
+    thread.start()
+    memory = shared_memory.SharedMemory([str(path)], Credentials())
+    assert memory.works()
+    memory._connection._socket.settimeout(0.1)
+    assert memory.array(MEGABYTE) is None
+    late.set()
+    array = memory.array(MEGABYTE)
+    assert array is not None
+    place = memory.find(memoryview(array))
+    assert place is not None
+    assert place.region == b"right"
+    thread.join()
+
+
+class TestWithoutSettings:
+    """A server offers the socket to its own user, and clients find it by the address."""
+
+    @pytest.mark.parametrize("host", ["127.0.0.1", "localhost", "ipv4:127.0.0.1"])
+    def test_the_port_leads_to_the_socket(self, runtime: Path, host: str) -> None:
+        with ServerProcess(AUTO) as server:
+            path = runtime / "nni-compression" / f"{server.port}.shm"
+            assert path.is_socket()
+            assert path.stat().st_mode & 0o777 == 0o600
+            assert path.parent.stat().st_mode & 0o777 == 0o700
+            with nc.Client(f"{host}:{server.port}") as client:
+                assert not uses_network(client, weights_of(1))
+        assert not path.exists()
+
+    def test_a_unix_socket_has_it_beside(self, runtime: Path, folder: Path) -> None:
+        address = f"unix:{folder / 'server'}"
+        with ServerProcess(AUTO, f"--listen={address}"), nc.Client(address) as client:
+            assert (folder / "server.shm").is_socket()
+            assert not uses_network(client, weights_of(1))
+
+    def test_it_can_be_switched_off_on_both_ends(
+        self, runtime: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        with ServerProcess(AUTO) as server:
+            with nc.Client(server.address, shm_socket="") as client:
+                assert uses_network(client, weights_of(1))
+            monkeypatch.setenv(shared_memory.SOCKET_VARIABLE, "")
+            with nc.Client(server.address) as client:
+                assert uses_network(client, weights_of(1))
+        with ServerProcess("--shm_socket="):
+            assert not list(runtime.rglob("*.shm"))
+
+    def test_a_client_may_be_there_before_the_server(self, runtime: Path) -> None:
+        with ServerProcess() as server:
+            port = server.port
+        client = nc.Client(f"127.0.0.1:{port}")
+        with ServerProcess(AUTO, port=port), client:
+            assert not uses_network(client, weights_of(1))
+
+    def test_a_dead_servers_socket_is_replaced(self, runtime: Path) -> None:
+        first = ServerProcess(AUTO)
+        with nc.Client(first.address) as client:
+            assert not uses_network(client, weights_of(1))
+            first.kill()
+            assert list(runtime.rglob("*.shm"))
+            with ServerProcess(AUTO, port=first.port):
+                assert not uses_network(client, weights_of(1))
+
+    def test_a_folder_that_others_can_look_into_is_not_used(self, runtime: Path) -> None:
+        folder = runtime / "nni-compression"
+        folder.mkdir()
+        folder.chmod(0o755)
+        with ServerProcess(AUTO) as server, nc.Client(server.address) as client:
+            assert not list(folder.iterdir())
+            assert not uses_network(client, weights_of(1))  # there are further places
+
+    def test_a_link_to_a_folder_is_not_used(self, runtime: Path, tmp_path: Path) -> None:
+        tmp_path.chmod(0o700)
+        (runtime / "nni-compression").symlink_to(tmp_path)
+        with ServerProcess(AUTO):
+            assert not list(tmp_path.iterdir())
+
+    def test_another_servers_socket_at_the_port_is_noticed(self, runtime: Path) -> None:
+        with ServerProcess(AUTO) as other, ServerProcess() as server:
+            path = runtime / "nni-compression" / f"{other.port}.shm"
+            path.with_name(f"{server.port}.shm").symlink_to(path)
+            weights = weights_of(2)
+            with nc.Client(server.address, shm_socket="") as client:
+                expected = mask_bits(client, weights)
+            with nc.Client(server.address) as client:
+                assert mask_bits(client, weights) == expected
+                assert uses_network(client, weights)
+
+    def test_a_server_without_one_is_not_worth_a_word(
+        self, runtime: Path, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        with (
+            caplog.at_level(logging.INFO, "nni_compression"),
+            ServerProcess() as server,
+            nc.Client(server.address) as client,
+        ):
+            assert uses_network(client, weights_of(1))
+        assert not caplog.records
+
+    def test_other_users_need_a_path(self, runtime: Path) -> None:
+        with pytest.raises(RuntimeError, match=r"shm_uids needs shm_socket=PATH"):
+            ServerProcess(AUTO, "--shm_uids=1000")

@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import types
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from nni_compression.nni import (
     pruning_space,
     quantization_choice,
     quantization_space,
+    report_final_result,
     trial_labels,
 )
 from nni_compression.torch import layers
@@ -216,3 +218,38 @@ class TestTheParentsEnd:
         shell.communicate(timeout=TIMEOUT)
         assert "keep-alive" in threads
         assert "parent-watch" not in threads
+
+
+class TestFinalResults:
+    @pytest.mark.parametrize(
+        ("result", "kept"),
+        [(0.5, {"default": 0.5}), ({"default": 1, "saved": 0.25}, {"default": 1.0, "saved": 0.25})],
+    )
+    def test_nni_gets_what_is_kept_with_the_session(
+        self,
+        client: nc.Client,
+        monkeypatch: pytest.MonkeyPatch,
+        result: Any,
+        kept: dict[str, float],
+    ) -> None:
+        reported: list[Any] = []
+        nni = types.SimpleNamespace(report_final_result=reported.append)
+        monkeypatch.setitem(sys.modules, "nni", nni)  # type: ignore[arg-type]
+        with client.bind_model("level", [{"sparsity": 0.5}], LAYERS) as session:
+            report_final_result(session, result)
+            assert session.info().results == kept
+        assert reported == [result]
+
+    def test_a_server_that_is_too_old_to_keep_results_is_no_hindrance(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        reported: list[Any] = []
+        nni = types.SimpleNamespace(report_final_result=reported.append)
+        monkeypatch.setitem(sys.modules, "nni", nni)  # type: ignore[arg-type]
+
+        class Old:
+            def report(self, results: Any, /) -> None:
+                raise nc.UnimplementedError("unknown method")
+
+        report_final_result(Old(), 0.5)
+        assert reported == [0.5]

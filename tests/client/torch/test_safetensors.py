@@ -1,4 +1,4 @@
-"""Exports, opened by the safetensors package, which tests/run.sh has in python-newest."""
+"""Exports, opened by the safetensors package, which the part torch of tests/run.sh has."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from torch import nn
 import nni_compression as nc
 from nni_compression.torch import LevelPruner, QATQuantizer
 
-pytest.importorskip("safetensors", reason="not packaged by Debian; python-newest has it")
+pytest.importorskip("safetensors", reason="not packaged by Debian; the part torch has it")
 
 from safetensors import safe_open  # noqa: E402
 from safetensors.numpy import load_file as load_arrays  # noqa: E402

@@ -13,7 +13,7 @@ from torch import nn
 
 import nni_compression as nc
 import servers
-from nni_compression.torch import LevelPruner, QATQuantizer
+from nni_compression.torch import LevelPruner, QATQuantizer, quantize
 from torch_helpers import Net, calls, images, train_step
 
 OUTPUTS = [{"quant_types": ["output"], "op_types": ["default"]}]
@@ -70,6 +70,59 @@ def test_inputs_are_quantized_before_the_layer_and_outputs_after_it(client):
     found = quantizer.calibration["."]
     assert (found["input_bits"], found["output_bits"]) == (4, 8)
     assert float(found["output_scale"]) == scale
+
+
+def test_each_type_has_its_own_scheme(client):
+    plain, model = linear(), linear()
+    schemes = {
+        "weight": "per_channel_symmetric",
+        "input": "per_tensor_affine",
+        "output": "per_tensor_symmetric",
+    }
+    quantizer = QATQuantizer([{**ALL[0], "quant_scheme": schemes}], client=client)
+    quantizer(model)
+    x = inputs(1)
+    model(x)
+    quantizer.step()
+    model.eval()
+    scale, zero_point = parameters(x.min().item(), x.max().item())
+    inner = torch.fake_quantize_per_tensor_affine(x, scale, zero_point, 0, 255)
+    scales = plain.weight.detach().abs().amax(1) / 127
+    zeros = torch.zeros(4, dtype=torch.int32)
+    weight = torch.fake_quantize_per_channel_affine(plain.weight, scales, zeros, 0, -127, 127)
+    outputs = nn.functional.linear(x, weight, plain.bias)
+    scale = float(F(outputs.abs().max().item()) / F(127))
+    wanted = torch.fake_quantize_per_tensor_affine(
+        nn.functional.linear(inner, weight, plain.bias), scale, 0, -127, 127
+    )
+    assert torch.equal(model(x), wanted)
+    assert quantizer.plan.layers["."].options["quant_scheme"] == schemes
+
+
+def test_a_target_chooses_the_schemes_and_refuses_others(client):
+    twins = linear(), linear()
+    schemes = {
+        "weight": "per_channel_symmetric",
+        "input": "per_tensor_affine",
+        "output": "per_tensor_affine",
+    }
+    rules = {"target": "onnxruntime"}, {**ALL[0], "quant_scheme": schemes}
+    for model, rule in zip(twins, rules):
+        quantize(model, "qat", client=client, **rule)
+        model(inputs(1))
+        model.compressor.step()
+        model.eval()
+    assert torch.equal(twins[0](inputs(2)), twins[1](inputs(2)))
+    with pytest.raises(nc.InvalidArgumentError, match="target") as refused:
+        quantize(linear(), target="openvino", quant_scheme="per_channel_affine", client=client)
+    assert 'quant_scheme is "per_channel_affine" for "weight"' in str(refused.value)
+    with pytest.raises(nc.InvalidArgumentError, match="quant_scheme.input"):
+        quantize(
+            linear(),
+            quant_types=["input"],
+            quant_scheme={"input": schemes["weight"]},
+            client=client,
+        )
 
 
 def test_an_input_that_is_given_by_its_name_is_quantized_too(client):

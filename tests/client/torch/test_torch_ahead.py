@@ -85,7 +85,9 @@ KINDS: list[Any] = [
 ]
 
 
-@pytest.mark.parametrize("ahead", [0, 1, 3, 5])
+@pytest.mark.parametrize(
+    "ahead", [0, 3, *(pytest.param(n, marks=pytest.mark.long) for n in (1, 5))]
+)
 @pytest.mark.parametrize(("make", "rules", "settings"), KINDS)
 def test_a_resumed_trainer_goes_on_as_if_it_had_not_been_interrupted(
     client: nc.Client, make: Any, rules: Any, settings: Any, ahead: int

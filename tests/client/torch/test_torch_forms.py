@@ -144,6 +144,51 @@ def test_the_three_rule_config_list_of_nnis_overview_selects_layers(client):
     assert type(model.fc2) is nn.Linear
 
 
+class OwnLinear(nn.Linear):
+    """A layer that a library derives from Linear."""
+
+
+def test_a_layer_is_of_the_types_that_its_class_derives_from(client):
+    model = nn.Sequential(OwnLinear(8, 8), nn.Linear(8, 8), nn.MultiheadAttention(8, 2))
+    pruner = LevelPruner([{"sparsity": 0.5, "op_types": ["Linear"]}], client=client)
+    pruner(model)
+    assert pruner.plan.compressed == ("0", "1", "2.out_proj")
+    named = LevelPruner([{"sparsity": 0.5, "op_types": ["OwnLinear"]}], client=client)
+    named(nn.Sequential(OwnLinear(8, 8), nn.Linear(8, 8)))
+    assert named.plan.compressed == ("0",)
+
+
+def test_rules_select_layers_by_patterns_and_by_functions(client):
+    config_list = [
+        {"sparsity": 0.8, "op_names_re": [r"conv\d"]},
+        {"sparsity": 0.6, "op_names": ["re:.*2"]},
+        {"sparsity": 0.4, "op_names": lambda layer: layer.shape == (32, 128)},
+    ]
+    pruner = LevelPruner(config_list, client=client)
+    pruner(Net())
+    rules = {name: pruner.plan.layers[name].rule for name in pruner.plan.compressed}
+    assert rules == {"conv1": 0, "conv2": 1, "fc1": 2, "fc2": 1}
+    nothing = [{"sparsity": 0.5, "op_names": lambda layer: False}]
+    with pytest.raises(
+        nc.InvalidArgumentError, match=r"config_list\[0\].op_names is a function th"
+    ):
+        LevelPruner(nothing, client=client)(Net())
+    with pytest.raises(nc.InvalidArgumentError, match="it must be a regular expression"):
+        LevelPruner([{"sparsity": 0.5, "op_names_re": ["("]}], client=client)(Net())
+
+
+def test_a_custom_algorithm_selects_layers_by_patterns(client):
+    class Half(Pruner):
+        options = {"sparsity": float}
+
+        def calc_mask(self, layer, config):
+            return layer.weight.abs() > layer.weight.abs().median()
+
+    pruner = Half([{"sparsity": 0.5, "op_names_re": ["fc."]}], client=client)
+    pruner(Net())
+    assert pruner.plan.compressed == ("fc1", "fc2")
+
+
 def test_a_model_with_no_matching_layer_gets_a_clear_warning_and_works(client):
     model = Net()
     expected = model.eval()(images())

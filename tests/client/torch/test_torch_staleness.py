@@ -378,9 +378,8 @@ def test_the_stats_tell_what_the_session_cost(client):
     assert 0 < pruner.stats.seconds_waiting < 60
 
 
-def test_weights_travel_by_default_to_this_host_and_ranges_to_another():
-    assert QATQuantizer(QAT, server="127.0.0.1:1").transfer == "weights"
-    assert QATQuantizer(QAT, server="localhost:1").transfer == "weights"
+def test_ranges_travel_by_default():
+    assert QATQuantizer(QAT, server="127.0.0.1:1").transfer == "ranges"
     assert QATQuantizer(QAT, server="192.0.2.1:50051").transfer == "ranges"
     with pytest.raises(ValueError, match="transfer is 'codes'"):
         QATQuantizer(QAT, server="127.0.0.1:1", transfer="codes")

@@ -113,6 +113,7 @@ class TestALostSession:
             assert pruner.epoch == 4
             model(images())
 
+    @pytest.mark.long
     def test_training_goes_on_after_a_server_was_away_for_half_a_minute(
         self, own_server: ServerProcess, client: nc.Client
     ) -> None:
@@ -311,7 +312,7 @@ class TestABadWeight:
     def test_a_quantized_layer_keeps_its_values_until_its_weight_is_well_again(
         self, client: nc.Client
     ) -> None:
-        quantizer = QATQuantizer(QAT, client=client, on_bad_weight="keep")
+        quantizer = QATQuantizer(QAT, client=client, on_bad_weight="keep", transfer="weights")
         model = quantizer(Net())
         model(images())
         with torch.no_grad():
@@ -320,6 +321,21 @@ class TestABadWeight:
         with torch.no_grad():
             dense(model.fc1)[0, 3] = 10.0
         assert model.fc1.weight.max() > 9
+
+    def test_a_layer_that_is_rounded_here_keeps_its_scale_and_the_bad_element(
+        self, client: nc.Client
+    ) -> None:
+        quantizer = QATQuantizer(QAT, client=client, on_bad_weight="keep", transfer="ranges")
+        model = quantizer(Net())
+        model(images())
+        before = model.fc1.weight.detach().clone()
+        with torch.no_grad():
+            dense(model.fc1)[0, 3] = float("nan")
+        after = model.fc1.weight.detach()
+        assert after[0, 3].isnan()
+        rest = torch.ones(before.shape, dtype=torch.bool)
+        rest[0, 3] = False
+        assert torch.equal(after[rest], before[rest])
 
 
 def test_masks_of_an_offloaded_model_are_in_its_checkpoint(client: nc.Client) -> None:

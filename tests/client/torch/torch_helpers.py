@@ -105,14 +105,24 @@ def process_group(rank: int, ranks: int, meeting: str) -> Iterator[None]:
     dist.destroy_process_group()
 
 
-def run_ranks(ranks: int, program: str, *arguments: str) -> list[str]:
-    """Runs the program in so many processes, with the rank as first argument; what each prints."""
+def environment(**more: str) -> dict[str, str]:
+    """Of a process that imports the tests' helpers."""
     folders = [str(Path(__file__).parent), str(Path(nc.__file__).resolve().parents[1])]
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(folders), "OMP_NUM_THREADS": "1"}
+    return {**os.environ, "PYTHONPATH": os.pathsep.join(folders), "OMP_NUM_THREADS": "1", **more}
+
+
+def run_ranks(
+    ranks: int, program: str, *arguments: str, timeout: float = RANKS_TIMEOUT, **more: str
+) -> list[str]:
+    """Runs the program in so many processes, with the rank as first argument; what each prints.
+
+    Args:
+        more: of the environment, in which RANK and LOCAL_RANK are the rank.
+    """
     processes = [
         subprocess.Popen(
             [sys.executable, "-c", program, str(rank), *arguments],
-            env=environment,
+            env=environment(RANK=str(rank), LOCAL_RANK=str(rank), **more),
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
@@ -120,7 +130,7 @@ def run_ranks(ranks: int, program: str, *arguments: str) -> list[str]:
         for rank in range(ranks)
     ]
     try:
-        results = [process.communicate(timeout=RANKS_TIMEOUT) for process in processes]
+        results = [process.communicate(timeout=timeout) for process in processes]
     finally:
         for process in processes:
             process.kill()

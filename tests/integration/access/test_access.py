@@ -105,6 +105,7 @@ def test_foreign_and_guessed_sessions_do_not_exist(
             ("GetSession", pb.GetSessionRequest(session_id=session.id)),
             ("KeepAlive", pb.KeepAliveRequest(session_id=session.id)),
             ("UpdateEpoch", pb.UpdateEpochRequest(session_id=session.id, epoch=1)),
+            ("ReportResults", pb.ReportResultsRequest(session_id=session.id, results={"a": 1})),
             ("CloseSession", pb.CloseSessionRequest(session_id=session.id)),
             ("FindWeights", pb.FindWeightsRequest(session_id=session.id)),
             ("CalcMask", pb.CalcMaskRequest(open={"session_id": session.id})),
@@ -125,6 +126,7 @@ def test_foreign_and_guessed_sessions_do_not_exist(
         assert stranger.sessions() == []
         assert owner.session_info(session.id).state == "active"
         assert owner.session_info(session.id).epoch == 0
+        assert owner.session_info(session.id).results == {}
 
 
 def test_a_call_that_began_with_a_token_ends_though_it_is_revoked_meanwhile(

@@ -171,6 +171,10 @@ def workload(tenant: Tenant) -> Iterator[None]:
         request = pb.UpdateEpochRequest(session_id=pruner, epoch=epoch)
         tenant.unary("UpdateEpoch", request, pb.UpdateEpochResponse)
         yield
+    for results in ({"accuracy": 0.5}, {"loss": 1.0, "accuracy": 0.75}, {"": 1.0}):
+        report = pb.ReportResultsRequest(session_id=pruner, results=results)
+        tenant.unary("ReportResults", report, pb.ReportResultsResponse)
+        yield
     codes = pb.QuantizeWeightRequest()
     codes.open.session_id = quantizer
     tenant.stream("QuantizeWeight", tensor(codes, "a", weight), pb.QuantizeWeightResponse)
@@ -193,7 +197,9 @@ def workload(tenant: Tenant) -> Iterator[None]:
     token = ""
     for labels in ({}, {"run": "8"}):
         while True:
-            request = pb.ListSessionsRequest(page_size=2, page_token=token, labels=labels)
+            request = pb.ListSessionsRequest(
+                page_size=2, page_token=token, labels=labels, include_ended=not labels
+            )
             page = tenant.unary("ListSessions", request, pb.ListSessionsResponse)
             yield
             token = page.next_page_token

@@ -24,8 +24,9 @@ from hyperframe.frame import (
 import nni_compression as nc
 from attacked import LAYER, Attacked, upload
 from http2 import FRAME, PREFACE, TRAILERS, Peer, message
+from metered import eventually
 from servers import SERVICE
-from usage import FRUGAL_HEAP
+from usage import FRUGAL_HEAP, connections
 
 LIST = f"{SERVICE}/ListSessions"
 CALC_MASK = f"{SERVICE}/CalcMask"
@@ -75,6 +76,18 @@ def test_rapid_resets(target: Attacked) -> None:
                         return
 
     target.survives(attack)
+
+
+def test_connections_that_are_reset_after_rapid_resets(target: Attacked) -> None:
+    for _ in range(60):
+        with Peer(target.port) as peer:  # closes with answers unread, which resets it
+            for _ in range(20):
+                for _ in range(100):
+                    headers = peer.headers(LIST)
+                    body = peer.data(headers.stream_id, message(b""))
+                    reset = RstStreamFrame(headers.stream_id, error_code=CANCEL)
+                    peer.send(headers, body, reset)
+    assert eventually(lambda: connections(target.server.process.pid) == 0)
 
 
 @pytest.mark.parametrize(

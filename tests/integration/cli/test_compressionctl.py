@@ -390,20 +390,24 @@ def test_what_a_runtime_does_not_load_is_a_warning(tmp_path):
         assert [w.split(": ")[1].split()[0] for w in report["warnings"]] == warned
 
 
-def test_the_index_of_shards_is_told_from_a_damaged_file(tmp_path):
+def test_json_that_is_not_an_index_is_a_clear_error(tmp_path):
     config = write_config(tmp_path, LEVEL)
     index = tmp_path / "model.safetensors.index.json"
     for content, message in (
-        ('{"metadata": {}, "weight_map": {"a": "b"}}', "is the index of a model in several files"),
-        ('\n  {"weight_map": {}}', "is the index of a model in several files"),
-        ("{}", "is JSON, not a .safetensors file"),
-        ('[{"op_types": ["default"]}]', "is a list in JSON, not a .safetensors file; a config"),
-        (' [{"sparsity": 0.5}]', "is a list in JSON, not a .safetensors file; a config"),
+        ('{"metadata": {}, "weight_map": {"a": "b"}}', 'weight_map["a"] is "b"'),
+        ('\n  {"weight_map": {}}', "it is JSON, but not the index of a checkpoint"),
+        ("{}", "it is JSON, but not the index of a checkpoint"),
+        (
+            '[{"op_types": ["default"]}]',
+            "it is a list in JSON, not a checkpoint or its index; a co",
+        ),
+        (' [{"sparsity": 0.5}]', "it is a list in JSON, not a checkpoint or its index; a config"),
     ):
         index.write_text(content)
         done = ctl("prune", index, "--algorithm=level", f"--config={config}", "-o", tmp_path / "o")
         assert done.returncode == 1
-        assert f"{index} {message}" in done.stderr
+        assert f"{index}: {message}" in done.stderr
+        assert not (tmp_path / "o").exists()
 
 
 @pytest.mark.parametrize("name", ["../../escaped", "/tmp/escaped", "a/b", "..", "."])
@@ -593,6 +597,32 @@ def test_sessions_are_listed_shown_and_closed():
     missing = ctl("--json", "session", "0" * 32)
     assert missing.returncode == 1
     assert json.loads(missing.stderr)["error"]["code"] == "NOT_FOUND"
+
+
+def test_ended_sessions_are_listed_on_request():
+    with nc.Client() as client:
+        layers = [nc.Layer(name="fc", op_type="Linear", shape=(10, 10))]
+        with client.bind_model("level", LEVEL, layers, labels={"run": "all"}) as ended:
+            ended.report(accuracy=0.9, loss=0.125)
+        with client.bind_model("level", LEVEL, layers, labels={"run": "all"}) as live:
+            (listed,) = run_json("sessions", "--label=run=all")["sessions"]
+            assert listed["id"] == live.id
+            assert listed["results"] == {}
+            first, second = run_json("sessions", "--all", "--label=run=all")["sessions"]
+            assert first["id"] == ended.id
+            assert first["state"] == "SESSION_STATE_CLOSED"
+            assert first["results"] == {"accuracy": 0.9, "loss": 0.125}
+            assert second["id"] == live.id
+            head, closed, active = ctl("sessions", "--all", "--label=run=all").stdout.splitlines()
+            assert {"ENDED", "RESULTS"} <= set(head.split())
+            assert "accuracy=0.9,loss=0.125" in closed
+            assert re.search(r"20\d\d-", closed)
+            assert "active" in active
+            assert "ENDED" not in ctl("sessions", "--label=run=all").stdout
+    shown = ctl("session", ended.id).stdout
+    assert "accuracy=0.9,loss=0.125" in shown
+    assert "ended:" in shown
+    assert run_json("session", ended.id)["session"]["config_list"] == LEVEL
 
 
 def test_top_shows_the_busiest_sessions_first():

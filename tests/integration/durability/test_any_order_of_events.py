@@ -37,7 +37,7 @@ from nni_compression.torch import (
 from servers import ServerProcess
 
 LONG = bool(os.environ.get("NNI_COMPRESSION_LONG"))
-SEEDS = range(5000 if LONG else 200)
+SEEDS = range(5000 if LONG else 60)
 EVENTS = 45  # of a seed
 SHAPES = {"0": (5, 6), "1": (4, 5)}
 INPUTS = (3, 6)

@@ -43,12 +43,14 @@ def test_nothing_is_lost_by_kills(tmp_path: Path) -> None:
     assert killed.retries > 0, "no kill hit a call"
 
 
+@pytest.mark.long
 def test_nothing_leaks() -> None:
     found = soaked("good")
     assert found.leaks == []
     assert found.servers_killed + found.servers_drained == 1
 
 
+@pytest.mark.long
 def test_a_leak_is_noticed() -> None:
     found = soaked("leaking")
     assert any(leak.startswith("memory grew") for leak in found.leaks)

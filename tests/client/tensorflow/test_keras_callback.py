@@ -1,0 +1,81 @@
+"""The callback of `nni_compression.integrations.keras`."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+import nni_compression as nc
+from nni_compression.integrations.keras import CompressionCallback
+from nni_compression.integrations.recorder import Recorder
+from nni_compression.keras import AGPPruner, QATQuantizer
+
+keras = tf.keras
+AGP = [{"final_sparsity": 0.8, "end_epoch": 3, "op_types": ["default"]}]
+STEPS = 4
+
+
+def made() -> Any:
+    keras.utils.set_random_seed(1)
+    model = keras.Sequential(
+        [
+            keras.layers.Input((8,)),
+            keras.layers.Dense(16, name="fc1"),
+            keras.layers.Dense(2, name="fc2"),
+        ]
+    )
+    model.compile("sgd", keras.losses.SparseCategoricalCrossentropy(from_logits=True))
+    return model
+
+
+def fit(model: Any, epochs: int, *callbacks: Any) -> None:
+    data = np.random.default_rng(2).standard_normal((4 * STEPS, 8), dtype=np.float32)
+    labels = (data.sum(1) > 0).astype(np.int32)
+    options = {"batch_size": 4, "epochs": epochs, "shuffle": False, "verbose": 0}
+    model.fit(data, labels, callbacks=list(callbacks), **options)
+
+
+def test_a_model_is_compressed_when_fitting_begins(client: nc.Client) -> None:
+    pruner, quantizer = AGPPruner(AGP, client=client), QATQuantizer([{}], client=client)
+    recorder, model = Recorder(), made()
+    fit(model, 4, CompressionCallback(pruner, quantizer, recorder=recorder))
+    assert (pruner.epoch, pruner.steps, quantizer.steps) == (3, 4 * STEPS, 4 * STEPS)
+    sparsities = [row["agp/sparsity"] for row in recorder.rows]
+    assert sparsities == sorted(sparsities)
+    assert sparsities[0] == 0
+    assert sparsities[-1] == pytest.approx(0.8, abs=0.02)
+    assert recorder.rows[-1]["qat/bits/fc1"] == 8
+
+    # As with the callback of the compressors, whose model is compressed before.
+    other, pruner, quantizer = (
+        made(),
+        AGPPruner(AGP, client=client),
+        QATQuantizer([{}], client=client),
+    )
+    quantizer(pruner(other))
+    fit(other, 4, pruner.callback(), quantizer.callback())
+    for mine, theirs in zip(model.get_weights(), other.get_weights()):
+        assert np.array_equal(mine, theirs)
+
+
+def test_steps_may_count_as_epochs(client: nc.Client) -> None:
+    pruner = AGPPruner(AGP, client=client)
+    seen = []
+
+    class Watch(keras.callbacks.Callback):
+        def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
+            seen.append(pruner.epoch)
+
+    pruner(made())
+    fit(pruner.bound_model, 2, CompressionCallback(pruner, steps_per_epoch=2), Watch())
+    assert seen == [0, 1, 1, 2, 2, 3, 3, 4]
+
+
+def test_wrong_arguments_are_refused(client: nc.Client) -> None:
+    with pytest.raises(TypeError, match="give a pruner or quantizer"):
+        CompressionCallback()
+    with pytest.raises(nc.InvalidArgumentError, match="steps_per_epoch is 0"):
+        CompressionCallback(AGPPruner(AGP, client=client), steps_per_epoch=0)
