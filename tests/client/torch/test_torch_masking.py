@@ -8,12 +8,23 @@ pytest.importorskip("torch")
 
 import torch
 
-from nni_compression.torch.masking import masked
+from nni_compression.torch import masking
 
 INTEGERS = {2: torch.int16, 4: torch.int32, 8: torch.int64}
 dtypes = pytest.mark.parametrize(
     "dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64]
 )
+
+
+@pytest.fixture(params=[False, True], ids=["", "bits kept"])
+def masked(request):
+    """The function, for a mask of one use, or for one whose bits are kept."""
+
+    def keeping(weight, mask, **options):
+        masking.keep_bits(mask, weight)
+        return masking.masked(weight, mask, **options)
+
+    return keeping if request.param else masking.masked
 
 
 def where(weight: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
@@ -29,7 +40,7 @@ def bits(tensor: torch.Tensor) -> torch.Tensor:
 
 
 @dtypes
-def test_every_bit_is_that_of_where_whatever_the_values(dtype):
+def test_every_bit_is_that_of_where_whatever_the_values(masked, dtype):
     special = [0.0, -0.0, float("inf"), -float("inf"), float("nan"), -1.5, 1e-30, 7.0]
     weight = torch.tensor(special * 4, dtype=dtype)
     mask = torch.arange(32) // 8 % 2 == 0  # each value is kept, and pruned
@@ -49,7 +60,7 @@ def test_every_bit_is_that_of_where_whatever_the_values(dtype):
     ],
     ids=["contiguous", "channels_last", "transposed", "strided", "expanded"],
 )
-def test_weights_may_lie_in_memory_in_any_order(arrange):
+def test_weights_may_lie_in_memory_in_any_order(masked, arrange):
     weight = arrange(torch.randn(6, 5, 3, 3))
     mask = some_mask(*weight.shape)
     result = masked(weight, mask)
@@ -58,7 +69,7 @@ def test_weights_may_lie_in_memory_in_any_order(arrange):
     assert weight.abs().sum() > 0
 
 
-def test_gradients_of_any_order_and_of_either_mode_are_those_of_where():
+def test_gradients_of_any_order_and_of_either_mode_are_those_of_where(masked):
     weight = torch.randn(4, 5, dtype=torch.float64, requires_grad=True)
     mask = some_mask(4, 5)
     assert torch.autograd.gradcheck(lambda w: masked(w, mask), (weight,), check_forward_ad=True)
@@ -66,7 +77,7 @@ def test_gradients_of_any_order_and_of_either_mode_are_those_of_where():
 
 
 @pytest.mark.parametrize("context", [torch.no_grad, torch.inference_mode, torch.enable_grad])
-def test_the_result_is_part_of_the_graph_only_where_gradients_are_computed(context):
+def test_the_result_is_part_of_the_graph_only_where_gradients_are_computed(masked, context):
     weight = torch.randn(3, 4, requires_grad=True)
     mask = some_mask(3, 4)
     with context():
@@ -77,7 +88,7 @@ def test_the_result_is_part_of_the_graph_only_where_gradients_are_computed(conte
 
 
 @pytest.mark.parametrize("sparse", [True, False])
-def test_a_sparse_gradient_stays_sparse(sparse):
+def test_a_sparse_gradient_stays_sparse(masked, sparse):
     weight = torch.randn(6, 3, requires_grad=True)
     mask = some_mask(6, 3)
     rows = torch.tensor([4, 1, 4])
@@ -89,7 +100,7 @@ def test_a_sparse_gradient_stays_sparse(sparse):
     assert torch.equal(weight.grad.to_dense() if sparse else weight.grad, expected)
 
 
-def test_a_trace_has_the_operation_and_not_its_result():
+def test_a_trace_has_the_operation_and_not_its_result(masked):
     mask = some_mask(3, 4)
     traced = torch.jit.trace(lambda w: masked(w, mask), torch.randn(3, 4))
     other = torch.randn(3, 4)
@@ -97,8 +108,25 @@ def test_a_trace_has_the_operation_and_not_its_result():
 
 
 @pytest.mark.skipif(not hasattr(torch, "func"), reason="torch.func came with PyTorch 2.0")
-def test_transforms_of_functions_go_through():
+def test_transforms_of_functions_go_through(masked):
     mask = some_mask(3, 4)
     weights = torch.randn(2, 3, 4)
     mapped = torch.func.vmap(torch.func.grad(lambda w: (masked(w, mask) ** 2).sum()))(weights)
     assert torch.equal(mapped, 2 * where(weights, mask))
+
+
+def test_kept_bits_are_for_weights_like_the_one_they_were_kept_for():
+    mask = some_mask(6, 5, 3, 3)
+    for weight in (
+        torch.randn(6, 5, 3, 3),
+        torch.randn(6, 5, 3, 3).contiguous(memory_format=torch.channels_last),
+        torch.randn(6, 5, 3, 3, dtype=torch.float64),
+        torch.randn(6, 5, 3, 3).half(),
+    ):
+        other = weight.double() if weight.dtype == torch.float32 else weight.float()
+        assert torch.equal(masking.masked(weight, mask), where(weight, mask))  # of those before
+        masking.keep_bits(mask, weight)
+        for each in (weight, other):
+            result = masking.masked(each, mask)
+            assert torch.equal(result, where(each, mask))
+            assert result.stride() == each.stride()

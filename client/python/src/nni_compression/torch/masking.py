@@ -7,6 +7,7 @@ from typing import Any, Callable
 import torch
 
 INTEGERS = {2: torch.int16, 4: torch.int32, 8: torch.int64}  # by an element's bytes
+_BITS = "_nni_compression_bits"  # an attribute of a mask: all bits of an element, or none
 
 
 def masked(weight: torch.Tensor, mask: torch.Tensor, *, sparse: bool = False) -> Any:
@@ -22,14 +23,39 @@ def masked(weight: torch.Tensor, mask: torch.Tensor, *, sparse: bool = False) ->
     return _Masked.apply(weight, mask)
 
 
+def keep_bits(mask: torch.Tensor, weight: torch.Tensor) -> None:
+    """Keeps a mask's bits, for many products with weights like this one, as long as the mask lives.
+
+    They take the memory of a weight, as the masks of `torch.nn.utils.prune` do.
+    """
+    if weight.device.type != "cpu" or is_traced():
+        return
+    kept = getattr(mask, _BITS, None)
+    like = (INTEGERS[weight.element_size()], weight.stride())
+    if kept is None or (kept.dtype, kept.stride()) != like:
+        setattr(mask, _BITS, _bits(mask, weight).neg_())
+
+
+def _bits(mask: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+    """1 where the mask has True, as integers of the weight's size and in its layout."""
+    integers = INTEGERS[weight.element_size()]
+    return torch.empty_like(weight, dtype=integers, requires_grad=False).copy_(mask)
+
+
 def _zeroed(weight: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
     # On the CPU torch.where takes several times as long as a product; the product of the bits,
     # unlike that of the values, makes no -0 and no NaN.
     if weight.device.type != "cpu":
         return torch.where(mask, weight, weight.new_zeros(()))
     integers = INTEGERS[weight.element_size()]
-    bits = torch.empty_like(weight, dtype=integers, requires_grad=False).copy_(mask)
-    return bits.mul_(weight.detach().view(integers)).view(weight.dtype)
+    kept = getattr(mask, _BITS, None)
+    values = weight.detach().view(integers)
+    if kept is not None and kept.dtype == integers:
+        # `out`, for the layout: convolutions choose their algorithm by strides, also of dimensions
+        # of size 1, which the result would not have.
+        found = torch.empty_like(values, requires_grad=False)
+        return torch.bitwise_and(values, kept, out=found).view(weight.dtype)
+    return _bits(mask, weight).mul_(values).view(weight.dtype)
 
 
 class _Masked(torch.autograd.Function):

@@ -25,7 +25,7 @@ from ..values.masks import Mask
 from . import dense_writes, operator
 from .activations import Activation
 from .checksums import checksum_of, sample_of
-from .masking import is_dynamo, is_exporting, is_traced, keep, masked
+from .masking import is_dynamo, is_exporting, is_traced, keep, keep_bits, masked
 from .passing import CompressedWeight, state_key
 from .rounding import Parameters
 
@@ -304,6 +304,7 @@ class WeightState:
         if self.mask is None:
             return weight, passes
         mask = self._mask_on(dense.device, keep=True)
+        keep_bits(mask, weight)
         return masked(weight, mask), mask if passes is None else passes & mask
 
     def effective(self, module: nn.Module, dense: torch.Tensor) -> Any:
@@ -318,6 +319,7 @@ class WeightState:
         if self.mask is None:
             return weight
         mask = self._mask_on(weight.device, keep=not replica)
+        keep_bits(mask, weight)
         return masked(weight, mask, sparse=bool(module.__dict__.get("sparse")))
 
     def _mask_on(self, device: torch.device, *, keep: bool) -> torch.Tensor:
