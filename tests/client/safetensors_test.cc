@@ -155,6 +155,16 @@ TEST(SafetensorsTest, MapsAFile) {
             absl::StatusCode::kInvalidArgument);
 }
 
+TEST(SafetensorsTest, RecognizesFilesOfTorch) {
+  const std::string path = ::testing::TempDir() + "/model.pth";
+  for (const std::string begin : {"PK\3\4", "\x80\2\x8a\n"}) {
+    std::ofstream(path, std::ios::binary) << begin << std::string(100, '\0');
+    const auto file = SafetensorsFile::Open(path);
+    EXPECT_EQ(file.status().code(), absl::StatusCode::kInvalidArgument);
+    EXPECT_THAT(std::string(file.status().message()), HasSubstr("is a file of torch.save"));
+  }
+}
+
 TEST(SafetensorsDeathTest, AFileThatIsShortenedWhileItIsReadEndsTheProgramWithAMessage) {
   const std::string path = ::testing::TempDir() + "/is_shortened.safetensors";
   std::ofstream(path, std::ios::binary)

@@ -8,7 +8,9 @@
 #include <utility>
 
 #include "absl/cleanup/cleanup.h"
+#include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
+#include "absl/strings/string_view.h"
 #include "client/cli/checkpoints/file_error.h"
 #include "client/cli/checkpoints/safetensors.h"
 
@@ -24,6 +26,11 @@ void OnTruncated(int) {
     // The exit status still tells.
   }
   _exit(truncated_exit_status);
+}
+
+// A zip archive, or the pickle of PyTorch before 1.6.
+bool IsOfTorch(absl::string_view bytes) {
+  return absl::StartsWith(bytes, "PK\3\4") || absl::StartsWith(bytes, "\x80\2\x8a\n");
 }
 
 }  // namespace
@@ -51,6 +58,11 @@ absl::StatusOr<SafetensorsFile> SafetensorsFile::Open(const std::string& path) {
     void* mapped = mmap(nullptr, file.size_, PROT_READ, MAP_PRIVATE, descriptor, 0);
     if (mapped == MAP_FAILED) return FileError("map", path);
     file.data_ = static_cast<const uint8_t*>(mapped);
+  }
+  if (IsOfTorch({reinterpret_cast<const char*>(file.data_), file.size_})) {
+    return absl::InvalidArgumentError(
+        absl::StrCat(path, " is a file of torch.save; write one of safetensors: ",
+                     "safetensors.torch.save_file(model.state_dict(), \"model.safetensors\")"));
   }
   auto header = ParseHeader({file.data_, file.size_}, static_cast<int64_t>(file.size_));
   if (!header.ok()) {

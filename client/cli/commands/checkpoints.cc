@@ -45,10 +45,16 @@ const std::vector<Choice>& Formats() {
   return formats;
 }
 
+std::string WithoutTrailingSlashes(std::string path) {
+  while (path.size() > 1 && path.back() == '/') path.pop_back();
+  return path;
+}
+
 // Adds what says where a result goes, and as what.
 void AddOutputFlags(CLI::App& app, OutputJob* job) {
   AddText(app, "-o", "DIR", &job->directory, "output directory, created if it is missing")
-      ->required();
+      ->required()
+      ->transform(WithoutTrailingSlashes);
   AddSwitch(app, "--overwrite", &job->overwrite, "replaces files of earlier results in DIR");
   AddChoice(app, "--format", "FORMAT", &job->format, Formats(), "what is written to DIR");
   AddFormatOptions(app, &job->options,

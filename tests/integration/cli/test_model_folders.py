@@ -203,7 +203,7 @@ def test_a_folder_with_shards_becomes_one(model, tmp_path):
 def test_what_is_written_copied_and_left_out_is_told(model, tmp_path):
     folder, _ = model
     out = tmp_path / "out"
-    done = ctl("prune", "--algorithm=level", rules(tmp_path, LEVEL), folder, "-o", out)
+    done = ctl("prune", "--algorithm=level", rules(tmp_path, LEVEL), folder, "-o", f"{out}/")
     assert done.returncode == 0, done.stderr
     assert f"wrote {out}/model-00001-of-" in done.stdout
     assert "copied .gitattributes, 1_Pooling/config.json, " in done.stdout
