@@ -256,6 +256,20 @@ class TestSharedMemory:
         assert "--shm_socket" in found["shared memory"].remedy
         assert found["round trip"].state == "ok"
 
+    @pytest.mark.parametrize(("variable", "address"), [("", "{}"), (None, "ipv4:{0},{0}")])
+    def test_none_is_looked_for(
+        self,
+        server: ServerProcess,
+        monkeypatch: pytest.MonkeyPatch,
+        variable: str | None,
+        address: str,
+    ) -> None:
+        if variable is not None:
+            monkeypatch.setenv("NNI_COMPRESSION_SHM_SOCKET", variable)
+        found = findings(address.format(server.address))["shared memory"]
+        assert (found.state, found.remedy) == ("ok", "")
+        assert found.message.startswith("not used; ")
+
     def test_no_such_socket(
         self, server: ServerProcess, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import os
 import shutil
 from pathlib import Path
 from typing import Any
@@ -100,6 +101,22 @@ def test_a_checkpoint_without_compression_is_not_taken_for_one(
     trainer(bert(), tmp_path, [callback], max_steps=6).train(resume_from_checkpoint=True)
     assert pruner.steps == 3
     assert pruner.metrics()["sparsity"] == pytest.approx(0.5, abs=0.01)
+
+
+@pytest.mark.parametrize("size", [0, 100])
+def test_a_damaged_file_of_a_checkpoint_is_named(
+    client: nc.Client, tmp_path: Path, size: int
+) -> None:
+    begin = trainer(
+        bert(), tmp_path, [CompressionCallback(LevelPruner(LEVEL, client=client))], max_steps=3
+    )
+    begin.train()
+    file = tmp_path / "checkpoint-3" / STATE_FILE
+    os.truncate(file, size)
+    callback = CompressionCallback(LevelPruner(LEVEL, client=client))
+    go_on = trainer(bert(), tmp_path, [callback], max_steps=6)
+    with pytest.raises(ValueError, match=f"{file} is damaged"):
+        go_on.train(resume_from_checkpoint=True)
 
 
 def test_the_best_model_has_its_own_masks(client: nc.Client, tmp_path: Path) -> None:

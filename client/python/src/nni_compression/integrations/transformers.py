@@ -10,6 +10,7 @@
 from __future__ import annotations
 
 import os
+import pickle
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, Literal, Optional, Union
@@ -158,5 +159,10 @@ def _load(folder: Path) -> list[dict[str, Any]]:
             "Use an earlier checkpoint, or CompressionCallback(resume_from=False) to begin to "
             "compress there"
         )
-    states: list[dict[str, Any]] = torch.load(path, weights_only=True)
+    try:
+        states: list[dict[str, Any]] = torch.load(path, weights_only=True)
+    except (EOFError, RuntimeError, pickle.UnpicklingError) as error:
+        raise ValueError(
+            f"{path} is damaged, or was written in part only: {error}. Use an earlier checkpoint"
+        ) from error
     return states
