@@ -1,5 +1,7 @@
 """Tests with real NNI; `tests/run.sh nni` makes the environment that has it."""
 
+import os
+import runpy
 import sys
 from pathlib import Path
 
@@ -14,3 +16,8 @@ sys.path[:0] = [
         EXAMPLES,
     )
 ]
+
+_PATIENCE = Path(__file__).parent / "patience"
+#: Of programs that start experiments.
+PYTHON_PATH = os.pathsep.join(map(str, (ROOT / "client/python/src", _PATIENCE)))
+runpy.run_path(str(_PATIENCE / "sitecustomize.py"))

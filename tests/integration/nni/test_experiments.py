@@ -12,14 +12,14 @@ import numpy as np
 import outcome
 import pytest
 import search
-from conftest import EXAMPLES, ROOT
+from conftest import EXAMPLES, PYTHON_PATH, ROOT
 from nni.experiment import CustomAlgorithmConfig, Experiment
 
 import nni_compression as nc
 import servers
 from nni_compression.nni import pruning_space
 
-TIMEOUT = 180.0
+TIMEOUT = 270.0
 LOG_LINES = 100  # shown of each file
 
 
@@ -166,7 +166,7 @@ def run_search(server, tmp_path, *arguments):
         [sys.executable, str(EXAMPLES / "search.py"), *arguments, "--out", str(tmp_path)],
         env={
             **os.environ,
-            "PYTHONPATH": str(ROOT / "client/python/src"),
+            "PYTHONPATH": PYTHON_PATH,
             "NNI_COMPRESSION_SERVER": server.address,
         },
         capture_output=True,
@@ -205,7 +205,7 @@ def test_nnictl_takes_the_examples_configuration(server, tmp_path):
     assert written.returncode == 0, written.stderr
     assert f"NNI_COMPRESSION_SERVER={server.address} " in (tmp_path / "c.yml").read_text()
     nnictl = str(Path(sys.executable).parent / "nnictl")
-    environment = {**os.environ, "PYTHONPATH": str(ROOT / "client/python/src")}
+    environment = {**os.environ, "PYTHONPATH": PYTHON_PATH}
     del environment["NNI_COMPRESSION_TOKEN_FILE"]  # the configuration has it
     # It does not end by itself in the foreground, and that is the only way to learn its id.
     port = search.free_port()
