@@ -676,6 +676,29 @@ def test_a_compiled_model_is_one_graph(client: nc.Client, kind: str, algorithm: 
     assert torch.allclose(output, model(inputs()), rtol=1e-4, atol=1e-5)
 
 
+def replica(module: nn.Module) -> Any:
+    """As torch.nn.parallel.replicate makes it."""
+    made = module._replicate_for_data_parallel()
+    for name, child in module._modules.items():
+        setattr(made, name, replica(child))
+    for name, parameter in module._parameters.items():
+        setattr(made, name, parameter * 1)  # no leaf
+    return made
+
+
+@everywhere
+@pytest.mark.parametrize("algorithm", ["level", "qat by weights"])
+def test_the_replicas_of_dataparallel_compute_the_same(
+    client: nc.Client, kind: str, algorithm: str
+) -> None:
+    _, model = compressed(client, kind, algorithm)
+    output = model(inputs())
+    found = replica(model)(inputs())
+    assert torch.equal(found, output)
+    found.sum().backward()
+    assert all(p.grad.count_nonzero() > 0 for p in model.parameters())
+
+
 RANK = """
 import sys
 import test_torch_weight_norm
