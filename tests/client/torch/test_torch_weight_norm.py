@@ -26,6 +26,7 @@ from nni_compression.torch import (
     Pruner,
     QATQuantizer,
     layers,
+    modules,
     prune,
     quantize,
     unwrap,
@@ -541,10 +542,13 @@ def test_tied_modules_are_one_layer(client: nc.Client, kind: str) -> None:
     state, weight = pruner.compressed_state_dict(), a.weight.detach()
     assert all(torch.equal(state[f"a.{k}"], state[f"b.{k}"]) for k in ORIGINALS[kind])
     twin = unwrap(copy.deepcopy(model))
+    whole = modules.unwrapped(copy.deepcopy(model), whole=True)  # as for ONNX
     pruner.unwrap()
-    for each in (model, twin):
+    for each in (model, twin, whole):
         assert close(each["a"].weight, weight)
         assert torch.equal(each["a"].weight, each["b"].weight)
+    assert sorted(whole.state_dict()) == ["a.bias", "a.weight", "b.bias", "b.weight"]
+    assert torch.equal(whole["b"].weight, weight)
 
 
 @normed
@@ -650,8 +654,10 @@ def test_a_chain_of_parametrizations_is_inverted(client: nc.Client, kind: str) -
     assert close(model[0].weight, weight)
 
 
-@everywhere
-@pytest.mark.parametrize("algorithm", ["level", "qat by weights"])
+@pytest.mark.parametrize(
+    ("kind", "algorithm"),
+    [("hook", "level"), ("parametrization", "qat by weights"), ("one's own", "level")],
+)
 def test_a_compiled_model_is_one_graph(client: nc.Client, kind: str, algorithm: str) -> None:
     if not hasattr(torch.library, "custom_op"):
         pytest.skip("operators of one's own came with PyTorch 2.4")

@@ -219,7 +219,9 @@ class _Parametrized:
         """It is a property of the class."""
 
     def remove(self) -> None:
-        parametrize.remove_parametrizations(self._module, self._part)
+        module: Any = self._module
+        module.parametrizations = nn.ModuleDict(module.parametrizations)  # it may be tied
+        parametrize.remove_parametrizations(module, self._part)
 
 
 def _chained(steps: Sequence[Any], originals: Iterable[torch.Tensor]) -> torch.Tensor:

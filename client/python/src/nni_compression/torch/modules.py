@@ -322,12 +322,12 @@ class WeightState:
     def effective(self, module: nn.Module, dense: torch.Tensor) -> Any:
         """Quantized first, then masked: zeros stay zero. Differentiable in `dense`."""
         replica = bool(module.__dict__.get("_is_replica"))
-        source = self.quantizer
-        is_sent = source is not None and (replica or source.is_dense(dense))
         weight = dense
         if self.parameters is not None and is_exporting():
             weight = self.parameters.rounded(dense)
         elif self.parameters is not None:
+            source = self.quantizer
+            is_sent = source is not None and (replica or source.is_dense(dense))
             values = self.quantized(dense, is_sent)
             weight = _StraightThrough.apply(dense, values, self.parameters)
         if self.mask is None:
@@ -620,18 +620,20 @@ def unwrapped(model: nn.Module, *, whole: bool) -> nn.Module:
         state = state_of(module, part)
         if state is not None and (state.pruner is not None or state.quantizer is not None):
             raise RuntimeError("the model is bound to a session; call unwrap() of its compressor")
-    written: dict[Hashable, torch.Tensor] = {}  # tied ones once
+    written: set[Hashable] = set()  # tied ones once
+    replaced: dict[Hashable, torch.Tensor] = {}
     with torch.no_grad():
         for module, part in compressed:
             identity, weight = dense_weights.identity(module, part), getattr(module, part)
-            replace = whole and dense_weights.computed_by(module, part) is not None
+            if whole and dense_weights.computed_by(module, part) is not None:
+                value = replaced.setdefault(identity, weight.detach())
+                uninstall(module, part)
+                dense_weights.replace(module, part, value)
+                continue
             if weight is not None and identity not in written:
-                written[identity] = weight.detach()
-                if not replace:
-                    dense_weights.write(module, part, weight.detach())
+                written.add(identity)
+                dense_weights.write(module, part, weight.detach())
             uninstall(module, part)
-            if replace:
-                dense_weights.replace(module, part, written[identity])
     for each in model.modules():
         dense_writes.unwatch(each)
     return model

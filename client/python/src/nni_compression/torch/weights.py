@@ -187,13 +187,16 @@ class TorchWeight:
     def ensure_fresh(self) -> None:
         """Requests a new answer when this weight, or the session, has changed."""
         if self.binding is not None:
-            shapes = [own.shape for own in self.parameters]
-            if shapes != self._bound_shapes and self.dense.shape != self.bound_shape:
+            if not self._has_bound_shape():
                 raise RuntimeError(
                     f"the weight of layer {self.name!r} has shape {list(self.dense.shape)} and was "
                     f"bound with {list(self.bound_shape)}; call rebind() of its pruner or quantizer"
                 )
             self.binding.ensure_fresh(self)
+
+    def _has_bound_shape(self) -> bool:
+        shapes = [own.shape for own in self.parameters]
+        return shapes == self._bound_shapes or self.dense.shape == self.bound_shape
 
     def _modules(self, model: nn.Module) -> list[tuple[nn.Module, Optional[nn.Module]]]:
         """For each name: the module that was bound, and the one that the model has there."""
@@ -204,8 +207,7 @@ class TorchWeight:
 
     def is_in_place(self, model: nn.Module) -> bool:
         """Whether the model still has the bound modules at their places."""
-        dense = self.places[0].dense
-        if dense is None or dense.shape != self.bound_shape:
+        if not self.parameters or not self._has_bound_shape():
             return False
         return all(bound is now for bound, now in self._modules(model))
 
@@ -331,7 +333,8 @@ def parameters(model: nn.Module) -> Iterator[Parameter]:
     layers: dict[int, tuple[str, Place]] = {}
     # As a layer has the name of its first `weight`.
     for each in sorted(_places(model), key=lambda each: not each[1].is_weight):
-        layers.update((id(own), each) for own in each[1].parameters if id(own) not in layers)
+        for own in each[1].parameters:
+            layers.setdefault(id(own), each)
     plain = naming.plain_key(model)
     computed: set[Hashable] = set()
     for key, parameter in model.named_parameters():
