@@ -103,7 +103,6 @@ class NumpyBackend(Backend[Matrix]):
     framework = "pytorch"  # the server knows the names of layers of no other
     model_type = "a Model"
     asks_ahead = False
-    sends_gradients = False
 
     def __init__(self, model: Model) -> None:
         self.model = model

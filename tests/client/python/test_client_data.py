@@ -310,7 +310,7 @@ def test_an_adapter_that_sends_no_gradients_refuses_an_algorithm_that_asks_for_t
     tracker: Any = types.SimpleNamespace(
         status={"fc": None}, plan=types.SimpleNamespace(layers={"fc": layer})
     )
-    backend: Any = types.SimpleNamespace(sends_gradients=False)
+    backend: Any = types.SimpleNamespace(why_no_gradient=lambda weight: "which is not sent")
     bound = nc.Layer("fc", "Linear", (2, 2))
     weight: Any = types.SimpleNamespace(name="fc", token=lambda: 0, layer=lambda: bound)
     with pytest.raises(nc.InvalidArgumentError, match="the gradient of layer 'fc'"):

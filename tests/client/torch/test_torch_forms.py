@@ -313,7 +313,8 @@ def test_a_lazy_layer_that_has_seen_no_data_is_an_error_naming_it(client):
 @pytest.mark.parametrize(
     "make",
     [
-        lambda: nn.utils.weight_norm(nn.Linear(4, 4)),
+        lambda: nn.utils.parametrizations.orthogonal(nn.Linear(4, 4)),
+        lambda: nn.utils.spectral_norm(nn.Linear(4, 4)),
         lambda: nn.utils.parametrizations.spectral_norm(nn.Linear(4, 4)),
         lambda: torch.jit.script(nn.Linear(4, 4)),
     ],

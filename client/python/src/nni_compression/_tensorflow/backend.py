@@ -23,7 +23,6 @@ class TensorFlowBackend(Backend[G]):
     """Base of the backends of Keras models and graphs."""
 
     asks_ahead = True
-    sends_gradients = False
 
     def __init__(self, model: Any) -> None:
         self.model = model

@@ -75,7 +75,6 @@ class Backend(Protocol[W]):
     #: Whether answers are asked for by `update_epoch`, `step` and `refresh`, when all weights count
     #: as changed; otherwise by the forward pass that needs them.
     asks_ahead: ClassVar[bool]
-    sends_gradients: ClassVar[bool]
 
     def __init__(self, model: Any) -> None: ...
 
@@ -112,6 +111,10 @@ class Backend(Protocol[W]):
 
     def read(self, weights: Sequence[W]) -> Mapping[str, Any]:
         """Layer name -> array, or `Tensor`, of the bound dtype."""
+
+    def why_no_gradient(self, weight: W) -> str:
+        """Why the gradient of a weight cannot be sent; empty where it can."""
+        return "which this adapter does not send"
 
     def gradients(self, weights: Sequence[W]) -> Mapping[str, Any]:
         """As `read`, of the weights' gradients; those without one are left out."""

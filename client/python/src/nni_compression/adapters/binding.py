@@ -61,12 +61,12 @@ class Binding(Generic[W]):
         self._tokens: Mapping[str, Callable[[], Any]] = {
             name: weight.token for name, weight in self.weights.items()
         }
-        wanting = [name for name in self.weights if self._wants_gradient(name)]
-        if wanting and not backend.sends_gradients:
-            raise InvalidArgumentError(
-                f"the algorithm asks for the gradient of layer {wanting[0]!r}; this adapter sends "
-                "none"
-            )
+        for name, weight in self.weights.items():
+            why_none = backend.why_no_gradient(weight) if self._wants_gradient(name) else ""
+            if why_none:
+                raise InvalidArgumentError(
+                    f"the algorithm asks for the gradient of layer {name!r}, {why_none}"
+                )
         self.final: Optional[dict[str, Any]] = None
         self.rebind: Optional[Callable[[], None]] = None
         self.on_lost: Optional[Callable[[NotFoundError], None]] = None

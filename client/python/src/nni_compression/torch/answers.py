@@ -63,10 +63,10 @@ def _uninstall(weight: TorchWeight) -> None:
         modules.uninstall(*place)
 
 
-def _write_zeros(weight: TorchWeight) -> None:
+def _with_zeros(weight: TorchWeight, value: torch.Tensor) -> torch.Tensor:
+    """The value where the weight's mask keeps it."""
     mask = weight.mask
-    if mask is not None:
-        weight.dense.masked_fill_(~mask.to(weight.dense.device), 0)
+    return value if mask is None else value.masked_fill(~mask.to(value.device), 0)
 
 
 def _on_device(mask: Mask, weight: TorchWeight) -> torch.Tensor:
@@ -103,7 +103,8 @@ class TorchPruning(Pruning[TorchWeight]):
         # All counts are computed before the first is awaited.
         counts = {w.name: w.mask.sum() for w in weights if w.mask is not None}
         kept = {name: int(count) for name, count in counts.items()}
-        return {w.name: 1 - kept.get(w.name, w.dense.numel()) / w.dense.numel() for w in weights}
+        numbers = {w.name: w.bound_shape.numel() for w in weights}
+        return {name: 1 - kept.get(name, every) / every for name, every in numbers.items()}
 
     def to_array(self, result: Any) -> Any:
         if not isinstance(result, torch.Tensor):
@@ -115,7 +116,7 @@ class TorchPruning(Pruning[TorchWeight]):
         with torch.no_grad():
             for weight in binding.weights.values():
                 state = weight.state
-                _write_zeros(weight)
+                weight.write(_with_zeros(weight, weight.dense))
                 state.pruner = None
                 # A remaining quantizer may give zeros another value: the mask stays.
                 if state.quantizer is None and state.parameters is None:
@@ -207,11 +208,11 @@ class TorchQuantizing(Quantizing[TorchWeight]):
         with torch.no_grad():
             for weight in binding.weights.values():
                 state = weight.state
-                weight.dense.copy_(state.quantized(weight.dense))
+                values = state.quantized(weight.dense)
+                weight.write(values if state.pruner is not None else _with_zeros(weight, values))
                 state.parameters = state.values = state.quantizer = None
                 state.output = state.input = None
                 if state.pruner is None:
-                    _write_zeros(weight)
                     _uninstall(weight)
 
     def _begin(

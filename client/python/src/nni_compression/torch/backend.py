@@ -19,7 +19,7 @@ from ..adapters.binding import Binding
 from ..adapters.custom import OwnAlgorithm
 from ..adapters.tracker import ON_WEIGHT_CHANGE
 from ..values.plan import Parameter
-from . import dense_writes, modules, naming
+from . import dense_weights, dense_writes, modules, naming
 from ._files import ExampleInputs, ModelFiles, example_inputs
 from .answers import TorchPruning, TorchQuantizing
 from .checksums import checksum_of
@@ -33,7 +33,6 @@ class TorchBackend(Backend[TorchWeight]):
     framework = "pytorch"
     model_type = "a torch.nn.Module"
     asks_ahead = False
-    sends_gradients = True
 
     def __init__(self, model: nn.Module) -> None:
         self.model = model
@@ -69,6 +68,11 @@ class TorchBackend(Backend[TorchWeight]):
 
     def read(self, weights: Sequence[TorchWeight]) -> Mapping[str, Any]:
         return to_host({w.name: w.dense.detach().to(w.bound_dtype) for w in weights})
+
+    def why_no_gradient(self, weight: TorchWeight) -> str:
+        if weight.is_computed:
+            return "which is computed from other parameters; only those have gradients"
+        return ""
 
     def gradients(self, weights: Sequence[TorchWeight]) -> Mapping[str, Any]:
         found = {}
@@ -154,7 +158,7 @@ class TorchBackend(Backend[TorchWeight]):
         self, binding: Binding[TorchWeight]
     ) -> tuple[Mapping[str, Any], Mapping[str, str]]:
         names = self._weight_keys(binding)
-        state = self.compressed_state_dict(binding)
+        state = self._state(binding, whole=True)
         for name, weight in binding.weights.items():
             if binding.role == "pruner":
                 is_dense = weight.state.parameters is None
@@ -181,7 +185,7 @@ class TorchBackend(Backend[TorchWeight]):
     def other_weights(self, binding: Binding[TorchWeight]) -> Mapping[str, np.ndarray[Any, Any]]:
         weights = binding.weights.values()
         shapes = {weight.dense.shape for weight in weights}
-        compressed = {id(weight.dense) for weight in weights}
+        compressed = {id(own) for weight in weights for own in weight.parameters}
         return {
             naming.key_of(name, part): parameter.detach().cpu().numpy()
             for name, module in naming.named_modules(self.model)
@@ -205,20 +209,41 @@ class TorchBackend(Backend[TorchWeight]):
 
     def compressed_state_dict(self, binding: Binding[TorchWeight]) -> dict[str, Any]:
         """See `Compressor.compressed_state_dict`."""
+        return self._state(binding, whole=False)
+
+    def _state(self, binding: Binding[TorchWeight], *, whole: bool) -> dict[str, Any]:
+        """The `state_dict()` with compressed weights, under the names of exports.
+
+        Args:
+            whole: whether weights that are computed stand in place of their parameters.
+        """
         model = naming.without_wrappers(self.model)
         state: dict[str, Any] = model.state_dict()
         for name, module in model.named_modules(remove_duplicate=False):
             if not isinstance(module, modules.CompressedModule):
                 continue
             for part in module._compressed_parts:
-                key = naming.key_of(name, part)
-                if key in state:
-                    state[key] = getattr(module, part).detach()
+                weight = getattr(module, part)
+                if weight is None:
+                    continue
+                found = dense_weights.inverse(module, part, weight.detach())
+                own = {naming.key_of(name, key): value for key, value in found.items()}
+                if not own.keys() <= state.keys():
+                    continue
+                state.update(own)
+                if whole and part not in found:
+                    for key in own:
+                        del state[key]
+                    state[naming.key_of(name, part)] = weight.detach()
         keys = self._keys(model, state)
         items = [(keys[key], value) for key, value in state.items()]
         state.clear()  # and not another one: it has attributes, too
         state.update(items)
         return state
+
+    def computed_layers(self, binding: Binding[TorchWeight]) -> list[str]:
+        """The layers whose weight is computed from other parameters."""
+        return [name for name, weight in binding.weights.items() if weight.is_computed]
 
     def save_onnx(
         self,
@@ -230,7 +255,8 @@ class TorchBackend(Backend[TorchWeight]):
         """Writes the plain model with the effective weights."""
         given = example_inputs(self.model, input_shape, inputs)
         model = copy.deepcopy(naming.without_wrappers(self.model))
-        files.save_onnx(modules.unwrap(naming.remove_wrappers(model)), path, given)
+        plain = modules.unwrapped(naming.remove_wrappers(model), whole=True)
+        files.save_onnx(plain, path, given)
 
     def from_numpy(self, array: Any) -> Any:
         return torch.from_numpy(array)
@@ -253,12 +279,18 @@ class TorchBackend(Backend[TorchWeight]):
     def _weight_keys(self, binding: Binding[TorchWeight]) -> dict[str, str]:
         """Layer name -> the name of its weight in exports."""
         model = naming.without_wrappers(self.model)
-        keys = self._keys(model, model.state_dict())
         present = naming.names_by_module(model.named_modules(remove_duplicate=False))
+        own = {
+            name: [naming.key_of(n, weight.places[0].part) for n in present[id(weight.op)]]
+            for name, weight in binding.weights.items()
+        }
+        # Those that are computed are not in the model's state.
+        computed = [key for weight_keys in own.values() for key in weight_keys]
+        keys = self._keys(model, dict.fromkeys([*model.state_dict(), *computed]))
         found = {}
         for name, weight in binding.weights.items():
             place = weight.places[0]
-            mine = [keys[naming.key_of(n, place.part)] for n in present[id(weight.op)]]
+            mine = [keys[key] for key in own[name]]
             bound = naming.key_of(place.module_of(name), place.part)
             found[name] = bound if bound in mine else mine[0]
         return found
@@ -289,7 +321,11 @@ class _Stepped:
             return
         groups = getattr(optimizer, "param_groups", ())
         stepped = {id(parameter) for group in groups for parameter in group["params"]}
-        binding.tracker.forget(n for n, w in binding.weights.items() if id(w.dense) in stepped)
+        binding.tracker.forget(
+            name
+            for name, weight in binding.weights.items()
+            if any(id(own) in stepped for own in weight.parameters)
+        )
 
 
 def _wrap_step(optimizer: Any, stepped: Callable[[Any], None]) -> Callable[[], None]:

@@ -70,6 +70,7 @@ class Compressor(compressor.Compressor):
             naming.without_wrappers(self._torch().model),
             Path(folder),
             format=format,
+            computed=self._torch().computed_layers(self._bound()),
             state=self.compressed_state_dict,
             export=lambda part, given: self.export(part, format, options=given),
             tokenizer=tokenizer,

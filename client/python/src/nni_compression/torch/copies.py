@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Hashable, Mapping
 from typing import Any, Optional
 
 from torch import nn
@@ -33,15 +33,14 @@ def apply(binding: Binding[TorchWeight], copy: Any) -> None:
     for name, own in found.items():
         state = binding.weights[name].state
         state.publish()
-        followers: dict[int, modules.WeightState] = {}
+        followers: dict[Hashable, modules.WeightState] = {}
         for place in own:  # tied or not, as the copy has them
-            dense = place.parameter
             follower = followers.setdefault(
-                id(dense), modules.state_of(*place) or modules.WeightState()
+                place.identity, modules.state_of(*place) or modules.WeightState()
             )
             modules.install(*place, follower)
             follower.follow_always(state)
-            follower.follow(dense)
+            follower.follow(place.parameters)
 
 
 def _places_of(weights: Mapping[str, TorchWeight], copy: nn.Module) -> dict[str, list[Place]]:
@@ -75,7 +74,7 @@ def _places_of(weights: Mapping[str, TorchWeight], copy: nn.Module) -> dict[str,
 
 def _present(module: Optional[nn.Module], part: str) -> Optional[Place]:
     place = None if module is None else Place(module, part)
-    return place if place is not None and place.parameter is not None else None
+    return place if place is not None and place.parameters else None
 
 
 def _check(weight: TorchWeight, own: list[Place]) -> None:
@@ -86,7 +85,7 @@ def _check(weight: TorchWeight, own: list[Place]) -> None:
             "weight alone; they cannot be applied to a copy"
         )
     for place in own:
-        dense = place.parameter
+        dense = place.dense
         assert dense is not None
         if dense.shape != weight.bound_shape:
             raise InvalidArgumentError(

@@ -2,10 +2,11 @@
 
 A module is compressed by giving it a subclass of its class in which the weight, a parameter that is
 called `weight` in most modules, is a property over the unchanged parameter:
-`module._parameters["weight"]` stays the Parameter that optimizers, checkpoints and
-`named_parameters()` use, and every reader of `module.weight` (its own forward, a fused kernel
-of its parent, a layer that shares it) gets the compressed one, as a `CompressedWeight`. The mask is
-not a buffer: distributed training would send every buffer to all ranks before every forward pass.
+`module._parameters["weight"]`, or what it is computed from (see `dense_weights`), stays what
+optimizers, checkpoints and `named_parameters()` use, and every reader of `module.weight` (its own
+forward, a fused kernel of its parent, a layer that shares it) gets the compressed one, as a
+`CompressedWeight`. The mask is not a buffer: distributed training would send every buffer to all
+ranks before every forward pass.
 """
 
 from __future__ import annotations
@@ -14,15 +15,17 @@ import copy
 import copyreg
 import threading
 import weakref
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 from typing import Any, Callable, Optional, Protocol
 
 import numpy as np
 import torch
 from torch import nn
+from torch.nn.utils import parametrize
 
 from ..values.masks import Mask
-from . import dense_writes, operator
+from . import dense_weights, dense_writes, operator
 from .activations import Activation
 from .checksums import checksum_of, sample_of
 from .masking import is_dynamo, is_exporting, is_traced, keep, keep_bits, masked
@@ -50,7 +53,10 @@ class Source(Protocol):
 
     @property
     def dense(self) -> torch.Tensor:
-        """The parameter that answers apply to."""
+        """The dense weight that answers apply to."""
+
+    def is_dense(self, weight: torch.Tensor) -> bool:
+        """Whether this tensor, which a module has as its dense weight, is that one."""
 
 
 class Answers:
@@ -135,9 +141,9 @@ class WeightState:
         self.answers = Answers()  # for copies
         self.origin: Optional[Answers] = None  # of a copy: the original's answers
         self._followed = 0  # its version that is in force here
-        self._copied: Optional[_Bits] = None  # of a copy: the dense weight as it was copied
+        self._copied: list[Optional[_Bits]] = []  # of a copy: its parameters as they were copied
         self._written = False  # of a copy: whether it is known to have been written to since
-        self._present: Optional[_Bits] = None  # for a copy that is being made
+        self._present: list[Optional[_Bits]] = []  # for a copy that is being made
         self.key = operator.register(self)
 
     @property
@@ -189,28 +195,31 @@ class WeightState:
         }
         told.version += 1
 
-    def follow(self, dense: Optional[torch.Tensor]) -> None:
+    def follow(self, parameters: Sequence[torch.Tensor]) -> None:
         """In a copy whose weight was written to: puts the original's answers in force.
 
         A copy that was not written to is a snapshot and does not change.
+
+        Args:
+            parameters: the copy's dense weight, or all that it is computed from.
         """
         origin = self.origin
-        if origin is None or dense is None or self._followed == origin.version:
+        if origin is None or not parameters or self._followed == origin.version:
             return
         if self.pruner is not None or self.quantizer is not None:
             self.origin = None  # it is bound to a session of its own
             return
-        self._written = self._written or self._is_written(dense)
+        self._written = self._written or self._is_written(parameters)
         if not self._written:
             return
         self._followed = origin.version
         self.mask = origin.mask
         if self.parameters is None or self.parameters.bits:
             self.parameters = origin.parameters
-        for target, parameters in origin.activations.items():
+        for target, of_activation in origin.activations.items():
             activation = getattr(self, target)
             if activation is not None:
-                activation.parameters = parameters
+                activation.parameters = of_activation
 
     def follow_always(self, original: WeightState) -> None:
         """Makes this the state of a copy of `original` that follows it, written to or not."""
@@ -219,18 +228,19 @@ class WeightState:
             if getattr(original, target) is not None and getattr(self, target) is None:
                 setattr(self, target, Activation.of_copy())
 
-    def _is_written(self, dense: torch.Tensor) -> bool:
+    def _is_written(self, parameters: Sequence[torch.Tensor]) -> bool:
         # A fresh parameter has version 0, and moving it to a device or dtype leaves that.
-        if not dense.is_inference() and dense._version > 0:
+        if any(not own.is_inference() and own._version > 0 for own in parameters):
             return True
         # `.data` is written without a trace.
-        return self._copied is not None and self._copied.differ_from(dense)
+        copied = self._copied if len(self._copied) == len(parameters) else ()
+        return any(bits is not None and bits.differ_from(p) for bits, p in zip(copied, parameters))
 
-    def before_copy(self, dense: Optional[torch.Tensor]) -> None:
+    def before_copy(self, parameters: Sequence[torch.Tensor]) -> None:
         """Called before the module is copied, so that the copy computes the same."""
         self.refresh()
-        self.follow(dense)
-        self._present = None if dense is None else _Bits.of(dense)
+        self.follow(parameters)
+        self._present = [_Bits.of(parameter) for parameter in parameters]
 
     def __deepcopy__(self, memo: Any) -> WeightState:
         copied = WeightState.__new__(WeightState)
@@ -268,36 +278,39 @@ class WeightState:
         if state["mask"] is not None:
             self.mask = torch.from_numpy(Mask(*state["mask"]).to_numpy())
 
-    def quantized(self, dense: torch.Tensor, replica: bool = False) -> torch.Tensor:
+    def quantized(self, dense: torch.Tensor, is_sent: bool = True) -> torch.Tensor:
         """The quantized values of the weight, or the weight; without gradient.
 
-        The service's values are valid for the parameter that was sent and for DataParallel's
-        replicas of it; all other weights are rounded here.
+        Args:
+            is_sent: whether this is the weight that was sent, or a replica of it that DataParallel
+                made: the service's values are valid for it. All others are rounded here.
         """
         if self.parameters is None:
             return dense.detach()
-        if self.values is None or self.quantizer is None:
-            return self.parameters.quantize(dense)
-        if not replica and dense is not self.quantizer.dense:
+        if self.values is None or not is_sent:
             return self.parameters.quantize(dense)
         return self.values.to(dense.device, dense.dtype)
 
-    def read(self, module: nn.Module, dense: torch.Tensor) -> Any:
+    def read(
+        self, module: nn.Module, dense: torch.Tensor, parameters: Sequence[torch.Tensor]
+    ) -> Any:
         """The `effective` weight with fresh answers."""
         if is_exporting():
             self.check_exportable()
         else:
-            _refresh(self, dense)
+            _refresh(self, parameters)
         return self.effective(module, dense)
 
     def read_detached(self, dense: torch.Tensor) -> tuple[torch.Tensor, Optional[torch.Tensor]]:
         """See `operator.Weight`."""
         self.refresh()
-        self.follow(dense)
+        self.follow((dense,))
         source = self.quantizer
         # A compiled graph gets another tensor object for the parameter that was sent.
-        is_sent = source is not None and source.dense.data_ptr() == dense.data_ptr()
-        weight = self.quantized(source.dense if source is not None and is_sent else dense)
+        is_sent = source is not None and (
+            source.is_dense(dense) or source.dense.data_ptr() == dense.data_ptr()
+        )
+        weight = self.quantized(dense, is_sent)
         passes = None
         if self.parameters is not None and self.parameters.clamps:
             passes = self.parameters.inside(dense)
@@ -314,7 +327,9 @@ class WeightState:
         if self.parameters is not None and is_exporting():
             weight = self.parameters.rounded(dense)
         elif self.parameters is not None:
-            values = self.quantized(dense, replica)
+            source = self.quantizer
+            is_sent = source is not None and (replica or source.is_dense(dense))
+            values = self.quantized(dense, is_sent)
             weight = _StraightThrough.apply(dense, values, self.parameters)
         if self.mask is None:
             return weight
@@ -356,7 +371,7 @@ class CompressedModule(nn.Module):
             # In a graph, reading the weight does this; inputs are quantized before it is read.
             follows = is_dynamo() and state.input is None
             if state.origin is not None and not is_exporting() and not follows:
-                _refresh(state, self._parameters.get(part))
+                _refresh(state, dense_weights.parameters(self, part))
         state = self.__dict__.get(_ACTIVATIONS)
         if state is None:
             return super().forward(*args, **kwargs)
@@ -368,10 +383,10 @@ class CompressedModule(nn.Module):
 
     def __reduce_ex__(self, protocol: Any) -> Any:
         for part in self._compressed_parts:  # then the dicts are walked
-            getattr(self, state_key(part)).before_copy(self._parameters.get(part))
+            getattr(self, state_key(part)).before_copy(dense_weights.parameters(self, part))
         reduced = super().__reduce_ex__(max(2, protocol))
         if isinstance(reduced, tuple) and reduced[0] is copyreg.__newobj__:  # type: ignore
-            base = (plain_class(self), self._compressed_parts)
+            base = (_uncompressed_class(self), self._compressed_parts)
             return (_new_module, (*base, *reduced[1][1:]), *reduced[2:])
         return reduced
 
@@ -386,7 +401,10 @@ def _weight(part: str) -> property:
     def read(module: CompressedModule) -> Any:
         if is_dynamo() and _is_traceable(module, part):
             state: WeightState = getattr(module, state_key(part))
-            return operator.read(module._parameters[part], state.key)  # type: ignore[arg-type]
+            dense = dense_weights.read(module, part)
+            return operator.read(dense, state.key)  # type: ignore[arg-type]
+        if not _has(module, part):
+            raise AttributeError(f"{type(module).__name__!r} object has no attribute {part!r}")
         try:
             return _read_weight(module, part)
         except AttributeError as error:
@@ -396,18 +414,35 @@ def _weight(part: str) -> property:
 
     def write(module: CompressedModule, value: Any) -> None:
         # nn.Module.__setattr__ handles parameters; this one handles the plain tensors that
-        # DataParallel puts into its replicas.
-        module.__dict__[part] = value
+        # DataParallel puts into its replicas, and weights that are computed.
+        computed = dense_weights.computed_by(module, part)
+        if computed is None:
+            module.__dict__[part] = value
+        else:
+            computed.assign(value)
 
-    return property(read, write)
+    def delete(module: CompressedModule) -> None:
+        # `remove_weight_norm` deletes the attribute that the hook assigns.
+        module.__dict__.pop(part, None)
+
+    return property(read, write, delete)
+
+
+def _has(module: nn.Module, part: str) -> bool:
+    """Whether a module has a weight; not while functions of PyTorch replace it by another."""
+    if part in module._parameters or part in module.__dict__:
+        return True
+    return dense_weights.computed_by(module, part) is not None
 
 
 def _is_traceable(module: CompressedModule, part: str) -> bool:
     """Whether a compiled graph may read the weight by the operator."""
-    dense = module._parameters.get(part)
-    if dense is None or is_exporting() or getattr(module, "sparse", False):
+    parameters = dense_weights.parameters(module, part)
+    if not parameters or is_exporting() or getattr(module, "sparse", False):
         return False
-    return operator.is_possible(dense)
+    if module._parameters.get(part) is None and getattr(module, state_key(part)).origin is not None:
+        return False  # the operator does not see the parameters of a copy that may be written to
+    return operator.is_possible(parameters[0])
 
 
 def _weight_mask(module: CompressedModule) -> Optional[torch.Tensor]:
@@ -427,10 +462,16 @@ def _ignore(module: Any, value: Any) -> None:
 
 def _read_weight(module: CompressedModule, part: str) -> Any:
     state: WeightState = getattr(module, state_key(part))
-    dense = module._parameters.get(part)
+    dense: Optional[torch.Tensor] = module._parameters.get(part)
     if dense is None:
         dense = module.__dict__.get(part)  # of a replica, which lasts for one forward pass
-        return None if dense is None else state.read(module, dense)
+        if dense is not None:
+            return state.read(module, dense, (dense,))
+        dense = dense_weights.read(module, part)
+        if dense is None:
+            return None
+        # Computed: what is written to it is lost in the plain module, too.
+        return state.read(module, dense, dense_weights.parameters(module, part))
     if state.lost_write:
         state.lost_write = False
         raise RuntimeError(
@@ -438,7 +479,7 @@ def _read_weight(module: CompressedModule, part: str) -> Any:
             f"`module.{part}` gives it; that is computed at each read, so the write is lost. Write "
             "to the parameter that named_parameters() has"
         )
-    weight = state.read(module, dense)
+    weight = state.read(module, dense, (dense,))
     if weight is dense or type(weight) is not torch.Tensor or is_traced():
         return weight
     # `max_norm` scales the weight that was read in place, at each read.
@@ -446,9 +487,9 @@ def _read_weight(module: CompressedModule, part: str) -> Any:
     return CompressedWeight.of(weight, weakref.ref(module), part, watched=watched)
 
 
-def _refresh(state: WeightState, dense: Optional[torch.Tensor]) -> None:
+def _refresh(state: WeightState, parameters: Sequence[torch.Tensor]) -> None:
     state.refresh()
-    state.follow(dense)
+    state.follow(parameters)
 
 
 # Not traceable by a compiler: it makes calls.
@@ -459,6 +500,32 @@ elif hasattr(torch, "_dynamo"):
 
 
 _classes: dict[tuple[type, tuple[str, ...]], type] = {}
+
+
+def _compressed_class(module: nn.Module, parts: tuple[str, ...]) -> type:
+    """The class of a module whose parameters `parts` are compressed."""
+    own = _uncompressed_class(module)
+    if not parametrize.is_parametrized(module):
+        return _compressed_module_class(own, parts)
+    # `parametrize` makes a class for each module. To remove a parametrization, it takes the
+    # property out of that class and then restores the first base, which has to be compressed, too.
+    base = _compressed_module_class(own.__bases__[0], parts)
+    members = {part: vars(base)[part] for part in parts}
+    members.update(__module__=__name__, __deepcopy__=_deep_copied)
+    return type("Compressed" + own.__name__, (base, own), members)
+
+
+def _deep_copied(module: CompressedModule, memo: Any) -> Any:
+    """A copy of a parametrized module, which has to have a class of its own."""
+    parts = module._compressed_parts
+    for part in parts:
+        getattr(module, state_key(part)).before_copy(dense_weights.parameters(module, part))
+    copied = super(CompressedModule, module).__deepcopy__(memo)  # type: ignore[misc]
+    own = _uncompressed_class(module)
+    members = {k: v for k, v in vars(own).items() if k not in ("__dict__", "__weakref__")}
+    copied.__class__ = type(own.__name__, own.__bases__, members)
+    copied.__class__ = _compressed_class(copied, parts)
+    return copied
 
 
 def _compressed_module_class(base: type, parts: tuple[str, ...]) -> type:
@@ -486,10 +553,16 @@ def _new_compressed(base: type, *args: Any) -> Any:
     return _new_module(base, ("weight",), *args)
 
 
-def plain_class(module: nn.Module) -> type:
+def _uncompressed_class(module: nn.Module) -> type:
     """The class that the module has when it is not compressed."""
     cls = type(module)
     return cls.__bases__[1] if isinstance(module, CompressedModule) else cls
+
+
+def plain_class(module: nn.Module) -> type:
+    """The same, without parametrizations either."""
+    cls = _uncompressed_class(module)
+    return cls.__bases__[0] if parametrize.is_parametrized(module) else cls
 
 
 def state_of(module: nn.Module, part: str) -> Optional[WeightState]:
@@ -502,7 +575,8 @@ def install(module: nn.Module, part: str, state: WeightState) -> None:
     parts = module._compressed_parts if isinstance(module, CompressedModule) else ()
     module.__dict__[state_key(part)] = state
     if part not in parts:
-        module.__class__ = _compressed_module_class(plain_class(module), (*parts, part))
+        module.__class__ = _compressed_class(module, (*parts, part))
+        module.__dict__.pop(part, None)  # that a hook assigned
 
 
 def uninstall(module: nn.Module, part: str) -> None:
@@ -510,10 +584,14 @@ def uninstall(module: nn.Module, part: str) -> None:
     if state_of(module, part) is None:
         return
     assert isinstance(module, CompressedModule)
-    plain = plain_class(module)
     rest = tuple(other for other in module._compressed_parts if other != part)
-    module.__class__ = _compressed_module_class(plain, rest) if rest else plain
+    plain = _uncompressed_class(module)
+    module.__class__ = _compressed_class(module, rest) if rest else plain
     del module.__dict__[state_key(part)]
+    computed = dense_weights.computed_by(module, part)
+    if computed is not None:
+        with torch.no_grad():
+            computed.restore()
     if isinstance(module, nn.RNNBase) and not rest:  # its own list may be of before a `.to()`
         module._flat_weights = _flat_weights(module)
 
@@ -525,6 +603,15 @@ def unwrap(model: nn.Module) -> nn.Module:
     weights and the modules' own classes are restored. A model that is still bound to a session is
     unwrapped by its pruner's or quantizer's `unwrap()`; here it is a RuntimeError.
     """
+    return unwrapped(model, whole=False)
+
+
+def unwrapped(model: nn.Module, *, whole: bool) -> nn.Module:
+    """See `unwrap`.
+
+    Args:
+        whole: whether weights that are computed become parameters, with the exact values.
+    """
     compressed = [
         (module, part)
         for module in model.modules()
@@ -535,13 +622,19 @@ def unwrap(model: nn.Module) -> nn.Module:
         state = state_of(module, part)
         if state is not None and (state.pruner is not None or state.quantizer is not None):
             raise RuntimeError("the model is bound to a session; call unwrap() of its compressor")
-    written = set()
+    written: set[Hashable] = set()  # tied ones once
+    replaced: dict[Hashable, torch.Tensor] = {}
     with torch.no_grad():
         for module, part in compressed:
-            dense = module._parameters[part]
-            if dense is not None and id(dense) not in written:
-                written.add(id(dense))
-                dense.copy_(getattr(module, part).detach())
+            identity, weight = dense_weights.identity(module, part), getattr(module, part)
+            if whole and dense_weights.computed_by(module, part) is not None:
+                value = replaced.setdefault(identity, weight.detach())
+                uninstall(module, part)
+                dense_weights.replace(module, part, value)
+                continue
+            if weight is not None and identity not in written:
+                written.add(identity)
+                dense_weights.write(module, part, weight.detach())
             uninstall(module, part)
     for each in model.modules():
         dense_writes.unwatch(each)

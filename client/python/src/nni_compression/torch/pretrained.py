@@ -6,7 +6,7 @@ import copy
 import json
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Callable, Optional
 
@@ -27,6 +27,7 @@ def save(
     folder: Path,
     *,
     format: str,
+    computed: Sequence[str],
     state: Callable[[], Mapping[str, Any]],
     export: Callable[[Path, Mapping[str, Any]], Any],
     tokenizer: Any,
@@ -38,10 +39,16 @@ def save(
 
     Args:
         model: without wrappers.
+        computed: the compressed layers whose weight is computed from other parameters.
         state: gives the state_dict with compressed weights.
         export: writes files of the server's format, with options, into a folder.
     """
     _check(model, format, options)
+    if computed and format != "safetensors":
+        raise InvalidArgumentError(
+            f"format {format} has no place for what the weights of {', '.join(computed[:5])} are "
+            "computed from (weight_norm, a parametrization); exclude them, or use safetensors"
+        )
     folder.mkdir(parents=True, exist_ok=True)
     with atomic.NewFiles.written() as files:
         part = files.temporary(folder / _CONFIG).parent

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Collection, Hashable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple, Optional
 
 import torch
 from torch import nn
+from torch.nn.utils import parametrize
 
 from ..adapters.binding import Binding
 from ..adapters.warn import warn
 from ..errors import UnimplementedError
 from ..values.plan import Layer, Parameter
-from . import modules, naming
+from . import dense_weights, modules, naming
 from .checksums import sample_of
 from .transfer import DTYPES
 
@@ -23,7 +25,7 @@ ROOT = "."  # the name of a model that is itself a layer
 
 
 class Place(NamedTuple):
-    """Where a weight is: the parameter of this name in a module."""
+    """Where a weight is: the parameter of this name in a module, or what it computes instead."""
 
     module: nn.Module
     part: str
@@ -34,9 +36,24 @@ class Place(NamedTuple):
         return self.part == "weight"
 
     @property
-    def parameter(self) -> Optional[torch.Tensor]:
-        """The parameter itself, never compressed."""
-        return self.module._parameters.get(self.part)
+    def dense(self) -> Optional[torch.Tensor]:
+        """The weight, never compressed; None if the module has none any more."""
+        return dense_weights.read(self.module, self.part)
+
+    @property
+    def parameters(self) -> tuple[torch.Tensor, ...]:
+        """The weight, or all that it is computed from."""
+        return dense_weights.parameters(self.module, self.part)
+
+    @property
+    def is_computed(self) -> bool:
+        """Whether the weight is not a parameter itself."""
+        return self.module._parameters.get(self.part) is None
+
+    @property
+    def identity(self) -> Hashable:
+        """Equal for the places of a tied weight."""
+        return dense_weights.identity(self.module, self.part)
 
     def layer(self, module: str) -> str:
         """The name of the layer, in a module of this name."""
@@ -62,19 +79,38 @@ class TorchWeight:
         unique = {(id(place.module), place.part): place for place in self.name_places}
         self.places = list(unique.values())
         self.binding: Optional[Binding[TorchWeight]] = None
-        self.bound_dtype = self.dense.dtype
-        self.bound_shape = self.dense.shape
+        dense = self.dense
+        self.bound_dtype, self.bound_shape = dense.dtype, dense.shape
+        self._bound_shapes = [own.shape for own in self.parameters]
         #: Whether it was not trained in the last step, and its checksum when it was asked for then.
         self.steady = False
         self.checksum: Optional[torch.Tensor] = None
-        self._seen: Optional[torch.Tensor] = None
+        self._seen: Sequence[torch.Tensor] = ()
 
     @property
     def dense(self) -> torch.Tensor:
-        """The parameter itself, never compressed."""
-        weight = self.places[0].parameter
+        """The weight, never compressed: the parameter itself, or what the module computes."""
+        weight = self.places[0].dense
         assert weight is not None
         return weight
+
+    @property
+    def parameters(self) -> tuple[torch.Tensor, ...]:
+        """The weight, or all that it is computed from."""
+        return self.places[0].parameters
+
+    @property
+    def is_computed(self) -> bool:
+        """Whether it is not a parameter itself."""
+        return self.places[0].is_computed
+
+    def is_dense(self, weight: torch.Tensor) -> bool:
+        """Whether this tensor, which one of the modules has as its dense weight, is `dense`."""
+        return self.is_computed or weight is self.dense
+
+    def write(self, value: torch.Tensor) -> None:
+        """Makes this the dense weight."""
+        dense_weights.write(*self.places[0], value)
 
     @property
     def op(self) -> nn.Module:
@@ -134,27 +170,33 @@ class TorchWeight:
         replacements. Writes to `.data` bypass both: on the CPU a sample of the elements detects
         changes of the whole weight. (On a GPU, reading it would synchronize.)
         """
-        weight = self.dense
-        self._seen = weight  # alive, so that no other parameter gets its id
-        version = -1 if weight.is_inference() else weight._version
-        return (
-            id(weight),
-            version,
-            weight.data_ptr(),
-            weight.dtype,
-            weight.device,
-            sample_of(weight),
-        )
+        # Alive, so that no other parameter gets its id.
+        self._seen = parameters = self.parameters
+        return [
+            (
+                id(own),
+                -1 if own.is_inference() else own._version,
+                own.data_ptr(),
+                own.dtype,
+                own.device,
+                sample_of(own),
+            )
+            for own in parameters
+        ]
 
     def ensure_fresh(self) -> None:
         """Requests a new answer when this weight, or the session, has changed."""
         if self.binding is not None:
-            if self.dense.shape != self.bound_shape:
+            if not self._has_bound_shape():
                 raise RuntimeError(
                     f"the weight of layer {self.name!r} has shape {list(self.dense.shape)} and was "
                     f"bound with {list(self.bound_shape)}; call rebind() of its pruner or quantizer"
                 )
             self.binding.ensure_fresh(self)
+
+    def _has_bound_shape(self) -> bool:
+        shapes = [own.shape for own in self.parameters]
+        return shapes == self._bound_shapes or self.dense.shape == self.bound_shape
 
     def _modules(self, model: nn.Module) -> list[tuple[nn.Module, Optional[nn.Module]]]:
         """For each name: the module that was bound, and the one that the model has there."""
@@ -165,8 +207,7 @@ class TorchWeight:
 
     def is_in_place(self, model: nn.Module) -> bool:
         """Whether the model still has the bound modules at their places."""
-        parameter = self.places[0].parameter
-        if parameter is None or parameter.shape != self.bound_shape:
+        if not self.parameters or not self._has_bound_shape():
             return False
         return all(bound is now for bound, now in self._modules(model))
 
@@ -182,7 +223,7 @@ class TorchWeight:
         part = self.places[0].part
         return all(
             id(bound) in present
-            and (now is bound or now is None or now._parameters.get(part) is None)
+            and (now is bound or now is None or not dense_weights.parameters(now, part))
             for bound, now in self._modules(model)
         )
 
@@ -225,12 +266,16 @@ def find_weights(model: nn.Module, rules: Sequence[Mapping[str, Any]] = ()) -> l
     `weight` is a layer of its own, under the parameter's name, if a rule may select it by type or
     by name: rules without filters are not about position embeddings.
 
-    Warns of modules whose weight is computed from other parameters (weight_norm, parametrize), and
-    of scripted ones: there is no parameter that could be compressed. Raises ValueError for a lazy
+    Warns of modules whose weight is computed in a way that has no inverse, and of scripted ones:
+    there is nothing that a compressed weight could be written to. Raises ValueError for a lazy
     module that has not seen data.
     """
     check_whole(model)
-    computed = []
+    places: dict[Hashable, list[tuple[str, Place]]] = {}
+    for layer, place in _places(model):
+        places.setdefault(place.identity, []).append((layer, place))
+    present = {place for own in places.values() for _, place in own}
+    left_out = []
     for name, module in naming.named_modules(model):
         weight = None if _is_scripted(module) else module._parameters.get("weight")
         if isinstance(weight, nn.parameter.UninitializedParameter):
@@ -238,20 +283,19 @@ def find_weights(model: nn.Module, rules: Sequence[Mapping[str, Any]] = ()) -> l
                 f"the weight of layer {name or ROOT!r} is not initialised; run one forward "
                 "pass of the model before compressing it"
             )
-        if weight is None and isinstance(getattr(module, "weight", None), torch.Tensor):
-            computed.append(name or ROOT)
-    places: dict[int, list[tuple[str, Place]]] = {}
-    for layer, place, parameter in _places(model):
-        places.setdefault(id(parameter), []).append((layer, place))
+        is_missing = weight is None and Place(module, "weight") not in present
+        if is_missing and _has_weight(module):
+            left_out.append(name or ROOT)
     # A parameter has all of its places, or the model would read it compressed in some of them.
     found = []
     for own in places.values():
         if any(place.is_weight or _is_named(layer, place, rules) for layer, place in own):
             found.append(TorchWeight(sorted(own, key=lambda each: not each[1].is_weight)))
-    if computed:
+    if left_out:
         warn(
-            f"the weights of {', '.join(computed)} are computed or scripted and will not be "
-            "compressed; remove weight_norm, parametrizations and the like first"
+            f"the weights of {', '.join(left_out)} are computed or scripted and will not be "
+            "compressed; remove the parametrizations first (those with an inverse for any weight, "
+            "such as weight_norm, may stay)"
         )
     return found
 
@@ -286,39 +330,100 @@ def layers(model: nn.Module) -> list[Layer]:
 def parameters(model: nn.Module) -> Iterator[Parameter]:
     """All parameters of a model, tied ones once, and which of them are weights of layers."""
     owners = dict(naming.named_modules(model))
-    layers: dict[int, str] = {}
+    layers: dict[int, tuple[str, Place]] = {}
     # As a layer has the name of its first `weight`.
-    for layer, _, parameter in sorted(_places(model), key=lambda each: not each[1].is_weight):
-        layers.setdefault(id(parameter), layer)
+    for each in sorted(_places(model), key=lambda each: not each[1].is_weight):
+        for own in each[1].parameters:
+            layers.setdefault(id(own), each)
     plain = naming.plain_key(model)
+    computed: set[Hashable] = set()
     for key, parameter in model.named_parameters():
-        name = plain(key)
         if isinstance(parameter, nn.parameter.UninitializedParameter):
             continue
-        owner = modules.plain_class(owners[name.rpartition(".")[0]])
-        yield Parameter(
-            name, owner.__name__, parameter.numel(), parameter.dim(), layers.get(id(parameter))
-        )
+        name = plain(key)
+        found = layers.get(id(parameter))
+        layer, place = (None, None) if found is None else found
+        if layer is not None and place is not None and place.is_computed:
+            if place.identity not in computed:
+                computed.add(place.identity)
+                yield _whole(layer, place)
+            continue
+        op_type = modules.plain_class(owners[name.rpartition(".")[0]]).__name__
+        yield Parameter(name, op_type, parameter.numel(), parameter.dim(), layer)
+
+
+def _whole(layer: str, place: Place) -> Parameter:
+    """A weight that is computed, with the elements of all its parameters."""
+    return Parameter(
+        naming.key_of(place.module_of(layer), place.part),
+        modules.plain_class(place.module).__name__,
+        sum(own.numel() for own in place.parameters),
+        max(own.dim() for own in place.parameters),
+        layer,
+    )
+
+
+def _has_weight(module: nn.Module) -> bool:
+    # Some parametrizations, such as spectral_norm, change when they are read.
+    is_parametrized = parametrize.is_parametrized(module, "weight")
+    return is_parametrized or isinstance(getattr(module, "weight", None), torch.Tensor)
 
 
 def _is_scripted(module: nn.Module) -> bool:
     return isinstance(module, torch.jit._script.ScriptModule)
 
 
-def _places(model: nn.Module) -> Iterator[tuple[str, Place, torch.Tensor]]:
-    """Each parameter that may be a layer, with the layer's name, wherever a module has it."""
-    for name, module in naming.named_modules(model):
-        for part, parameter in () if _is_scripted(module) else module._parameters.items():
-            if parameter is not None and _can_be_a_layer(module, part, parameter):
+def _places(model: nn.Module) -> Iterator[tuple[str, Place]]:
+    """Each weight that may be a layer, with the layer's name, wherever a module has it."""
+    named = [each for each in naming.named_modules(model) if not _is_scripted(each[1])]
+    computed = _computed_weights(module for _, module in named)
+    held = {holder for _, holders in computed.values() for holder in holders}
+    for name, module in named:
+        if id(module) in computed:
+            place, _ = computed[id(module)]
+            yield place.layer(name), place
+        for part, parameter in module._parameters.items():
+            if parameter is not None and (id(module), part) not in held:
                 place = Place(module, part)
-                yield place.layer(name), place, parameter
+                if _can_be_a_layer(place, parameter):
+                    yield place.layer(name), place
 
 
-def _can_be_a_layer(module: nn.Module, part: str, parameter: torch.Tensor) -> bool:
+def _computed_weights(of: Iterable[nn.Module]) -> dict[int, tuple[Place, set[tuple[int, str]]]]:
+    """id of a module -> its weight, if that is computed, and where the parameters of that are.
+
+    Without those that could not be written to: the computation has no inverse, or something else in
+    the model has one of the parameters.
+    """
+    of = list(of)
+    found = {}
+    for module in of:
+        computed = dense_weights.computed_by(module, "weight")
+        if computed is not None and computed.can_be_written():
+            place = Place(module, "weight")
+            if _can_be_a_layer(place, computed.value()):
+                found[id(module)] = (place, computed.holders())
+    held = {holder for _, holders in found.values() for holder in holders}
+    computing = {place.identity: place.parameters for place, _ in found.values()}
+    users = Counter(id(own) for parameters in computing.values() for own in parameters)
+    users.update(
+        id(own)
+        for module in set(of)
+        for part, own in module._parameters.items()
+        if (id(module), part) not in held
+    )
+    return {
+        key: (place, holders)
+        for key, (place, holders) in found.items()
+        if all(users[id(own)] == 1 for own in place.parameters)
+    }
+
+
+def _can_be_a_layer(place: Place, parameter: torch.Tensor) -> bool:
     if isinstance(parameter, nn.parameter.UninitializedParameter):
         return False
-    if part != "weight" and (
-        parameter.dim() < 2 or isinstance(module, (nn.ParameterList, nn.ParameterDict))
+    if not place.is_weight and (
+        parameter.dim() < 2 or isinstance(place.module, (nn.ParameterList, nn.ParameterDict))
     ):
         return False  # slices of such lists are lists of parameters
     return parameter.dtype in DTYPES and parameter.dim() > 0 and parameter.numel() > 0
