@@ -23,7 +23,7 @@ IMAGES = torch.randn(4, 3, 12, 12, generator=torch.Generator().manual_seed(3))
 
 
 def trained(model: nn.Module, rules: list[Any], x: torch.Tensor, client: nc.Client) -> QATQuantizer:
-    """A quantizer that has observed the ranges of `x`; the model is in evaluation mode then."""
+    """A quantizer of the model that has observed the ranges of `x`; the model is in evaluation mode then."""
     quantizer = QATQuantizer(rules, client=client)
     quantizer(model).train()
     with torch.no_grad():
@@ -209,23 +209,21 @@ def test_what_a_branch_of_the_graph_reads_stays(client: nc.Client, tmp_path: Pat
     assert apply(dense, bundle, target="onnxruntime") == plain
 
 
+@pytest.mark.parametrize(
+    "targets", [("any", "any"), ("openvino", "openvino"), ("openvino", "onnxruntime")]
+)
 def test_rules_that_name_no_target_or_several_round_as_training_does(
-    client: nc.Client, tmp_path: Path
+    client: nc.Client, tmp_path: Path, targets: tuple[str, str]
 ) -> None:
-    for number, targets in enumerate(
-        [("any", "any"), ("openvino",) * 2, ("openvino", "onnxruntime")]
-    ):
-        model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Conv2d(4, 4, 3))
-        rules = [
-            {"op_names": [name], "quant_types": TYPES, "target": target}
-            for name, target in zip("02", targets)
-        ]
-        quantizer = trained(model, rules, IMAGES, client)
-        folder = tmp_path / str(number)
-        folder.mkdir()
-        graph = exported(quantizer, folder, example_inputs=(IMAGES,))
-        assert operators(graph)["Relu"] == 1
-        quantizer.close()
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Conv2d(4, 4, 3))
+    rules = [
+        {"op_names": [name], "quant_types": TYPES, "target": target}
+        for name, target in zip("02", targets)
+    ]
+    quantizer = trained(model, rules, IMAGES, client)
+    graph = exported(quantizer, tmp_path, example_inputs=(IMAGES,))
+    assert operators(graph)["Relu"] == 1
+    quantizer.close()
 
 
 def test_a_target_that_is_unknown_is_refused(tmp_path: Path) -> None:

@@ -54,6 +54,10 @@ class _Pair:
     nodes: list[Any]
 
     @property
+    def source(self) -> str:
+        return str(self.nodes[0].input[0])
+
+    @property
     def result(self) -> str:
         return str(self.nodes[-1].output[0])
 
@@ -108,48 +112,51 @@ class _Rounding:
 
     def _round(self, node: Any) -> None:
         last = self._with_bias(node)
-        value = end = last.output[0]
-        only = self._only_reader(end)
-        own = self._pair(only) if only is not None else None
-        if own is not None:
-            end = own.result
-        passed = []
-        while (only := self._only_reader(end)) is not None and (
-            only.op_type in (*_CLAMPS, *_SELECTING) and only.input[0] == end
-        ):
-            passed.append(only)
-            end = only.output[0]
-
+        value = last.output[0]
+        own = self._only_pair(value)
+        passed, end = self._passed(value if own is None else own.result)
+        clamps = [each for each in passed if each.op_type in _CLAMPS]
         pairs = [pair for reader in self._readers[end] if (pair := self._pair(reader)) is not None]
         others = len(self._readers[end]) - len(pairs)
-        clamps = [each for each in passed if each.op_type in _CLAMPS]
         if (
             not pairs
             or end in self._needed
             or (others and node.op_type in _FLOAT_RESULT)
-            or any(not self._are_same_codes(pairs[0], pair) for pair in pairs)
+            or not all(self._are_same_codes(pairs[0], pair) for pair in pairs)
             or not all(self._implies(pairs[0], clamp) for clamp in clamps)
         ):
             return
 
-        at_node = pairs[0].copied(value, self._new_name)
-        self._replace(own.result if own is not None else value, at_node.result)
+        rounded = pairs[0].copied(value, self._new_name)
+        self._inserted[id(last)] = rounded
+        self._replace(value if own is None else own.result, rounded.result)
+        for each in [] if own is None else own.nodes:
+            self._remove(each)
+        for each in rounded.nodes:
+            self._link(each)
         for clamp in clamps:
             self._replace(clamp.output[0], clamp.input[0])
             self._remove(clamp)
-        for each in own.nodes if own is not None else ():
-            self._remove(each)
-        for each in at_node.nodes:
-            self._link(each)
-        self._inserted[id(last)] = at_node
-        at_end = at_node if len(clamps) == len(passed) else pairs[0]
+        # What selects numbers is between integer kernels, too, with a pair on either side.
+        kept = rounded if len(clamps) == len(passed) else pairs[0]
         for pair in pairs:
-            if pair is not at_end:
-                self._replace(pair.result, at_end.result)
+            if pair is not kept:
+                self._replace(pair.result, kept.result)
                 for each in pair.nodes:
                     self._remove(each)
-        if at_end is not at_node:
-            self._replace(at_end.nodes[0].input[0], at_end.result, but=at_end.nodes[0])
+        if kept is not rounded:
+            self._replace(kept.source, kept.result, but=kept.nodes[0])
+
+    def _passed(self, start: str) -> tuple[list[Any], str]:
+        """The clamps and selecting operators that alone read a value, and the value after them."""
+        passed: list[Any] = []
+        end = start
+        while (reader := self._only_reader(end)) is not None and (
+            reader.op_type in (*_CLAMPS, *_SELECTING) and reader.input[0] == end
+        ):
+            passed.append(reader)
+            end = reader.output[0]
+        return passed, end
 
     def _with_bias(self, node: Any) -> Any:
         """The node, or the Add of a bias after it."""
@@ -168,6 +175,11 @@ class _Rounding:
     def _only_reader(self, name: str) -> Optional[Any]:
         readers = self._readers[name]
         return readers[0] if len(readers) == 1 and name not in self._needed else None
+
+    def _only_pair(self, name: str) -> Optional[_Pair]:
+        """The pair that alone reads a value."""
+        reader = self._only_reader(name)
+        return None if reader is None else self._pair(reader)
 
     def _pair(self, first: Any) -> Optional[_Pair]:
         """The pair that begins with a node."""
