@@ -23,7 +23,7 @@ IMAGES = torch.randn(4, 3, 12, 12, generator=torch.Generator().manual_seed(3))
 
 
 def trained(model: nn.Module, rules: list[Any], x: torch.Tensor, client: nc.Client) -> QATQuantizer:
-    """A quantizer of the model that has observed the ranges of `x`; the model is in evaluation mode then."""
+    """A quantizer that has observed the ranges of `x`, and its model in evaluation mode."""
     quantizer = QATQuantizer(rules, client=client)
     quantizer(model).train()
     with torch.no_grad():
