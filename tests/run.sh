@@ -145,7 +145,7 @@ python-newest() {
       "protobuf", google.protobuf.__version__, "safetensors", safetensors.__version__,
       "onnx", onnx.__version__, "onnxruntime", onnxruntime.__version__)')"
   pytest_part python-newest build/venv-newest/bin/python tests/client/python \
-    tests/client/torch/test_{onnx,safetensors}.py tests/integration/{access,compatibility} \
+    tests/client/torch/test_{onnx,onnx_targets,safetensors}.py tests/integration/{access,compatibility} \
     tests/integration/durability/test_durable_sessions.py "$@"
 }
 

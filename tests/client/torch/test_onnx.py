@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import shutil
 import tempfile
 from collections import Counter
 from pathlib import Path
@@ -22,11 +21,7 @@ from nni_compression.torch import (
     NaiveQuantizer,
     QATQuantizer,
 )
-
-onnx = pytest.importorskip("onnx", reason="not packaged by Debian; the part torch has it")
-onnxruntime = pytest.importorskip("onnxruntime", reason="not packaged by Debian")
-
-from nni_compression.onnx import apply  # noqa: E402
+from onnx_helpers import apply, dense_graph, exported, onnx, optimized, run_with
 
 # What keeps an exporter from folding anything into the weights.
 UNFOLDED: dict[str, Any] = (
@@ -43,40 +38,14 @@ def net() -> nn.Sequential:
     return nn.Sequential(*layers)
 
 
-def graph_of(model: nn.Module, opset: int = 13 if torch.__version__ < "2" else 20) -> Any:
+def graph_of(model: nn.Module) -> Any:
     """The dense model as an ONNX graph."""
-    with tempfile.TemporaryDirectory() as folder:
-        path = f"{folder}/model.onnx"
-        torch.onnx.export(model.eval(), (INPUTS,), path, opset_version=opset, input_names=["x"])
-        return onnx.load(path)
-
-
-def exported(compressor: Any, folder: Path, **inputs: Any) -> Any:
-    """What `export_model` writes, which is a file that needs no other."""
-    names = sorted(path.name for path in folder.iterdir())
-    compressor.export_model(
-        str(folder / "model.pth"), onnx_path=str(folder / "model.onnx"), **inputs
-    )
-    now = sorted(path.name for path in folder.iterdir())
-    assert now == sorted({*names, "model.onnx", "model.pth"})
-    with tempfile.TemporaryDirectory() as elsewhere:
-        return onnx.load(shutil.copy(folder / "model.onnx", elsewhere))
+    return dense_graph(model, INPUTS)
 
 
 def run(model: Any, *outputs: str) -> list[np.ndarray[Any, Any]]:
     """What ONNX Runtime computes, as the graph says it."""
     return run_with({"x": INPUTS}, model, *outputs)
-
-
-def run_with(inputs: Any, model: Any, *outputs: str) -> list[np.ndarray[Any, Any]]:
-    options = onnxruntime.SessionOptions()
-    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
-    session = onnxruntime.InferenceSession(
-        model.SerializeToString(), options, providers=["CPUExecutionProvider"]
-    )
-    values = {name: tensor.numpy() for name, tensor in inputs.items()}
-    found: list[np.ndarray[Any, Any]] = session.run(list(outputs) or None, values)
-    return found
 
 
 def weights_in(model: Any, names: list[str]) -> dict[str, np.ndarray[Any, Any]]:
@@ -565,6 +534,14 @@ def test_a_transposed_initializer_is_recognized(client: nc.Client, tmp_path: Pat
     quantizer.close()
 
 
+def as_constant_nodes(graph: Any) -> None:
+    """Turns the initializers into nodes, as some exporters write them."""
+    for tensor in list(graph.graph.initializer):
+        node = onnx.helper.make_node("Constant", [], [tensor.name], value=tensor)
+        graph.graph.node.insert(0, node)
+    del graph.graph.initializer[:]
+
+
 def rename(graph: Any, names: dict[str, str]) -> None:
     for initializer in graph.graph.initializer:
         initializer.name = names.get(initializer.name, initializer.name)
@@ -641,6 +618,26 @@ def test_constants_of_one_content_are_told_apart_only_by_names(
     want = quantizer.compressed_state_dict()
     found = weights_in(graph, ["a", "b"])
     assert_same_bits({"1.weight": found["a"], "3.weight": found["b"]}, want)
+    quantizer.close()
+
+
+@pytest.mark.parametrize("renamed", [False, True])
+def test_weights_in_constant_nodes_are_found(
+    client: nc.Client, tmp_path: Path, renamed: bool
+) -> None:
+    model = net()
+    graph = graph_of(model)
+    names = {name: f"constant_{name[0]}" if renamed else name for name in WEIGHTS[1:]}
+    rename(graph, names)
+    as_constant_nodes(graph)
+    quantizer = QATQuantizer([{"op_types": ["Linear"]}], client=client)
+    quantizer(model)
+    (bundle,) = quantizer.export(tmp_path, "onnx")
+    apply(graph, bundle)
+    found = weights_in(graph, list(names.values()))
+    want = quantizer.compressed_state_dict()
+    assert_same_bits({name: found[names[name]] for name in names}, want)
+    np.testing.assert_allclose(run(graph)[0], model(INPUTS).detach().numpy(), atol=1e-4)
     quantizer.close()
 
 
@@ -868,14 +865,7 @@ def test_onnx_runtime_computes_quantized_layers_with_integers(
     quantizer(model)
     model(INPUTS)
     quantizer.step()
-    exported(quantizer, tmp_path, input_shape=(8, 1, 6, 6))
-    options = onnxruntime.SessionOptions()
-    options.optimized_model_filepath = str(tmp_path / "optimized.onnx")
-    onnxruntime.InferenceSession(
-        str(tmp_path / "model.onnx"), options, providers=["CPUExecutionProvider"]
-    )
-    optimized = onnx.load(str(tmp_path / "optimized.onnx"))
-    operators = Counter(node.op_type for node in optimized.graph.node)
+    _, operators = optimized(INPUTS, exported(quantizer, tmp_path, input_shape=(8, 1, 6, 6)))
     assert operators["QLinearConv"] == 3, operators
     assert operators["Conv"] == 0
     quantizer.close()

@@ -21,6 +21,7 @@ import numpy as np
 import onnx
 from onnx import helper, numpy_helper
 
+from . import _integer_graph
 from ._files import atomic
 from ._files.safetensors import SafetensorsFile
 from .errors import InvalidArgumentError
@@ -31,6 +32,7 @@ PathLike = Union[str, "os.PathLike[str]"]
 _OPSET = 10
 _OPSET_PER_CHANNEL = 13
 _ACTIVATIONS = ("output", "input")
+_TARGETS = ("any", "onnxruntime", "openvino")
 # Bits that a weight must have in common with a constant before both are taken for the same.
 _EVIDENCE = 40
 # Operators that only inspect a weight: exporters leave them behind.
@@ -45,6 +47,7 @@ def apply(
     names: Optional[Mapping[str, str]] = None,
     left_out: Container[str] = (),
     others: Optional[Mapping[str, np.ndarray[Any, Any]]] = None,
+    target: str = "any",
 ) -> Any:
     """Writes compressed weights and encodings into a graph; the `ModelProto`, changed.
 
@@ -77,12 +80,19 @@ def apply(
             Exporters merge equal ones: a parameter that was merged with a weight gets an
             initializer of its own. Without this argument only one whose name ends as the weight's
             does gets one, and there is a warning for a weight that several operators use.
+        target: the runtime, as the option of the rules. For "onnxruntime", whose kernels need it,
+            the results of convolutions, additions and matrix products are rounded once, to the
+            codes of the layers that they are for, and residual connections read the rounded
+            numbers: docs/exports.md says how that differs from training. With the others the graph
+            rounds where training does.
 
     Raises InvalidArgumentError when a weight is not in the graph, has another shape or dtype, is
     the content of several initializers and the name of none, when one of the others has been merged
     into it without a trace, or when the graph's opset lacks what is needed; DataLossError for a
     damaged bundle.
     """
+    if target not in _TARGETS:
+        raise InvalidArgumentError(f"target is {target!r}; it must be one of {', '.join(_TARGETS)}")
     proto = model if isinstance(model, onnx.ModelProto) else load(model)
     changed = onnx.ModelProto()
     changed.CopyFrom(proto)
@@ -94,6 +104,8 @@ def apply(
     graph.separate({weight.name for weight in weights}, others)
     for weight in weights:
         graph.put(weight)
+    if target == "onnxruntime":
+        _integer_graph.round_once(changed.graph, graph.new_name)
     if _tensor_bytes(changed) <= atomic.LARGEST_ONNX:  # the checker takes no more
         onnx.checker.check_model(changed)
     proto.CopyFrom(changed)  # all of it, or nothing
@@ -260,10 +272,11 @@ class _Bundle(SafetensorsFile):
 
 
 class _Graph:
-    """The main graph of a model."""
+    """The main graph of a model; its weights become initializers if they are Constant nodes."""
 
     def __init__(self, model: Any) -> None:
         self._graph = model.graph
+        self._lift_constants()
         self._initializers = {i.name: i for i in model.graph.initializer}
         self._opset = max(o.version for o in model.opset_import if o.domain in ("", "ai.onnx"))
         self._taken = {n for node in model.graph.node for n in (*node.input, *node.output)}
@@ -274,6 +287,17 @@ class _Graph:
                 source = self._merged.get(node.input[0], node.input[0])
                 if source in self._initializers:
                     self._merged[node.output[0]] = source
+
+    def _lift_constants(self) -> None:
+        """Turns Constant nodes that may be weights into initializers."""
+        nodes = [node for node in self._graph.node if node.op_type == "Constant"]
+        for node in nodes:
+            (value,) = node.attribute
+            if value.name == "value" and len(value.t.dims) > 1:
+                tensor = self._graph.initializer.add()
+                tensor.CopyFrom(value.t)
+                tensor.name = node.output[0]
+                self._graph.node.remove(node)
 
     def mentions(self, name: str) -> bool:
         """Whether anything in the graph has this name."""
@@ -424,7 +448,7 @@ class _Graph:
     def _append(self, nodes: list[Any], op_type: str, inputs: list[str]) -> None:
         """Appends a node to the last one; it takes over the output's name."""
         result = nodes[-1].output[0]
-        nodes[-1].output[0] = between = self._new(f"{result}_before_{op_type.lower()}")
+        nodes[-1].output[0] = between = self.new_name(f"{result}_before_{op_type.lower()}")
         nodes.append(helper.make_node(op_type, [between, *inputs], [result]))
 
     def _users(self, name: str) -> list[tuple[Any, str]]:
@@ -454,14 +478,14 @@ class _Graph:
         if kind == "output":
             node = self._with_bias(node)
             whole = node.output[0]
-            node.output[0] = raw = self._new(f"{whole}_raw")
+            node.output[0] = raw = self.new_name(f"{whole}_raw")
             new = self._round_trip(raw, whole, encoding, f"{name}_{kind}")
             at = list(self._graph.node).index(node) + 1
         elif node.op_type == "Gather":
             return  # an embedding's input are indices
         else:
             place = next(i for i, value in enumerate(node.input) if value != weight)
-            whole = self._new(f"{name}_{kind}")
+            whole = self.new_name(f"{name}_{kind}")
             new = self._round_trip(node.input[place], whole, encoding, f"{name}_{kind}")
             node.input[place] = whole
             at = list(self._graph.node).index(node)
@@ -493,7 +517,7 @@ class _Graph:
             self._constant(f"{name}_scale", np.float32(encoding["scale"])),
             self._constant(f"{name}_zero_point", np.uint8(encoding["zero_point"] + shift)),
         ]
-        codes = self._new(f"{name}_codes")
+        codes = self.new_name(f"{name}_codes")
         nodes = [helper.make_node("QuantizeLinear", [source, *numbers], [codes])]
         if (smallest, largest) != (0, 255):
             # Clips codes and not numbers, because ONNX Runtime uses its integer kernels only if
@@ -502,18 +526,18 @@ class _Graph:
                 self._constant(f"{name}_{which}", np.uint8(code))
                 for which, code in (("smallest", smallest), ("largest", largest))
             ]
-            clipped = self._new(f"{name}_clipped")
+            clipped = self.new_name(f"{name}_clipped")
             nodes.append(helper.make_node("Clip", [codes, *bounds], [clipped]))
             codes = clipped
         nodes.append(helper.make_node("DequantizeLinear", [codes, *numbers], [target]))
         return nodes
 
     def _constant(self, name: str, value: Any) -> str:
-        name = self._new(name)
+        name = self.new_name(name)
         self._graph.initializer.append(numpy_helper.from_array(_contiguous(value), name))
         return name
 
-    def _new(self, name: str) -> str:
+    def new_name(self, name: str) -> str:
         """The name, or one like it that is free."""
         while name in self._taken or name in self._initializers:
             name += "_"

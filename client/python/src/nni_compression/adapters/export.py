@@ -48,10 +48,18 @@ def put_codes(binding: Binding[Any], path: Path, export: Callable[..., list[Path
             model = onnx.load(path)
             names, absent = onnx.match(model, bundle, binding.backend.tied_names(binding))
             others = binding.backend.other_weights(binding)
-            onnx.apply(model, bundle, names=names, left_out=absent, others=others)
+            target = _target(binding)
+            onnx.apply(model, bundle, names=names, left_out=absent, others=others, target=target)
             if absent:
                 warn(f"onnx_path has no weights {absent[:10]}: no output depends on them")
         path.with_name(f"{path.name}.data").unlink(missing_ok=True)  # of the plain weights
         onnx.save(model, path)
     except (ImportError, InvalidArgumentError) as error:
         warn(f"onnx_path gets the quantized weights as plain numbers: {error}")
+
+
+def _target(binding: Binding[Any]) -> str:
+    """The runtime that the rules name; "any" where they name none, or several."""
+    layers = binding.tracker.session.plan.layers.values()
+    named = {layer.options.get("target", "any") for layer in layers} - {"any"}
+    return str(named.pop()) if len(named) == 1 else "any"

@@ -105,9 +105,10 @@ class Quantizer(quantizer.Quantizer, Compressor):
             model_path: as of `Pruner.export_model`, with quantized values in the weights.
             calibration_path: for `calibration`, as JSON.
             onnx_path: as of `Pruner.export_model`, with what `nni_compression.onnx.apply` puts into
-                it: codes in place of the weights, quantized outputs and inputs. If that is not
-                possible, because `unwrap` has ended the session or outputs have more than 8 bits,
-                there is a warning, and the file has the same weights as plain numbers.
+                it for the rules' target: codes in place of the weights, quantized outputs and
+                inputs. If that is not possible, because `unwrap` has ended the session or outputs
+                have more than 8 bits, there is a warning, and the file has the same weights as
+                plain numbers.
             input_shape: as of `Pruner.export_model`.
         """
         with TensorFlowFiles.written() as files:

@@ -35,10 +35,10 @@ class Quantizer(quantizer.Quantizer, Compressor):
             model_path: for the plain model's `state_dict()` with quantized values in the weights.
             calibration_path: for `calibration`.
             onnx_path: for the plain model as `torch.onnx.export` writes it, in evaluation mode,
-                with what `nni_compression.onnx.apply` puts into it: codes in place of the weights,
-                quantized outputs and inputs. If that is not possible, because the package `onnx` is
-                missing or the exporter has renamed the weights, there is a warning, and the file
-                has the same weights as plain numbers.
+                with what `nni_compression.onnx.apply` puts into it for the rules' target: codes in
+                place of the weights, quantized outputs and inputs. If that is not possible, because
+                the package `onnx` is missing or the exporter has renamed the weights, there is a
+                warning, and the file has the same weights as plain numbers.
             input_shape: for `onnx_path`, where the model takes one tensor of its weights' type: the
                 shape, with the batch.
             example_inputs: for `onnx_path`, what else the model is called with: a tuple of
