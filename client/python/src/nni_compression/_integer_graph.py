@@ -187,8 +187,19 @@ class _Rounding:
         while (reader := self._only_reader(nodes[-1].output[0])) is not None and len(nodes) < 3:
             nodes.append(reader)
             if [node.op_type for node in nodes] in _PAIRS:
-                return _Pair(nodes)
+                pair = _Pair(nodes)
+                return pair if self._has_one_scale(pair) else None
         return None
+
+    def _has_one_scale(self, pair: _Pair) -> bool:
+        """Whether it rounds all numbers alike, as those that training leaves do."""
+        first, last = pair.nodes[0], pair.nodes[-1]
+        return (
+            len(first.input) == 3
+            and first.input[1:] == last.input[1:]
+            and all(name in self._constants for name in pair.constants)
+            and not self._constants[first.input[1]].dims
+        )
 
     def _numbers(self, pair: _Pair) -> list[Any]:
         return [numpy_helper.to_array(self._constants[name]) for name in pair.constants]
