@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from typing import Any
 
 import numpy as np
@@ -12,6 +13,7 @@ import nni_compression as nc
 from nni_compression.integrations.keras import CompressionCallback
 from nni_compression.integrations.recorder import Recorder
 from nni_compression.keras import AGPPruner, QATQuantizer
+from servers import ServerProcess
 
 keras = tf.keras
 AGP = [{"final_sparsity": 0.8, "end_epoch": 3, "op_types": ["default"]}]
@@ -31,10 +33,11 @@ def made() -> Any:
     return model
 
 
-def fit(model: Any, epochs: int, *callbacks: Any) -> None:
+def fit(model: Any, epochs: int, *callbacks: Any, initial_epoch: int = 0) -> None:
     data = np.random.default_rng(2).standard_normal((4 * STEPS, 8), dtype=np.float32)
     labels = (data.sum(1) > 0).astype(np.int32)
     options = {"batch_size": 4, "epochs": epochs, "shuffle": False, "verbose": 0}
+    options["initial_epoch"] = initial_epoch
     model.fit(data, labels, callbacks=list(callbacks), **options)
 
 
@@ -72,6 +75,57 @@ def test_steps_may_count_as_epochs(client: nc.Client) -> None:
     pruner(made())
     fit(pruner.bound_model, 2, CompressionCallback(pruner, steps_per_epoch=2), Watch())
     assert seen == [0, 1, 1, 2, 2, 3, 3, 4]
+
+
+def test_a_closed_session_is_continued_by_another(client: nc.Client) -> None:
+    pruner, model = AGPPruner(AGP, client=client), made()
+    fit(model, 2, CompressionCallback(pruner))
+    sparsity = pruner.metrics()["sparsity"]
+    pruner.close()
+    fit(model, 4, CompressionCallback(pruner), initial_epoch=2)
+    assert (pruner.epoch, pruner.steps) == (3, 4 * STEPS)
+    assert sparsity < 0.7 < pruner.metrics()["sparsity"]
+
+
+@pytest.mark.parametrize("own", [False, True])
+def test_fitting_continues_with_another_server(own: bool) -> None:
+    with ServerProcess() as first:
+        pruner, quantizer = (
+            AGPPruner(AGP, server=first.address),
+            QATQuantizer([{}], server=first.address),
+        )
+        model = made()
+        quantizer(pruner(model))
+        calls = [pruner.callback(), quantizer.callback()]
+        if not own:
+            calls = [CompressionCallback(pruner, quantizer)]
+        servers = contextlib.ExitStack()
+
+        class Restart(keras.callbacks.Callback):
+            def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
+                if pruner.steps == STEPS + 1:
+                    first.kill()
+                    servers.enter_context(ServerProcess(port=first.port))
+
+        with servers:
+            fit(model, 4, Restart(), *calls)
+            assert (pruner.epoch, pruner.steps, quantizer.steps) == (3, 4 * STEPS, 4 * STEPS)
+            assert pruner.metrics()["sparsity"] == pytest.approx(0.8, abs=0.02)
+            pruner.close()
+            quantizer.close()
+
+
+def test_a_compressor_of_another_model_is_refused(client: nc.Client) -> None:
+    pruner, model = AGPPruner(AGP, client=client), made()
+    pruner(model)
+    with pytest.raises(nc.InvalidArgumentError, match="has another model already, 'sequential"):
+        fit(made(), 1, CompressionCallback(pruner))
+    # One with some of its layers is none.
+    larger = keras.Sequential([model, keras.layers.Dense(2)])
+    larger.build((None, 8))
+    larger.compile("sgd", keras.losses.SparseCategoricalCrossentropy(from_logits=True))
+    fit(larger, 1, CompressionCallback(pruner))
+    assert pruner.steps == STEPS
 
 
 def test_wrong_arguments_are_refused(client: nc.Client) -> None:

@@ -21,7 +21,7 @@ class CompressionCallback(tf.keras.callbacks.Callback):  # type: ignore[misc]
     """Compresses a model while it is fitted.
 
     The model is compressed when fitting begins, if it is not yet. Epochs and steps are passed to
-    the compressors.
+    the compressors. Where the session has been closed, another one continues.
 
     Args:
         compressors: pruners and quantizers of `nni_compression.keras`, with a model or without.
@@ -52,8 +52,10 @@ class CompressionCallback(tf.keras.callbacks.Callback):  # type: ignore[misc]
         for compressor in self._compressors:
             if not compressor.is_bound:
                 compressor(self.model)
-                # `fit` has made it already, and it is of the plain layers.
-                self.model.make_train_function(force=True)
+            elif not compressor.is_unwrapped:
+                _check_is_of(compressor, self.model)
+                if compressor.session.closed:
+                    compressor.load_state_dict(compressor.state_dict())  # for a new session
             compressor.refresh()
 
     def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
@@ -80,3 +82,16 @@ class CompressionCallback(tf.keras.callbacks.Callback):  # type: ignore[misc]
     def _set_epoch(self, epoch: int) -> None:
         for compressor in self._compressors:
             compressor.update_epoch(epoch)
+
+
+def _check_is_of(compressor: Compressor, model: Any) -> None:
+    """Raises InvalidArgumentError for a compressor whose model shares no weight with this one."""
+    if not model.built:  # its weights are not known yet
+        return
+    trained = {id(weight) for weight in model.weights}
+    bound = compressor.bound_model
+    if not any(id(weight) in trained for weight in bound.weights):
+        raise InvalidArgumentError(
+            f"the {type(compressor).__name__} has another model already, {bound.name!r}; each "
+            "model needs a compressor of its own"
+        )
