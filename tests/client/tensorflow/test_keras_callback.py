@@ -73,8 +73,13 @@ def test_steps_may_count_as_epochs(client: nc.Client) -> None:
             seen.append(pruner.epoch)
 
     pruner(made())
-    fit(pruner.bound_model, 2, CompressionCallback(pruner, steps_per_epoch=2), Watch())
+    recorder = Recorder()
+    callback = CompressionCallback(pruner, steps_per_epoch=2, recorder=recorder)
+    fit(pruner.bound_model, 2, callback, Watch())
     assert seen == [0, 1, 1, 2, 2, 3, 3, 4]
+    fit(pruner.bound_model, 1, CompressionCallback(pruner, steps_per_epoch=7, recorder=recorder))
+    recorded = [(row["agp/epoch"], row["agp/step"]) for row in recorder.rows]
+    assert recorded == [(0, 2), (1, 4), (2, 6), (3, 8), (1, 12)]
 
 
 def test_a_closed_session_is_continued_by_another(client: nc.Client) -> None:

@@ -25,7 +25,7 @@ class CompressionCallback(tf.keras.callbacks.Callback):  # type: ignore[misc]
 
     Args:
         compressors: pruners and quantizers of `nni_compression.keras`, with a model or without.
-        recorder: gets the numbers of each epoch.
+        recorder: gets the numbers of each epoch of the schedules.
         steps_per_epoch: so many steps count as an epoch of the schedules. By default those of `fit`
             count.
     """
@@ -47,6 +47,7 @@ class CompressionCallback(tf.keras.callbacks.Callback):  # type: ignore[misc]
         self._recorder = recorder
         self._steps_per_epoch = steps_per_epoch
         self._steps_before = 0
+        self._unrecorded = False  # whether there were steps since the last record
 
     def on_train_begin(self, logs: Any = None) -> None:
         for compressor in self._compressors:
@@ -70,12 +71,23 @@ class CompressionCallback(tf.keras.callbacks.Callback):  # type: ignore[misc]
         step = self._steps_before + batch + 1
         for compressor in self._compressors:
             compressor.step(step)
+        self._unrecorded = True
         if self._steps_per_epoch is not None:
             epoch = step // self._steps_per_epoch
             if epoch != self._compressors[0].epoch:
+                self._record()
                 self._set_epoch(epoch)
 
     def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
+        if self._steps_per_epoch is None:
+            self._record()
+
+    def on_train_end(self, logs: Any = None) -> None:
+        if self._unrecorded:
+            self._record()
+
+    def _record(self) -> None:
+        self._unrecorded = False
         if self._recorder is not None:
             self._recorder.record(*self._compressors)
 
