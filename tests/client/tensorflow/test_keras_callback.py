@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import sys
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -131,6 +133,24 @@ def test_a_compressor_of_another_model_is_refused(client: nc.Client) -> None:
     larger.compile("sgd", keras.losses.SparseCategoricalCrossentropy(from_logits=True))
     fit(larger, 1, CompressionCallback(pruner))
     assert pruner.steps == STEPS
+
+
+def test_tensorboard_needs_no_torch(
+    client: nc.Client, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("tensorboard")
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    from nni_compression.integrations.tensorboard import TensorBoardSink
+
+    monkeypatch.setitem(sys.modules, "torch", None)  # as if it was not installed
+    recorder = Recorder(TensorBoardSink(tmp_path))
+    fit(made(), 2, CompressionCallback(AGPPruner(AGP, client=client), recorder=recorder))
+    events = EventAccumulator(str(tmp_path), size_guidance={"tensors": 0}).Reload()
+    found = events.Tensors("compression/agp/sparsity/fc1")
+    assert [(event.step, float(tf.make_ndarray(event.tensor_proto))) for event in found] == [
+        (epoch, pytest.approx(row["agp/sparsity/fc1"])) for epoch, row in enumerate(recorder.rows)
+    ]
 
 
 def test_wrong_arguments_are_refused(client: nc.Client) -> None:
