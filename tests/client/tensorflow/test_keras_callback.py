@@ -84,6 +84,30 @@ def test_steps_may_count_as_epochs(client: nc.Client) -> None:
     assert recorded == [(0, 2), (1, 4), (2, 6), (3, 8), (1, 12)]
 
 
+def test_an_interrupted_training_continues_as_if_it_was_not(client: nc.Client) -> None:
+    activations = ["weight", "input", "output"]
+    rules = [{"op_types": ["default"], "quant_types": activations, "quant_start_step": 6}]
+
+    def compressors() -> tuple[AGPPruner, QATQuantizer]:
+        return AGPPruner(AGP, client=client), QATQuantizer(rules, client=client)
+
+    model = made()
+    fit(model, 4, CompressionCallback(*compressors()))
+    interrupted, before = made(), compressors()
+    fit(interrupted, 2, CompressionCallback(*before))
+    resumed, after = made(), compressors()
+    for old, new in zip(before, after):
+        new.load_state_dict(old.state_dict())
+    for variable, value in zip(resumed.weights, interrupted.weights):
+        variable.assign(value)
+    fit(resumed, 4, CompressionCallback(*after), initial_epoch=2)
+    assert [(each.epoch, each.steps) for each in after] == [(3, 4 * STEPS)] * 2
+    data = np.ones((3, 8), np.float32)
+    assert np.array_equal(resumed.predict(data, verbose=0), model.predict(data, verbose=0))
+    for mine, theirs in zip(resumed.weights, model.weights):
+        assert np.array_equal(mine.numpy(), theirs.numpy())
+
+
 def test_a_closed_session_is_continued_by_another(client: nc.Client) -> None:
     pruner, model = AGPPruner(AGP, client=client), made()
     fit(model, 2, CompressionCallback(pruner))
