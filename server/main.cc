@@ -139,12 +139,13 @@ ABSL_FLAG(
 ABSL_FLAG(bool, reflection, false,
           "Serve gRPC server reflection. It has no authentication, so it cannot be combined with "
           "token_file, tls_client_ca or trusted_proxy.");
-ABSL_FLAG(std::string, shm_socket, "auto",
-          "Path of the shared-memory socket, a Unix socket over which trainers on this host share "
-          "memory with the server. Clients get the same path in $NNI_COMPRESSION_SHM_SOCKET. auto: "
-          "where clients of the server's own user find it by the port (PORT.shm in a folder "
-          "nni-compression of $XDG_RUNTIME_DIR, or in /tmp/nni-compression-UID), or PATH.shm for "
-          "--listen=unix:PATH. Empty: none.");
+ABSL_FLAG(
+    std::string, shm_socket, "auto",
+    "Path of the shared-memory socket, a Unix socket over which trainers on this host share "
+    "memory with the server. Clients get the same path in $NNI_COMPRESSION_SHM_SOCKET. auto: "
+    "where clients of the server's own user find it by the port (PORT.shm in a folder "
+    "nni-compression of $XDG_RUNTIME_DIR, or in /tmp/nni-compression-UID), or PATH.shm for "
+    "--listen=unix:PATH; none if tenants are named by certificates or a proxy only. Empty: none.");
 ABSL_FLAG(
     std::vector<std::string>, shm_uids, {},
     "Numeric ids of the users that may use shm_socket, which then has to be a path, separated "
@@ -272,7 +273,9 @@ absl::StatusOr<ServerOptions> OptionsFromFlags() {
   }
   if (options.shm_socket.path == "auto") {
     options.shm_socket.path.clear();
-    options.shm_socket.automatic = true;
+    // Over the socket, a tenant can be named by a token only.
+    options.shm_socket.automatic =
+        options.authenticator == nullptr || !absl::GetFlag(FLAGS_token_file).empty();
     if (!options.shm_socket.uids.empty()) {
       return absl::InvalidArgumentError(
           "shm_uids needs shm_socket=PATH, in a folder that those users can reach; shm_socket is "

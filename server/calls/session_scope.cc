@@ -54,7 +54,7 @@ absl::Status SessionScope::CheckKind(std::optional<compression::AlgorithmKind> k
 absl::StatusOr<Reply> SessionScope::Compute(
     absl::FunctionRef<absl::StatusOr<Reply>(Session&)> task) {
   Session* const session = record().session();
-  if (session == nullptr) return NoSession(record());
+  if (session == nullptr || record().ending()) return NoSession(record());
   // Not the system clock, which may be set in the meantime.
   const auto start = std::chrono::steady_clock::now();
   absl::StatusOr<Reply> reply = CatchExceptions([&] { return task(*session); });

@@ -171,7 +171,7 @@ void UnaryCall::RunLoaded(SessionUse use, Task task) {
     absl::Status status;
     if (self->cancelled()) {
       status = absl::CancelledError("cancelled");
-    } else if (session == nullptr) {
+    } else if (session == nullptr || (*use)->ending()) {
       status = NoSession(**use);
     } else {
       status = CatchExceptions([&] { return task(*use, *session); });

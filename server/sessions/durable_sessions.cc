@@ -211,6 +211,7 @@ void DurableSessions::Save(const std::shared_ptr<SessionRecord>& record, Session
 
 void DurableSessions::End(const std::shared_ptr<SessionRecord>& record, const v1::Session& report,
                           Done done) {
+  record->BeginEnd();
   v1::Session entry = report;
   entry.clear_layers();
   entry.clear_config_list();

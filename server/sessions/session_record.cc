@@ -76,6 +76,7 @@ absl::Status SessionRecord::Load(std::unique_ptr<compression::Session> session,
 void SessionRecord::Unload(const absl::Status& why) {
   if (report_ != nullptr) return;
   unloaded_ = why;
+  ending_ = false;
   Invalidate();
   session_.reset();
   memory_.Retire(binding_bytes());
@@ -161,7 +162,8 @@ Results SessionRecord::results() const {
 }
 
 absl::Status NoSession(const SessionRecord& record) {
-  if (record.state() == SessionState::kActive && !record.unloaded_.ok()) return record.unloaded_;
+  const bool live = record.state() == SessionState::kActive && !record.ending_;
+  if (live && !record.unloaded_.ok()) return record.unloaded_;
   return absl::NotFoundError(absl::StrCat("session '", record.id(), "' has ended"));
 }
 

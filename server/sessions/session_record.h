@@ -85,6 +85,12 @@ class SessionRecord {
   // From now on, calls load the session before they use it. Any thread, before Unload.
   void Invalidate() { loaded_.store(false, std::memory_order_release); }
 
+  // On the strand only, when the end is being stored with the last report: calls that come later
+  // would change what the report shows, and find that the session has ended. Unload, after the end
+  // could not be stored, makes it live again.
+  void BeginEnd() { ending_ = true; }
+  bool ending() const { return ending_; }
+
   // On the strand only, once the session has ended: frees what only a live session needs.
   void Retire();
 
@@ -165,6 +171,7 @@ class SessionRecord {
   SessionMemory memory_;
   SessionMemory report_memory_;
   absl::Status unloaded_;  // the error of the last Unload; on the strand only
+  bool ending_ = false;
   std::atomic<int64_t> binding_bytes_;
   const int64_t disk_bytes_;
 
@@ -204,8 +211,9 @@ class SessionRecord {
   absl::Status save_error_;  // of the failed write, until the rollback is done
 };
 
-// Why a record has no session. On its strand. NOT_FOUND if it has ended; the error of its last
-// Unload if it was rolled back to the stored state, in which case a new call loads it again.
+// Why a call cannot have a record's session. On its strand. NOT_FOUND if it has ended; the error of
+// its last Unload if it was rolled back to the stored state, in which case a new call loads it
+// again.
 absl::Status NoSession(const SessionRecord& record);
 
 }  // namespace nni_compression::server

@@ -210,6 +210,14 @@ class TestRetries:
             assert client.bind_model("level", [], LAYERS).id == "s1"
             assert client.stats.retries == 1
 
+    def test_a_call_that_an_older_server_lacks_says_so(self, scripted: ScriptedServer) -> None:
+        # As a server of the C++ library answers a method that it does not have.
+        scripted.behaviours["ReportResults"] = fails(grpc.StatusCode.UNIMPLEMENTED, "")
+        with nc.Client(scripted.address) as client:
+            session = client.bind_model("level", [], LAYERS)
+            with pytest.raises(nc.UnimplementedError, match="no ReportResults; it is older"):
+                session.report(accuracy=0.5)
+
     def test_a_wait_is_told_once_and_so_is_its_end(
         self, scripted: ScriptedServer, caplog: pytest.LogCaptureFixture
     ) -> None:

@@ -240,9 +240,12 @@ def test_steps_come_with_gradients_and_may_count_as_epochs(
             super().step(step)
 
     pruner = Watched(trainings.AGP, client=client)
-    callback = CompressionCallback(pruner, steps_per_epoch=2)
+    recorder = Recorder()
+    callback = CompressionCallback(pruner, steps_per_epoch=2, recorder=recorder)
     fit(lightning.pytorch, tmp_path, [callback], max_epochs=1)
     assert seen == [(step // 2, step, True) for step in range(STEPS)]
+    recorded = [(row["agp/epoch"], row["agp/step"]) for row in recorder.rows]
+    assert recorded == [(0, 2), (1, 4), (2, STEPS)]
 
 
 def test_a_part_of_the_module_and_its_averages(client: nc.Client, tmp_path: Path) -> None:

@@ -65,6 +65,23 @@ def test_a_new_session_begins_to_count_again(client: nc.Client) -> None:
     assert row["level/epoch_calls"] == row["level/calls"] > 0
 
 
+def test_compressors_of_one_algorithm_are_told_apart(client: nc.Client) -> None:
+    pruners = [
+        LevelPruner([{"sparsity": sparsity, "op_names": [name]}], client=client)
+        for name, sparsity in (("conv2", 0.5), ("fc1", 0.25))
+    ]
+    model = Net()
+    for pruner in pruners:
+        pruner(model)
+    model(images())
+    pruners[1].step()
+    recorder = Recorder()
+    row = [recorder.record(*pruners) for _ in range(2)][-1]
+    assert (row["level/sparsity"], row["level-2/sparsity"]) == (0.5, 0.25)
+    assert (row["level/step"], row["level-2/step"]) == (0, 1)
+    assert (row["level/epoch_calls"], row["level-2/epoch_calls"]) == (0, 0)
+
+
 def test_tensorboard_has_the_numbers(client: nc.Client, tmp_path: Path) -> None:
     pytest.importorskip("tensorboard")
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
@@ -96,6 +113,10 @@ def test_mlflow_has_the_numbers(
     assert [(metric.step, metric.value) for metric in found] == [
         (epoch, row["agp/sparsity/fc1"]) for epoch, row in enumerate(rows)
     ]
+    # Modules may have names that MLflow does not take.
+    with mlflow.start_run() as run:
+        integration.MLflowSink()(0, {"agp/sparsity/heads.a(b)*": 0.5})
+    assert history(run.info.run_id, "compression/agp.sparsity.heads.a_b__")[0].value == 0.5
 
 
 def test_optuna_draws_what_a_session_takes(client: nc.Client) -> None:
@@ -158,6 +179,24 @@ def test_optuna_gets_what_is_kept_with_the_session(client: nc.Client) -> None:
     assert [session.results for session in found] == [
         {"accuracy": float(number), "size": 2.5} for number in range(2)
     ]
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_optuna_judges_a_trial_that_diverged(client: nc.Client, value: float) -> None:
+    optuna = pytest.importorskip("optuna")
+    from nni_compression.integrations import optuna as integration
+
+    def objective(trial: Any) -> Any:
+        with LevelPruner([{"sparsity": 0.5}], client=client) as pruner:
+            pruner(Net())
+            result = integration.report_final_result(pruner, loss=torch.tensor(value))
+            assert pruner.session.info().results == {}
+            return result
+
+    study = optuna.create_study()
+    study.optimize(objective, n_trials=1)
+    expected = "FAIL" if value != value else "COMPLETE"
+    assert [trial.state.name for trial in study.trials] == [expected]
 
 
 def test_optuna_draws_bits(client: nc.Client) -> None:

@@ -152,10 +152,13 @@ def test_steps_come_with_gradients_and_may_count_as_epochs(
             super().step(step)
 
     pruner = Watched(trainings.AGP, client=client)
-    callback = CompressionCallback(pruner, steps_per_epoch=2)
-    arguments = {"max_steps": 6, "gradient_accumulation_steps": 2}
+    recorder = Recorder()
+    callback = CompressionCallback(pruner, steps_per_epoch=2, recorder=recorder)
+    arguments = {"max_steps": 5, "gradient_accumulation_steps": 2}
     trainer(bert(), tmp_path, [callback], **arguments).train()
-    assert pruner.seen == [(step // 2, step, True) for step in range(6)]
+    assert pruner.seen == [(step // 2, step, True) for step in range(5)]
+    recorded = [(row["agp/epoch"], row["agp/step"]) for row in recorder.rows]
+    assert recorded == [(0, 2), (1, 4), (2, 5)]
 
 
 def test_copies_and_records_follow(client: nc.Client, tmp_path: Path) -> None:

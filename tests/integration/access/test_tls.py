@@ -367,6 +367,27 @@ def test_tokens_and_shared_memory_work_over_tls(authority: Authority, tmp_path: 
         assert client.stats.bytes_sent < WEIGHT.nbytes // 10
 
 
+def test_no_shared_memory_is_offered_where_it_could_not_name_tenants(
+    authority: Authority, tmp_path: Path
+) -> None:
+    certificate, us = authority.issue("server", names=HERE), authority.issue("us")
+    asked = f"--tls_client_ca={authority.certificate}"
+    for tokens, offered in (((), 0), ((f"--token_file={tmp_path / 'tokens'}",), 1)):
+        add_tenant(tmp_path / "tokens", f"tenant-{offered}")
+        with (
+            ServerProcess(
+                *flags(certificate),
+                asked,
+                "--shm_socket=auto",
+                *tokens,
+                environment={"XDG_RUNTIME_DIR": str(tmp_path)},
+            ) as server,
+            client_of(server, with_certificate(authority, us)) as client,
+        ):
+            assert client.health() == "SERVING"
+            assert len(list(tmp_path.rglob("*.shm"))) == offered
+
+
 def test_compressionctl_speaks_tls(
     mutual: ServerProcess,
     encrypted: ServerProcess,

@@ -134,6 +134,11 @@ TEST(DurableSessionsQueueTest, ACallBesideCloseSessionDoesNotTakeTheLayersFromTh
       saved.Set();
     });
   });
+  // So calls find it ended already, although it has its session for the last report.
+  on_strand(*use, [&] {
+    EXPECT_TRUE(use->ending());
+    EXPECT_TRUE(absl::IsNotFound(server::NoSession(*use)));
+  });
   storage.held = false;
   storage.release.Set();
   ended.Wait();
@@ -351,6 +356,42 @@ TEST_F(DurableSessionsTest, ResultsThatAreNotStoredAreNotShown) {
   EXPECT_EQ(ReportResults(stub(), id, {{"accuracy", 0.1}, {"loss", 1}}).error_code(),
             grpc::StatusCode::RESOURCE_EXHAUSTED);
   storage_->full = false;
+  EXPECT_THAT(Get(id).session(), HasResults(Results{{"accuracy", 0.9}}));
+}
+
+TEST_F(DurableSessionsTest, ResultsThatComeWhileTheEndIsStoredAreRefused) {
+  for (int i = 0; i < 20; ++i) {
+    const std::string id = BindAgp();
+    std::atomic<bool> closed{false};
+    Results kept;
+    std::thread reporter([&] {
+      for (int j = 0; j < 64 && !closed; ++j) {
+        const std::string name = absl::StrCat("result ", j);
+        if (ReportResults(stub(), id, {{name, j}}).ok()) kept[name] = j;
+      }
+    });
+    EXPECT_TRUE(CloseSession(stub(), id).ok());
+    closed = true;
+    reporter.join();
+    EXPECT_THAT(Get(id).session(), HasResults(kept));
+  }
+  const std::vector<v1::Session> shown = List(true);
+  Restart();
+  const std::vector<v1::Session> stored = List(true);
+  ASSERT_EQ(stored.size(), shown.size());
+  for (size_t i = 0; i < stored.size(); ++i) {
+    EXPECT_THAT(stored[i],
+                HasResults(Results(shown[i].results().begin(), shown[i].results().end())));
+  }
+}
+
+TEST_F(DurableSessionsTest, AnEndThatCouldNotBeStoredLeavesTheSession) {
+  const std::string id = BindAgp();
+  storage_->full = true;
+  EXPECT_EQ(CloseSession(stub(), id).error_code(), grpc::StatusCode::RESOURCE_EXHAUSTED);
+  storage_->full = false;
+  EXPECT_TRUE(ReportResults(stub(), id, {{"accuracy", 0.9}}).ok());
+  EXPECT_TRUE(CloseSession(stub(), id).ok());
   EXPECT_THAT(Get(id).session(), HasResults(Results{{"accuracy", 0.9}}));
 }
 

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import contextlib
 import importlib
+import math
 import numbers
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple, Optional, Protocol, Union
@@ -67,9 +68,14 @@ def report_final_result(reporter: Reporter, result: Union[float, Mapping[str, fl
 
 
 def keep_results(reporter: Reporter, results: Mapping[str, float]) -> None:
-    """Keeps results with a session, if its server is not too old for that."""
+    """Keeps results with a session, if its server is not too old for that.
+
+    Those that are not finite, of a trial that diverged, are the tuner's to judge; none has a place
+    in a comparison.
+    """
+    kept = {name: value for name, value in results.items() if not _is_nan_or_infinite(value)}
     with contextlib.suppress(UnimplementedError):
-        reporter.report(results)
+        reporter.report(kept)
 
 
 def pruning_space(
@@ -202,6 +208,12 @@ def _share(name: str, value: Any) -> float:
     if _is_number(value) and 0 <= value <= 1:
         return float(value)
     raise InvalidArgumentError(f"the sparsity of layer {name!r} is {value!r}; it must be in [0, 1]")
+
+
+def _is_nan_or_infinite(value: Any) -> bool:
+    with contextlib.suppress(TypeError, ValueError, OverflowError, RuntimeError):
+        return not math.isfinite(value)
+    return False
 
 
 def _is_number(value: Any) -> bool:

@@ -406,6 +406,8 @@ class Transport:
         if code == grpc.StatusCode.DEADLINE_EXCEEDED and details in _OWN_DEADLINE:
             taken = "its timeout" if limit is None else f"{limit:.3g} s"
             details = f"{name} at {self.address} took longer than {taken}"
+        if code == grpc.StatusCode.UNIMPLEMENTED and not details:
+            details = f"the server at {self.address} has no {name}; it is older than this client"
         if code == grpc.StatusCode.CANCELLED:
             return CancelledError(f"{name} was cancelled: the client was closed"), None
         error = make_error(StatusCode[code.name], details or f"{name} failed with {code.name}")

@@ -22,7 +22,7 @@ class Training:
     Args:
         compressors: with a model or without; without compressors, `model.compressor` is the one.
         copies: averages and other models, which follow.
-        recorder: gets the numbers of each epoch.
+        recorder: gets the numbers of each epoch of the schedules.
         steps_per_epoch: so many optimizer steps count as an epoch of the schedules; None: an epoch
             is one of the training.
     """
@@ -51,6 +51,7 @@ class Training:
         self._recorder = recorder
         self._steps_per_epoch = steps_per_epoch
         self._epoch: Optional[int] = None  # the training's, as the compressors have it
+        self._unrecorded = False  # whether there were steps since the last record
 
     def begin(self, model: torch.nn.Module, states: Optional[Sequence[Mapping[str, Any]]]) -> None:
         """Compresses the model, or continues from the states of a checkpoint.
@@ -123,20 +124,28 @@ class Training:
         if self._steps_per_epoch is None:
             self._set_epoch(epoch)
 
-    def begin_step(self, step: int) -> None:
+    def begin_step(self, step: int, *, is_first_rank: bool) -> None:
         """Before a minibatch, or several whose gradients are accumulated."""
         if self._steps_per_epoch is not None and step % self._steps_per_epoch == 0:
+            if self._unrecorded:
+                self._record(is_first_rank)
             self._set_epoch(step // self._steps_per_epoch)
 
     def end_step(self) -> None:
         """After an optimizer step, while there are gradients."""
         for compressor in self.compressors:
             compressor.step()
+        self._unrecorded = True
 
     def end_epoch(self, *, is_first_rank: bool) -> None:
         """Of the training."""
-        if self._recorder is not None and is_first_rank:
-            self._recorder.record(*self.compressors)
+        if self._steps_per_epoch is None:
+            self._record(is_first_rank)
+
+    def end(self, *, is_first_rank: bool) -> None:
+        """Of the training, which may be within an epoch of the schedules."""
+        if self._unrecorded:
+            self._record(is_first_rank)
 
     def states(self) -> list[dict[str, Any]]:
         """For a checkpoint."""
@@ -146,6 +155,11 @@ class Training:
         """Ends the sessions."""
         for compressor in self.compressors:
             compressor.close()
+
+    def _record(self, is_first_rank: bool) -> None:
+        self._unrecorded = False
+        if self._recorder is not None and is_first_rank:
+            self._recorder.record(*self.compressors)
 
     def _set_epoch(self, epoch: int) -> None:
         for compressor in self.compressors:

@@ -21,11 +21,11 @@ class CompressionCallback(tf.keras.callbacks.Callback):  # type: ignore[misc]
     """Compresses a model while it is fitted.
 
     The model is compressed when fitting begins, if it is not yet. Epochs and steps are passed to
-    the compressors.
+    the compressors. Where the session has been closed, another one continues.
 
     Args:
         compressors: pruners and quantizers of `nni_compression.keras`, with a model or without.
-        recorder: gets the numbers of each epoch.
+        recorder: gets the numbers of each epoch of the schedules.
         steps_per_epoch: so many steps count as an epoch of the schedules. By default those of `fit`
             count.
     """
@@ -47,13 +47,16 @@ class CompressionCallback(tf.keras.callbacks.Callback):  # type: ignore[misc]
         self._recorder = recorder
         self._steps_per_epoch = steps_per_epoch
         self._steps_before = 0
+        self._unrecorded = False  # whether there were steps since the last record
 
     def on_train_begin(self, logs: Any = None) -> None:
         for compressor in self._compressors:
             if not compressor.is_bound:
                 compressor(self.model)
-                # `fit` has made it already, and it is of the plain layers.
-                self.model.make_train_function(force=True)
+            elif not compressor.is_unwrapped:
+                _check_is_of(compressor, self.model)
+                if compressor.session.closed:
+                    compressor.load_state_dict(compressor.state_dict())  # for a new session
             compressor.refresh()
 
     def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
@@ -68,15 +71,39 @@ class CompressionCallback(tf.keras.callbacks.Callback):  # type: ignore[misc]
         step = self._steps_before + batch + 1
         for compressor in self._compressors:
             compressor.step(step)
+        self._unrecorded = True
         if self._steps_per_epoch is not None:
             epoch = step // self._steps_per_epoch
             if epoch != self._compressors[0].epoch:
+                self._record()
                 self._set_epoch(epoch)
 
     def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
+        if self._steps_per_epoch is None:
+            self._record()
+
+    def on_train_end(self, logs: Any = None) -> None:
+        if self._unrecorded:
+            self._record()
+
+    def _record(self) -> None:
+        self._unrecorded = False
         if self._recorder is not None:
             self._recorder.record(*self._compressors)
 
     def _set_epoch(self, epoch: int) -> None:
         for compressor in self._compressors:
             compressor.update_epoch(epoch)
+
+
+def _check_is_of(compressor: Compressor, model: Any) -> None:
+    """Raises InvalidArgumentError for a compressor whose model shares no weight with this one."""
+    if not model.built:  # its weights are not known yet
+        return
+    trained = {id(weight) for weight in model.weights}
+    bound = compressor.bound_model
+    if not any(id(weight) in trained for weight in bound.weights):
+        raise InvalidArgumentError(
+            f"the {type(compressor).__name__} has another model already, {bound.name!r}; each "
+            "model needs a compressor of its own"
+        )

@@ -38,7 +38,7 @@ class CompressionCallback(Callback):  # type: ignore[misc]
             `model.compressor` of `prune` or `quantize`.
         copies: models that follow, such as averages of the weights, or functions that return them,
             or None until they are made. Lightning's `WeightAveraging` needs nothing.
-        recorder: gets the numbers of each epoch, on the first rank.
+        recorder: gets the numbers of each epoch of the schedules, on the first rank.
         steps_per_epoch: so many optimizer steps count as an epoch of the schedules. By default the
             Trainer's epochs count.
         model: LightningModule -> the part of it that is compressed; by default all of it.
@@ -83,7 +83,7 @@ class CompressionCallback(Callback):  # type: ignore[misc]
     ) -> None:
         # There is no on_train_epoch_start after a restart from the last minibatch of an epoch.
         self._training.continue_epoch(trainer.current_epoch)
-        self._training.begin_step(trainer.global_step)
+        self._training.begin_step(trainer.global_step, is_first_rank=trainer.is_global_zero)
 
     def on_train_batch_end(
         self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int
@@ -96,6 +96,9 @@ class CompressionCallback(Callback):  # type: ignore[misc]
 
     def on_train_epoch_end(self, trainer: Any, pl_module: Any) -> None:
         self._training.end_epoch(is_first_rank=trainer.is_global_zero)
+
+    def on_train_end(self, trainer: Any, pl_module: Any) -> None:
+        self._training.end(is_first_rank=trainer.is_global_zero)
 
     def on_exception(self, trainer: Any, pl_module: Any, exception: BaseException) -> None:
         self._training.close()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections
 from collections.abc import Mapping
 from typing import Callable
 
@@ -20,7 +21,8 @@ class Recorder:
     >>> recorder.record(pruner)
     >>> [row["agp/sparsity"] for row in recorder.rows]
 
-    Each key begins with the compressor's algorithm. "ALGORITHM/epoch_calls", "epoch_bytes_sent",
+    Each key begins with the compressor's algorithm; those of the second compressor with the same
+    algorithm begin with "ALGORITHM-2". "ALGORITHM/epoch_calls", "epoch_bytes_sent",
     "epoch_bytes_received" and "epoch_seconds_waiting" are what was added since the last record.
 
     Args:
@@ -42,8 +44,12 @@ class Recorder:
     def record(self, *compressors: Compressor) -> dict[str, float]:
         """Adds a row, gives it to the sinks, and returns it."""
         row: dict[str, float] = {}
+        of_algorithm: collections.Counter[str] = collections.Counter()
         for compressor in compressors:
             prefix, session = compressor.algorithm, compressor.session.id
+            of_algorithm[prefix] += 1
+            if of_algorithm[prefix] > 1:
+                prefix += f"-{of_algorithm[prefix]}"
             for key, value in compressor.metrics(sqnr=self._sqnr).items():
                 if self._per_layer or "/" not in key:
                     row[f"{prefix}/{key}"] = value

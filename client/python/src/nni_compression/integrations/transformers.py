@@ -44,7 +44,7 @@ class CompressionCallback(TrainerCallback):  # type: ignore[misc]
             `model.compressor` of `prune` or `quantize`.
         copies: models that follow, such as averages of the weights, or functions that return them,
             or None until they are made.
-        recorder: gets the numbers of each epoch, on the first rank.
+        recorder: gets the numbers of each epoch of the schedules, on the first rank.
         steps_per_epoch: so many optimizer steps count as an epoch of the schedules: for trainings
             of one epoch, or of `max_steps`. By default the Trainer's epochs count.
         resume_from: the checkpoint that training continues from, if it is neither in the
@@ -89,7 +89,7 @@ class CompressionCallback(TrainerCallback):  # type: ignore[misc]
     def on_step_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        self._training.begin_step(state.global_step)
+        self._training.begin_step(state.global_step, is_first_rank=state.is_world_process_zero)
 
     def on_optimizer_step(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -116,6 +116,7 @@ class CompressionCallback(TrainerCallback):  # type: ignore[misc]
     def on_train_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
+        self._training.end(is_first_rank=state.is_world_process_zero)
         if args.load_best_model_at_end and state.best_model_checkpoint is not None:
             states = _load(Path(state.best_model_checkpoint))
             for compressor, best in zip(self._training.compressors, states):

@@ -235,9 +235,11 @@ def compressed(model: Any) -> Iterator[None]:
 
 def forget_compiled(model: Optional[Any]) -> None:
     """Makes `fit`, `evaluate` and `predict` trace the model again."""
-    for name in ("train_function", "train_tf_function", "test_function", "predict_function"):
+    for name in ("test_function", "predict_function"):
         if getattr(model, name, None) is not None:
             setattr(model, name, None)
+    if model is not None and getattr(model, "train_function", None) is not None:
+        model.make_train_function(force=True)  # `fit`, in which this may be, does not make it again
 
 
 def layers(model: Any) -> list[Layer]:
