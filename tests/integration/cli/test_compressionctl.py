@@ -527,7 +527,8 @@ def test_a_broken_checkpoint_is_a_clear_error(tmp_path):
     for spoilt, message in [
         (content[:-1], "truncated"),
         (content + b"x", "after its tensors"),
-        (b"PK\x03\x04" + content, "header's length is"),
+        (b"\xff" * 4 + content, "header's length is"),
+        (b"PK\x03\x04" + content, "is a file of torch.save"),
         (b"", "0 bytes"),
     ]:
         path.write_bytes(spoilt)
