@@ -233,9 +233,14 @@ Outcome Connection::OutcomeOf(const grpc::Status& status, const grpc::ClientCont
   }
   const bool about_connection =
       code == absl::StatusCode::kUnavailable || code == absl::StatusCode::kDeadlineExceeded;
-  outcome.status = absl::Status(
-      code, about_connection ? absl::StrCat("server ", address_, ": ", status.error_message())
-                             : status.error_message());
+  std::string message = status.error_message();
+  if (code == absl::StatusCode::kUnimplemented && message.empty()) {
+    message = absl::StrCat("the server at ", address_,
+                           " does not have this call; it is older than this client");
+  }
+  outcome.status =
+      absl::Status(code, about_connection ? absl::StrCat("server ", address_, ": ", message)
+                                          : std::move(message));
   if (const auto i = trailers.find("grpc-retry-pushback-ms"); i != trailers.end()) {
     outcome.pushback = std::string(i->second.data(), i->second.size());
   } else if (const auto delay = RetryDelay(status.error_details())) {

@@ -10,6 +10,7 @@
 #include <cstdlib>
 
 #include "absl/cleanup/cleanup.h"
+#include "absl/strings/match.h"
 #include "tests/client/client_test_base.h"
 
 namespace nni_compression {
@@ -268,6 +269,28 @@ TEST_F(ClientTest, EveryCallCarriesTheSessionsRouteKey) {
   for (const auto& [method, keys] : routes) EXPECT_THAT(keys, Not(Contains(""))) << method;
   const auto other = client.BindModel(Request("level", kLevel, {"fc"}, 4, 5));
   EXPECT_NE(other->route(), session->route());
+}
+
+// Answers as a server without the call does.
+class WithoutReports : public server::Authenticator {
+ public:
+  absl::StatusOr<server::Caller> Authenticate(const grpc::ServerContextBase&,
+                                              absl::string_view method) override {
+    if (absl::StrContains(method, "ReportResults")) return absl::UnimplementedError("");
+    return server::Caller{"t"};
+  }
+};
+
+TEST_F(ClientTest, ACallThatAnOlderServerLacksSaysSo) {
+  server::ServerOptions options;
+  options.authenticator = std::make_shared<WithoutReports>();
+  const auto server = StartServer(0, options);
+  const auto session =
+      Connect(AddressOf(*server)).BindModel(Request("level", kLevel, {"fc"}, 4, 5));
+  ASSERT_TRUE(session.ok()) << session.status();
+  const absl::Status status = session->Report({{"accuracy", 1}});
+  EXPECT_EQ(status.code(), absl::StatusCode::kUnimplemented);
+  EXPECT_THAT(std::string(status.message()), HasSubstr("older than this client"));
 }
 
 TEST_F(ClientTest, StartsWithMasksThatTheTrainerHas) {
