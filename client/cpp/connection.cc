@@ -238,9 +238,8 @@ Outcome Connection::OutcomeOf(const grpc::Status& status, const grpc::ClientCont
     message = absl::StrCat("the server at ", address_,
                            " does not have this call; it is older than this client");
   }
-  outcome.status =
-      absl::Status(code, about_connection ? absl::StrCat("server ", address_, ": ", message)
-                                          : std::move(message));
+  outcome.status = absl::Status(
+      code, about_connection ? absl::StrCat("server ", address_, ": ", message) : message);
   if (const auto i = trailers.find("grpc-retry-pushback-ms"); i != trailers.end()) {
     outcome.pushback = std::string(i->second.data(), i->second.size());
   } else if (const auto delay = RetryDelay(status.error_details())) {

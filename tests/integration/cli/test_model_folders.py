@@ -17,6 +17,7 @@ import pytest
 
 import nni_compression as nc
 import servers
+from nni_compression.values import plan
 from safetensors_files import Tensors, read_safetensors, write_safetensors
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -659,6 +660,35 @@ def test_embeddings_and_what_is_left_out_are_told(tmp_path):
 
     named = rules(tmp_path, [{"sparsity": 0.5, "op_names": [EMBEDDINGS]}])
     assert run_json("prune", *flags, named, "-o", tmp_path / "3")["warnings"] == []
+
+
+def test_coverage_has_the_words_of_the_python_client(tmp_path, server_address):
+    shapes = {f"layers.{i}.weight": (i + 1, 3) for i in range(10)}
+    shapes.update({"norm.weight": (5,), "layers.0.bias": (7,), "experts": (2, 3, 4)})
+    path = tmp_path / "model.safetensors"
+    tensors: Tensors = {name: ("F32", np.ones(shape, np.float32)) for name, shape in shapes.items()}
+    write_safetensors(path, tensors)
+    rule = {"sparsity": 0.5, "op_names": ["re:layers.[0-4].weight", "norm.weight"]}
+    config_list = [rule, {"exclude": True, "op_names": ["layers.1.weight"]}]
+    done = ctl(
+        "prune", "--algorithm=level", rules(tmp_path, config_list), path, "-o", tmp_path / "out"
+    )
+    assert done.returncode == 0, done.stderr
+
+    layers = [nc.Layer(name=name, op_type="Linear", shape=shape) for name, shape in shapes.items()]
+    with (
+        nc.Client(server_address) as client,
+        client.bind_model("level", config_list, layers) as session,
+    ):
+        plans = session.plan.layers
+    parameters = [
+        plan.Parameter(name, "Linear", int(np.prod(shape)), len(shape), name)
+        for name, shape in shapes.items()
+    ]
+    # A file does not tell what types its layers have.
+    line = str(plan.Coverage.of(parameters, plans)).replace(" (Linear)", "")
+    assert "and 1 more; excluded: 1" in line
+    assert line in done.stdout
 
 
 def test_layers_with_their_outputs_in_the_last_dimension_are_told(tmp_path):
