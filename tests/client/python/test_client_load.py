@@ -60,6 +60,7 @@ def available_memory() -> int:
     return next(int(line.split()[1]) for line in lines if line.startswith("MemAvailable:")) * 1024
 
 
+@pytest.mark.long
 @pytest.mark.skipif(available_memory() < 10 << 30, reason="needs 10 GiB of free memory")
 def test_a_tensor_of_six_gigabytes_arrives_with_every_element_in_its_place() -> None:
     # More bytes than 32 bits count, more elements than 31 bits do; zeros take no memory here.
