@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -123,25 +124,29 @@ def test_a_drain_takes_no_longer_though_the_clock_jumps(clock: Clock, offset: st
 
 
 def test_what_is_measured_does_not_jump_with_the_clock(clock: Clock, tmp_path: Path) -> None:
-    with Metered(tmp_path) as server, nc.Client(server.address) as client:
-        session = client.bind_model("level", LEVEL, [LAYER])
-        stop = threading.Event()
+    with Metered(tmp_path) as server:
+        with nc.Client(server.address) as client:
+            session = client.bind_model("level", LEVEL, [LAYER])
+            stop = threading.Event()
 
-        def jump() -> None:
-            while not stop.is_set():
-                for offset in ("+1d", "-1d"):
-                    clock.set(offset)
+            def jump() -> None:
+                offsets = itertools.cycle(("+1d", "-1d"))
+                while not stop.wait(0.001):
+                    clock.set(next(offsets))
 
-        jumper = threading.Thread(target=jump)
-        jumper.start()
-        try:
-            for seed in range(200):
-                session.calc_mask({"fc": WEIGHT * (seed + 1)})
-        finally:
-            stop.set()
-            jumper.join()
-        samples = server.samples()
-        computed = samples['nni_compression_compute_seconds_total{algorithm="level"}']
-        assert 0 < computed < 3600
-        assert 0 <= client.session_info(session.id).compute_time < 3600
-        assert samples['nni_compression_call_seconds_sum{method="CalcMask"}'] < 3600
+            jumper = threading.Thread(target=jump)
+            jumper.start()
+            try:
+                for seed in range(200):
+                    session.calc_mask({"fc": WEIGHT * (seed + 1)})
+            finally:
+                stop.set()
+                jumper.join()
+            samples = server.samples()
+            computed = samples['nni_compression_compute_seconds_total{algorithm="level"}']
+            assert 0 < computed < 3600
+            assert 0 <= client.session_info(session.id).compute_time < 3600
+            assert samples['nni_compression_call_seconds_sum{method="CalcMask"}'] < 3600
+        # A thread of gRPC 1.51 sleeps until 100 ms later by this clock. One jump of so many may come
+        # between its two looks at the clock; then it sleeps for two days, and the end waits for it.
+        server.kill()
