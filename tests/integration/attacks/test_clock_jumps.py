@@ -147,6 +147,6 @@ def test_what_is_measured_does_not_jump_with_the_clock(clock: Clock, tmp_path: P
             assert 0 < computed < 3600
             assert 0 <= client.session_info(session.id).compute_time < 3600
             assert samples['nni_compression_call_seconds_sum{method="CalcMask"}'] < 3600
-        # A thread of gRPC 1.51 sleeps until 100 ms later by this clock. One jump of so many may come
-        # between its two looks at the clock; then it sleeps for two days, and the end waits for it.
+        # A thread of gRPC 1.51 sleeps until 100 ms later by this clock. One jump of so many may
+        # come between its two looks at the clock; then it sleeps for two days, and the end waits.
         server.kill()
