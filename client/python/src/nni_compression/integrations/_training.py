@@ -10,6 +10,7 @@ import torch
 from ..adapters.warn import warn
 from ..errors import InvalidArgumentError
 from ..torch import Compressor
+from ._epochs import Epochs
 from .recorder import Recorder
 
 # A model that follows the compressed one, or a function that returns it, or None until it is made.
@@ -40,18 +41,12 @@ class Training:
                     f"got a {type(compressor).__name__}; a pruner or quantizer of "
                     "nni_compression.torch is needed"
                 )
-        if steps_per_epoch is not None and steps_per_epoch < 1:
-            raise InvalidArgumentError(
-                f"steps_per_epoch is {steps_per_epoch}; it must be at least 1"
-            )
         self.compressors = list(compressors)
         if isinstance(copies, torch.nn.Module):
             raise TypeError(f"copies is a {type(copies).__name__}; it must be a list of models")
         self._copies = list(copies)
-        self._recorder = recorder
-        self._steps_per_epoch = steps_per_epoch
+        self._epochs = Epochs(recorder, steps_per_epoch)
         self._epoch: Optional[int] = None  # the training's, as the compressors have it
-        self._unrecorded = False  # whether there were steps since the last record
 
     def begin(self, model: torch.nn.Module, states: Optional[Sequence[Mapping[str, Any]]]) -> None:
         """Compresses the model, or continues from the states of a checkpoint.
@@ -121,31 +116,29 @@ class Training:
     def begin_epoch(self, epoch: int) -> None:
         """Of the training."""
         self._epoch = epoch
-        if self._steps_per_epoch is None:
+        if self._epochs.steps_per_epoch is None:
             self._set_epoch(epoch)
 
     def begin_step(self, step: int, *, is_first_rank: bool) -> None:
         """Before a minibatch, or several whose gradients are accumulated."""
-        if self._steps_per_epoch is not None and step % self._steps_per_epoch == 0:
-            if self._unrecorded:
-                self._record(is_first_rank)
-            self._set_epoch(step // self._steps_per_epoch)
+        steps_per_epoch = self._epochs.steps_per_epoch
+        if steps_per_epoch is not None and step % steps_per_epoch == 0:
+            self.end(is_first_rank=is_first_rank)
+            self._set_epoch(step // steps_per_epoch)
 
     def end_step(self) -> None:
         """After an optimizer step, while there are gradients."""
-        for compressor in self.compressors:
-            compressor.step()
-        self._unrecorded = True
+        self._epochs.step(self.compressors)
 
     def end_epoch(self, *, is_first_rank: bool) -> None:
         """Of the training."""
-        if self._steps_per_epoch is None:
-            self._record(is_first_rank)
+        if self._epochs.steps_per_epoch is None:
+            self._epochs.record(self.compressors, is_first_rank=is_first_rank)
 
     def end(self, *, is_first_rank: bool) -> None:
-        """Of the training, which may be within an epoch of the schedules."""
-        if self._unrecorded:
-            self._record(is_first_rank)
+        """Of the training, or of an epoch of the schedules; records what is not recorded yet."""
+        if self._epochs.unrecorded:
+            self._epochs.record(self.compressors, is_first_rank=is_first_rank)
 
     def states(self) -> list[dict[str, Any]]:
         """For a checkpoint."""
@@ -156,14 +149,8 @@ class Training:
         for compressor in self.compressors:
             compressor.close()
 
-    def _record(self, is_first_rank: bool) -> None:
-        self._unrecorded = False
-        if self._recorder is not None and is_first_rank:
-            self._recorder.record(*self.compressors)
-
     def _set_epoch(self, epoch: int) -> None:
-        for compressor in self.compressors:
-            compressor.update_epoch(epoch)
+        self._epochs.begin(self.compressors, epoch)
         self._update_copies()
 
     def _update_copies(self) -> None:

@@ -14,6 +14,7 @@ import tensorflow as tf
 
 from ..adapters.compressor import Compressor
 from ..errors import InvalidArgumentError
+from ._epochs import Epochs
 from .recorder import Recorder
 
 
@@ -39,15 +40,9 @@ class CompressionCallback(tf.keras.callbacks.Callback):  # type: ignore[misc]
         super().__init__()
         if not compressors:
             raise TypeError("give a pruner or quantizer of nni_compression.keras")
-        if steps_per_epoch is not None and steps_per_epoch < 1:
-            raise InvalidArgumentError(
-                f"steps_per_epoch is {steps_per_epoch}; it must be at least 1"
-            )
         self._compressors = compressors
-        self._recorder = recorder
-        self._steps_per_epoch = steps_per_epoch
+        self._epochs = Epochs(recorder, steps_per_epoch)
         self._steps_before = 0
-        self._unrecorded = False  # whether there were steps since the last record
 
     def on_train_begin(self, logs: Any = None) -> None:
         for compressor in self._compressors:
@@ -61,39 +56,27 @@ class CompressionCallback(tf.keras.callbacks.Callback):  # type: ignore[misc]
 
     def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
         self._steps_before = self._compressors[0].steps
-        if self._steps_per_epoch is None:
-            self._set_epoch(epoch)
-        else:
-            self._set_epoch(self._steps_before // self._steps_per_epoch)
+        if self._epochs.steps_per_epoch is not None:
+            epoch = self._steps_before // self._epochs.steps_per_epoch
+        self._epochs.begin(self._compressors, epoch)
 
     def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
         # Several minibatches may have been one call: `batch` is the number of the last.
         step = self._steps_before + batch + 1
-        for compressor in self._compressors:
-            compressor.step(step)
-        self._unrecorded = True
-        if self._steps_per_epoch is not None:
-            epoch = step // self._steps_per_epoch
+        self._epochs.step(self._compressors, step)
+        if self._epochs.steps_per_epoch is not None:
+            epoch = step // self._epochs.steps_per_epoch
             if epoch != self._compressors[0].epoch:
-                self._record()
-                self._set_epoch(epoch)
+                self._epochs.record(self._compressors)
+                self._epochs.begin(self._compressors, epoch)
 
     def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
-        if self._steps_per_epoch is None:
-            self._record()
+        if self._epochs.steps_per_epoch is None:
+            self._epochs.record(self._compressors)
 
     def on_train_end(self, logs: Any = None) -> None:
-        if self._unrecorded:
-            self._record()
-
-    def _record(self) -> None:
-        self._unrecorded = False
-        if self._recorder is not None:
-            self._recorder.record(*self._compressors)
-
-    def _set_epoch(self, epoch: int) -> None:
-        for compressor in self._compressors:
-            compressor.update_epoch(epoch)
+        if self._epochs.unrecorded:
+            self._epochs.record(self._compressors)
 
 
 def _check_is_of(compressor: Compressor, model: Any) -> None:
