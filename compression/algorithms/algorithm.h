@@ -15,8 +15,8 @@
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include "absl/types/span.h"
-#include "compression/algorithms/options.h"
 #include "compression/algorithms/weight_error.h"  // what it answers to one that is not finite
+#include "compression/options/options.h"
 #include "compression/tensors/mask.h"
 #include "compression/tensors/weight.h"
 #include "compression/types/layer.h"
@@ -91,17 +91,45 @@ class Compressor {
   }
 };
 
+// A layer of a rule that decides about all of its layers together.
+struct JointLayer {
+  const Layer* layer = nullptr;
+  const Weight* weight = nullptr;
+  LayerState* state = nullptr;  // as CalcMask's
+};
+
 class Pruner : public Compressor {
  public:
   Refresh refresh() const override { return Refresh::kOnce; }
 
-  // The mask of a stale layer; not called for others. `state.mask` is the previous mask. May write
-  // `state.memory` and `state.opaque`, which the session keeps only when the call succeeds.
-  // INVALID_ARGUMENT, naming the first bad flat index, for a non-finite weight.
+  // The mask of a stale layer; not called for others, nor if joint(). `state.mask` is the previous
+  // mask. May write `state.memory` and `state.opaque`, which the session keeps only when the call
+  // succeeds. INVALID_ARGUMENT, naming the first bad flat index, for a non-finite weight.
   virtual absl::StatusOr<Mask> CalcMask(const Layer& layer, const Weight& weight, LayerState& state,
                                         Clock clock) const = 0;
 
-  // The target sparsity at this time, in [0, 1], for reports.
+  // Whether all layers of the rule are decided about together, by CalcMasks. They are then stale
+  // together: if one was never answered, or IsStaleTogether.
+  virtual bool joint() const { return false; }
+
+  // As IsStale, of layers that were all answered before; only if joint(). `elements` and `pruned`
+  // are the sums over them.
+  virtual bool IsStaleTogether(int64_t elements, int64_t pruned, Clock clock) const {
+    return false;
+  }
+
+  // The masks of all layers of the rule, in their order; only if joint(). All or none of them, and
+  // of their states, are kept.
+  virtual absl::StatusOr<std::vector<Mask>> CalcMasks(absl::Span<const JointLayer> layers,
+                                                      Clock clock) const {
+    return absl::UnimplementedError("the algorithm decides about each layer by itself");
+  }
+
+  // Memory that a call needs for a layer beyond weight and mask.
+  virtual int64_t work_bytes(const Layer& layer) const { return 0; }
+
+  // The target sparsity at this time, in [0, 1], for reports: of each layer or, if joint(), of all
+  // together.
   virtual std::optional<double> TargetSparsity(Clock clock) const { return std::nullopt; }
 };
 
@@ -184,6 +212,10 @@ struct AlgorithmInfo {
 
   // Optional: checks that the rule can be applied to this layer.
   std::function<absl::Status(const Options& options, const Layer& layer)> check_layer;
+
+  // Optional: checks that the rule can be applied to all its layers together.
+  std::function<absl::Status(const Options& options, absl::Span<const Layer* const> layers)>
+      check_layers;
 };
 
 }  // namespace nni_compression::compression

@@ -2,17 +2,16 @@
 
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_join.h"
+#include "compression/algorithms/presets.h"
 #include "compression/messages/suggest.h"
 
 namespace nni_compression::compression {
 
-// One line for each algorithm of algorithms/: the function that describes it.
+// One line for each algorithm of algorithms/ that is not a preset: the function that describes it.
 #define NNI_COMPRESSION_ALGORITHMS(ALGORITHM) \
-  ALGORITHM(Agp)                              \
   ALGORITHM(CustomPruner)                     \
   ALGORITHM(CustomQuantizer)                  \
   ALGORITHM(Dorefa)                           \
-  ALGORITHM(Level)                            \
   ALGORITHM(Naive)                            \
   ALGORITHM(Qat)
 
@@ -26,6 +25,7 @@ const Registry& Registry::Builtin() {
 #define NNI_COMPRESSION_ADD(name) filled->Add(name##Algorithm()).IgnoreError();
     NNI_COMPRESSION_ALGORITHMS(NNI_COMPRESSION_ADD)
 #undef NNI_COMPRESSION_ADD
+    for (const AlgorithmInfo& info : PrunerPresets()) filled->Add(info).IgnoreError();
     return filled;
   }();
   return *registry;

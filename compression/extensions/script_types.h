@@ -10,7 +10,7 @@
 #include <vector>
 
 #include "absl/status/statusor.h"
-#include "compression/algorithms/options.h"
+#include "compression/options/options.h"
 #include "compression/types/layer.h"
 
 namespace nni_compression::compression {

@@ -11,6 +11,7 @@
 
 #include "absl/numeric/bits.h"
 #include "absl/types/span.h"
+#include "compression/kernels/count.h"
 #include "compression/kernels/dispatch.h"
 #include "compression/kernels/finite.h"
 #include "compression/kernels/loops.h"
@@ -23,8 +24,6 @@ namespace {
 
 // Only a weight that changes during the selection needs more.
 constexpr int kMaxPasses = 16;
-// Counters of one thread have 32 bits, so they are added up before they can overflow.
-constexpr int64_t kFlush = int64_t{1} << 31;
 // The search for the last tie keeps one counter per block, at most this many.
 constexpr int64_t kTieBlocks = int64_t{1} << 16;
 
@@ -153,41 +152,24 @@ class Selector {
   // bracket missed it, everything on the correct side of it.
   Bracket Narrow(const Bracket& bracket, int64_t rank, int64_t candidates) {
     const int shift = BucketShift(bracket);
-    std::vector<int64_t> counts(kBuckets);
-    const int64_t below = Count(bracket, shift, counts);
+    const KeyCounts counted = CountMagnitudes({a_.dtype, a_.weight, a_.elements, a_.previous,
+                                               bracket.lo, bracket.hi, shift, a_.limits.grain});
+    checked_ = true;
+    if (counted.largest >= kEnd) finite_ = false;
+    const int64_t below = counted.below;
     if (rank <= below) return {0, bracket.lo, 0, below};
     Bracket found{bracket.lo, bracket.lo, below, 0};
-    for (int64_t b = 0; b < kBuckets; ++b) {
-      const int64_t next = static_cast<int64_t>(bracket.lo) + ((b + 1) << shift);
+    for (size_t b = 0; b < counted.counts.size(); ++b) {
+      const int64_t next =
+          static_cast<int64_t>(bracket.lo) + (static_cast<int64_t>(b + 1) << shift);
       found.hi = static_cast<Key>(std::min<int64_t>(next, bracket.hi));
-      found.inside = counts[b];
+      found.inside = counted.counts[b];
       if (rank <= found.below + found.inside) return found;
       found.below += found.inside;
       found.lo = found.hi;
       if (found.hi == bracket.hi) break;
     }
     return {bracket.hi, kEnd, found.below, std::max<int64_t>(1, candidates - found.below)};
-  }
-
-  int64_t Count(const Bracket& bracket, int shift, std::vector<int64_t>& counts) {
-    const Scan scan = ScanOf(bracket.lo, bracket.hi);
-    int64_t below = 0;
-    std::mutex mutex;
-    ParallelFor(a_.elements, a_.limits.grain, [&](int64_t begin, int64_t end) {
-      std::vector<uint32_t> mine(counts.size());
-      for (int64_t b = begin; b < end; b += kFlush) {
-        std::fill(mine.begin(), mine.end(), 0);
-        Key largest = 0;
-        const int64_t less =
-            scan_.count(scan, b, std::min(end, b + kFlush), shift, mine.data(), largest);
-        std::lock_guard<std::mutex> lock(mutex);
-        below += less;
-        for (size_t i = 0; i < mine.size(); ++i) counts[i] += mine[i];
-        if (largest >= kEnd) finite_ = false;
-      }
-    });
-    checked_ = true;
-    return below;
   }
 
   // Keeps the candidates whose key is not below the threshold.

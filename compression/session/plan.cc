@@ -262,6 +262,15 @@ absl::StatusOr<int> MatchLayer(const Layer& layer, Matcher& matcher, Effects& ef
   return winner;
 }
 
+absl::Status CheckLayers(const AlgorithmInfo& algorithm, const Rule& rule,
+                         const std::vector<int>& won, absl::Span<const Layer> layers) {
+  if (!algorithm.check_layers) return absl::OkStatus();
+  std::vector<const Layer*> chosen;
+  chosen.reserve(won.size());
+  for (const int i : won) chosen.push_back(&layers[i]);
+  return algorithm.check_layers(*rule.options, chosen);
+}
+
 std::vector<std::string> Warnings(const std::vector<Rule>& rules, const NamePatterns& patterns,
                                   absl::Span<const Layer> layers) {
   absl::flat_hash_set<absl::string_view> known;
@@ -387,15 +396,22 @@ absl::StatusOr<Plan> MakePlan(const AlgorithmInfo& algorithm, absl::Span<const j
     if (auto status = algorithm.check_layer(*rule.options, layers[i]); !status.ok()) return status;
   }
 
+  std::vector<std::vector<int>> won(rules.size());
+  for (size_t i = 0; i < plan.layers.size(); ++i) {
+    if (plan.layers[i].rule) won[*plan.layers[i].rule].push_back(static_cast<int>(i));
+  }
   std::vector<const PlannedRule*> planned(rules.size());
   for (int i = 0; i < static_cast<int>(rules.size()); ++i) {
     if (!rules[i].wins) continue;
     if (rules[i].exclude) continue;
+    if (auto status = CheckLayers(algorithm, rules[i], won[i], layers); !status.ok()) return status;
     const bool needs_epoch = rules[i].compressor->needs_epoch();
+    const auto* const pruner = dynamic_cast<const Pruner*>(rules[i].compressor.get());
     plan.needs_epoch |= needs_epoch;
     plan.needs_step |= rules[i].compressor->needs_step() || rules[i].compressor->wants_gradient();
     plan.rules.push_back(std::make_unique<const PlannedRule>(
-        PlannedRule{i, *std::move(rules[i].options), rules[i].compressor, needs_epoch}));
+        PlannedRule{i, *std::move(rules[i].options), rules[i].compressor, needs_epoch,
+                    pruner != nullptr && pruner->joint(), std::move(won[i])}));
     planned[i] = plan.rules.back().get();
   }
   for (LayerPlan& layer : plan.layers) {

@@ -26,6 +26,8 @@ struct PlannedRule {
   Options options;
   std::shared_ptr<const Compressor> compressor;
   bool needs_epoch = false;  // the compressor's
+  bool joint = false;        // Pruner::joint()
+  std::vector<int> layers;   // that it won, in the order of the model
 };
 
 // The plan for one layer.

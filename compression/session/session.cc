@@ -161,9 +161,29 @@ const Compressor* Session::CompressorOf(int i) const {
   return planned == nullptr ? nullptr : planned->compressor.get();
 }
 
+bool Session::IsJoint(int i) const {
+  const PlannedRule* planned = plan_.layers[i].planned;
+  return planned != nullptr && planned->joint;
+}
+
+bool Session::IsStaleTogether(const PlannedRule& rule) const {
+  const auto [known, fresh] = stale_together_.try_emplace(rule.rule, true);
+  if (!fresh) return known->second;
+  int64_t elements = 0;
+  int64_t pruned = 0;
+  for (const int i : rule.layers) {
+    if (!state(i).answered) return true;
+    elements += layer(i).elements;
+    pruned += state(i).pruned();
+  }
+  const auto& pruner = static_cast<const Pruner&>(*rule.compressor);
+  return known->second = pruner.IsStaleTogether(elements, pruned, clock_);
+}
+
 bool Session::IsStale(int i) const {
   const Compressor* compressor = CompressorOf(i);
   if (compressor == nullptr) return false;
+  if (IsJoint(i)) return IsStaleTogether(*plan_.layers[i].planned);
   return !state(i).answered || compressor->IsStale(layer(i), state(i), clock_);
 }
 
@@ -211,13 +231,21 @@ absl::Status Session::CheckWeight(int i, const at::Tensor& weight) const {
 }
 
 MaskAnswer Session::AnswerMask(int i) const {
-  return {*state(i).mask, TargetSparsity(*plan_.layers[i].planned, clock_.epoch), clock_.epoch};
+  // The target of a joint rule is not that of each layer.
+  const auto target =
+      IsJoint(i) ? std::nullopt : TargetSparsity(*plan_.layers[i].planned, clock_.epoch);
+  return {*state(i).mask, target, clock_.epoch};
 }
 
 absl::StatusOr<MaskAnswer> Session::CalcMask(int i, const Weight& weight) {
   if (auto status = CheckCompressed(i, AlgorithmKind::kPruner); !status.ok()) return status;
   if (auto status = CheckWeight(i, weight.values); !status.ok()) return status;
   if (!IsStale(i)) return AnswerMask(i);
+  if (IsJoint(i)) {
+    auto answers = CalcMasks({{i, weight}});
+    if (!answers.ok()) return answers.status();
+    return (*answers)[0];
+  }
   const auto& pruner = static_cast<const Pruner&>(*CompressorOf(i));
   LayerState state = *states_[i];
   auto mask = CatchAll<Mask>([&] { return pruner.CalcMask(layer(i), weight, state, clock_); });
@@ -228,6 +256,69 @@ absl::StatusOr<MaskAnswer> Session::CalcMask(int i, const Weight& weight) {
   state.answered = true;
   if (auto s = Commit(i, std::move(state)); !s.ok()) return s;
   return AnswerMask(i);
+}
+
+absl::StatusOr<std::vector<MaskAnswer>> Session::CalcMasks(absl::Span<const LayerWeight> weights) {
+  absl::flat_hash_map<int, const Weight*> given;
+  std::map<int, const PlannedRule*> stale;  // by index: results do not depend on the order given
+  for (const auto& [i, weight] : weights) {
+    if (auto status = CheckCompressed(i, AlgorithmKind::kPruner); !status.ok()) return status;
+    if (auto status = CheckWeight(i, weight.values); !status.ok()) return status;
+    if (!given.try_emplace(i, &weight).second) {
+      return absl::InvalidArgumentError(
+          absl::StrCat("layer ", Quoted(layer(i).name), " is given twice"));
+    }
+    const PlannedRule* rule = plan_.layers[i].planned;
+    if (!rule->joint) {
+      return absl::InvalidArgumentError(
+          absl::StrCat("layer ", Quoted(layer(i).name), " is decided about by itself"));
+    }
+    if (IsStaleTogether(*rule)) stale.emplace(rule->rule, rule);
+  }
+  std::vector<std::pair<int, LayerState>> states;
+  for (const auto& entry : stale) {
+    if (auto s = DecideTogether(*entry.second, given, states); !s.ok()) return s;
+  }
+  if (auto s = Commit(std::move(states)); !s.ok()) return s;
+  std::vector<MaskAnswer> answers;
+  answers.reserve(weights.size());
+  for (const LayerWeight& weight : weights) answers.push_back(AnswerMask(weight.layer));
+  return answers;
+}
+
+absl::Status Session::DecideTogether(const PlannedRule& rule,
+                                     const absl::flat_hash_map<int, const Weight*>& given,
+                                     std::vector<std::pair<int, LayerState>>& states) const {
+  const size_t first = states.size();
+  for (const int i : rule.layers) {
+    if (!given.contains(i)) {
+      return absl::InvalidArgumentError(absl::StrCat(
+          "layer ", Quoted(layer(i).name), " is missing: the ", rule.layers.size(), " layers of ",
+          rule.options.path(), " are decided about together and have to be sent in the same call"));
+    }
+    states.emplace_back(i, *states_[i]);
+  }
+  std::vector<JointLayer> layers;
+  for (size_t k = first; k < states.size(); ++k) {
+    const int i = states[k].first;
+    layers.push_back({&layer(i), given.at(i), &states[k].second});
+  }
+  const auto& pruner = static_cast<const Pruner&>(*rule.compressor);
+  auto masks = CatchAll<std::vector<Mask>>([&] { return pruner.CalcMasks(layers, clock_); });
+  if (!masks.ok()) return masks.status();
+  if (masks->size() != layers.size()) {
+    return absl::InternalError(absl::StrCat("the algorithm ", algorithm_->name, " returned ",
+                                            masks->size(), " masks for ", layers.size(),
+                                            " layers"));
+  }
+  for (size_t k = 0; k < layers.size(); ++k) {
+    if (auto s = CheckMask(algorithm_->name, *layers[k].layer, (*masks)[k]); !s.ok()) return s;
+    LayerState& state = states[first + k].second;
+    state.mask = std::move((*masks)[k]);
+    state.parameters.reset();
+    state.answered = true;
+  }
+  return absl::OkStatus();
 }
 
 absl::StatusOr<MaskAnswer> Session::SetMask(int i, Mask mask) {
@@ -294,12 +385,24 @@ absl::Status Session::ReserveFor(int64_t remembered) {
 }
 
 absl::Status Session::Commit(int i, LayerState state) {
-  if (auto s = CheckState(algorithm_->name, layer(i), state); !s.ok()) return s;
-  const int64_t remembered = remembered_ - RememberedBytes(*states_[i]) + RememberedBytes(state);
+  std::vector<std::pair<int, LayerState>> states;
+  states.emplace_back(i, std::move(state));
+  return Commit(std::move(states));
+}
+
+absl::Status Session::Commit(std::vector<std::pair<int, LayerState>> states) {
+  int64_t remembered = remembered_;
+  for (const auto& [i, state] : states) {
+    if (auto s = CheckState(algorithm_->name, layer(i), state); !s.ok()) return s;
+    remembered += RememberedBytes(state) - RememberedBytes(*states_[i]);
+  }
   if (auto s = ReserveFor(remembered); !s.ok()) return s;
   remembered_ = remembered;
-  if (!SameState(*states_[i], state)) changes_.layers.insert(i);
-  states_[i] = std::make_shared<const LayerState>(std::move(state));
+  for (auto& [i, state] : states) {
+    if (!SameState(*states_[i], state)) changes_.layers.insert(i);
+    states_[i] = std::make_shared<const LayerState>(std::move(state));
+  }
+  stale_together_.clear();
   return absl::OkStatus();
 }
 
@@ -416,6 +519,7 @@ absl::Status Session::UpdateEpoch(int64_t epoch) {
   if (auto status = CheckCounter("epoch", epoch); !status.ok()) return status;
   changes_.global |= clock_.epoch != epoch;
   clock_.epoch = epoch;
+  stale_together_.clear();
   return absl::OkStatus();
 }
 
@@ -425,6 +529,7 @@ absl::StatusOr<bool> Session::Step(int64_t step) {
   changes_.global = true;
   last_step_ = step;
   clock_.step = step;
+  stale_together_.clear();
   return true;
 }
 

@@ -52,6 +52,11 @@ struct MaskAnswer {
   int64_t epoch = 0;
 };
 
+struct LayerWeight {
+  int layer = -1;
+  Weight weight;
+};
+
 // The state machine behind every call, independent of the wire format. A method that fails does not
 // change the session. Thread-compatible.
 class Session {
@@ -81,15 +86,25 @@ class Session {
   // if the algorithm does not define it.
   std::optional<double> TargetSparsity(const PlannedRule& rule, int64_t epoch) const;
 
-  // Whether the layer was never answered or would now be answered differently.
+  // Whether the layer's rule decides about all of its layers together: CalcMasks.
+  bool IsJoint(int i) const;
+
+  // Whether the layer was never answered or would now be answered differently. Layers of a joint
+  // rule are stale together.
   bool IsStale(int i) const;
   std::vector<int> StaleLayers() const;
 
   // The layer's mask at the present epoch. The first weight of a stale layer decides; afterwards
   // the weight is ignored. FAILED_PRECONDITION when the algorithm is a quantizer, INVALID_ARGUMENT
   // when the layer is not compressed, or the dtype or shape is not the bound one, or the weight is
-  // not finite (layer and first flat index named).
+  // not finite (layer and first flat index named), or the layer is stale and of a joint rule that
+  // has others.
   absl::StatusOr<MaskAnswer> CalcMask(int i, const Weight& weight);
+
+  // The masks of layers of joint rules, in their order, at the present epoch. Rules with a stale
+  // layer among them must be complete. All or none are decided. Errors as CalcMask's, and
+  // INVALID_ARGUMENT that names a layer that is missing or given twice.
+  absl::StatusOr<std::vector<MaskAnswer>> CalcMasks(absl::Span<const LayerWeight> weights);
 
   // Sets a mask of the trainer, replacing the previous one. In a quantizer's session it affects
   // exports only, where removed weights are 0.
@@ -161,6 +176,12 @@ class Session {
   absl::StatusOr<const Quantizer*> QuantizerOf(int i, Activation activation) const;
   MaskAnswer AnswerMask(int i) const;
   absl::Status Commit(int i, LayerState state);
+  absl::Status Commit(std::vector<std::pair<int, LayerState>> states);
+  bool IsStaleTogether(const PlannedRule& rule) const;
+  // Adds the states of the rule's layers with their new masks.
+  absl::Status DecideTogether(const PlannedRule& rule,
+                              const absl::flat_hash_map<int, const Weight*>& given,
+                              std::vector<std::pair<int, LayerState>>& states) const;
   absl::Status ReserveFor(int64_t remembered);
   absl::StatusOr<QuantizedWeight> Quantize(
       int i, QuantizeReply reply,
@@ -180,6 +201,8 @@ class Session {
   mutable int unknown_names_ = 0;  // in a row, given to FindLayer
   Changes changes_;
   absl::flat_hash_map<std::string, int> index_;
+  // Of joint rules, by their index: whether their layers are stale; empty after a change.
+  mutable absl::flat_hash_map<int, bool> stale_together_;
 };
 
 }  // namespace nni_compression::compression

@@ -36,6 +36,7 @@ absl::Status Session::Load(absl::string_view global, absl::Span<const std::strin
   last_step_ = loaded->last_step;
   states_ = std::move(states);
   changes_ = {};
+  stale_together_.clear();
   return absl::OkStatus();
 }
 

@@ -18,7 +18,8 @@ LayerSnapshot::LayerSnapshot(Answerer answerer, std::shared_ptr<const Layer> lay
       clock_(clock) {}
 
 std::optional<double> LayerSnapshot::TargetSparsity() const {
-  return CheckedTarget(static_cast<const Pruner&>(*compressor_), clock_);
+  const auto& pruner = static_cast<const Pruner&>(*compressor_);
+  return pruner.joint() ? std::nullopt : CheckedTarget(pruner, clock_);
 }
 
 absl::StatusOr<QuantizedWeight> LayerSnapshot::QuantizeWeight(const Buffer& weight,

@@ -30,7 +30,7 @@ class LayerSnapshot {
   // The number of scales of a weight. Only if rounds().
   int64_t scales() const { return quantizer_->channels(*layer_); }
 
-  // Only for a pruner.
+  // Only for a pruner. nullopt for a layer of a joint rule.
   std::optional<double> TargetSparsity() const;
 
   // Codes or values of a weight with the layer's dtype and shape, all elements finite (otherwise

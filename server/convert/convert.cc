@@ -7,7 +7,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_join.h"
-#include "compression/algorithms/options.h"
+#include "compression/options/options.h"
 #include "server/base/log.h"
 #include "server/convert/json.h"
 
@@ -183,6 +183,7 @@ void ToProto(const compression::Plan& plan, absl::Span<const compression::Layer>
     to->set_refresh(static_cast<v1::Refresh>(rule->compressor->refresh()));
     if (rule->compressor->wants_gradient()) to->add_step_inputs(v1::TENSOR_ROLE_GRADIENT);
     to->set_remembers_more(rule->compressor->remembers_more());
+    to->set_joint(rule->joint);
     const auto* quantizer = dynamic_cast<const compression::Quantizer*>(rule->compressor.get());
     if (quantizer == nullptr) continue;
     if (quantizer->wants_range_in_step()) to->add_step_inputs(v1::TENSOR_ROLE_RANGE);
@@ -219,6 +220,7 @@ void ToProto(const compression::AlgorithmInfo& algorithm, v1::Algorithm* out) {
     if (!option->required()) ToProto(spec.default_value, option->mutable_default_value());
     option->set_range(compression::OptionRange(spec));
     option->set_description(spec.description);
+    option->set_only_with(compression::OnlyWith(spec));
     option->mutable_aliases()->Add(spec.aliases.begin(), spec.aliases.end());
   }
   ToProto(algorithm.example, out->mutable_example());

@@ -101,7 +101,7 @@ void DescribeLayers(const compression::Session& session, v1::Session* out) {
     const compression::Compressor* compressor = plan.planned->compressor.get();
     if (session.algorithm().kind == compression::AlgorithmKind::kPruner) {
       const auto target = session.TargetSparsity(*plan.planned, session.clock().epoch);
-      if (target) report->set_target_sparsity(*target);
+      if (target && !plan.planned->joint) report->set_target_sparsity(*target);
       const compression::LayerState& state = session.state(i);
       report->set_achieved_sparsity(state.mask ? state.mask->sparsity() : 0);
     } else if (const auto* quantizer = dynamic_cast<const compression::Quantizer*>(compressor)) {

@@ -1,6 +1,7 @@
 // What every algorithm promises. An algorithm's own test says only what is special about it.
 #include <ATen/Parallel.h>
 
+#include <algorithm>
 #include <cmath>
 #include <limits>
 
@@ -274,8 +275,9 @@ TEST_P(ContractTest, RefusesOptionsOfAnotherType) {
 
 TEST_P(ContractTest, SaysWhichRequiredOptionIsMissing) {
   for (const OptionSpec& option : info().options) {
-    if (!option.default_value.is_null()) continue;
     json rule = GetParam().rule;
+    // It may exist with other choices only.
+    if (!option.default_value.is_null() || !rule.contains(option.name)) continue;
     rule.erase(option.name);
     EXPECT_THAT(BindRule(rule),
                 IsInvalid(HasSubstr("config_list[0]." + option.name + " is missing")));
@@ -399,10 +401,56 @@ TEST_P(ContractTest, ARangeIsAsGoodAsAWeightWhereItIsAccepted) {
   EXPECT_EQ(StateOf(*session), StateOf(*twin));
 }
 
+// The choices that make a pruner: all combinations of them are tried.
+const std::vector<std::string> kDimensions = {"score", "scope", "normalize", "schedule",
+                                              "schedule_unit"};
+
+// Options that some choices require.
+const json kRequired = {
+    {"sparsity", 0.6}, {"final_sparsity", 0.7}, {"end_epoch", 6}, {"end_step", 8}, {"rounds", 3}};
+
+bool Exists(const OptionSpec& option, const json& rule) {
+  for (const auto& [name, choices] : option.only_with) {
+    if (!rule.contains(name) || !std::count(choices.begin(), choices.end(), rule[name])) {
+      return false;
+    }
+  }
+  return true;
+}
+
+// Adds the rules that follow from `rule`, which has what is chosen of the options before `next`.
+void AddCombinations(const AlgorithmInfo& info, size_t next, const json& rule,
+                     const std::string& name, std::vector<Case>& cases) {
+  if (next == info.options.size()) {
+    cases.push_back({name, info.name, rule});
+    return;
+  }
+  const OptionSpec& option = info.options[next];
+  const bool dimension = std::count(kDimensions.begin(), kDimensions.end(), option.name) > 0;
+  if (!Exists(option, rule) || (!dimension && !option.default_value.is_null())) {
+    AddCombinations(info, next + 1, rule, name, cases);
+    return;
+  }
+  const json choices = dimension ? json(option.choices) : json::array({kRequired.at(option.name)});
+  for (const json& choice : choices) {
+    json chosen = rule;
+    chosen[option.name] = choice;
+    const std::string suffix = dimension ? "_" + choice.get<std::string>() : "";
+    AddCombinations(info, next + 1, chosen, name + suffix, cases);
+  }
+}
+
+bool IsPreset(const AlgorithmInfo& info) {
+  return std::any_of(info.options.begin(), info.options.end(), [](const OptionSpec& option) {
+    return std::count(kDimensions.begin(), kDimensions.end(), option.name) > 0;
+  });
+}
+
 std::vector<Case> Cases() {
   std::vector<Case> cases;
   for (const AlgorithmInfo* info : AllAlgorithms().List()) {
     cases.push_back({info->name, info->name, info->example});
+    if (IsPreset(*info)) AddCombinations(*info, 0, json::object(), info->name, cases);
   }
   const json groups = {{"quant_scheme", "per_channel_affine"}, {"group_size", 1}};
   cases.push_back({"qat_in_groups", "qat", groups});

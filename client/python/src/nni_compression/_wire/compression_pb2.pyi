@@ -72,11 +72,12 @@ class Algorithm(_message.Message):
     def __init__(self, name: _Optional[str] = ..., kind: _Optional[_Union[AlgorithmKind, str]] = ..., summary: _Optional[str] = ..., reference: _Optional[str] = ..., options: _Optional[_Iterable[_Union[AlgorithmOption, _Mapping]]] = ..., example: _Optional[_Union[_struct_pb2.Struct, _Mapping]] = ..., source: _Optional[str] = ..., refusal: _Optional[str] = ...) -> None: ...
 
 class AlgorithmOption(_message.Message):
-    __slots__ = ["aliases", "default_value", "description", "name", "range", "required", "type"]
+    __slots__ = ["aliases", "default_value", "description", "name", "only_with", "range", "required", "type"]
     ALIASES_FIELD_NUMBER: _ClassVar[int]
     DEFAULT_VALUE_FIELD_NUMBER: _ClassVar[int]
     DESCRIPTION_FIELD_NUMBER: _ClassVar[int]
     NAME_FIELD_NUMBER: _ClassVar[int]
+    ONLY_WITH_FIELD_NUMBER: _ClassVar[int]
     RANGE_FIELD_NUMBER: _ClassVar[int]
     REQUIRED_FIELD_NUMBER: _ClassVar[int]
     TYPE_FIELD_NUMBER: _ClassVar[int]
@@ -84,10 +85,11 @@ class AlgorithmOption(_message.Message):
     default_value: _struct_pb2.Value
     description: str
     name: str
+    only_with: str
     range: str
     required: bool
     type: str
-    def __init__(self, name: _Optional[str] = ..., type: _Optional[str] = ..., required: bool = ..., default_value: _Optional[_Union[_struct_pb2.Value, _Mapping]] = ..., range: _Optional[str] = ..., description: _Optional[str] = ..., aliases: _Optional[_Iterable[str]] = ...) -> None: ...
+    def __init__(self, name: _Optional[str] = ..., type: _Optional[str] = ..., required: bool = ..., default_value: _Optional[_Union[_struct_pb2.Value, _Mapping]] = ..., range: _Optional[str] = ..., description: _Optional[str] = ..., aliases: _Optional[_Iterable[str]] = ..., only_with: _Optional[str] = ...) -> None: ...
 
 class BindModelRequest(_message.Message):
     __slots__ = ["algorithm", "config_list", "epoch", "framework", "labels", "layers", "lease", "masks", "memory", "request_id", "step", "step_applied", "vectors_need_filter"]
@@ -474,7 +476,8 @@ class Plan(_message.Message):
     def __init__(self, layers: _Optional[_Iterable[_Union[LayerPlan, _Mapping]]] = ..., rules: _Optional[_Iterable[_Union[PlannedRule, _Mapping]]] = ..., warnings: _Optional[_Iterable[str]] = ..., needs_update_epoch: bool = ..., needs_step: bool = ...) -> None: ...
 
 class PlannedRule(_message.Message):
-    __slots__ = ["options", "range_group_size", "range_per_channel", "refresh", "remembers_more", "rule", "step_inputs"]
+    __slots__ = ["joint", "options", "range_group_size", "range_per_channel", "refresh", "remembers_more", "rule", "step_inputs"]
+    JOINT_FIELD_NUMBER: _ClassVar[int]
     OPTIONS_FIELD_NUMBER: _ClassVar[int]
     RANGE_GROUP_SIZE_FIELD_NUMBER: _ClassVar[int]
     RANGE_PER_CHANNEL_FIELD_NUMBER: _ClassVar[int]
@@ -482,6 +485,7 @@ class PlannedRule(_message.Message):
     REMEMBERS_MORE_FIELD_NUMBER: _ClassVar[int]
     RULE_FIELD_NUMBER: _ClassVar[int]
     STEP_INPUTS_FIELD_NUMBER: _ClassVar[int]
+    joint: bool
     options: _struct_pb2.Struct
     range_group_size: int
     range_per_channel: bool
@@ -489,7 +493,7 @@ class PlannedRule(_message.Message):
     remembers_more: bool
     rule: int
     step_inputs: _containers.RepeatedScalarFieldContainer[TensorRole]
-    def __init__(self, rule: _Optional[int] = ..., options: _Optional[_Union[_struct_pb2.Struct, _Mapping]] = ..., refresh: _Optional[_Union[Refresh, str]] = ..., step_inputs: _Optional[_Iterable[_Union[TensorRole, str]]] = ..., range_per_channel: bool = ..., range_group_size: _Optional[int] = ..., remembers_more: bool = ...) -> None: ...
+    def __init__(self, rule: _Optional[int] = ..., options: _Optional[_Union[_struct_pb2.Struct, _Mapping]] = ..., refresh: _Optional[_Union[Refresh, str]] = ..., step_inputs: _Optional[_Iterable[_Union[TensorRole, str]]] = ..., range_per_channel: bool = ..., range_group_size: _Optional[int] = ..., remembers_more: bool = ..., joint: bool = ...) -> None: ...
 
 class QuantizationParameters(_message.Message):
     __slots__ = ["bits", "channel_axis", "code_max", "code_min", "formula", "group_size", "rounding", "scale", "zero_point"]

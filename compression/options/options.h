@@ -1,6 +1,6 @@
 // Options of algorithms: declared once as a table, read once at BindModel.
-#ifndef NNI_COMPRESSION_COMPRESSION_ALGORITHMS_OPTIONS_H_
-#define NNI_COMPRESSION_COMPRESSION_ALGORITHMS_OPTIONS_H_
+#ifndef NNI_COMPRESSION_COMPRESSION_OPTIONS_OPTIONS_H_
+#define NNI_COMPRESSION_COMPRESSION_OPTIONS_OPTIONS_H_
 
 #include <cstdint>
 #include <map>
@@ -46,7 +46,13 @@ struct OptionSpec {
   std::vector<std::string> aliases;  // older names that are accepted too
   // A choice -> an object of the defaults that it gives other options in place of their own.
   std::map<std::string, nlohmann::json> presets;
+  // Options before it in the table -> the choices of them with which it exists. A rule that chooses
+  // otherwise must not give it, and its Options lack it. Empty: it always exists.
+  std::map<std::string, std::vector<std::string>> only_with;
 };
+
+// "only with schedule agp, linear and schedule_unit epoch"; empty for an option that always exists.
+std::string OnlyWith(const OptionSpec& spec);
 
 // "[0, 1]", "one of a, b": for messages and documentation.
 std::string OptionRange(const OptionSpec& spec);
@@ -55,8 +61,8 @@ absl::string_view OptionTypeName(OptionType type);
 // The keys of a rule other than the algorithm's options.
 const std::vector<std::string>& CommonKeys();
 
-// The options of one rule after validation: every option of the table has a value of its type and
-// in its range. Immutable, hence thread-safe.
+// The options of one rule after validation: every option of the table that exists with the rule's
+// choices has a value of its type and in its range. Immutable, hence thread-safe.
 class Options {
  public:
   // Reads what `rule` says about the options in `specs`. `path` ("config_list[1]") begins every
@@ -72,7 +78,9 @@ class Options {
                             const std::vector<std::string>& common_keys, const nlohmann::json& rule,
                             absl::string_view path);
 
-  // The option must be in the table with that type; anything else is a programming error.
+  bool Has(absl::string_view name) const { return values_.contains(std::string(name)); }
+
+  // The option must exist with that type; anything else is a programming error.
   double Number(absl::string_view name) const;
   int64_t Integer(absl::string_view name) const;
   bool Boolean(absl::string_view name) const;
@@ -97,4 +105,4 @@ class Options {
 
 }  // namespace nni_compression::compression
 
-#endif  // NNI_COMPRESSION_COMPRESSION_ALGORITHMS_OPTIONS_H_
+#endif  // NNI_COMPRESSION_COMPRESSION_OPTIONS_OPTIONS_H_

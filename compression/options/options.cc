@@ -1,4 +1,4 @@
-#include "compression/algorithms/options.h"
+#include "compression/options/options.h"
 
 #include <algorithm>
 #include <cmath>
@@ -199,6 +199,16 @@ void AddPresets(const std::vector<OptionSpec>& specs, json& values) {
   }
 }
 
+// Whether the option exists with these values, which have those of the options before it.
+bool Exists(const OptionSpec& spec, const json& values) {
+  return std::all_of(spec.only_with.begin(), spec.only_with.end(), [&values](const auto& entry) {
+    const auto value = values.find(entry.first);
+    return value != values.end() && value->is_string() &&
+           std::count(entry.second.begin(), entry.second.end(),
+                      value->template get<std::string>()) > 0;
+  });
+}
+
 std::string Bound(double value) { return value >= kUnbounded ? "inf" : Shown(json(value)); }
 
 }  // namespace
@@ -228,6 +238,14 @@ std::string OptionRange(const OptionSpec& spec) {
                                   : absl::StrCat("one of ", absl::StrJoin(spec.choices, ", "));
   }
   return "";
+}
+
+std::string OnlyWith(const OptionSpec& spec) {
+  std::vector<std::string> conditions;
+  for (const auto& [name, choices] : spec.only_with) {
+    conditions.push_back(absl::StrCat(name, " ", absl::StrJoin(choices, ", ")));
+  }
+  return conditions.empty() ? "" : absl::StrCat("only with ", absl::StrJoin(conditions, " and "));
 }
 
 absl::string_view OptionTypeName(OptionType type) {
@@ -278,15 +296,28 @@ absl::StatusOr<Options> Options::Parse(const std::vector<OptionSpec>& specs,
   auto values = ReadGiven(specs, common_keys, rule, path);
   if (!values.ok()) return values.status();
   AddPresets(specs, *values);
+  std::vector<const OptionSpec*> missing;
   for (const OptionSpec& spec : specs) {
-    if (values->contains(spec.name)) continue;
-    if (spec.default_value.is_null()) {
-      return absl::InvalidArgumentError(absl::StrCat(
-          path, ".", spec.name, " is missing; it must be a",
-          spec.type == OptionType::kInteger ? "n " : " ", OptionTypeName(spec.type), " in ",
-          OptionRange(spec), ". A rule does not inherit options from earlier ones"));
+    const bool exists = Exists(spec, *values);
+    if (values->contains(spec.name)) {
+      if (exists) continue;
+      return absl::InvalidArgumentError(absl::StrCat(path, ".", spec.name, " is ",
+                                                     Shown((*values)[spec.name]),
+                                                     "; it may be given ", OnlyWith(spec)));
     }
-    (*values)[spec.name] = spec.default_value;
+    if (!exists) continue;
+    if (spec.default_value.is_null()) {
+      missing.push_back(&spec);
+    } else {
+      (*values)[spec.name] = spec.default_value;
+    }
+  }
+  if (!missing.empty()) {
+    const OptionSpec& spec = *missing[0];
+    return absl::InvalidArgumentError(absl::StrCat(
+        path, ".", spec.name, " is missing; it must be a",
+        spec.type == OptionType::kInteger ? "n " : " ", OptionTypeName(spec.type), " in ",
+        OptionRange(spec), ". A rule does not inherit options from earlier ones"));
   }
   return Options(*std::move(values), std::string(path));
 }

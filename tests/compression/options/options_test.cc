@@ -1,4 +1,4 @@
-#include "compression/algorithms/options.h"
+#include "compression/options/options.h"
 
 #include <cmath>
 
@@ -178,6 +178,37 @@ TEST(OptionsTest, CheckLetsRequiredOptionsBeMissingAndNothingElse) {
               IsInvalid(HasSubstr("share is 2")));
   EXPECT_THAT(Options::Check(Table(), kCommon, {{"speed", 2}}, "rule"),
               IsInvalid(HasSubstr("unknown key")));
+}
+
+// A table with an option that exists with some choices of others only.
+std::vector<OptionSpec> Conditional() {
+  OptionSpec mode = Spec("mode", OptionType::kString, "one");
+  mode.choices = {"one", "two"};
+  OptionSpec unit = Spec("unit", OptionType::kString, "day");
+  unit.choices = {"day", "year"};
+  unit.only_with["mode"] = {"two"};
+  OptionSpec days = Spec("days", OptionType::kInteger);
+  days.only_with = {{"mode", {"two"}}, {"unit", {"day"}}};
+  return {mode, unit, days};
+}
+
+TEST(OptionsTest, AnOptionMayExistWithSomeChoicesOnly) {
+  const auto parse = [](const json& rule) {
+    return Options::Parse(Conditional(), kCommon, rule, "config_list[1]");
+  };
+  const Options one = parse(json::object()).value();
+  EXPECT_FALSE(one.Has("unit"));
+  EXPECT_FALSE(one.Has("days"));
+  EXPECT_EQ(one.json(), json({{"mode", "one"}}));
+  EXPECT_EQ(parse({{"mode", "two"}, {"days", 3}})->Integer("days"), 3);
+  EXPECT_FALSE(parse({{"mode", "two"}, {"unit", "year"}})->Has("days"));
+  EXPECT_THAT(parse({{"mode", "two"}}), IsInvalid(HasSubstr("config_list[1].days is missing")));
+  EXPECT_THAT(parse({{"unit", "day"}}),
+              IsInvalid("config_list[1].unit is \"day\"; it may be given only with mode two"));
+  EXPECT_THAT(
+      parse({{"mode", "two"}, {"unit", "year"}, {"days", 3}}),
+      IsInvalid("config_list[1].days is 3; it may be given only with mode two and unit day"));
+  EXPECT_EQ(OnlyWith(Conditional()[0]), "");
 }
 
 }  // namespace

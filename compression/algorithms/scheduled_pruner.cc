@@ -1,0 +1,110 @@
+#include "compression/algorithms/scheduled_pruner.h"
+
+#include <algorithm>
+#include <utility>
+
+#include "compression/kernels/finite.h"
+#include "compression/kernels/select.h"
+
+namespace nni_compression::compression {
+
+int64_t CountToPrune(int64_t elements, double sparsity) {
+  const auto count = static_cast<int64_t>(static_cast<double>(elements) * sparsity);
+  return std::clamp<int64_t>(count, 0, elements);
+}
+
+std::optional<double> ScheduledPruner::Due(Clock clock) const { return schedule_->Due(Now(clock)); }
+
+std::optional<double> ScheduledPruner::TargetSparsity(Clock clock) const {
+  return schedule_->Target(Now(clock));
+}
+
+bool ScheduledPruner::IsStale(const Layer& layer, const LayerState& state, Clock clock) const {
+  const std::optional<double> sparsity = Due(clock);
+  return sparsity && CountToPrune(layer.elements, *sparsity) > state.pruned();
+}
+
+absl::StatusOr<Scores> ScheduledPruner::ScoresOf(const Layer& layer, const Weight& weight) const {
+  const void* const data = weight.values.data_ptr();
+  if (score_->bytes_per_element() > 0 && !AllFinite(layer.dtype, data, layer.elements)) {
+    return NonFiniteError(layer, data);
+  }
+  return score_->Of(layer, weight);
+}
+
+absl::StatusOr<Mask> ScheduledPruner::Prune(const Layer& layer, const Scores& scores,
+                                            const LayerState& state, int64_t count) {
+  SelectArguments arguments;
+  arguments.dtype = scores.dtype;
+  arguments.weight = scores.data;
+  arguments.elements = layer.elements;
+  arguments.previously_pruned = state.pruned();
+  if (state.mask) arguments.previous = state.mask->bits().data();
+  arguments.prune = std::max(state.pruned(), count);
+
+  Buffer bits = Buffer::Allocate(ByteLength(DataType::kBit, layer.elements));
+  // Only a score that is the weight may have other numbers.
+  if (!SelectSmallest(arguments, bits.data())) return NonFiniteError(layer, scores.data);
+  return Mask::FromBits(std::move(bits), layer.elements);
+}
+
+absl::StatusOr<Mask> ScheduledPruner::CalcMask(const Layer& layer, const Weight& weight,
+                                               LayerState& state, Clock clock) const {
+  const absl::StatusOr<Scores> scores = ScoresOf(layer, weight);
+  if (!scores.ok()) return scores.status();
+  return Prune(layer, *scores, state, CountToPrune(layer.elements, Due(clock).value_or(0)));
+}
+
+int64_t ScheduledPruner::work_bytes(const Layer& layer) const {
+  return layer.elements * score_->bytes_per_element();
+}
+
+bool GlobalPruner::IsStaleTogether(int64_t elements, int64_t pruned, Clock clock) const {
+  const std::optional<double> sparsity = Due(clock);
+  return sparsity && CountToPrune(elements, *sparsity) > pruned;
+}
+
+absl::StatusOr<std::vector<Mask>> GlobalPruner::CalcMasks(absl::Span<const JointLayer> layers,
+                                                          Clock clock) const {
+  const double target = Due(clock).value_or(0);
+  std::vector<Scores> scores;
+  std::vector<RankedLayer> ranked;
+  int64_t elements = 0;
+  for (const JointLayer& joint : layers) {
+    absl::StatusOr<Scores> found = ScoresOf(*joint.layer, *joint.weight);
+    if (!found.ok()) return found.status();
+    RankedLayer layer;
+    layer.dtype = found->dtype;
+    layer.scores = found->data;
+    layer.elements = joint.layer->elements;
+    layer.previously_pruned = joint.state->pruned();
+    if (joint.state->mask) layer.previous = joint.state->mask->bits().data();
+    layer.at_least = std::max(layer.previously_pruned,
+                              CountToPrune(layer.elements, std::min(limits_.min_sparsity, target)));
+    layer.at_most =
+        std::max(layer.previously_pruned, CountToPrune(layer.elements, limits_.max_sparsity));
+    elements += layer.elements;
+    ranked.push_back(layer);
+    scores.push_back(*std::move(found));
+  }
+  const PruneCounts counts = CountGlobally(ranked, CountToPrune(elements, target), normalize_);
+  if (counts.not_finite) {
+    const size_t bad = *counts.not_finite;
+    return NonFiniteError(*layers[bad].layer, scores[bad].data);
+  }
+  std::vector<Mask> masks;
+  for (size_t i = 0; i < layers.size(); ++i) {
+    absl::StatusOr<Mask> mask =
+        Prune(*layers[i].layer, scores[i], *layers[i].state, counts.counts[i]);
+    if (!mask.ok()) return mask.status();
+    masks.push_back(*std::move(mask));
+  }
+  return masks;
+}
+
+int64_t GlobalPruner::work_bytes(const Layer& layer) const {
+  const int64_t own = ScheduledPruner::work_bytes(layer);
+  return own + GlobalWorkBytes(own > 0 ? DataType::kFloat64 : layer.dtype, layer.elements);
+}
+
+}  // namespace nni_compression::compression

@@ -1,0 +1,60 @@
+// What a pruner ranks the weights of a layer by. A new score is a file in this folder and a line in
+// scores.cc.
+#ifndef NNI_COMPRESSION_COMPRESSION_SCORES_SCORE_H_
+#define NNI_COMPRESSION_COMPRESSION_SCORES_SCORE_H_
+
+#include <cstdint>
+#include <functional>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "absl/strings/string_view.h"
+#include "compression/options/options.h"
+#include "compression/tensors/weight.h"
+#include "compression/types/buffer.h"
+#include "compression/types/dtype.h"
+#include "compression/types/layer.h"
+
+namespace nni_compression::compression {
+
+// One number for each weight of a layer, in C order; the smaller its magnitude, the earlier the
+// weight is pruned. Ties go by the flat index.
+struct Scores {
+  DataType dtype = DataType::kFloat32;  // of a weight
+  const void* data = nullptr;           // valid as long as the weight and `owned`
+  Buffer owned = {};                    // empty if the weight itself is its score
+};
+
+// Immutable, hence thread-safe.
+class Score {
+ public:
+  virtual ~Score() = default;
+
+  // The scores of a weight, which may have elements that are not finite: a score that is the weight
+  // itself has them, too, and any other one is asked only for weights without.
+  virtual Scores Of(const Layer& layer, const Weight& weight) const = 0;
+
+  // Bytes of `owned` for an element.
+  virtual int64_t bytes_per_element() const = 0;
+};
+
+// A score's entry in the table.
+struct ScoreInfo {
+  std::string name;
+  std::string formula;  // for people
+  std::vector<OptionSpec> options;
+  // Whether scores of different layers may be divided by what the layer has of them.
+  bool can_normalize = false;
+  std::function<std::unique_ptr<const Score>(const Options& options)> create;
+};
+
+// All scores, by name.
+const std::vector<ScoreInfo>& AllScores();
+
+// The score of that name; null: there is none.
+const ScoreInfo* FindScore(absl::string_view name);
+
+}  // namespace nni_compression::compression
+
+#endif  // NNI_COMPRESSION_COMPRESSION_SCORES_SCORE_H_
