@@ -1,5 +1,6 @@
 #include "server/calls/calc_mask.h"
 
+#include <map>
 #include <utility>
 
 #include "absl/strings/str_cat.h"
@@ -25,13 +26,47 @@ std::optional<compression::AlgorithmKind> CalcMask::KindFor(v1::TensorRole role)
 int64_t CalcMask::ResultBytes(const SessionRecord& record, int layer,
                               const v1::TensorHeader& header) const {
   if (header.role() == v1::TENSOR_ROLE_MASK) return 0;  // the mask itself is the result
-  return compression::ByteLength(compression::DataType::kBit, record.layer(layer).elements);
+  return compression::ByteLength(compression::DataType::kBit, record.layer(layer).elements) +
+         record.work_bytes(layer);
 }
 
 absl::Status CalcMask::CheckClock(const compression::Session& session) const {
   if (!epoch_ || *epoch_ == session.clock().epoch) return absl::OkStatus();
   return absl::FailedPreconditionError(absl::StrCat("epoch is ", *epoch_, "; the session's is ",
                                                     session.clock().epoch, ": call UpdateEpoch"));
+}
+
+bool CalcMask::Waits(const compression::Session& session, const ReceivedTensor& tensor) const {
+  return tensor.header.role() == v1::TENSOR_ROLE_WEIGHT && session.IsJoint(tensor.layer) &&
+         session.IsStale(tensor.layer);
+}
+
+std::vector<absl::StatusOr<CalcMask::Result>> CalcMask::ComputeTogether(
+    compression::Session& session, absl::Span<ReceivedTensor* const> tensors) const {
+  // A rule fails by itself.
+  std::map<const compression::PlannedRule*, std::vector<size_t>> rules;
+  for (size_t i = 0; i < tensors.size(); ++i) {
+    rules[session.plan().layers[tensors[i]->layer].planned].push_back(i);
+  }
+  std::vector<absl::StatusOr<Result>> results(tensors.size(), absl::UnknownError("no result"));
+  for (const auto& entry : rules) {
+    std::vector<compression::LayerWeight> weights;
+    for (const size_t i : entry.second) {
+      const ReceivedTensor& tensor = *tensors[i];
+      const compression::Layer& layer = session.layer(tensor.layer);
+      weights.push_back({tensor.layer, tensor.bytes.AsTensor(layer.dtype, layer.shape)});
+    }
+    absl::StatusOr<std::vector<Result>> masks = session.CalcMasks(weights);
+    for (size_t k = 0; k < entry.second.size(); ++k) {
+      absl::StatusOr<Result>& result = results[entry.second[k]];
+      if (masks.ok()) {
+        result = std::move((*masks)[k]);
+      } else {
+        result = masks.status();
+      }
+    }
+  }
+  return results;
 }
 
 absl::StatusOr<CalcMask::Result> CalcMask::Compute(compression::Session& session,

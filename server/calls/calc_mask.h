@@ -7,6 +7,7 @@
 #include <cstdint>
 #include <memory>
 #include <optional>
+#include <vector>
 
 #include "server/calls/layer_handler.h"
 
@@ -27,6 +28,10 @@ class CalcMask {
   int64_t ResultBytes(const SessionRecord& record, int layer,
                       const nni::compression::v1::TensorHeader& header) const;
   absl::Status CheckClock(const compression::Session& session) const;
+  static bool MayWait(const SessionRecord& record, int layer) { return record.joint(layer); }
+  bool Waits(const compression::Session& session, const ReceivedTensor& tensor) const;
+  std::vector<absl::StatusOr<Result>> ComputeTogether(
+      compression::Session& session, absl::Span<ReceivedTensor* const> tensors) const;
   absl::StatusOr<Result> Compute(compression::Session& session, ReceivedTensor& tensor) const;
   absl::StatusOr<Reply> Answer(const compression::Session& session, const ReceivedTensor& tensor,
                                const Result& result, const LayerTensors& tensors) const;

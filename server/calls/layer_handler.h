@@ -4,6 +4,7 @@
 
 #include <memory>
 #include <utility>
+#include <vector>
 
 #include "server/calls/layer_tensors.h"
 #include "server/calls/session_scope.h"
@@ -11,7 +12,8 @@
 
 namespace nni_compression::server {
 
-// Answers every tensor separately, as soon as it is received. A Method defines what is computed:
+// Answers every tensor separately, as soon as it is received, or those that wait for each other
+// once the client half-closes. A Method defines what is computed:
 //
 //   using Open = ...;                       // the message that opens the call
 //   using Result = ...;                     // what the session returns
@@ -24,6 +26,13 @@ namespace nni_compression::server {
 //   int64_t ResultBytes(const SessionRecord&, int layer, const TensorHeader&) const;
 //   // FAILED_PRECONDITION when the trainer's epoch or step is not the session's.
 //   absl::Status CheckClock(const Session&) const;
+//   // Whether tensors of the layer may wait for those of others.
+//   static bool MayWait(const SessionRecord&, int layer);
+//   // Whether this one does.
+//   bool Waits(const Session&, const ReceivedTensor&) const;
+//   // The results of all that waited. An error fails its layer only.
+//   std::vector<absl::StatusOr<Result>> ComputeTogether(Session&, Span<ReceivedTensor* const>)
+//   const;
 //   // An error fails this layer only.
 //   absl::StatusOr<Result> Compute(Session&, ReceivedTensor&) const;
 //   // An error ends the call.
@@ -38,7 +47,7 @@ class LayerHandler final : public StreamHandler {
  public:
   LayerHandler(Components* components, const std::shared_ptr<CallContext>& context,
                StreamCall* call)
-      : session_(components, context, call), tensors_(components, context->tenant()) {}
+      : call_(call), session_(components, context, call), tensors_(components, context->tenant()) {}
 
  private:
   using TensorHeader = nni::compression::v1::TensorHeader;
@@ -79,43 +88,81 @@ class LayerHandler final : public StreamHandler {
 
   absl::Status OnTensor(ReceivedTensor tensor) override {
     session_.CountReceived(tensor.bytes.size());
-    const Work work = tensor.bytes.size() < kLongWorkBytes ? Work::kShort : Work::kLong;
-    session_.Run([this, tensor = std::make_shared<ReceivedTensor>(std::move(tensor))](
-                     compression::Session& session) { return Answer(session, *tensor); },
-                 work);
+    holds_ |= Method::MayWait(session_.record(), tensor.layer);
+    const Work work = WorkOf(tensor);
+    session_.Run(
+        [this, tensor = std::make_shared<ReceivedTensor>(std::move(tensor))](
+            compression::Session& session) -> absl::StatusOr<Reply> {
+          if (absl::Status status = method_.CheckClock(session); !status.ok()) return status;
+          if (absl::Status status = VerifyChecksum(*tensor); !status.ok()) return status;
+          if (!method_.Waits(session, *tensor)) {
+            return Answer(session, *tensor, method_.Compute(session, *tensor));
+          }
+          waiting_.push_back(tensor);
+          return Reply();
+        },
+        work);
     return absl::OkStatus();
   }
 
   absl::Status OnHalfClose() override {
     session_.Run([this](compression::Session& session) -> absl::StatusOr<Reply> {
+      // Before anything is decided, since a half-close and a dead client look alike at first.
+      if (call_->cancelled()) return absl::CancelledError("cancelled");
       if (absl::Status status = method_.CheckClock(session); !status.ok()) return status;
-      session_.UpdateSummary(session);
-      Reply reply;
-      reply.last = true;
-      return reply;
+      if (waiting_.empty()) return Finish(session);
+      AnswerTogether(session);
+      session_.Run([this](compression::Session& session) { return Finish(session); });
+      return Reply();
     });
     return absl::OkStatus();
   }
 
+  bool HoldsTensors() const override { return holds_; }
+
   void OnEnd() override { session_.End(); }
+
+  static Work WorkOf(const ReceivedTensor& tensor) {
+    return tensor.bytes.size() < kLongWorkBytes ? Work::kShort : Work::kLong;
+  }
 
   // On the session's strand, from here on.
 
-  absl::StatusOr<Reply> Answer(compression::Session& session, ReceivedTensor& tensor) {
-    if (absl::Status status = method_.CheckClock(session); !status.ok()) return status;
-    if (absl::Status status = VerifyChecksum(tensor); !status.ok()) return status;
-    if (!LayerTensors::IsWorthKeeping(tensor)) return Apply(session, tensor);
+  // What is decided is stored when this task ends, and answered by tasks of their own after that.
+  void AnswerTogether(compression::Session& session) {
+    std::vector<ReceivedTensor*> tensors;
+    for (const auto& tensor : waiting_) tensors.push_back(tensor.get());
+    auto results = method_.ComputeTogether(session, tensors);
+    for (size_t i = 0; i < waiting_.size(); ++i) {
+      session_.Run([this, tensor = std::move(waiting_[i]),
+                    result = std::move(results[i])](compression::Session& session) {
+        return Answer(session, *tensor, result);
+      });
+    }
+    waiting_.clear();
+  }
+
+  absl::StatusOr<Reply> Finish(const compression::Session& session) {
+    session_.UpdateSummary(session);
+    Reply reply;
+    reply.last = true;
+    return reply;
+  }
+
+  absl::StatusOr<Reply> Answer(compression::Session& session, ReceivedTensor& tensor,
+                               absl::StatusOr<typename Method::Result> result) {
+    if (!LayerTensors::IsWorthKeeping(tensor)) return Apply(session, tensor, std::move(result));
     const compression::Buffer bytes = tensor.bytes;
     Reservation memory = tensor.memory.Split(bytes.size());
-    absl::StatusOr<Reply> reply = Apply(session, tensor);
+    absl::StatusOr<Reply> reply = Apply(session, tensor, std::move(result));
     if (!reply.ok()) return reply;
     absl::Status kept = tensors_.Keep(tensor.header, bytes, std::move(memory));
     if (!kept.ok()) return kept;
     return reply;
   }
 
-  absl::StatusOr<Reply> Apply(compression::Session& session, ReceivedTensor& tensor) {
-    absl::StatusOr<typename Method::Result> result = method_.Compute(session, tensor);
+  absl::StatusOr<Reply> Apply(compression::Session& session, ReceivedTensor& tensor,
+                              absl::StatusOr<typename Method::Result> result) {
     tensor.bytes = {};
     if (!result.ok()) {
       Reply reply;
@@ -148,9 +195,12 @@ class LayerHandler final : public StreamHandler {
     });
   }
 
+  StreamCall* const call_;
   SessionScope session_;
   const LayerTensors tensors_;
   Method method_;
+  bool holds_ = false;                                    // tensors until the half-close
+  std::vector<std::shared_ptr<ReceivedTensor>> waiting_;  // on the session's strand
 };
 
 }  // namespace nni_compression::server

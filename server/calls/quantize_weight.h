@@ -7,6 +7,7 @@
 #include <cstdint>
 #include <memory>
 #include <optional>
+#include <vector>
 
 #include "server/calls/layer_handler.h"
 
@@ -31,6 +32,12 @@ class QuantizeWeight {
   int64_t ResultBytes(const SessionRecord& record, int layer,
                       const nni::compression::v1::TensorHeader& header) const;
   absl::Status CheckClock(const compression::Session& session) const;
+  static bool MayWait(const SessionRecord&, int) { return false; }
+  bool Waits(const compression::Session&, const ReceivedTensor&) const { return false; }
+  std::vector<absl::StatusOr<Result>> ComputeTogether(compression::Session&,
+                                                      absl::Span<ReceivedTensor* const>) const {
+    return {};
+  }
   absl::StatusOr<Result> Compute(compression::Session& session, ReceivedTensor& tensor) const;
   absl::StatusOr<Reply> Answer(const compression::Session& session, const ReceivedTensor& tensor,
                                Result result, const LayerTensors& tensors);

@@ -110,6 +110,12 @@ class SessionRecord {
 
   bool compressed(int i) const { return traits_[i].compressed; }
 
+  // Whether the layer is decided about together with others.
+  bool joint(int i) const { return traits_[i].joint; }
+
+  // Memory that computing the layer's mask takes beyond weight and mask.
+  int64_t work_bytes(int i) const { return traits_[i].work_bytes; }
+
   // The shape of the layer's RANGE tensor: [2], or [2, channels] or [2, groups].
   std::vector<int64_t> RangeShape(int i) const;
 
@@ -177,6 +183,8 @@ class SessionRecord {
 
   struct Traits {
     bool compressed = false;
+    bool joint = false;
+    int64_t work_bytes = 0;
     std::optional<int64_t> ranges;  // number of channels or groups; unset: one range per tensor
   };
 
