@@ -91,11 +91,11 @@ class Compressor {
   }
 };
 
-// A layer of a rule that decides about all of its layers together.
+// A layer of a rule that decides about all of its layers together: the arguments of CalcMask.
 struct JointLayer {
-  const Layer* layer = nullptr;
-  const Weight* weight = nullptr;
-  LayerState* state = nullptr;  // as CalcMask's
+  Layer layer;
+  Weight weight;
+  LayerState state;
 };
 
 class Pruner : public Compressor {
@@ -120,7 +120,7 @@ class Pruner : public Compressor {
 
   // The masks of all layers of the rule, in their order; only if joint(). All or none of them, and
   // of their states, are kept.
-  virtual absl::StatusOr<std::vector<Mask>> CalcMasks(absl::Span<const JointLayer> layers,
+  virtual absl::StatusOr<std::vector<Mask>> CalcMasks(std::vector<JointLayer>& layers,
                                                       Clock clock) const {
     return absl::UnimplementedError("the algorithm decides about each layer by itself");
   }

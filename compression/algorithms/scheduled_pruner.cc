@@ -64,21 +64,21 @@ bool GlobalPruner::IsStaleTogether(int64_t elements, int64_t pruned, Clock clock
   return sparsity && CountToPrune(elements, *sparsity) > pruned;
 }
 
-absl::StatusOr<std::vector<Mask>> GlobalPruner::CalcMasks(absl::Span<const JointLayer> layers,
+absl::StatusOr<std::vector<Mask>> GlobalPruner::CalcMasks(std::vector<JointLayer>& layers,
                                                           Clock clock) const {
   const double target = Due(clock).value_or(0);
   std::vector<Scores> scores;
   std::vector<RankedLayer> ranked;
   int64_t elements = 0;
   for (const JointLayer& joint : layers) {
-    absl::StatusOr<Scores> found = ScoresOf(*joint.layer, *joint.weight);
+    absl::StatusOr<Scores> found = ScoresOf(joint.layer, joint.weight);
     if (!found.ok()) return found.status();
     RankedLayer layer;
     layer.dtype = found->dtype;
     layer.scores = found->data;
-    layer.elements = joint.layer->elements;
-    layer.previously_pruned = joint.state->pruned();
-    if (joint.state->mask) layer.previous = joint.state->mask->bits().data();
+    layer.elements = joint.layer.elements;
+    layer.previously_pruned = joint.state.pruned();
+    if (joint.state.mask) layer.previous = joint.state.mask->bits().data();
     layer.at_least = std::max(layer.previously_pruned,
                               CountToPrune(layer.elements, std::min(limits_.min_sparsity, target)));
     layer.at_most =
@@ -90,12 +90,12 @@ absl::StatusOr<std::vector<Mask>> GlobalPruner::CalcMasks(absl::Span<const Joint
   const PruneCounts counts = CountGlobally(ranked, CountToPrune(elements, target), normalize_);
   if (counts.not_finite) {
     const size_t bad = *counts.not_finite;
-    return NonFiniteError(*layers[bad].layer, scores[bad].data);
+    return NonFiniteError(layers[bad].layer, scores[bad].data);
   }
   std::vector<Mask> masks;
   for (size_t i = 0; i < layers.size(); ++i) {
     absl::StatusOr<Mask> mask =
-        Prune(*layers[i].layer, scores[i], *layers[i].state, counts.counts[i]);
+        Prune(layers[i].layer, scores[i], layers[i].state, counts.counts[i]);
     if (!mask.ok()) return mask.status();
     masks.push_back(*std::move(mask));
   }

@@ -73,7 +73,7 @@ class GlobalPruner final : public ScheduledPruner {
 
   bool joint() const override { return true; }
   bool IsStaleTogether(int64_t elements, int64_t pruned, Clock clock) const override;
-  absl::StatusOr<std::vector<Mask>> CalcMasks(absl::Span<const JointLayer> layers,
+  absl::StatusOr<std::vector<Mask>> CalcMasks(std::vector<JointLayer>& layers,
                                               Clock clock) const override;
   int64_t work_bytes(const Layer& layer) const override;
 

@@ -289,19 +289,15 @@ absl::StatusOr<std::vector<MaskAnswer>> Session::CalcMasks(absl::Span<const Laye
 absl::Status Session::DecideTogether(const PlannedRule& rule,
                                      const absl::flat_hash_map<int, const Weight*>& given,
                                      std::vector<std::pair<int, LayerState>>& states) const {
-  const size_t first = states.size();
+  std::vector<JointLayer> layers;
   for (const int i : rule.layers) {
-    if (!given.contains(i)) {
+    const auto found = given.find(i);
+    if (found == given.end()) {
       return absl::InvalidArgumentError(absl::StrCat(
           "layer ", Quoted(layer(i).name), " is missing: the ", rule.layers.size(), " layers of ",
           rule.options.path(), " are decided about together and have to be sent in the same call"));
     }
-    states.emplace_back(i, *states_[i]);
-  }
-  std::vector<JointLayer> layers;
-  for (size_t k = first; k < states.size(); ++k) {
-    const int i = states[k].first;
-    layers.push_back({&layer(i), given.at(i), &states[k].second});
+    layers.push_back({layer(i), *found->second, *states_[i]});
   }
   const auto& pruner = static_cast<const Pruner&>(*rule.compressor);
   auto masks = CatchAll<std::vector<Mask>>([&] { return pruner.CalcMasks(layers, clock_); });
@@ -312,11 +308,12 @@ absl::Status Session::DecideTogether(const PlannedRule& rule,
                                             " layers"));
   }
   for (size_t k = 0; k < layers.size(); ++k) {
-    if (auto s = CheckMask(algorithm_->name, *layers[k].layer, (*masks)[k]); !s.ok()) return s;
-    LayerState& state = states[first + k].second;
+    if (auto s = CheckMask(algorithm_->name, layers[k].layer, (*masks)[k]); !s.ok()) return s;
+    LayerState& state = layers[k].state;
     state.mask = std::move((*masks)[k]);
     state.parameters.reset();
     state.answered = true;
+    states.emplace_back(rule.layers[k], std::move(state));
   }
   return absl::OkStatus();
 }

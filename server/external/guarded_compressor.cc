@@ -22,6 +22,7 @@ using compression::ActivationAnswer;
 using compression::AlgorithmInfo;
 using compression::AlgorithmKind;
 using compression::Compressor;
+using compression::JointLayer;
 using compression::Layer;
 using compression::LayerState;
 using compression::Mask;
@@ -46,6 +47,11 @@ const T& Own(const T& argument) {
   return argument;
 }
 Weight Own(const Weight& weight) { return Weight(weight.values); }
+std::vector<JointLayer> Own(const std::vector<JointLayer>& layers) {
+  std::vector<JointLayer> own = layers;
+  for (JointLayer& layer : own) layer.weight = Own(layer.weight);
+  return own;
+}
 
 // The properties of a compressor that are constant over its lifetime.
 struct Traits {
@@ -53,6 +59,7 @@ struct Traits {
   bool needs_epoch = false;
   bool needs_step = false;
   bool wants_gradient = false;
+  bool joint = false;
   bool accepts_range = false;
   bool wants_range_in_step = false;
   int bits = 0;
@@ -66,6 +73,7 @@ Traits TraitsOf(const Compressor& inner) {
   traits.needs_epoch = inner.needs_epoch();
   traits.needs_step = inner.needs_step();
   traits.wants_gradient = inner.wants_gradient();
+  if (const auto* pruner = dynamic_cast<const Pruner*>(&inner)) traits.joint = pruner->joint();
   if (const auto* quantizer = dynamic_cast<const Quantizer*>(&inner)) {
     traits.accepts_range = quantizer->accepts_range();
     traits.wants_range_in_step = quantizer->wants_range_in_step();
@@ -179,6 +187,9 @@ class Guard : public Base {
   template <typename T>
   static void ReturnTo(T&, const T&) {}
   static void ReturnTo(LayerState& own, LayerState& state) { state = std::move(own); }
+  static void ReturnTo(std::vector<JointLayer>& own, std::vector<JointLayer>& layers) {
+    for (size_t i = 0; i < layers.size(); ++i) layers[i].state = std::move(own[i].state);
+  }
 };
 
 class GuardedPruner : public Guard<Pruner> {
@@ -188,6 +199,18 @@ class GuardedPruner : public Guard<Pruner> {
   absl::StatusOr<Mask> CalcMask(const Layer& layer, const Weight& weight, LayerState& state,
                                 compression::Clock clock) const override {
     return Invoke(OnLayer(layer), &Pruner::CalcMask, layer, weight, state, clock);
+  }
+
+  bool joint() const override { return traits_.joint; }
+
+  bool IsStaleTogether(int64_t elements, int64_t pruned, compression::Clock clock) const override {
+    // An answer becomes stale only by a new epoch or step, or by a mask of the trainer.
+    return Ask("the layers of a rule", true, &Pruner::IsStaleTogether, elements, pruned, clock);
+  }
+
+  absl::StatusOr<std::vector<Mask>> CalcMasks(std::vector<JointLayer>& layers,
+                                              compression::Clock clock) const override {
+    return Invoke("the layers of a rule", &Pruner::CalcMasks, layers, clock);
   }
 
   std::optional<double> TargetSparsity(compression::Clock clock) const override {
@@ -282,6 +305,18 @@ AlgorithmInfo Guarded(const AlgorithmInfo& info, const std::shared_ptr<ExternalH
     guarded.check_layer = [info, host](const Options& options, const Layer& layer) {
       return host->Run(OnLayer(layer),
                        [info, options, layer] { return info.check_layer(options, layer); });
+    };
+  }
+  if (info.check_layers) {
+    guarded.check_layers = [info, host](const Options& options,
+                                        absl::Span<const Layer* const> layers) {
+      std::vector<Layer> own;
+      for (const Layer* layer : layers) own.push_back(*layer);
+      return host->Run(options.path(), [info, options, own = std::move(own)] {
+        std::vector<const Layer*> pointers;
+        for (const Layer& layer : own) pointers.push_back(&layer);
+        return info.check_layers(options, pointers);
+      });
     };
   }
   return guarded;

@@ -15,6 +15,7 @@ import nni_compression as nc
 
 MODULES = (
     "calc_mask",
+    "global_magnitude",
     "upload",
     "quantize",
     "kernels",

@@ -80,6 +80,23 @@ TEST_F(GuardedTest, PrunersAnswerTheSame) {
   });
 }
 
+TEST_F(GuardedTest, JointPrunersAnswerTheSame) {
+  const nlohmann::json rule = {{"final_sparsity", 0.8}, {"end_epoch", 4}, {"scope", "global"}};
+  ExpectSame("agp", rule, [](Session& session) {
+    for (const int epoch : {0, 2}) {
+      ASSERT_THAT(session.UpdateEpoch(epoch), IsOk());
+      EXPECT_TRUE(session.IsJoint(0));
+      EXPECT_TRUE(session.IsStale(0));
+      ASSERT_THAT(session.CalcMasks({{0, compression::Random({4, 3}, 1)}}), IsOk());
+      EXPECT_FALSE(session.IsStale(0));
+    }
+    ASSERT_THAT(session.UpdateEpoch(3), IsOk());
+  });
+  EXPECT_THAT(TryBind(Guarded(**Registry::Builtin().Find("global_magnitude"), host_),
+                      {{"sparsity", 0.5}, {"max_sparsity", 0.5}, {"min_sparsity", 0.6}}),
+              compression::IsInvalid(HasSubstr("min_sparsity is 0.6")));
+}
+
 TEST_F(GuardedTest, QuantizersAnswerTheSame) {
   const nlohmann::json rule = {{"quant_types", {"weight", "output"}},
                                {"quant_bits", 4},
