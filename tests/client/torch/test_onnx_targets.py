@@ -1,4 +1,4 @@
-"""Graphs for ONNX Runtime's integer kernels: where they round, and what they compute."""
+"""Graphs for the integer kernels of runtimes: where they round, and what they compute."""
 
 from __future__ import annotations
 
@@ -35,14 +35,19 @@ def trained(model: nn.Module, rules: list[Any], x: torch.Tensor, client: nc.Clie
 
 
 def graphs(
-    model: nn.Module, rules: list[Any], x: torch.Tensor, client: nc.Client, folder: Path
+    model: nn.Module,
+    rules: list[Any],
+    x: torch.Tensor,
+    client: nc.Client,
+    folder: Path,
+    target: str = "onnxruntime",
 ) -> tuple[Any, Any]:
-    """The graph that rounds where training does, and that for ONNX Runtime."""
+    """The graph that rounds where training does, and that for a runtime."""
     dense = dense_graph(copy.deepcopy(model), x)
     quantizer = trained(model, rules, x, client)
     (bundle,) = quantizer.export(folder, "onnx")
     quantizer.close()
-    return apply(copy.deepcopy(dense), bundle), apply(dense, bundle, target="onnxruntime")
+    return apply(copy.deepcopy(dense), bundle), apply(dense, bundle, target=target)
 
 
 def operators(graph: Any) -> Counter[str]:
@@ -93,6 +98,44 @@ def test_a_residual_net_is_computed_with_integers(client: nc.Client, tmp_path: P
     (plain,) = run_with({graph.graph.input[0].name: IMAGES}, graph)
     assert (np.abs(found - plain) > 1e-4).mean() < 0.1
     quantizer.close()
+
+
+def test_openvino_reads_rounded_shortcuts_and_rounds_their_sums_once(
+    client: nc.Client, tmp_path: Path
+) -> None:
+    rule = {**TARGET, "target": "openvino"}
+    plain, graph = graphs(residual_net(), [rule], IMAGES, client, tmp_path, "openvino")
+    assert operators(plain)["QuantizeLinear"] == 9
+    assert (operators(plain)["Relu"], operators(graph)["Relu"]) == (7, 1)
+    # The two layers that read the second sum share its rounding; pooling has one on either side.
+    assert operators(graph)["QuantizeLinear"] == 9
+    makers = {name: node for node in graph.graph.node for name in node.output}
+    added = [
+        sorted(makers[name].op_type for name in node.input)
+        for node in graph.graph.node
+        if node.op_type == "Add"
+    ]
+    assert added == [["Conv", "DequantizeLinear"], ["Conv", "Conv"], ["Conv", "DequantizeLinear"]]
+    found, expected = (run_with({"x": IMAGES}, each)[0] for each in (graph, plain))
+    assert 0 < np.abs(found - expected).max() < 0.05
+
+
+@pytest.mark.parametrize("target", ["openvino", "onnxruntime"])
+def test_a_sum_of_floats_is_not_rounded(client: nc.Client, tmp_path: Path, target: str) -> None:
+    class Sum(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.second, _ = convolutions()
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            value = torch.sigmoid(self.first(x))
+            result: torch.Tensor = self.second(value + value.square()) + value.mean()
+            return result
+
+    rule = {**TARGET, "target": "openvino"}
+    plain, graph = graphs(Sum(), [rule], IMAGES, client, tmp_path, target)
+    assert operators(plain)["QuantizeLinear"] == 2
+    assert graph == plain
 
 
 def clamped_net() -> nn.Sequential:
@@ -210,10 +253,16 @@ def test_what_a_branch_of_the_graph_reads_stays(client: nc.Client, tmp_path: Pat
 
 
 @pytest.mark.parametrize(
-    "targets", [("any", "any"), ("openvino", "openvino"), ("openvino", "onnxruntime")]
+    ("targets", "clamped"),
+    [
+        (("any", "any"), True),
+        (("openvino", "onnxruntime"), True),
+        (("openvino", "openvino"), False),
+        (("onnxruntime", "any"), False),
+    ],
 )
-def test_rules_that_name_no_target_or_several_round_as_training_does(
-    client: nc.Client, tmp_path: Path, targets: tuple[str, str]
+def test_the_graph_is_for_the_one_target_that_rules_name(
+    client: nc.Client, tmp_path: Path, targets: tuple[str, str], clamped: bool
 ) -> None:
     model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Conv2d(4, 4, 3))
     rules = [
@@ -222,7 +271,7 @@ def test_rules_that_name_no_target_or_several_round_as_training_does(
     ]
     quantizer = trained(model, rules, IMAGES, client)
     graph = exported(quantizer, tmp_path, example_inputs=(IMAGES,))
-    assert operators(graph)["Relu"] == 1
+    assert operators(graph)["Relu"] == clamped
     quantizer.close()
 
 

@@ -1,8 +1,9 @@
-"""Places the rounding of activations in an ONNX graph where ONNX Runtime computes with integers.
+"""Places the rounding of activations in an ONNX graph where runtimes compute with integers.
 
-Its integer kernels of convolutions and additions replace an operator between a DequantizeLinear for
-each operand and QuantizeLinears that are all that reads the result. Training rounds the outputs and
-inputs of layers, and no more: an addition then has a float operand, and its result a float reader.
+ONNX Runtime's integer kernels of convolutions and additions replace an operator between a
+DequantizeLinear for each operand and QuantizeLinears that are all that reads the result. Training
+rounds the outputs and inputs of layers, and no more: an addition then has a float operand, and its
+result a float reader. OpenVINO has kernels for these, too, which then write and read floats.
 """
 
 from __future__ import annotations
@@ -27,11 +28,12 @@ _PAIRS = (
 )
 
 
-def round_once(graph: Any, new_name: Callable[[str], str]) -> None:
+def round_once(graph: Any, new_name: Callable[[str], str], *, float_operands: bool) -> None:
     """Rounds what integer operators compute once, to the codes of the layers that it is for.
 
     Where the result of an operator with dequantized operands reaches the inputs of quantized layers
-    by clamps, pooling by maximum and changes of the layout alone:
+    by clamps, pooling by maximum and changes of the layout alone (with `float_operands` also that
+    of an addition to the result of such a convolution):
 
     * it is rounded to the codes of these inputs at the operator, and no longer to those of the
       layer's outputs, which include the numbers that a ReLU then removes;
@@ -43,8 +45,9 @@ def round_once(graph: Any, new_name: Callable[[str], str]) -> None:
 
     Args:
         new_name: makes a name like the given one that is free in the graph.
+        float_operands: whether the runtime can add a float operand and round the sum in one kernel.
     """
-    _Rounding(graph, new_name).run()
+    _Rounding(graph, new_name, float_operands).run()
 
 
 @dataclass(eq=False)
@@ -77,9 +80,10 @@ class _Pair:
 
 
 class _Rounding:
-    def __init__(self, graph: Any, new_name: Callable[[str], str]) -> None:
+    def __init__(self, graph: Any, new_name: Callable[[str], str], float_operands: bool) -> None:
         self._graph = graph
         self._new_name = new_name
+        self._float_operands = float_operands
         self._nodes = list(graph.node)
         self._constants = {tensor.name: tensor for tensor in graph.initializer}
         # Names that have to stay.
@@ -97,7 +101,7 @@ class _Rounding:
 
     def run(self) -> None:
         for node in self._nodes:
-            if node.op_type in _INTEGER and all(map(self._is_dequantized, node.input[:2])):
+            if self._is_integer(node) or (self._float_operands and self._adds_convolved(node)):
                 self._round(node)
         kept = []
         for node in self._nodes:
@@ -164,6 +168,16 @@ class _Rounding:
         if node.op_type != "MatMul" or reader is None or reader.op_type != "Add":
             return node
         return reader if self._constants.keys() & reader.input else node
+
+    def _is_integer(self, node: Any) -> bool:
+        return node.op_type in _INTEGER and all(map(self._is_dequantized, node.input[:2]))
+
+    def _adds_convolved(self, node: Any) -> bool:
+        """Whether a node adds something to the result of an integer convolution."""
+        makers = [self._makers[name] for name in node.input if name in self._makers]
+        return node.op_type == "Add" and any(
+            maker.op_type == "Conv" and self._is_integer(maker) for maker in makers
+        )
 
     def _is_dequantized(self, name: str) -> bool:
         """Whether a value is that of codes; a weight may be transposed after that."""

@@ -80,11 +80,10 @@ def apply(
             Exporters merge equal ones: a parameter that was merged with a weight gets an
             initializer of its own. Without this argument only one whose name ends as the weight's
             does gets one, and there is a warning for a weight that several operators use.
-        target: the runtime, as the option of the rules. For "onnxruntime", whose kernels need it,
-            the results of convolutions, additions and matrix products are rounded once, to the
-            codes of the layers that they are for, and residual connections read the rounded
-            numbers: docs/exports.md says how that differs from training. With the others the graph
-            rounds where training does.
+        target: the runtime, as the option of the rules. For its integer kernels, the results of
+            convolutions, additions and matrix products are rounded once, to the codes of the layers
+            that they are for, and residual connections read the rounded numbers: docs/exports.md
+            says how that differs from training. With "any" the graph rounds where training does.
 
     Raises InvalidArgumentError when a weight is not in the graph, has another shape or dtype, is
     the content of several initializers and the name of none, when one of the others has been merged
@@ -104,8 +103,10 @@ def apply(
     graph.separate({weight.name for weight in weights}, others)
     for weight in weights:
         graph.put(weight)
-    if target == "onnxruntime":
-        _integer_graph.round_once(changed.graph, graph.new_name)
+    if target != "any":
+        _integer_graph.round_once(
+            changed.graph, graph.new_name, float_operands=target == "openvino"
+        )
     if _tensor_bytes(changed) <= atomic.LARGEST_ONNX:  # the checker takes no more
         onnx.checker.check_model(changed)
     proto.CopyFrom(changed)  # all of it, or nothing

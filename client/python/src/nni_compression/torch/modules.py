@@ -310,15 +310,19 @@ class WeightState:
         is_sent = source is not None and (
             source.is_dense(dense) or source.dense.data_ptr() == dense.data_ptr()
         )
-        weight = self.quantized(dense, is_sent)
         passes = None
-        if self.parameters is not None and self.parameters.clamps:
-            passes = self.parameters.inside(dense)
+        if self.parameters is None:
+            weight = dense.detach()
+        elif self.values is None or not is_sent:
+            weight, passes = self.parameters.quantize_and_inside(dense)
+        else:
+            weight = self.values.to(dense.device, dense.dtype, copy=self.mask is None)
+            passes = self.parameters.inside(dense) if self.parameters.clamps else None
         if self.mask is None:
             return weight, passes
         mask = self._mask_on(dense.device, keep=True)
         keep_bits(mask, weight)
-        return masked(weight, mask), mask if passes is None else passes & mask
+        return masked(weight, mask), mask.clone() if passes is None else passes & mask
 
     def effective(self, module: nn.Module, dense: torch.Tensor) -> Any:
         """Quantized first, then masked: zeros stay zero. Differentiable in `dense`."""

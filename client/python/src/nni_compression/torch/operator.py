@@ -19,7 +19,8 @@ _CUSTOM_OP: Any = getattr(getattr(torch, "library", None), "custom_op", None)  #
 # CUDA graphs would replay the answers of the moment they were captured.
 _NOT_CAPTURED: Any = getattr(getattr(torch, "Tag", None), "cudagraph_unsafe", None)
 
-#: A result, without gradient, and where gradients pass (bool); None: everywhere.
+#: A result, without gradient, and where gradients pass (bool); None: everywhere. Neither has memory
+#: that is used elsewhere, except that the result may be the operand itself.
 Result = tuple[torch.Tensor, Optional[torch.Tensor]]
 
 
@@ -94,14 +95,21 @@ def _run_quantize(
 
 
 def _owned(like: torch.Tensor, compute: Callable[[], Result]) -> tuple[torch.Tensor, torch.Tensor]:
-    """Copies: results of an operator have memory of their own, in the layout of `_fake`."""
+    """Results of an operator have memory of their own, in the layout of `_fake`."""
     with torch.no_grad():
         result, passes = compute()
-        everywhere = torch.ones((), dtype=torch.bool, device=like.device)
-        copied, mask = _fake(like)
-        copied.copy_(result)
-        mask.copy_(everywhere if passes is None else passes)
-        return copied, mask
+        value, mask = _fake(like)
+        is_operand = result.data_ptr() == like.data_ptr()
+        return (
+            value.copy_(result) if is_operand else _laid_out(result, value),
+            mask.fill_(True) if passes is None else _laid_out(passes, mask),
+        )
+
+
+def _laid_out(found: torch.Tensor, wanted: torch.Tensor) -> torch.Tensor:
+    """The numbers found, copied into `wanted` unless they are laid out like it."""
+    layouts = [(each.dtype, each.shape, each.stride()) for each in (found, wanted)]
+    return found if layouts[0] == layouts[1] else wanted.copy_(found)
 
 
 def _fake(like: torch.Tensor, *_: Any) -> tuple[torch.Tensor, torch.Tensor]:

@@ -78,22 +78,31 @@ class Parameters:
     def rounded(self, weight: torch.Tensor) -> torch.Tensor:
         """The same by plain operations, which can be exported."""
         wide = weight.to(torch.float32)
-        values = self._dorefa(wide) if self.formula == DOREFA else self._affine(wide)
+        if self.formula == DOREFA:
+            values = self._dorefa(wide)
+        else:
+            codes, scale, zero_point = self._codes(wide)
+            codes.clamp_(self.code_min, self.code_max)
+            values = codes.sub_(zero_point).mul_(scale)
+        return self._like(weight, values)
+
+    def _like(self, weight: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
+        """The values in the weight's shape and dtype."""
         largest = min(torch.finfo(weight.dtype).max, torch.finfo(torch.float32).max)
         if self._largest_value > largest:
             values.clamp_(-largest, largest)
-        return values.to(weight.dtype)
+        return values.reshape(weight.shape).to(weight.dtype)
 
-    def _affine(self, weight: torch.Tensor) -> torch.Tensor:
+    def _codes(self, weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Codes that are not clamped yet, scale and zero point, as float32 in `_grouped` shapes."""
         scale, zero_point = self._scale_and_zero_point(weight)
-        shape, weight = weight.shape, self._grouped(weight)
+        weight = self._grouped(weight)
         if self.rounding == TRUNCATE:
             codes = weight.div(scale).trunc_()
         else:
             codes = weight.mul(scale.reciprocal()).round_()
         # Adding the zero point also turns -0.0, which no integer code has, into 0.0.
-        codes.add_(zero_point).clamp_(self.code_min, self.code_max)
-        return codes.sub_(zero_point).mul_(scale).reshape(shape)
+        return codes.add_(zero_point), scale, zero_point
 
     def _dorefa(self, weight: torch.Tensor) -> torch.Tensor:
         squashed = weight.tanh()
@@ -106,11 +115,21 @@ class Parameters:
     def inside(self, weight: torch.Tensor) -> torch.Tensor:
         """True where `quantize` did not clamp: bool of the weight's shape. Only if `clamps`."""
         with torch.no_grad():
-            scale, zero_point = self._scale_and_zero_point(weight)
-            wide = self._grouped(weight.detach().to(torch.float32))
-            codes = wide.mul(scale.reciprocal()).round_().add_(zero_point)
+            codes, _, _ = self._codes(weight.detach().to(torch.float32))
             inside = (codes >= self.code_min) & (codes <= self.code_max)
             return inside.reshape(weight.shape)
+
+    def quantize_and_inside(
+        self, weight: torch.Tensor
+    ) -> tuple[torch.Tensor, Optional[torch.Tensor]]:
+        """`quantize`, and `inside` or, unless `clamps`, None: in half the time of the two."""
+        if not self.clamps:
+            return self.quantize(weight), None
+        with torch.no_grad():
+            codes, scale, zero_point = self._codes(weight.detach().to(torch.float32))
+            clamped = codes.clamp(self.code_min, self.code_max)
+            inside = (codes == clamped).reshape(weight.shape)
+            return self._like(weight, clamped.sub_(zero_point).mul_(scale)), inside
 
 
 def weight_range(
