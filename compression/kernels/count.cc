@@ -58,15 +58,20 @@ KeyCounts Count(const CountArguments& a) {
 }
 
 // The sums over a range of keys, all with one exponent, as integers: the order of additions does
-// not change them. `low` is the distance from the range's begin, of which float64 drops bits.
+// not change them. `low` is the distance from the range's begin.
 struct Exact {
   uint64_t count = 0;
   unsigned __int128 low = 0;
   unsigned __int128 low_square = 0;
-};
+  uint64_t carries = 0;  // out of low_square
 
-template <class T>
-constexpr int kDropped = kMantissaBits<T> > 30 ? kMantissaBits<T> - 30 : 0;
+  void Add(const Exact& other) {
+    count += other.count;
+    low += other.low;
+    low_square += other.low_square;
+    carries += other.carries + (low_square < other.low_square);
+  }
+};
 
 template <class T>
 KeySums::Range Rounded(const Exact& exact, int64_t first_key, int exponent) {
@@ -76,13 +81,15 @@ KeySums::Range Rounded(const Exact& exact, int64_t first_key, int exponent) {
   // A magnitude is (head + low) units.
   const double first = ValueOf<T>(static_cast<Key>(first_key));
   const double ulp = ValueOf<T>(static_cast<Key>(first_key + 1)) - first;
-  const auto head = static_cast<unsigned __int128>(first / std::ldexp(ulp, kDropped<T>));
-  const double unit = std::ldexp(ulp, kDropped<T> - exponent);
+  const double head = first / ulp;
+  const double unit = std::ldexp(ulp, -exponent);
+  const auto count = static_cast<double>(exact.count);
+  const auto low = static_cast<double>(exact.low);
+  const double low_square =
+      std::ldexp(static_cast<double>(exact.carries), 128) + static_cast<double>(exact.low_square);
   range.count = static_cast<int64_t>(exact.count);
-  range.sum = static_cast<double>(head * exact.count + exact.low) * unit;
-  range.square =
-      static_cast<double>(head * head * exact.count + 2 * head * exact.low + exact.low_square) *
-      unit * unit;
+  range.sum = (head * count + low) * unit;
+  range.square = (head * head * count + 2 * head * low + low_square) * unit * unit;
   return range;
 }
 
@@ -106,18 +113,17 @@ KeySums Sum(const CountArguments& a, std::optional<int> exponent) {
       if (a.previous != nullptr && (a.previous[i / 8] >> (i % 8) & 1) == 0) continue;
       const auto distance = static_cast<Key>(key - lo);
       Exact& range = mine[static_cast<size_t>(distance >> a.shift)];
-      const auto low = static_cast<uint64_t>(static_cast<Key>(distance & mask)) >> kDropped<T>;
+      const auto low = static_cast<uint64_t>(static_cast<Key>(distance & mask));
+      const auto square = static_cast<unsigned __int128>(low) * low;
       ++range.count;
       range.low += low;
-      range.low_square += low * low;
+      range.low_square += square;
+      // Of smaller types, the squares of 2^48 weights fit.
+      if constexpr (sizeof(Key) > sizeof(int32_t)) range.carries += range.low_square < square;
     }
     std::lock_guard<std::mutex> lock(mutex);
     sums.largest = std::max<int64_t>(sums.largest, most);
-    for (size_t r = 0; r < ranges; ++r) {
-      total[r].count += mine[r].count;
-      total[r].low += mine[r].low;
-      total[r].low_square += mine[r].low_square;
-    }
+    for (size_t r = 0; r < ranges; ++r) total[r].Add(mine[r]);
   });
   const double top = ValueOf<T>(static_cast<Key>(sums.largest));
   sums.exponent = exponent.value_or(top > 0 && std::isfinite(top) ? std::ilogb(top) : 0);

@@ -57,8 +57,8 @@ double KeyValue(DataType dtype, int64_t key);
 KeyCounts CountMagnitudes(const CountArguments& arguments);
 
 // The sums, too. `shift` is at most MantissaBits(dtype), `lo` a multiple of 2^shift. Exact but for
-// the rounding to double and, of float64, a relative 2^-30. Without `exponent`, that of the largest
-// magnitude, with which no square overflows. Meaningless unless all elements are finite.
+// a few roundings to double. Without `exponent`, that of the largest magnitude, with which no
+// square overflows. Meaningless unless all elements are finite.
 KeySums SumMagnitudes(const CountArguments& arguments, std::optional<int> exponent = std::nullopt);
 
 }  // namespace nni_compression::compression

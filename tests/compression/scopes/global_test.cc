@@ -293,6 +293,15 @@ TEST(GlobalTest, ExtremeMagnitudesNeitherOverflowNorVanish) {
   EXPECT_THAT(Counts(layers, DataType::kFloat64, 2, Normalize::kLamp), ElementsAre(1, 1));
   EXPECT_THAT(Counts(layers, DataType::kFloat64, 3, Normalize::kLamp), ElementsAre(2, 1));
   EXPECT_THAT(Counts(layers, DataType::kFloat64, 2, Normalize::kL2), ElementsAre(1, 1));
+
+  const Data largest = Plain({1.1e308, 2e307, 3e307, 1e308}, DataType::kFloat64);
+  const Data subnormal = Plain({4e-323, 1e-323, 2e-323, 3e-323}, DataType::kFloat64);
+  for (const Normalize normalize : kAll) {
+    for (int64_t total = 0; total <= 4; ++total) {
+      EXPECT_THAT(Counts({largest}, DataType::kFloat64, total, normalize), ElementsAre(total));
+      EXPECT_THAT(Counts({subnormal}, DataType::kFloat64, total, normalize), ElementsAre(total));
+    }
+  }
 }
 
 }  // namespace
