@@ -143,11 +143,16 @@ class Session:
                 the trainer has in force instead. Contiguous arrays are not copied.
             epoch: the epoch that the caller expects; checked by the server if given.
 
+        The server decides about the stale layers of a joint rule (`LayerPlan.joint`) once it has
+        all of them, for all at once: they have to be in one call, and either all of them succeed or
+        none.
+
         Returns: layer name -> `Mask`.
 
         Raises:
             InvalidArgumentError: a wrong shape or dtype, a layer that is not compressed, a weight
-                that is not finite (the first flat index is named).
+                that is not finite (the first flat index is named), a stale layer of a joint rule of
+                which another one was not sent.
             NotFoundError: also for a layer that was not bound.
             FailedPreconditionError: the session's epoch is another, or it quantizes.
             ResourceExhaustedError: the server has no room for the tensors.
@@ -175,6 +180,7 @@ class Session:
         exchange = MaskExchange(
             opening.SerializeToString(), requests, self._checksum, self._shared_memory
         )
+        exchange.joint = self.plan.joint
         return self._exchange_layers("CalcMask", exchange, timeout)
 
     def set_mask(
@@ -478,7 +484,7 @@ class Session:
         try:
             self._find_weights(exchange, timeout)
             self._caller.stream(method, exchange, timeout)
-            if exchange.unfinished:  # the server no longer has the regions or weights
+            while exchange.unfinished:  # the server lost regions or weights: with fewer references
                 self._caller.stream(method, exchange, timeout)
         except CompressionError as error:
             error.results, error.errors = exchange.results, exchange.errors

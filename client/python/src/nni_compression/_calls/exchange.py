@@ -7,6 +7,7 @@ import zlib
 from abc import ABC, abstractmethod
 from collections.abc import Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import Any, Generic, Optional, TypeVar
 
 import numpy as np
@@ -131,7 +132,7 @@ class LayerExchange(ABC, Generic[R]):
     """A call in which the server answers each tensor with a result and the tensors of that result.
 
     Layers that were answered in one attempt are not sent again in the next. After the call,
-    `results` and `errors` have the outcome of each layer, and `close` must be called. If
+    `results` and `errors` have the outcome of each layer, and `close` must be called. As long as
     `unfinished` is set, the call must be made once more.
 
     Large weights are sent through `shared`, if it is given and has room, or by their digest if the
@@ -139,9 +140,12 @@ class LayerExchange(ABC, Generic[R]):
 
     Attributes:
         changing: layers whose weights the server is not likely to receive again.
+        joint: layer -> its rule, of the layers that the server decides about together. They are
+            never sent by their digest: if the server had one no longer, all would fail.
     """
 
     changing: Container[str] = ()
+    joint: Mapping[str, int] = MappingProxyType({})
 
     def __init__(
         self,
@@ -166,11 +170,12 @@ class LayerExchange(ABC, Generic[R]):
         self._fingerprints: dict[int, bytes] = {}
         self._digests: dict[int, bytes] = {}  # of weights that the server may have
         self._missed: set[int] = set()  # those of them that it did not have
+        self._lost: set[int] = set()  # what this attempt leaves to the next, with fewer references
 
     @property
     def unfinished(self) -> bool:
         """Whether tensors are left that the server did not find by reference."""
-        return bool(self._pending) and self._pending.keys() <= self._refused.keys() | self._missed
+        return bool(self._pending) and self._pending.keys() <= self._lost
 
     def close(self) -> None:
         """Releases the shared memory."""
@@ -193,7 +198,11 @@ class LayerExchange(ABC, Generic[R]):
         """Fingerprints of weights for FindWeights; empty when the call does not pay."""
         if self._shared is not None and self._shared.works():
             return []
-        stable = [r for r in self._pending.values() if r.header.layer not in self.changing]
+        stable = [
+            request
+            for request in self._pending.values()
+            if request.header.layer not in self.changing and request.header.layer not in self.joint
+        ]
         asked = known_weights.worth_asking(stable)
         self._fingerprints = {r.header.index: known_weights.fingerprint(r) for r in asked}
         return list(self._fingerprints.values())
@@ -207,6 +216,7 @@ class LayerExchange(ABC, Generic[R]):
     def messages(self) -> Iterator[bytes]:
         self._answers = {}
         self._incoming = {}
+        self._lost = set()
         self._end_sharing(answered=False)
         waiting = list(self._pending.values())
         large = [request for request in waiting if self._may_share(request)]
@@ -240,6 +250,7 @@ class LayerExchange(ABC, Generic[R]):
                 answer = decode(pb.TensorAnswer, content)
                 if answer.index in self._digests and answer.answer != pb.TensorAnswer.ANSWER_HAVE:
                     self._missed.add(answer.index)
+                    self._lost.add(answer.index)
 
     def finish(self) -> None:
         if self._pending and not self.unfinished:
@@ -274,7 +285,8 @@ class LayerExchange(ABC, Generic[R]):
         if request is None or result.answers in self._answers:
             raise DataLossError(f"the server answered tensor {result.answers} out of turn")
         if result.HasField("error"):
-            if self._region_is_gone(result):
+            if self._region_is_gone(result) or self._lacked_a_lost_one(result):
+                self._lost.add(result.answers)
                 return
             error = make_error(code_from_number(result.error.code), result.error.message)
             self.errors[request.header.layer] = error
@@ -358,6 +370,15 @@ class LayerExchange(ABC, Generic[R]):
             return False
         self._refused[result.answers] = self._pending[result.answers].header.layer
         return True
+
+    def _lacked_a_lost_one(self, result: Any) -> bool:
+        """Whether the layer failed because the server lost one that it has to decide about with it.
+
+        Layers of a joint rule are answered last, so that what is lost is known by then.
+        """
+        rule = self.joint.get(self._pending[result.answers].header.layer)
+        lost = (self._pending[index].header.layer for index in self._lost)
+        return rule is not None and any(self.joint.get(layer) == rule for layer in lost)
 
     def _end_sharing(self, *, answered: bool) -> None:
         arena, self._arena = self._arena, None

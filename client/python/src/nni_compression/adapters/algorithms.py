@@ -1,7 +1,7 @@
 """The server's algorithms that have a class in every framework: one table of them.
 
 A framework makes its classes of the table, with `@listed` in front of a subclass of its own
-`Pruner` or `Quantizer`, which has nothing of its own:
+`Pruner` or `Quantizer`, which adds at most what the trainer does for the algorithm:
 
     @listed
     class LevelPruner(Pruner): ...
@@ -55,6 +55,54 @@ ALGORITHMS = (
 
     ``config_list = [{"initial_sparsity": 0, "final_sparsity": 0.8, "start_epoch": 0,
     "end_epoch": 10, "frequency": 1, "op_types": ["default"]}]``; call `update_epoch` in each epoch.
+    """,
+    ),
+    ListedAlgorithm(
+        "global_magnitude",
+        "Pruner",
+        "GlobalMagnitudePruner",
+        None,
+        """Removes the share `sparsity` of all weights of a rule's layers together, the smallest
+    ones, so that each layer loses what is below one threshold (Han et al., "Learning both weights
+    and connections for efficient neural networks", 2015).
+
+    ``config_list = [{"sparsity": 0.8, "op_types": ["default"]}]``
+    """,
+    ),
+    ListedAlgorithm(
+        "lamp",
+        "Pruner",
+        "LAMPPruner",
+        None,
+        """Removes the share `sparsity` of all weights of a rule's layers together, those that
+    distort their layer's output least (Lee et al., "Layer-adaptive sparsity for the magnitude-based
+    pruning", 2021). Every layer that has a weight other than zero keeps at least one.
+
+    ``config_list = [{"sparsity": 0.8, "op_types": ["default"]}]``
+    """,
+    ),
+    ListedAlgorithm(
+        "lottery_ticket",
+        "Pruner",
+        "LotteryTicketPruner",
+        None,
+        """Removes weights in rounds, between which the trainer sets the others back to where they
+    started (Frankle and Carbin, "The lottery ticket hypothesis: finding sparse, trainable neural
+    networks", 2019).
+
+    ``config_list = [{"sparsity": 0.8, "rounds": 4, "frequency": 10, "op_types": ["default"]}]``: a
+    round is `frequency` epochs. Call `update_epoch` in each epoch.
+    """,
+    ),
+    ListedAlgorithm(
+        "random",
+        "Pruner",
+        "RandomPruner",
+        None,
+        """Removes the share `sparsity` of each layer's weights at random, once: what another pruner
+    has to be better than. The same `seed` gives the same masks.
+
+    ``config_list = [{"sparsity": 0.8, "seed": 0, "op_types": ["default"]}]``
     """,
     ),
     ListedAlgorithm(

@@ -14,11 +14,15 @@ from .compressor import (
     AGPPruner,
     Compressor,
     DoReFaQuantizer,
+    GlobalMagnitudePruner,
+    LAMPPruner,
     LevelPruner,
+    LotteryTicketPruner,
     NaiveQuantizer,
     Pruner,
     QATQuantizer,
     Quantizer,
+    RandomPruner,
 )
 from .weights import layers
 
@@ -31,11 +35,15 @@ __all__ = [
     "AGP_Pruner",
     "Compressor",
     "DoReFaQuantizer",
+    "GlobalMagnitudePruner",
+    "LAMPPruner",
     "LevelPruner",
+    "LotteryTicketPruner",
     "NaiveQuantizer",
     "Pruner",
     "QATQuantizer",
     "QAT_Quantizer",
     "Quantizer",
+    "RandomPruner",
     "layers",
 ]

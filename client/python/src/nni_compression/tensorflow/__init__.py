@@ -31,11 +31,15 @@ from .compressor import (
     AGPPruner,
     Compressor,
     DoReFaQuantizer,
+    GlobalMagnitudePruner,
+    LAMPPruner,
     LevelPruner,
+    LotteryTicketPruner,
     NaiveQuantizer,
     Pruner,
     QATQuantizer,
     Quantizer,
+    RandomPruner,
 )
 
 # NNI's spellings.
@@ -47,12 +51,16 @@ __all__ = [
     "AGP_Pruner",
     "Compressor",
     "DoReFaQuantizer",
+    "GlobalMagnitudePruner",
+    "LAMPPruner",
     "LevelPruner",
+    "LotteryTicketPruner",
     "NaiveQuantizer",
     "Pruner",
     "QATQuantizer",
     "QAT_Quantizer",
     "Quantizer",
+    "RandomPruner",
     "layers",
 ]
 

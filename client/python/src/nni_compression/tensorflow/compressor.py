@@ -60,6 +60,22 @@ class AGPPruner(Pruner): ...
 
 
 @listed
+class GlobalMagnitudePruner(Pruner): ...
+
+
+@listed
+class LAMPPruner(Pruner): ...
+
+
+@listed
+class LotteryTicketPruner(Pruner): ...
+
+
+@listed
+class RandomPruner(Pruner): ...
+
+
+@listed
 class NaiveQuantizer(Quantizer): ...
 
 

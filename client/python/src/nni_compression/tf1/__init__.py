@@ -16,11 +16,15 @@ from .compressor import (
     AGPPruner,
     Compressor,
     DoReFaQuantizer,
+    GlobalMagnitudePruner,
+    LAMPPruner,
     LevelPruner,
+    LotteryTicketPruner,
     NaiveQuantizer,
     Pruner,
     QATQuantizer,
     Quantizer,
+    RandomPruner,
 )
 from .graph import layers
 
@@ -33,11 +37,15 @@ __all__ = [
     "AGP_Pruner",
     "Compressor",
     "DoReFaQuantizer",
+    "GlobalMagnitudePruner",
+    "LAMPPruner",
     "LevelPruner",
+    "LotteryTicketPruner",
     "NaiveQuantizer",
     "Pruner",
     "QATQuantizer",
     "QAT_Quantizer",
     "Quantizer",
+    "RandomPruner",
     "layers",
 ]

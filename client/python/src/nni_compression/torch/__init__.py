@@ -13,7 +13,15 @@ from .._renamed import attributes_of
 from .compressor import Compressor
 from .modules import unwrap
 from .one_line import prune, quantize
-from .pruners import AGPPruner, LevelPruner, Pruner
+from .pruners import (
+    AGPPruner,
+    GlobalMagnitudePruner,
+    LAMPPruner,
+    LevelPruner,
+    LotteryTicketPruner,
+    Pruner,
+    RandomPruner,
+)
 from .quantizers import DoReFaQuantizer, NaiveQuantizer, QATQuantizer, Quantizer
 from .weights import layers
 
@@ -26,12 +34,16 @@ __all__ = [
     "AGP_Pruner",
     "Compressor",
     "DoReFaQuantizer",
+    "GlobalMagnitudePruner",
+    "LAMPPruner",
     "LevelPruner",
+    "LotteryTicketPruner",
     "NaiveQuantizer",
     "Pruner",
     "QATQuantizer",
     "QAT_Quantizer",
     "Quantizer",
+    "RandomPruner",
     "layers",
     "prune",
     "quantize",

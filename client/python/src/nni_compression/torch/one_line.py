@@ -52,7 +52,8 @@ def prune(
 
     Args:
         model: any module. A copy of it has the answers, and None as its `compressor`.
-        algorithm: of the server: "level", "agp", or the name of a plugin or script.
+        algorithm: of the server: "level", "agp", "global_magnitude", "lamp", "lottery_ticket",
+            "random", or the name of a plugin or script.
         config_list: the rules instead, as of the classes: they apply as they stand.
         options: of the rule, `op_types` and `op_names` among them, and keyword arguments of the
             class, such as `server`.

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Optional, Union
+import copy
+from collections.abc import Mapping, Sequence
+from typing import Any, Optional, Union
 
 import torch
 
@@ -68,3 +69,70 @@ class LevelPruner(Pruner): ...
 
 @listed
 class AGPPruner(Pruner): ...
+
+
+@listed
+class GlobalMagnitudePruner(Pruner): ...
+
+
+@listed
+class LAMPPruner(Pruner): ...
+
+
+_START = "start"  # of a checkpoint
+
+
+@listed
+class LotteryTicketPruner(Pruner):
+    # The model's state when it was compressed, in CPU memory.
+    _start: Optional[Mapping[str, Any]] = None
+
+    def rewind(self) -> None:
+        """Sets the model back to where it was when it was compressed, between two rounds.
+
+        Parameters and buffers get the values that they had then; the masks stay, and those that are
+        stale are requested first, for the weights as they are now. So it is called after
+        `update_epoch`, before the first forward pass of the round. The optimizer is the caller's:
+        make a new one, or reset its state.
+
+        The copy takes as much CPU memory as the model, and is part of `state_dict`.
+
+        >>> for epoch in range(epochs):
+        ...     pruner.update_epoch(epoch)
+        ...     if epoch % frequency == 0:
+        ...         pruner.rewind()
+        ...         optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        ...     train(model, optimizer)
+        """
+        self._check_not_unwrapped()
+        self.refresh()
+        self.bound_model.load_state_dict(self._start)
+
+    def compress(self) -> Any:
+        """See `Compressor.compress`."""
+        resumed = self._lifecycle.resume or {}
+        model = super().compress()
+        self._start = resumed.get(_START, self._start)
+        if self._start is None:
+            self._start = {name: _copied(value) for name, value in model.state_dict().items()}
+        return model
+
+    def state_dict(self) -> dict[str, Any]:
+        """See `Compressor.state_dict`: with the weights that `rewind` loads."""
+        return {**super().state_dict(), _START: self._start}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """See `Compressor.load_state_dict`."""
+        super().load_state_dict(state)
+        self._start = state.get(_START, self._start)
+
+
+@listed
+class RandomPruner(Pruner): ...
+
+
+def _copied(value: Any) -> Any:
+    """A copy of an entry of a model's state, in CPU memory."""
+    if isinstance(value, torch.Tensor):
+        return value.detach().to("cpu", copy=True)
+    return copy.deepcopy(value)

@@ -110,6 +110,8 @@ class LayerPlan:
         range_per_channel: whether a range is [2, C] instead of [2].
         range_group_size: not 0: a range is [2, n], of each so many consecutive weights in C order.
         remembers_more: whether the algorithm may remember more than a checkpoint has.
+        joint: whether the layers of the rule are decided about together: they are stale together,
+            and a `Session.calc_mask` of stale ones has to have all of them.
     """
 
     name: str
@@ -121,6 +123,7 @@ class LayerPlan:
     range_per_channel: bool = False
     range_group_size: int = 0
     remembers_more: bool = False
+    joint: bool = False
 
 
 @dataclass(frozen=True)
@@ -232,6 +235,15 @@ class Plan:
         """Names of the layers that are compressed, in the order bound."""
         return tuple(name for name, layer in self.layers.items() if layer.compressed)
 
+    @property
+    def joint(self) -> Mapping[str, int]:
+        """Layer name -> its rule, of the layers that are decided about together with others."""
+        return {
+            name: layer.rule
+            for name, layer in self.layers.items()
+            if layer.joint and layer.rule is not None
+        }
+
     @classmethod
     def from_wire(cls, message: pb.Plan) -> Plan:
         """Reads the wire's plan, which states each rule once."""
@@ -251,6 +263,7 @@ class Plan:
                 range_per_channel=rule.range_per_channel if rule is not None else False,
                 range_group_size=rule.range_group_size if rule is not None else 0,
                 remembers_more=rule.remembers_more if rule is not None else False,
+                joint=rule.joint if rule is not None else False,
             )
         return cls(
             layers=layers,
