@@ -346,7 +346,8 @@ class WeightState:
         # A tensor made in inference mode could not be trained with later.
         with torch.inference_mode(False):  # type: ignore[no-untyped-call]
             moved = mask.to(device)
-        if keep:
+        # A call without values, on meta or fake tensors, must not leave a mask without them.
+        if keep and device.type != "meta" and type(moved) is torch.Tensor:
             with _replacing:
                 if self.mask is mask:  # a newer mask must not be replaced
                     self.mask = moved
@@ -448,7 +449,7 @@ def _is_traceable(module: CompressedModule, part: str) -> bool:
 def _weight_mask(module: CompressedModule) -> Optional[torch.Tensor]:
     """The mask in force: bool, True = kept; None when nothing is pruned (yet)."""
     state: WeightState = getattr(module, state_key("weight"))
-    return state.mask
+    return None if state.mask is None else state.mask.detach()  # without its bits
 
 
 def _flat_weights(module: Any) -> list[Any]:
