@@ -104,7 +104,7 @@ def _never() -> bool:
 
 
 def _has_batched_key(gradient: torch.Tensor) -> bool:
-    keys: Any = torch._C._dispatch_keys(gradient)  # type: ignore[attr-defined]
+    keys: Any = torch._C._dispatch_keys(gradient)
     return "Batched" in str(keys)
 
 
