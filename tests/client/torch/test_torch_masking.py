@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import copy
+import io
+
 import pytest
+
+import nni_compression as nc
 
 pytest.importorskip("torch")
 
 import torch
 
-from nni_compression.torch import masking
+from nni_compression.torch import LevelPruner, masking
+from torch_helpers import LEVEL, Net, images
 
 INTEGERS = {2: torch.int16, 4: torch.int32, 8: torch.int64}
 dtypes = pytest.mark.parametrize(
@@ -130,3 +136,81 @@ def test_kept_bits_are_for_weights_like_the_one_they_were_kept_for():
             result = masking.masked(each, mask)
             assert torch.equal(result, where(each, mask))
             assert result.stride() == each.stride()
+
+
+def test_a_mask_that_is_written_to_has_other_bits(masked):
+    weight, mask = torch.randn(4, 5), some_mask(4, 5)
+    masked(weight, mask)
+    mask[1] = False
+    assert torch.equal(masked(weight, mask), where(weight, mask))
+    mask.logical_not_()
+    assert torch.equal(masking.masked(weight, mask), where(weight, mask))
+
+
+@pytest.mark.skipif(torch.__version__ < "2", reason="fake tensors could not be mixed with others")
+def test_a_pass_with_fake_tensors_leaves_no_bits_without_values():
+    from torch._subclasses.fake_tensor import FakeTensorMode
+
+    weight, mask = torch.randn(4, 5), some_mask(4, 5)
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        masking.keep_bits(mask, weight)
+        assert masking.masked(weight, mask).shape == weight.shape
+    assert torch.equal(masking.masked(weight, mask), where(weight, mask))
+    masking.keep_bits(mask, weight)
+    assert torch.equal(masking.masked(weight, mask), where(weight, mask))
+
+
+@pytest.mark.parametrize("strategy", ["reverse-mode", "forward-mode"])
+def test_many_gradients_are_computed_at_once(masked, strategy):
+    mask, weight = some_mask(5), torch.randn(5)
+
+    def cubes(values):
+        return masked(values, mask) ** 3
+
+    (gradients,) = torch.autograd.grad(
+        cubes(weight.requires_grad_()), weight, torch.eye(5), is_grads_batched=True
+    )
+    expected = torch.diag(3 * where(weight.detach(), mask) ** 2)
+    assert torch.allclose(gradients, expected)
+    found = torch.autograd.functional.jacobian(
+        cubes, weight.detach(), vectorize=True, strategy=strategy
+    )
+    assert torch.allclose(found, expected)
+
+
+@pytest.mark.parametrize("first", [True, False], ids=["before", "after"])
+def test_a_pass_without_values_leaves_the_mask(client: nc.Client, first: bool) -> None:
+    pruner = LevelPruner(LEVEL, client=client)
+    model = pruner(Net()).eval()
+    masks = {name: mask.clone() for name, mask in pruner.masks.items()}
+    output = model(images()) if first else None
+    twin = copy.deepcopy(model).to("meta")
+    assert twin(images().to("meta")).device.type == "meta"
+    twin.to_empty(device="cpu").load_state_dict(model.state_dict())
+    if hasattr(torch, "func"):
+        parameters = {key: value.to("meta") for key, value in model.state_dict().items()}
+        torch.func.functional_call(model, parameters, (images().to("meta"),))
+    assert all(torch.equal(mask, masks[name]) for name, mask in pruner.masks.items())
+    assert output is None or torch.equal(model(images()), output)
+    assert torch.equal(twin(images()), model(images()))
+
+
+def test_masks_that_are_saved_or_copied_are_bools_and_no_more(client: nc.Client) -> None:
+    pruner = LevelPruner(LEVEL, client=client)
+    model = pruner(Net())
+    model(images())
+    for mask in (*pruner.masks.values(), model.fc1.weight_mask):
+        assert not vars(mask)
+    file, plain = io.BytesIO(), io.BytesIO()
+    torch.save(pruner.masks, file)
+    torch.save({name: mask.clone() for name, mask in pruner.masks.items()}, plain)
+    assert len(file.getvalue()) == len(plain.getvalue())
+
+
+def test_a_mask_that_is_written_to_is_in_force(client: nc.Client) -> None:
+    pruner = LevelPruner(LEVEL, client=client)
+    model = pruner(Net())
+    model(images())
+    model.fc1.weight_mask[3] = False
+    assert not model.fc1.weight[3].any()
+    assert not pruner.masks["fc1"][3].any()

@@ -458,6 +458,79 @@ def test_a_removed_norm_leaves_a_compressed_parameter(
     assert torch.allclose(twin(inputs()), output, atol=rounding)
 
 
+def check_plain(model: nn.Module, output: torch.Tensor, first: str) -> None:
+    """That a model is no longer compressed, and its first layer has a class like this."""
+    cls = type(model.conv)
+    assert (cls.__name__, cls.__mro__[-3]) == (first, nn.modules.conv._ConvNd), cls.__mro__
+    assert not any(name.startswith("_weight_state") for name in vars(model.conv))
+    assert close(model(inputs()), output)
+
+
+@everywhere
+@pytest.mark.parametrize("order", ["before", "after"])
+def test_other_parameters_are_parametrized_or_no_longer(
+    client: nc.Client, kind: str, order: str
+) -> None:
+    model = built(kind)
+    if order == "before":
+        parametrize.register_parametrization(model.conv, "bias", Doubled())
+    pruner = ALGORITHMS["level"](client)
+    pruner(model)
+    output = model(inputs()).detach()
+    if order == "after":
+        parametrize.register_parametrization(model.conv, "bias", Doubled())
+        parametrize.register_parametrization(model.fc, "bias", Doubled())
+    twins = [copy.deepcopy(model) for _ in range(3)]
+    parametrize.remove_parametrizations(model.conv, "bias")
+    removed(twins[0].conv, kind)  # and the bias stays parametrized
+    for each in (model, *twins):
+        assert close(each(inputs()), output)
+        assert torch.equal(each.conv.weight != 0, pruner.masks["conv"])
+        assert each.conv.weight_mask is not None
+    parametrize.remove_parametrizations(twins[1].conv, "bias")
+    pruner.unwrap()
+    check_plain(model, output, "Conv1d" if kind == "hook" else "ParametrizedConv1d")
+    for twin in twins:
+        unwrap(twin)
+    check_plain(twins[0], output, "ParametrizedConv1d")
+    assert sorted(twins[0].conv.state_dict()) == ["parametrizations.bias.original", "weight"]
+    parametrize.remove_parametrizations(twins[0].conv, "bias")
+    check_plain(twins[0], output, "Conv1d")
+    check_plain(twins[2], output, "ParametrizedConv1d")
+    twins[2](inputs()).sum().backward()
+    assert all(parameter.grad is not None for parameter in twins[2].parameters())
+
+
+def test_a_layer_without_a_computed_weight_gets_a_parametrized_bias(client: nc.Client) -> None:
+    model = nn.Sequential(nn.Linear(8, 8), nn.ReLU())
+    pruner = LevelPruner([{"sparsity": 0.5, **DEFAULT}], client=client)
+    weight = pruner(model)[0].weight.detach().clone()
+    parametrize.register_parametrization(model[0], "bias", Doubled())
+    twin = copy.deepcopy(model)
+    assert torch.equal(twin[0].weight, weight)
+    assert type(twin[0]) is not type(model[0])
+    pruner.unwrap()
+    unwrap(twin)
+    for each in (model, twin):
+        assert type(each[0]).__mro__[1] is nn.Linear
+        assert torch.equal(each[0].weight, weight)
+        parametrize.remove_parametrizations(each[0], "bias")
+        assert type(each[0]) is nn.Linear
+
+
+def test_a_weight_that_is_parametrized_later_is_a_replaced_one(
+    client: nc.Client, tmp_path: Path
+) -> None:
+    model = nn.Sequential(nn.Linear(8, 8), nn.Linear(8, 8))
+    pruner = LevelPruner([{"sparsity": 0.5, **DEFAULT}], client=client)
+    pruner(model)
+    parametrize.register_parametrization(model[0], "weight", Doubled())
+    with pytest.warns(UserWarning, match=r"layers \['0'\] are no longer those that were bound"):
+        pruner.update_epoch(1)
+    with pytest.raises(nc.FailedPreconditionError, match=r"layers \['0'\] are no longer"):
+        pruner.export(tmp_path, "safetensors")
+
+
 @everywhere
 def test_a_norm_may_be_removed_after_unwrap(client: nc.Client, kind: str) -> None:
     pruner, model = compressed(client, kind)

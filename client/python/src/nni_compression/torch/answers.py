@@ -97,7 +97,8 @@ class TorchPruning(Pruning[TorchWeight]):
         if weight.mask is None:
             return torch.ones(weight.dense.shape, dtype=torch.bool, device=device)
         # A weight that was offloaded has no device that a mask could be on.
-        return weight.mask if device.type == "meta" else weight.mask.to(device)
+        mask = weight.mask if device.type == "meta" else weight.mask.to(device)
+        return mask.detach()  # without its bits, which a copy or a file would have, too
 
     def sparsities(self, weights: Sequence[TorchWeight]) -> Mapping[str, float]:
         # All counts are computed before the first is awaited.

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any, Callable
+from typing import Any, Callable, Optional
 
 import torch
 
 INTEGERS = {2: torch.int16, 4: torch.int32, 8: torch.int64}  # by an element's bytes
-_BITS = "_nni_compression_bits"  # an attribute of a mask: all bits of an element, or none
+# An attribute of a mask: all bits of an element, or none, and the mask's version that has them.
+_BITS = "_nni_compression_bits"
 
 
 def masked(weight: torch.Tensor, mask: torch.Tensor, *, sparse: bool = False) -> Any:
@@ -24,16 +25,28 @@ def masked(weight: torch.Tensor, mask: torch.Tensor, *, sparse: bool = False) ->
 
 
 def keep_bits(mask: torch.Tensor, weight: torch.Tensor) -> None:
-    """Keeps a mask's bits, for many products with weights like this one, as long as the mask lives.
+    """Keeps a mask's bits, for many products with weights like this one, as long as the mask lives
+    and is not written to.
 
     They take the memory of a weight, as the masks of `torch.nn.utils.prune` do.
     """
     if weight.device.type != "cpu" or is_traced():
         return
-    kept = getattr(mask, _BITS, None)
+    kept = _kept_bits(mask)
     like = (INTEGERS[weight.element_size()], weight.stride())
     if kept is None or (kept.dtype, kept.stride()) != like:
-        setattr(mask, _BITS, _bits(mask, weight).neg_())
+        bits = _bits(mask, weight).neg_()
+        if type(bits) is torch.Tensor:  # a fake one, without values, is of the mode of this call
+            setattr(mask, _BITS, (bits, _version(mask)))
+
+
+def _kept_bits(mask: torch.Tensor) -> Optional[torch.Tensor]:
+    bits, version = getattr(mask, _BITS, (None, 0))
+    return bits if version == _version(mask) else None
+
+
+def _version(mask: torch.Tensor) -> int:
+    return -1 if mask.is_inference() else mask._version
 
 
 def _bits(mask: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
@@ -48,7 +61,7 @@ def _zeroed(weight: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
     if weight.device.type != "cpu":
         return torch.where(mask, weight, weight.new_zeros(()))
     integers = INTEGERS[weight.element_size()]
-    kept = getattr(mask, _BITS, None)
+    kept = _kept_bits(mask)
     values = weight.detach().view(integers)
     if kept is not None and kept.dtype == integers:
         # `out`, for the layout: convolutions choose their algorithm by strides, also of dimensions
@@ -70,11 +83,13 @@ class _Masked(torch.autograd.Function):
 
     @staticmethod
     def jvp(ctx: Any, *tangents: Any) -> Any:
-        return masked(tangents[0], ctx.mask)
+        return keep(tangents[0], ctx.mask)
 
 
 def keep(gradient: Any, mask: torch.Tensor) -> Any:
     """The gradient with zeros where the mask has them; a sparse gradient stays sparse."""
+    if _is_batched(gradient):
+        return torch.where(mask, gradient, gradient.new_zeros(()))
     if not gradient.is_sparse:
         return masked(gradient, mask)
     gradient = gradient.coalesce()
@@ -87,6 +102,17 @@ def keep(gradient: Any, mask: torch.Tensor) -> Any:
 def _never() -> bool:
     return False
 
+
+def _has_batched_key(gradient: torch.Tensor) -> bool:
+    keys: Any = torch._C._dispatch_keys(gradient)
+    return "Batched" in str(keys)
+
+
+# Whether a gradient is many, as with `torch.autograd.grad(..., is_grads_batched=True)`. Those have
+# few operations, torch.where among them. PyTorch 1 has no function that tells.
+_is_batched: Callable[[torch.Tensor], bool] = getattr(
+    getattr(torch._C, "_functorch", None), "is_legacy_batchedtensor", _has_batched_key
+)
 
 # torch.where is used while operations are recorded, or transformed as by torch.func.
 _is_compiling: Callable[[], bool] = getattr(

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import copy
 import copyreg
+import functools
 import threading
 import weakref
 from collections.abc import Hashable, Sequence
@@ -103,13 +104,16 @@ class _Bits:
 
 def _can_be_read(dense: torch.Tensor) -> bool:
     """Whether a weight is a plain tensor with values, on a device that may be synchronized."""
-    if type(dense) not in (torch.Tensor, nn.Parameter) or dense.device.type == "meta":
-        return False
-    if _is_of_functorch(dense):
+    if type(dense) not in (torch.Tensor, nn.Parameter) or not has_values(dense):
         return False
     if dense.device.type != "cuda":
         return True
     return not torch.cuda.is_current_stream_capturing()  # type: ignore[no-untyped-call]
+
+
+def has_values(dense: torch.Tensor) -> bool:
+    """Whether there are numbers that could be sent: not on "meta", nor for `torch.func`."""
+    return dense.device.type != "meta" and not _is_of_functorch(dense)
 
 
 def _is_of_functorch(dense: torch.Tensor) -> bool:
@@ -350,7 +354,8 @@ class WeightState:
         # A tensor made in inference mode could not be trained with later.
         with torch.inference_mode(False):  # type: ignore[no-untyped-call]
             moved = mask.to(device)
-        if keep:
+        # A call without values, on meta or fake tensors, must not leave a mask without them.
+        if keep and device.type != "meta" and type(moved) is torch.Tensor:
             with _replacing:
                 if self.mask is mask:  # a newer mask must not be replaced
                     self.mask = moved
@@ -385,18 +390,39 @@ class CompressedModule(nn.Module):
         result = super().forward(*args, **kwargs)
         return result if state.output is None else state.output(result, self.training)
 
+    def _deep_copier(self) -> Callable[[Any], Any]:
+        if parametrize.is_parametrized(self):
+            return functools.partial(_deep_copied, self)
+        own: Callable[[Any], Any] = super().__deepcopy__  # type: ignore[misc]
+        return own  # AttributeError: a module is copied by `__reduce_ex__`
+
+    # Defined, or `parametrize` would add its own.
+    __deepcopy__ = property(_deep_copier)
+
     def __reduce_ex__(self, protocol: Any) -> Any:
         for part in self._compressed_parts:  # then the dicts are walked
             getattr(self, state_key(part)).before_copy(dense_weights.parameters(self, part))
         reduced = super().__reduce_ex__(max(2, protocol))
         if isinstance(reduced, tuple) and reduced[0] is copyreg.__newobj__:  # type: ignore
-            base = (_uncompressed_class(self), self._compressed_parts)
+            base = (plain_class(self), self._compressed_parts)
             return (_new_module, (*base, *reduced[1][1:]), *reduced[2:])
         return reduced
 
 
 # Only a module with a `weight` has quantized outputs and inputs.
 _ACTIVATIONS = state_key("weight")
+
+
+def is_read_compressed(module: nn.Module, part: str) -> bool:
+    """Whether a read of this compressed parameter is compressed: not if it was replaced by one that
+    is parametrized.
+    """
+    own: Any = getattr(type(module), part, None)
+    return isinstance(module, CompressedModule) and isinstance(own, _Property)
+
+
+class _Property(property):
+    """Of a compressed parameter."""
 
 
 def _weight(part: str) -> property:
@@ -429,7 +455,7 @@ def _weight(part: str) -> property:
         # `remove_weight_norm` deletes the attribute that the hook assigns.
         module.__dict__.pop(part, None)
 
-    return property(read, write, delete)
+    return _Property(read, write, delete)
 
 
 def _has(module: nn.Module, part: str) -> bool:
@@ -452,7 +478,7 @@ def _is_traceable(module: CompressedModule, part: str) -> bool:
 def _weight_mask(module: CompressedModule) -> Optional[torch.Tensor]:
     """The mask in force: bool, True = kept; None when nothing is pruned (yet)."""
     state: WeightState = getattr(module, state_key("weight"))
-    return state.mask
+    return None if state.mask is None else state.mask.detach()  # without its bits
 
 
 def _flat_weights(module: Any) -> list[Any]:
@@ -506,17 +532,24 @@ elif hasattr(torch, "_dynamo"):
 _classes: dict[tuple[type, tuple[str, ...]], type] = {}
 
 
-def _compressed_class(module: nn.Module, parts: tuple[str, ...]) -> type:
-    """The class of a module whose parameters `parts` are compressed."""
-    own = _uncompressed_class(module)
+def _class_of(module: nn.Module, parts: tuple[str, ...]) -> type:
+    """The class of a module whose parameters `parts`, possibly none, are compressed."""
+    base = plain_class(module)
+    base = _compressed_module_class(base, parts) if parts else base
     if not parametrize.is_parametrized(module):
-        return _compressed_module_class(own, parts)
-    # `parametrize` makes a class for each module. To remove a parametrization, it takes the
-    # property out of that class and then restores the first base, which has to be compressed, too.
-    base = _compressed_module_class(own.__bases__[0], parts)
-    members = {part: vars(base)[part] for part in parts}
-    members.update(__module__=__name__, __deepcopy__=_deep_copied)
-    return type("Compressed" + own.__name__, (base, own), members)
+        return base
+    # `parametrize` makes a class for each module, puts properties into it, or removes them, and
+    # restores its base in the end. So that class is the most derived one.
+    twin: Any = nn.Module.__new__(base)
+    twin.__dict__ = module.__dict__
+    parametrize._inject_new_class(twin)
+    for name in twin.parametrizations:
+        if name in parts:
+            setattr(twin.__class__, name, vars(base)[name])
+        else:
+            parametrize._inject_property(twin, name)
+    cls: type = twin.__class__
+    return cls
 
 
 def _deep_copied(module: CompressedModule, memo: Any) -> Any:
@@ -524,11 +557,9 @@ def _deep_copied(module: CompressedModule, memo: Any) -> Any:
     parts = module._compressed_parts
     for part in parts:
         getattr(module, state_key(part)).before_copy(dense_weights.parameters(module, part))
-    copied = super(CompressedModule, module).__deepcopy__(memo)  # type: ignore[misc]
-    own = _uncompressed_class(module)
-    members = {k: v for k, v in vars(own).items() if k not in ("__dict__", "__weakref__")}
-    copied.__class__ = type(own.__name__, own.__bases__, members)
-    copied.__class__ = _compressed_class(copied, parts)
+    plain: Any = _class_of(module, ())
+    copied = plain.__deepcopy__(module, memo)
+    copied.__class__ = _class_of(copied, parts)
     return copied
 
 
@@ -557,16 +588,11 @@ def _new_compressed(base: type, *args: Any) -> Any:
     return _new_module(base, ("weight",), *args)
 
 
-def _uncompressed_class(module: nn.Module) -> type:
-    """The class that the module has when it is not compressed."""
-    cls = type(module)
-    return cls.__bases__[1] if isinstance(module, CompressedModule) else cls
-
-
 def plain_class(module: nn.Module) -> type:
-    """The same, without parametrizations either."""
-    cls = _uncompressed_class(module)
-    return cls.__bases__[0] if parametrize.is_parametrized(module) else cls
+    """The class that the module has without compression and without parametrizations."""
+    cls = type(module)
+    cls = cls.__bases__[0] if parametrize.is_parametrized(module) else cls
+    return cls.__bases__[1] if issubclass(cls, CompressedModule) else cls
 
 
 def state_of(module: nn.Module, part: str) -> Optional[WeightState]:
@@ -579,7 +605,7 @@ def install(module: nn.Module, part: str, state: WeightState) -> None:
     parts = module._compressed_parts if isinstance(module, CompressedModule) else ()
     module.__dict__[state_key(part)] = state
     if part not in parts:
-        module.__class__ = _compressed_class(module, (*parts, part))
+        module.__class__ = _class_of(module, (*parts, part))
         module.__dict__.pop(part, None)  # that a hook assigned
 
 
@@ -589,8 +615,7 @@ def uninstall(module: nn.Module, part: str) -> None:
         return
     assert isinstance(module, CompressedModule)
     rest = tuple(other for other in module._compressed_parts if other != part)
-    plain = _uncompressed_class(module)
-    module.__class__ = _compressed_class(module, rest) if rest else plain
+    module.__class__ = _class_of(module, rest)
     del module.__dict__[state_key(part)]
     computed = dense_weights.computed_by(module, part)
     if computed is not None:

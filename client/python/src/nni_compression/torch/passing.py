@@ -82,7 +82,7 @@ class CompressedWeight(torch.Tensor):
     @property
     def _parameter(self) -> Optional[torch.Tensor]:
         module = self._module()
-        return None if module is None else module._parameters[self._part]
+        return None if module is None else module._parameters.get(self._part)
 
     @property
     def _target(self) -> torch.Tensor:

@@ -192,6 +192,9 @@ class TorchWeight:
                     f"the weight of layer {self.name!r} has shape {list(self.dense.shape)} and was "
                     f"bound with {list(self.bound_shape)}; call rebind() of its pruner or quantizer"
                 )
+            # Without values there is nothing to compare, or to send: the answers stand.
+            if self.has_answer and not all(map(modules.has_values, self.parameters)):
+                return
             self.binding.ensure_fresh(self)
 
     def _has_bound_shape(self) -> bool:
@@ -208,6 +211,8 @@ class TorchWeight:
     def is_in_place(self, model: nn.Module) -> bool:
         """Whether the model still has the bound modules at their places."""
         if not self.parameters or not self._has_bound_shape():
+            return False
+        if not all(modules.is_read_compressed(*place) for place in self.places):
             return False
         return all(bound is now for bound, now in self._modules(model))
 
