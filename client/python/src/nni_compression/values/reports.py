@@ -129,6 +129,8 @@ class AlgorithmOption:
         default: None for a required option.
         range: for people: "[0, 1]".
         aliases: older names that are accepted too.
+        only_with: for people: the choices of other options that it goes with; empty: any. A
+            required option is required only then.
     """
 
     name: str
@@ -138,6 +140,7 @@ class AlgorithmOption:
     range: str
     description: str
     aliases: tuple[str, ...]
+    only_with: str = ""
 
 
 @dataclass(frozen=True)
@@ -174,6 +177,7 @@ class Algorithm:
                 range=option.range,
                 description=option.description,
                 aliases=tuple(option.aliases),
+                only_with=option.only_with,
             )
             for option in message.options
         )
