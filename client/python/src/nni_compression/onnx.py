@@ -84,7 +84,7 @@ def apply(
             the results of convolutions, additions and matrix products are rounded once, to the
             codes of the layers that they are for, and residual connections read the rounded
             numbers: docs/exports.md says how that differs from training. With the others the graph
-            rounds where training does.
+            rounds where training does. A QuantizeLinear that the graph has already stays.
 
     Raises InvalidArgumentError when a weight is not in the graph, has another shape or dtype, is
     the content of several initializers and the name of none, when one of the others has been merged
@@ -105,7 +105,7 @@ def apply(
     for weight in weights:
         graph.put(weight)
     if target == "onnxruntime":
-        _integer_graph.round_once(changed.graph, graph.new_name)
+        _integer_graph.round_once(changed.graph, graph.rounded, graph.new_name)
     if _tensor_bytes(changed) <= atomic.LARGEST_ONNX:  # the checker takes no more
         onnx.checker.check_model(changed)
     proto.CopyFrom(changed)  # all of it, or nothing
@@ -280,6 +280,7 @@ class _Graph:
         self._initializers = {i.name: i for i in model.graph.initializer}
         self._opset = max(o.version for o in model.opset_import if o.domain in ("", "ai.onnx"))
         self._taken = {n for node in model.graph.node for n in (*node.input, *node.output)}
+        self.rounded: set[str] = set()  # results of the DequantizeLinears of outputs and inputs
         # Alias of an initializer -> the initializer's own name.
         self._merged: dict[str, str] = {}
         for node in model.graph.node:
@@ -530,6 +531,7 @@ class _Graph:
             nodes.append(helper.make_node("Clip", [codes, *bounds], [clipped]))
             codes = clipped
         nodes.append(helper.make_node("DequantizeLinear", [codes, *numbers], [target]))
+        self.rounded.add(target)
         return nodes
 
     def _constant(self, name: str, value: Any) -> str:
