@@ -252,6 +252,86 @@ def test_what_a_branch_of_the_graph_reads_stays(client: nc.Client, tmp_path: Pat
     assert apply(dense, bundle, target="onnxruntime") == plain
 
 
+def pooled_net() -> nn.Sequential:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.MaxPool2d(2), nn.Conv2d(4, 4, 3))
+
+
+class PooledReaders(nn.Module):
+    """A pooled result with two readers, of which the second layer is the first or the last."""
+
+    def __init__(self, is_last: bool) -> None:
+        super().__init__()
+        self.first, _, _, self.second = pooled_net()
+        self.is_last = is_last
+
+    def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        pooled = F.max_pool2d(F.relu(self.first(x)), 2)
+        other = torch.sigmoid(pooled) if self.is_last else pooled
+        found = self.second(pooled)
+        return found, other if self.is_last else torch.sigmoid(other)
+
+
+@pytest.mark.parametrize("is_last", [True, False])
+def test_what_else_reads_a_pooled_result_reads_the_rounded_one(
+    client: nc.Client, tmp_path: Path, is_last: bool
+) -> None:
+    plain, graph = graphs(PooledReaders(is_last), [TARGET], IMAGES, client, tmp_path)
+    onnx.checker.check_model(graph, full_check=True)
+    assert operators(graph)["Relu"] == 0
+    for found, expected in zip(run_with({"x": IMAGES}, graph), run_with({"x": IMAGES}, plain)):
+        assert np.abs(found - expected).max() < 0.05
+    _, other = run_with({"x": IMAGES}, graph)
+    assert len(np.unique(other)) <= 256
+    _, kernels = optimized(IMAGES, graph)
+    assert (kernels["QLinearConv"], kernels["Conv"]) == (2, 0)
+
+
+def with_codes(graph: Any, place: str) -> Any:
+    """The graph with another rounding of the first convolution's result, or of what it pools."""
+    make, numbers = onnx.helper, onnx.numpy_helper
+    (node,) = [node for node in graph.graph.node if node.op_type == place][:1]
+    at = list(graph.graph.node).index(node) + 1
+    result, node.output[0] = node.output[0], "before"
+    constants = [("s", np.float32(0.25)), ("z", np.uint8(100))]
+    graph.graph.initializer.extend(numbers.from_array(value, name) for name, value in constants)
+    graph.graph.node.insert(at, make.make_node("DequantizeLinear", ["coded", "s", "z"], [result]))
+    graph.graph.node.insert(at, make.make_node("QuantizeLinear", ["before", "s", "z"], ["coded"]))
+    return graph
+
+
+@pytest.mark.parametrize("place", ["Conv", "Relu", "MaxPool"])
+@pytest.mark.parametrize("types", [["weight", "input"], TYPES])
+def test_a_rounding_that_the_graph_has_already_stays(
+    client: nc.Client, tmp_path: Path, place: str, types: list[str]
+) -> None:
+    quantizer = trained(model := pooled_net(), [{**TARGET, "quant_types": types}], IMAGES, client)
+    (bundle,) = quantizer.export(tmp_path, "onnx")
+    quantizer.unwrap()
+    dense = with_codes(dense_graph(model, IMAGES), place)
+    graph = apply(dense, bundle, target="onnxruntime")
+    (codes,) = (node for node in graph.graph.node if "coded" in node.output)
+    (value,) = (node for node in graph.graph.node if "coded" in node.input)
+    assert (codes.op_type, value.op_type) == ("QuantizeLinear", "DequantizeLinear")
+    assert any(value.output[0] in node.input for node in graph.graph.node)
+    quantizer.close()
+
+
+def test_places_of_maxima_are_those_before_rounding(client: nc.Client, tmp_path: Path) -> None:
+    model = pooled_net()
+    dense = dense_graph(model, IMAGES)
+    (pool,) = (node for node in dense.graph.node if node.op_type == "MaxPool")
+    pool.output.append("places")
+    dense.graph.output.add().CopyFrom(
+        onnx.helper.make_tensor_value_info("places", onnx.TensorProto.INT64, [4, 4, 5, 5])
+    )
+    quantizer = trained(model, [{**TARGET, "quant_types": TYPES[:2]}], IMAGES, client)
+    (bundle,) = quantizer.export(tmp_path, "onnx")
+    quantizer.close()
+    plain = apply(copy.deepcopy(dense), bundle)
+    assert apply(dense, bundle, target="onnxruntime") == plain
+
+
 @pytest.mark.parametrize(
     ("targets", "clamped"),
     [

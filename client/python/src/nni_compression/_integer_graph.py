@@ -9,7 +9,7 @@ result a float reader. OpenVINO has kernels for these, too, which then write and
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 from typing import Any, Optional
 
@@ -28,7 +28,13 @@ _PAIRS = (
 )
 
 
-def round_once(graph: Any, new_name: Callable[[str], str], *, float_operands: bool) -> None:
+def round_once(
+    graph: Any,
+    rounded: Collection[str],
+    new_name: Callable[[str], str],
+    *,
+    float_operands: bool,
+) -> None:
     """Rounds what integer operators compute once, to the codes of the layers that it is for.
 
     Where the result of an operator with dequantized operands reaches the inputs of quantized layers
@@ -44,10 +50,12 @@ def round_once(graph: Any, new_name: Callable[[str], str], *, float_operands: bo
     (those of symmetric schemes), and where it is an output of the graph.
 
     Args:
+        rounded: the results of pairs of QuantizeLinear and DequantizeLinear with one scale, which
+            may be replaced; other pairs stay.
         new_name: makes a name like the given one that is free in the graph.
         float_operands: whether the runtime can add a float operand and round the sum in one kernel.
     """
-    _Rounding(graph, new_name, float_operands).run()
+    _Rounding(graph, rounded, new_name, float_operands).run()
 
 
 @dataclass(eq=False)
@@ -80,8 +88,15 @@ class _Pair:
 
 
 class _Rounding:
-    def __init__(self, graph: Any, new_name: Callable[[str], str], float_operands: bool) -> None:
+    def __init__(
+        self,
+        graph: Any,
+        rounded: Collection[str],
+        new_name: Callable[[str], str],
+        float_operands: bool,
+    ) -> None:
         self._graph = graph
+        self._rounded = {*rounded}
         self._new_name = new_name
         self._float_operands = float_operands
         self._nodes = list(graph.node)
@@ -132,6 +147,7 @@ class _Rounding:
             return
 
         rounded = pairs[0].copied(value, self._new_name)
+        self._rounded.add(rounded.result)
         self._inserted[id(last)] = rounded
         self._replace(value if own is None else own.result, rounded.result)
         for each in [] if own is None else own.nodes:
@@ -150,13 +166,17 @@ class _Rounding:
                     self._remove(each)
         if kept is not rounded:
             self._replace(kept.source, kept.result, but=kept.nodes[0])
+            self._removed.update(map(id, kept.nodes))  # from where others may read before it
+            self._inserted[id(passed[-1])] = kept
 
     def _passed(self, start: str) -> tuple[list[Any], str]:
         """The clamps and selecting operators that alone read a value, and the value after them."""
         passed: list[Any] = []
         end = start
         while (reader := self._only_reader(end)) is not None and (
-            reader.op_type in (*_CLAMPS, *_SELECTING) and reader.input[0] == end
+            reader.op_type in (*_CLAMPS, *_SELECTING)
+            and reader.input[0] == end
+            and len(reader.output) == 1  # the places of maxima are those before rounding
         ):
             passed.append(reader)
             end = reader.output[0]
@@ -196,24 +216,13 @@ class _Rounding:
         return None if reader is None else self._pair(reader)
 
     def _pair(self, first: Any) -> Optional[_Pair]:
-        """The pair that begins with a node."""
+        """The pair that begins with a node; None also for one that has to stay."""
         nodes = [first]
         while (reader := self._only_reader(nodes[-1].output[0])) is not None and len(nodes) < 3:
             nodes.append(reader)
             if [node.op_type for node in nodes] in _PAIRS:
-                pair = _Pair(nodes)
-                return pair if self._has_one_scale(pair) else None
+                return _Pair(nodes) if reader.output[0] in self._rounded else None
         return None
-
-    def _has_one_scale(self, pair: _Pair) -> bool:
-        """Whether it rounds all numbers alike, as those that training leaves do."""
-        first, last = pair.nodes[0], pair.nodes[-1]
-        return (
-            len(first.input) == 3
-            and first.input[1:] == last.input[1:]
-            and all(name in self._constants for name in pair.constants)
-            and not self._constants[first.input[1]].dims
-        )
 
     def _numbers(self, pair: _Pair) -> list[Any]:
         return [numpy_helper.to_array(self._constants[name]) for name in pair.constants]

@@ -83,7 +83,8 @@ def apply(
         target: the runtime, as the option of the rules. For its integer kernels, the results of
             convolutions, additions and matrix products are rounded once, to the codes of the layers
             that they are for, and residual connections read the rounded numbers: docs/exports.md
-            says how that differs from training. With "any" the graph rounds where training does.
+            says how that differs from training. With "any" the graph rounds where training does. A
+            QuantizeLinear that the graph has already stays.
 
     Raises InvalidArgumentError when a weight is not in the graph, has another shape or dtype, is
     the content of several initializers and the name of none, when one of the others has been merged
@@ -105,7 +106,7 @@ def apply(
         graph.put(weight)
     if target != "any":
         _integer_graph.round_once(
-            changed.graph, graph.new_name, float_operands=target == "openvino"
+            changed.graph, graph.rounded, graph.new_name, float_operands=target == "openvino"
         )
     if _tensor_bytes(changed) <= atomic.LARGEST_ONNX:  # the checker takes no more
         onnx.checker.check_model(changed)
@@ -281,6 +282,7 @@ class _Graph:
         self._initializers = {i.name: i for i in model.graph.initializer}
         self._opset = max(o.version for o in model.opset_import if o.domain in ("", "ai.onnx"))
         self._taken = {n for node in model.graph.node for n in (*node.input, *node.output)}
+        self.rounded: set[str] = set()  # results of the DequantizeLinears of outputs and inputs
         # Alias of an initializer -> the initializer's own name.
         self._merged: dict[str, str] = {}
         for node in model.graph.node:
@@ -531,6 +533,7 @@ class _Graph:
             nodes.append(helper.make_node("Clip", [codes, *bounds], [clipped]))
             codes = clipped
         nodes.append(helper.make_node("DequantizeLinear", [codes, *numbers], [target]))
+        self.rounded.add(target)
         return nodes
 
     def _constant(self, name: str, value: Any) -> str:
