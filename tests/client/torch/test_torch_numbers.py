@@ -19,6 +19,7 @@ from nni_compression.torch import (
     NaiveQuantizer,
     QATQuantizer,
 )
+from nni_compression.torch.rounding import HALF_EVEN, Parameters
 from torch_helpers import (
     AGP,
     COMPRESSED,
@@ -56,6 +57,25 @@ def random_weight(generator: np.random.Generator, dtype=torch.float32) -> torch.
     if generator.random() < 0.3:
         values = np.round(values / np.abs(values).max() * 4)
     return torch.from_numpy(values).to(dtype)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(("channel_axis", "group_size"), [(None, 0), (1, 0), (0, 3)])
+def test_values_and_what_was_not_clamped_are_the_same_together(dtype, channel_axis, group_size):
+    weight = torch.randn(4, 6, generator=torch.Generator().manual_seed(0)).to(dtype)
+    weight[0] = torch.tensor([torch.nan, torch.inf, -torch.inf, -0.0, 1e4, -1e4])
+    slices = 1 if channel_axis is None else weight.numel() // 3 if group_size else 6
+    scale = torch.linspace(0.05, 0.2, slices)
+    zero_point = torch.arange(slices, dtype=torch.int32)
+    if channel_axis is None:
+        scale, zero_point = scale[0], zero_point[0]
+    parameters = Parameters(
+        *("affine", HALF_EVEN, 4, 0, 15, scale, zero_point, channel_axis, group_size)
+    )
+    values, inside = parameters.quantize_and_inside(weight)
+    assert torch.equal(values.nan_to_num(99), parameters.quantize(weight).nan_to_num(99))
+    assert torch.equal(inside, parameters.inside(weight))
+    assert 0 < inside.sum() < inside.numel()
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
