@@ -147,7 +147,9 @@ class Known {
       Piece piece = ToPiece(ranges[r]);
       if (piece.count == 0) continue;
       piece.begin = arguments_.lo + (static_cast<int64_t>(r) << arguments_.shift);
-      piece.end = std::min(arguments_.hi, piece.begin + (int64_t{1} << arguments_.shift));
+      // The last range of float64 would end beyond int64.
+      piece.end =
+          piece.begin + std::min(arguments_.hi - piece.begin, int64_t{1} << arguments_.shift);
       pieces.push_back(piece);
     }
   }
@@ -174,7 +176,9 @@ class Known {
   double ScoreOf(double value, double from_here) const {
     if (value == 0) return 0;
     if (normalize_ == Normalize::kLamp) return from_here == 0 ? 0 : value * value / from_here;
-    return normalize_ == Normalize::kNone ? value : value / divisor_;
+    if (normalize_ == Normalize::kNone) return value;
+    // The sums of float64 drop the lowest bits: all that the smallest subnormal numbers have.
+    return divisor_ == 0 ? 0 : value / divisor_;
   }
 
   // Of the j-th of a piece of one value.
