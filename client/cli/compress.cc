@@ -15,7 +15,9 @@
 namespace nni_compression::cli {
 namespace {
 
-constexpr int64_t kBatchBytes = int64_t{256} << 20;  // of weights whose answers are in memory
+// Of weights whose answers are in memory. Those that are decided about together have no limit: the
+// server holds all of them at once, and the client their masks, a bit for each weight.
+constexpr int64_t kBatchBytes = int64_t{256} << 20;
 
 bool IsWeightType(DataType dtype) {
   return dtype == DataType::kFloat32 || dtype == DataType::kFloat16 ||
@@ -47,15 +49,35 @@ absl::Status CheckKind(const Client& client, const CompressJob& job) {
       "--algorithm is ", job.algorithm, "; it must be one of ", absl::StrJoin(fitting, ", ")));
 }
 
+std::optional<int64_t> IntegerOption(const v1::PlannedRule& rule, const std::string& option) {
+  const auto found = rule.options().fields().find(option);
+  if (found == rule.options().fields().end() || !found->second.has_number_value()) return {};
+  return static_cast<int64_t>(found->second.number_value());
+}
+
+// When the last schedule that counts epochs, or steps, ends: `unit` is "epoch" or "step".
+std::optional<int64_t> EndOfRules(const v1::Plan& plan, const std::string& unit) {
+  std::optional<int64_t> end = LargestOption(plan, "end_" + unit);
+  for (const v1::PlannedRule& rule : plan.rules()) {
+    const auto start = IntegerOption(rule, "start_" + unit);
+    const auto rounds = IntegerOption(rule, "rounds");
+    if (!start || !rounds) continue;
+    const int64_t last = *start + *rounds * IntegerOption(rule, "frequency").value_or(1);
+    end = std::max(end.value_or(last), last);
+  }
+  return end;
+}
+
 // Sets the epoch and step for which the result is wanted.
 absl::Status Advance(const Session& session, const CompressJob& job) {
   const v1::Plan& plan = session.plan();
-  const auto epoch = job.epoch ? job.epoch : LargestOption(plan, "end_epoch");
+  const auto epoch = job.epoch ? job.epoch : EndOfRules(plan, "epoch");
   if (epoch && (job.epoch || plan.needs_update_epoch())) {
     const auto stale = session.UpdateEpoch(*epoch);
     if (!stale.ok()) return stale.status();
   }
-  const auto step = job.step ? job.step : LargestOption(plan, "quant_start_step");
+  const auto begin = LargestOption(plan, "quant_start_step");
+  const auto step = job.step ? job.step : begin ? begin : EndOfRules(plan, "step");
   if (step && (job.step || plan.needs_step())) {
     const auto stale = session.Step(*step);
     if (!stale.ok()) return stale.status();
@@ -110,6 +132,10 @@ std::vector<LayerOutcome> Outcomes(const Session& session, const CompressJob& jo
   const bool prunes = job.kind == v1::ALGORITHM_KIND_PRUNER;
   ProgressBar bar(job.output.progress, prunes ? "masks " : "ranges");
   const int64_t total = TotalBytes(weights);
+  const auto& rules = session.plan().rules();
+  const bool joint = std::any_of(rules.begin(), rules.end(),
+                                 [](const v1::PlannedRule& rule) { return rule.joint(); });
+  const int64_t limit = joint ? total : kBatchBytes;
   int64_t before = 0;
   std::vector<LayerOutcome> outcomes;
   while (!weights.empty()) {
@@ -117,7 +143,7 @@ std::vector<LayerOutcome> Outcomes(const Session& session, const CompressJob& jo
     int64_t bytes = TotalBytes(weights.first(1));
     while (count < weights.size()) {
       const int64_t next = TotalBytes(weights.subspan(count, 1));
-      if (bytes + next > kBatchBytes) break;
+      if (bytes + next > limit) break;
       bytes += next;
       ++count;
     }
@@ -176,10 +202,8 @@ std::vector<Layer> LayersOf(const SafetensorsHeader& header) {
 std::optional<int64_t> LargestOption(const v1::Plan& plan, const std::string& option) {
   std::optional<int64_t> largest;
   for (const v1::PlannedRule& rule : plan.rules()) {
-    const auto found = rule.options().fields().find(option);
-    if (found == rule.options().fields().end() || !found->second.has_number_value()) continue;
-    const auto value = static_cast<int64_t>(found->second.number_value());
-    largest = std::max(largest.value_or(value), value);
+    const auto value = IntegerOption(rule, option);
+    if (value) largest = std::max(largest.value_or(*value), *value);
   }
   return largest;
 }

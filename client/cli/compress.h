@@ -29,7 +29,7 @@ struct CompressJob {
   std::string input_path;
   OutputJob output;
   std::optional<int64_t> epoch;  // unset: where the rules end
-  std::optional<int64_t> step;   // unset: where quantization begins
+  std::optional<int64_t> step;   // unset: where quantization begins or the rules end
   std::map<std::string, std::string> labels;
 };
 

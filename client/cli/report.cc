@@ -100,7 +100,9 @@ std::string AlgorithmsText(const v1::ListAlgorithmsResponse& response) {
       }
       table.Add({name, option.type(),
                  option.required() ? "required" : ToJson(option.default_value()), option.range(),
-                 option.description()});
+                 option.only_with().empty()
+                     ? option.description()
+                     : absl::StrCat(option.description(), " (", option.only_with(), ")")});
     }
     if (!algorithm.options().empty()) absl::StrAppend(&text, table.ToString());
     absl::StrAppend(&text, "  example: ", ToJson(algorithm.example()), "\n\n");

@@ -2,6 +2,8 @@
 
 #include <grpcpp/support/proto_buffer_reader.h>
 
+#include <map>
+#include <set>
 #include <utility>
 
 #include "absl/strings/str_cat.h"
@@ -40,6 +42,26 @@ absl::StatusOr<QuantizedTensor> ToQuantized(const v1::LayerParameters& in, const
   return out;
 }
 
+// Of each tensor, the rule if its layer is decided about together with others, else -1. Empty if
+// there is no such rule.
+std::vector<int> JointRules(const v1::Plan& plan, absl::Span<const Tensor> tensors) {
+  std::set<int> joint;
+  for (const v1::PlannedRule& rule : plan.rules()) {
+    if (rule.joint()) joint.insert(rule.rule());
+  }
+  if (joint.empty()) return {};
+  std::map<absl::string_view, int> rules;
+  for (const v1::LayerPlan& layer : plan.layers()) {
+    if (layer.compressed() && joint.count(layer.rule()) > 0) rules[layer.name()] = layer.rule();
+  }
+  std::vector<int> found;
+  for (const Tensor& tensor : tensors) {
+    const auto rule = rules.find(tensor.name);
+    found.push_back(rule == rules.end() ? -1 : rule->second);
+  }
+  return found;
+}
+
 absl::StatusOr<StepResult> ToStepResult(const v1::StepResponse& response,
                                         absl::Span<const Tensor> inputs) {
   if (response.parameters_size() != static_cast<int>(inputs.size())) {
@@ -75,6 +97,7 @@ std::vector<absl::StatusOr<Mask>> Session::CalcMask(absl::Span<const Tensor> ten
   return internal::Transfer<Mask>(
       *connection_, "CalcMask", *route_, open, tensors, options,
       [](const Tensor& tensor) { return (internal::Elements(tensor) + 7) / 8; },
+      JointRules(*plan_, tensors),
       [](auto sent, auto& results) { return internal::MaskReader(sent, results); });
 }
 
@@ -90,6 +113,7 @@ std::vector<absl::StatusOr<QuantizedTensor>> Session::QuantizeWeight(
         if (reply == QuantizeReply::kCodes) return internal::Elements(tensor) * kMaxCodeBytes;
         return reply == QuantizeReply::kValues ? tensor.bytes.size() : 0;
       },
+      {},
       [reply](auto sent, auto& results) { return internal::QuantizeReader(sent, reply, results); });
 }
 

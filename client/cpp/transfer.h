@@ -4,8 +4,10 @@
 
 #include <google/protobuf/message_lite.h>
 
+#include <algorithm>
 #include <functional>
 #include <optional>
+#include <set>
 #include <string>
 #include <utility>
 #include <vector>
@@ -28,7 +30,9 @@ int64_t TotalBytes(absl::Span<const Tensor* const> tensors);
 // Repeats the call `method` until every tensor has an answer or the error is final; an attempt
 // sends the tensors that have no answer yet. Tensors without an answer get the call's error. The
 // reader is a MaskReader or QuantizeReader, made by `make_reader(sent, results)`. Large weights go
-// through shared memory if possible; `result_bytes` is the size of their answers.
+// through shared memory if possible; `result_bytes` is the size of their answers. `joint` has the
+// rule of each tensor whose layer is decided about together with others, -1 for the rest, or is
+// empty.
 template <typename T, typename MakeReader>
 std::vector<absl::StatusOr<T>> Transfer(const Connection& connection, const std::string& method,
                                         const Route& route,
@@ -36,7 +40,7 @@ std::vector<absl::StatusOr<T>> Transfer(const Connection& connection, const std:
                                         absl::Span<const Tensor> tensors,
                                         const CallOptions& options,
                                         const SharedCall::ResultBytes& result_bytes,
-                                        MakeReader make_reader) {
+                                        absl::Span<const int> joint, MakeReader make_reader) {
   using Results = std::vector<std::optional<absl::StatusOr<T>>>;
   Results results(tensors.size());
   for (size_t i = 0; i < tensors.size(); ++i) {
@@ -80,6 +84,15 @@ std::vector<absl::StatusOr<T>> Transfer(const Connection& connection, const std:
                                   report();
                                   return status;
                                 });
+    const auto rule_of = [&](size_t i) { return joint.empty() ? -1 : joint[position[i]]; };
+    std::set<int> incomplete;  // joint rules whose other tensors failed because one was refused
+    for (size_t i = 0; i < answers.size(); ++i) {
+      // Either the layer or the region is unknown: the next attempt, without a region, tells which.
+      if (!answers[i] || !shared.Used(i)) continue;
+      if (answers[i]->status().code() != absl::StatusCode::kNotFound) continue;
+      refused[position[i]] = true;
+      if (rule_of(i) >= 0) incomplete.insert(rule_of(i));
+    }
     size_t unanswered = 0;
     for (size_t i = 0; i < answers.size(); ++i) {
       if (!answers[i]) {
@@ -87,9 +100,8 @@ std::vector<absl::StatusOr<T>> Transfer(const Connection& connection, const std:
         continue;
       }
       outcome.progress = true;
-      // Either the layer or the region is unknown: the next attempt, without a region, tells which.
-      if (answers[i]->status().code() == absl::StatusCode::kNotFound && shared.Used(i)) {
-        refused[position[i]] = true;
+      if (const bool lost = shared.Used(i) && refused[position[i]];
+          lost || (!answers[i]->ok() && incomplete.count(rule_of(i)) > 0)) {
         --progress.answered;
         continue;
       }
@@ -103,9 +115,13 @@ std::vector<absl::StatusOr<T>> Transfer(const Connection& connection, const std:
     }
     return outcome;
   };
+  const auto is_known = [](const auto& result) { return result.has_value(); };
   const auto attempt = [&](absl::Time deadline) {
-    Outcome outcome = once(deadline);
-    return outcome.status.ok() ? once(deadline) : outcome;  // those without a region
+    Outcome outcome;
+    do {  // each time with fewer regions
+      outcome = once(deadline);
+    } while (outcome.status.ok() && !std::all_of(results.begin(), results.end(), is_known));
+    return outcome;
   };
   for (const Tensor& tensor : tensors) progress.total_bytes += tensor.bytes.size();
   const absl::Status status = connection.WithRetries(

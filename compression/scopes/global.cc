@@ -147,6 +147,7 @@ class Known {
       Piece piece = ToPiece(ranges[r]);
       if (piece.count == 0) continue;
       piece.begin = arguments_.lo + (static_cast<int64_t>(r) << arguments_.shift);
+      // The last range of float64 would end beyond int64.
       piece.end =
           piece.begin + std::min(arguments_.hi - piece.begin, int64_t{1} << arguments_.shift);
       pieces.push_back(piece);

@@ -92,6 +92,27 @@ TEST_F(SharedMemoryTest, MasksAreThoseOfTheNetwork) {
   EXPECT_GT(server_->shared_bytes(), 0);
 }
 
+TEST_F(SharedMemoryTest, LayersThatAreDecidedAboutTogetherAreSentAgainTogether) {
+  const auto other = StartServer();
+  const auto bind = [&](const std::string& path) {
+    BindRequest request = Request("global_magnitude", kLevel, {"a", "b", "c"}, 3, kColumns);
+    request.layers[2].shape = {3, 4};  // too small to be shared
+    auto session = Connect(AddressOf(*other), Through(path)).BindModel(request);
+    EXPECT_TRUE(session.ok()) << session.status();
+    return *std::move(session);
+  };
+  std::vector<Tensor> tensors = Tensors();
+  tensors[2] = MakeTensor<float>("c", {3, 4}, Weight(12, 2));
+  const auto network = Masks(bind(""), tensors);
+  // The server that is called does not know the regions, so that "c" lacks the others at first.
+  EXPECT_TRUE(Same(Masks(bind(path_), tensors), network));
+  const auto missing = bind("").CalcMask(absl::MakeConstSpan(tensors).first(2));
+  for (const auto& mask : missing) {
+    EXPECT_EQ(mask.status().code(), absl::StatusCode::kInvalidArgument);
+    EXPECT_THAT(mask.status().message(), ::testing::HasSubstr("layer \"c\" is missing"));
+  }
+}
+
 TEST_F(SharedMemoryTest, QuantizedWeightsAreThoseOfTheNetwork) {
   for (const char* algorithm : {"naive", "qat", "dorefa"}) {
     for (const QuantizeReply reply :

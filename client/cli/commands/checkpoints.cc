@@ -22,7 +22,8 @@ constexpr char kConfigFooter[] =
 where "default" is every tensor *.weight with two or more dimensions, embeddings and output heads
 included, and op_names are the names of tensors in MODEL. A rule with neither matches all tensors of
 two or more dimensions. The last rule that matches a tensor wins. All other tensors stay as they
-were.
+were. Where tensors are decided about together, as by global_magnitude, the server needs memory for
+all of them at once.
 
 MODEL may be a folder in Hugging Face's form, with model.safetensors, or with shards and
 model.safetensors.index.json; or that index. Then DIR becomes such a folder for the formats
@@ -94,7 +95,8 @@ class CompressCommand : public ServerCommand {
     AddNumber(app, "--epoch", &job_.epoch,
               "epoch that the algorithm is set to (default: where its rules end)");
     AddNumber(app, "--step", &job_.step,
-              "training step that the algorithm is set to (default: where quantization begins)");
+              "training step that the algorithm is set to (default: where quantization begins or "
+              "the rules end)");
     AddLabels(app, &job_.labels, "labels of the session");
     app.footer(kConfigFooter);
   }

@@ -133,6 +133,114 @@ class TestAgp:
                     np.testing.assert_array_equal(mask.to_numpy(), expected[name])
 
 
+JOINT = [
+    ("global_magnitude", "none"),
+    ("global_magnitude", "mean"),
+    ("global_magnitude", "l2"),
+    ("lamp", "lamp"),
+]
+
+
+class TestJoint:
+    """Layers that are decided about together: the counts of each, and which weights they are."""
+
+    @pytest.mark.parametrize("dtype", PRUNER_DTYPES)
+    @pytest.mark.parametrize(("algorithm", "normalize"), JOINT)
+    @pytest.mark.parametrize("sparsity", [0, 0.02, 1 / 3, 0.8, 0.99, 1])
+    def test_masks_are_the_formulas(
+        self, client: nc.Client, dtype: str, algorithm: str, normalize: str, sparsity: float
+    ) -> None:
+        weights = weights_of_every_kind(np.random.default_rng(21), dtype)
+        if dtype == "float64" and normalize != "none":  # whose sums drop their lowest bits
+            del weights["subnormal"], weights["extremes"]
+        rule: dict[str, Any] = {"sparsity": sparsity}
+        if algorithm == "global_magnitude":
+            rule["normalize"] = normalize
+        with client.bind_model(algorithm, [rule], layers_for(weights, dtype)) as session:
+            masks = session.calc_mask({name: sent for name, (sent, _) in weights.items()})
+        values = {name: seen for name, (_, seen) in weights.items()}
+        counts = oracles.joint_counts(values, sparsity, normalize)
+        assert {name: mask.pruned for name, mask in masks.items()} == counts
+        for name, weight in values.items():
+            expected = oracles.prune_smallest(weight, counts[name])
+            np.testing.assert_array_equal(masks[name].to_numpy(), expected, err_msg=name)
+
+    @pytest.mark.parametrize("seed", range(40))
+    def test_schedules_and_limits_with_weights_that_change(
+        self, client: nc.Client, seed: int
+    ) -> None:
+        random = np.random.default_rng(seed)
+        dtype = PRUNER_DTYPES[seed % len(PRUNER_DTYPES)]
+        normalize = ("none", "mean", "l2", "lamp")[seed // 4 % 4]
+        ties = bool(random.random() < 0.5)
+        initial, final = sorted(random.random(2).tolist())
+        end = 2 + int(random.integers(0, 6))
+        shapes = {f"l{i}": random_shape(random) for i in range(int(random.integers(1, 7)))}
+        sizes = [math.prod(shape) for shape in shapes.values()]
+        limits = {
+            "min_sparsity": float(random.random() * final),
+            "max_sparsity": float(final + random.random() * (1 - final)),
+        }
+        most = sum(int(size * limits["max_sparsity"]) for size in sizes)
+        if most < int(sum(sizes) * final):
+            limits["max_sparsity"] = 1.0
+        rule = {
+            "initial_sparsity": initial,
+            "final_sparsity": final,
+            "end_epoch": end,
+            "scope": "global",
+            "normalize": normalize,
+            **limits,
+        }
+        target = oracles.Agp(final, end, initial).target
+        gone = {name: np.zeros(shape, bool) for name, shape in shapes.items()}
+        layers = [nc.Layer(name, "Linear", shape, dtype) for name, shape in shapes.items()]
+        with client.bind_model("agp", [rule], layers) as session:
+            for epoch in range(end + 2):
+                session.update_epoch(epoch)
+                sent, seen = {}, {}
+                for name, shape in shapes.items():
+                    values = random.normal(size=shape) * (1 + 3 * random.random())
+                    values = np.round(values) if ties else values
+                    sent[name], seen[name] = in_dtype(values, dtype)
+                if int(sum(sizes) * target(epoch)) > sum(int(g.sum()) for g in gone.values()):
+                    counts = oracles.joint_counts(
+                        seen, target(epoch), normalize, already=gone, **limits
+                    )
+                    gone = {
+                        name: ~oracles.prune_smallest(seen[name], counts[name], gone[name])
+                        for name in shapes
+                    }
+                masks = session.calc_mask(sent)
+                for name, mask in masks.items():
+                    expected = ~gone[name]
+                    np.testing.assert_array_equal(mask.to_numpy(), expected, err_msg=f"{epoch}")
+
+    def test_limits_that_cannot_be_met_are_refused(self, client: nc.Client) -> None:
+        layers = [nc.Layer("a", "Linear", (3,)), nc.Layer("b", "Linear", (3,))]
+        for rule, told in (
+            (
+                {"sparsity": 0.5, "min_sparsity": 0.6},
+                r"min_sparsity is 0\.6; it must be in \[0, 0\.5\]",
+            ),
+            (
+                {"sparsity": 0.5, "max_sparsity": 0.4},
+                r"max_sparsity is 0\.4; it must be in \[0\.5, 1\]",
+            ),
+            ({"sparsity": 0.5, "max_sparsity": 0.5}, r"lose at most 2 weights .* 3 of 6"),
+        ):
+            with pytest.raises(nc.InvalidArgumentError, match=told):
+                client.bind_model("global_magnitude", [rule], layers)
+
+    def test_equal_scores_go_by_layer_and_index(self, client: nc.Client) -> None:
+        layers = [nc.Layer(name, "Linear", (4,)) for name in "ba"]
+        weights = {name: np.array([1, -1, 1, -1], np.float32) for name in "ab"}
+        with client.bind_model("global_magnitude", [{"sparsity": 0.75}], layers) as session:
+            masks = session.calc_mask(weights)
+        assert masks["b"].pruned == 4
+        assert masks["a"].to_numpy().tolist() == [False, False, True, True]
+
+
 def quantized(client: nc.Client, algorithm: str, rule: dict[str, Any], **weights: Array) -> Any:
     """The answers for weights whose layers are called after them."""
     layers = [nc.Layer(name, "Linear", w.shape, w.dtype) for name, w in weights.items()]

@@ -77,3 +77,35 @@ def test_modules_that_have_moved_keep_their_names_for_a_release(old: str, new: s
         module = getattr(getattr(nc, package), name)
     assert module.__name__ == f"nni_compression.{new}"
     assert warned[0].filename == __file__
+
+
+def test_layers_are_decided_about_together(client: nc.Client) -> None:
+    """In Keras and in a graph: one threshold for weights of two scales."""
+    random = np.random.default_rng(0)
+    first = random.normal(size=(4, 6)).astype(np.float32)
+    second = 3 * random.normal(size=(6, 2)).astype(np.float32)
+    threshold = np.sort(np.abs(np.concatenate([first.ravel(), second.ravel()])))[18]
+    expected = [np.abs(first) >= threshold, np.abs(second) >= threshold]
+
+    dense = [tf.keras.layers.Dense(6, name="a"), tf.keras.layers.Dense(2, name="b")]
+    model = tf.keras.Sequential([tf.keras.layers.Input((4,)), *dense])
+    for layer, weight in zip(dense, (first, second)):
+        layer.set_weights([weight, layer.get_weights()[1]])
+    pruner = keras.GlobalMagnitudePruner(LEVEL, client=client)
+    pruner(model)
+    assert all(np.array_equal(pruner.masks[n], kept) for n, kept in zip("ab", expected))
+    pruner.unwrap()
+    assert [np.count_nonzero(layer.get_weights()[0]) for layer in dense] == [
+        kept.sum() for kept in expected
+    ]
+
+    with tf.Graph().as_default() as graph:
+        hidden = tf.matmul(tf.ones([1, 4]), tf.compat.v1.get_variable("w1", initializer=first))
+        tf.matmul(hidden, tf.compat.v1.get_variable("w2", initializer=second))
+        graph_pruner = tf1.GlobalMagnitudePruner(LEVEL, client=client)
+        graph_pruner(graph)
+        with tf.compat.v1.Session() as session:
+            session.run(tf.compat.v1.global_variables_initializer())
+            graph_pruner.refresh(session)
+            found = list(graph_pruner.masks.values())
+    assert all(np.array_equal(mask, kept) for mask, kept in zip(found, expected))

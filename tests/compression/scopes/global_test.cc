@@ -287,6 +287,23 @@ TEST(GlobalTest, NamesTheFirstLayerThatIsNotFinite) {
   }
 }
 
+TEST(GlobalTest, EveryNumberOfFloat64IsCounted) {
+  constexpr auto kDouble = DataType::kFloat64;
+  constexpr double kSmallest = std::numeric_limits<double>::denorm_min();
+  constexpr double kLargest = std::numeric_limits<double>::max();
+  const std::vector<Data> layers = {Plain({1e300, kLargest, 1e307, 0}, kDouble),
+                                    Plain({kSmallest, 0, 3 * kSmallest}, kDouble)};
+  for (const Normalize normalize :
+       {Normalize::kNone, Normalize::kMean, Normalize::kL2, Normalize::kLamp}) {
+    for (int64_t total = 0; total <= 7; ++total) {
+      const auto counts = Counts(layers, kDouble, total, normalize);
+      EXPECT_EQ(counts[0] + counts[1], total) << static_cast<int>(normalize);
+    }
+  }
+  EXPECT_THAT(Counts(layers, kDouble, 5, Normalize::kNone), ElementsAre(2, 3));
+  EXPECT_THAT(Counts(layers, kDouble, 6, Normalize::kNone), ElementsAre(3, 3));
+}
+
 TEST(GlobalTest, ExtremeMagnitudesNeitherOverflowNorVanish) {
   const std::vector<Data> layers = {Plain({1e300, 2e300, 1e-300}, DataType::kFloat64),
                                     Plain({1e-300, 3e-300}, DataType::kFloat64)};

@@ -146,6 +146,68 @@ def test_a_vector_is_compressed_when_a_rule_names_it(model, tmp_path):
     assert [layer["name"] for layer in report["layers"]] == ["norm.running_mean"]
 
 
+def test_tensors_that_are_decided_about_together_are_sent_in_one_call(tmp_path):
+    """More than the weights whose answers are kept in memory elsewhere, in several files."""
+    random = np.random.default_rng(1)
+    shapes = {f"{i}.weight": (8_000 + i, 1_500) for i in range(7)}  # 48 MB each
+    arrays = {
+        name: (10.0**i * random.standard_normal(shape, dtype=np.float32))
+        for i, (name, shape) in enumerate(shapes.items())
+    }
+    folder = tmp_path / "model"
+    folder.mkdir()
+    shard_of = {
+        name: f"model-0000{1 + i % 2}-of-00002.safetensors" for i, name in enumerate(arrays)
+    }
+    for shard in set(shard_of.values()):
+        inside = {n: ("F32", a) for n, a in arrays.items() if shard_of[n] == shard}
+        write_safetensors(folder / shard, inside, {"format": "pt"})
+    (folder / "model.safetensors.index.json").write_text(
+        json.dumps({"metadata": {}, "weight_map": shard_of})
+    )
+    config = write_config(tmp_path, [{"sparsity": 0.5}])
+    out = tmp_path / "out"
+    flags = ["--algorithm=global_magnitude", "--config", config, "-o", out, "--format=masks"]
+    report = run_json("prune", folder, *flags)
+    magnitudes = np.concatenate([np.abs(array).ravel() for array in arrays.values()])
+    threshold = np.partition(magnitudes, magnitudes.size // 2)[magnitudes.size // 2]
+    pruned = {
+        layer["name"]: round(layer["achieved_sparsity"] * arrays[layer["name"]].size)
+        for layer in report["layers"]
+    }
+    assert sum(pruned.values()) == magnitudes.size // 2
+    for name, array in arrays.items():
+        assert abs(pruned[name] - int((np.abs(array) < threshold).sum())) <= 1000  # ties
+
+
+def test_a_bad_weight_fails_all_that_are_decided_about_with_it(model, tmp_path):
+    path, tensors = model
+    tensors["fc.weight"][1][3, 7] = np.nan
+    write_safetensors(path, tensors, {"format": "pt"})
+    config = write_config(tmp_path, LEVEL)
+    flags = ["--algorithm=global_magnitude", "--config", config, "-o", tmp_path / "out"]
+    done = ctl("prune", path, *flags)
+    assert done.returncode == 1
+    assert 'layer "fc.weight": element 3010 is nan' in done.stderr
+    assert not (tmp_path / "out").exists()
+
+
+def test_rounds_end_where_the_last_one_begins(model, tmp_path):
+    path, _ = model
+    rule = {"sparsity": 0.8, "rounds": 3, "frequency": 2, "start_epoch": 1}
+    for schedule in (rule, {**rule, "schedule_unit": "step", "start_step": 5}):
+        schedule = dict(schedule)
+        if "schedule_unit" in schedule:
+            del schedule["start_epoch"]
+        config = write_config(tmp_path, [schedule])
+        report = run_json(
+            "prune", path, "--algorithm=lottery_ticket", "--config", config,
+            "-o", tmp_path / "out", "--overwrite",
+        )  # fmt: skip
+        (layer,) = [layer for layer in report["layers"] if layer["name"] == "fc.weight"]
+        assert layer["achieved_sparsity"] == pytest.approx(0.8, abs=1e-4)
+
+
 def test_prune_reports_json(model, tmp_path):
     path, _ = model
     config = write_config(
@@ -565,6 +627,7 @@ def test_information_commands(server_address):
     names = [algorithm["name"] for algorithm in run_json("algorithms")["algorithms"]]
     assert {"level", "agp", "naive", "qat", "dorefa"} <= set(names)
     text = ctl("algorithms").stdout
+    assert "(only with scope global)" in text
     assert "quant_bits (q_bits)" in text
     assert "example:" in text
 

@@ -5,6 +5,7 @@ They are slow and plain on purpose: what the server answers is compared with the
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -31,6 +32,53 @@ def prune_smallest(
 def level(weight: np.ndarray[Any, Any], sparsity: float) -> np.ndarray[Any, Any]:
     """The level pruner's mask."""
     return prune_smallest(weight, int(float(weight.size) * float(sparsity)))
+
+
+def joint_counts(
+    weights: Mapping[str, np.ndarray[Any, Any]],
+    sparsity: float,
+    normalize: str = "none",
+    *,
+    min_sparsity: float = 0.0,
+    max_sparsity: float = 1.0,
+    already: Mapping[str, np.ndarray[Any, Any]] | None = None,
+) -> dict[str, int]:
+    """How many weights each layer loses when all are decided about together, in this order.
+
+    Args:
+        normalize: "none", or what magnitudes are divided by: "mean" or "l2" of the layer's; "lamp"
+            (Lee et al. 2021): their squares, by the sum of those that are not ranked before.
+        min_sparsity, max_sparsity: of each layer.
+        already: marks elements that are removed in any case, and do not count otherwise.
+    """
+    total = int(float(sum(weight.size for weight in weights.values())) * sparsity)
+    counts, candidates = {}, []
+    for place, (name, weight) in enumerate(weights.items()):
+        gone = np.zeros(weight.size, bool) if already is None else already[name].ravel()
+        before = int(gone.sum())
+        least = max(before, int(float(weight.size) * min(min_sparsity, sparsity)))
+        most = max(before, int(float(weight.size) * max_sparsity))
+        magnitude = np.sort(np.abs(weight.astype(np.float64)).ravel()[~gone])
+        scores = _joint_scores(magnitude, normalize)
+        ranked = enumerate(scores[least - before : most - before])
+        candidates += [(score, place, rank, name) for rank, score in ranked]
+        counts[name] = least
+    for *_, name in sorted(candidates)[: max(0, total - sum(counts.values()))]:
+        counts[name] += 1
+    return counts
+
+
+def _joint_scores(magnitude: np.ndarray[Any, Any], normalize: str) -> list[float]:
+    """Of one layer's magnitudes, ascending."""
+    if normalize == "none" or not magnitude.any():
+        return list(magnitude)
+    scaled = np.ldexp(magnitude, -np.frexp(magnitude[-1])[1])  # whose squares are finite
+    if normalize == "mean":
+        return list(scaled / (scaled.sum() / scaled.size))
+    if normalize == "l2":
+        return list(scaled / np.sqrt(np.square(scaled).sum()))
+    squares = np.square(scaled)
+    return list(squares / np.cumsum(squares[::-1])[::-1])
 
 
 @dataclass

@@ -76,6 +76,7 @@ class Session {
   // Masks of the weights, in their order, all in one stream. Each tensor has its own result: a
   // layer's data error does not affect the others, and when the call itself fails, the tensors
   // without an answer get its error. Roles kWeight, or kMask for a mask that the trainer has.
+  // Stale layers of a rule that is `joint` in the plan have to be in one call, all of them.
   std::vector<absl::StatusOr<Mask>> CalcMask(absl::Span<const Tensor> tensors,
                                              const CallOptions& options = {}) const;
 
