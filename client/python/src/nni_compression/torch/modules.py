@@ -413,12 +413,10 @@ class CompressedModule(nn.Module):
 _ACTIVATIONS = state_key("weight")
 
 
-def is_read_compressed(module: nn.Module, part: str) -> bool:
-    """Whether a read of this compressed parameter is compressed: not if it was replaced by one that
-    is parametrized.
-    """
-    own: Any = getattr(type(module), part, None)
-    return isinstance(module, CompressedModule) and isinstance(own, _Property)
+def is_overridden(module: nn.Module, part: str) -> bool:
+    """Whether a compressed parameter was parametrized since, so that its reads are another's."""
+    own = getattr(type(module), part, None)
+    return state_of(module, part) is not None and not isinstance(own, _Property)
 
 
 class _Property(property):

@@ -212,7 +212,7 @@ class TorchWeight:
         """Whether the model still has the bound modules at their places."""
         if not self.parameters or not self._has_bound_shape():
             return False
-        if not all(modules.is_read_compressed(*place) for place in self.places):
+        if any(modules.is_overridden(*place) for place in self.places):
             return False
         return all(bound is now for bound, now in self._modules(model))
 
