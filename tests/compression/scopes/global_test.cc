@@ -304,5 +304,22 @@ TEST(GlobalTest, ExtremeMagnitudesNeitherOverflowNorVanish) {
   }
 }
 
+TEST(GlobalTest, TheLargestNumberOfATypeIsOneAsAnyOther) {
+  const std::vector<std::pair<DataType, double>> largest = {
+      {DataType::kFloat32, 0x1.fffffep127},
+      {DataType::kFloat16, 65504},
+      {DataType::kBFloat16, 0x1.fep127},
+      {DataType::kFloat64, 0x1.fffffffffffffp1023}};
+  for (const auto& [dtype, top] : largest) {
+    const Data high = Plain({top, top / 2, top / 4}, dtype);
+    const Data low = Plain({top / 8, top / 16, top / 32}, dtype);
+    const Data other = Plain({1, 1.25, 1.5, 1.75, 2}, dtype);
+    for (int64_t total = 0; total <= 8; ++total) {
+      EXPECT_EQ(Counts({high, other}, dtype, total, Normalize::kLamp),
+                Counts({low, other}, dtype, total, Normalize::kLamp));
+    }
+  }
+}
+
 }  // namespace
 }  // namespace nni_compression::compression
