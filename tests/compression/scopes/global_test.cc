@@ -8,6 +8,7 @@
 #include <random>
 #include <tuple>
 
+#include "compression/kernels/count.h"
 #include "tests/compression/testing.h"
 
 namespace nni_compression::compression {
@@ -304,19 +305,18 @@ TEST(GlobalTest, ExtremeMagnitudesNeitherOverflowNorVanish) {
   }
 }
 
-TEST(GlobalTest, TheLargestNumberOfATypeIsOneAsAnyOther) {
-  const std::vector<std::pair<DataType, double>> largest = {
-      {DataType::kFloat32, 0x1.fffffep127},
-      {DataType::kFloat16, 65504},
-      {DataType::kBFloat16, 0x1.fep127},
-      {DataType::kFloat64, 0x1.fffffffffffffp1023}};
-  for (const auto& [dtype, top] : largest) {
-    const Data high = Plain({top, top / 2, top / 4}, dtype);
-    const Data low = Plain({top / 8, top / 16, top / 32}, dtype);
+TEST(GlobalTest, TheLargestNumbersOfATypeAreNumbersAsAllOthers) {
+  for (const DataType dtype :
+       {DataType::kFloat32, DataType::kFloat16, DataType::kBFloat16, DataType::kFloat64}) {
+    std::vector<double> largest, scaled;
+    for (int64_t i = 1; i <= 4; ++i) {
+      largest.push_back(KeyValue(dtype, KeyEnd(dtype) - i));
+      scaled.push_back(largest.back() / 8);
+    }
     const Data other = Plain({1, 1.25, 1.5, 1.75, 2}, dtype);
-    for (int64_t total = 0; total <= 8; ++total) {
-      EXPECT_EQ(Counts({high, other}, dtype, total, Normalize::kLamp),
-                Counts({low, other}, dtype, total, Normalize::kLamp));
+    for (int64_t total = 0; total <= 9; ++total) {
+      EXPECT_EQ(Counts({Plain(largest, dtype), other}, dtype, total, Normalize::kLamp),
+                Counts({Plain(scaled, dtype), other}, dtype, total, Normalize::kLamp));
     }
   }
 }
