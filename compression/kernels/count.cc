@@ -80,7 +80,9 @@ KeySums::Range Rounded(const Exact& exact, int64_t first_key, int exponent) {
   if (exact.count == 0) return range;  // the unit of other exponents may overflow
   // A magnitude is (head + low) units.
   const double first = ValueOf<T>(static_cast<Key>(first_key));
-  const double ulp = ValueOf<T>(static_cast<Key>(first_key + 1)) - first;
+  // Of the exponent's first two keys, since the last key of all has no finite one behind it.
+  const int64_t begin = first_key >> kMantissaBits<T> << kMantissaBits<T>;
+  const double ulp = ValueOf<T>(static_cast<Key>(begin + 1)) - ValueOf<T>(static_cast<Key>(begin));
   const double head = first / ulp;
   const double unit = std::ldexp(ulp, -exponent);
   const auto count = static_cast<double>(exact.count);

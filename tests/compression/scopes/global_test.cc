@@ -8,6 +8,7 @@
 #include <random>
 #include <tuple>
 
+#include "compression/kernels/count.h"
 #include "tests/compression/testing.h"
 
 namespace nni_compression::compression {
@@ -317,6 +318,22 @@ TEST(GlobalTest, ExtremeMagnitudesNeitherOverflowNorVanish) {
     for (int64_t total = 0; total <= 4; ++total) {
       EXPECT_THAT(Counts({largest}, DataType::kFloat64, total, normalize), ElementsAre(total));
       EXPECT_THAT(Counts({subnormal}, DataType::kFloat64, total, normalize), ElementsAre(total));
+    }
+  }
+}
+
+TEST(GlobalTest, TheLargestNumbersOfATypeAreNumbersAsAllOthers) {
+  for (const DataType dtype :
+       {DataType::kFloat32, DataType::kFloat16, DataType::kBFloat16, DataType::kFloat64}) {
+    std::vector<double> largest, scaled;
+    for (int64_t i = 1; i <= 4; ++i) {
+      largest.push_back(KeyValue(dtype, KeyEnd(dtype) - i));
+      scaled.push_back(largest.back() / 8);
+    }
+    const Data other = Plain({1, 1.25, 1.5, 1.75, 2}, dtype);
+    for (int64_t total = 0; total <= 9; ++total) {
+      EXPECT_EQ(Counts({Plain(largest, dtype), other}, dtype, total, Normalize::kLamp),
+                Counts({Plain(scaled, dtype), other}, dtype, total, Normalize::kLamp));
     }
   }
 }

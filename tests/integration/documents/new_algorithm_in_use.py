@@ -24,7 +24,7 @@ import servers  # noqa: E402
 from documents import blocks  # noqa: E402
 from safetensors_files import read_safetensors, write_safetensors  # noqa: E402
 
-CONFIG_LIST: list[dict[str, Any]] = [{"threshold": 0.5, "op_types": ["default"]}]
+CONFIG_LIST: list[dict[str, Any]] = [{"cutoff": 0.5, "op_types": ["default"]}]
 
 
 def ctl(address: str, *arguments: object) -> Any:
@@ -39,7 +39,7 @@ def mask_from_torch(address: str, weight: np.ndarray) -> np.ndarray:
     exec(page_block, names)
     model = torch.nn.Sequential(torch.nn.Linear(weight.shape[1], weight.shape[0]))
     model[0].weight.data.copy_(torch.from_numpy(weight))
-    pruner = names["ThresholdPruner"](CONFIG_LIST, server=address)
+    pruner = names["CutoffPruner"](CONFIG_LIST, server=address)
     pruner(model)
     try:
         pruner.update_epoch(0)
@@ -56,7 +56,7 @@ def mask_from_compressionctl(address: str, weight: np.ndarray) -> np.ndarray:
         ctl(
             address,
             "prune",
-            "--algorithm=threshold",
+            "--algorithm=cutoff",
             f"--config={folder / 'config.json'}",
             folder / "model.safetensors",
             "-o",
@@ -70,7 +70,7 @@ def main() -> None:
     weight = np.random.default_rng(1).standard_normal((20, 30), dtype=np.float32)
     with servers.ServerProcess() as server:
         listed = {entry["name"]: entry for entry in ctl(server.address, "algorithms")["algorithms"]}
-        assert {option["name"] for option in listed["threshold"]["options"]} == {"threshold"}
+        assert {option["name"] for option in listed["cutoff"]["options"]} == {"cutoff"}
         kept = np.abs(weight) >= 0.5
         np.testing.assert_array_equal(mask_from_torch(server.address, weight), kept)
         np.testing.assert_array_equal(mask_from_compressionctl(server.address, weight), kept)
