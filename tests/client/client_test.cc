@@ -231,7 +231,7 @@ TEST_F(ClientTest, JoinsALiveSessionOnly) {
   const auto rank = Connect(AddressOf(*server)).Join(session->id(), session->route());
   ASSERT_TRUE(rank.ok()) << rank.status();
   EXPECT_EQ(rank->id(), session->id());
-  EXPECT_EQ(rank->plan().SerializeAsString(), session->plan().SerializeAsString());
+  EXPECT_EQ(rank->plan().DebugString(), session->plan().DebugString());
   EXPECT_THAT(rank->initial_stale_layers(), UnorderedElementsAre("fc1", "fc2"));
   ASSERT_TRUE(session->Close().ok());
   EXPECT_EQ(client.Join(session->id()).status().code(), absl::StatusCode::kNotFound);

@@ -101,8 +101,9 @@ TEST_F(SharedMemoryTest, LayersThatAreDecidedAboutTogetherAreSentAgainTogether) 
     EXPECT_TRUE(session.ok()) << session.status();
     return *std::move(session);
   };
+  const std::vector<float> small = Weight(12, 2);
   std::vector<Tensor> tensors = Tensors();
-  tensors[2] = MakeTensor<float>("c", {3, 4}, Weight(12, 2));
+  tensors[2] = MakeTensor<float>("c", {3, 4}, small);
   const auto network = Masks(bind(""), tensors);
   // The server that is called does not know the regions, so that "c" lacks the others at first.
   EXPECT_TRUE(Same(Masks(bind(path_), tensors), network));
