@@ -134,10 +134,8 @@ class LayerHandler final : public StreamHandler {
     for (const auto& tensor : waiting_) tensors.push_back(tensor.get());
     auto results = method_.ComputeTogether(session, tensors);
     for (size_t i = 0; i < waiting_.size(); ++i) {
-      session_.Run([this, tensor = std::move(waiting_[i]),
-                    result = std::move(results[i])](compression::Session& session) {
-        return Answer(session, *tensor, result);
-      });
+      session_.Run([this, tensor = std::move(waiting_[i]), result = std::move(results[i])](
+                       compression::Session& session) { return Answer(session, *tensor, result); });
     }
     waiting_.clear();
   }

@@ -8,7 +8,7 @@ namespace nni_compression::compression {
 namespace {
 
 constexpr DataType kWeightDtypes[] = {DataType::kFloat32, DataType::kFloat16, DataType::kBFloat16,
-                               DataType::kFloat64};
+                                      DataType::kFloat64};
 
 CountArguments All(const at::Tensor& weight, DataType dtype, int shift) {
   CountArguments arguments;
