@@ -242,6 +242,7 @@ std::string OptionRange(const OptionSpec& spec) {
 
 std::string OnlyWith(const OptionSpec& spec) {
   std::vector<std::string> conditions;
+  conditions.reserve(spec.only_with.size());
   for (const auto& [name, choices] : spec.only_with) {
     conditions.push_back(absl::StrCat(name, " ", absl::StrJoin(choices, ", ")));
   }

@@ -131,6 +131,7 @@ class LayerHandler final : public StreamHandler {
   // What is decided is stored when this task ends, and answered by tasks of their own after that.
   void AnswerTogether(compression::Session& session) {
     std::vector<ReceivedTensor*> tensors;
+    tensors.reserve(waiting_.size());
     for (const auto& tensor : waiting_) tensors.push_back(tensor.get());
     auto results = method_.ComputeTogether(session, tensors);
     for (size_t i = 0; i < waiting_.size(); ++i) {
