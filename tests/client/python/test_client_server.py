@@ -41,9 +41,9 @@ class TestBinding:
             plan = session.plan
             got = [(p.compressed, p.rule, dict(p.options)) for p in plan.layers.values()]
             assert got == [
-                (True, 0, {"sparsity": 0.8}),
-                (True, 1, {"sparsity": 0.6}),
-                (True, 1, {"sparsity": 0.6}),
+                (True, 0, {"score": "magnitude", "schedule": "once", "sparsity": 0.8}),
+                (True, 1, {"score": "magnitude", "schedule": "once", "sparsity": 0.6}),
+                (True, 1, {"score": "magnitude", "schedule": "once", "sparsity": 0.6}),
                 (False, 2, {}),
                 (False, None, {}),
             ]
@@ -530,7 +530,7 @@ class TestSessions:
         algorithms = {algorithm.name: algorithm for algorithm in client.algorithms()}
         assert set(algorithms) >= {"level", "agp", "naive", "qat", "dorefa"}
         level = algorithms["level"]
-        (option,) = level.options
+        option = {option.name: option for option in level.options}["sparsity"]
         assert (level.kind, option.name, option.required, option.range) == (
             "pruner",
             "sparsity",

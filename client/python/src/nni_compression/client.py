@@ -190,8 +190,10 @@ class Client:
         ...           nc.Layer(name="relu1", op_type="PReLU", shape=(20,))]
         >>> rules = [{"sparsity": 0.8, "op_types": ["Conv2d"]}]
         >>> with client.bind_model("level", rules, layers, labels={"run": "7"}) as session:
-        ...     [(p.name, p.compressed, p.options) for p in session.plan.layers.values()]
-        [('conv1', True, {'sparsity': 0.8}), ('relu1', False, {})]
+        ...     [(p.name, p.compressed) for p in session.plan.layers.values()]
+        ...     session.plan.layers["conv1"].options["sparsity"]
+        [('conv1', True), ('relu1', False)]
+        0.8
         """
         inline, uploaded = _split_masks(masks or {})
         labels = {**trial_labels(), **(labels or {})}
@@ -287,7 +289,7 @@ class Client:
         """The server's algorithms with their options, by name.
 
         >>> [algorithm.name for algorithm in client.algorithms() if algorithm.kind == "pruner"]
-        ['agp', 'custom_pruner', 'level']
+        ['agp', 'custom_pruner', 'global_magnitude', 'lamp', 'level', 'lottery_ticket', 'random']
         """
         request = pb.ListAlgorithmsRequest()
         reply = self._unary("ListAlgorithms", request, pb.ListAlgorithmsResponse, None, timeout)
