@@ -40,6 +40,7 @@ SESSION_STATE_CLOSED: SessionState
 SESSION_STATE_EXPIRED: SessionState
 SESSION_STATE_UNSPECIFIED: SessionState
 TENSOR_ROLE_CODES: TensorRole
+TENSOR_ROLE_COUNTS: TensorRole
 TENSOR_ROLE_GRADIENT: TensorRole
 TENSOR_ROLE_INPUT_RANGE: TensorRole
 TENSOR_ROLE_MASK: TensorRole
@@ -437,21 +438,38 @@ class ListTenantsResponse(_message.Message):
     tenants: _containers.RepeatedCompositeFieldContainer[TenantUse]
     def __init__(self, tenants: _Optional[_Iterable[_Union[TenantUse, _Mapping]]] = ...) -> None: ...
 
+class MagnitudeCounts(_message.Message):
+    __slots__ = ["rounds"]
+    class Round(_message.Message):
+        __slots__ = ["counts", "digits", "prefix"]
+        COUNTS_FIELD_NUMBER: _ClassVar[int]
+        DIGITS_FIELD_NUMBER: _ClassVar[int]
+        PREFIX_FIELD_NUMBER: _ClassVar[int]
+        counts: _containers.RepeatedScalarFieldContainer[int]
+        digits: _containers.RepeatedScalarFieldContainer[int]
+        prefix: int
+        def __init__(self, prefix: _Optional[int] = ..., digits: _Optional[_Iterable[int]] = ..., counts: _Optional[_Iterable[int]] = ...) -> None: ...
+    ROUNDS_FIELD_NUMBER: _ClassVar[int]
+    rounds: _containers.RepeatedCompositeFieldContainer[MagnitudeCounts.Round]
+    def __init__(self, rounds: _Optional[_Iterable[_Union[MagnitudeCounts.Round, _Mapping]]] = ...) -> None: ...
+
 class MaskResult(_message.Message):
-    __slots__ = ["achieved_sparsity", "answers", "epoch", "error", "layer", "target_sparsity"]
+    __slots__ = ["achieved_sparsity", "answers", "epoch", "error", "layer", "target_sparsity", "threshold"]
     ACHIEVED_SPARSITY_FIELD_NUMBER: _ClassVar[int]
     ANSWERS_FIELD_NUMBER: _ClassVar[int]
     EPOCH_FIELD_NUMBER: _ClassVar[int]
     ERROR_FIELD_NUMBER: _ClassVar[int]
     LAYER_FIELD_NUMBER: _ClassVar[int]
     TARGET_SPARSITY_FIELD_NUMBER: _ClassVar[int]
+    THRESHOLD_FIELD_NUMBER: _ClassVar[int]
     achieved_sparsity: float
     answers: int
     epoch: int
     error: LayerError
     layer: str
     target_sparsity: float
-    def __init__(self, answers: _Optional[int] = ..., layer: _Optional[str] = ..., error: _Optional[_Union[LayerError, _Mapping]] = ..., target_sparsity: _Optional[float] = ..., achieved_sparsity: _Optional[float] = ..., epoch: _Optional[int] = ...) -> None: ...
+    threshold: Threshold
+    def __init__(self, answers: _Optional[int] = ..., layer: _Optional[str] = ..., error: _Optional[_Union[LayerError, _Mapping]] = ..., target_sparsity: _Optional[float] = ..., achieved_sparsity: _Optional[float] = ..., epoch: _Optional[int] = ..., threshold: _Optional[_Union[Threshold, _Mapping]] = ...) -> None: ...
 
 class Memory(_message.Message):
     __slots__ = ["name", "values"]
@@ -476,7 +494,7 @@ class Plan(_message.Message):
     def __init__(self, layers: _Optional[_Iterable[_Union[LayerPlan, _Mapping]]] = ..., rules: _Optional[_Iterable[_Union[PlannedRule, _Mapping]]] = ..., warnings: _Optional[_Iterable[str]] = ..., needs_update_epoch: bool = ..., needs_step: bool = ...) -> None: ...
 
 class PlannedRule(_message.Message):
-    __slots__ = ["joint", "options", "range_group_size", "range_per_channel", "refresh", "remembers_more", "rule", "step_inputs"]
+    __slots__ = ["joint", "options", "range_group_size", "range_per_channel", "refresh", "remembers_more", "rule", "step_inputs", "takes_counts"]
     JOINT_FIELD_NUMBER: _ClassVar[int]
     OPTIONS_FIELD_NUMBER: _ClassVar[int]
     RANGE_GROUP_SIZE_FIELD_NUMBER: _ClassVar[int]
@@ -485,6 +503,7 @@ class PlannedRule(_message.Message):
     REMEMBERS_MORE_FIELD_NUMBER: _ClassVar[int]
     RULE_FIELD_NUMBER: _ClassVar[int]
     STEP_INPUTS_FIELD_NUMBER: _ClassVar[int]
+    TAKES_COUNTS_FIELD_NUMBER: _ClassVar[int]
     joint: bool
     options: _struct_pb2.Struct
     range_group_size: int
@@ -493,7 +512,8 @@ class PlannedRule(_message.Message):
     remembers_more: bool
     rule: int
     step_inputs: _containers.RepeatedScalarFieldContainer[TensorRole]
-    def __init__(self, rule: _Optional[int] = ..., options: _Optional[_Union[_struct_pb2.Struct, _Mapping]] = ..., refresh: _Optional[_Union[Refresh, str]] = ..., step_inputs: _Optional[_Iterable[_Union[TensorRole, str]]] = ..., range_per_channel: bool = ..., range_group_size: _Optional[int] = ..., remembers_more: bool = ..., joint: bool = ...) -> None: ...
+    takes_counts: bool
+    def __init__(self, rule: _Optional[int] = ..., options: _Optional[_Union[_struct_pb2.Struct, _Mapping]] = ..., refresh: _Optional[_Union[Refresh, str]] = ..., step_inputs: _Optional[_Iterable[_Union[TensorRole, str]]] = ..., range_per_channel: bool = ..., range_group_size: _Optional[int] = ..., remembers_more: bool = ..., joint: bool = ..., takes_counts: bool = ...) -> None: ...
 
 class QuantizationParameters(_message.Message):
     __slots__ = ["bits", "channel_axis", "code_max", "code_min", "formula", "group_size", "rounding", "scale", "zero_point"]
@@ -739,14 +759,16 @@ class StepRequest(_message.Message):
     def __init__(self, open: _Optional[_Union[StepRequest.Open, _Mapping]] = ..., headers: _Optional[_Iterable[_Union[TensorHeader, _Mapping]]] = ..., chunks: _Optional[_Iterable[_Union[Chunk, _Mapping]]] = ..., commits: _Optional[_Iterable[_Union[Commit, _Mapping]]] = ...) -> None: ...
 
 class StepResponse(_message.Message):
-    __slots__ = ["parameters", "stale_layers", "step"]
+    __slots__ = ["masks", "parameters", "stale_layers", "step"]
+    MASKS_FIELD_NUMBER: _ClassVar[int]
     PARAMETERS_FIELD_NUMBER: _ClassVar[int]
     STALE_LAYERS_FIELD_NUMBER: _ClassVar[int]
     STEP_FIELD_NUMBER: _ClassVar[int]
+    masks: _containers.RepeatedScalarFieldContainer[int]
     parameters: _containers.RepeatedCompositeFieldContainer[LayerParameters]
     stale_layers: _containers.RepeatedScalarFieldContainer[str]
     step: int
-    def __init__(self, step: _Optional[int] = ..., stale_layers: _Optional[_Iterable[str]] = ..., parameters: _Optional[_Iterable[_Union[LayerParameters, _Mapping]]] = ...) -> None: ...
+    def __init__(self, step: _Optional[int] = ..., stale_layers: _Optional[_Iterable[str]] = ..., parameters: _Optional[_Iterable[_Union[LayerParameters, _Mapping]]] = ..., masks: _Optional[_Iterable[int]] = ...) -> None: ...
 
 class TenantUse(_message.Message):
     __slots__ = ["calls", "disk_bytes", "memory_bytes", "sessions", "tenant", "uploads"]
@@ -803,6 +825,18 @@ class TensorHeader(_message.Message):
     shared_memory: SharedPlace
     def __init__(self, index: _Optional[int] = ..., layer: _Optional[str] = ..., role: _Optional[_Union[TensorRole, str]] = ..., dtype: _Optional[_Union[DataType, str]] = ..., shape: _Optional[_Iterable[int]] = ..., byte_length: _Optional[int] = ..., digest: _Optional[bytes] = ..., answers: _Optional[int] = ..., fingerprint: _Optional[bytes] = ..., shared_memory: _Optional[_Union[SharedPlace, _Mapping]] = ..., result_place: _Optional[_Union[SharedPlace, _Mapping]] = ...) -> None: ...
 
+class Threshold(_message.Message):
+    __slots__ = ["key", "known_bits", "pruned", "ties"]
+    KEY_FIELD_NUMBER: _ClassVar[int]
+    KNOWN_BITS_FIELD_NUMBER: _ClassVar[int]
+    PRUNED_FIELD_NUMBER: _ClassVar[int]
+    TIES_FIELD_NUMBER: _ClassVar[int]
+    key: int
+    known_bits: int
+    pruned: int
+    ties: int
+    def __init__(self, known_bits: _Optional[int] = ..., key: _Optional[int] = ..., ties: _Optional[int] = ..., pruned: _Optional[int] = ...) -> None: ...
+
 class UpdateEpochRequest(_message.Message):
     __slots__ = ["epoch", "session_id"]
     EPOCH_FIELD_NUMBER: _ClassVar[int]
@@ -812,12 +846,14 @@ class UpdateEpochRequest(_message.Message):
     def __init__(self, session_id: _Optional[str] = ..., epoch: _Optional[int] = ...) -> None: ...
 
 class UpdateEpochResponse(_message.Message):
-    __slots__ = ["epoch", "stale_layers"]
+    __slots__ = ["epoch", "masks", "stale_layers"]
     EPOCH_FIELD_NUMBER: _ClassVar[int]
+    MASKS_FIELD_NUMBER: _ClassVar[int]
     STALE_LAYERS_FIELD_NUMBER: _ClassVar[int]
     epoch: int
+    masks: _containers.RepeatedScalarFieldContainer[int]
     stale_layers: _containers.RepeatedScalarFieldContainer[str]
-    def __init__(self, epoch: _Optional[int] = ..., stale_layers: _Optional[_Iterable[str]] = ...) -> None: ...
+    def __init__(self, epoch: _Optional[int] = ..., stale_layers: _Optional[_Iterable[str]] = ..., masks: _Optional[_Iterable[int]] = ...) -> None: ...
 
 class DataType(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     __slots__ = []
