@@ -17,7 +17,9 @@
 #include "absl/types/span.h"
 #include "compression/algorithms/weight_error.h"  // what it answers to one that is not finite
 #include "compression/options/options.h"
+#include "compression/scopes/threshold_search.h"
 #include "compression/tensors/mask.h"
+#include "compression/tensors/threshold.h"
 #include "compression/tensors/weight.h"
 #include "compression/types/layer.h"
 #include "compression/types/quantization.h"
@@ -30,17 +32,28 @@ struct Clock {
   int64_t step = 0;
 };
 
+// In place of a mask: the trainer has it, and only counted its weights here.
+struct CountedMask {
+  Threshold threshold;   // decided
+  uint32_t counted = 0;  // CRC-32 of the first round that it was decided from
+
+  friend bool operator==(const CountedMask& a, const CountedMask& b) {
+    return a.threshold == b.threshold && a.counted == b.counted;
+  }
+};
+
 // The state of a layer between calls. The session owns, saves and loads it; algorithms hold only
 // their options, so an answer depends on its arguments alone.
 struct LayerState {
   bool answered = false;     // a result was returned, or the trainer set a mask
   std::optional<Mask> mask;  // in force; nullopt: all kept. Quantizers: set by the trainer
+  std::optional<CountedMask> counted;                // in force; never with `mask`
   std::optional<QuantizationParameters> parameters;  // quantizers: those of the last answer
   std::map<std::string, std::vector<float>> memory;  // other state of the algorithm
   std::string opaque;                                // the same, in a format of the algorithm
 
   // Elements of the mask that are pruned; 0 without a mask.
-  int64_t pruned() const { return mask ? mask->pruned() : 0; }
+  int64_t pruned() const { return mask ? mask->pruned() : counted ? counted->threshold.pruned : 0; }
 };
 
 // An entry of LayerState::memory that a trainer can save and pass to another session. A scale is
@@ -124,6 +137,13 @@ class Pruner : public Compressor {
                                                       Clock clock) const {
     return absl::UnimplementedError("the algorithm decides about each layer by itself");
   }
+
+  // Whether counts of magnitudes are enough to decide, so that a trainer need not send weights.
+  virtual bool takes_counts() const { return false; }
+
+  // How many weights the layers of the rule, or the one layer unless joint(), lose together; sets
+  // their limits. Only if takes_counts(), and as CalcMask and CalcMasks decide.
+  virtual int64_t TotalToPrune(std::vector<CountedLayer>& layers, Clock clock) const { return 0; }
 
   // Memory that a call needs for a layer beyond weight and mask.
   virtual int64_t work_bytes(const Layer& layer) const { return 0; }

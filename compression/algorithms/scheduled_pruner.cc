@@ -55,6 +55,13 @@ absl::StatusOr<Mask> ScheduledPruner::CalcMask(const Layer& layer, const Weight&
   return Prune(layer, *scores, state, CountToPrune(layer.elements, Due(clock).value_or(0)));
 }
 
+int64_t ScheduledPruner::TotalToPrune(std::vector<CountedLayer>& layers, Clock clock) const {
+  CountedLayer& layer = layers.front();
+  layer.at_least = layer.previously_pruned;
+  layer.at_most = layer.elements;
+  return std::max(layer.previously_pruned, CountToPrune(layer.elements, Due(clock).value_or(0)));
+}
+
 int64_t ScheduledPruner::work_bytes(const Layer& layer) const {
   return layer.elements * score_->bytes_per_element();
 }
@@ -62,6 +69,24 @@ int64_t ScheduledPruner::work_bytes(const Layer& layer) const {
 bool GlobalPruner::IsStaleTogether(int64_t elements, int64_t pruned, Clock clock) const {
   const std::optional<double> sparsity = Due(clock);
   return sparsity && CountToPrune(elements, *sparsity) > pruned;
+}
+
+template <class AnyLayer>
+void GlobalPruner::Limit(AnyLayer& layer, double target) const {
+  layer.at_least = std::max(layer.previously_pruned,
+                            CountToPrune(layer.elements, std::min(limits_.min_sparsity, target)));
+  layer.at_most =
+      std::max(layer.previously_pruned, CountToPrune(layer.elements, limits_.max_sparsity));
+}
+
+int64_t GlobalPruner::TotalToPrune(std::vector<CountedLayer>& layers, Clock clock) const {
+  const double target = Due(clock).value_or(0);
+  int64_t elements = 0;
+  for (CountedLayer& layer : layers) {
+    Limit(layer, target);
+    elements += layer.elements;
+  }
+  return CountToPrune(elements, target);
 }
 
 absl::StatusOr<std::vector<Mask>> GlobalPruner::CalcMasks(std::vector<JointLayer>& layers,
@@ -79,10 +104,7 @@ absl::StatusOr<std::vector<Mask>> GlobalPruner::CalcMasks(std::vector<JointLayer
     layer.elements = joint.layer.elements;
     layer.previously_pruned = joint.state.pruned();
     if (joint.state.mask) layer.previous = joint.state.mask->bits().data();
-    layer.at_least = std::max(layer.previously_pruned,
-                              CountToPrune(layer.elements, std::min(limits_.min_sparsity, target)));
-    layer.at_most =
-        std::max(layer.previously_pruned, CountToPrune(layer.elements, limits_.max_sparsity));
+    Limit(layer, target);
     elements += layer.elements;
     ranked.push_back(layer);
     scores.push_back(*std::move(found));

@@ -35,6 +35,8 @@ class ScheduledPruner : public Pruner {
   bool IsStale(const Layer& layer, const LayerState& state, Clock clock) const override;
   absl::StatusOr<Mask> CalcMask(const Layer& layer, const Weight& weight, LayerState& state,
                                 Clock clock) const override;
+  bool takes_counts() const override { return score_->bytes_per_element() == 0; }
+  int64_t TotalToPrune(std::vector<CountedLayer>& layers, Clock clock) const override;
   int64_t work_bytes(const Layer& layer) const override;
   std::optional<double> TargetSparsity(Clock clock) const override;
 
@@ -75,9 +77,17 @@ class GlobalPruner final : public ScheduledPruner {
   bool IsStaleTogether(int64_t elements, int64_t pruned, Clock clock) const override;
   absl::StatusOr<std::vector<Mask>> CalcMasks(std::vector<JointLayer>& layers,
                                               Clock clock) const override;
+  bool takes_counts() const override {
+    return ScheduledPruner::takes_counts() && normalize_ == Normalize::kNone;
+  }
+  int64_t TotalToPrune(std::vector<CountedLayer>& layers, Clock clock) const override;
   int64_t work_bytes(const Layer& layer) const override;
 
  private:
+  // Sets the limits of a RankedLayer or CountedLayer.
+  template <class AnyLayer>
+  void Limit(AnyLayer& layer, double target) const;
+
   const Normalize normalize_;
   const Limits limits_;
 };

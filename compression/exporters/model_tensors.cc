@@ -137,6 +137,11 @@ absl::Status CheckWanted(Cancelled cancelled) {
 
 absl::StatusOr<Mask> MaskOf(const Session& session, int i) {
   if (session.state(i).mask) return *session.state(i).mask;
+  if (session.state(i).counted) {
+    return absl::FailedPreconditionError(
+        absl::StrCat("the mask of layer ", Quoted(session.layer(i).name),
+                     " is with the trainer, which has counted its weights: send it first"));
+  }
   return absl::FailedPreconditionError(absl::StrCat("layer ", Quoted(session.layer(i).name),
                                                     " has no mask yet; call CalcMask first"));
 }

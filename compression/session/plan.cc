@@ -262,6 +262,12 @@ absl::StatusOr<int> MatchLayer(const Layer& layer, Matcher& matcher, Effects& ef
   return winner;
 }
 
+// Keys of magnitudes are comparable only then.
+bool HaveOneDtype(const std::vector<int>& indices, absl::Span<const Layer> layers) {
+  return std::all_of(indices.begin(), indices.end(),
+                     [&](int i) { return layers[i].dtype == layers[indices.front()].dtype; });
+}
+
 absl::Status CheckLayers(const AlgorithmInfo& algorithm, const Rule& rule,
                          const std::vector<int>& won, absl::Span<const Layer> layers) {
   if (!algorithm.check_layers) return absl::OkStatus();
@@ -409,9 +415,12 @@ absl::StatusOr<Plan> MakePlan(const AlgorithmInfo& algorithm, absl::Span<const j
     const auto* const pruner = dynamic_cast<const Pruner*>(rules[i].compressor.get());
     plan.needs_epoch |= needs_epoch;
     plan.needs_step |= rules[i].compressor->needs_step() || rules[i].compressor->wants_gradient();
+    const bool joint = pruner != nullptr && pruner->joint();
+    const bool takes_counts =
+        pruner != nullptr && pruner->takes_counts() && (!joint || HaveOneDtype(won[i], layers));
     plan.rules.push_back(std::make_unique<const PlannedRule>(
-        PlannedRule{i, *std::move(rules[i].options), rules[i].compressor, needs_epoch,
-                    pruner != nullptr && pruner->joint(), std::move(won[i])}));
+        PlannedRule{i, *std::move(rules[i].options), rules[i].compressor, needs_epoch, joint,
+                    takes_counts, std::move(won[i])}));
     planned[i] = plan.rules.back().get();
   }
   for (LayerPlan& layer : plan.layers) {

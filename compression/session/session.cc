@@ -1,6 +1,9 @@
 #include "compression/session/session.h"
 
+#include <zlib.h>
+
 #include <algorithm>
+#include <array>
 #include <cmath>
 #include <cstring>
 #include <utility>
@@ -29,7 +32,8 @@ bool SameState(const LayerState& a, const LayerState& b) {
   const auto same_memory = [](const auto& x, const auto& y) {
     return x.first == y.first && SameBits(x.second, y.second);
   };
-  return a.answered == b.answered && a.mask.has_value() == b.mask.has_value() &&
+  return a.answered == b.answered && a.counted == b.counted &&
+         a.mask.has_value() == b.mask.has_value() &&
          (!a.mask || a.mask->bits().data() == b.mask->bits().data()) &&
          a.parameters == b.parameters && a.opaque == b.opaque &&
          a.memory.size() == b.memory.size() &&
@@ -91,6 +95,19 @@ absl::Status CheckRemembered(const Layer& layer, const Remembered& remembered,
                          : "two finite numbers, of which the first is not above the second"));
 }
 
+uint32_t Crc32(const void* bytes, size_t size, uint32_t before = 0) {
+  return static_cast<uint32_t>(crc32_z(before, static_cast<const Bytef*>(bytes), size));
+}
+
+uint32_t Checksum(const CountsRound& round) {
+  uint32_t crc = 0;
+  for (const CountsRound::Digit& digit : round.digits) {
+    crc = Crc32(&digit.digit, sizeof digit.digit, crc);
+    crc = Crc32(&digit.count, sizeof digit.count, crc);
+  }
+  return crc;
+}
+
 // A stored session may exceed the limit of CheckCounter.
 absl::Status CheckNotNegative(absl::string_view name, int64_t value) {
   if (value >= 0) return absl::OkStatus();
@@ -111,7 +128,8 @@ Session::Session(const AlgorithmInfo* algorithm, Binding binding, compression::P
       plan_(std::move(plan)),
       clock_(binding_->clock),
       last_step_(binding_->step_applied ? binding_->clock.step : binding_->clock.step - 1),
-      states_(binding_->layers.size(), std::make_shared<const LayerState>()) {}
+      states_(binding_->layers.size(), std::make_shared<const LayerState>()),
+      checksums_(states_.size()) {}
 
 absl::StatusOr<std::unique_ptr<Session>> Session::Bind(const Registry& registry, Binding binding,
                                                        const std::function<bool()>& cancelled) {
@@ -230,16 +248,28 @@ absl::Status Session::CheckWeight(int i, const at::Tensor& weight) const {
   return absl::OkStatus();
 }
 
-MaskAnswer Session::AnswerMask(int i) const {
+std::optional<double> Session::AnswerTarget(int i) const {
   // The target of a joint rule is not that of each layer.
-  const auto target =
-      IsJoint(i) ? std::nullopt : TargetSparsity(*plan_.layers[i].planned, clock_.epoch);
-  return {*state(i).mask, target, clock_.epoch};
+  if (IsJoint(i)) return std::nullopt;
+  return TargetSparsity(*plan_.layers[i].planned, clock_.epoch);
+}
+
+MaskAnswer Session::AnswerMask(int i) const {
+  return {*state(i).mask, AnswerTarget(i), clock_.epoch};
+}
+
+absl::Status Session::CheckMaskIsHere(int i) const {
+  // A mask that removes nothing is as good as none.
+  if (!state(i).counted || (state(i).pruned() == 0 && IsStale(i))) return absl::OkStatus();
+  return absl::FailedPreconditionError(absl::StrCat(
+      "the mask of layer ", Quoted(layer(i).name),
+      " is with the trainer, which has counted its weights: send the mask, or counts"));
 }
 
 absl::StatusOr<MaskAnswer> Session::CalcMask(int i, const Weight& weight) {
   if (auto status = CheckCompressed(i, AlgorithmKind::kPruner); !status.ok()) return status;
   if (auto status = CheckWeight(i, weight.values); !status.ok()) return status;
+  if (auto status = CheckMaskIsHere(i); !status.ok()) return status;
   if (!IsStale(i)) return AnswerMask(i);
   if (IsJoint(i)) {
     auto answers = CalcMasks({{i, weight}});
@@ -252,6 +282,7 @@ absl::StatusOr<MaskAnswer> Session::CalcMask(int i, const Weight& weight) {
   if (!mask.ok()) return mask.status();
   if (auto s = CheckMask(algorithm_->name, layer(i), *mask); !s.ok()) return s;
   state.mask = *std::move(mask);
+  state.counted.reset();
   state.parameters.reset();
   state.answered = true;
   if (auto s = Commit(i, std::move(state)); !s.ok()) return s;
@@ -264,6 +295,7 @@ absl::StatusOr<std::vector<MaskAnswer>> Session::CalcMasks(absl::Span<const Laye
   for (const auto& [i, weight] : weights) {
     if (auto status = CheckCompressed(i, AlgorithmKind::kPruner); !status.ok()) return status;
     if (auto status = CheckWeight(i, weight.values); !status.ok()) return status;
+    if (auto status = CheckMaskIsHere(i); !status.ok()) return status;
     if (!given.try_emplace(i, &weight).second) {
       return absl::InvalidArgumentError(
           absl::StrCat("layer ", Quoted(layer(i).name), " is given twice"));
@@ -286,17 +318,19 @@ absl::StatusOr<std::vector<MaskAnswer>> Session::CalcMasks(absl::Span<const Laye
   return answers;
 }
 
+absl::Status Session::MissingError(const PlannedRule& rule, int i) const {
+  return absl::InvalidArgumentError(absl::StrCat(
+      "layer ", Quoted(layer(i).name), " is missing: the ", rule.layers.size(), " layers of ",
+      rule.options.path(), " are decided about together and have to be sent in the same call"));
+}
+
 absl::Status Session::DecideTogether(const PlannedRule& rule,
                                      const absl::flat_hash_map<int, const Weight*>& given,
                                      std::vector<std::pair<int, LayerState>>& states) const {
   std::vector<JointLayer> layers;
   for (const int i : rule.layers) {
     const auto found = given.find(i);
-    if (found == given.end()) {
-      return absl::InvalidArgumentError(absl::StrCat(
-          "layer ", Quoted(layer(i).name), " is missing: the ", rule.layers.size(), " layers of ",
-          rule.options.path(), " are decided about together and have to be sent in the same call"));
-    }
+    if (found == given.end()) return MissingError(rule, i);
     layers.push_back({layer(i), *found->second, *states_[i]});
   }
   const auto& pruner = static_cast<const Pruner&>(*rule.compressor);
@@ -311,11 +345,137 @@ absl::Status Session::DecideTogether(const PlannedRule& rule,
     if (auto s = CheckMask(algorithm_->name, layers[k].layer, (*masks)[k]); !s.ok()) return s;
     LayerState& state = layers[k].state;
     state.mask = std::move((*masks)[k]);
+    state.counted.reset();
     state.parameters.reset();
     state.answered = true;
     states.emplace_back(rule.layers[k], std::move(state));
   }
   return absl::OkStatus();
+}
+
+absl::Status Session::CheckCounts(const LayerCounts& counts) const {
+  if (auto status = CheckCompressed(counts.layer, AlgorithmKind::kPruner); !status.ok()) {
+    return status;
+  }
+  const Layer& bound = layer(counts.layer);
+  if (!plan_.layers[counts.layer].planned->takes_counts) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("counts of layer ", Quoted(bound.name), " are not enough for ",
+                     plan_.layers[counts.layer].planned->options.path(), ": its weight is needed"));
+  }
+  const auto rounds = static_cast<int>(counts.rounds.size());
+  const int most = ThresholdSearch::Rounds(bound.dtype);
+  if (rounds >= 1 && rounds <= most) return absl::OkStatus();
+  return absl::InvalidArgumentError(absl::StrCat("counts of layer ", Quoted(bound.name), " have ",
+                                                 rounds, " rounds; ", DataTypeName(bound.dtype),
+                                                 " has 1 to ", most));
+}
+
+absl::StatusOr<CountsAnswer> Session::AnswerDecided(const LayerCounts& counts) const {
+  const int i = counts.layer;
+  if (!state(i).counted) return AnswerMask(i);
+  const CountedMask& decided = *state(i).counted;
+  if (Checksum(counts.rounds.front()) != decided.counted) {
+    return absl::FailedPreconditionError(absl::StrCat(
+        "the mask of layer ", Quoted(layer(i).name),
+        " was decided from other counts: all ranks must have the same weights and masks"));
+  }
+  return ThresholdAnswer{decided.threshold, layer(i).elements, AnswerTarget(i), clock_.epoch};
+}
+
+absl::StatusOr<std::vector<CountsAnswer>> Session::CalcThresholds(
+    absl::Span<const LayerCounts> counts) {
+  absl::flat_hash_map<int, const LayerCounts*> given;
+  for (const LayerCounts& of_layer : counts) {
+    if (auto status = CheckCounts(of_layer); !status.ok()) return status;
+    if (given.try_emplace(of_layer.layer, &of_layer).second) continue;
+    return absl::InvalidArgumentError(
+        absl::StrCat("layer ", Quoted(layer(of_layer.layer).name), " is given twice"));
+  }
+  std::vector<CountsAnswer> answers;
+  answers.reserve(counts.size());
+  if (!IsStale(counts.front().layer)) {
+    for (const LayerCounts& of_layer : counts) {
+      auto answer = AnswerDecided(of_layer);
+      if (!answer.ok()) return answer.status();
+      answers.push_back(*std::move(answer));
+    }
+    return answers;
+  }
+
+  const PlannedRule& rule = *plan_.layers[counts.front().layer].planned;
+  const std::vector<int> indices =
+      rule.joint ? rule.layers : std::vector<int>{counts.front().layer};
+  std::vector<const LayerCounts*> ordered;
+  std::vector<CountedLayer> layers;
+  for (const int i : indices) {
+    const auto found = given.find(i);
+    if (found == given.end()) return MissingError(rule, i);
+    ordered.push_back(found->second);
+    CountedLayer counted;
+    counted.dtype = layer(i).dtype;
+    counted.elements = layer(i).elements;
+    counted.previously_pruned = state(i).pruned();
+    layers.push_back(counted);
+  }
+  if (given.size() > indices.size()) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("layers that ", rule.options.path(), " does not decide about are among them"));
+  }
+  const auto& pruner = static_cast<const Pruner&>(*rule.compressor);
+  const int64_t total = pruner.TotalToPrune(layers, clock_);
+  ThresholdSearch search(layers, total);
+  for (size_t round = 0; !search.done(); ++round) {
+    std::vector<CountsRound> next;
+    for (size_t k = 0; k < ordered.size(); ++k) {
+      const auto& rounds = ordered[k]->rounds;
+      if (round >= rounds.size() || rounds[round].prefix != search.threshold(k).key) break;
+      if (auto status = search.Check(k, rounds[round]); !status.ok()) {
+        return absl::Status(status.code(),
+                            absl::StrCat("round ", round, " of layer ",
+                                         Quoted(layer(indices[k]).name), ": ", status.message()));
+      }
+      next.push_back(rounds[round]);
+    }
+    if (next.size() < ordered.size()) break;
+    search.Count(std::move(next));
+  }
+  if (search.done()) {
+    std::vector<std::pair<int, LayerState>> states;
+    for (size_t k = 0; k < indices.size(); ++k) {
+      LayerState state = *states_[indices[k]];
+      state.mask.reset();
+      state.counted = {search.threshold(k), Checksum(ordered[k]->rounds.front())};
+      state.parameters.reset();
+      state.answered = true;
+      states.emplace_back(indices[k], std::move(state));
+    }
+    if (auto status = Commit(std::move(states)); !status.ok()) return status;
+  }
+  absl::flat_hash_map<int, size_t> position;
+  for (size_t k = 0; k < indices.size(); ++k) position[indices[k]] = k;
+  for (const LayerCounts& of_layer : counts) {
+    const int i = of_layer.layer;
+    answers.push_back(ThresholdAnswer{search.threshold(position[i]), layer(i).elements,
+                                      AnswerTarget(i), clock_.epoch});
+  }
+  return answers;
+}
+
+uint32_t Session::MaskChecksum(int i) const {
+  std::optional<uint32_t>& checksum = checksums_[i];
+  if (checksum) return *checksum;
+  if (const auto& mask = state(i).mask) {
+    checksum = Crc32(mask->bits().data(), static_cast<size_t>(mask->bits().size()));
+  } else if (const auto& counted = state(i).counted) {
+    const Threshold& decided = counted->threshold;
+    const std::array<uint64_t, 3> numbers = {decided.key, static_cast<uint64_t>(decided.ties),
+                                             static_cast<uint64_t>(decided.pruned)};
+    checksum = Crc32(numbers.data(), sizeof numbers);
+  } else {
+    checksum = 0;
+  }
+  return *checksum;
 }
 
 absl::StatusOr<MaskAnswer> Session::SetMask(int i, Mask mask) {
@@ -327,6 +487,7 @@ absl::StatusOr<MaskAnswer> Session::SetMask(int i, Mask mask) {
   }
   LayerState state = *states_[i];
   state.mask = std::move(mask);
+  state.counted.reset();
   state.answered |= algorithm_->kind == AlgorithmKind::kPruner;
   if (auto s = Commit(i, std::move(state)); !s.ok()) return s;
   return AnswerMask(i);
@@ -398,6 +559,7 @@ absl::Status Session::Commit(std::vector<std::pair<int, LayerState>> states) {
   for (auto& [i, state] : states) {
     if (!SameState(*states_[i], state)) changes_.layers.insert(i);
     states_[i] = std::make_shared<const LayerState>(std::move(state));
+    checksums_[i].reset();
   }
   stale_together_.clear();
   return absl::OkStatus();

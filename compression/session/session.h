@@ -13,6 +13,7 @@
 #include <set>
 #include <string>
 #include <utility>
+#include <variant>
 #include <vector>
 
 #include "absl/container/flat_hash_map.h"
@@ -57,6 +58,22 @@ struct LayerWeight {
   Weight weight;
 };
 
+// In place of a weight: how many of its magnitudes there are, round by round.
+struct LayerCounts {
+  int layer = -1;
+  std::vector<CountsRound> rounds;  // at least 1
+};
+
+// The threshold of a layer, as far as the rounds tell; decided once all of its bits are known.
+struct ThresholdAnswer {
+  Threshold threshold;
+  int64_t elements = 0;
+  std::optional<double> target_sparsity;
+  int64_t epoch = 0;
+};
+
+using CountsAnswer = std::variant<ThresholdAnswer, MaskAnswer>;
+
 // The state machine behind every call, independent of the wire format. A method that fails does not
 // change the session. Thread-compatible.
 class Session {
@@ -95,7 +112,8 @@ class Session {
   std::vector<int> StaleLayers() const;
 
   // The layer's mask at the present epoch. The first weight of a stale layer decides; afterwards
-  // the weight is ignored. FAILED_PRECONDITION when the algorithm is a quantizer, INVALID_ARGUMENT
+  // the weight is ignored. FAILED_PRECONDITION when the algorithm is a quantizer, or only the
+  // trainer has the layer's mask and has not sent it (SetMask); INVALID_ARGUMENT
   // when the layer is not compressed, or the dtype or shape is not the bound one, or the weight is
   // not finite (layer and first flat index named), or the layer is stale and of a joint rule that
   // has others.
@@ -105,6 +123,18 @@ class Session {
   // layer among them must be complete. All or none are decided. Errors as CalcMask's, and
   // INVALID_ARGUMENT that names a layer that is missing or given twice.
   absl::StatusOr<std::vector<MaskAnswer>> CalcMasks(absl::Span<const LayerWeight> weights);
+
+  // The thresholds of layers that are decided about together, all of a joint rule or one of
+  // another, from counts; of layers that are not stale, those that were decided, or their masks.
+  // The masks are then with the trainer. Nothing changes until all bits of the thresholds are
+  // known: rounds behind one whose prefix is another than the threshold's so far are ignored.
+  // Errors as those of CalcMasks, INVALID_ARGUMENT when the rule needs weights or the counts do not
+  // add up, FAILED_PRECONDITION when others decided.
+  absl::StatusOr<std::vector<CountsAnswer>> CalcThresholds(absl::Span<const LayerCounts> counts);
+
+  // Identifies the layer's mask: the CRC-32 of its bits, or of its threshold's key, ties and
+  // pruned, each as 64 bits; 0 without a mask.
+  uint32_t MaskChecksum(int i) const;
 
   // Sets a mask of the trainer, replacing the previous one. In a quantizer's session it affects
   // exports only, where removed weights are 0.
@@ -174,10 +204,17 @@ class Session {
   absl::Status CheckWeight(int i, const at::Tensor& weight) const;
   absl::Status CheckFits(int i, const LayerState& state) const;
   absl::StatusOr<const Quantizer*> QuantizerOf(int i, Activation activation) const;
+  std::optional<double> AnswerTarget(int i) const;
   MaskAnswer AnswerMask(int i) const;
+  // FAILED_PRECONDITION when the layer's mask is with the trainer.
+  absl::Status CheckMaskIsHere(int i) const;
+  absl::Status CheckCounts(const LayerCounts& counts) const;
+  // The answer to counts of a layer that is not stale.
+  absl::StatusOr<CountsAnswer> AnswerDecided(const LayerCounts& counts) const;
   absl::Status Commit(int i, LayerState state);
   absl::Status Commit(std::vector<std::pair<int, LayerState>> states);
   bool IsStaleTogether(const PlannedRule& rule) const;
+  absl::Status MissingError(const PlannedRule& rule, int i) const;
   // Adds the states of the rule's layers with their new masks.
   absl::Status DecideTogether(const PlannedRule& rule,
                               const absl::flat_hash_map<int, const Weight*>& given,
@@ -201,6 +238,7 @@ class Session {
   mutable int unknown_names_ = 0;  // in a row, given to FindLayer
   Changes changes_;
   absl::flat_hash_map<std::string, int> index_;
+  mutable std::vector<std::optional<uint32_t>> checksums_;  // of masks; unset after a change
   // Of joint rules, by their index: whether their layers are stale; empty after a change.
   mutable absl::flat_hash_map<int, bool> stale_together_;
 };

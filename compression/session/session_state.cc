@@ -35,6 +35,7 @@ absl::Status Session::Load(absl::string_view global, absl::Span<const std::strin
   clock_ = loaded->clock;
   last_step_ = loaded->last_step;
   states_ = std::move(states);
+  checksums_.assign(states_.size(), std::nullopt);
   changes_ = {};
   stale_together_.clear();
   return absl::OkStatus();
@@ -43,9 +44,10 @@ absl::Status Session::Load(absl::string_view global, absl::Span<const std::strin
 // Whether a record of the right layer also fits this algorithm and rule.
 absl::Status Session::CheckFits(int i, const LayerState& state) const {
   const Compressor* compressor = CompressorOf(i);
-  bool fits = compressor != nullptr || !(state.answered || state.mask || state.parameters);
+  bool fits =
+      compressor != nullptr || !(state.answered || state.mask || state.counted || state.parameters);
   if (compressor != nullptr && algorithm_->kind == AlgorithmKind::kPruner) {
-    fits = state.answered == state.mask.has_value() && !state.parameters;
+    fits = state.answered == (state.mask || state.counted) && !state.parameters;
   } else if (compressor != nullptr) {
     if (state.parameters) {
       const auto& quantizer = static_cast<const Quantizer&>(*compressor);

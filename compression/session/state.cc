@@ -16,6 +16,8 @@ namespace {
 using nlohmann::json;
 
 constexpr int kRecordVersion = 1;
+// Of a layer whose mask is with the trainer: older servers would take it for one without a mask.
+constexpr int kCountedVersion = 2;
 constexpr size_t kLengthBytes = 8;
 constexpr size_t kCrcBytes = 4;
 
@@ -79,10 +81,11 @@ absl::StatusOr<Unsealed> Unseal(absl::string_view record) {
                                        /*allow_exceptions=*/false);
   unsealed.tail = record.substr(length);
   if (!unsealed.fields.is_object()) return absl::DataLossError("state record has no fields");
-  if (unsealed.fields.value("version", json()) != kRecordVersion) {
-    return absl::DataLossError(absl::StrCat("state record has version ",
-                                            Shown(unsealed.fields.value("version", json())),
-                                            "; this server reads ", kRecordVersion));
+  const json version = unsealed.fields.value("version", json());
+  if (version != kRecordVersion && version != kCountedVersion) {
+    return absl::DataLossError(absl::StrCat("state record has version ", Shown(version),
+                                            "; this server reads ", kRecordVersion, " and ",
+                                            kCountedVersion));
   }
   return unsealed;
 }
@@ -132,6 +135,18 @@ absl::StatusOr<LayerState> ReadLayer(const Layer& layer, const Unsealed& record)
   } else if (!record.tail.empty()) {
     return absl::DataLossError("state record has trailing bytes");
   }
+  if (fields.contains("counted")) {
+    const json& counted = fields["counted"];
+    state.counted = {
+        {static_cast<int>(ByteLength(layer.dtype, 1)) * 8, counted.at("key").get<uint64_t>(),
+         counted.at("ties").get<int64_t>(), counted.at("pruned").get<int64_t>()},
+        counted.at("counted").get<uint32_t>()};
+    const int64_t pruned = state.counted->threshold.pruned;
+    if (state.mask || pruned < 0 || pruned > layer.elements) {
+      return absl::DataLossError(absl::StrCat("state record has a threshold that prunes ", pruned,
+                                              " of ", layer.elements, " weights"));
+    }
+  }
   if (fields.contains("parameters")) state.parameters = DecodeParameters(fields["parameters"]);
   for (const auto& [name, values] : fields.at("memory").items()) {
     state.memory[name] = FromBytes<float>(values);
@@ -158,6 +173,13 @@ std::string EncodeLayer(const Layer& layer, const LayerState& state) {
   json fields = {{"version", kRecordVersion},      {"name", layer.name},
                  {"elements", layer.elements},     {"answered", state.answered},
                  {"mask", state.mask.has_value()}, {"memory", json::object()}};
+  if (state.counted) {
+    fields["version"] = kCountedVersion;
+    fields["counted"] = {{"key", state.counted->threshold.key},
+                         {"ties", state.counted->threshold.ties},
+                         {"pruned", state.counted->threshold.pruned},
+                         {"counted", state.counted->counted}};
+  }
   if (state.parameters) fields["parameters"] = EncodeParameters(*state.parameters);
   for (const auto& [name, values] : state.memory) fields["memory"][name] = ToBytes(values);
   if (!state.opaque.empty()) {

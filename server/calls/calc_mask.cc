@@ -26,8 +26,12 @@ std::optional<compression::AlgorithmKind> CalcMask::KindFor(v1::TensorRole role)
 int64_t CalcMask::ResultBytes(const SessionRecord& record, int layer,
                               const v1::TensorHeader& header) const {
   if (header.role() == v1::TENSOR_ROLE_MASK) return 0;  // the mask itself is the result
-  return compression::ByteLength(compression::DataType::kBit, record.layer(layer).elements) +
-         record.work_bytes(layer);
+  const int64_t mask =
+      compression::ByteLength(compression::DataType::kBit, record.layer(layer).elements);
+  if (header.role() == v1::TENSOR_ROLE_COUNTS) {
+    return mask + kCountsFactor * static_cast<int64_t>(header.byte_length());
+  }
+  return mask + record.work_bytes(layer);
 }
 
 absl::Status CalcMask::CheckClock(const compression::Session& session) const {
@@ -37,7 +41,7 @@ absl::Status CalcMask::CheckClock(const compression::Session& session) const {
 }
 
 bool CalcMask::Waits(const compression::Session& session, const ReceivedTensor& tensor) const {
-  return tensor.header.role() == v1::TENSOR_ROLE_WEIGHT && session.IsJoint(tensor.layer) &&
+  return tensor.header.role() != v1::TENSOR_ROLE_MASK && session.IsJoint(tensor.layer) &&
          session.IsStale(tensor.layer);
 }
 
@@ -50,28 +54,56 @@ std::vector<absl::StatusOr<CalcMask::Result>> CalcMask::ComputeTogether(
   }
   std::vector<absl::StatusOr<Result>> results(tensors.size(), absl::UnknownError("no result"));
   for (const auto& entry : rules) {
-    std::vector<compression::LayerWeight> weights;
-    for (const size_t i : entry.second) {
-      const ReceivedTensor& tensor = *tensors[i];
-      const compression::Layer& layer = session.layer(tensor.layer);
-      weights.push_back({tensor.layer, tensor.bytes.AsTensor(layer.dtype, layer.shape)});
-    }
-    absl::StatusOr<std::vector<Result>> masks = session.CalcMasks(weights);
+    std::vector<ReceivedTensor*> of_rule;
+    for (const size_t i : entry.second) of_rule.push_back(tensors[i]);
+    absl::StatusOr<std::vector<Result>> answers = ComputeRule(session, of_rule);
     for (size_t k = 0; k < entry.second.size(); ++k) {
       absl::StatusOr<Result>& result = results[entry.second[k]];
-      if (masks.ok()) {
-        result = std::move((*masks)[k]);
+      if (answers.ok()) {
+        result = std::move((*answers)[k]);
       } else {
-        result = masks.status();
+        result = answers.status();
       }
     }
   }
   return results;
 }
 
+absl::StatusOr<std::vector<CalcMask::Result>> CalcMask::ComputeRule(
+    compression::Session& session, absl::Span<ReceivedTensor* const> tensors) {
+  std::vector<compression::LayerWeight> weights;
+  std::vector<compression::LayerCounts> counts;
+  for (const ReceivedTensor* tensor : tensors) {
+    if (tensor->header.role() == v1::TENSOR_ROLE_COUNTS) {
+      auto rounds = ToCounts(tensor->header, tensor->bytes);
+      if (!rounds.ok()) return rounds.status();
+      counts.push_back({tensor->layer, *std::move(rounds)});
+    } else {
+      const compression::Layer& layer = session.layer(tensor->layer);
+      weights.push_back({tensor->layer, tensor->bytes.AsTensor(layer.dtype, layer.shape)});
+    }
+  }
+  if (weights.empty()) return session.CalcThresholds(counts);
+  if (!counts.empty()) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("layer '", session.layer(counts.front().layer).name,
+                     "' has counts, and layer '", session.layer(weights.front().layer).name,
+                     "', which is decided about with it, a weight; all must have the same"));
+  }
+  absl::StatusOr<std::vector<compression::MaskAnswer>> masks = session.CalcMasks(weights);
+  if (!masks.ok()) return masks.status();
+  return std::vector<Result>(masks->begin(), masks->end());
+}
+
 absl::StatusOr<CalcMask::Result> CalcMask::Compute(compression::Session& session,
                                                    ReceivedTensor& tensor) const {
   const compression::Layer& layer = session.layer(tensor.layer);
+  if (tensor.header.role() == v1::TENSOR_ROLE_COUNTS) {
+    ReceivedTensor* const only = &tensor;
+    auto answers = ComputeRule(session, absl::MakeConstSpan(&only, 1));
+    if (!answers.ok()) return answers.status();
+    return std::move(answers->front());
+  }
   if (tensor.header.role() == v1::TENSOR_ROLE_WEIGHT) {
     return session.CalcMask(
         tensor.layer, {tensor.bytes.AsTensor(layer.dtype, layer.shape), tensor.statistics.get()});
@@ -81,23 +113,48 @@ absl::StatusOr<CalcMask::Result> CalcMask::Compute(compression::Session& session
   return session.SetMask(tensor.layer, *std::move(mask));
 }
 
-absl::StatusOr<Reply> CalcMask::Answer(const compression::Session& /*session*/,
-                                       const ReceivedTensor& tensor, const Result& result,
-                                       const LayerTensors& tensors) const {
-  const compression::Buffer& bits = result.mask.bits();
+Reply CalcMask::AnswerThreshold(const ReceivedTensor& tensor,
+                                const compression::ThresholdAnswer& result) {
+  const compression::Threshold& found = result.threshold;
+  const double sparsity = static_cast<double>(found.pruned) / static_cast<double>(result.elements);
   auto fields = std::make_unique<v1::CalcMaskResponse>();
   v1::MaskResult* answer = fields->add_results();
   answer->set_answers(tensor.header.index());
   answer->set_layer(tensor.header.layer());
-  answer->set_achieved_sparsity(result.mask.sparsity());
-  answer->set_target_sparsity(result.target_sparsity.value_or(result.mask.sparsity()));
+  answer->set_achieved_sparsity(sparsity);
+  answer->set_target_sparsity(result.target_sparsity.value_or(sparsity));
   answer->set_epoch(result.epoch);
+  v1::Threshold* threshold = answer->mutable_threshold();
+  threshold->set_known_bits(static_cast<uint32_t>(found.known_bits));
+  threshold->set_key(found.key);
+  threshold->set_ties(static_cast<uint64_t>(found.ties));
+  threshold->set_pruned(static_cast<uint64_t>(found.pruned));
+  Reply reply;
+  reply.fields = std::move(fields);
+  return reply;
+}
+
+absl::StatusOr<Reply> CalcMask::Answer(const compression::Session& session,
+                                       const ReceivedTensor& tensor, const Result& result,
+                                       const LayerTensors& tensors) const {
+  if (const auto* threshold = std::get_if<compression::ThresholdAnswer>(&result)) {
+    return AnswerThreshold(tensor, *threshold);
+  }
+  const auto& masked = std::get<compression::MaskAnswer>(result);
+  const compression::Buffer& bits = masked.mask.bits();
+  auto fields = std::make_unique<v1::CalcMaskResponse>();
+  v1::MaskResult* answer = fields->add_results();
+  answer->set_answers(tensor.header.index());
+  answer->set_layer(tensor.header.layer());
+  answer->set_achieved_sparsity(masked.mask.sparsity());
+  answer->set_target_sparsity(masked.target_sparsity.value_or(masked.mask.sparsity()));
+  answer->set_epoch(masked.epoch);
   v1::TensorHeader* header = fields->add_headers();
   header->set_index(tensor.header.index());
   header->set_layer(tensor.header.layer());
   header->set_role(v1::TENSOR_ROLE_MASK);
   header->set_dtype(v1::DATA_TYPE_BIT);
-  *header->mutable_shape() = tensor.header.shape();
+  for (const int64_t size : session.layer(tensor.layer).shape) header->add_shape(size);
   header->set_byte_length(static_cast<uint64_t>(bits.size()));
   header->set_answers(tensor.header.index());
   Reply reply;

@@ -1,4 +1,4 @@
-// CalcMask: weights in, masks out.
+// CalcMask: weights in, masks out; or counts in, thresholds out.
 #ifndef NNI_COMPRESSION_SERVER_CALLS_CALC_MASK_H_
 #define NNI_COMPRESSION_SERVER_CALLS_CALC_MASK_H_
 
@@ -17,10 +17,11 @@ namespace nni_compression::server {
 class CalcMask {
  public:
   using Open = nni::compression::v1::CalcMaskRequest::Open;
-  using Result = compression::MaskAnswer;
+  using Result = compression::CountsAnswer;
 
   static constexpr nni::compression::v1::TensorRole kRoles[] = {
-      nni::compression::v1::TENSOR_ROLE_WEIGHT, nni::compression::v1::TENSOR_ROLE_MASK};
+      nni::compression::v1::TENSOR_ROLE_WEIGHT, nni::compression::v1::TENSOR_ROLE_COUNTS,
+      nni::compression::v1::TENSOR_ROLE_MASK};
   static std::optional<compression::AlgorithmKind> Kind() { return std::nullopt; }
   static std::optional<compression::AlgorithmKind> KindFor(nni::compression::v1::TensorRole role);
 
@@ -39,6 +40,12 @@ class CalcMask {
       const nni::compression::v1::TensorHeader& header, const absl::Status& error);
 
  private:
+  // Of tensors that are decided about together.
+  static absl::StatusOr<std::vector<Result>> ComputeRule(compression::Session& session,
+                                                         absl::Span<ReceivedTensor* const> tensors);
+  static Reply AnswerThreshold(const ReceivedTensor& tensor,
+                               const compression::ThresholdAnswer& result);
+
   std::optional<int64_t> epoch_;  // the trainer's, to be checked
 };
 

@@ -107,6 +107,7 @@ void UpdateEpoch(const std::shared_ptr<UnaryCall>& call, const v1::UpdateEpochRe
                        use->SetSummary(Summarize(session));
                        response->set_epoch(session.clock().epoch);
                        StaleLayers(session, response->mutable_stale_layers());
+                       MaskChecksums(session, response->mutable_masks());
                        return absl::OkStatus();
                      });
 }

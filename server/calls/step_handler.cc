@@ -41,10 +41,10 @@ absl::StatusOr<bool> StepHandler::OnOpen(wire::MessageReader& reader) {
 absl::Status StepHandler::OnReady() {
   if (absl::Status status = session_.CheckKind(std::nullopt); !status.ok()) return status;
   MutexLock lock(&inputs_mutex_);
-  // Every layer may become stale.
+  // Every layer may become stale, and has a checksum.
   for (int i = 0; i < session_.record().layer_count(); ++i) {
     if (session_.record().compressed(i))
-      answer_bytes_ += 4 + session_.record().layer(i).name.size();
+      answer_bytes_ += 8 + session_.record().layer(i).name.size();
   }
   return absl::OkStatus();
 }
@@ -136,6 +136,7 @@ absl::StatusOr<Reply> StepHandler::Apply(compression::Session& session) {
   inputs_.clear();
   response->set_step(session.clock().step);
   StaleLayers(session, response->mutable_stale_layers());
+  MaskChecksums(session, response->mutable_masks());
   session_.UpdateSummary(session);
   Reply reply;
   bookkeeping->ShrinkTo(static_cast<int64_t>(response->ByteSizeLong()));

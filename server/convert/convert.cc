@@ -115,6 +115,56 @@ absl::Status CheckTensor(const v1::TensorHeader& header, compression::DataType d
   return absl::OkStatus();
 }
 
+absl::Status CheckCounts(const v1::TensorHeader& header, compression::DataType dtype) {
+  // A round of all digits takes less.
+  constexpr int64_t kMaxRoundBytes = 1 << 20;
+  const int64_t most = kMaxRoundBytes * compression::ThresholdSearch::Rounds(dtype);
+  const auto bytes = static_cast<int64_t>(header.byte_length());
+  if (bytes < 1 || bytes > most) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("byte_length of the counts of '", Printable(header.layer(), 128), "' is ",
+                     header.byte_length(), "; it must be in [1, ", most, "]"));
+  }
+  return CheckTensor(header, compression::DataType::kUInt8, {bytes});
+}
+
+absl::StatusOr<std::vector<compression::CountsRound>> ToCounts(const v1::TensorHeader& header,
+                                                               const compression::Buffer& bytes) {
+  const auto invalid = [&header](const auto&... text) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("counts of '", Printable(header.layer(), 128), "': ", text...));
+  };
+  v1::MagnitudeCounts counts;
+  if (!counts.ParseFromArray(bytes.data(), static_cast<int>(bytes.size()))) {
+    return invalid("they are not a MagnitudeCounts");
+  }
+  std::vector<compression::CountsRound> rounds;
+  for (const v1::MagnitudeCounts::Round& from : counts.rounds()) {
+    const std::string path = absl::StrCat("rounds[", rounds.size(), "]");
+    if (from.digits_size() != from.counts_size()) {
+      return invalid(path, " has ", from.digits_size(), " digits and ", from.counts_size(),
+                     " counts; it must have as many of each");
+    }
+    compression::CountsRound& round = rounds.emplace_back();
+    round.prefix = from.prefix();
+    round.digits.reserve(static_cast<size_t>(from.digits_size()));
+    uint64_t digit = 0;
+    for (int i = 0; i < from.digits_size(); ++i) {
+      digit += from.digits(i);
+      if (digit > 0xffff || (i > 0 && from.digits(i) == 0)) {
+        return invalid(path, ".digits[", i, "] is ", from.digits(i),
+                       "; digits must ascend and be in [0, 65535]");
+      }
+      const auto count = static_cast<int64_t>(from.counts(i));
+      if (count < 1) {
+        return invalid(path, ".counts[", i, "] is ", from.counts(i), "; it must be in [1, 2^63)");
+      }
+      round.digits.push_back({static_cast<uint16_t>(digit), count});
+    }
+  }
+  return rounds;
+}
+
 compression::Range ToRange(const compression::Buffer& bytes) {
   const size_t half = static_cast<size_t>(bytes.size()) / 2;
   compression::Range range;
@@ -184,6 +234,7 @@ void ToProto(const compression::Plan& plan, absl::Span<const compression::Layer>
     if (rule->compressor->wants_gradient()) to->add_step_inputs(v1::TENSOR_ROLE_GRADIENT);
     to->set_remembers_more(rule->compressor->remembers_more());
     to->set_joint(rule->joint);
+    to->set_takes_counts(rule->takes_counts);
     const auto* quantizer = dynamic_cast<const compression::Quantizer*>(rule->compressor.get());
     if (quantizer == nullptr) continue;
     if (quantizer->wants_range_in_step()) to->add_step_inputs(v1::TENSOR_ROLE_RANGE);

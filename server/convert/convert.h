@@ -37,6 +37,16 @@ absl::StatusOr<compression::Binding> ToBinding(
 absl::Status CheckTensor(const nni::compression::v1::TensorHeader& header,
                          compression::DataType dtype, absl::Span<const int64_t> shape);
 
+// INVALID_ARGUMENT unless a tensor may have the counts of a weight of this dtype.
+absl::Status CheckCounts(const nni::compression::v1::TensorHeader& header,
+                         compression::DataType dtype);
+
+// The payload of a counts tensor. INVALID_ARGUMENT when it is not a MagnitudeCounts. Takes at most
+// kCountsFactor times the memory of the payload.
+constexpr int64_t kCountsFactor = 48;
+absl::StatusOr<std::vector<compression::CountsRound>> ToCounts(
+    const nni::compression::v1::TensorHeader& header, const compression::Buffer& bytes);
+
 // The payload of a range tensor.
 compression::Range ToRange(const compression::Buffer& bytes);
 

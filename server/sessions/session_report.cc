@@ -103,7 +103,8 @@ void DescribeLayers(const compression::Session& session, v1::Session* out) {
       const auto target = session.TargetSparsity(*plan.planned, session.clock().epoch);
       if (target && !plan.planned->joint) report->set_target_sparsity(*target);
       const compression::LayerState& state = session.state(i);
-      report->set_achieved_sparsity(state.mask ? state.mask->sparsity() : 0);
+      report->set_achieved_sparsity(static_cast<double>(state.pruned()) /
+                                    static_cast<double>(layer.elements));
     } else if (const auto* quantizer = dynamic_cast<const compression::Quantizer*>(compressor)) {
       if (quantizer->bits() > 0) report->set_bits(static_cast<uint32_t>(quantizer->bits()));
       for (const compression::Activation activation : quantizer->activations()) {
@@ -116,6 +117,15 @@ void DescribeLayers(const compression::Session& session, v1::Session* out) {
         ScalesToProto(*answer->parameters, parameters);
       }
     }
+  }
+}
+
+void MaskChecksums(const compression::Session& session,
+                   google::protobuf::RepeatedField<uint32_t>* out) {
+  if (session.algorithm().kind != compression::AlgorithmKind::kPruner) return;
+  for (size_t i = 0; i < session.plan().layers.size(); ++i) {
+    if (session.plan().layers[i].planned == nullptr) continue;
+    out->Add(session.MaskChecksum(static_cast<int>(i)));
   }
 }
 

@@ -21,6 +21,11 @@ void DescribeLayers(const compression::Session& session, nni::compression::v1::S
 // The config_list as bound, unless it is too large to be kept. On the session's strand.
 void DescribeConfigList(const compression::Session& session, nni::compression::v1::Session* out);
 
+// The checksums of the compressed layers' masks, in order; none for a quantizer. On the session's
+// strand.
+void MaskChecksums(const compression::Session& session,
+                   google::protobuf::RepeatedField<uint32_t>* out);
+
 // The names of the stale layers. On the session's strand.
 void StaleLayers(const compression::Session& session,
                  google::protobuf::RepeatedPtrField<std::string>* out);

@@ -5,6 +5,7 @@
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
+#include <map>
 #include <random>
 
 #include "compression/extensions/loader.h"
@@ -99,6 +100,50 @@ Mask MaskOf(const std::string& bits) {
     if (bits[i] == '1') buffer.data()[i / 8] |= static_cast<uint8_t>(1 << (i % 8));
   }
   return Mask::FromBits(std::move(buffer), elements).value();
+}
+
+namespace {
+
+// The key's bits, shifted left by one, and their number.
+std::pair<uint64_t, int> KeyOf(const at::Tensor& weight, int64_t i) {
+  const auto size = static_cast<size_t>(weight.element_size());
+  uint64_t bits = 0;
+  std::memcpy(&bits, static_cast<const char*>(weight.data_ptr()) + i * weight.element_size(), size);
+  const int width = static_cast<int>(size) * 8;
+  const uint64_t all = width == 64 ? ~uint64_t{0} : (uint64_t{1} << width) - 1;
+  return {(bits << 1) & all, width};
+}
+
+bool Keeps(const std::string& mask, int64_t i) { return mask.empty() || mask[i] == '1'; }
+
+}  // namespace
+
+CountsRound CountRound(const at::Tensor& weight, const std::string& before,
+                       const Threshold& threshold) {
+  std::map<uint16_t, int64_t> counts;
+  for (int64_t i = 0; i < weight.numel(); ++i) {
+    const auto [key, width] = KeyOf(weight, i);
+    const int rest = width - threshold.known_bits;
+    if (!Keeps(before, i) || (rest < 64 && key >> rest != threshold.key)) continue;
+    ++counts[static_cast<uint16_t>(key >> (rest - 16))];
+  }
+  CountsRound round;
+  round.prefix = threshold.key;
+  for (const auto& [digit, count] : counts) round.digits.push_back({digit, count});
+  return round;
+}
+
+std::string MaskFrom(const at::Tensor& weight, const std::string& before,
+                     const Threshold& threshold) {
+  std::string mask;
+  int64_t ties = 0;
+  for (int64_t i = 0; i < weight.numel(); ++i) {
+    const uint64_t key = KeyOf(weight, i).first;
+    const bool pruned = !Keeps(before, i) || key < threshold.key ||
+                        (key == threshold.key && ties++ < threshold.ties);
+    mask.push_back(pruned ? '0' : '1');
+  }
+  return mask;
 }
 
 std::string BytesOf(const at::Tensor& tensor) {

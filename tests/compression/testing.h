@@ -77,6 +77,13 @@ inline std::string NameOf(DataType dtype, Isa isa) {
 std::string Bits(const Mask& mask);
 Mask MaskOf(const std::string& bits);
 
+// What a trainer counts for the next round of a threshold, and the mask that it makes of a decided
+// one. `before` is the mask in force; empty: none.
+CountsRound CountRound(const at::Tensor& weight, const std::string& before,
+                       const Threshold& threshold);
+std::string MaskFrom(const at::Tensor& weight, const std::string& before,
+                     const Threshold& threshold);
+
 // The bytes of a tensor, or of a result.
 std::string BytesOf(const at::Tensor& tensor);
 std::string BytesOf(const Buffer& buffer);
