@@ -189,17 +189,35 @@ absl::Status ReplyReader<Result>::FinishIfComplete(uint32_t index) {
 template class ReplyReader<v1::MaskResult>;
 template class ReplyReader<v1::QuantizeResult>;
 
+namespace {
+
+absl::Status CheckMaskHeader(const std::vector<int64_t>& shape, const ReceivedTensor& tensor) {
+  if (tensor.role == TensorRole::kMask && tensor.dtype == DataType::kBit && tensor.shape == shape) {
+    return absl::OkStatus();
+  }
+  return BadReply("a mask does not have its weight's shape");
+}
+
+absl::StatusOr<Mask> ToMask(const std::string& layer, const v1::MaskResult& result,
+                            ReceivedTensor bits) {
+  int64_t elements = 1;
+  for (const int64_t dimension : bits.shape) elements *= dimension;
+  if (elements % 8 != 0 && bits.bytes.span().back() >> (elements % 8) != 0) {
+    return BadReply("a mask has bits after its last element");
+  }
+  return Mask(layer, std::move(bits.shape), std::move(bits.bytes), result.target_sparsity(),
+              result.epoch());
+}
+
+}  // namespace
+
 absl::StatusOr<int64_t> MaskReader::ExpectedTensors(const Tensor&, const v1::MaskResult&) {
   return 1;
 }
 
 absl::Status MaskReader::CheckHeader(const Tensor& sent, const v1::MaskResult&,
                                      const ReceivedTensor& tensor) {
-  if (tensor.role != TensorRole::kMask || tensor.dtype != DataType::kBit ||
-      tensor.shape != sent.shape) {
-    return BadReply("a mask does not have its weight's shape");
-  }
-  return absl::OkStatus();
+  return CheckMaskHeader(sent.shape, tensor);
 }
 
 absl::Status MaskReader::OnAnswer(size_t index, Answer answer) {
@@ -207,15 +225,32 @@ absl::Status MaskReader::OnAnswer(size_t index, Answer answer) {
     results_[index] = StatusOf(answer.result.error());
     return absl::OkStatus();
   }
-  ReceivedTensor& bits = answer.tensors[0];
-  const Tensor& sent = sent_tensor(index);
-  int64_t elements = 1;
-  for (const int64_t dimension : sent.shape) elements *= dimension;
-  if (elements % 8 != 0 && bits.bytes.span().back() >> (elements % 8) != 0) {
-    return BadReply("a mask has bits after its last element");
+  auto mask = ToMask(sent_tensor(index).name, answer.result, std::move(answer.tensors[0]));
+  if (!mask.ok()) return mask.status();
+  results_[index] = *std::move(mask);
+  return absl::OkStatus();
+}
+
+absl::StatusOr<int64_t> ThresholdReader::ExpectedTensors(const Tensor&,
+                                                         const v1::MaskResult& result) {
+  return result.has_threshold() ? 0 : 1;
+}
+
+absl::Status ThresholdReader::CheckHeader(const Tensor& sent, const v1::MaskResult&,
+                                          const ReceivedTensor& tensor) {
+  return CheckMaskHeader(shapes_.at(sent.name), tensor);
+}
+
+absl::Status ThresholdReader::OnAnswer(size_t index, Answer answer) {
+  if (answer.result.has_error()) {
+    results_[index] = StatusOf(answer.result.error());
+  } else if (answer.result.has_threshold()) {
+    results_[index] = Result(std::move(answer.result));
+  } else {
+    auto mask = ToMask(sent_tensor(index).name, answer.result, std::move(answer.tensors[0]));
+    if (!mask.ok()) return mask.status();
+    results_[index] = Result(*std::move(mask));
   }
-  results_[index] = Mask(sent.name, std::move(bits.shape), std::move(bits.bytes),
-                         answer.result.target_sparsity(), answer.result.epoch());
   return absl::OkStatus();
 }
 

@@ -8,6 +8,8 @@
 #include <cstdint>
 #include <map>
 #include <optional>
+#include <string>
+#include <variant>
 #include <vector>
 
 #include "absl/container/flat_hash_map.h"
@@ -133,6 +135,27 @@ class MaskReader : public ReplyReader<v1::MaskResult> {
   absl::Status OnAnswer(size_t index, Answer answer) override;
 
   std::vector<std::optional<absl::StatusOr<Mask>>>& results_;
+};
+
+// The shape of each layer's weight, by name.
+using Shapes = std::map<std::string, std::vector<int64_t>>;
+
+// Answers of CalcMask to counts of layers that have these shapes, likewise.
+class ThresholdReader : public ReplyReader<v1::MaskResult> {
+ public:
+  using Result = std::variant<v1::MaskResult, Mask>;  // with a threshold, or with a mask
+
+  ThresholdReader(absl::Span<const Tensor* const> sent, const Shapes& shapes,
+                  std::vector<std::optional<absl::StatusOr<Result>>>& results)
+      : ReplyReader(sent), shapes_(shapes), results_(results) {}
+
+ private:
+  absl::StatusOr<int64_t> ExpectedTensors(const Tensor&, const v1::MaskResult&) override;
+  absl::Status CheckHeader(const Tensor&, const v1::MaskResult&, const ReceivedTensor&) override;
+  absl::Status OnAnswer(size_t index, Answer answer) override;
+
+  const Shapes& shapes_;
+  std::vector<std::optional<absl::StatusOr<Result>>>& results_;
 };
 
 // Answers of QuantizeWeight, likewise.

@@ -17,6 +17,7 @@
 #include "absl/types/span.h"
 #include "nni/compression/v1/compression.pb.h"
 #include "nni_compression/files.h"
+#include "nni_compression/thresholds.h"
 #include "nni_compression/types.h"
 
 namespace nni_compression {
@@ -79,6 +80,15 @@ class Session {
   // Stale layers of a rule that is `joint` in the plan have to be in one call, all of them.
   std::vector<absl::StatusOr<Mask>> CalcMask(absl::Span<const Tensor> tensors,
                                              const CallOptions& options = {}) const;
+
+  // As CalcMask of weights, from counts of their magnitudes: for each layer the threshold from
+  // which the trainer makes the mask, or the mask itself. Only layers of rules with `takes_counts`
+  // in the plan. It takes a call for every 16 bits of a weight, each with its own timeout. The
+  // server has only thresholds afterwards: an export, or a weight of such a layer, needs its mask
+  // first (role kMask). FAILED_PRECONDITION when another rank has decided from other counts,
+  // ABORTED when the session keeps changing.
+  std::vector<absl::StatusOr<ThresholdOrMask>> CalcThresholds(
+      absl::Span<const CountedLayer> layers, const CallOptions& options = {}) const;
 
   // Quantized weights, likewise. Roles kWeight, or kRange (answered with parameters only).
   std::vector<absl::StatusOr<QuantizedTensor>> QuantizeWeight(
