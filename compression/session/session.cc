@@ -3,7 +3,6 @@
 #include <zlib.h>
 
 #include <algorithm>
-#include <array>
 #include <cmath>
 #include <cstring>
 #include <utility>
@@ -95,17 +94,19 @@ absl::Status CheckRemembered(const Layer& layer, const Remembered& remembered,
                          : "two finite numbers, of which the first is not above the second"));
 }
 
-uint32_t Crc32(const void* bytes, size_t size, uint32_t before = 0) {
-  return static_cast<uint32_t>(crc32_z(before, static_cast<const Bytef*>(bytes), size));
+uint32_t Crc32(absl::Span<const uint64_t> numbers) {
+  return static_cast<uint32_t>(
+      crc32_z(0, reinterpret_cast<const Bytef*>(numbers.data()), numbers.size() * 8));
 }
 
 uint32_t Checksum(const CountsRound& round) {
-  uint32_t crc = 0;
+  std::vector<uint64_t> numbers;
+  numbers.reserve(2 * round.digits.size());
   for (const CountsRound::Digit& digit : round.digits) {
-    crc = Crc32(&digit.digit, sizeof digit.digit, crc);
-    crc = Crc32(&digit.count, sizeof digit.count, crc);
+    numbers.push_back(digit.digit);
+    numbers.push_back(static_cast<uint64_t>(digit.count));
   }
-  return crc;
+  return Crc32(numbers);
 }
 
 // A stored session may exceed the limit of CheckCounter.
@@ -466,12 +467,12 @@ uint32_t Session::MaskChecksum(int i) const {
   std::optional<uint32_t>& checksum = checksums_[i];
   if (checksum) return *checksum;
   if (const auto& mask = state(i).mask) {
-    checksum = Crc32(mask->bits().data(), static_cast<size_t>(mask->bits().size()));
+    const absl::Span<const uint8_t> bits = mask->bits().span();
+    checksum = static_cast<uint32_t>(crc32_z(0, bits.data(), bits.size()));
   } else if (const auto& counted = state(i).counted) {
     const Threshold& decided = counted->threshold;
-    const std::array<uint64_t, 3> numbers = {decided.key, static_cast<uint64_t>(decided.ties),
-                                             static_cast<uint64_t>(decided.pruned)};
-    checksum = Crc32(numbers.data(), sizeof numbers);
+    checksum = Crc32(
+        {decided.key, static_cast<uint64_t>(decided.ties), static_cast<uint64_t>(decided.pruned)});
   } else {
     checksum = 0;
   }

@@ -12,12 +12,13 @@ import torch
 import local_pruners
 import nni_compression as nc
 import peers
-from harness import Benchmark, Goal, lines, quotients
+from harness import Benchmark, Goal, Line, lines, quotients
 from nni_compression.torch import AGPPruner
 
 EPOCHS = 10
 RULE = {"final_sparsity": 0.8, "start_epoch": 0, "end_epoch": EPOCHS + 1}
 NNI = "NNI's formula (topk)"
+LINK = 125_000_000  # bytes a second: 1 Gbit/s
 
 
 def shapes() -> Iterator[tuple[int, ...]]:
@@ -85,26 +86,61 @@ class Trainer:
 def run(client: nc.Client) -> list[Benchmark]:
     names = [str(number) for number in range(len(network()))]
     rules = [{"op_names": names, **RULE}]
-    with peers.shared_memory_client() as near:
+
+    def sending(what: str, to: nc.Client) -> AGPPruner:
+        return AGPPruner(rules, client=to, transfer=what)
+
+    with (
+        peers.running("relay", peers.SERVICE, str(LINK)) as port,
+        nc.Client(f"127.0.0.1:{port}") as far,
+        peers.shared_memory_client() as near,
+    ):
         trainers = {
             NNI: Trainer(local_pruners.AGPPruner(rules)),
-            "service, TCP": Trainer(AGPPruner(rules, client=client)),
-            "service, shared memory": Trainer(AGPPruner(rules, client=near)),
-            "service, in shared_array": Trainer(AGPPruner(rules, client=near), near.shared_array),
+            "weights, TCP": Trainer(sending("weights", client)),
+            "weights, shared memory": Trainer(sending("weights", near)),
+            "weights, in shared_array": Trainer(sending("weights", near), near.shared_array),
+            "weights, 1 Gbit/s": Trainer(sending("weights", far)),
+            "histograms, TCP": Trainer(sending("histogram", client)),
+            "histograms, 1 Gbit/s": Trainer(sending("histogram", far)),
         }
         times: dict[str, list[float]] = {name: [] for name in trainers}
+        traffic: dict[str, list[float]] = {"weights, TCP": [], "histograms, TCP": []}
         for number in range(EPOCHS + 1):
             for name, trainer in trainers.items():
+                before = _traffic(trainer) if name in traffic else 0
                 taken = trainer.epoch(number)
                 if number > 0:  # epoch 0 prunes nothing
                     times[name].append(taken)
+                    if name in traffic:
+                        traffic[name].append((_traffic(trainer) - before) / 1e6)
         for trainer in list(trainers.values())[1:]:
             trainer.pruner.close()
     size = sum(weight.numel() for weight in trainers[NNI].weights)
     goals = [
-        Goal("I2", f"an AGP epoch of ResNet-50, {name}", 20, quotients(times[NNI], values))
-        for name, values in times.items()
-        if name != NNI
+        Goal("I2", f"an AGP epoch of ResNet-50, {name}", 20, quotients(times[NNI], times[name]))
+        for name in ("weights, TCP", "weights, shared memory", "weights, in shared_array")
     ]
+    goals.append(
+        Goal(
+            "H1",
+            "what an AGP epoch of ResNet-50 sends and receives by histograms",
+            2,
+            traffic["histograms, TCP"],
+            at_least=False,
+            unit="MB",
+        )
+    )
     title = f"An epoch of AGP, {len(names)} layers of ResNet-50, {size / 1e6:.1f} million weights"
-    return [Benchmark(title, lines(times, NNI), goals=goals)]
+    return [
+        Benchmark(title, lines(times, NNI), goals=goals),
+        Benchmark(
+            title + ": what travels in both directions",
+            [Line(name, "MB", values) for name, values in traffic.items()],
+        ),
+    ]
+
+
+def _traffic(trainer: Trainer) -> int:
+    """Bytes sent and received so far."""
+    return trainer.pruner.stats.bytes_sent + trainer.pruner.stats.bytes_received

@@ -34,6 +34,7 @@ MODULES = (
     "experiments",
     "exports",
     "integer_runtimes",
+    "pruned_accuracy",
 )
 
 
