@@ -232,7 +232,7 @@ class Session:
             try:
                 self._stream("CalcMask", exchange, timeout)
             except CompressionError as error:
-                error.results, error.errors = counting.results, counting.errors
+                error.results = counting.results  # without thresholds that are not decided
                 raise
             finally:
                 counting.take(exchange)
