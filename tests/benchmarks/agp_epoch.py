@@ -53,14 +53,16 @@ class Trainer:
     Args:
         pruner: not bound yet.
         make_array: of a shape, makes the memory that a weight is moved to; None: it stays.
+        device: of the weights.
     """
 
     def __init__(
         self,
         pruner: AGPPruner | local_pruners.AGPPruner,
         make_array: Callable[[torch.Size], np.ndarray] | None = None,
+        device: str = "cpu",
     ) -> None:
-        self.model = network()
+        self.model = network().to(device)
         self.weights = [layer.weight for layer in self.model]
         if make_array is not None:
             for weight in self.weights:
@@ -73,6 +75,7 @@ class Trainer:
         with torch.no_grad():
             for weight in self.weights:
                 weight.mul_(1.001)
+            self._synchronize()
             begin = time.perf_counter()
             self.pruner.update_epoch(number)
             if isinstance(self.pruner, AGPPruner):
@@ -80,7 +83,16 @@ class Trainer:
                     layer.weight  # noqa: B018 the first read asks for the masks
             else:
                 self.pruner.refresh()
+            self._synchronize()
             return time.perf_counter() - begin
+
+    def traffic(self) -> int:
+        """Bytes sent and received so far."""
+        return self.pruner.stats.bytes_sent + self.pruner.stats.bytes_received
+
+    def _synchronize(self) -> None:
+        if self.weights[0].is_cuda:
+            torch.cuda.synchronize()
 
 
 def run(client: nc.Client) -> list[Benchmark]:
@@ -108,12 +120,12 @@ def run(client: nc.Client) -> list[Benchmark]:
         traffic: dict[str, list[float]] = {"weights, TCP": [], "histograms, TCP": []}
         for number in range(EPOCHS + 1):
             for name, trainer in trainers.items():
-                before = _traffic(trainer) if name in traffic else 0
+                before = trainer.traffic() if name in traffic else 0
                 taken = trainer.epoch(number)
                 if number > 0:  # epoch 0 prunes nothing
                     times[name].append(taken)
                     if name in traffic:
-                        traffic[name].append((_traffic(trainer) - before) / 1e6)
+                        traffic[name].append((trainer.traffic() - before) / 1e6)
         for trainer in list(trainers.values())[1:]:
             trainer.pruner.close()
     size = sum(weight.numel() for weight in trainers[NNI].weights)
@@ -139,8 +151,3 @@ def run(client: nc.Client) -> list[Benchmark]:
             [Line(name, "MB", values) for name, values in traffic.items()],
         ),
     ]
-
-
-def _traffic(trainer: Trainer) -> int:
-    """Bytes sent and received so far."""
-    return trainer.pruner.stats.bytes_sent + trainer.pruner.stats.bytes_received

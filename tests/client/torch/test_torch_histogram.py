@@ -52,6 +52,13 @@ RULES = [
     ),
 ]
 
+DEVICES = [
+    "cpu",
+    pytest.param(
+        "cuda", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+    ),
+]
+
 
 def laid_out(weight: torch.Tensor, layout: str) -> torch.Tensor:
     """The same weight, in memory in another way."""
@@ -64,11 +71,12 @@ def laid_out(weight: torch.Tensor, layout: str) -> torch.Tensor:
     return weight
 
 
+@pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("layout", ["contiguous", "channels_last", "transposed", "strided"])
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("masked", [False, True])
 def test_counting_and_masking_are_those_of_arrays(
-    monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype, layout: str, masked: bool
+    monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype, layout: str, masked: bool, device: str
 ) -> None:
     monkeypatch.setattr(magnitudes, "_CPU_PART", 100)
     random = torch.Generator().manual_seed(0)
@@ -76,11 +84,12 @@ def test_counting_and_masking_are_those_of_arrays(
     weight[0] = torch.randint(-2, 3, (5, 4, 3), generator=random).to(dtype) / 2
     weight[1] *= 1e-30
     weight[2, 0, 0] = -0.0
-    laid = laid_out(weight, layout)
+    laid = laid_out(weight.to(device), layout)
     kept = torch.rand(weight.shape, generator=random) < 0.7 if masked else None
+    kept_there = None if kept is None else kept.to(device)
     array = to_host({"w": weight})["w"]
     kept_array = None if kept is None else kept.numpy()
-    bits, one, other = 8 * weight.element_size(), magnitudes.TorchCounter(laid, kept), None
+    bits, one, other = 8 * weight.element_size(), magnitudes.TorchCounter(laid, kept_there), None
     other = ArrayCounter(array, kept_array)
     assert (one.bits, one.shape) == (other.bits, other.shape) == (bits, weight.shape)
     key, known = 0, 0
@@ -99,12 +108,13 @@ def test_counting_and_masking_are_those_of_arrays(
         below = magnitude < limit if kept is None else (magnitude < limit) & kept
         removed = int(below.sum()) + taken + (0 if kept is None else int((~kept).sum()))
         threshold = Threshold(key, bits, taken, removed)
-        mask = magnitudes.mask_from_threshold(laid, threshold, kept)
+        mask = magnitudes.mask_from_threshold(laid, threshold, kept_there)
         assert mask.is_contiguous()
         expected_mask = mask_from_threshold(array, threshold, kept_array).to_numpy()
-        np.testing.assert_array_equal(mask.numpy(), expected_mask)
+        np.testing.assert_array_equal(mask.cpu().numpy(), expected_mask)
         with pytest.raises(nc.InternalError, match="has changed since it was counted"):
-            magnitudes.mask_from_threshold(laid, Threshold(key, bits, taken, removed + 1), kept)
+            other_threshold = Threshold(key, bits, taken, removed + 1)
+            magnitudes.mask_from_threshold(laid, other_threshold, kept_there)
 
 
 def _element(weight: torch.Tensor, key: int) -> int:
