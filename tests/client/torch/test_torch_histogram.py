@@ -52,12 +52,7 @@ RULES = [
     ),
 ]
 
-DEVICES = [
-    "cpu",
-    pytest.param(
-        "cuda", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
-    ),
-]
+DEVICES = ["cpu", "cuda"] if torch.cuda.is_available() else ["cpu"]
 
 
 def laid_out(weight: torch.Tensor, layout: str) -> torch.Tensor:
@@ -112,8 +107,8 @@ def test_counting_and_masking_are_those_of_arrays(
         assert mask.is_contiguous()
         expected_mask = mask_from_threshold(array, threshold, kept_array).to_numpy()
         np.testing.assert_array_equal(mask.cpu().numpy(), expected_mask)
+        other_threshold = Threshold(key, bits, taken, removed + 1)
         with pytest.raises(nc.InternalError, match="has changed since it was counted"):
-            other_threshold = Threshold(key, bits, taken, removed + 1)
             magnitudes.mask_from_threshold(laid, other_threshold, kept_there)
 
 
