@@ -443,3 +443,39 @@ class TestMasksThatTheServerLacks:
         model(images())
         for name in COMPRESSED:
             np.testing.assert_array_equal(pruner.masks[name].numpy(), masks[name].to_numpy())
+
+
+@pytest.mark.parametrize("scope", ["layer", "global"])
+@pytest.mark.parametrize("lost", ["reply", "weight"])
+def test_a_threshold_that_gets_lost_is_decided_anew(
+    client: nc.Client, monkeypatch: pytest.MonkeyPatch, scope: str, lost: str
+) -> None:
+    rule = {"scope": scope, **SCHEDULE}
+    one, other = (AGPPruner([rule], client=client, transfer=t) for t in ("histogram", "weights"))
+    models = [one(Net()), other(Net())]
+    for pruner, model in zip((one, other), models):
+        training(pruner, model, range(2))
+        pruner.update_epoch(2)
+    calc_thresholds = nc.Session.calc_thresholds
+
+    def lose_reply(*args: Any, **kwargs: Any) -> Any:
+        calc_thresholds(*args, **kwargs)
+        raise nc.UnavailableError("the reply is lost")
+
+    def lose_weight(*args: Any) -> None:
+        raise nc.InternalError("the weight has changed")
+
+    with monkeypatch.context() as patch:
+        if lost == "reply":
+            patch.setattr(nc.Session, "calc_thresholds", lose_reply)
+        else:
+            patch.setattr(TorchPruning, "put_threshold", lose_weight)
+        with pytest.raises(nc.CompressionError, match=r"reply is lost|weight has changed"):
+            models[0](images())
+    for model in models:
+        with torch.no_grad():
+            for name in COMPRESSED:
+                weight = dense(model.get_submodule(name))
+                weight.mul_(torch.linspace(0.5, 2, weight.numel()).view_as(weight))
+    assert torch.equal(*(model(images()) for model in models))
+    assert_same(one, other)

@@ -9,7 +9,7 @@ from typing import Any, Literal, Optional, Union
 
 import numpy as np
 
-from ..errors import InvalidArgumentError
+from ..errors import CompressionError, InvalidArgumentError, StatusCode
 from ..values.magnitudes import Threshold
 from ..values.masks import Mask
 from ..values.plan import Plan
@@ -46,6 +46,7 @@ class PrunerBinding(Binding[W]):
         self._given: dict[str, Mask] = {}  # what `install` puts in force
         self._masked: set[str] = set()  # a layer may be answered without a mask
         self._lacking: set[str] = set()  # those whose masks the session does not have
+        self._unsettled: set[str] = set()  # those that it may have decided about, unheard
 
     def masks(self) -> dict[str, Any]:
         """Layer name -> the mask in force, as the framework has it."""
@@ -89,15 +90,39 @@ class PrunerBinding(Binding[W]):
         arrays = self.backend.read([weight for weight in weights if weight.name not in counted])
         masks, error = split_results(lambda: session.calc_mask(arrays))
         self._put(masks)
-        counters = self._pruning.counters([weight for weight in weights if weight.name in counted])
-        answers, other_error = split_results(lambda: session.calc_thresholds(counters))
+        other_error = self._count([weight for weight in weights if weight.name in counted])
+        self._raise(error)
+        self._raise(other_error)
+
+    def _count(self, weights: Sequence[W]) -> Optional[CompressionError]:
+        """Puts the masks that histograms give in force; returns the errors of single layers."""
+        session, counters = self.tracker.session, self._pruning.counters(weights)
+        try:
+            answers, error = split_results(lambda: session.calc_thresholds(counters))
+        except CompressionError:
+            self._unsettled.update(counters)
+            raise
+        self._unsettled.update(answers)
         self._put({name: found for name, found in answers.items() if isinstance(found, Mask)})
         for name, found in answers.items():
             if isinstance(found, Threshold):
                 self._pruning.put_threshold(self.weights[name], found)
                 self._answered({name: found})
-        self._raise(error)
-        self._raise(other_error)
+        if error is None:
+            return None
+        ahead = {
+            name
+            for name, why in error.errors.items()
+            if name in self._unsettled and why.code == StatusCode.FAILED_PRECONDITION
+        }
+        if not ahead:
+            return error
+        # The session has a threshold that never got here, and the weight is another one now.
+        session.set_mask({name: self._packed(name) for name in ahead})
+        self._unsettled -= ahead
+        error.errors = {name: why for name, why in error.errors.items() if name not in ahead}
+        again = self._count([weight for weight in weights if weight.name in ahead])
+        return again or (error if error.errors else None)
 
     def _put(self, masks: Mapping[str, Mask]) -> None:
         known = {name: mask for name, mask in masks.items() if name in self.weights}
@@ -124,6 +149,7 @@ class PrunerBinding(Binding[W]):
         """Records what is in force now."""
         for name, answer in answers.items():
             self._masked.add(name)
+            self._unsettled.discard(name)
             if isinstance(answer, Threshold):
                 self._lacking.add(name)
             else:
