@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
 # Installs what is missing, builds, and runs the tests. The last line has the totals.
 #
-#   tests/run.sh                 cpp, python, torch, tensorflow, nni, integration, scripts, fuzz
-#   tests/run.sh PART...         these; asan, tsan, python-newest, tidy, debian13, soak, deployment
+#   tests/run.sh                 cpp, python, torch, tensorflow, nni, integration, scripts
+#   tests/run.sh PART...         these; asan, tsan, fuzz, python-newest, tidy, debian13, soak, deployment
 #   tests/run.sh NAME...         the tests whose name contains NAME, in C++ and Python
 #   tests/run.sh --sanitizers    the C++ tests under ASan+UBSan, and under TSan what is not gRPC
 #   tests/run.sh --long          what takes hours: all parts, with many more random cases and the tests that
@@ -224,7 +224,7 @@ script_part() {
   record "$name" "$started" "$results/$name.xml"
 }
 
-# The seeds; half an hour for each fuzzer with --long.
+# The seeds, which the test programs have too; half an hour for each fuzzer with --long.
 fuzz() {
   local arguments
   choose --seeds -- 1800
@@ -291,8 +291,8 @@ begin_all() {
 }
 
 main() {
-  local all=(cpp python torch tensorflow nni integration scripts fuzz)
-  local long=("${all[@]}" python-newest asan tsan tidy debian13 soak deployment)
+  local all=(cpp python torch tensorflow nni integration scripts)
+  local long=("${all[@]}" fuzz python-newest asan tsan tidy debian13 soak deployment)
   local parts=() names=() argument
   for argument in "$@"; do
     case $argument in
