@@ -28,6 +28,7 @@ from nni_compression.torch import (
     LotteryTicketPruner,
     Pruner,
     RandomPruner,
+    answers,
     magnitudes,
     prune,
 )
@@ -445,37 +446,65 @@ class TestMasksThatTheServerLacks:
             np.testing.assert_array_equal(pruner.masks[name].numpy(), masks[name].to_numpy())
 
 
+calc_thresholds = nc.Session.calc_thresholds
+
+
+def lose_reply(*args: Any, **kwargs: Any) -> Any:
+    calc_thresholds(*args, **kwargs)
+    raise nc.UnavailableError("it is lost")
+
+
+def interrupt(*args: Any, **kwargs: Any) -> Any:
+    calc_thresholds(*args, **kwargs)
+    raise KeyboardInterrupt("it is lost")
+
+
+def lose_weight(*args: Any) -> Any:
+    raise nc.InternalError("it is lost")
+
+
+def scale(weight: torch.Tensor) -> None:
+    weight.mul_(torch.linspace(0.5, 2, weight.numel()).view_as(weight))
+
+
+def change_lower_bits(weight: torch.Tensor) -> None:
+    """Of a first round, which the server remembers, no count changes."""
+    bits = torch.arange(weight.numel(), dtype=torch.int32).view_as(weight)
+    weight.view(torch.int32).bitwise_xor_(bits % 1000 + 1)
+
+
 @pytest.mark.parametrize("scope", ["layer", "global"])
-@pytest.mark.parametrize("lost", ["reply", "weight"])
+@pytest.mark.parametrize("lose", [lose_reply, interrupt, lose_weight])
+@pytest.mark.parametrize("change", [scale, change_lower_bits, None])
 def test_a_threshold_that_gets_lost_is_decided_anew(
-    client: nc.Client, monkeypatch: pytest.MonkeyPatch, scope: str, lost: str
+    client: nc.Client, monkeypatch: pytest.MonkeyPatch, scope: str, lose: Any, change: Any
 ) -> None:
+    """When the weights have changed since, or the epoch."""
     rule = {"scope": scope, **SCHEDULE}
     one, other = (AGPPruner([rule], client=client, transfer=t) for t in ("histogram", "weights"))
     models = [one(Net()), other(Net())]
     for pruner, model in zip((one, other), models):
         training(pruner, model, range(2))
         pruner.update_epoch(2)
-    calc_thresholds = nc.Session.calc_thresholds
-
-    def lose_reply(*args: Any, **kwargs: Any) -> Any:
-        calc_thresholds(*args, **kwargs)
-        raise nc.UnavailableError("the reply is lost")
-
-    def lose_weight(*args: Any) -> None:
-        raise nc.InternalError("the weight has changed")
-
     with monkeypatch.context() as patch:
-        if lost == "reply":
-            patch.setattr(nc.Session, "calc_thresholds", lose_reply)
+        if lose is lose_weight:
+            made: list[Any] = []
+
+            def lose_third(*args: Any) -> Any:
+                made.append(args)
+                return lose_weight() if len(made) == 3 else magnitudes.mask_from_threshold(*args)
+
+            patch.setattr(answers, "mask_from_threshold", lose_third)
         else:
-            patch.setattr(TorchPruning, "put_threshold", lose_weight)
-        with pytest.raises(nc.CompressionError, match=r"reply is lost|weight has changed"):
+            patch.setattr(nc.Session, "calc_thresholds", lose)
+        with pytest.raises((nc.CompressionError, KeyboardInterrupt), match="it is lost"):
             models[0](images())
-    for model in models:
-        with torch.no_grad():
-            for name in COMPRESSED:
-                weight = dense(model.get_submodule(name))
-                weight.mul_(torch.linspace(0.5, 2, weight.numel()).view_as(weight))
+    for pruner, model in zip((one, other), models):
+        if change is None:
+            pruner.update_epoch(3)
+            continue
+        for name in COMPRESSED:
+            with torch.no_grad():
+                change(dense(model.get_submodule(name)))
     assert torch.equal(*(model(images()) for model in models))
     assert_same(one, other)

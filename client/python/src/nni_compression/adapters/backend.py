@@ -230,8 +230,10 @@ class Pruning(_Answers[W], Protocol[W]):
         """Whether the weight is where counting it costs less than sending it."""
         return False
 
-    def put_threshold(self, weight: W, threshold: Threshold) -> None:
-        """Puts the mask in force that a decided threshold makes of the one in force."""
+    def put_thresholds(self, thresholds: Mapping[W, Threshold]) -> None:
+        """Puts the masks in force that decided thresholds make of those in force: all, or none
+        when one cannot be made.
+        """
         return
 
     def mask(self, weight: W) -> Any:

@@ -9,7 +9,7 @@ from typing import Any, Literal, Optional, Union
 
 import numpy as np
 
-from ..errors import CompressionError, InvalidArgumentError, StatusCode
+from ..errors import CompressionError, InvalidArgumentError
 from ..values.magnitudes import Threshold
 from ..values.masks import Mask
 from ..values.plan import Plan
@@ -96,33 +96,19 @@ class PrunerBinding(Binding[W]):
 
     def _count(self, weights: Sequence[W]) -> Optional[CompressionError]:
         """Puts the masks that histograms give in force; returns the errors of single layers."""
-        session, counters = self.tracker.session, self._pruning.counters(weights)
-        try:
-            answers, error = split_results(lambda: session.calc_thresholds(counters))
-        except CompressionError:
-            self._unsettled.update(counters)
-            raise
-        self._unsettled.update(answers)
+        session, names = self.tracker.session, {weight.name for weight in weights}
+        # What the session has of these is a threshold that never got here, and the weight, or the
+        # epoch, may be another one now.
+        session.set_mask({name: self._packed(name) for name in sorted(self._unsettled & names)})
+        counters = self._pruning.counters(weights)
+        self._unsettled |= names
+        answers, error = split_results(lambda: session.calc_thresholds(counters))
+        self._unsettled -= names - answers.keys()  # these are as they were
         self._put({name: found for name, found in answers.items() if isinstance(found, Mask)})
-        for name, found in answers.items():
-            if isinstance(found, Threshold):
-                self._pruning.put_threshold(self.weights[name], found)
-                self._answered({name: found})
-        if error is None:
-            return None
-        ahead = {
-            name
-            for name, why in error.errors.items()
-            if name in self._unsettled and why.code == StatusCode.FAILED_PRECONDITION
-        }
-        if not ahead:
-            return error
-        # The session has a threshold that never got here, and the weight is another one now.
-        session.set_mask({name: self._packed(name) for name in ahead})
-        self._unsettled -= ahead
-        error.errors = {name: why for name, why in error.errors.items() if name not in ahead}
-        again = self._count([weight for weight in weights if weight.name in ahead])
-        return again or (error if error.errors else None)
+        thresholds = {n: found for n, found in answers.items() if isinstance(found, Threshold)}
+        self._pruning.put_thresholds({self.weights[name]: t for name, t in thresholds.items()})
+        self._answered(thresholds)
+        return error
 
     def _put(self, masks: Mapping[str, Mask]) -> None:
         known = {name: mask for name, mask in masks.items() if name in self.weights}
@@ -140,7 +126,8 @@ class PrunerBinding(Binding[W]):
         found = {
             name
             for name in taking
-            if name in self._lacking or self._pruning.counts_by_default(self.weights[name])
+            if name in self._lacking | self._unsettled
+            or self._pruning.counts_by_default(self.weights[name])
         }
         rules = {plan.joint[name] for name in found if name in plan.joint}
         return found | {name for name in taking if plan.joint.get(name) in rules}

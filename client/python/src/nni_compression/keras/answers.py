@@ -91,9 +91,12 @@ class KerasPruning(Pruning[KerasWeight]):
     def counters(self, weights: Sequence[KerasWeight]) -> Mapping[str, Counter]:
         return {weight.name: ArrayCounter(*_counted(weight)) for weight in weights}
 
-    def put_threshold(self, weight: KerasWeight, threshold: Threshold) -> None:
-        dense, kept = _counted(weight)
-        weight.state.mask.assign(mask_from_threshold(dense, threshold, kept).to_numpy())
+    def put_thresholds(self, thresholds: Mapping[KerasWeight, Threshold]) -> None:
+        masks = {}
+        for weight, threshold in thresholds.items():
+            dense, kept = _counted(weight)
+            masks[weight] = mask_from_threshold(dense, threshold, kept)
+        self.put(masks)
 
     def mask(self, weight: KerasWeight) -> Any:
         return weight.state.mask.numpy()

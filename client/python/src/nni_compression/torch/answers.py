@@ -108,9 +108,13 @@ class TorchPruning(Pruning[TorchWeight]):
     def counts_by_default(self, weight: TorchWeight) -> bool:
         return weight.dense.device.type == "cuda"
 
-    def put_threshold(self, weight: TorchWeight, threshold: Threshold) -> None:
-        dense, kept = _counted(weight)
-        weight.state.set_mask(mask_from_threshold(dense, threshold, kept))
+    def put_thresholds(self, thresholds: Mapping[TorchWeight, Threshold]) -> None:
+        masks = {}
+        for weight, threshold in thresholds.items():
+            dense, kept = _counted(weight)
+            masks[weight] = mask_from_threshold(dense, threshold, kept)
+        for weight, mask in masks.items():
+            weight.state.set_mask(mask)
 
     def mask(self, weight: TorchWeight) -> torch.Tensor:
         device = weight.dense.device
