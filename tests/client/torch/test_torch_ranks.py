@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
+import nni_compression as nc
+from nni_compression.torch import AGPPruner, GlobalMagnitudePruner
 from servers import ServerProcess
-from torch_helpers import run_ranks
+from torch_helpers import AGP, COMPRESSED, Net, calls, images, run_ranks, train_step
 
 RANKS = 2
+GLOBAL = [{"schedule": "linear", "op_types": ["default"], "final_sparsity": 0.8, "end_epoch": 10}]
 
 # Trains three epochs, saves, goes on; then goes on from what was saved, and has to get what it got.
 RANK_PROGRAM = """
@@ -28,8 +32,9 @@ torch.set_num_threads(1)
 OUTPUTS = [{"quant_types": ["weight", "output"], "op_types": ["default"]}]
 
 def compressor():
-    make, rules = (AGPPruner, AGP) if kind == "agp" else (QATQuantizer, OUTPUTS)
-    return make(rules, server=address)
+    if kind == "qat":
+        return QATQuantizer(OUTPUTS, server=address)
+    return AGPPruner(AGP, server=address, transfer=kind)
 
 def begin(checkpoint):
     model = Net(seed=5)
@@ -133,7 +138,7 @@ pytestmark = pytest.mark.skipif(
 )
 
 
-@pytest.mark.parametrize("kind", ["agp", "qat"])
+@pytest.mark.parametrize("kind", ["weights", "histogram", "qat"])
 def test_ranks_go_on_from_a_checkpoint_in_one_new_session(
     server: ServerProcess, tmp_path: Path, kind: str
 ) -> None:
@@ -146,6 +151,47 @@ def test_what_each_rank_had_seen_since_its_last_step_counts_after_an_interruptio
 ) -> None:
     printed = run_ranks(RANKS, SEEN_PROGRAM, str(tmp_path / "meeting"), server.address)
     assert len(set(printed)) == 1
+
+
+def in_turn(ranks: Any, models: Any, epoch: int) -> None:
+    """Each rank sets the epoch only after the one before has its masks."""
+    for pruner, model in zip(ranks, models):
+        pruner.update_epoch(epoch)
+        model.eval()(images())
+
+
+@pytest.mark.parametrize("transfer", ["weights", "histogram"])
+@pytest.mark.parametrize(("make", "rule"), [(AGPPruner, AGP), (GlobalMagnitudePruner, GLOBAL)])
+def test_a_rank_gets_the_masks_that_another_one_got_before_it_set_the_epoch(
+    client: nc.Client, tmp_path: Path, make: Any, rule: Any, transfer: str
+) -> None:
+    models = [Net(seed=5) for _ in range(RANKS)]
+    first = make(rule, client=client, transfer=transfer)
+    first(models[0])
+    ranks = [first, make(rule, client=client, transfer=transfer, session=first.session.id)]
+    ranks[1](models[1])
+    optimizers = [torch.optim.SGD(model.parameters(), lr=0.1) for model in models]
+    sparsity = -1.0
+    for epoch in range(5):
+        in_turn(ranks, models, epoch)
+        masks = [rank.masks for rank in ranks]
+        for name in COMPRESSED:
+            assert torch.equal(masks[0][name], masks[1][name]), (epoch, name)
+        assert first.metrics()["sparsity"] > sparsity
+        sparsity = first.metrics()["sparsity"]
+        before = [calls(rank) for rank in ranks]
+        in_turn(ranks, models, epoch)
+        assert [calls(rank) for rank in ranks] == [number + 1 for number in before]
+        for model, optimizer in zip(models, optimizers):
+            train_step(model.train(), optimizer, seed=epoch)
+    first.export(tmp_path, "masks")  # from now on the session has the masks themselves
+    before = [calls(rank) for rank in ranks]
+    in_turn(ranks, models, epoch)
+    assert [calls(rank) for rank in ranks] == [number + 1 for number in before]
+    in_turn(ranks, models, 5)
+    for name in COMPRESSED:
+        assert torch.equal(first.masks[name], ranks[1].masks[name]), name
+    assert first.metrics()["sparsity"] > sparsity
 
 
 def test_where_the_first_rank_finds_no_server_no_rank_waits(tmp_path: Path) -> None:

@@ -42,8 +42,9 @@ from .errors import (
     UnavailableError,
     UnimplementedError,
 )
-from .session import Session, StepResult
+from .session import Session, StaleLayers, StepResult
 from .sparse import load_sparse
+from .values.magnitudes import ArrayCounter, Counter, Threshold, mask_from_threshold
 from .values.masks import Mask
 from .values.plan import Layer, LayerPlan, Plan
 from .values.quantization import QuantizedTensor
@@ -56,9 +57,11 @@ __all__ = [
     "Algorithm",
     "AlgorithmOption",
     "AlreadyExistsError",
+    "ArrayCounter",
     "CancelledError",
     "Client",
     "CompressionError",
+    "Counter",
     "DataLossError",
     "DeadlineExceededError",
     "FailedPreconditionError",
@@ -75,10 +78,12 @@ __all__ = [
     "ResourceExhaustedError",
     "Session",
     "SessionInfo",
+    "StaleLayers",
     "Stats",
     "StatusCode",
     "StepResult",
     "Tensor",
+    "Threshold",
     "Tls",
     "UnauthenticatedError",
     "UnavailableError",
@@ -86,5 +91,6 @@ __all__ = [
     "__version__",
     "load_sparse",
     "local_server",
+    "mask_from_threshold",
     "server_address",
 ]

@@ -7,12 +7,13 @@ import operator
 import os
 import threading
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Literal, Optional, TypeVar, Union
+from typing import Any, Literal, Optional, TypeVar, Union, cast
 
 from ._calls.caller import Caller
+from ._calls.counting import Counting
 from ._calls.exchange import (
     LayerExchange,
     MaskExchange,
@@ -23,7 +24,7 @@ from ._calls.exchange import (
     tensor_header,
 )
 from ._calls.export import ExportExchange
-from ._calls.steps import step_requests, step_result
+from ._calls.steps import masks_of, step_requests, step_result
 from ._transport.channel import Transport
 from ._transport.shared_memory import SharedMemory
 from ._wire import compression_pb2 as pb
@@ -37,19 +38,20 @@ from .errors import (
     UnimplementedError,
 )
 from .values.dtypes import DTYPES
+from .values.magnitudes import Counter, Threshold
 from .values.masks import Mask
 from .values.plan import Plan
 from .values.quantization import QuantizedTensor
 from .values.reports import SessionInfo, seconds
 from .values.statistics import Stats
-from .values.steps import AnswerKey, StepResult
+from .values.steps import AnswerKey, StaleLayers, StepResult
 from .values.tensors import Tensor, TensorLike
 
 _CLOSE_TIMEOUT = 10.0  # seconds, where something has failed before
 
 Reply = Literal["codes", "values", "parameters"]  # of `Session.quantize_weight`
 
-__all__ = ["AnswerKey", "Session", "StepResult"]
+__all__ = ["AnswerKey", "Session", "StaleLayers", "StepResult"]
 
 _R = TypeVar("_R")
 
@@ -181,7 +183,62 @@ class Session:
             opening.SerializeToString(), requests, self._checksum, self._shared_memory
         )
         exchange.joint = self.plan.joint
-        return self._exchange_layers("CalcMask", exchange, timeout)
+        # A threshold answers counts only.
+        return cast(dict[str, Mask], self._exchange_layers("CalcMask", exchange, timeout))
+
+    def calc_thresholds(
+        self,
+        counters: Mapping[str, Counter],
+        *,
+        epoch: Optional[int] = None,
+        timeout: Optional[float] = None,
+    ) -> dict[str, Union[Mask, Threshold]]:
+        """Asks which weights of any number of layers to prune, and sends none: only histograms of
+        their magnitudes, a few kilobytes a layer.
+
+        There is one call for each 16 bits of the weights' type. The trainer makes the masks, with
+        `mask_from_threshold` or on its device, and they are bit for bit those of `calc_mask`. The
+        server does not have them; before an `export` they have to be sent with `set_mask`.
+
+        Args:
+            counters: layer name -> `ArrayCounter`, or a `Counter` of one's own, of the layers whose
+                plan has `takes_counts`. They count what the layer's mask in force keeps.
+            epoch: as for `calc_mask`.
+            timeout: of each call.
+
+        The layers of a joint rule have to be in one call, as for `calc_mask`.
+
+        Returns: layer name -> the decided `Threshold`; or a `Mask`, where the layer is not stale
+        and the server has its mask.
+
+        Raises as `calc_mask` does; FailedPreconditionError also where the layer is decided, and
+        these are not the counts that it was decided by.
+
+        >>> layers = [nc.Layer(name="fc", op_type="Linear", shape=(2, 5))]
+        >>> session = client.bind_model("level", [{"sparsity": 0.5}], layers)
+        >>> weight = np.array([[1, -2, 3, -4, 5], [6, -7, 8, -9, 10]], dtype=np.float32)
+        >>> threshold = session.calc_thresholds({"fc": nc.ArrayCounter(weight)})["fc"]
+        >>> nc.mask_from_threshold(weight, threshold).to_numpy().astype(int).tolist()
+        [[0, 0, 0, 0, 0], [1, 1, 1, 1, 1]]
+        >>> session.close()
+        """
+        opening = pb.CalcMaskRequest.Open(session_id=self.id)
+        if epoch is not None:
+            opening.epoch = _counter(epoch, "epoch")
+        counting = Counting(counters)
+        while requests := counting.requests():
+            exchange = MaskExchange(opening.SerializeToString(), requests, self._checksum)
+            exchange.counters = counters
+            try:
+                self._stream("CalcMask", exchange, timeout)
+            except CompressionError as error:
+                error.results = counting.results  # without thresholds that are not decided
+                raise
+            finally:
+                counting.take(exchange)
+                self._answered(counting.results)
+        raise_layer_errors(counting.errors, counting.results)
+        return counting.results
 
     def set_mask(
         self, masks: Mapping[str, Any], *, timeout: Optional[float] = None
@@ -255,17 +312,18 @@ class Session:
         }
         return self._quantize(requests, _REPLIES["parameters"], step, timeout)
 
-    def update_epoch(self, epoch: int, *, timeout: Optional[float] = None) -> frozenset[str]:
+    def update_epoch(self, epoch: int, *, timeout: Optional[float] = None) -> StaleLayers:
         """Sets the epoch: absolute, not negative.
 
-        Returns: the names of all layers that are now stale. A lower epoch than before is accepted;
-        it does not restore earlier masks.
+        Returns: a frozenset of the names of all layers that are now stale, which also has `.masks`,
+        by which a rank notices that another one has got a later mask. A lower epoch than before is
+        accepted; it does not restore earlier masks.
         """
         request = pb.UpdateEpochRequest(session_id=self.id, epoch=_counter(epoch, "epoch"))
         reply = self._caller.unary("UpdateEpoch", request, pb.UpdateEpochResponse, timeout)
-        stale = frozenset(reply.stale_layers)
+        stale = StaleLayers(reply.stale_layers, masks_of(reply.masks, self.plan))
         with self._lock:
-            self._stale = stale
+            self._stale = frozenset(stale)
         return stale
 
     def step(
@@ -289,7 +347,7 @@ class Session:
                 loss with respect to the weight, in the form of weights. Ignored as ranges are.
 
         Returns: a frozenset of the names of all layers that are now stale, which also has `.step`,
-        `.parameters`, `.outputs` and `.inputs`.
+        `.parameters`, `.outputs`, `.inputs` and, as that of `update_epoch`, `.masks`.
 
         Raises InvalidArgumentError when a range or gradient does not fit (`.errors` has each one's,
         by the keys of `StepResult.answers`, or (name, "gradient")), ResourceExhaustedError when the
@@ -309,7 +367,7 @@ class Session:
             timeout,
             payload_bytes=sum(len(request.data) for request in requests),
         )
-        result = step_result(reply, len(requests))
+        result = step_result(reply, len(requests), self.plan)
         with self._lock:
             self._stale = frozenset(result)
         return result
@@ -482,6 +540,19 @@ class Session:
             exchange.changing = set(self._sent)
             self._sent |= exchange.layers
         try:
+            self._stream(method, exchange, timeout)
+        finally:
+            self._answered(exchange.results)
+        raise_layer_errors(exchange.errors, exchange.results)
+        return exchange.results
+
+    def _answered(self, layers: Iterable[str]) -> None:
+        with self._lock:
+            self._stale = self._stale.difference(layers)
+
+    def _stream(self, method: str, exchange: LayerExchange[Any], timeout: Optional[float]) -> None:
+        """Makes the call; the exchange has the outcome of each layer."""
+        try:
             self._find_weights(exchange, timeout)
             self._caller.stream(method, exchange, timeout)
             while exchange.unfinished:  # the server lost regions or weights: with fewer references
@@ -491,10 +562,6 @@ class Session:
             raise
         finally:
             exchange.close()
-            with self._lock:
-                self._stale = self._stale.difference(exchange.results)
-        raise_layer_errors(exchange.errors, exchange.results)
-        return exchange.results
 
     def _find_weights(self, exchange: LayerExchange[Any], timeout: Optional[float]) -> None:
         """Finds out which weights need not be sent."""

@@ -8,7 +8,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from types import MappingProxyType
-from typing import Any, Generic, Optional, TypeVar
+from typing import Any, Generic, Optional, TypeVar, Union
 
 import numpy as np
 import numpy.typing as npt
@@ -28,6 +28,7 @@ from ..errors import (
     make_error,
 )
 from ..values import dtypes, quantization
+from ..values.magnitudes import Counter, Rounds, Threshold
 from ..values.masks import Mask
 from ..values.quantization import QuantizedTensor
 from ..values.tensors import Tensor
@@ -39,6 +40,13 @@ R = TypeVar("R")
 def mask_header(layer: str, mask: Mask, index: int) -> frames.Outgoing:
     """A mask, ready to be sent."""
     return _outgoing(layer, index, pb.TENSOR_ROLE_MASK, pb.DATA_TYPE_BIT, mask.shape, mask.bits)
+
+
+def counts_header(layer: str, rounds: Rounds, index: int) -> frames.Outgoing:
+    """The counts of a layer's weights, ready to be sent."""
+    message = rounds.message()
+    shape = (len(message),)
+    return _outgoing(layer, index, pb.TENSOR_ROLE_COUNTS, pb.DATA_TYPE_UINT8, shape, message)
 
 
 def tensor_header(
@@ -412,33 +420,51 @@ class LayerExchange(ABC, Generic[R]):
         return self._incoming[index]
 
 
-class MaskExchange(LayerExchange[Mask]):
-    """CalcMask."""
+class MaskExchange(LayerExchange[Union[Mask, Threshold]]):
+    """CalcMask.
+
+    Attributes:
+        counters: of the layers that are sent as counts, which have neither the shape nor the size
+            of their weights.
+    """
+
+    counters: Mapping[str, Counter] = MappingProxyType({})
 
     def result_type(self) -> Any:
         return pb.MaskResult
 
     def expected_tensors(self, result: Any) -> int:
-        return 1
+        return 0 if result.HasField("threshold") else 1
 
     def size_of(self, header: Any, request: Any) -> int:
+        shape = self._shape(request)
         fits = header.role == pb.TENSOR_ROLE_MASK and header.dtype == pb.DATA_TYPE_BIT
-        fits = fits and list(header.shape) == list(request.shape)
-        return (math.prod(map(int, request.shape)) + 7) // 8 if fits else 0
+        fits = fits and tuple(header.shape) == shape
+        return (math.prod(shape) + 7) // 8 if fits else 0
 
     def result_bytes(self, request: Any) -> int:
         return (math.prod(map(int, request.shape)) + 7) // 8
 
-    def build(self, result: Any, request: Any, parts: dict[int, _Incoming]) -> Mask:
+    def build(
+        self, result: Any, request: Any, parts: dict[int, _Incoming]
+    ) -> Union[Mask, Threshold]:
+        if not parts:
+            if request.layer not in self.counters:
+                raise DataLossError(f"layer {request.layer!r} got a threshold and sent no counts")
+            return Threshold.from_wire(result, self.counters[request.layer].bits)
         try:
             return Mask(
                 parts[pb.TENSOR_ROLE_MASK].data,
-                request.shape,
+                self._shape(request),
                 target_sparsity=result.target_sparsity,
                 epoch=result.epoch,
             )
         except InvalidArgumentError as error:
             raise DataLossError(f"layer {request.layer!r}: {error.message}") from error
+
+    def _shape(self, request: Any) -> tuple[int, ...]:
+        counter = self.counters.get(request.layer)
+        return tuple(map(int, request.shape if counter is None else counter.shape))
 
 
 class QuantizeExchange(LayerExchange[QuantizedTensor]):

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Optional
 
 from .._wire import compression_pb2 as pb
 from .._wire import frames
 from ..errors import CompressionError, InternalError, code_from_number, make_error
 from ..values import quantization
+from ..values.plan import Plan
 from ..values.quantization import QuantizedTensor
 from ..values.steps import AnswerKey, StepResult
 from ..values.tensors import Tensor
@@ -44,7 +45,7 @@ def step_requests(
     return requests
 
 
-def step_result(reply: pb.StepResponse, expected: int) -> StepResult:
+def step_result(reply: pb.StepResponse, expected: int, plan: Plan) -> StepResult:
     """Reads the reply; raises the errors of single layers."""
     if len(reply.parameters) != expected:
         raise InternalError(
@@ -60,4 +61,10 @@ def step_result(reply: pb.StepResponse, expected: int) -> StepResult:
         elif layer.role != pb.TENSOR_ROLE_GRADIENT:  # which has no answer of its own
             answers[key] = quantization.from_wire(layer)
     raise_layer_errors(errors, answers)
-    return StepResult(reply.stale_layers, reply.step, answers)
+    return StepResult(reply.stale_layers, reply.step, answers, masks_of(reply.masks, plan))
+
+
+def masks_of(checksums: Sequence[int], plan: Plan) -> dict[str, int]:
+    """`StaleLayers.masks` of a reply; empty where it has none of this plan."""
+    layers = plan.compressed
+    return dict(zip(layers, checksums)) if len(checksums) == len(layers) else {}

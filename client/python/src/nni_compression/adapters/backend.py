@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Callable, ClassVar, Optional, Protocol, T
 
 import numpy as np
 
+from ..values.magnitudes import Counter, Threshold
 from ..values.masks import Mask
 from ..values.plan import Layer, LayerPlan, Parameter
 from ..values.quantization import QuantizedTensor
@@ -207,6 +208,9 @@ class _Answers(Protocol[W]):
 class Pruning(_Answers[W], Protocol[W]):
     """Masks in a model."""
 
+    #: Why weights cannot be counted, so that they are sent; empty where they can.
+    why_weights_only: ClassVar[str]
+
     def install(
         self, binding: PrunerBinding[W], given: Mapping[str, Mask], undo: contextlib.ExitStack
     ) -> None:
@@ -217,6 +221,18 @@ class Pruning(_Answers[W], Protocol[W]):
 
     def put(self, masks: Mapping[W, Mask]) -> None:
         """Puts masks in force."""
+
+    def counters(self, weights: Sequence[W]) -> Mapping[str, Counter]:
+        """Layer name -> counter of what its mask in force keeps."""
+        return {}
+
+    def counts_by_default(self, weight: W) -> bool:
+        """Whether the weight is where counting it costs less than sending it."""
+        return False
+
+    def put_threshold(self, weight: W, threshold: Threshold) -> None:
+        """Puts the mask in force that a decided threshold makes of the one in force."""
+        return
 
     def mask(self, weight: W) -> Any:
         """The mask in force, as a tensor of the framework: bool, True = kept."""

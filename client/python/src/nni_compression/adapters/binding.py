@@ -140,12 +140,16 @@ class Binding(Generic[W]):
 
     # Lifecycle.
 
-    def start_from(self, masks: Mapping[str, Mask], state: Optional[Mapping[str, Any]]) -> None:
+    def start_from(
+        self, masks: Mapping[str, Mask], state: Optional[Mapping[str, Any]], *, joined: bool
+    ) -> None:
         """Sets the initial state of the session, which `install` puts in force.
 
         Args:
             masks: by layer name.
             state: what `state_dict` gave; None: the session is a new one.
+            joined: whether another rank has bound the session, and may have advanced it: it may
+                have other masks, which are requested.
         """
 
     def install(self, undo: contextlib.ExitStack) -> None:
@@ -202,7 +206,7 @@ class Binding(Generic[W]):
         return {}
 
     def give_masks(self) -> None:
-        """Sends the masks of another compressor to the session, for exports."""
+        """Sends masks that the session does not have, for exports."""
 
     # Helpers of both kinds.
 
@@ -241,4 +245,5 @@ class Binding(Generic[W]):
         for name, reason in error.errors.items():
             _log.warning("%s (%s); layer %r keeps what it has", reason, when, name)
             if name in self._tokens:  # else it is about an activation
-                tracker.answered(name, self._tokens[name]())
+                is_mask = tracker.status[name].is_mask
+                tracker.answered(name, self._tokens[name](), is_mask=is_mask)

@@ -124,9 +124,7 @@ class Lifecycle:
             plan = tracker.plan
             coverage = Coverage.of(backend.parameters(), plan.layers)
             tracker.session.plan = replace(plan, coverage=coverage)
-            # A session that other ranks advance may have other masks than the state: they are
-            # requested.
-            binding.start_from({} if joined else masks, state)
+            binding.start_from(masks, state, joined=joined)
             if state is not None and not joined:
                 _warn_of_unrestored_memory(tracker.plan, self._recipe.algorithm)
                 _warn_of_layers_without_masks(plan, masks)

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Optional, cast, get_args
+from typing import Any, Optional, cast
 
 from ..values.quantization import Calibration
 from . import export
@@ -14,9 +13,11 @@ from .compressor import Compressor
 from .custom import OwnAlgorithm
 from .quantizing import CustomQuantizerBinding, QuantizerBinding, Transfer
 from .tracker import Tracker
+from .transfer import check, shown
 from .warn import warn
 
 
+@shown
 class Quantizer(Compressor):
     """Base of quantizers.
 
@@ -40,8 +41,7 @@ class Quantizer(Compressor):
         The other arguments are those of `Compressor`.
         """
         super().__init__(*args, **kwargs)
-        if transfer is not None and transfer not in get_args(Transfer):
-            raise ValueError(f'transfer is {transfer!r}; it must be "weights" or "ranges"')
+        check(transfer, Transfer)
         self.transfer: Transfer = transfer or "ranges"
 
     def quantize_weight(self, weight: Any, config: Mapping[str, Any], **kwargs: Any) -> Any:
@@ -99,13 +99,3 @@ class Quantizer(Compressor):
         output = "quantize_layer_output" if overrides else None
         own: OwnAlgorithm[Any] = OwnAlgorithm(self, self._computes, output)
         return CustomQuantizerBinding(tracker, weights, backend, self.transfer, own)
-
-
-def _signature() -> inspect.Signature:
-    """The constructor's signature, for help(): the base's arguments and `transfer`."""
-    base = inspect.signature(Compressor.__init__)
-    transfer = inspect.signature(Quantizer.__init__).parameters["transfer"]
-    return base.replace(parameters=[*base.parameters.values(), transfer])
-
-
-setattr(Quantizer.__init__, "__signature__", _signature())  # noqa: B010

@@ -86,7 +86,9 @@ class QuantizerBinding(Binding[W]):
         }
         return {key: value for key, value in found.items() if value}
 
-    def start_from(self, masks: Mapping[str, Mask], state: Optional[Mapping[str, Any]]) -> None:
+    def start_from(
+        self, masks: Mapping[str, Mask], state: Optional[Mapping[str, Any]], *, joined: bool
+    ) -> None:
         if state is None:
             return
         self.memory.update(state.get("memory", {}))

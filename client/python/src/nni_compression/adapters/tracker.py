@@ -26,12 +26,16 @@ K = TypeVar("K")
 ONCE = "once"
 WHEN_STALE = "when_stale"
 ON_WEIGHT_CHANGE = "on_weight_change"
+_NO_MASKS: Mapping[str, int] = MappingProxyType({})
+
+
+IsMask = Callable[[int], bool]  # whether a checksum is that of the mask in force
 
 
 class LayerStatus:
     """The status of the last answer for one layer."""
 
-    __slots__ = ("answered", "lasting", "name", "refresh", "stale", "token")
+    __slots__ = ("answered", "is_mask", "lasting", "name", "refresh", "stale", "token")
 
     def __init__(self, name: str, refresh: str) -> None:
         self.name = name
@@ -40,6 +44,7 @@ class LayerStatus:
         self.stale = False
         self.lasting = False
         self.token: Any = None
+        self.is_mask: Optional[IsMask] = None
 
     def needs(self, token: Callable[[], Any]) -> bool:
         """Whether a new answer is needed; `token` is called only if it matters."""
@@ -112,13 +117,22 @@ class Tracker:
             return []
         return [name for name, status in self.status.items() if status.needs(tokens[name])]
 
-    def answered(self, name: str, token: Any, *, lasting: bool = False) -> None:
-        """Records an answer for the weight with this token; `lasting`: for changed weights, too."""
+    def answered(
+        self, name: str, token: Any, *, lasting: bool = False, is_mask: Optional[IsMask] = None
+    ) -> None:
+        """Records an answer for the weight with this token.
+
+        Args:
+            lasting: whether it is one for changed weights, too.
+            is_mask: for a layer that is stale as soon as the session has another mask, which
+                another rank has got; None: the trainer's own is in force, whatever the session has.
+        """
         status = self.status[name]
         status.answered = True
         status.stale = False
         status.lasting = lasting
         status.token = token
+        status.is_mask = is_mask
 
     def forget(self, names: Optional[Iterable[str]] = None) -> None:
         """Treats the weights of these layers, or all, as changed."""
@@ -132,7 +146,8 @@ class Tracker:
         No call is made when the plan says that epochs change nothing.
         """
         if self.owned and self.plan.needs_update_epoch:
-            self.mark_stale(self.session.update_epoch(epoch))
+            stale = self.session.update_epoch(epoch)
+            self.mark_stale(stale, stale.masks)
         self.epoch = epoch
         return self.stale
 
@@ -161,7 +176,7 @@ class Tracker:
                     self.mark_stale(self.status)
                 raise
             self._on_session_step(step, result.step)
-            self.mark_stale(result)
+            self.mark_stale(result, result.masks)
             answers = result.answers
         self.step = step
         return answers
@@ -181,11 +196,18 @@ class Tracker:
         """Layers whose answer is missing or stale, apart from changes of weights."""
         return frozenset(n for n, s in self.status.items() if s.stale or not s.answered)
 
-    def mark_stale(self, stale: Iterable[str]) -> None:
-        """Replaces the stale set by the service's."""
+    def mark_stale(self, stale: Iterable[str], masks: Mapping[str, int] = _NO_MASKS) -> None:
+        """Replaces the stale set by the service's.
+
+        Args:
+            masks: `StaleLayers.masks`: layers of which it has another mask than the one in force
+                are stale, too.
+        """
         stale = frozenset(stale)
         for name, status in self.status.items():
-            status.stale = name in stale
+            mask = masks.get(name, 0)
+            is_other = mask != 0 and status.is_mask is not None and not status.is_mask(mask)
+            status.stale = name in stale or is_other
 
     def close(self) -> None:
         """Stops all calls. The present answers stay in force."""

@@ -19,6 +19,7 @@ from ..adapters.custom import OwnAlgorithm
 from ..adapters.pruning import PrunerBinding
 from ..adapters.quantizing import QuantizerBinding
 from ..adapters.warn import warn
+from ..values.magnitudes import ArrayCounter, Counter, Threshold, mask_from_threshold
 from ..values.masks import Mask
 from ..values.plan import LayerPlan
 from ..values.quantization import QuantizedTensor
@@ -65,8 +66,15 @@ def _unwrap(
             kernels.release(weight.owner, weight.attribute)
 
 
+def _counted(weight: KerasWeight) -> tuple[Any, Any]:
+    """The weight, and the mask in force."""
+    return rounding.host(weight.numpy(), weight.dtype), weight.state.kept()
+
+
 class KerasPruning(Pruning[KerasWeight]):
     """Masks of a model's layers."""
+
+    why_weights_only = ""
 
     def install(
         self,
@@ -79,6 +87,13 @@ class KerasPruning(Pruning[KerasWeight]):
     def put(self, masks: Mapping[KerasWeight, Mask]) -> None:
         for weight, mask in masks.items():
             weight.state.mask.assign(mask.to_numpy())
+
+    def counters(self, weights: Sequence[KerasWeight]) -> Mapping[str, Counter]:
+        return {weight.name: ArrayCounter(*_counted(weight)) for weight in weights}
+
+    def put_threshold(self, weight: KerasWeight, threshold: Threshold) -> None:
+        dense, kept = _counted(weight)
+        weight.state.mask.assign(mask_from_threshold(dense, threshold, kept).to_numpy())
 
     def mask(self, weight: KerasWeight) -> Any:
         return weight.state.mask.numpy()

@@ -118,6 +118,8 @@ class _GraphEdges:
 class GraphPruning(Pruning[GraphWeight]):
     """Masks of a graph's layers."""
 
+    why_weights_only = "weights of graphs of TensorFlow 1 are not counted"
+
     def __init__(self, whole: CompressedGraph) -> None:
         self._edges = _GraphEdges(whole)
 

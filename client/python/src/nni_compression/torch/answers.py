@@ -16,12 +16,14 @@ from ..adapters.custom import OwnAlgorithm
 from ..adapters.pruning import PrunerBinding
 from ..adapters.quantizing import QuantizerBinding
 from ..errors import InvalidArgumentError
+from ..values.magnitudes import Counter, Threshold
 from ..values.masks import Mask
 from ..values.plan import LayerPlan
 from ..values.quantization import QuantizedTensor
 from . import modules
 from .activations import Activation, ranges
 from .custom import FixedValues, OutputFunction, tensor_of
+from .magnitudes import TorchCounter, mask_from_threshold
 from .rounding import parameters_of, weight_range
 from .transfer import from_host, to_host
 from .weights import Place, TorchWeight
@@ -73,8 +75,16 @@ def _on_device(mask: Mask, weight: TorchWeight) -> torch.Tensor:
     return torch.from_numpy(mask.to_numpy()).to(weight.dense.device)
 
 
+def _counted(weight: TorchWeight) -> tuple[torch.Tensor, Optional[torch.Tensor]]:
+    """The weight as it was bound, and the mask in force, on its device."""
+    dense = weight.dense.detach().to(weight.bound_dtype)
+    return dense, None if weight.mask is None else weight.mask.to(dense.device)
+
+
 class TorchPruning(Pruning[TorchWeight]):
     """Masks of a model's modules."""
+
+    why_weights_only = ""
 
     def install(
         self,
@@ -91,6 +101,16 @@ class TorchPruning(Pruning[TorchWeight]):
     def put(self, masks: Mapping[TorchWeight, Mask]) -> None:
         for weight, mask in masks.items():
             weight.state.set_mask(_on_device(mask, weight))
+
+    def counters(self, weights: Sequence[TorchWeight]) -> Mapping[str, Counter]:
+        return {weight.name: TorchCounter(*_counted(weight)) for weight in weights}
+
+    def counts_by_default(self, weight: TorchWeight) -> bool:
+        return weight.dense.device.type == "cuda"
+
+    def put_threshold(self, weight: TorchWeight, threshold: Threshold) -> None:
+        dense, kept = _counted(weight)
+        weight.state.set_mask(mask_from_threshold(dense, threshold, kept))
 
     def mask(self, weight: TorchWeight) -> torch.Tensor:
         device = weight.dense.device

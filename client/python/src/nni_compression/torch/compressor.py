@@ -149,8 +149,8 @@ class Compressor(compressor.Compressor):
         except BaseException as error:
             _of_rank_0(f"{type(error).__name__}: {error}")
             raise
-        # Masks are requested from the server; the rest of the checkpoint only rank 0 has.
-        resume = None if state is None else {**self.state_dict(), "masks": dict[str, Any]()}
+        # Only rank 0 has all of the checkpoint.
+        resume = None if state is None else self.state_dict()
         _of_rank_0((self.session.id, self.session.route, resume))
         return model
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import zlib
 from collections.abc import Sequence
 from typing import Any, Optional
 
@@ -90,6 +91,11 @@ class Mask:
     def sparsity(self) -> float:
         """Share of elements removed, in [0, 1]."""
         return self.pruned / self.size if self.size else 0.0
+
+    @property
+    def checksum(self) -> int:
+        """By which the server refers to it; see `StaleLayers.masks`."""
+        return zlib.crc32(self.bits.data)
 
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, Mask):

@@ -112,6 +112,7 @@ class LayerPlan:
         remembers_more: whether the algorithm may remember more than a checkpoint has.
         joint: whether the layers of the rule are decided about together: they are stale together,
             and a `Session.calc_mask` of stale ones has to have all of them.
+        takes_counts: whether `Session.calc_thresholds` takes the layer.
     """
 
     name: str
@@ -124,6 +125,7 @@ class LayerPlan:
     range_group_size: int = 0
     remembers_more: bool = False
     joint: bool = False
+    takes_counts: bool = False
 
 
 @dataclass(frozen=True)
@@ -264,6 +266,7 @@ class Plan:
                 range_group_size=rule.range_group_size if rule is not None else 0,
                 remembers_more=rule.remembers_more if rule is not None else False,
                 joint=rule.joint if rule is not None else False,
+                takes_counts=rule.takes_counts if rule is not None else False,
             )
         return cls(
             layers=layers,

@@ -1,8 +1,9 @@
-"""The result of a step of a session."""
+"""The results of setting the epoch or the step of a session."""
 
 from __future__ import annotations
 
-from typing import Any, Optional, Union
+from collections.abc import Mapping
+from typing import Any, Optional, TypeVar, Union
 
 from .quantization import QuantizedTensor
 
@@ -11,8 +12,33 @@ from .quantization import QuantizedTensor
 AnswerKey = Union[str, tuple[str, str]]
 
 
-class StepResult(frozenset[str]):
-    """The result of `Session.step`: the frozenset of stale layers, with attributes.
+S = TypeVar("S", bound="StaleLayers")
+R = TypeVar("R", bound="StepResult")
+
+
+class StaleLayers(frozenset[str]):
+    """The result of `Session.update_epoch`: the frozenset of stale layers, with an attribute.
+
+    Attributes:
+        masks: layer name -> checksum of the mask that the session has, `Mask.checksum` or
+            `Threshold.checksum`; 0: none. A trainer with another mask has to ask for the layer,
+            stale or not: another rank has got a later one. Empty for quantizers, and from older
+            servers.
+    """
+
+    masks: dict[str, int]
+
+    def __new__(cls: type[S], stale: Any = (), masks: Optional[Mapping[str, int]] = None) -> S:
+        self = super().__new__(cls, stale)
+        self.masks = dict(masks or {})
+        return self
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return StaleLayers, (list(self), self.masks)
+
+
+class StepResult(StaleLayers):
+    """The result of `Session.step`: as of `Session.update_epoch`, with further attributes.
 
     Attributes:
         step: the highest step that the server has applied.
@@ -24,18 +50,19 @@ class StepResult(frozenset[str]):
     answers: dict[AnswerKey, QuantizedTensor]
 
     def __new__(
-        cls,
+        cls: type[R],
         stale: Any = (),
         step: int = 0,
         answers: Optional[dict[AnswerKey, QuantizedTensor]] = None,
-    ) -> StepResult:
-        self = super().__new__(cls, stale)
+        masks: Optional[Mapping[str, int]] = None,
+    ) -> R:
+        self = super().__new__(cls, stale, masks)
         self.step = step
         self.answers = answers or {}
         return self
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return StepResult, (list(self), self.step, self.answers)
+        return StepResult, (list(self), self.step, self.answers, self.masks)
 
     @property
     def parameters(self) -> dict[str, QuantizedTensor]:
