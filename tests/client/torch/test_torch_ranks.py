@@ -11,7 +11,7 @@ import torch
 import nni_compression as nc
 from nni_compression.torch import AGPPruner, GlobalMagnitudePruner
 from servers import ServerProcess
-from torch_helpers import AGP, COMPRESSED, Net, calls, images, run_ranks, train_step
+from torch_helpers import AGP, COMPRESSED, Net, calls, dense, images, run_ranks, train_step
 
 RANKS = 2
 GLOBAL = [{"schedule": "linear", "op_types": ["default"], "final_sparsity": 0.8, "end_epoch": 10}]
@@ -192,6 +192,21 @@ def test_a_rank_gets_the_masks_that_another_one_got_before_it_set_the_epoch(
     for name in COMPRESSED:
         assert torch.equal(first.masks[name], ranks[1].masks[name]), name
     assert first.metrics()["sparsity"] > sparsity
+
+
+def test_a_rank_that_kept_its_masks_gets_those_of_another_one(client: nc.Client) -> None:
+    models = [Net(seed=5) for _ in range(RANKS)]
+    first = AGPPruner(AGP, client=client)
+    first(models[0])
+    second = AGPPruner(AGP, client=client, session=first.session.id, on_bad_weight="keep")
+    second(models[1])
+    for epoch in (2, 4):
+        in_turn([second, first], [models[1], models[0]], epoch)
+        with torch.no_grad():
+            dense(models[1].fc1)[0, 0] = float("nan")
+    assert not torch.equal(first.masks["fc1"], second.masks["fc1"])
+    in_turn([second], [models[1]], 4)
+    assert torch.equal(first.masks["fc1"], second.masks["fc1"])
 
 
 def test_where_the_first_rank_finds_no_server_no_rank_waits(tmp_path: Path) -> None:

@@ -686,9 +686,9 @@ def test_an_algorithm_that_wants_their_gradients_is_refused(client: nc.Client) -
             )
             if refused:
                 with pytest.raises(nc.InvalidArgumentError, match="layer '1', which is computed"):
-                    PrunerBinding(tracker, wanting, backend)
+                    PrunerBinding(tracker, wanting, backend, None)
             else:
-                PrunerBinding(tracker, wanting, backend)
+                PrunerBinding(tracker, wanting, backend, None)
 
 
 @pytest.mark.parametrize(

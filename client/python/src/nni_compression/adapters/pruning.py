@@ -71,9 +71,8 @@ class PrunerBinding(Binding[W]):
             self.tracker.mark_stale(self.tracker.session.stale)
 
     def give_masks(self) -> None:
-        if self._lacking:
-            given = {name: self._packed(name) for name in self._lacking}
-            self._answered(self.tracker.session.set_mask(given))
+        given = {name: self._packed(name) for name in self.weights if name in self._lacking}
+        self._answered(self.tracker.session.set_mask(given))
 
     def keep_results(self) -> None:
         self.final = self.masks()
