@@ -150,7 +150,7 @@ class _Zeros:
 
     def __init__(self, model: nn.Module, weights: Sequence[ShardedWeight]) -> None:
         self._model, self._weights = model, weights
-        self._written: dict[str, tuple[int, int]] = {}  # address and version then
+        self._written: dict[str, tuple[int, ...]] = {}  # the version then
         self._removers: list[Callable[[], None]] = []
         self._with_hooks: dict[str, torch.Tensor] = {}  # parameters
 
@@ -188,12 +188,12 @@ class _Zeros:
         wrote = False
         for weight in self._weights if weights is None else weights:
             mask, shard = weight.state.mask, weight.shard
-            now = (shard.data_ptr(), shard._version)
-            if mask is None or (only_changed and self._written.get(weight.name) == now):
+            written = self._written.get(weight.name)
+            if mask is None or (only_changed and written == _version(weight)):
                 continue
             self._add_to_gradient(weight)
             shard.masked_fill_(~mask.to(shard.device), 0)
-            self._written[weight.name] = (shard.data_ptr(), shard._version)
+            self._written[weight.name] = _version(weight)
             wrote = True
         if wrote:
             _reshard(self._model)
@@ -210,6 +210,11 @@ class _Zeros:
             hook = functools.partial(_zero_gradient, weight)
             self._removers.append(parameter.register_post_accumulate_grad_hook(hook).remove)
             self._with_hooks[weight.name] = parameter
+
+
+def _version(weight: ShardedWeight) -> tuple[int, ...]:
+    """Changes with the shard. A write to the DTensor does not count in its local tensor."""
+    return weight.shard.data_ptr(), weight.shard._version, weight.dense._version
 
 
 @torch.no_grad()
@@ -262,9 +267,9 @@ class ShardedPruning(Pruning[ShardedWeight]):
         given: Mapping[str, Mask],
         undo: contextlib.ExitStack,
     ) -> None:
-        weights = list(binding.weights.values())
+        weights, mesh = list(binding.weights.values()), _mesh_of(self._model)
         for weight in weights:
-            _check(weight, self._model)
+            _check(weight, mesh)
         zeros = _Zeros(self._model, weights)
         for weight in weights:
             before = _state_of(weight.places[0])
@@ -318,7 +323,8 @@ class ShardedPruning(Pruning[ShardedWeight]):
         )
 
     def sparsities(self, weights: Sequence[ShardedWeight]) -> Mapping[str, float]:
-        return {w.name: w.state.removed / w.bound_shape.numel() for w in weights}
+        kept = {w.name: w.bound_shape.numel() - w.state.removed for w in weights}
+        return {w.name: 1 - kept[w.name] / w.bound_shape.numel() for w in weights}
 
     def unwrap(self, binding: Binding[ShardedWeight]) -> None:
         for weight in binding.weights.values():
@@ -336,9 +342,25 @@ class ShardedPruning(Pruning[ShardedWeight]):
         weight.state.removed = mask.pruned
 
 
-def _check(weight: ShardedWeight, model: nn.Module) -> None:
+def _mesh_of(model: nn.Module) -> Any:
+    """The devices that the model is sharded over; UnimplementedError unless they are in a row."""
+    found: Any = next(filter(_is_shard, model.parameters()), None)
+    if found is None:
+        raise UnimplementedError("fully_shard has sharded no parameter of the model")
+    mesh = found.device_mesh
+    if mesh.ndim != 1:
+        raise UnimplementedError(
+            f"the model is sharded over {mesh}, and {_ONLY}, on a mesh of one dimension"
+        )
+    return mesh
+
+
+_ONLY = "pruners take fully_shard without tensor parallelism and replication (HSDP)"
+
+
+def _check(weight: ShardedWeight, mesh: Any) -> None:
     """Raises UnimplementedError unless `fully_shard` has sharded the rows of a compressed weight
-    over all ranks of the model.
+    over the mesh of the model.
     """
     dense = weight.dense
     if not _is_shard(dense):
@@ -346,27 +368,11 @@ def _check(weight: ShardedWeight, model: nn.Module) -> None:
             f"the weight of layer {weight.name!r} is not sharded and others are: apply fully_shard "
             "to the whole model, or exclude the layer"
         )
-    mesh = _first_shard(model).device_mesh
-    if dense.device_mesh != mesh:
+    if dense.device_mesh != mesh or dense.placements != (_tensor_module().Shard(0),):
         raise UnimplementedError(
-            f"the weight of layer {weight.name!r} is sharded over {dense.device_mesh}, and others "
-            f"over {mesh}: pruners need all of them on one mesh"
+            f"the weight of layer {weight.name!r} has placements {list(dense.placements)} on "
+            f"{dense.device_mesh}; {_ONLY}, with [Shard(dim=0)] on {mesh}, which others are on"
         )
-    if mesh.ndim != 1 or dense.placements != (_tensor_module().Shard(0),):
-        raise UnimplementedError(
-            f"the weight of layer {weight.name!r} is on a mesh of {mesh.ndim} dimensions with the "
-            f"placements {list(dense.placements)}; pruners need one dimension and [Shard(dim=0)], "
-            "that is, fully_shard without tensor parallelism, replication (HSDP) or "
-            "shard_placement_fn"
-        )
-
-
-def _first_shard(model: nn.Module) -> Any:
-    """The model's first sharded parameter."""
-    found = next(filter(_is_shard, model.parameters()), None)
-    if found is None:
-        raise UnimplementedError("fully_shard has sharded no parameter of the model")
-    return found
 
 
 class ShardedBackend(TorchBackend):
@@ -378,7 +384,7 @@ class ShardedBackend(TorchBackend):
     def __init__(self, model: nn.Module) -> None:
         super().__init__(model)
         _reshard(model)
-        self._ranks = Ranks(_first_shard(model).device_mesh)
+        self._ranks = Ranks(_mesh_of(model))
 
     @staticmethod
     def accepts(value: Any) -> bool:
