@@ -340,13 +340,29 @@ def resume(rank: Rank) -> None:
     assert_same_masks(first, loaded)
     train(later, sgd(later), 0)
     assert_zero(later, loaded)
-    hooks = len(later._forward_pre_hooks)
+    hooks = hooks_of(later)
     loaded.rebind()
-    assert len(later._forward_pre_hooks) == hooks
+    loaded._lifecycle.backend.installed = fail
+    raised(RuntimeError, "on purpose", loaded.rebind)
+    assert hooks_of(later) == hooks
+    train(later, sgd(later), 0)
+    assert_zero(later, loaded)
+
+
+def fail(*unused: Any) -> None:
+    raise RuntimeError("on purpose")
+
+
+def hooks_of(model: nn.Module) -> list[int]:
+    weights = [getattr(model, name)._parameters["weight"] for name in LAYERS]
+    return [
+        len(h)
+        for h in (model._forward_pre_hooks, *(w._post_accumulate_grad_hooks for w in weights))
+    ]
 
 
 @pytest.mark.parametrize("ranks", [2, 4])
-def test_a_training_goes_on_from_a_checkpoint_sharded_or_not(run: Run, ranks: int) -> None:
+def test_a_training_continues_from_a_checkpoint_sharded_or_not(run: Run, ranks: int) -> None:
     run(ranks, resume)
 
 

@@ -212,6 +212,12 @@ class _Zeros:
             self._with_hooks[weight.name] = parameter
 
 
+def _zeros_of(weights: Iterable[ShardedWeight]) -> set[_Zeros]:
+    """What writes zeros into these weights: nothing before `install` and after `unwrap`."""
+    states = (_state_of(weight.places[0]) for weight in weights)
+    return {state.zeros for state in states if state is not None and state.zeros is not None}
+
+
 def _version(weight: ShardedWeight) -> tuple[int, ...]:
     """Changes with the shard. A write to the DTensor does not count in its local tensor."""
     return weight.shard.data_ptr(), weight.shard._version, weight.dense._version
@@ -270,18 +276,17 @@ class ShardedPruning(Pruning[ShardedWeight]):
         weights, mesh = list(binding.weights.values()), _mesh_of(self._model)
         for weight in weights:
             _check(weight, mesh)
+        for before in _zeros_of(weights):
+            before.remove()
+            undo.callback(before.add)
         zeros = _Zeros(self._model, weights)
         for weight in weights:
-            before = _state_of(weight.places[0])
             state = ShardState(pruner=weight, zeros=zeros)
             for place in weight.places:
                 undo.callback(_set_state, place, _state_of(place))
                 _set_state(place, state)
             if weight.name in given:
                 self._set_mask(weight, given[weight.name])
-            if before is not None and before.zeros is not None:
-                before.zeros.remove()
-                undo.callback(before.zeros.add)
         zeros.add()
         undo.callback(zeros.remove)
 
@@ -327,10 +332,11 @@ class ShardedPruning(Pruning[ShardedWeight]):
         return {w.name: 1 - kept[w.name] / w.bound_shape.numel() for w in weights}
 
     def unwrap(self, binding: Binding[ShardedWeight]) -> None:
-        for weight in binding.weights.values():
-            zeros = weight.state.zeros
-            zeros.write([weight])
+        weights = binding.weights.values()
+        for zeros in _zeros_of(weights):
+            zeros.write()
             zeros.remove()
+        for weight in weights:
             for place in weight.places:
                 _set_state(place, None)
 
@@ -407,9 +413,8 @@ class ShardedBackend(TorchBackend):
         return find_weights(self.model, self.wire_rules(rules), ShardedWeight)
 
     def weights_changed(self, binding: Binding[Any]) -> None:
-        for weight in binding.weights.values():
-            if weight.state is not None:  # not after `unwrap`
-                weight.state.zeros.write([weight])
+        for zeros in _zeros_of(binding.weights.values()):
+            zeros.write()
 
     def pruning(self, own: Optional[OwnAlgorithm[Any]]) -> Any:
         if own is not None:
