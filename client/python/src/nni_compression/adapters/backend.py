@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Callable, ClassVar, Optional, Protocol, T
 
 import numpy as np
 
+from ..client import Client
 from ..values.magnitudes import Counter, Threshold
 from ..values.masks import Mask
 from ..values.plan import Layer, LayerPlan, Parameter
@@ -82,6 +83,10 @@ class Backend(Protocol[W]):
     @staticmethod
     def accepts(value: Any) -> bool:
         """Whether this is a model of the framework."""
+
+    def client(self, client: Client) -> Any:
+        """What the calls about the model are made with: the client, or a stand-in for it."""
+        return client
 
     # The model.
 
@@ -210,6 +215,8 @@ class Pruning(_Answers[W], Protocol[W]):
 
     #: Why weights cannot be counted, so that they are sent; empty where they can.
     why_weights_only: ClassVar[str]
+    #: Why weights cannot be sent, so that they are counted; empty where they can.
+    why_counts_only: ClassVar[str] = ""
 
     def install(
         self, binding: PrunerBinding[W], given: Mapping[str, Mask], undo: contextlib.ExitStack
@@ -324,5 +331,5 @@ def backend_of(backends: Sequence[type[Backend[Any]]], model: Any) -> Backend[An
 
 def not_a_model(backends: Sequence[type[Backend[Any]]], value: Any) -> TypeError:
     """An error that names the accepted types."""
-    wanted = " or ".join(backend.model_type for backend in backends)
+    wanted = " or ".join(dict.fromkeys(backend.model_type for backend in backends))
     return TypeError(f"model is a {type(value).__name__}; it must be {wanted}")

@@ -89,6 +89,12 @@ class Lifecycle:
             raise RuntimeError("no model is bound; call the compressor with one, or compress()")
         return self.binding
 
+    @property
+    def client(self) -> Any:
+        """What the calls about the model are made with; see `Backend.client`."""
+        assert self.backend is not None
+        return self.backend.client(self.settings.client)
+
     def rules(self) -> Sequence[Mapping[str, Any]]:
         """The config_list."""
         return self._recipe.rules()
@@ -179,9 +185,9 @@ class Lifecycle:
         if self._client_closed:
             self.settings = replace(self.settings, client=copy.copy(self.settings.client))
             self._client_closed = False
-        client = self.settings.client
+        client = self.client
         if self.join is not None and self.binding is None:
-            session = client.join(self.join, route=self.route)
+            session: Session = client.join(self.join, route=self.route)
             _check_layers(session, [layer.name for layer in layers])
             info = session.info()
             return Tracker(session, epoch=info.epoch, step=info.step)

@@ -33,9 +33,9 @@ class Pruner(Compressor):
                 sends the histogram, a few kilobytes in one call for each 16 bits of the weights'
                 type, receives a threshold, and makes the mask, which is the same bit for bit. The
                 server has no mask then until an `export` sends it. By default "histogram" for
-                weights on a CUDA device, and "weights" for others. Layers of algorithms that need
-                the weights (those whose plan has no `takes_counts`) are sent as weights in any
-                case. All ranks of a training have to have the same.
+                weights on a CUDA device or sharded by `fully_shard`, and "weights" for others.
+                Layers of algorithms that need the weights (those whose plan has no `takes_counts`)
+                are sent as weights in any case. All ranks of a training have to have the same.
 
         The other arguments are those of `Compressor`.
         """

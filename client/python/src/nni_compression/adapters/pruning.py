@@ -9,7 +9,7 @@ from typing import Any, Literal, Optional, Union
 
 import numpy as np
 
-from ..errors import CompressionError, InvalidArgumentError
+from ..errors import CompressionError, InvalidArgumentError, UnimplementedError
 from ..values.magnitudes import Threshold
 from ..values.masks import Mask
 from ..values.plan import Plan
@@ -43,7 +43,10 @@ class PrunerBinding(Binding[W]):
         self._pruning = backend.pruning(own)
         if transfer == "histogram":
             _check_counts(tracker.plan, self._pruning.why_weights_only)
+        if self._pruning.why_counts_only:
+            _check_only_counts(tracker.plan, transfer, self._pruning.why_counts_only)
         self._given: dict[str, Mask] = {}  # what `install` puts in force
+        self._final_sparsities: dict[str, float] = {}  # of `final`
         self._masked: set[str] = set()  # a layer may be answered without a mask
         self._lacking: set[str] = set()  # those whose masks the session does not have
         self._unsettled: set[str] = set()  # those that it may have decided about, unheard
@@ -54,8 +57,7 @@ class PrunerBinding(Binding[W]):
 
     def sparsities(self) -> dict[str, float]:
         if self.final is not None:
-            kept = {n: self.backend.to_numpy(mask) for n, mask in self.final.items()}
-            return {name: 1 - float(mask.mean()) for name, mask in kept.items()}
+            return dict(self._final_sparsities)
         return dict(self._pruning.sparsities(list(self.weights.values())))
 
     def packed_masks(self) -> dict[str, Mask]:
@@ -76,6 +78,7 @@ class PrunerBinding(Binding[W]):
         self._answered(self.tracker.session.set_mask(given))
 
     def keep_results(self) -> None:
+        self._final_sparsities = self.sparsities()
         self.final = self.masks()
 
     def unwrap(self) -> None:
@@ -201,3 +204,15 @@ def _check_counts(plan: Plan, why_weights_only: str) -> None:
         raise InvalidArgumentError(
             f'transfer is "histogram"; {why_weights_only}; it must be "weights"'
         )
+
+
+def _check_only_counts(plan: Plan, transfer: Optional[Transfer], why: str) -> None:
+    """Raises an error where some weight would have to be sent."""
+    if transfer == "weights":
+        raise InvalidArgumentError(f'transfer is "weights"; {why}; it must be "histogram"')
+    for name in plan.compressed:
+        if not plan.layers[name].takes_counts:
+            raise UnimplementedError(
+                f"the rule of layer {name!r} needs its weight, and {why}: level, agp and "
+                'global_magnitude with score "magnitude" and normalize "none" do without'
+            )

@@ -58,7 +58,7 @@ class Recovery:
         replace = replace and lost.id != self._lifecycle.join
         with contextlib.suppress(NotFoundError):
             # An explicitly closed session is not replaced.
-            replace = replace and settings.client.session_info(lost.id).state != "closed"
+            replace = replace and self._lifecycle.client.session_info(lost.id).state != "closed"
         if not replace:
             raise error
         self._until_it_succeeds(self._bind_another, lost=True)

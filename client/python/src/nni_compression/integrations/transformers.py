@@ -104,6 +104,7 @@ class CompressionCallback(TrainerCallback):  # type: ignore[misc]
     def on_save(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
+        states = self._training.states()  # of a sharded model, all ranks gather them
         if state.is_world_process_zero:
             name = f"checkpoint-{state.global_step}"
             folder = Path(args.output_dir) / name
@@ -111,7 +112,7 @@ class CompressionCallback(TrainerCallback):  # type: ignore[misc]
                 runs = list(Path(args.output_dir).glob(f"run-*/{name}"))
                 folder = max(runs, key=lambda run: run.stat().st_mtime, default=folder)
             with atomic.NewFiles.written() as files:
-                torch.save(self._training.states(), files.temporary(folder / STATE_FILE))
+                torch.save(states, files.temporary(folder / STATE_FILE))
 
     def on_train_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any

@@ -8,7 +8,7 @@ import importlib
 import types
 import weakref
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from typing import Any, Callable, Optional, Union
+from typing import Any, Callable, ClassVar, Optional, TypeVar, Union
 
 import numpy as np
 import torch
@@ -19,12 +19,14 @@ from ..adapters.binding import Binding
 from ..adapters.custom import OwnAlgorithm
 from ..adapters.tracker import ON_WEIGHT_CHANGE
 from ..values.plan import Parameter
-from . import dense_weights, dense_writes, modules, naming
+from . import copies, dense_weights, dense_writes, modules, naming
 from ._files import ExampleInputs, ModelFiles, example_inputs
 from .answers import TorchPruning, TorchQuantizing
 from .checksums import checksum_of
 from .transfer import to_host
 from .weights import TorchWeight, check_whole, find_weights, parameters
+
+_R = TypeVar("_R")
 
 
 class TorchBackend(Backend[TorchWeight]):
@@ -33,6 +35,8 @@ class TorchBackend(Backend[TorchWeight]):
     framework = "pytorch"
     model_type = "a torch.nn.Module"
     asks_ahead = False
+    #: Whether all ranks call a compressor's methods together, and share its session.
+    is_collective: ClassVar[bool] = False
 
     def __init__(self, model: nn.Module) -> None:
         self.model = model
@@ -42,7 +46,12 @@ class TorchBackend(Backend[TorchWeight]):
     def accepts(value: Any) -> bool:
         return isinstance(value, nn.Module)
 
+    def check(self) -> None:
+        """Raises UnimplementedError for a model that cannot be compressed, or no longer."""
+        check_whole(self.model)
+
     def find_weights(self, rules: Sequence[Mapping[str, Any]]) -> Sequence[TorchWeight]:
+        self.check()
         return find_weights(self.model, self.wire_rules(rules))
 
     def parameters(self) -> Iterable[Parameter]:
@@ -59,7 +68,7 @@ class TorchBackend(Backend[TorchWeight]):
         return [_renamed(rule, plain_names) for rule in rules] if plain_names else rules
 
     def replaced(self, weights: Collection[TorchWeight]) -> list[str]:
-        check_whole(self.model)
+        self.check()
         moved = [w for w in weights if not w.is_in_place(self.model)]
         present = {id(module) for module in self.model.modules()} if moved else ()
         return [weight.name for weight in moved if not weight.is_within_others(self.model, present)]
@@ -240,6 +249,18 @@ class TorchBackend(Backend[TorchWeight]):
         state.clear()  # and not another one: it has attributes, too
         state.update(items)
         return state
+
+    def whole(self, value: torch.Tensor) -> torch.Tensor:
+        """A parameter or a mask as files have it, on the rank that writes them."""
+        return value
+
+    def written(self, write: Callable[[], _R]) -> _R:
+        """The result of a function that writes files, on the rank that does so."""
+        return write()
+
+    def apply_to(self, binding: Binding[TorchWeight], copy: Any) -> None:
+        """See `Compressor.apply_to`."""
+        copies.apply(binding, copy)
 
     def computed_layers(self, binding: Binding[TorchWeight]) -> list[str]:
         """The layers whose weight is computed from other parameters."""

@@ -10,7 +10,8 @@ from typing import Any, ClassVar, Optional, TypeVar, Union
 import torch
 
 from ..adapters import compressor
-from ..adapters.backend import Backend
+from ..adapters.backend import Backend, backend_of
+from ..errors import InvalidArgumentError
 from . import copies, naming, pretrained
 from .backend import TorchBackend
 
@@ -66,17 +67,26 @@ class Compressor(compressor.Compressor):
         """
         self._check_not_unwrapped()
         self.refresh()
-        return pretrained.save(
-            naming.without_wrappers(self._torch().model),
-            Path(folder),
-            format=format,
-            computed=self._torch().computed_layers(self._bound()),
-            state=self.compressed_state_dict,
-            export=lambda part, given: self.export(part, format, options=given),
-            tokenizer=tokenizer,
-            max_shard_bytes=max_shard_bytes,
-            overwrite=overwrite,
-            options=options,
+        backend = self._torch()
+        model = naming.without_wrappers(backend.model)
+        computed = backend.computed_layers(self._bound())
+        pretrained.check(model, format, options, computed)
+        if backend.is_collective and format != "safetensors":
+            raise InvalidArgumentError(
+                f'format is {format!r}; under fully_shard it must be "safetensors"'
+            )
+        state = self.compressed_state_dict() if format == "safetensors" else None
+        return backend.written(
+            lambda: pretrained.save(
+                model,
+                Path(folder),
+                state=state,
+                export=lambda part, given: self.export(part, format, options=given),
+                tokenizer=tokenizer,
+                max_shard_bytes=max_shard_bytes,
+                overwrite=overwrite,
+                options=options,
+            )
         )
 
     def apply_to(self, copy: M) -> M:
@@ -98,7 +108,7 @@ class Compressor(compressor.Compressor):
         copies.check_is_module(copy)
         self._check_not_unwrapped()
         self.refresh()
-        copies.apply(self._bound(), copy)
+        self._torch().apply_to(self._bound(), copy)
         return copy
 
     def __deepcopy__(self, memo: Any) -> None:
@@ -132,6 +142,11 @@ class Compressor(compressor.Compressor):
             state: a result of `state_dict` to resume from. That of rank 0 is used, except for the
                 ranges of outputs and inputs that this rank has observed since the last step.
         """
+        backend = backend_of(self._backends, model)
+        if isinstance(backend, TorchBackend) and backend.is_collective:
+            if state is not None:
+                self.load_state_dict(state)
+            return self(model)
         if torch.distributed.get_rank() > 0:
             told = _of_rank_0()
             if isinstance(told, str):

@@ -11,7 +11,6 @@ from typing import Optional
 
 import torch
 
-from ..errors import InvalidArgumentError
 from ..values.magnitudes import (
     DIGITS,
     INFINITE_DIGIT,
@@ -40,9 +39,17 @@ class TorchCounter:
         self._weight, self._kept = weight, kept
         self.shape = tuple(weight.shape)
         self.bits = 8 * weight.element_size()
+        self._infinite = INFINITE_DIGIT[DTYPES[weight.dtype]]
 
     def count(self, key: int, known_bits: int) -> Digits:
         """See `Counter.count`."""
+        found = Digits.of(self.histogram(key, known_bits).cpu().numpy())
+        if not known_bits and (found.digits >= self._infinite).any():
+            raise not_finite(*self.first_not_finite())
+        return found
+
+    def histogram(self, key: int, known_bits: int) -> torch.Tensor:
+        """The same as numbers of weights by digit: int64 [65536]."""
         histogram = torch.zeros(DIGITS, dtype=torch.int64, device=self._weight.device)
         shift = self.bits - ROUND_BITS - known_bits
         for _, magnitudes, kept in _parts(self._weight, self._kept):
@@ -50,21 +57,17 @@ class TorchCounter:
             if known_bits:
                 counted = counted[_upper(counted, self.bits - known_bits) == key]
             histogram += torch.bincount(_upper(counted, shift) & (DIGITS - 1), minlength=DIGITS)
-        found = Digits.of(histogram.cpu().numpy())
-        infinite = INFINITE_DIGIT[DTYPES[self._weight.dtype]]
-        if not known_bits and (found.digits >= infinite).any():
-            raise self._not_finite(infinite)
-        return found
+        return histogram
 
-    def _not_finite(self, infinite: int) -> InvalidArgumentError:
-        index = 0
+    def first_not_finite(self) -> tuple[int, float]:
+        """The first weight that is not finite, with its index in C order; -1 if all are."""
         for start, magnitudes, kept in _parts(self._weight, self._kept):
-            bad = _upper(magnitudes, self.bits - ROUND_BITS) >= infinite
+            bad = _upper(magnitudes, self.bits - ROUND_BITS) >= self._infinite
             found = (bad if kept is None else bad & kept).nonzero()
             if len(found):
                 index = start + int(found[0])
-                break
-        return not_finite(index, float(self._weight.reshape(-1)[index]))
+                return index, float(self._weight.reshape(-1)[index])
+        return -1, 0.0
 
 
 def mask_from_threshold(
@@ -74,7 +77,25 @@ def mask_from_threshold(
 
     Raises InternalError when the weight has changed since.
     """
-    limit, ties = threshold.key >> 1, threshold.ties
+    mask = mask_above(weight, threshold.key, threshold.ties, kept)
+    threshold.check(mask.numel() - int(mask.sum()))
+    return mask
+
+
+def ties_with(weight: torch.Tensor, key: int, kept: Optional[torch.Tensor]) -> int:
+    """How many of the weights that `kept` keeps have this key."""
+    equal = (
+        magnitudes == key >> 1 if mask is None else (magnitudes == key >> 1) & mask
+        for _, magnitudes, mask in _parts(weight, kept)
+    )
+    return sum(int(part.sum()) for part in equal)
+
+
+def mask_above(
+    weight: torch.Tensor, key: int, ties: int, kept: Optional[torch.Tensor]
+) -> torch.Tensor:
+    """What remains of `kept` without smaller keys and without the first `ties` with this key."""
+    limit = key >> 1
     remaining = torch.empty(weight.numel(), dtype=torch.bool, device=weight.device)
     for start, magnitudes, mask in _parts(weight, kept):
         part = magnitudes >= limit
@@ -86,7 +107,6 @@ def mask_from_threshold(
             part[first] = False
             ties -= len(first)
         remaining[start : start + len(part)] = part
-    threshold.check(remaining.numel() - int(remaining.sum()))
     return remaining.reshape(weight.shape)
 
 

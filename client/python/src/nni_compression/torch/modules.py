@@ -14,6 +14,7 @@ from __future__ import annotations
 import copy
 import copyreg
 import functools
+import sys
 import threading
 import weakref
 from collections.abc import Hashable, Sequence
@@ -587,8 +588,11 @@ def _new_compressed(base: type, *args: Any) -> Any:
 
 
 def plain_class(module: nn.Module) -> type:
-    """The class that the module has without compression and without parametrizations."""
+    """The class that the module has without compression, parametrizations and `fully_shard`."""
     cls = type(module)
+    # Only a program that has imported this can have such a class.
+    sharded = getattr(sys.modules.get("torch.distributed.fsdp"), "FSDPModule", None)
+    cls = cls.__bases__[1] if sharded in cls.__bases__ else cls
     cls = cls.__bases__[0] if parametrize.is_parametrized(module) else cls
     return cls.__bases__[1] if issubclass(cls, CompressedModule) else cls
 

@@ -22,13 +22,44 @@ _WEIGHTS = re.compile(
 )
 
 
+def check(
+    model: Any, format: str, options: Optional[Mapping[str, Any]], computed: Sequence[str]
+) -> None:
+    """Raises an error for arguments of `Compressor.save_pretrained` that do not go together.
+
+    Args:
+        model: without wrappers.
+        computed: the compressed layers whose weight is computed from other parameters.
+    """
+    kind = type(model).__name__
+    if format not in ("safetensors", "compressed-tensors"):
+        raise InvalidArgumentError(
+            f'format is {format!r}; it must be "safetensors" or "compressed-tensors"'
+        )
+    if options and format == "safetensors":
+        raise InvalidArgumentError(f"format safetensors has no options, and {options} are given")
+    if getattr(model, "peft_config", None):
+        raise InvalidArgumentError(
+            f"the {kind} has an adapter, which its own save_pretrained would write alone: merge it "
+            "after unwrap(), or use export()"
+        )
+    parts = (model, getattr(model, "config", None))
+    if not all(callable(getattr(part, "save_pretrained", None)) for part in parts):
+        raise TypeError(
+            f"a {kind} has no save_pretrained and config, as models of transformers; use export()"
+        )
+    if computed and format != "safetensors":
+        raise InvalidArgumentError(
+            f"format {format} has no place for what the weights of {', '.join(computed[:5])} are "
+            "computed from (weight_norm, a parametrization); exclude them, or use safetensors"
+        )
+
+
 def save(
     model: Any,
     folder: Path,
     *,
-    format: str,
-    computed: Sequence[str],
-    state: Callable[[], Mapping[str, Any]],
+    state: Optional[Mapping[str, Any]],
     export: Callable[[Path, Mapping[str, Any]], Any],
     tokenizer: Any,
     max_shard_bytes: Optional[int],
@@ -39,22 +70,15 @@ def save(
 
     Args:
         model: without wrappers.
-        computed: the compressed layers whose weight is computed from other parameters.
-        state: gives the state_dict with compressed weights.
-        export: writes files of the server's format, with options, into a folder.
+        state: the state_dict with compressed weights, for the format "safetensors".
+        export: otherwise writes files of the server's format, with options, into a folder.
     """
-    _check(model, format, options)
-    if computed and format != "safetensors":
-        raise InvalidArgumentError(
-            f"format {format} has no place for what the weights of {', '.join(computed[:5])} are "
-            "computed from (weight_norm, a parametrization); exclude them, or use safetensors"
-        )
     folder.mkdir(parents=True, exist_ok=True)
     with atomic.NewFiles.written() as files:
         part = files.temporary(folder / _CONFIG).parent
-        if format == "safetensors":
+        if state is not None:
             size = {} if max_shard_bytes is None else {"max_shard_size": max_shard_bytes}
-            model.save_pretrained(part, state_dict=state(), **size)
+            model.save_pretrained(part, state_dict=state, **size)
         else:
             size = {} if max_shard_bytes is None else {"max_shard_bytes": max_shard_bytes}
             export(part, {**size, **(options or {})})
@@ -73,26 +97,6 @@ def save(
     for name in old - names:
         (folder / name).unlink()
     return [folder / name for name in sorted(names)]
-
-
-def _check(model: Any, format: str, options: Optional[Mapping[str, Any]]) -> None:
-    kind = type(model).__name__
-    if format not in ("safetensors", "compressed-tensors"):
-        raise InvalidArgumentError(
-            f'format is {format!r}; it must be "safetensors" or "compressed-tensors"'
-        )
-    if options and format == "safetensors":
-        raise InvalidArgumentError(f"format safetensors has no options, and {options} are given")
-    if getattr(model, "peft_config", None):
-        raise InvalidArgumentError(
-            f"the {kind} has an adapter, which its own save_pretrained would write alone: merge it "
-            "after unwrap(), or use export()"
-        )
-    parts = (model, getattr(model, "config", None))
-    if not all(callable(getattr(part, "save_pretrained", None)) for part in parts):
-        raise TypeError(
-            f"a {kind} has no save_pretrained and config, as models of transformers; use export()"
-        )
 
 
 def _add_config(model: Any, part: Path) -> None:

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping, Sequence
-from typing import Any, Optional, Union
+from typing import Any, ClassVar, Optional, Union
 
 import torch
 
 from ..adapters import pruner
 from ..adapters.algorithms import listed
+from ..adapters.backend import Backend
 from ._files import ExampleInputs, ModelFiles
+from .backend import TorchBackend
 from .compressor import Compressor
+from .sharded import ShardedBackend
 
 
 class Pruner(pruner.Pruner, Compressor):
@@ -19,13 +22,19 @@ class Pruner(pruner.Pruner, Compressor):
 
     A custom algorithm overrides `calc_mask`, which runs in the trainer, or names an algorithm of
     the server: ``algorithm = "random"``.
+
+    Takes models that `torch.distributed.fsdp.fully_shard` has sharded, too: all ranks then call
+    the same methods together.
     """
+
+    _backends: ClassVar[tuple[type[Backend[Any]], ...]] = (ShardedBackend, TorchBackend)
 
     @property
     def masks(self) -> dict[str, torch.Tensor]:
         """Layer name -> bool tensor of the weight's shape on its device, True = kept.
 
-        Asks the server for masks that are missing or stale.
+        Asks the server for masks that are missing or stale; not under `fully_shard`, where masks
+        are DTensors, sharded as the weights.
         """
         return super().masks
 
@@ -50,17 +59,22 @@ class Pruner(pruner.Pruner, Compressor):
             example_inputs: for `onnx_path`, what else the model is called with: a tuple of
                 positional arguments, or a dict of keyword arguments.
         """
-        with ModelFiles.written() as files:
-            files.save(self.compressed_state_dict(), model_path)
-            if onnx_path is not None:
-                self._torch().save_onnx(files, onnx_path, input_shape, example_inputs)
-            if mask_path is not None:
-                weights = self._bound().weights
-                masks = {
-                    name: {"weight": mask.to("cpu", weights[name].dense.dtype), "bias": None}
-                    for name, mask in self.masks.items()
-                }
-                files.save(masks, mask_path)
+        backend, weights = self._torch(), self._bound().weights
+        state, masks = self.compressed_state_dict(), {}
+        if mask_path is not None:
+            for name, mask in self.masks.items():
+                whole = backend.whole(mask).to("cpu", weights[name].dense.dtype)
+                masks[name] = {"weight": whole, "bias": None}
+
+        def write() -> None:
+            with ModelFiles.written() as files:
+                files.save(state, model_path)
+                if onnx_path is not None:
+                    backend.save_onnx(files, onnx_path, input_shape, example_inputs)
+                if mask_path is not None:
+                    files.save(masks, mask_path)
+
+        backend.written(write)
 
 
 @listed

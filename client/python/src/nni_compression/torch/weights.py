@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from collections import Counter
 from collections.abc import Collection, Hashable, Iterable, Iterator, Mapping, Sequence
-from typing import Any, NamedTuple, Optional
+from typing import Any, Callable, NamedTuple, Optional
 
 import torch
 from torch import nn
@@ -263,7 +263,11 @@ def is_transposed_linear(module: nn.Module) -> bool:
     )
 
 
-def find_weights(model: nn.Module, rules: Sequence[Mapping[str, Any]] = ()) -> list[TorchWeight]:
+def find_weights(
+    model: nn.Module,
+    rules: Sequence[Mapping[str, Any]] = (),
+    make: Callable[[Sequence[tuple[str, Place]]], TorchWeight] = TorchWeight,
+) -> list[TorchWeight]:
     """The weights that can be compressed, in the order of named_modules(), tied ones once.
 
     Layers have the modules' names in the plain model, without wrappers; a model that is itself a
@@ -275,7 +279,6 @@ def find_weights(model: nn.Module, rules: Sequence[Mapping[str, Any]] = ()) -> l
     there is nothing that a compressed weight could be written to. Raises ValueError for a lazy
     module that has not seen data.
     """
-    check_whole(model)
     places: dict[Hashable, list[tuple[str, Place]]] = {}
     for layer, place in _places(model):
         places.setdefault(place.identity, []).append((layer, place))
@@ -295,7 +298,7 @@ def find_weights(model: nn.Module, rules: Sequence[Mapping[str, Any]] = ()) -> l
     found = []
     for own in places.values():
         if any(place.is_weight or _is_named(layer, place, rules) for layer, place in own):
-            found.append(TorchWeight(sorted(own, key=lambda each: not each[1].is_weight)))
+            found.append(make(sorted(own, key=lambda each: not each[1].is_weight)))
     if left_out:
         warn(
             f"the weights of {', '.join(left_out)} are computed or scripted and will not be "
@@ -319,7 +322,8 @@ def check_whole(model: nn.Module) -> None:
             raise UnimplementedError(
                 f"the parameters of {name or type(module).__name__!r} are sharded over the ranks "
                 "(fully_shard, FSDP or tensor parallelism), and a weight that is compressed has to "
-                "be whole on every rank: use DistributedDataParallel, or unwrap() before sharding"
+                "be whole on every rank: use DistributedDataParallel, or unwrap() before sharding. "
+                "Only pruners take sharded models: call them after fully_shard, not before"
             )
 
 
