@@ -185,7 +185,6 @@ class _Zeros:
         self, weights: Optional[Iterable[ShardedWeight]] = None, *, only_changed: bool = False
     ) -> None:
         """Writes zeros into the shards of these weights, or of all."""
-        wrote = False
         for weight in self._weights if weights is None else weights:
             mask, shard = weight.state.mask, weight.shard
             written = self._written.get(weight.name)
@@ -194,9 +193,6 @@ class _Zeros:
             self._add_to_gradient(weight)
             shard.masked_fill_(~mask.to(shard.device), 0)
             self._written[weight.name] = _version(weight)
-            wrote = True
-        if wrote:
-            _reshard(self._model)
 
     def _after_step(self, optimizer: Any) -> None:
         groups = getattr(optimizer, "param_groups", ())
