@@ -279,6 +279,31 @@ class TestErrors:
             assert session.stale == {"a"}
 
 
+def test_what_was_decided_before_a_call_failed_is_told(
+    client: nc.Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A type of 16 bits takes one call."""
+    weights = {
+        n: weight_of(dtype, (6, 7), "normal") for n, dtype in (("a", "float16"), ("b", "float32"))
+    }
+    stream, made = nc.Session._stream, []
+
+    def fail_second(*args: Any) -> None:
+        made.append(args)
+        if len(made) == 2:
+            raise nc.UnavailableError("gone")
+        stream(*args)
+
+    with bind(client, weights) as session:
+        with monkeypatch.context() as patch:
+            patch.setattr(nc.Session, "_stream", fail_second)
+            with pytest.raises(nc.UnavailableError) as raised:
+                counted(session, weights)
+        assert set(raised.value.results) == {"a"}
+        assert session.stale == {"b"}
+        assert counted(session, weights).keys() == {"a", "b"}
+
+
 def test_without_layers_no_call_is_made(client: nc.Client) -> None:
     with bind(client, {"a": weight_of("float32", (3,), "normal")}) as session:
         assert session.calc_thresholds({}) == {}

@@ -312,7 +312,9 @@ class TestABadWeight:
         assert int((~pruner._masks().masks()["fc2"]).sum()) > 0  # the others are answered
         with torch.no_grad():
             dense(model.fc1)[0, 3] = 1.0
+        made = calls(pruner)
         model(images())
+        assert calls(pruner) == made + 2  # no mask is sent, as nothing was decided about this layer
         assert int((~pruner.masks["fc1"]).sum()) > 0
 
     @pytest.mark.parametrize("scope", ["layer", "global"])

@@ -209,5 +209,44 @@ def test_a_rank_that_kept_its_masks_gets_those_of_another_one(client: nc.Client)
     assert torch.equal(first.masks["fc1"], second.masks["fc1"])
 
 
+@pytest.mark.parametrize("transfer", ["weights", "histogram"])
+def test_a_rank_that_joins_with_a_checkpoint_saves_its_masks(
+    client: nc.Client, transfer: Any
+) -> None:
+    """Before it has asked for any."""
+    saved = AGPPruner(AGP, client=client, transfer=transfer)
+    saved(Net())
+    saved.update_epoch(2)
+    saved.masks  # noqa: B018
+    state = saved.state_dict()
+    first = AGPPruner(AGP, client=client, transfer=transfer)
+    first.load_state_dict(state)
+    first(Net())
+    second = AGPPruner(AGP, client=client, session=first.session.id, transfer=transfer)
+    second.load_state_dict(state)
+    second(Net())
+    assert set(state["masks"]) == set(COMPRESSED)
+    found = second.state_dict()["masks"]
+    for name in COMPRESSED:
+        assert torch.equal(found[name]["bits"], state["masks"][name]["bits"]), name
+
+
+def test_a_rank_that_missed_masks_goes_on_once_another_one_has_exported_them(
+    client: nc.Client, tmp_path: Path
+) -> None:
+    first = AGPPruner(AGP, client=client, transfer="histogram")
+    models = [first(Net())]
+    second = AGPPruner(AGP, client=client, session=first.session.id, transfer="histogram")
+    models.append(second(Net()))
+    for epoch in (1, 2):
+        for pruner in (first, second):
+            pruner.update_epoch(epoch)
+        output = models[0](images())
+    with pytest.raises(nc.FailedPreconditionError, match="from other counts"):
+        models[1](images())
+    first.export(tmp_path, "masks")
+    assert torch.equal(models[1](images()), output)
+
+
 def test_where_the_first_rank_finds_no_server_no_rank_waits(tmp_path: Path) -> None:
     assert run_ranks(RANKS, FAILS, str(tmp_path / "meeting")) == ["True\n"] * RANKS

@@ -69,6 +69,7 @@ class PrunerBinding(Binding[W]):
         self, masks: Mapping[str, Mask], state: Optional[Mapping[str, Any]], *, joined: bool
     ) -> None:
         self._given = {name: mask for name, mask in masks.items() if name in self.weights}
+        self._masked.update(self._given)
         if not joined:
             self._answered(self._given)
             self.tracker.mark_stale(self.tracker.session.stale)
