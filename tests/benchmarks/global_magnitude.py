@@ -12,7 +12,7 @@ from harness import Benchmark, Goal, alternate, lines, quotients, seconds
 # Sizes as uneven as those of a network: 54 layers of 42 thousand to 10 million weights.
 SIZES = [int(42_000 * 1.1084**i) for i in range(54)]
 SPARSITY = 0.8
-ROUNDS = 5
+ROUNDS = 9
 KTHVALUE = "kthvalue of the concatenation"
 PRUNE = "torch.nn.utils.prune.global_unstructured"
 LAYERS = "service, level"
