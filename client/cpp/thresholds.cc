@@ -56,9 +56,8 @@ void ForKeptKeys(const Tensor& weight, const Mask* mask, Visit visit) {
 
 absl::Status CheckType(const std::string& layer, DataType dtype) {
   if (KeyBits(dtype) > 0) return absl::OkStatus();
-  return absl::InvalidArgumentError(absl::StrCat("weight of '", layer, "' has dtype ",
-                                                 DataTypeName(dtype),
-                                                 "; it must be a floating type"));
+  return absl::InvalidArgumentError(absl::StrCat(
+      "weight of '", layer, "' has dtype ", DataTypeName(dtype), "; it must be a floating type"));
 }
 
 absl::Status CheckWeight(const Tensor& weight, const Mask* mask) {
