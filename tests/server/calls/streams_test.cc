@@ -398,7 +398,8 @@ TEST_F(StreamsTest, ABadLayerIsAnsweredAndTheOthersGoOn) {
   EXPECT_THAT(results[3].error().message(), HasSubstr("is [2, 2]; it must be [4]"));
   EXPECT_THAT(results[4].error().message(), HasSubstr("is float16; it must be float32"));
   EXPECT_THAT(results[5].error().message(), HasSubstr("is 15; it must be 16"));
-  EXPECT_THAT(results[6].error().message(), HasSubstr("TENSOR_ROLE_WEIGHT or TENSOR_ROLE_MASK"));
+  EXPECT_THAT(results[6].error().message(),
+              HasSubstr("TENSOR_ROLE_WEIGHT or TENSOR_ROLE_COUNTS or TENSOR_ROLE_MASK"));
   EXPECT_EQ(results[7].error().code(), grpc::StatusCode::INVALID_ARGUMENT);
   EXPECT_FALSE(results[8].has_error());
   EXPECT_EQ(PayloadOf(reply, 8), std::string(1, 0b0110));
