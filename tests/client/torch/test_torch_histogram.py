@@ -113,6 +113,20 @@ def test_counting_and_masking_are_those_of_arrays(
             magnitudes.mask_from_threshold(laid, other_threshold, kept_there)
 
 
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_ties_are_the_first_that_the_mask_keeps(dtype: torch.dtype, device: str) -> None:
+    weight = torch.tensor([1, -1, 1, 0, -1, 1, 2], dtype=dtype, device=device)
+    kept = torch.tensor([0, 1, 1, 1, 1, 1, 1], dtype=torch.bool, device=device)
+    bits = 8 * weight.element_size()
+    key, known = 0, 0
+    while known < bits:
+        found = magnitudes.TorchCounter(weight[1:3], None).count(key, known)
+        key, known = key << 16 | int(found.digits[0]), known + 16
+    mask = magnitudes.mask_from_threshold(weight, Threshold(key, bits, 2, 4), kept)
+    assert mask.int().tolist() == [0, 0, 0, 0, 1, 1, 1]
+
+
 def _element(weight: torch.Tensor, key: int) -> int:
     """The index of an element with this key."""
     array = ArrayCounter(to_host({"w": weight})["w"])._tensor
@@ -248,6 +262,21 @@ class TestWhatIsSent:
         pruner.update_epoch(5)
         model(images())
         assert told.take() == (set(), set(COMPRESSED))
+
+    def test_a_layer_that_the_server_may_have_decided_about_is_counted_again(
+        self, client: nc.Client, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        pruner = AGPPruner(AGP, client=client)
+        model = pruner(Net())
+        pruner.update_epoch(3)
+        with monkeypatch.context() as patch:
+            patch.setattr(TorchPruning, "counts_by_default", lambda self, weight: True)
+            patch.setattr(nc.Session, "calc_thresholds", lose_reply)
+            with pytest.raises(nc.UnavailableError):
+                model(images())
+        told = Calls(monkeypatch)
+        model(images())
+        assert told.take()[0] == set(COMPRESSED)
 
     def test_layers_that_are_decided_about_together_are_sent_alike(
         self, client: nc.Client, monkeypatch: pytest.MonkeyPatch
