@@ -55,6 +55,7 @@ std::vector<absl::StatusOr<CalcMask::Result>> CalcMask::ComputeTogether(
   std::vector<absl::StatusOr<Result>> results(tensors.size(), absl::UnknownError("no result"));
   for (const auto& entry : rules) {
     std::vector<ReceivedTensor*> of_rule;
+    of_rule.reserve(entry.second.size());
     for (const size_t i : entry.second) of_rule.push_back(tensors[i]);
     absl::StatusOr<std::vector<Result>> answers = ComputeRule(session, of_rule);
     for (size_t k = 0; k < entry.second.size(); ++k) {
