@@ -183,15 +183,21 @@ def test_a_server_that_is_killed_before_it_decides_gets_all_layers_again(
     servers = [ServerProcess(flag)]
     messages = LayerExchange.messages
 
+    sent = sum(weight.nbytes for weight in weights.values())
+    bound: list[str] = []
+
     def cut(exchange: Any) -> Iterator[bytes]:
         yield from messages(exchange)
-        if len(servers) == 1:  # all is sent, and not half-closed
+        if len(servers) == 1:  # not half-closed
+            with nc.Client(servers[0].address, timeout=60) as other:
+                eventually(lambda: other.session_info(bound[0]).received_bytes == sent)
             servers[0].kill()
             servers.append(ServerProcess(flag, port=servers[0].port))
 
     monkeypatch.setattr(LayerExchange, "messages", cut)
     with nc.Client(servers[0].address, timeout=60) as client:
         session = bind(client, weights)
+        bound.append(session.id)
         assert as_lists(session.calc_mask(weights)) == kept(weights, 0.5)
         assert len(servers) == 2
         assert session.stats.retries > 0
