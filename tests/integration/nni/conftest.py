@@ -21,3 +21,5 @@ _PATIENCE = Path(__file__).parent / "patience"
 #: Of programs that start experiments.
 PYTHON_PATH = os.pathsep.join(map(str, (ROOT / "client/python/src", _PATIENCE)))
 runpy.run_path(str(_PATIENCE / "sitecustomize.py"))
+#: Of NNI's manager, which every experiment has.
+os.environ["NODE_OPTIONS"] = f'--require "{_PATIENCE / "patience.js"}"'
