@@ -39,6 +39,21 @@ SESSION_STATE_ACTIVE: SessionState
 SESSION_STATE_CLOSED: SessionState
 SESSION_STATE_EXPIRED: SessionState
 SESSION_STATE_UNSPECIFIED: SessionState
+STATISTIC_KIND_FILTER_TAYLOR: StatisticKind
+STATISTIC_KIND_INPUT_ABS_MAX: StatisticKind
+STATISTIC_KIND_INPUT_ABS_SUM: StatisticKind
+STATISTIC_KIND_INPUT_HISTOGRAM: StatisticKind
+STATISTIC_KIND_INPUT_RANGE: StatisticKind
+STATISTIC_KIND_INPUT_SECOND_MOMENT: StatisticKind
+STATISTIC_KIND_INPUT_SQUARE_SUM: StatisticKind
+STATISTIC_KIND_OUTPUT_HISTOGRAM: StatisticKind
+STATISTIC_KIND_OUTPUT_RANGE: StatisticKind
+STATISTIC_KIND_OUTPUT_SUM: StatisticKind
+STATISTIC_KIND_OUTPUT_ZERO_COUNT: StatisticKind
+STATISTIC_KIND_PARAMETER: StatisticKind
+STATISTIC_KIND_SQUARED_GRADIENT: StatisticKind
+STATISTIC_KIND_UNSPECIFIED: StatisticKind
+STATISTIC_KIND_WEIGHT_GRADIENT: StatisticKind
 TENSOR_ROLE_CODES: TensorRole
 TENSOR_ROLE_COUNTS: TensorRole
 TENSOR_ROLE_GRADIENT: TensorRole
@@ -48,9 +63,35 @@ TENSOR_ROLE_OPTIMIZER_STATE: TensorRole
 TENSOR_ROLE_OUTPUT_RANGE: TensorRole
 TENSOR_ROLE_RANGE: TensorRole
 TENSOR_ROLE_SCALE: TensorRole
+TENSOR_ROLE_STATISTIC: TensorRole
 TENSOR_ROLE_UNSPECIFIED: TensorRole
 TENSOR_ROLE_WEIGHT: TensorRole
 TENSOR_ROLE_ZERO_POINT: TensorRole
+
+class AddStatisticsRequest(_message.Message):
+    __slots__ = ["chunks", "commits", "headers", "open"]
+    class Open(_message.Message):
+        __slots__ = ["session_id"]
+        SESSION_ID_FIELD_NUMBER: _ClassVar[int]
+        session_id: str
+        def __init__(self, session_id: _Optional[str] = ...) -> None: ...
+    CHUNKS_FIELD_NUMBER: _ClassVar[int]
+    COMMITS_FIELD_NUMBER: _ClassVar[int]
+    HEADERS_FIELD_NUMBER: _ClassVar[int]
+    OPEN_FIELD_NUMBER: _ClassVar[int]
+    chunks: _containers.RepeatedCompositeFieldContainer[Chunk]
+    commits: _containers.RepeatedCompositeFieldContainer[Commit]
+    headers: _containers.RepeatedCompositeFieldContainer[TensorHeader]
+    open: AddStatisticsRequest.Open
+    def __init__(self, open: _Optional[_Union[AddStatisticsRequest.Open, _Mapping]] = ..., headers: _Optional[_Iterable[_Union[TensorHeader, _Mapping]]] = ..., chunks: _Optional[_Iterable[_Union[Chunk, _Mapping]]] = ..., commits: _Optional[_Iterable[_Union[Commit, _Mapping]]] = ...) -> None: ...
+
+class AddStatisticsResponse(_message.Message):
+    __slots__ = ["answers", "results"]
+    ANSWERS_FIELD_NUMBER: _ClassVar[int]
+    RESULTS_FIELD_NUMBER: _ClassVar[int]
+    answers: _containers.RepeatedCompositeFieldContainer[TensorAnswer]
+    results: _containers.RepeatedCompositeFieldContainer[StatisticResult]
+    def __init__(self, results: _Optional[_Iterable[_Union[StatisticResult, _Mapping]]] = ..., answers: _Optional[_Iterable[_Union[TensorAnswer, _Mapping]]] = ...) -> None: ...
 
 class Algorithm(_message.Message):
     __slots__ = ["example", "kind", "name", "options", "reference", "refusal", "source", "summary"]
@@ -354,17 +395,19 @@ class LayerParameters(_message.Message):
     def __init__(self, layer: _Optional[str] = ..., error: _Optional[_Union[LayerError, _Mapping]] = ..., unquantized: bool = ..., parameters: _Optional[_Union[QuantizationParameters, _Mapping]] = ..., role: _Optional[_Union[TensorRole, str]] = ..., range: _Optional[_Iterable[float]] = ..., memory: _Optional[_Iterable[_Union[Memory, _Mapping]]] = ...) -> None: ...
 
 class LayerPlan(_message.Message):
-    __slots__ = ["compressed", "name", "rule"]
+    __slots__ = ["compressed", "name", "rule", "statistics"]
     COMPRESSED_FIELD_NUMBER: _ClassVar[int]
     NAME_FIELD_NUMBER: _ClassVar[int]
     RULE_FIELD_NUMBER: _ClassVar[int]
+    STATISTICS_FIELD_NUMBER: _ClassVar[int]
     compressed: bool
     name: str
     rule: int
-    def __init__(self, name: _Optional[str] = ..., compressed: bool = ..., rule: _Optional[int] = ...) -> None: ...
+    statistics: _containers.RepeatedCompositeFieldContainer[PlannedStatistic]
+    def __init__(self, name: _Optional[str] = ..., compressed: bool = ..., rule: _Optional[int] = ..., statistics: _Optional[_Iterable[_Union[PlannedStatistic, _Mapping]]] = ...) -> None: ...
 
 class LayerReport(_message.Message):
-    __slots__ = ["achieved_sparsity", "bits", "compressed", "elements", "input", "name", "op_type", "output", "rule", "stale", "target_sparsity"]
+    __slots__ = ["achieved_sparsity", "bits", "compressed", "elements", "input", "name", "op_type", "output", "rule", "stale", "statistics", "target_sparsity"]
     ACHIEVED_SPARSITY_FIELD_NUMBER: _ClassVar[int]
     BITS_FIELD_NUMBER: _ClassVar[int]
     COMPRESSED_FIELD_NUMBER: _ClassVar[int]
@@ -375,6 +418,7 @@ class LayerReport(_message.Message):
     OUTPUT_FIELD_NUMBER: _ClassVar[int]
     RULE_FIELD_NUMBER: _ClassVar[int]
     STALE_FIELD_NUMBER: _ClassVar[int]
+    STATISTICS_FIELD_NUMBER: _ClassVar[int]
     TARGET_SPARSITY_FIELD_NUMBER: _ClassVar[int]
     achieved_sparsity: float
     bits: int
@@ -386,8 +430,9 @@ class LayerReport(_message.Message):
     output: QuantizationParameters
     rule: int
     stale: bool
+    statistics: _containers.RepeatedCompositeFieldContainer[StatisticReport]
     target_sparsity: float
-    def __init__(self, name: _Optional[str] = ..., op_type: _Optional[str] = ..., compressed: bool = ..., elements: _Optional[int] = ..., target_sparsity: _Optional[float] = ..., achieved_sparsity: _Optional[float] = ..., bits: _Optional[int] = ..., stale: bool = ..., rule: _Optional[int] = ..., output: _Optional[_Union[QuantizationParameters, _Mapping]] = ..., input: _Optional[_Union[QuantizationParameters, _Mapping]] = ...) -> None: ...
+    def __init__(self, name: _Optional[str] = ..., op_type: _Optional[str] = ..., compressed: bool = ..., elements: _Optional[int] = ..., target_sparsity: _Optional[float] = ..., achieved_sparsity: _Optional[float] = ..., bits: _Optional[int] = ..., stale: bool = ..., rule: _Optional[int] = ..., output: _Optional[_Union[QuantizationParameters, _Mapping]] = ..., input: _Optional[_Union[QuantizationParameters, _Mapping]] = ..., statistics: _Optional[_Iterable[_Union[StatisticReport, _Mapping]]] = ...) -> None: ...
 
 class ListAlgorithmsRequest(_message.Message):
     __slots__ = []
@@ -514,6 +559,14 @@ class PlannedRule(_message.Message):
     step_inputs: _containers.RepeatedScalarFieldContainer[TensorRole]
     takes_counts: bool
     def __init__(self, rule: _Optional[int] = ..., options: _Optional[_Union[_struct_pb2.Struct, _Mapping]] = ..., refresh: _Optional[_Union[Refresh, str]] = ..., step_inputs: _Optional[_Iterable[_Union[TensorRole, str]]] = ..., range_per_channel: bool = ..., range_group_size: _Optional[int] = ..., remembers_more: bool = ..., joint: bool = ..., takes_counts: bool = ...) -> None: ...
+
+class PlannedStatistic(_message.Message):
+    __slots__ = ["kind", "shape"]
+    KIND_FIELD_NUMBER: _ClassVar[int]
+    SHAPE_FIELD_NUMBER: _ClassVar[int]
+    kind: StatisticKind
+    shape: _containers.RepeatedScalarFieldContainer[int]
+    def __init__(self, kind: _Optional[_Union[StatisticKind, str]] = ..., shape: _Optional[_Iterable[int]] = ...) -> None: ...
 
 class QuantizationParameters(_message.Message):
     __slots__ = ["bits", "channel_axis", "code_max", "code_min", "formula", "group_size", "rounding", "scale", "zero_point"]
@@ -739,6 +792,55 @@ class SideRequest(_message.Message):
     hello: SideRequest.Hello
     def __init__(self, hello: _Optional[_Union[SideRequest.Hello, _Mapping]] = ..., add_region: _Optional[_Union[SideRequest.AddRegion, _Mapping]] = ..., drop_region: _Optional[_Union[SideRequest.DropRegion, _Mapping]] = ...) -> None: ...
 
+class StatisticPart(_message.Message):
+    __slots__ = ["count", "exponent", "kind", "sequence", "source"]
+    COUNT_FIELD_NUMBER: _ClassVar[int]
+    EXPONENT_FIELD_NUMBER: _ClassVar[int]
+    KIND_FIELD_NUMBER: _ClassVar[int]
+    SEQUENCE_FIELD_NUMBER: _ClassVar[int]
+    SOURCE_FIELD_NUMBER: _ClassVar[int]
+    count: int
+    exponent: int
+    kind: StatisticKind
+    sequence: int
+    source: int
+    def __init__(self, kind: _Optional[_Union[StatisticKind, str]] = ..., source: _Optional[int] = ..., sequence: _Optional[int] = ..., count: _Optional[int] = ..., exponent: _Optional[int] = ...) -> None: ...
+
+class StatisticReport(_message.Message):
+    __slots__ = ["bytes", "kind", "sources"]
+    class Source(_message.Message):
+        __slots__ = ["count", "digest", "sequence", "source"]
+        COUNT_FIELD_NUMBER: _ClassVar[int]
+        DIGEST_FIELD_NUMBER: _ClassVar[int]
+        SEQUENCE_FIELD_NUMBER: _ClassVar[int]
+        SOURCE_FIELD_NUMBER: _ClassVar[int]
+        count: int
+        digest: bytes
+        sequence: int
+        source: int
+        def __init__(self, source: _Optional[int] = ..., sequence: _Optional[int] = ..., digest: _Optional[bytes] = ..., count: _Optional[int] = ...) -> None: ...
+    BYTES_FIELD_NUMBER: _ClassVar[int]
+    KIND_FIELD_NUMBER: _ClassVar[int]
+    SOURCES_FIELD_NUMBER: _ClassVar[int]
+    bytes: int
+    kind: StatisticKind
+    sources: _containers.RepeatedCompositeFieldContainer[StatisticReport.Source]
+    def __init__(self, kind: _Optional[_Union[StatisticKind, str]] = ..., sources: _Optional[_Iterable[_Union[StatisticReport.Source, _Mapping]]] = ..., bytes: _Optional[int] = ...) -> None: ...
+
+class StatisticResult(_message.Message):
+    __slots__ = ["answers", "count", "error", "known", "layer"]
+    ANSWERS_FIELD_NUMBER: _ClassVar[int]
+    COUNT_FIELD_NUMBER: _ClassVar[int]
+    ERROR_FIELD_NUMBER: _ClassVar[int]
+    KNOWN_FIELD_NUMBER: _ClassVar[int]
+    LAYER_FIELD_NUMBER: _ClassVar[int]
+    answers: int
+    count: int
+    error: LayerError
+    known: bool
+    layer: str
+    def __init__(self, answers: _Optional[int] = ..., layer: _Optional[str] = ..., error: _Optional[_Union[LayerError, _Mapping]] = ..., known: bool = ..., count: _Optional[int] = ...) -> None: ...
+
 class StepRequest(_message.Message):
     __slots__ = ["chunks", "commits", "headers", "open"]
     class Open(_message.Message):
@@ -800,7 +902,7 @@ class TensorAnswer(_message.Message):
     def __init__(self, index: _Optional[int] = ..., answer: _Optional[_Union[TensorAnswer.Answer, str]] = ...) -> None: ...
 
 class TensorHeader(_message.Message):
-    __slots__ = ["answers", "byte_length", "digest", "dtype", "fingerprint", "index", "layer", "result_place", "role", "shape", "shared_memory"]
+    __slots__ = ["answers", "byte_length", "digest", "dtype", "fingerprint", "index", "layer", "part", "result_place", "role", "shape", "shared_memory"]
     ANSWERS_FIELD_NUMBER: _ClassVar[int]
     BYTE_LENGTH_FIELD_NUMBER: _ClassVar[int]
     DIGEST_FIELD_NUMBER: _ClassVar[int]
@@ -808,6 +910,7 @@ class TensorHeader(_message.Message):
     FINGERPRINT_FIELD_NUMBER: _ClassVar[int]
     INDEX_FIELD_NUMBER: _ClassVar[int]
     LAYER_FIELD_NUMBER: _ClassVar[int]
+    PART_FIELD_NUMBER: _ClassVar[int]
     RESULT_PLACE_FIELD_NUMBER: _ClassVar[int]
     ROLE_FIELD_NUMBER: _ClassVar[int]
     SHAPE_FIELD_NUMBER: _ClassVar[int]
@@ -819,11 +922,12 @@ class TensorHeader(_message.Message):
     fingerprint: bytes
     index: int
     layer: str
+    part: StatisticPart
     result_place: SharedPlace
     role: TensorRole
     shape: _containers.RepeatedScalarFieldContainer[int]
     shared_memory: SharedPlace
-    def __init__(self, index: _Optional[int] = ..., layer: _Optional[str] = ..., role: _Optional[_Union[TensorRole, str]] = ..., dtype: _Optional[_Union[DataType, str]] = ..., shape: _Optional[_Iterable[int]] = ..., byte_length: _Optional[int] = ..., digest: _Optional[bytes] = ..., answers: _Optional[int] = ..., fingerprint: _Optional[bytes] = ..., shared_memory: _Optional[_Union[SharedPlace, _Mapping]] = ..., result_place: _Optional[_Union[SharedPlace, _Mapping]] = ...) -> None: ...
+    def __init__(self, index: _Optional[int] = ..., layer: _Optional[str] = ..., role: _Optional[_Union[TensorRole, str]] = ..., dtype: _Optional[_Union[DataType, str]] = ..., shape: _Optional[_Iterable[int]] = ..., byte_length: _Optional[int] = ..., digest: _Optional[bytes] = ..., answers: _Optional[int] = ..., fingerprint: _Optional[bytes] = ..., shared_memory: _Optional[_Union[SharedPlace, _Mapping]] = ..., result_place: _Optional[_Union[SharedPlace, _Mapping]] = ..., part: _Optional[_Union[StatisticPart, _Mapping]] = ...) -> None: ...
 
 class Threshold(_message.Message):
     __slots__ = ["key", "known_bits", "pruned", "ties"]
@@ -859,6 +963,9 @@ class DataType(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     __slots__ = []
 
 class TensorRole(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = []
+
+class StatisticKind(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     __slots__ = []
 
 class Refresh(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
