@@ -18,6 +18,7 @@
 #include "compression/algorithms/weight_error.h"  // what it answers to one that is not finite
 #include "compression/options/options.h"
 #include "compression/scopes/threshold_search.h"
+#include "compression/statistics/statistic.h"
 #include "compression/tensors/mask.h"
 #include "compression/tensors/threshold.h"
 #include "compression/tensors/weight.h"
@@ -51,6 +52,7 @@ struct LayerState {
   std::optional<QuantizationParameters> parameters;  // quantizers: those of the last answer
   std::map<std::string, std::vector<float>> memory;  // other state of the algorithm
   std::string opaque;                                // the same, in a format of the algorithm
+  Statistics statistics;                             // of the trainer; algorithms only read them
 
   // Elements of the mask that are pruned; 0 without a mask.
   int64_t pruned() const { return mask ? mask->pruned() : counted ? counted->threshold.pruned : 0; }
@@ -92,6 +94,11 @@ class Compressor {
   // Whether `state.memory` may have other entries, or `state.opaque` may be set, so that a session
   // resumed from a checkpoint may answer differently from the original.
   virtual bool remembers_more() const { return false; }
+
+  // What it needs to know about a layer beyond its weight, each once. The session adds up the parts
+  // that the trainer sends, in LayerState::statistics; a method that needs one that is missing
+  // returns FAILED_PRECONDITION and names it.
+  virtual std::vector<StatisticKind> statistics() const { return {}; }
 
   // Whether Step should carry the loss's gradient of each layer's weight.
   virtual bool wants_gradient() const { return false; }

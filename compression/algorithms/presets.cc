@@ -87,6 +87,20 @@ std::vector<Preset> Presets() {
        {"lamp"},
        Schedules("once"),
        {{"sparsity", 0.8}}},
+      {"movement",
+       "Removes the weights that training moves towards zero, gradually.",
+       "Sanh et al., Movement Pruning: Adaptive Sparsity by Fine-Tuning, 2020, "
+       "https://arxiv.org/abs/2005.07683",
+       {"movement"},
+       both,
+       none,
+       {"agp"},
+       {{"initial_sparsity", 0.0},
+        {"final_sparsity", 0.8},
+        {"schedule_unit", "step"},
+        {"start_step", 0},
+        {"end_step", 1000},
+        {"frequency", 100}}},
       {"lottery_ticket",
        "Removes the smallest weights in rounds, between which the trainer rewinds the others.",
        "Frankle & Carbin, The Lottery Ticket Hypothesis, 2019, https://arxiv.org/abs/1803.03635",
@@ -221,10 +235,12 @@ absl::StatusOr<std::unique_ptr<const Schedule>> ScheduleOf(const Preset& preset,
 absl::StatusOr<std::unique_ptr<Compressor>> Create(const Preset& preset, const Options& options) {
   auto schedule = ScheduleOf(preset, options);
   if (!schedule.ok()) return schedule.status();
-  auto score = FindScore(Chosen(options, "score", preset.scores))->create(options);
+  const ScoreInfo& score_info = *FindScore(Chosen(options, "score", preset.scores));
+  auto score = score_info.create(options);
   const bool by_step = CountsSteps(options);
   if (Chosen(options, "scope", preset.scopes) == "layer") {
-    return std::make_unique<ScheduledPruner>(std::move(score), *std::move(schedule), by_step);
+    return std::make_unique<ScheduledPruner>(std::move(score), score_info.statistics,
+                                             *std::move(schedule), by_step);
   }
   const GlobalPruner::Limits limits{options.Number(kMinSparsity), options.Number(kMaxSparsity)};
   if (auto s = CheckLimits(options, limits, (*schedule)->Final()); !s.ok()) return s;
@@ -232,7 +248,8 @@ absl::StatusOr<std::unique_ptr<Compressor>> Create(const Preset& preset, const O
   const std::string normalize = options.Has("normalize") || preset.normalizers.size() == 1
                                     ? Chosen(options, "normalize", preset.normalizers)
                                     : "none";
-  return std::make_unique<GlobalPruner>(std::move(score), *std::move(schedule), by_step,
+  return std::make_unique<GlobalPruner>(std::move(score), score_info.statistics,
+                                        *std::move(schedule), by_step,
                                         *NormalizeFromName(normalize), limits);
 }
 

@@ -24,12 +24,14 @@ bool ScheduledPruner::IsStale(const Layer& layer, const LayerState& state, Clock
   return sparsity && CountToPrune(layer.elements, *sparsity) > state.pruned();
 }
 
-absl::StatusOr<Scores> ScheduledPruner::ScoresOf(const Layer& layer, const Weight& weight) const {
+absl::StatusOr<Scores> ScheduledPruner::ScoresOf(const Layer& layer, const Weight& weight,
+                                                 const LayerState& state, bool chooses) const {
   const void* const data = weight.values.data_ptr();
   if (score_->bytes_per_element() > 0 && !AllFinite(layer.dtype, data, layer.elements)) {
     return NonFiniteError(layer, data);
   }
-  return score_->Of(layer, weight);
+  if (!chooses && !statistics_.empty()) return Scores{layer.dtype, data};
+  return score_->Of(layer, weight, state.statistics);
 }
 
 absl::StatusOr<Mask> ScheduledPruner::Prune(const Layer& layer, const Scores& scores,
@@ -50,9 +52,10 @@ absl::StatusOr<Mask> ScheduledPruner::Prune(const Layer& layer, const Scores& sc
 
 absl::StatusOr<Mask> ScheduledPruner::CalcMask(const Layer& layer, const Weight& weight,
                                                LayerState& state, Clock clock) const {
-  const absl::StatusOr<Scores> scores = ScoresOf(layer, weight);
+  const int64_t count = CountToPrune(layer.elements, Due(clock).value_or(0));
+  const absl::StatusOr<Scores> scores = ScoresOf(layer, weight, state, count > state.pruned());
   if (!scores.ok()) return scores.status();
-  return Prune(layer, *scores, state, CountToPrune(layer.elements, Due(clock).value_or(0)));
+  return Prune(layer, *scores, state, count);
 }
 
 int64_t ScheduledPruner::TotalToPrune(std::vector<CountedLayer>& layers, Clock clock) const {
@@ -96,7 +99,7 @@ absl::StatusOr<std::vector<Mask>> GlobalPruner::CalcMasks(std::vector<JointLayer
   std::vector<RankedLayer> ranked;
   int64_t elements = 0;
   for (const JointLayer& joint : layers) {
-    absl::StatusOr<Scores> found = ScoresOf(joint.layer, joint.weight);
+    absl::StatusOr<Scores> found = ScoresOf(joint.layer, joint.weight, joint.state, target > 0);
     if (!found.ok()) return found.status();
     RankedLayer layer;
     layer.dtype = found->dtype;

@@ -23,9 +23,13 @@ int64_t CountToPrune(int64_t elements, double sparsity);
 // the mask is the only state.
 class ScheduledPruner : public Pruner {
  public:
-  ScheduledPruner(std::unique_ptr<const Score> score, std::unique_ptr<const Schedule> schedule,
-                  bool by_step)
-      : score_(std::move(score)), schedule_(std::move(schedule)), by_step_(by_step) {}
+  // `statistics`: those of the score.
+  ScheduledPruner(std::unique_ptr<const Score> score, std::vector<StatisticKind> statistics,
+                  std::unique_ptr<const Schedule> schedule, bool by_step)
+      : score_(std::move(score)),
+        statistics_(std::move(statistics)),
+        schedule_(std::move(schedule)),
+        by_step_(by_step) {}
 
   Refresh refresh() const override {
     return schedule_->changes() ? Refresh::kWhenStale : Refresh::kOnce;
@@ -35,6 +39,7 @@ class ScheduledPruner : public Pruner {
   bool IsStale(const Layer& layer, const LayerState& state, Clock clock) const override;
   absl::StatusOr<Mask> CalcMask(const Layer& layer, const Weight& weight, LayerState& state,
                                 Clock clock) const override;
+  std::vector<StatisticKind> statistics() const override { return statistics_; }
   bool takes_counts() const override { return score_->bytes_per_element() == 0; }
   int64_t TotalToPrune(std::vector<CountedLayer>& layers, Clock clock) const override;
   int64_t work_bytes(const Layer& layer) const override;
@@ -43,8 +48,11 @@ class ScheduledPruner : public Pruner {
  protected:
   // The target sparsity if masks are made now; nullopt: they are not.
   std::optional<double> Due(Clock clock) const;
-  // INVALID_ARGUMENT for a weight that is not finite, unless the weight is its score.
-  absl::StatusOr<Scores> ScoresOf(const Layer& layer, const Weight& weight) const;
+  // INVALID_ARGUMENT for a weight that is not finite, unless the weight is its score;
+  // FAILED_PRECONDITION when a statistic is missing, unless `chooses` is false: then no weight is
+  // pruned in addition, and any scores do.
+  absl::StatusOr<Scores> ScoresOf(const Layer& layer, const Weight& weight, const LayerState& state,
+                                  bool chooses) const;
   // The mask that prunes so many, nothing less than those of the last mask.
   static absl::StatusOr<Mask> Prune(const Layer& layer, const Scores& scores,
                                     const LayerState& state, int64_t count);
@@ -53,6 +61,7 @@ class ScheduledPruner : public Pruner {
   int64_t Now(Clock clock) const { return by_step_ ? clock.step : clock.epoch; }
 
   const std::unique_ptr<const Score> score_;
+  const std::vector<StatisticKind> statistics_;
   const std::unique_ptr<const Schedule> schedule_;
   const bool by_step_;
 };
@@ -67,9 +76,10 @@ class GlobalPruner final : public ScheduledPruner {
     double max_sparsity = 1;
   };
 
-  GlobalPruner(std::unique_ptr<const Score> score, std::unique_ptr<const Schedule> schedule,
-               bool by_step, Normalize normalize, Limits limits)
-      : ScheduledPruner(std::move(score), std::move(schedule), by_step),
+  GlobalPruner(std::unique_ptr<const Score> score, std::vector<StatisticKind> statistics,
+               std::unique_ptr<const Schedule> schedule, bool by_step, Normalize normalize,
+               Limits limits)
+      : ScheduledPruner(std::move(score), std::move(statistics), std::move(schedule), by_step),
         normalize_(normalize),
         limits_(limits) {}
 

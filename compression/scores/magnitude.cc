@@ -8,8 +8,9 @@ namespace {
 
 class Magnitude : public Score {
  public:
-  Scores Of(const Layer& layer, const Weight& weight) const override {
-    return {layer.dtype, weight.values.data_ptr()};
+  absl::StatusOr<Scores> Of(const Layer& layer, const Weight& weight,
+                            const Statistics&) const override {
+    return Scores{layer.dtype, weight.values.data_ptr()};
   }
   int64_t bytes_per_element() const override { return 0; }
 };

@@ -30,7 +30,7 @@ class Random : public Score {
  public:
   explicit Random(int64_t seed) : seed_(static_cast<uint64_t>(seed)) {}
 
-  Scores Of(const Layer& layer, const Weight&) const override {
+  absl::StatusOr<Scores> Of(const Layer& layer, const Weight&, const Statistics&) const override {
     const int64_t n = layer.elements;
     const uint64_t begin = Mix(Hash(layer.name) + Mix(seed_ + kGolden));
     Buffer numbers = Buffer::Allocate(n * bytes_per_element());
@@ -41,7 +41,7 @@ class Random : public Score {
         out[i] = static_cast<double>(bits >> 11) * 0x1p-53;
       }
     });
-    return {DataType::kFloat64, out, std::move(numbers)};
+    return Scores{DataType::kFloat64, out, std::move(numbers)};
   }
   int64_t bytes_per_element() const override { return sizeof(double); }
 

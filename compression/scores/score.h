@@ -9,8 +9,10 @@
 #include <string>
 #include <vector>
 
+#include "absl/status/statusor.h"
 #include "absl/strings/string_view.h"
 #include "compression/options/options.h"
+#include "compression/statistics/statistic.h"
 #include "compression/tensors/weight.h"
 #include "compression/types/buffer.h"
 #include "compression/types/dtype.h"
@@ -32,10 +34,13 @@ class Score {
   virtual ~Score() = default;
 
   // The scores of a weight, which may have elements that are not finite: a score that is the weight
-  // itself has them, too, and any other one is asked only for weights without.
-  virtual Scores Of(const Layer& layer, const Weight& weight) const = 0;
+  // itself has them, too, and any other one is asked only for weights without. `statistics` are
+  // those of the layer so far; FAILED_PRECONDITION when one is missing.
+  virtual absl::StatusOr<Scores> Of(const Layer& layer, const Weight& weight,
+                                    const Statistics& statistics) const = 0;
 
-  // Bytes of `owned` for an element.
+  // Memory that it takes for an element, `owned` and what it needs on the way; 0: the weight itself
+  // is its score.
   virtual int64_t bytes_per_element() const = 0;
 };
 
@@ -46,6 +51,8 @@ struct ScoreInfo {
   std::vector<OptionSpec> options;
   // Whether scores of different layers may be divided by what the layer has of them.
   bool can_normalize = false;
+  // What it needs to know beyond the weight.
+  std::vector<StatisticKind> statistics;
   std::function<std::unique_ptr<const Score>(const Options& options)> create;
 };
 

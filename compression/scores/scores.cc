@@ -7,6 +7,7 @@ namespace nni_compression::compression {
 // One line for each score of scores/: the function that describes it.
 #define NNI_COMPRESSION_SCORES(SCORE) \
   SCORE(Magnitude)                    \
+  SCORE(Movement)                     \
   SCORE(Random)
 
 #define NNI_COMPRESSION_DECLARE(name) ScoreInfo name##Score();

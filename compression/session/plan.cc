@@ -268,6 +268,27 @@ bool HaveOneDtype(const std::vector<int>& indices, absl::Span<const Layer> layer
                      [&](int i) { return layers[i].dtype == layers[indices.front()].dtype; });
 }
 
+// The statistics that a compressor wants of its layers, which must have them.
+absl::StatusOr<std::vector<const StatisticInfo*>> StatisticsOf(const Compressor& compressor,
+                                                               const std::vector<int>& won,
+                                                               absl::Span<const Layer> layers) {
+  std::vector<const StatisticInfo*> statistics;
+  for (const StatisticKind kind : compressor.statistics()) {
+    const StatisticInfo* const info = FindStatistic(static_cast<int>(kind));
+    if (info == nullptr || std::count(statistics.begin(), statistics.end(), info) > 0) {
+      return absl::InternalError(absl::StrCat("the algorithm declares the statistic ",
+                                              static_cast<int>(kind),
+                                              info == nullptr ? ", which is unknown" : " twice"));
+    }
+    statistics.push_back(info);
+    for (const int i : won) {
+      auto shape = PlannedShape(*info, layers[i]);
+      if (!shape.ok()) return shape.status();
+    }
+  }
+  return statistics;
+}
+
 absl::Status CheckLayers(const AlgorithmInfo& algorithm, const Rule& rule,
                          const std::vector<int>& won, absl::Span<const Layer> layers) {
   if (!algorithm.check_layers) return absl::OkStatus();
@@ -418,9 +439,11 @@ absl::StatusOr<Plan> MakePlan(const AlgorithmInfo& algorithm, absl::Span<const j
     const bool joint = pruner != nullptr && pruner->joint();
     const bool takes_counts =
         pruner != nullptr && pruner->takes_counts() && (!joint || HaveOneDtype(won[i], layers));
+    auto statistics = StatisticsOf(*rules[i].compressor, won[i], layers);
+    if (!statistics.ok()) return statistics.status();
     plan.rules.push_back(std::make_unique<const PlannedRule>(
         PlannedRule{i, *std::move(rules[i].options), rules[i].compressor, needs_epoch, joint,
-                    takes_counts, std::move(won[i])}));
+                    takes_counts, *std::move(statistics), std::move(won[i])}));
     planned[i] = plan.rules.back().get();
   }
   for (LayerPlan& layer : plan.layers) {

@@ -28,7 +28,9 @@ struct PlannedRule {
   bool needs_epoch = false;   // the compressor's
   bool joint = false;         // Pruner::joint()
   bool takes_counts = false;  // Pruner::takes_counts(), and joint layers have one dtype
-  std::vector<int> layers;    // that it won, in the order of the model
+  // Compressor::statistics()
+  std::vector<const StatisticInfo*> statistics;
+  std::vector<int> layers;  // that it won, in the order of the model
 };
 
 // The plan for one layer.

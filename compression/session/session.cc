@@ -34,7 +34,7 @@ bool SameState(const LayerState& a, const LayerState& b) {
   return a.answered == b.answered && a.counted == b.counted &&
          a.mask.has_value() == b.mask.has_value() &&
          (!a.mask || a.mask->bits().data() == b.mask->bits().data()) &&
-         a.parameters == b.parameters && a.opaque == b.opaque &&
+         a.parameters == b.parameters && a.opaque == b.opaque && a.statistics == b.statistics &&
          a.memory.size() == b.memory.size() &&
          std::equal(a.memory.begin(), a.memory.end(), b.memory.begin(), same_memory);
 }
@@ -47,6 +47,7 @@ int64_t RememberedBytes(const LayerState& state) {
   for (const auto& [name, values] : state.memory) {
     bytes += kNode + static_cast<int64_t>(name.size() + values.size() * sizeof(float)) + kBlock;
   }
+  for (const auto& [kind, statistic] : state.statistics) bytes += kNode + statistic->bytes();
   return bytes;
 }
 
@@ -283,6 +284,7 @@ absl::StatusOr<MaskAnswer> Session::CalcMask(int i, const Weight& weight) {
   if (!mask.ok()) return mask.status();
   if (auto s = CheckMask(algorithm_->name, layer(i), *mask); !s.ok()) return s;
   state.mask = *std::move(mask);
+  state.statistics = states_[i]->statistics;
   state.counted.reset();
   state.parameters.reset();
   state.answered = true;
@@ -346,6 +348,7 @@ absl::Status Session::DecideTogether(const PlannedRule& rule,
     if (auto s = CheckMask(algorithm_->name, layers[k].layer, (*masks)[k]); !s.ok()) return s;
     LayerState& state = layers[k].state;
     state.mask = std::move((*masks)[k]);
+    state.statistics = states_[rule.layers[k]]->statistics;
     state.counted.reset();
     state.parameters.reset();
     state.answered = true;
@@ -575,6 +578,7 @@ absl::StatusOr<QuantizedWeight> Session::Quantize(
                                 [&] { return call(quantizer, state); });
   if (!result.ok()) return result.status();
   state.mask = states_[i]->mask;
+  state.statistics = states_[i]->statistics;
   state.parameters = result->parameters;
   state.answered = true;
   if (auto s = Commit(i, std::move(state)); !s.ok()) return s;
@@ -620,9 +624,37 @@ absl::Status Session::AddGradient(int i, const at::Tensor& gradient) {
   });
   if (!added.ok()) return added.status();
   state.mask = states_[i]->mask;
+  state.statistics = states_[i]->statistics;
   state.parameters = states_[i]->parameters;
   state.answered = states_[i]->answered;
   return Commit(i, std::move(state));
+}
+
+absl::StatusOr<StatisticAnswer> Session::AddStatistic(int i, const StatisticPart& part) {
+  if (auto status = CheckCompressed(i, algorithm_->kind); !status.ok()) return status;
+  const std::vector<const StatisticInfo*>& wanted = plan_.layers[i].planned->statistics;
+  const auto found = std::find_if(wanted.begin(), wanted.end(), [&](const StatisticInfo* info) {
+    return info->kind == part.kind;
+  });
+  if (found == wanted.end()) {
+    const StatisticInfo* const info = FindStatistic(static_cast<int>(part.kind));
+    const auto name = [](std::string* out, const StatisticInfo* one) {
+      absl::StrAppend(out, one->name);
+    };
+    return absl::InvalidArgumentError(absl::StrCat(
+        "layer ", Quoted(layer(i).name), " is sent the statistic ",
+        info == nullptr ? absl::StrCat(static_cast<int>(part.kind)) : std::string(info->name), "; ",
+        plan_.layers[i].planned->options.path(), " uses ",
+        wanted.empty() ? "none" : absl::StrJoin(wanted, ", ", name)));
+  }
+  LayerState state = *states_[i];
+  std::shared_ptr<const Statistic>& statistic = state.statistics[part.kind];
+  auto added = AddPart(**found, layer(i), statistic, part);
+  if (!added.ok()) return added.status();
+  statistic = added->statistic;
+  const StatisticAnswer answer = {added->known, statistic->count()};
+  if (auto s = Commit(i, std::move(state)); !s.ok()) return s;
+  return answer;
 }
 
 absl::StatusOr<const Quantizer*> Session::QuantizerOf(int i, Activation activation) const {

@@ -74,6 +74,11 @@ struct ThresholdAnswer {
 
 using CountsAnswer = std::variant<ThresholdAnswer, MaskAnswer>;
 
+struct StatisticAnswer {
+  bool known = false;  // the part had been added before
+  int64_t count = 0;   // samples of the statistic now
+};
+
 // The state machine behind every call, independent of the wire format. A method that fails does not
 // change the session. Thread-compatible.
 class Session {
@@ -165,6 +170,10 @@ class Session {
   // gradients, or dtype or shape is not the weight's.
   absl::Status AddGradient(int i, const at::Tensor& gradient);
 
+  // Adds a part to a statistic of the layer. INVALID_ARGUMENT when the layer's rule does not want
+  // it, or AddPart refuses it.
+  absl::StatusOr<StatisticAnswer> AddStatistic(int i, const StatisticPart& part);
+
   // Sets the epoch; in [0, kMaxCounter].
   absl::Status UpdateEpoch(int64_t epoch);
 
@@ -190,9 +199,9 @@ class Session {
   // Memory that the state holds, masks included.
   int64_t StateBytes() const;
 
-  // From now on, `reserve` is called before the state of layers (LayerState's `memory` and
-  // `opaque`) grows beyond its previous maximum; it is called now for the present state. If it
-  // fails, the method fails with its status and does not change the session.
+  // From now on, `reserve` is called before the state of layers (LayerState's `memory`, `opaque`
+  // and `statistics`) grows beyond its previous maximum; it is called now for the present state. If
+  // it fails, the method fails with its status and does not change the session.
   using ReserveMemory = std::function<absl::Status(int64_t bytes)>;
   absl::Status CountMemory(ReserveMemory reserve);
 

@@ -75,6 +75,7 @@ int64_t Session::StateBytes() const {
       bytes += static_cast<int64_t>(name.size() + values.size() * sizeof(float));
     }
     bytes += static_cast<int64_t>(state.opaque.size());
+    for (const auto& [kind, statistic] : state.statistics) bytes += statistic->bytes();
   }
   return bytes;
 }

@@ -18,6 +18,8 @@ using nlohmann::json;
 constexpr int kRecordVersion = 1;
 // Of a layer whose mask is with the trainer: older servers would take it for one without a mask.
 constexpr int kCountedVersion = 2;
+// Of a layer with statistics, which older servers would forget.
+constexpr int kStatisticsVersion = 3;
 constexpr size_t kLengthBytes = 8;
 constexpr size_t kCrcBytes = 4;
 
@@ -45,15 +47,19 @@ uint32_t Crc(absl::string_view bytes) {
       crc32_z(0, reinterpret_cast<const Bytef*>(bytes.data()), bytes.size()));
 }
 
-std::string Seal(const json& fields, absl::Span<const uint8_t> tail = {}) {
+std::string Seal(const json& fields, absl::Span<const absl::Span<const uint8_t>> tail = {}) {
   std::string packed;
   json::to_msgpack(fields, packed);
   const uint64_t length = packed.size();
+  size_t bytes = kLengthBytes + packed.size() + kCrcBytes;
+  for (const absl::Span<const uint8_t> piece : tail) bytes += piece.size();
   std::string record;
-  record.reserve(kLengthBytes + packed.size() + tail.size() + kCrcBytes);
+  record.reserve(bytes);
   record.append(reinterpret_cast<const char*>(&length), kLengthBytes);
   record.append(packed);
-  record.append(reinterpret_cast<const char*>(tail.data()), tail.size());
+  for (const absl::Span<const uint8_t> piece : tail) {
+    record.append(reinterpret_cast<const char*>(piece.data()), piece.size());
+  }
   const uint32_t crc = Crc(record);
   record.append(reinterpret_cast<const char*>(&crc), kCrcBytes);
   return record;
@@ -82,10 +88,10 @@ absl::StatusOr<Unsealed> Unseal(absl::string_view record) {
   unsealed.tail = record.substr(length);
   if (!unsealed.fields.is_object()) return absl::DataLossError("state record has no fields");
   const json version = unsealed.fields.value("version", json());
-  if (version != kRecordVersion && version != kCountedVersion) {
+  if (version != kRecordVersion && version != kCountedVersion && version != kStatisticsVersion) {
     return absl::DataLossError(absl::StrCat("state record has version ", Shown(version),
-                                            "; this server reads ", kRecordVersion, " and ",
-                                            kCountedVersion));
+                                            "; this server reads ", kRecordVersion, " to ",
+                                            kStatisticsVersion));
   }
   return unsealed;
 }
@@ -117,8 +123,56 @@ QuantizationParameters DecodeParameters(const json& fields) {
   return parameters;
 }
 
+json EncodeStatistic(StatisticKind kind, const Statistic& statistic) {
+  json sources = json::array();
+  for (const auto& [source, total] : statistic.sources) {
+    sources.push_back({{"source", source},
+                       {"sequence", total->sequence},
+                       {"digest", json::binary({total->digest.begin(), total->digest.end()})},
+                       {"last_count", total->last_count},
+                       {"last_exponent", total->last_exponent},
+                       {"count", total->count},
+                       {"exponent", total->exponent}});
+  }
+  return {{"kind", static_cast<int>(kind)}, {"shape", statistic.shape}, {"sources", sources}};
+}
+
+// Takes the numbers from the front of `tail`.
+absl::Status DecodeStatistic(const Layer& layer, const json& fields, absl::string_view& tail,
+                             Statistics& statistics) {
+  const StatisticInfo* const info = FindStatistic(fields.at("kind").get<int>());
+  if (info == nullptr) return absl::DataLossError("state record has an unknown statistic");
+  Statistic statistic;
+  statistic.shape = fields.at("shape").get<std::vector<int64_t>>();
+  if (auto s = CheckStatisticShape(*info, layer, statistic.shape); !s.ok()) return s;
+  const auto bytes = static_cast<size_t>(statistic.elements()) * sizeof(double);
+  for (const json& from : fields.at("sources")) {
+    auto total = std::make_shared<SourceTotal>();
+    total->sequence = from.at("sequence").get<uint64_t>();
+    const json::binary_t& digest = from.at("digest").get_binary();
+    total->digest.assign(digest.begin(), digest.end());
+    total->last_count = from.at("last_count").get<int64_t>();
+    total->last_exponent = from.at("last_exponent").get<int>();
+    total->count = from.at("count").get<int64_t>();
+    total->exponent = from.at("exponent").get<int>();
+    if (tail.size() < bytes) return absl::DataLossError("state record lacks numbers");
+    total->values.resize(bytes / sizeof(double));
+    std::memcpy(total->values.data(), tail.data(), bytes);
+    tail.remove_prefix(bytes);
+    const int source = from.at("source").get<int>();
+    if (source < 0 || source >= kMaxSources) {
+      return absl::DataLossError(absl::StrCat("state record has the source ", source));
+    }
+    statistic.sources[source] = std::move(total);
+  }
+  if (statistic.sources.empty()) return absl::DataLossError("state record has an empty statistic");
+  statistics[info->kind] = std::make_shared<const Statistic>(std::move(statistic));
+  return absl::OkStatus();
+}
+
 absl::StatusOr<LayerState> ReadLayer(const Layer& layer, const Unsealed& record) {
   const json& fields = record.fields;
+  absl::string_view tail = record.tail;
   if (fields.at("name") != layer.name || fields.at("elements") != layer.elements) {
     return absl::DataLossError(absl::StrCat("state record is that of layer ",
                                             Shown(fields.at("name")), " with ",
@@ -127,14 +181,23 @@ absl::StatusOr<LayerState> ReadLayer(const Layer& layer, const Unsealed& record)
   LayerState state;
   state.answered = fields.at("answered").get<bool>();
   if (fields.at("mask").get<bool>()) {
-    Buffer bits = Buffer::Allocate(static_cast<int64_t>(record.tail.size()));
-    std::memcpy(bits.data(), record.tail.data(), record.tail.size());
+    const int64_t bytes = ByteLength(DataType::kBit, layer.elements);
+    if (static_cast<int64_t>(tail.size()) < bytes) {
+      return absl::DataLossError("state record lacks bits of the mask");
+    }
+    Buffer bits = Buffer::Allocate(bytes);
+    std::memcpy(bits.data(), tail.data(), static_cast<size_t>(bytes));
+    tail.remove_prefix(static_cast<size_t>(bytes));
     auto mask = Mask::FromBits(std::move(bits), layer.elements);
     if (!mask.ok()) return mask.status();
     state.mask = *std::move(mask);
-  } else if (!record.tail.empty()) {
-    return absl::DataLossError("state record has trailing bytes");
   }
+  if (fields.contains("statistics")) {
+    for (const json& statistic : fields["statistics"]) {
+      if (auto s = DecodeStatistic(layer, statistic, tail, state.statistics); !s.ok()) return s;
+    }
+  }
+  if (!tail.empty()) return absl::DataLossError("state record has trailing bytes");
   if (fields.contains("counted")) {
     const json& counted = fields["counted"];
     state.counted = {
@@ -185,7 +248,17 @@ std::string EncodeLayer(const Layer& layer, const LayerState& state) {
   if (!state.opaque.empty()) {
     fields["opaque"] = json::binary({state.opaque.begin(), state.opaque.end()});
   }
-  return state.mask ? Seal(fields, state.mask->bits().span()) : Seal(fields);
+  std::vector<absl::Span<const uint8_t>> tail;
+  if (state.mask) tail.push_back(state.mask->bits().span());
+  for (const auto& [kind, statistic] : state.statistics) {
+    fields["version"] = kStatisticsVersion;
+    fields["statistics"].push_back(EncodeStatistic(kind, *statistic));
+    for (const auto& [source, total] : statistic->sources) {
+      tail.emplace_back(reinterpret_cast<const uint8_t*>(total->values.data()),
+                        total->values.size() * sizeof(double));
+    }
+  }
+  return Seal(fields, tail);
 }
 
 absl::StatusOr<GlobalState> DecodeGlobal(absl::string_view record) {

@@ -1,10 +1,13 @@
 // A session's memory as bytes.
 //
-//   record: length of `fields` (8 bytes) | fields (MessagePack) | mask bits | CRC-32 of all before
+//   record: length of `fields` (8 bytes) | fields (MessagePack) | mask bits | statistics |
+//           CRC-32 of all before
 //
 // Little-endian. `fields` of the global record: version, algorithm, layers, epoch, step, last_step.
 // `fields` of a layer's record: version, name, elements, answered, mask (whether mask bits follow),
-// parameters, memory (arrays of numbers as byte strings) and opaque (a byte string, if not empty).
+// parameters, memory (arrays of numbers as byte strings), opaque (a byte string, if not empty) and
+// statistics (if any; kind, shape and sources of each). The numbers of statistics follow as
+// float64, in the order of the fields.
 #ifndef NNI_COMPRESSION_COMPRESSION_SESSION_STATE_H_
 #define NNI_COMPRESSION_COMPRESSION_SESSION_STATE_H_
 

@@ -1,4 +1,4 @@
-// CalcMask and QuantizeWeight: tensors of layers in, one answer to each out.
+// CalcMask, QuantizeWeight and AddStatistics: tensors of layers in, one answer to each out.
 #ifndef NNI_COMPRESSION_SERVER_CALLS_LAYER_HANDLER_H_
 #define NNI_COMPRESSION_SERVER_CALLS_LAYER_HANDLER_H_
 

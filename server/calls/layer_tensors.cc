@@ -19,11 +19,16 @@ absl::Status Prefixed(absl::string_view field, const v1::TensorHeader& header,
                                                   "': ", status.message()));
 }
 
+// Other tensors are never sent twice.
+bool MayBeKnown(v1::TensorRole role) {
+  return role == v1::TENSOR_ROLE_WEIGHT || role == v1::TENSOR_ROLE_STATISTIC;
+}
+
 }  // namespace
 
 bool LayerTensors::FindKnown(const v1::TensorHeader& header,
                              TensorSink::Admission* admission) const {
-  if (header.digest().empty() || header.role() != v1::TENSOR_ROLE_WEIGHT) return false;
+  if (header.digest().empty() || !MayBeKnown(header.role())) return false;
   const std::shared_ptr<CachedWeight> known = components_->weights->Find(tenant_, header);
   if (known == nullptr) return false;
   // The cached weight, with its share of the budget, lives as long as the buffer does.
@@ -77,7 +82,7 @@ void LayerTensors::AddResult(const ReceivedTensor& request, compression::Buffer 
 }
 
 bool LayerTensors::IsWorthKeeping(const ReceivedTensor& tensor) {
-  return tensor.uploaded && tensor.header.role() == v1::TENSOR_ROLE_WEIGHT &&
+  return tensor.uploaded && MayBeKnown(tensor.header.role()) &&
          (!tensor.header.fingerprint().empty() || !tensor.header.digest().empty());
 }
 

@@ -4,6 +4,7 @@
 #include <utility>
 
 #include "server/base/errors.h"
+#include "server/calls/add_statistics.h"
 #include "server/calls/bind_model.h"
 #include "server/calls/calc_mask.h"
 #include "server/calls/export_handler.h"
@@ -104,6 +105,10 @@ BidiReactor* Service::CalcMask(Grpc* grpc) {
 
 BidiReactor* Service::QuantizeWeight(Grpc* grpc) {
   return Stream<QuantizeWeightHandler>(grpc, NNI_COMPRESSION_METHOD("QuantizeWeight"));
+}
+
+BidiReactor* Service::AddStatistics(Grpc* grpc) {
+  return Stream<AddStatisticsHandler>(grpc, NNI_COMPRESSION_METHOD("AddStatistics"));
 }
 
 BidiReactor* Service::Export(Grpc* grpc) {

@@ -31,7 +31,8 @@ template <class Base>
 using WithStreamMethods = nni::compression::v1::CompressionService::WithRawCallbackMethod_CalcMask<
     nni::compression::v1::CompressionService::WithRawCallbackMethod_QuantizeWeight<
         nni::compression::v1::CompressionService::WithRawCallbackMethod_Step<
-            nni::compression::v1::CompressionService::WithRawCallbackMethod_Export<Base>>>>;
+            nni::compression::v1::CompressionService::WithRawCallbackMethod_AddStatistics<
+                nni::compression::v1::CompressionService::WithRawCallbackMethod_Export<Base>>>>>;
 
 // Routes calls through the gate to their handlers. Thread-safe.
 class Service final : public WithUnaryMethods<
@@ -65,6 +66,7 @@ class Service final : public WithUnaryMethods<
                                         grpc::ByteBuffer* reply) override;
   BidiReactor* CalcMask(Grpc* grpc) override;
   BidiReactor* QuantizeWeight(Grpc* grpc) override;
+  BidiReactor* AddStatistics(Grpc* grpc) override;
   BidiReactor* Export(Grpc* grpc) override;
   ReadReactor* Step(Grpc* grpc, grpc::ByteBuffer* response) override;
 

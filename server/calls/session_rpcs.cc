@@ -173,6 +173,9 @@ void GetSession(const std::shared_ptr<UnaryCall>& call, const v1::GetSessionRequ
         // The rest of the reply fits by itself, or not.
         if (response->ByteSizeLong() > static_cast<size_t>(wire::kMaxMessageBytes)) {
           response->mutable_session()->clear_config_list();
+          for (v1::LayerReport& layer : *response->mutable_session()->mutable_layers()) {
+            layer.clear_statistics();
+          }
         }
         return absl::OkStatus();
       });

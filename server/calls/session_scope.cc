@@ -104,6 +104,8 @@ absl::Status SessionScope::CheckAgainstBound(const v1::TensorHeader& header, int
       return CheckTensor(header, compression::DataType::kBit, bound.shape);
     case v1::TENSOR_ROLE_COUNTS:
       return CheckCounts(header, bound.dtype);
+    case v1::TENSOR_ROLE_STATISTIC:
+      return CheckStatistic(header, bound);
     case v1::TENSOR_ROLE_RANGE:
       return CheckTensor(header, compression::DataType::kFloat32, record().RangeShape(layer));
     case v1::TENSOR_ROLE_OUTPUT_RANGE:

@@ -1,6 +1,8 @@
 #include "server/convert/convert.h"
 
+#include <algorithm>
 #include <cstring>
+#include <limits>
 #include <string>
 #include <utility>
 #include <vector>
@@ -165,6 +167,44 @@ absl::StatusOr<std::vector<compression::CountsRound>> ToCounts(const v1::TensorH
   return rounds;
 }
 
+absl::Status CheckStatistic(const v1::TensorHeader& header, const compression::Layer& layer) {
+  const std::string name = absl::StrCat("tensor ", header.index(), " ('", layer.name, "')");
+  const auto kind = static_cast<int>(header.part().kind());
+  const compression::StatisticInfo* const info = compression::FindStatistic(kind);
+  if (info == nullptr) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("part.kind of ", name, " is ", kind, "; it must be in [1, ",
+                     compression::AllStatistics().size(), "], a StatisticKind"));
+  }
+  const auto dtype = ToDataType(header.dtype(), absl::StrCat("dtype of ", name));
+  if (!dtype.ok()) return dtype.status();
+  if (*dtype != compression::DataType::kFloat32 && *dtype != compression::DataType::kFloat64) {
+    return absl::InvalidArgumentError(absl::StrCat("dtype of ", name, " is ",
+                                                   compression::DataTypeName(*dtype),
+                                                   "; it must be float32 or float64"));
+  }
+  const absl::Span<const int64_t> shape = ShapeOf(header.shape());
+  absl::Status status = compression::CheckStatisticShape(*info, layer, shape);
+  return status.ok() ? CheckTensor(header, *dtype, shape) : status;
+}
+
+compression::StatisticPart ToStatisticPart(const v1::TensorHeader& header,
+                                           compression::Buffer bytes, std::string digest) {
+  compression::StatisticPart part;
+  part.kind = static_cast<compression::StatisticKind>(header.part().kind());
+  part.source = header.part().source();
+  part.sequence = header.part().sequence();
+  // Beyond what fits it is too large in any case.
+  part.count = static_cast<int64_t>(
+      std::min<uint64_t>(header.part().count(), std::numeric_limits<int64_t>::max()));
+  part.exponent = header.part().exponent();
+  part.digest = std::move(digest);
+  part.dtype = static_cast<compression::DataType>(header.dtype());
+  part.shape.assign(header.shape().begin(), header.shape().end());
+  part.bytes = std::move(bytes);
+  return part;
+}
+
 compression::Range ToRange(const compression::Buffer& bytes) {
   const size_t half = static_cast<size_t>(bytes.size()) / 2;
   compression::Range range;
@@ -225,6 +265,13 @@ void ToProto(const compression::Plan& plan, absl::Span<const compression::Layer>
     to->set_name(layers[i].name);
     to->set_compressed(from.planned != nullptr);
     if (from.rule) to->set_rule(static_cast<uint32_t>(*from.rule));
+    if (from.planned == nullptr) continue;
+    for (const compression::StatisticInfo* info : from.planned->statistics) {
+      v1::PlannedStatistic* const statistic = to->add_statistics();
+      statistic->set_kind(static_cast<v1::StatisticKind>(info->kind));
+      const auto shape = compression::PlannedShape(*info, layers[i]);  // it has one
+      statistic->mutable_shape()->Add(shape->begin(), shape->end());
+    }
   }
   for (const auto& rule : plan.rules) {
     v1::PlannedRule* to = out->add_rules();

@@ -15,6 +15,7 @@
 #include "absl/types/span.h"
 #include "compression/algorithms/algorithm.h"
 #include "compression/session/session.h"
+#include "compression/statistics/statistic.h"
 #include "compression/types/buffer.h"
 #include "compression/types/layer.h"
 #include "compression/types/quantization.h"
@@ -46,6 +47,15 @@ absl::Status CheckCounts(const nni::compression::v1::TensorHeader& header,
 constexpr int64_t kCountsFactor = 48;
 absl::StatusOr<std::vector<compression::CountsRound>> ToCounts(
     const nni::compression::v1::TensorHeader& header, const compression::Buffer& bytes);
+
+// INVALID_ARGUMENT, naming what is wrong, unless a tensor may be a part of a statistic of the
+// layer.
+absl::Status CheckStatistic(const nni::compression::v1::TensorHeader& header,
+                            const compression::Layer& layer);
+
+// A tensor that passed CheckStatistic; `digest` is its SHA-256.
+compression::StatisticPart ToStatisticPart(const nni::compression::v1::TensorHeader& header,
+                                           compression::Buffer bytes, std::string digest);
 
 // The payload of a range tensor.
 compression::Range ToRange(const compression::Buffer& bytes);

@@ -33,6 +33,7 @@ using compression::Quantizer;
 using compression::QuantizeReply;
 using compression::Range;
 using compression::Refresh;
+using compression::StatisticKind;
 using compression::Weight;
 
 constexpr char kActivations[] = "the activations of a layer";
@@ -59,6 +60,7 @@ struct Traits {
   bool needs_epoch = false;
   bool needs_step = false;
   bool wants_gradient = false;
+  std::vector<StatisticKind> statistics;
   bool joint = false;
   bool accepts_range = false;
   bool wants_range_in_step = false;
@@ -73,6 +75,7 @@ Traits TraitsOf(const Compressor& inner) {
   traits.needs_epoch = inner.needs_epoch();
   traits.needs_step = inner.needs_step();
   traits.wants_gradient = inner.wants_gradient();
+  traits.statistics = inner.statistics();
   if (const auto* pruner = dynamic_cast<const Pruner*>(&inner)) traits.joint = pruner->joint();
   if (const auto* quantizer = dynamic_cast<const Quantizer*>(&inner)) {
     traits.accepts_range = quantizer->accepts_range();
@@ -117,6 +120,7 @@ class Guard : public Base {
   bool needs_epoch() const override { return traits_.needs_epoch; }
   bool needs_step() const override { return traits_.needs_step; }
   bool wants_gradient() const override { return traits_.wants_gradient; }
+  std::vector<StatisticKind> statistics() const override { return traits_.statistics; }
 
   bool IsStale(const Layer& layer, const LayerState& state,
                compression::Clock clock) const override {

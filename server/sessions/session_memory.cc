@@ -95,6 +95,24 @@ int64_t AnswerBytes(const compression::Session& session, int64_t mask, int64_t n
   return bytes;
 }
 
+// The statistics that the plan wants, of one source.
+int64_t StatisticsBytes(const compression::Session& session) {
+  // As most trainers make them; the plan leaves it to them.
+  constexpr int64_t kBins = 4096;
+  int64_t bytes = 0;
+  for (const auto& rule : session.plan().rules) {
+    for (const compression::StatisticInfo* info : rule->statistics) {
+      for (const int i : rule->layers) {
+        int64_t numbers = info->shape == compression::StatisticInfo::Shape::kBins ? kBins : 1;
+        const auto shape = compression::PlannedShape(*info, session.layer(i));  // it has one
+        for (const int64_t size : *shape) numbers *= size;
+        bytes += compression::ByteLength(compression::DataType::kFloat64, numbers);
+      }
+    }
+  }
+  return bytes;
+}
+
 }  // namespace
 
 absl::Status SessionMemory::Reserve(int64_t bytes, absl::string_view what) {
@@ -180,7 +198,7 @@ int64_t DiskBytes(const compression::Session& session, const v1::BindModelReques
   }
   return kDiskBytesPerSession + kDiskBytesPerLayer * request.layers_size() +
          2 * binding +  // the records repeat the layers' names
-         AnswerBytes(session, 0, 0);
+         AnswerBytes(session, 0, 0) + StatisticsBytes(session);
 }
 
 }  // namespace nni_compression::server

@@ -98,6 +98,18 @@ void DescribeLayers(const compression::Session& session, v1::Session* out) {
     if (plan.rule) report->set_rule(static_cast<uint32_t>(*plan.rule));
     if (plan.planned == nullptr) continue;
     report->set_stale(session.IsStale(i));
+    for (const auto& [kind, statistic] : session.state(i).statistics) {
+      v1::StatisticReport* const to = report->add_statistics();
+      to->set_kind(static_cast<v1::StatisticKind>(kind));
+      to->set_bytes(static_cast<uint64_t>(statistic->bytes()));
+      for (const auto& [source, total] : statistic->sources) {
+        v1::StatisticReport::Source* const of_source = to->add_sources();
+        of_source->set_source(static_cast<uint32_t>(source));
+        of_source->set_sequence(total->sequence);
+        of_source->set_digest(total->digest);
+        of_source->set_count(static_cast<uint64_t>(total->count));
+      }
+    }
     const compression::Compressor* compressor = plan.planned->compressor.get();
     if (session.algorithm().kind == compression::AlgorithmKind::kPruner) {
       const auto target = session.TargetSparsity(*plan.planned, session.clock().epoch);
