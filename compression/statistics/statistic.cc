@@ -112,7 +112,7 @@ class PartCheck {
     const int64_t inputs = PlannedShape(info_, layer_)->front();
     for (size_t i = 0; i < values.size(); ++i) {
       if (values[i] < 0 && IsDiagonal(part_.shape, inputs, static_cast<int64_t>(i))) {
-        return BadValue(i, values[i], "on the diagonal, must be at least 0");
+        return BadValue(i, values[i], "is on the diagonal and must be at least 0");
       }
     }
     return absl::OkStatus();

@@ -154,6 +154,30 @@ std::string BytesOf(const Buffer& buffer) {
   return std::string(reinterpret_cast<const char*>(buffer.data()), buffer.size());
 }
 
+StatisticPart PartOf(StatisticKind kind, const at::Tensor& values, uint64_t sequence,
+                     int64_t source) {
+  StatisticPart part;
+  part.kind = kind;
+  part.source = source;
+  part.sequence = sequence;
+  part.count = 1;
+  part.dtype = values.scalar_type() == at::kDouble ? DataType::kFloat64 : DataType::kFloat32;
+  part.shape = values.sizes().vec();
+  const std::string bytes = BytesOf(values);
+  part.digest = bytes;  // as good as a digest of it
+  part.bytes = Buffer::Allocate(static_cast<int64_t>(bytes.size()));
+  std::memcpy(part.bytes.data(), bytes.data(), bytes.size());
+  return part;
+}
+
+void GiveStatistics(Session& session, int i) {
+  for (const StatisticInfo* info : session.plan().layers[i].planned->statistics) {
+    if (session.state(i).statistics.count(info->kind) > 0) continue;
+    const at::Tensor values = Random(PlannedShape(*info, session.layer(i)).value(), 9);
+    EXPECT_THAT(session.AddStatistic(i, PartOf(info->kind, values)), IsOk());
+  }
+}
+
 std::string StateOf(const Session& session) {
   std::string bytes = session.SaveGlobal();
   for (size_t i = 0; i < session.plan().layers.size(); ++i) {

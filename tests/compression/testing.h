@@ -88,6 +88,14 @@ std::string MaskFrom(const at::Tensor& weight, const std::string& before,
 std::string BytesOf(const at::Tensor& tensor);
 std::string BytesOf(const Buffer& buffer);
 
+// A part of a statistic, float32 unless `values` are of another type.
+StatisticPart PartOf(StatisticKind kind, const at::Tensor& values, uint64_t sequence = 1,
+                     int64_t source = 0);
+
+// Adds a part to each statistic that the layer's rule wants and does not have, the same for the
+// same layer.
+void GiveStatistics(Session& session, int i);
+
 // All of a session's state.
 std::string StateOf(const Session& session);
 

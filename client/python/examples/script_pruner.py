@@ -1,9 +1,9 @@
 """A pruner in TorchScript: keeps the weights that move away from 0 (Sanh et al., 2020).
 
-    python script_pruner.py movement.pt
+    python script_pruner.py moving.pt
 
 writes the file that an operator puts into the server's --script_dir. From then on every trainer
-can bind "movement". The trainer sends each weight's gradient with `Step`; a weight's score is the
+can bind "moving". The trainer sends each weight's gradient with `Step`; a weight's score is the
 sum of -gradient * weight, updated with each mask, and the weights with the smallest scores are
 removed.
 """

@@ -56,6 +56,7 @@ class ContractTest : public testing::TestWithParam<Case> {
   // Every form of answer there is, as text.
   absl::StatusOr<std::string> Ask(Session& session, const at::Tensor& weight) const {
     std::string text;
+    GiveStatistics(session, 0);
     if (pruner()) {
       auto answer = session.CalcMask(0, weight);
       if (!answer.ok()) return answer.status();
@@ -84,6 +85,7 @@ TEST_P(ContractTest, AnswersHaveTheShapeAndTypeOfTheWeight) {
     auto session = Bind({3, 2, 5}, dtype);
     const at::Tensor weight = Random({3, 2, 5}, 1, dtype);
     if (pruner()) {
+      GiveStatistics(*session, 0);
       auto answer = session->CalcMask(0, weight);
       ASSERT_THAT(answer, IsOk());
       EXPECT_EQ(answer->mask.elements(), 30);
@@ -289,6 +291,7 @@ TEST_P(ContractTest, NamesLayerAndIndexOfAWeightThatIsNotFiniteAndStaysAsItWas) 
     for (double bad : {std::nan(""), std::numeric_limits<double>::infinity(),
                        -std::numeric_limits<double>::infinity()}) {
       auto session = Bind({100}, dtype);
+      GiveStatistics(*session, 0);
       const std::string fresh = StateOf(*session);
       std::vector<double> values(100, 0.5);
       values[41] = values[77] = bad;
@@ -310,6 +313,7 @@ TEST_P(ContractTest, NamesLayerAndIndexOfAWeightThatIsNotFiniteAndStaysAsItWas) 
 
 TEST_P(ContractTest, RefusesAWeightThatIsNotTheBoundOne) {
   auto session = Bind({2, 3});
+  GiveStatistics(*session, 0);
   const std::string before = StateOf(*session);
   EXPECT_THAT(Ask(*session, Random({3, 2}, 1)),
               IsInvalid(HasSubstr("has shape [3, 2]; it must be the bound one, [2, 3]")));
@@ -331,6 +335,7 @@ TEST_P(ContractTest, GivesTheSameBitsOnAnyNumberOfThreads) {
     at::set_num_threads(threads);
     auto session = Bind({n});
     EXPECT_THAT(session->UpdateEpoch(2), IsOk());
+    GiveStatistics(*session, 0);
     if (pruner()) {
       answers.push_back(BytesOf(session->CalcMask(0, weight)->mask.bits()));
     } else {

@@ -77,7 +77,7 @@ TEST_F(ScriptTest, AttributesLastBetweenCallsAndAreSavedWithTheSession) {
 }
 
 TEST_F(ScriptTest, GradientsReachTheScript) {
-  auto session = BindOne("movement", {{"sparsity", 0.5}}, {4});
+  auto session = BindOne("moving", {{"sparsity", 0.5}}, {4});
   const at::Tensor weight = Values({1, 1, 1, 1});
   EXPECT_EQ(Bits(session->CalcMask(0, weight)->mask), "0011");  // ties by index
   // Weights 1 and 3 are moved towards 0, the others away.
@@ -131,12 +131,12 @@ TEST_F(ScriptTest, RefusesWhatIsNoScriptWithItsFile) {
 }
 
 TEST_F(ScriptTest, RefusesATruncatedScript) {
-  const std::string file = folder_ + "/movement.pt";
-  const auto size = fs::file_size(ScriptFolder("good") + "/movement.pt");
+  const std::string file = folder_ + "/moving.pt";
+  const auto size = fs::file_size(ScriptFolder("good") + "/moving.pt");
   for (const auto part : {size - 1, size / 2, size / 4}) {
-    fs::copy(ScriptFolder("good") + "/movement.pt", file, fs::copy_options::overwrite_existing);
+    fs::copy(ScriptFolder("good") + "/moving.pt", file, fs::copy_options::overwrite_existing);
     fs::resize_file(file, part);
-    EXPECT_THAT(TryScripts(folder_), IsInvalid(HasSubstr("movement.pt"))) << part;
+    EXPECT_THAT(TryScripts(folder_), IsInvalid(HasSubstr("moving.pt"))) << part;
   }
 }
 

@@ -33,8 +33,8 @@ TEST(RandomScoreTest, ScoresDoNotDependOnTheWeight) {
   const Layer layer = MakeLayer("a", {6});
   Layer bound = layer;
   bound.elements = 6;
-  const Scores one = score->Of(bound, Random({6}, 1));
-  const Scores two = score->Of(bound, Random({6}, 2));
+  const Scores one = score->Of(bound, Random({6}, 1), {}).value();
+  const Scores two = score->Of(bound, Random({6}, 2), {}).value();
   EXPECT_EQ(one.dtype, DataType::kFloat64);
   EXPECT_EQ(BytesOf(one.owned), BytesOf(two.owned));
   for (int i = 0; i < 6; ++i) {

@@ -118,7 +118,7 @@ def main(out):
     for name in ("good", "misbehaving", "signature", "no_method", "built_in_name"):
         (out / name).mkdir(parents=True, exist_ok=True)
     examples = ROOT / "client/python/examples"
-    for source, name in (("script_pruner", "movement"), ("script_quantizer", "clipped")):
+    for source, name in (("script_pruner", "moving"), ("script_quantizer", "clipped")):
         # Each in a process of its own, as TorchScript has one Options of a process.
         command = [sys.executable, str(examples / f"{source}.py"), str(out / f"good/{name}.pt")]
         subprocess.run(command, check=True)

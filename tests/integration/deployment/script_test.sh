@@ -20,7 +20,7 @@ mkdir "$scripts"
 export PYTHONPATH=client/python/src
 awk '/^```/ { inside = ($0 == "```py"); next } inside' docs/scripts.md >"$work/small.py"
 (cd "$scripts" && PYTHONPATH=$OLDPWD/client/python/src $python "$work/small.py")
-$python client/python/examples/script_pruner.py "$scripts/movement.pt"
+$python client/python/examples/script_pruner.py "$scripts/moving.pt"
 $python client/python/examples/script_quantizer.py "$scripts/clipped.pt"
 mkdir "$work/all"
 cp "$scripts"/*.pt $build/tests/compression/scripts/misbehaving/{raises,hangs}.pt "$work/all"
@@ -39,7 +39,7 @@ rule = {"op_types": ["default"]}
 
 
 class MovementPruner(Pruner):
-    algorithm = "movement"
+    algorithm = "moving"
 
 
 def fails(error, text, call):
@@ -54,7 +54,7 @@ def fails(error, text, call):
 with nc.Client() as client:
     listed = {a.name: a for a in client.algorithms() if a.source}
     assert {name: a.source for name, a in listed.items()} == {
-        name: f"{name}.pt" for name in ("small", "movement", "clipped", "raises", "hangs")
+        name: f"{name}.pt" for name in ("small", "moving", "clipped", "raises", "hangs")
     }, listed
     (option,) = listed["small"].options
     assert (option.name, option.type, option.default) == ("threshold", "number", 0.1), option
@@ -70,10 +70,10 @@ with nc.Client() as client:
         assert abs(quantized.dequantize() - weight).max() <= 0.2 * abs(weight).max()
         assert quantized.codes.min() >= -8 and quantized.codes.max() <= 7
     out_of_range = "config_list[0].sparsity is 2"
-    fails(nc.InvalidArgumentError, out_of_range, lambda: bind("movement", sparsity=2))
+    fails(nc.InvalidArgumentError, out_of_range, lambda: bind("moving", sparsity=2))
 
     # Gradients, by hand: the weights that they move towards 0 go.
-    with bind("movement", sparsity=0.5) as session:
+    with bind("moving", sparsity=0.5) as session:
         assert session.plan.layers["fc"].step_inputs == ("gradient",)
         session.calc_mask({"fc": weight})
         towards = np.zeros_like(weight)
@@ -126,7 +126,7 @@ refused() {
   fi
   grep -qF "$1" "$work/refusal" || fail "not '$1' but: $(cat "$work/refusal")"
 }
-mv "$scripts/movement.pt" "$scripts/level.pt"
+mv "$scripts/moving.pt" "$scripts/level.pt"
 refused 'level.pt: the algorithm "level" exists already, built in'
 head -c 1000 "$scripts/level.pt" >"$scripts/cut.pt"
 refused 'cut.pt": LibTorch cannot load it'
