@@ -44,6 +44,32 @@ std::string Idle(const v1::Session& session) {
 
 std::string Share(bool has, double share) { return has ? FormatShare(share) : "-"; }
 
+// "weight_gradient", of the enum's name.
+std::string StatisticName(v1::StatisticKind kind) {
+  return absl::AsciiStrToLower(absl::StripPrefix(v1::StatisticKind_Name(kind), "STATISTIC_KIND_"));
+}
+
+// Nothing without statistics.
+std::string StatisticsText(const v1::Session& session) {
+  Table table({"LAYER", "STATISTIC", "SOURCES", "SEQUENCE", "SAMPLES", "MEMORY"});
+  bool any = false;
+  for (const v1::LayerReport& layer : session.layers()) {
+    for (const v1::StatisticReport& statistic : layer.statistics()) {
+      any = true;
+      uint64_t samples = 0;
+      uint64_t sequence = 0;
+      for (const v1::StatisticReport::Source& source : statistic.sources()) {
+        samples += source.count();
+        sequence = std::max<uint64_t>(sequence, source.sequence());
+      }
+      table.Add({layer.name(), StatisticName(statistic.kind()),
+                 absl::StrCat(statistic.sources_size()), absl::StrCat(sequence),
+                 absl::StrCat(samples), FormatBytes(static_cast<int64_t>(statistic.bytes()))});
+    }
+  }
+  return any ? absl::StrCat("\n", table.ToString()) : "";
+}
+
 std::string LayersText(const v1::Session& session) {
   Table table({"LAYER", "TYPE", "ELEMENTS", "RULE", "TARGET", "ACHIEVED", "BITS", "STATE"});
   for (const v1::LayerReport& layer : session.layers()) {
@@ -176,7 +202,7 @@ std::string SessionText(const v1::GetSessionResponse& response) {
   for (const std::string& warning : response.plan().warnings()) {
     absl::StrAppend(&text, "warning: ", Printable(warning), "\n");
   }
-  absl::StrAppend(&text, "\n", LayersText(session));
+  absl::StrAppend(&text, "\n", LayersText(session), StatisticsText(session));
   return text;
 }
 

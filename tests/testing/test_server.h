@@ -129,6 +129,11 @@ class QuantizeStream : public Stream<v1::QuantizeWeightRequest, v1::QuantizeWeig
           return stub.QuantizeWeight(context);
         }) {}
 };
+class StatisticsStream : public Stream<v1::AddStatisticsRequest, v1::AddStatisticsResponse> {
+ public:
+  explicit StatisticsStream(v1::CompressionService::Stub& stub)
+      : Stream([&](grpc::ClientContext* context) { return stub.AddStatistics(context); }) {}
+};
 class ExportStream : public Stream<v1::ExportRequest, v1::ExportResponse> {
  public:
   explicit ExportStream(v1::CompressionService::Stub& stub)

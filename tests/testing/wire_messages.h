@@ -93,6 +93,7 @@ class Message {
 
 using MaskMessage = Message<v1::CalcMaskRequest>;
 using QuantizeMessage = Message<v1::QuantizeWeightRequest>;
+using StatisticsMessage = Message<v1::AddStatisticsRequest>;
 using StepMessage = Message<v1::StepRequest>;
 using ExportMessage = Message<v1::ExportRequest>;
 
