@@ -351,13 +351,16 @@ class Session:
         counted once.
 
         >>> layers = [nc.Layer(name="fc", op_type="Linear", shape=(2, 2))]
-        >>> session = client.bind_model("movement", [{"sparsity": 0.5}], layers)
+        >>> rule = {"final_sparsity": 0.5, "schedule_unit": "step", "end_step": 50}
+        >>> session = client.bind_model("movement", [rule], layers)
         >>> session.plan.layers["fc"].statistics
         {'weight_gradient': (2, 2)}
         >>> values = np.array([[1, -2], [3, -4]], dtype=np.float32)  # the sum of lr * w * dL/dw
         >>> part = nc.StatisticPart(values, count=50)
         >>> session.add_statistics({"fc": {"weight_gradient": part}})
         {'fc': {'weight_gradient': 50}}
+        >>> sorted(session.step(50))
+        ['fc']
         >>> weight = np.ones((2, 2), dtype=np.float32)
         >>> session.calc_mask({"fc": weight})["fc"].to_numpy().astype(int).tolist()
         [[0, 1], [0, 1]]
