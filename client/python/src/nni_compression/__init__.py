@@ -46,9 +46,17 @@ from .session import Session, StaleLayers, StepResult
 from .sparse import load_sparse
 from .values.magnitudes import ArrayCounter, Counter, Threshold, mask_from_threshold
 from .values.masks import Mask
+from .values.parts import StatisticPart
 from .values.plan import Layer, LayerPlan, Plan
 from .values.quantization import QuantizedTensor
-from .values.reports import Algorithm, AlgorithmOption, LayerReport, SessionInfo
+from .values.reports import (
+    Algorithm,
+    AlgorithmOption,
+    LayerReport,
+    SessionInfo,
+    StatisticReport,
+    StatisticSource,
+)
 from .values.statistics import Stats
 from .values.tensors import Tensor
 
@@ -79,6 +87,9 @@ __all__ = [
     "Session",
     "SessionInfo",
     "StaleLayers",
+    "StatisticPart",
+    "StatisticReport",
+    "StatisticSource",
     "Stats",
     "StatusCode",
     "StepResult",

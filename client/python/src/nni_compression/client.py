@@ -14,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ._calls import exchange
+from ._calls.statistics import Sequences, sequences_of
 from ._lifetime.keep_alive import KeepAlive
 from ._lifetime.local_server import LOCAL, is_local_server, shared_local_server
 from ._lifetime.trial import trial_labels, watch
@@ -252,7 +253,8 @@ class Client:
         stale = [layer.name for layer in info.layers if layer.stale]
         request = pb.KeepAliveRequest(session_id=info.id)
         renewed = self._unary("KeepAlive", request, pb.KeepAliveResponse, route, timeout)
-        return self._session(info.id, route, reply.plan, seconds(renewed.lease), stale)
+        lease = seconds(renewed.lease)
+        return self._session(info.id, route, reply.plan, lease, stale, sequences_of(reply.session))
 
     def session_info(self, session_id: str, *, timeout: Optional[float] = None) -> SessionInfo:
         """The server's information about a session; also for a while after its end.
@@ -288,8 +290,8 @@ class Client:
     def algorithms(self, *, timeout: Optional[float] = None) -> list[Algorithm]:
         """The server's algorithms with their options, by name.
 
-        >>> [algorithm.name for algorithm in client.algorithms() if algorithm.kind == "pruner"]
-        ['agp', 'custom_pruner', 'global_magnitude', 'lamp', 'level', 'lottery_ticket', 'random']
+        >>> [algorithm.name for algorithm in client.algorithms() if algorithm.kind == "quantizer"]
+        ['custom_quantizer', 'dorefa', 'naive', 'qat']
         """
         request = pb.ListAlgorithmsRequest()
         reply = self._unary("ListAlgorithms", request, pb.ListAlgorithmsResponse, None, timeout)
@@ -370,7 +372,13 @@ class Client:
         return _make_client, (self.server, settings)
 
     def _session(
-        self, session_id: str, route: str, plan: pb.Plan, lease: float, stale: Sequence[str]
+        self,
+        session_id: str,
+        route: str,
+        plan: pb.Plan,
+        lease: float,
+        stale: Sequence[str],
+        sequences: Optional[Sequences] = None,
     ) -> Session:
         session = Session(
             self._transport,
@@ -382,6 +390,7 @@ class Client:
             stale=frozenset(stale),
             checksum=self._checksum,
             shared_memory=self._shared_memory,
+            sequences=sequences,
         )
         if self._keep_alive is not None and lease > 0:
             self._keep_alive.watch(session)

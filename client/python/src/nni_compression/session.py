@@ -24,6 +24,7 @@ from ._calls.exchange import (
     tensor_header,
 )
 from ._calls.export import ExportExchange
+from ._calls.statistics import Sequences, StatisticExchange, part_requests
 from ._calls.steps import masks_of, step_requests, step_result
 from ._transport.channel import Transport
 from ._transport.shared_memory import SharedMemory
@@ -40,6 +41,7 @@ from .errors import (
 from .values.dtypes import DTYPES
 from .values.magnitudes import Counter, Threshold
 from .values.masks import Mask
+from .values.parts import StatisticPart
 from .values.plan import Plan
 from .values.quantization import QuantizedTensor
 from .values.reports import SessionInfo, seconds
@@ -100,6 +102,7 @@ class Session:
         stale: frozenset[str],
         checksum: bool = False,
         shared_memory: Optional[SharedMemory] = None,
+        sequences: Optional[Sequences] = None,
     ) -> None:
         self.id = session_id
         self.route = route
@@ -119,6 +122,8 @@ class Session:
         self._shared_memory = shared_memory
         self._server_keeps_weights = True
         self._sent: set[str] = set()  # layers whose weights were sent
+        self._adding = threading.Lock()  # of the sequences; held in a call
+        self._sequences = {} if sequences is None else sequences
 
     @property
     def stale(self) -> frozenset[str]:
@@ -311,6 +316,65 @@ class Session:
             i: range_header(name, value, i) for i, (name, value) in enumerate(ranges.items())
         }
         return self._quantize(requests, _REPLIES["parameters"], step, timeout)
+
+    def add_statistics(
+        self,
+        statistics: Mapping[str, Mapping[str, Union[StatisticPart, TensorLike]]],
+        *,
+        source: int = 0,
+        timeout: Optional[float] = None,
+    ) -> dict[str, dict[str, int]]:
+        """Adds parts to the statistics that the plan names (`LayerPlan.statistics`), in one stream.
+
+        The session has them until it ends, and uses them whenever it makes a mask or quantizes a
+        weight. Large values that several layers share are sent once.
+
+        Args:
+            statistics: layer name -> kind -> `StatisticPart`, or an array, which is a part of count
+                1: what was reduced since the part before.
+            source: who sends, such as a rank that sees samples of its own; in [0, 63]. Each source
+                adds up its parts; the session adds up the sources in their order. It belongs to one
+                `Session` object at a time: two of them may send only as different sources.
+
+        Returns: layer name -> kind -> over how many samples the statistic now is, of all sources.
+
+        Raises:
+            InvalidArgumentError: a wrong shape or dtype, a kind that the plan does not name, a
+                number that is not finite or, where a kind forbids it, negative; another object has
+                sent parts with this source.
+            NotFoundError: also for a layer that was not bound.
+            ResourceExhaustedError: the server has no room for the statistic.
+
+        When single parts fail, the others are counted: the error has `.errors` by layer and
+        `.results`. A part that was not answered, because the call failed, may have been counted or
+        not. Send the same part again, before any other of its layer, kind and source: it is
+        counted once.
+
+        >>> layers = [nc.Layer(name="fc", op_type="Linear", shape=(2, 2))]
+        >>> rule = {"final_sparsity": 0.5, "schedule_unit": "step", "end_step": 50}
+        >>> session = client.bind_model("movement", [rule], layers)
+        >>> session.plan.layers["fc"].statistics
+        {'weight_gradient': (2, 2)}
+        >>> values = np.array([[1, -2], [3, -4]], dtype=np.float32)  # the sum of lr * w * dL/dw
+        >>> part = nc.StatisticPart(values, count=50)
+        >>> session.add_statistics({"fc": {"weight_gradient": part}})
+        {'fc': {'weight_gradient': 50}}
+        >>> sorted(session.step(50))
+        ['fc']
+        >>> weight = np.ones((2, 2), dtype=np.float32)
+        >>> session.calc_mask({"fc": weight})["fc"].to_numpy().astype(int).tolist()
+        [[0, 1], [0, 1]]
+        >>> session.close()
+        """
+        opening = pb.AddStatisticsRequest.Open(session_id=self.id)
+        with self._adding:
+            requests = part_requests(statistics, source, self._sequences)
+            exchange = StatisticExchange(
+                opening.SerializeToString(), requests, self._checksum, self._sequences
+            )
+            self._stream("AddStatistics", exchange, timeout)
+        raise_layer_errors(exchange.errors, exchange.results)
+        return exchange.results
 
     def update_epoch(self, epoch: int, *, timeout: Optional[float] = None) -> StaleLayers:
         """Sets the epoch: absolute, not negative.
@@ -553,9 +617,8 @@ class Session:
     def _stream(self, method: str, exchange: LayerExchange[Any], timeout: Optional[float]) -> None:
         """Makes the call; the exchange has the outcome of each layer."""
         try:
-            self._find_weights(exchange, timeout)
-            self._caller.stream(method, exchange, timeout)
-            while exchange.unfinished:  # the server lost regions or weights: with fewer references
+            while not exchange.empty:  # again for what the server did not find by reference
+                self._find_weights(exchange, timeout)
                 self._caller.stream(method, exchange, timeout)
         except CompressionError as error:
             error.results, error.errors = exchange.results, exchange.errors

@@ -11,6 +11,7 @@ from .._wire import compression_pb2 as pb
 from .._wire.structs import from_struct, text
 from ..errors import InvalidArgumentError
 from . import dtypes
+from .parts import kind_name
 
 _REFRESH = {
     pb.REFRESH_ONCE: "once",
@@ -113,6 +114,8 @@ class LayerPlan:
         joint: whether the layers of the rule are decided about together: they are stale together,
             and a `Session.calc_mask` of stale ones has to have all of them.
         takes_counts: whether `Session.calc_thresholds` takes the layer.
+        statistics: what `Session.add_statistics` takes of the layer, because the algorithm uses it:
+            kind -> shape; () for a histogram, which may have any number of bins.
     """
 
     name: str
@@ -126,6 +129,7 @@ class LayerPlan:
     remembers_more: bool = False
     joint: bool = False
     takes_counts: bool = False
+    statistics: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -267,6 +271,7 @@ class Plan:
                 remembers_more=rule.remembers_more if rule is not None else False,
                 joint=rule.joint if rule is not None else False,
                 takes_counts=rule.takes_counts if rule is not None else False,
+                statistics={kind_name(s.kind): tuple(s.shape) for s in layer.statistics},
             )
         return cls(
             layers=layers,

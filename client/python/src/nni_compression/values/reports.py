@@ -10,6 +10,7 @@ from typing import Any, Optional
 from .._wire import compression_pb2 as pb
 from .._wire.structs import from_struct, from_value
 from . import quantization
+from .parts import kind_name
 from .quantization import QuantizedTensor
 
 _STATES = {
@@ -18,6 +19,39 @@ _STATES = {
     pb.SESSION_STATE_EXPIRED: "expired",
 }
 _KINDS = {pb.ALGORITHM_KIND_PRUNER: "pruner", pb.ALGORITHM_KIND_QUANTIZER: "quantizer"}
+
+
+@dataclass(frozen=True)
+class StatisticSource:
+    """What a source has added to a statistic.
+
+    Attributes:
+        sequence: the number of its last part.
+        digest: SHA-256 of that part, as 32 bytes; docs/wire-protocol.md says over what.
+        count: samples of all its parts.
+    """
+
+    sequence: int
+    digest: bytes
+    count: int
+
+
+@dataclass(frozen=True)
+class StatisticReport:
+    """A statistic that a session has of a layer.
+
+    Attributes:
+        sources: source -> what it has added, in ascending order.
+        bytes: memory that it takes.
+    """
+
+    sources: Mapping[int, StatisticSource]
+    bytes: int
+
+    @property
+    def count(self) -> int:
+        """Samples of all sources."""
+        return sum(source.count for source in self.sources.values())
 
 
 @dataclass(frozen=True)
@@ -32,6 +66,8 @@ class LayerReport:
             and before the first range was sent.
         stale: whether its result was never returned or has changed since.
         rule: index in config_list of the rule that won; None when none matched.
+        statistics: kind -> what `Session.add_statistics` has added; none without a part, and in a
+            report that would be too large.
     """
 
     name: str
@@ -45,6 +81,7 @@ class LayerReport:
     rule: Optional[int]
     output: Optional[QuantizedTensor] = None
     input: Optional[QuantizedTensor] = None
+    statistics: Mapping[str, StatisticReport] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -219,7 +256,13 @@ def _layer_report(message: pb.LayerReport) -> LayerReport:
         rule=_optional(message, "rule"),
         output=_activation_report(message, "output"),
         input=_activation_report(message, "input"),
+        statistics={kind_name(s.kind): _statistic_report(s) for s in message.statistics},
     )
+
+
+def _statistic_report(message: pb.StatisticReport) -> StatisticReport:
+    sources = {s.source: StatisticSource(s.sequence, s.digest, s.count) for s in message.sources}
+    return StatisticReport(sources, message.bytes)
 
 
 def _activation_report(report: pb.LayerReport, name: str) -> Optional[QuantizedTensor]:
