@@ -24,6 +24,7 @@
 #include "compression/algorithms/registry.h"
 #include "compression/session/plan.h"
 #include "compression/session/snapshot.h"
+#include "compression/statistics/statistic.h"
 
 namespace nni_compression::compression {
 

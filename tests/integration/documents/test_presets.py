@@ -77,6 +77,9 @@ def masks(client, algorithm, rule):
     weights = {name: weight.astype(np.float32) for name, weight in weights.items()}
     answers = []
     with client.bind_model(algorithm, [rule], LAYERS) as session:
+        sums = {name: {"weight_gradient": weight} for name, weight in weights.items()}
+        if session.plan.layers["a"].statistics:
+            session.add_statistics(sums)
         for epoch in EPOCHS:
             if session.plan.needs_update_epoch:
                 session.update_epoch(epoch)
