@@ -1,315 +1,339 @@
-"""Statistics of layers: what the client sends of them, how it numbers parts, what it refuses."""
+"""Statistics of layers on a real server: what counts, once, and what it is good for."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import hashlib
+import struct
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import grpc
 import numpy as np
 import pytest
-from google.protobuf.duration_pb2 import Duration
 
 import nni_compression as nc
-from nni_compression._wire import compression_pb2 as pb
-from servers import ScriptedServer, fails, in_turn, replies
+from nni_compression._calls.statistics import StatisticExchange
+from servers import ServerProcess, server_binary
 
-LAYERS = [nc.Layer("a", "Linear", (2, 3)), nc.Layer("b", "Linear", (4,))]
-PLAN = pb.Plan(
-    layers=[
-        pb.LayerPlan(
-            name="a",
-            compressed=True,
-            statistics=[
-                pb.PlannedStatistic(kind=pb.STATISTIC_KIND_WEIGHT_GRADIENT, shape=[2, 3]),
-                pb.PlannedStatistic(kind=pb.STATISTIC_KIND_INPUT_HISTOGRAM),
-            ],
-        ),
-        pb.LayerPlan(name="b", compressed=True),
-    ]
-)
-BOUND = pb.BindModelResponse(session_id="s1", plan=PLAN, lease=Duration(seconds=60))
-GRADIENT = np.arange(6, dtype=np.float32).reshape(2, 3)
-
-# (layer, kind, source, sequence)
-Part = tuple[str, str, int, int]
+Array = np.ndarray[Any, np.dtype[Any]]
+PLUGINS = server_binary().parents[1] / "tests/compression/plugins/statistics"
+MOVEMENT = {"final_sparsity": 0.5, "end_step": 10, "schedule_unit": "step"}
+LAYERS = [nc.Layer("a", "Linear", (4, 6)), nc.Layer("b", "Linear", (3,))]
+INPUTS = 1100  # of layers whose second moment, 4.8 MB, is worth sending once
 
 
-class Sent:
-    """A behaviour of AddStatistics that counts parts, and keeps what it received.
-
-    Args:
-        stop: a header for which the call ends with UNAVAILABLE, once, before its answer.
-        refuse: a header whose part is refused.
-    """
-
-    def __init__(
-        self,
-        stop: Callable[[Any], bool] = lambda header: False,
-        refuse: Callable[[Any], bool] = lambda header: False,
-    ) -> None:
-        self.headers: list[Any] = []
-        self.payloads: list[bytes] = []
-        self._stop = stop
-        self._refuse = refuse
-        self._stopped = False
-
-    def __call__(self, requests: Iterator[bytes], context: Any) -> Iterator[bytes]:
-        messages = [pb.AddStatisticsRequest.FromString(raw) for raw in requests]
-        payloads: dict[int, bytes] = {}
-        for message in messages:
-            for chunk in message.chunks:
-                payloads[chunk.index] = payloads.get(chunk.index, b"") + chunk.payload
-        for header in [header for message in messages for header in message.headers]:
-            self.headers.append(header)
-            self.payloads.append(payloads[header.index])
-            if self._stop(header) and not self._stopped:
-                self._stopped = True
-                context.abort(grpc.StatusCode.INTERNAL, "broken")
-            result = pb.StatisticResult(answers=header.index, layer=header.layer)
-            if self._refuse(header):
-                result.error.code, result.error.message = 3, f"{header.layer} is refused"
-            else:
-                result.count = 10 * header.part.count
-            yield pb.AddStatisticsResponse(results=[result]).SerializeToString()
-
-    @property
-    def parts(self) -> list[Part]:
-        kinds = pb.StatisticKind.Name
-        return [
-            (h.layer, kinds(h.part.kind)[len("STATISTIC_KIND_") :].lower(), h.part.source,
-             h.part.sequence)
-            for h in self.headers
-        ]  # fmt: skip
-
-
-def gradient_of(*layers: str) -> dict[str, dict[str, Any]]:
-    return {layer: {"weight_gradient": GRADIENT} for layer in layers}
+@pytest.fixture(scope="module")
+def server() -> Iterator[ServerProcess]:
+    """A server with an algorithm that asks for any kinds of statistics."""
+    with ServerProcess(f"--plugin_dir={PLUGINS}") as process:
+        yield process
 
 
 @pytest.fixture
-def scripted() -> Iterator[ScriptedServer]:
-    with ScriptedServer(BindModel=replies(BOUND), AddStatistics=Sent()) as server:
-        yield server
+def session(client: nc.Client) -> Iterator[nc.Session]:
+    with client.bind_model("movement", [MOVEMENT], LAYERS) as bound:
+        yield bound
 
 
-@pytest.fixture
-def session(scripted: ScriptedServer) -> Iterator[nc.Session]:
-    with nc.Client(scripted.address, timeout=30) as client:
-        yield client.bind_model("movement", [], LAYERS)
+def values(seed: int = 0, shape: tuple[int, ...] = (4, 6)) -> Array:
+    return np.random.default_rng(seed).standard_normal(shape)
+
+
+def gradient(part: Any) -> dict[str, dict[str, Any]]:
+    return {"a": {"weight_gradient": part}}
+
+
+def report_of(session: nc.Session, kind: str = "weight_gradient", layer: int = 0) -> Any:
+    return session.info().layers[layer].statistics[kind]
+
+
+def total_of(session: nc.Session) -> int:
+    """Samples that the session has of layer "a"."""
+    return int(report_of(session).count)
+
+
+def part(count: int, seed: int = 0) -> nc.StatisticPart:
+    return nc.StatisticPart(values(seed), count=count)
 
 
 class TestParts:
-    def test_the_plan_names_what_to_send(self, session: nc.Session) -> None:
-        planned = session.plan.layers["a"].statistics
-        assert planned == {"weight_gradient": (2, 3), "input_histogram": ()}
-        assert session.plan.layers["b"].statistics == {}
+    def test_what_moves_towards_zero_is_pruned(self, session: nc.Session) -> None:
+        assert session.plan.layers["a"].statistics == {"weight_gradient": (4, 6)}
+        assert session.plan.layers["b"].statistics == {"weight_gradient": (3,)}
+        sent = [values(seed) for seed in range(5)]
+        for i, one in enumerate(sent):
+            source = (3, 0, 63)[i % 3]
+            count = session.add_statistics(gradient(one), source=source)
+            assert count == {"a": {"weight_gradient": i + 1}}
+        session.step(10)
+        mask = session.calc_mask({"a": np.ones((4, 6), np.float32)})["a"]
+        movement = -(sent[1] + sent[4] + (sent[0] + sent[3]) + sent[2]).astype(np.float32)
+        assert np.array_equal(mask.to_numpy(), movement > np.sort(movement, axis=None)[11])
 
-    def test_a_part_is_a_tensor_with_its_place(
-        self, scripted: ScriptedServer, session: nc.Session
-    ) -> None:
-        sent = scripted.behaviours["AddStatistics"] = Sent()
-        bins = nc.StatisticPart(np.ones(4), count=7, exponent=-3)
-        parts = {"a": {"weight_gradient": GRADIENT, "input_histogram": bins}}
-        assert session.add_statistics(parts, source=63) == {
-            "a": {"weight_gradient": 10, "input_histogram": 70}
+    def test_a_call_that_needs_one_says_what_to_send(self, session: nc.Session) -> None:
+        session.step(10)
+        with pytest.raises(
+            nc.FailedPreconditionError, match='"a" has no weight_gradient.*AddStatistics'
+        ):
+            session.calc_mask({"a": np.ones((4, 6), np.float32)})
+        session.add_statistics(gradient(values()))
+        assert session.calc_mask({"a": np.ones((4, 6), np.float32)})["a"].sparsity == 0.5
+
+    def test_every_kind_has_its_name(self, client: nc.Client) -> None:
+        shapes = {
+            "weight_gradient": (4, 6),
+            "filter_taylor": (4,),
+            "parameter": (4,),
+            "squared_gradient": (1,),
+            "input_square_sum": (6,),
+            "input_second_moment": (6, 6),
+            "input_abs_max": (6,),
+            "input_abs_sum": (6,),
+            "input_histogram": (),
+            "output_histogram": (),
+            "output_zero_count": (4,),
+            "output_sum": (4,),
+            "input_range": (2,),
+            "output_range": (2,),
         }
-        gradient, histogram = sent.headers
-        assert gradient == pb.TensorHeader(
-            index=0,
-            layer="a",
-            role=pb.TENSOR_ROLE_STATISTIC,
-            dtype=pb.DATA_TYPE_FLOAT32,
-            shape=[2, 3],
-            byte_length=24,
-            part=pb.StatisticPart(
-                kind=pb.STATISTIC_KIND_WEIGHT_GRADIENT, source=63, sequence=1, count=1
-            ),
-        )
-        assert histogram.part == pb.StatisticPart(
-            kind=pb.STATISTIC_KIND_INPUT_HISTOGRAM, source=63, sequence=1, count=7, exponent=-3
-        )
-        assert histogram.dtype == pb.DATA_TYPE_FLOAT64
-        assert sent.payloads == [GRADIENT.tobytes(), np.ones(4).tobytes()]
-
-    @pytest.mark.parametrize("dtype", ["float16", "bfloat16", "longdouble"])
-    def test_other_floating_point_types_are_sent_as_float32(
-        self, scripted: ScriptedServer, session: nc.Session, dtype: str
-    ) -> None:
-        sent = scripted.behaviours["AddStatistics"] = Sent()
-        type_ = pytest.importorskip("ml_dtypes").bfloat16 if dtype == "bfloat16" else dtype
-        session.add_statistics({"a": {"weight_gradient": GRADIENT.T.astype(type_)}})
-        assert sent.headers[0].dtype == pb.DATA_TYPE_FLOAT32
-        assert list(sent.headers[0].shape) == [3, 2]
-        assert sent.payloads == [GRADIENT.T.tobytes()]
-
-    def test_an_empty_call_is_none(self, scripted: ScriptedServer, session: nc.Session) -> None:
-        assert session.add_statistics({}) == {}
-        assert session.add_statistics({"a": {}}) == {}
-        assert "AddStatistics" not in "".join(scripted.methods())
+        rule = {"kinds": list(shapes)}
+        with client.bind_model("needs_statistics", [rule], LAYERS[:1]) as session:
+            assert session.plan.layers["a"].statistics == shapes
+            parts = {
+                kind: nc.StatisticPart(np.ones(shape or 8), count=5, exponent=0 if shape else -2)
+                for kind, shape in shapes.items()
+            }
+            assert session.add_statistics({"a": parts}) == {"a": dict.fromkeys(shapes, 5)}
+            assert list(session.info().layers[0].statistics) == list(shapes)
 
     @pytest.mark.parametrize(
-        ("statistics", "source", "message"),
+        ("statistics", "message"),
         [
-            (gradient_of("a"), 64, r"source is 64; it must be an integer in \[0, 63\]"),
-            (gradient_of("a"), -1, r"source is -1; .* \[0, 63\]"),
-            (gradient_of("a"), 0.5, r"source is 0\.5; it must be an integer"),
-            ({}, 64, "source is 64"),
-            ({"a": GRADIENT}, 0, r"statistics\['a'\] is a ndarray; it must be a dict"),
-            ({7: {"weight_gradient": GRADIENT}}, 0, "a layer's name is 7; it must be a string"),
-            (
-                {"a": {"gradient": GRADIENT}},
-                0,
-                r"statistics\['a'\]\['gradient'\] is of no kind .* weight_gradient, filter_taylor",
-            ),
-            ({"a": {"unspecified": GRADIENT}}, 0, "is of no kind"),
-            (
-                {"a": {"weight_gradient": np.ones(3, np.int64)}},
-                0,
-                r"statistics\['a'\]\['weight_gradient'\] has dtype int64; .* float32, float64",
-            ),
-            (
-                {"a": {"weight_gradient": nc.Tensor(b"\0\0", "bfloat16", (1,))}},
-                0,
-                r"statistics\['a'\]\['weight_gradient'\] is a Tensor of bfloat16; .* float32",
-            ),
-            *(
-                (
-                    {"a": {"weight_gradient": nc.StatisticPart(GRADIENT, count=count)}},
-                    0,
-                    rf"\['weight_gradient'\]\.count is {count}; .* \[1, 2\^53\]",
-                )
-                for count in (0, -1, 1.5, 2**53 + 1)
-            ),
-            *(
-                (
-                    {"a": {"input_histogram": nc.StatisticPart(GRADIENT, exponent=exponent)}},
-                    0,
-                    rf"\['input_histogram'\]\.exponent is {exponent}; .* \[-126, 127\]",
-                )
-                for exponent in (-127, 128)
-            ),
+            (gradient(np.full((4, 6), np.nan)), "weight_gradient .*nan at flat index 0"),
+            (gradient(np.ones((6, 4))), r"weight_gradient .* \[6, 4\]; it must be \[4, 6\]"),
+            ({"a": {"output_sum": np.ones(4)}}, "output_sum.*weight_gradient"),
+            (gradient(nc.StatisticPart(np.ones((4, 6)), exponent=1)), "has exponent 1; .*0"),
         ],
     )
-    def test_what_no_server_accepts_is_refused_before_the_call(
-        self,
-        scripted: ScriptedServer,
-        session: nc.Session,
-        statistics: Any,
-        source: Any,
-        message: str,
+    def test_a_refused_part_changes_nothing_and_the_others_count(
+        self, session: nc.Session, statistics: Any, message: str
     ) -> None:
-        sent = scripted.behaviours["AddStatistics"] = Sent()
-        with pytest.raises(nc.InvalidArgumentError, match=message):
-            session.add_statistics({**gradient_of("b"), **statistics}, source=source)
-        assert sent.headers == []
-        session.add_statistics(gradient_of("b"))
-        assert sent.parts == [("b", "weight_gradient", 0, 1)]
-
-    def test_the_report_has_every_source(
-        self, scripted: ScriptedServer, session: nc.Session
-    ) -> None:
-        report = pb.StatisticReport(kind=pb.STATISTIC_KIND_INPUT_RANGE, bytes=99)
-        report.sources.add(source=0, sequence=4, digest=b"d" * 32, count=40)
-        report.sources.add(source=9, sequence=1, digest=b"e" * 32, count=2)
-        layers = [pb.LayerReport(name="a", statistics=[report]), pb.LayerReport(name="b")]
-        reply = pb.GetSessionResponse(session=pb.Session(id="s1", layers=layers))
-        scripted.behaviours["GetSession"] = replies(reply)
-        a, b = session.info().layers
-        assert b.statistics == {}
-        found = a.statistics["input_range"]
-        assert (found.count, found.bytes, list(found.sources)) == (42, 99, [0, 9])
-        assert found.sources[9] == nc.StatisticSource(sequence=1, digest=b"e" * 32, count=2)
-
-
-class TestSequences:
-    def test_each_layer_kind_and_source_has_its_own(
-        self, scripted: ScriptedServer, session: nc.Session
-    ) -> None:
-        sent = scripted.behaviours["AddStatistics"] = Sent()
-        session.add_statistics(gradient_of("a", "b"))
-        session.add_statistics({"a": {"output_sum": GRADIENT, "weight_gradient": GRADIENT}})
-        session.add_statistics(gradient_of("a"), source=1)
-        session.add_statistics(gradient_of("b"))
-        assert sent.parts == [
-            ("a", "weight_gradient", 0, 1),
-            ("b", "weight_gradient", 0, 1),
-            ("a", "output_sum", 0, 1),
-            ("a", "weight_gradient", 0, 2),
-            ("a", "weight_gradient", 1, 1),
-            ("b", "weight_gradient", 0, 2),
-        ]
-
-    def test_a_part_without_an_answer_keeps_its_number(
-        self, scripted: ScriptedServer, session: nc.Session
-    ) -> None:
-        sent = scripted.behaviours["AddStatistics"] = Sent(stop=lambda header: header.layer == "b")
-        with pytest.raises(nc.InternalError) as raised:
-            session.add_statistics(gradient_of("a", "b"))
-        assert raised.value.results == {"a": {"weight_gradient": 10}}
-        session.add_statistics(gradient_of("b", "a"))
-        assert sent.parts[2:] == [("b", "weight_gradient", 0, 1), ("a", "weight_gradient", 0, 2)]
-
-    def test_a_retry_leaves_out_what_was_answered(
-        self, scripted: ScriptedServer, session: nc.Session
-    ) -> None:
-        sent = Sent()
-        first = pb.AddStatisticsResponse(results=[pb.StatisticResult(answers=0, count=5)])
-
-        def cut(requests: Iterator[bytes], context: Any) -> Iterator[bytes]:
-            yield first.SerializeToString()
-            context.abort(grpc.StatusCode.UNAVAILABLE, "going down")
-
-        scripted.behaviours["AddStatistics"] = in_turn(cut, sent)
-        assert session.add_statistics(gradient_of("a", "b")) == {
-            "a": {"weight_gradient": 5},
-            "b": {"weight_gradient": 10},
-        }
-        assert sent.parts == [("b", "weight_gradient", 0, 1)]
-        assert session.stats.retries == 1
-
-    def test_a_refused_part_keeps_its_number_and_the_others_are_counted(
-        self, scripted: ScriptedServer, session: nc.Session
-    ) -> None:
-        kind = pb.STATISTIC_KIND_OUTPUT_SUM
-        sent = Sent(refuse=lambda header: header.part.kind == kind and header.layer == "a")
-        scripted.behaviours["AddStatistics"] = sent
-        both = {"output_sum": GRADIENT, "weight_gradient": GRADIENT}
-        with pytest.raises(nc.InvalidArgumentError, match="^a is refused$") as raised:
-            session.add_statistics({"a": both, "b": both})
+        session.add_statistics(gradient(part(5)))
+        before = report_of(session)
+        with pytest.raises(nc.InvalidArgumentError, match=message) as raised:
+            session.add_statistics({**statistics, "b": {"weight_gradient": np.ones(3)}})
         assert list(raised.value.errors) == ["a"]
-        assert raised.value.results == {
-            "a": {"weight_gradient": 10},
-            "b": {"output_sum": 10, "weight_gradient": 10},
-        }
-        scripted.behaviours["AddStatistics"] = sent = Sent()
-        session.add_statistics({"a": both})
-        assert sent.parts == [("a", "output_sum", 0, 1), ("a", "weight_gradient", 0, 2)]
+        assert raised.value.results == {"b": {"weight_gradient": 1}}
+        assert report_of(session) == before
+        assert session.add_statistics(gradient(part(2))) == {"a": {"weight_gradient": 7}}
 
-    def test_one_who_joins_continues_after_what_the_session_has(
-        self, scripted: ScriptedServer
+    def test_a_layer_that_was_not_bound_is_named(self, session: nc.Session) -> None:
+        with pytest.raises(nc.NotFoundError, match="elsewhere"):
+            session.add_statistics({"elsewhere": {"weight_gradient": np.ones(3)}})
+
+    def test_the_report_has_the_digest_of_the_last_part(self, session: nc.Session) -> None:
+        session.add_statistics(gradient(part(5)), source=7)
+        last = values(1).astype(np.float32)
+        session.add_statistics(gradient(last), source=7)
+        report = report_of(session)
+        digest = hashlib.sha256(struct.pack("<BIqq", 1, 2, 4, 6) + last.tobytes()).digest()
+        assert report.sources == {7: nc.StatisticSource(sequence=2, digest=digest, count=6)}
+        assert report.bytes >= 4 * 6 * 8
+        assert session.info().layers[1].statistics == {}
+
+    def test_a_closed_session_takes_none(self, session: nc.Session) -> None:
+        session.close()
+        with pytest.raises(nc.FailedPreconditionError, match="is closed"):
+            session.add_statistics(gradient(part(1)))
+
+
+class TestOnce:
+    @pytest.fixture
+    def cut(self, session: nc.Session, monkeypatch: pytest.MonkeyPatch) -> nc.Session:
+        """A session with a part of 5 samples, and one of 10 that was counted without an answer."""
+
+        def fail(exchange: Any, message: bytes) -> None:
+            raise nc.InternalError("the answer is lost")
+
+        session.add_statistics(gradient(part(5)))
+        with monkeypatch.context() as patched:
+            patched.setattr(StatisticExchange, "receive", fail)
+            with pytest.raises(nc.InternalError, match="is lost"):
+                session.add_statistics(gradient(part(10, seed=1)))
+        assert total_of(session) == 15
+        return session
+
+    def test_a_part_whose_answer_was_lost_counts_once(self, cut: nc.Session) -> None:
+        assert cut.add_statistics(gradient(part(10, seed=1))) == {"a": {"weight_gradient": 15}}
+        assert cut.add_statistics(gradient(part(10, seed=1))) == {"a": {"weight_gradient": 25}}
+
+    def test_new_numbers_in_its_place_are_refused(self, cut: nc.Session) -> None:
+        for other in (part(10, seed=2), part(11, seed=1)):
+            with pytest.raises(nc.InvalidArgumentError, match=r"sequence 2 of source 0.*another"):
+                cut.add_statistics(gradient(other))
+        assert total_of(cut) == 15
+        cut.add_statistics(gradient(part(10, seed=1)))
+        assert cut.add_statistics(gradient(part(11, seed=1))) == {"a": {"weight_gradient": 26}}
+
+    def test_one_who_has_lost_it_joins(self, client: nc.Client, cut: nc.Session) -> None:
+        joined = client.join(cut.id, route=cut.route)
+        assert joined.add_statistics(gradient(part(20))) == {"a": {"weight_gradient": 35}}
+
+    def test_threads_of_one_session_share_its_numbers(self, session: nc.Session) -> None:
+        def add(i: int) -> None:
+            session.add_statistics(gradient(part(2**i, seed=i)))
+
+        with ThreadPoolExecutor(8) as pool:
+            list(pool.map(add, range(40)))
+        assert total_of(session) == 2**40 - 1
+        assert report_of(session).sources[0].sequence == 40
+
+    def test_two_objects_of_a_session_need_sources_of_their_own(
+        self, client: nc.Client, session: nc.Session
     ) -> None:
-        report = pb.StatisticReport(kind=pb.STATISTIC_KIND_WEIGHT_GRADIENT)
-        report.sources.add(source=2, sequence=2**40, count=1)
-        live = pb.Session(id="s1", lease=Duration(seconds=60))
-        live.layers.add(name="a", statistics=[report])
-        sent = Sent()
-        scripted.behaviours.update(
-            GetSession=replies(pb.GetSessionResponse(session=live, plan=PLAN)),
-            KeepAlive=replies(pb.KeepAliveResponse(lease=Duration(seconds=60))),
-            AddStatistics=sent,
-        )
-        with nc.Client(scripted.address) as client:
-            joined = client.join("s1")
-            joined.add_statistics(gradient_of("a", "b"), source=2)
-            joined.add_statistics(gradient_of("a"))
-        assert sent.parts == [
-            ("a", "weight_gradient", 2, 2**40 + 1),
-            ("b", "weight_gradient", 2, 1),
-            ("a", "weight_gradient", 0, 1),
-        ]
+        other = client.join(session.id, route=session.route)
+        session.add_statistics(gradient(part(1)))
+        with pytest.raises(nc.InvalidArgumentError, match=r"sequence 1 of source 0.*another part"):
+            other.add_statistics(gradient(part(2, seed=1)))
+        session.add_statistics(gradient(part(4)))
+        with pytest.raises(nc.InvalidArgumentError, match=r"sequence 1 after 2 of source 0"):
+            other.add_statistics(gradient(part(8)))
+        assert total_of(session) == 5
+        other.add_statistics(gradient(part(16)), source=1)
+        assert total_of(session) == 21
 
-    def test_an_older_server_says_so(self, scripted: ScriptedServer, session: nc.Session) -> None:
-        scripted.behaviours["AddStatistics"] = fails(grpc.StatusCode.UNIMPLEMENTED, "")
-        with pytest.raises(nc.UnimplementedError, match="no AddStatistics; it is older"):
-            session.add_statistics(gradient_of("a"))
+
+class Lost(grpc.RpcError):
+    """A connection that broke off."""
+
+    def code(self) -> grpc.StatusCode:
+        return grpc.StatusCode.UNAVAILABLE
+
+    def details(self) -> str:
+        return "lost"
+
+    def trailing_metadata(self) -> None:
+        return None
+
+
+class TestRestarts:
+    def test_a_stored_session_has_its_statistics_and_numbers(self, tmp_path: Path) -> None:
+        flag = f"--data_dir={tmp_path}"
+        first = ServerProcess(flag)
+        with nc.Client(first.address, timeout=60) as client:
+            session = client.bind_model("movement", [MOVEMENT], LAYERS)
+            session.add_statistics(gradient(part(1)))
+            session.add_statistics(gradient(part(2, seed=1)), source=5)
+            before = report_of(session)
+            first.kill()
+            with ServerProcess(flag, port=first.port):
+                assert report_of(session) == before
+                joined = client.join(session.id, route=session.route)
+                assert joined.add_statistics(gradient(part(4)))["a"]["weight_gradient"] == 7
+                session.add_statistics(gradient(part(8, seed=2)), source=5)
+                assert report_of(session).sources[5].sequence == 2
+                session.step(10)
+                mask = session.calc_mask({"a": np.ones((4, 6), np.float32)})["a"].to_numpy()
+                movement = -(2 * values(0) + (values(1) + values(2))).astype(np.float32)
+                assert np.array_equal(mask, movement > np.sort(movement, axis=None)[11])
+
+    def test_a_part_that_a_killed_server_had_counted_counts_once(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Its answer is lost with the server; the call is retried with the next one."""
+        flag = f"--data_dir={tmp_path}"
+        servers = [ServerProcess(flag)]
+        receive = StatisticExchange.receive
+
+        def cut(exchange: Any, message: bytes) -> None:
+            if len(servers) == 1:
+                servers[0].kill()
+                servers.append(ServerProcess(flag, port=servers[0].port))
+                raise Lost
+            receive(exchange, message)
+
+        with nc.Client(servers[0].address, timeout=60) as client:
+            session = client.bind_model("movement", [MOVEMENT], LAYERS)
+            with monkeypatch.context() as patched:
+                patched.setattr(StatisticExchange, "receive", cut)
+                added = session.add_statistics(gradient(part(3)))
+            assert added == {"a": {"weight_gradient": 3}}
+            assert report_of(session).sources[0].sequence == 1
+            assert session.stats.retries > 0
+        servers[1].stop()
+
+    def test_a_session_without_storage_is_gone(self) -> None:
+        first = ServerProcess()
+        with nc.Client(first.address, timeout=60) as client:
+            session = client.bind_model("movement", [MOVEMENT], LAYERS)
+            session.add_statistics(gradient(part(1)))
+            first.kill()
+            with ServerProcess(port=first.port), pytest.raises(nc.NotFoundError):
+                session.add_statistics(gradient(part(1)))
+
+
+class TestSharedValues:
+    """Second moments of inputs that layers share."""
+
+    @pytest.fixture
+    def moment(self) -> Array:
+        inputs = values(3, (8, INPUTS)).astype(np.float32)
+        return inputs.T @ inputs
+
+    @pytest.fixture
+    def shared(self, client: nc.Client) -> Iterator[nc.Session]:
+        layers = [nc.Layer(name, "Linear", (2, INPUTS)) for name in "qkv"]
+        rule = {"kinds": ["input_second_moment"]}
+        with client.bind_model("needs_statistics", [rule], layers) as session:
+            yield session
+
+    @staticmethod
+    def add(session: nc.Session, *moments: Array) -> int:
+        """Adds one for each layer, and returns the bytes sent."""
+        before = session.stats.bytes_sent
+        added = session.add_statistics(
+            {name: {"input_second_moment": moment} for name, moment in zip("qkv", moments)}
+        )
+        assert list(added) == list("qkv")
+        return session.stats.bytes_sent - before
+
+    @staticmethod
+    def digests(session: nc.Session) -> list[bytes]:
+        reports = [report_of(session, "input_second_moment", layer) for layer in range(3)]
+        return [report.sources[0].digest for report in reports]
+
+    def test_they_are_sent_once(self, shared: nc.Session, moment: Array) -> None:
+        assert self.add(shared, moment, moment, moment.copy()) < moment.nbytes + 4000
+        assert len(set(self.digests(shared))) == 1
+        assert self.add(shared, moment, moment, moment) < 4000, "the server has them still"
+        assert report_of(shared, "input_second_moment", 2).count == 2
+
+    def test_one_that_only_looks_the_same_is_sent(self, shared: nc.Session, moment: Array) -> None:
+        other = moment + 1
+        similar = other.copy()
+        similar.reshape(-1)[2 * 147 + 2] = 100  # right after a sampled word
+        assert self.add(shared, other, other, similar) > 2 * moment.nbytes
+        first, second, third = self.digests(shared)
+        assert first == second != third
+
+    def test_those_that_the_server_let_go_of_are_sent(
+        self, shared: nc.Session, moment: Array, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(
+            shared,
+            "_find_weights",
+            lambda exchange, timeout: exchange.learn([True] * len(exchange.question())),
+        )
+        assert self.add(shared, moment + 2, moment + 2, moment + 2) > 3 * moment.nbytes
+        assert len(set(self.digests(shared))) == 1
+
+    def test_a_refused_one_is_refused_for_every_layer(
+        self, shared: nc.Session, moment: Array
+    ) -> None:
+        infinite = np.full_like(moment, np.inf)
+        with pytest.raises(nc.InvalidArgumentError, match="inf at flat index 0") as raised:
+            self.add(shared, infinite, infinite, infinite)
+        assert set(raised.value.errors) == set("qkv")
+        assert self.add(shared, moment + 3, moment + 3, moment + 3) < moment.nbytes + 4000

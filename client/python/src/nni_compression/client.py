@@ -290,8 +290,8 @@ class Client:
     def algorithms(self, *, timeout: Optional[float] = None) -> list[Algorithm]:
         """The server's algorithms with their options, by name.
 
-        >>> [algorithm.name for algorithm in client.algorithms() if algorithm.kind == "pruner"]
-        ['agp', 'custom_pruner', 'global_magnitude', 'lamp', 'level', 'lottery_ticket', 'random']
+        >>> [algorithm.name for algorithm in client.algorithms() if algorithm.kind == "quantizer"]
+        ['custom_quantizer', 'dorefa', 'naive', 'qat']
         """
         request = pb.ListAlgorithmsRequest()
         reply = self._unary("ListAlgorithms", request, pb.ListAlgorithmsResponse, None, timeout)

@@ -327,7 +327,7 @@ class Session:
         """Adds parts to the statistics that the plan names (`LayerPlan.statistics`), in one stream.
 
         The session has them until it ends, and uses them whenever it makes a mask or quantizes a
-        weight. Values that are the same object for several layers are sent once if they are large.
+        weight. Large values that several layers share are sent once.
 
         Args:
             statistics: layer name -> kind -> `StatisticPart`, or an array, which is a part of count
@@ -351,13 +351,16 @@ class Session:
         counted once.
 
         >>> layers = [nc.Layer(name="fc", op_type="Linear", shape=(2, 2))]
-        >>> session = client.bind_model("movement", [{"sparsity": 0.5}], layers)
+        >>> rule = {"final_sparsity": 0.5, "schedule_unit": "step", "end_step": 50}
+        >>> session = client.bind_model("movement", [rule], layers)
         >>> session.plan.layers["fc"].statistics
         {'weight_gradient': (2, 2)}
         >>> values = np.array([[1, -2], [3, -4]], dtype=np.float32)  # the sum of lr * w * dL/dw
         >>> part = nc.StatisticPart(values, count=50)
         >>> session.add_statistics({"fc": {"weight_gradient": part}})
         {'fc': {'weight_gradient': 50}}
+        >>> sorted(session.step(50))
+        ['fc']
         >>> weight = np.ones((2, 2), dtype=np.float32)
         >>> session.calc_mask({"fc": weight})["fc"].to_numpy().astype(int).tolist()
         [[0, 1], [0, 1]]
@@ -366,10 +369,10 @@ class Session:
         opening = pb.AddStatisticsRequest.Open(session_id=self.id)
         with self._adding:
             requests = part_requests(statistics, source, self._sequences)
-            exchange = StatisticExchange(opening.SerializeToString(), requests, self._checksum)
-            exchange.sequences = self._sequences
-            if not exchange.empty:
-                self._stream("AddStatistics", exchange, timeout)
+            exchange = StatisticExchange(
+                opening.SerializeToString(), requests, self._checksum, self._sequences
+            )
+            self._stream("AddStatistics", exchange, timeout)
         raise_layer_errors(exchange.errors, exchange.results)
         return exchange.results
 
@@ -614,9 +617,8 @@ class Session:
     def _stream(self, method: str, exchange: LayerExchange[Any], timeout: Optional[float]) -> None:
         """Makes the call; the exchange has the outcome of each layer."""
         try:
-            self._find_weights(exchange, timeout)
-            self._caller.stream(method, exchange, timeout)
-            while exchange.unfinished:  # the server lost regions or weights: with fewer references
+            while not exchange.empty:  # again for what the server did not find by reference
+                self._find_weights(exchange, timeout)
                 self._caller.stream(method, exchange, timeout)
         except CompressionError as error:
             error.results, error.errors = exchange.results, exchange.errors

@@ -204,7 +204,7 @@ class LayerExchange(ABC, Generic[R]):
 
     def question(self) -> list[bytes]:
         """Fingerprints of weights for FindWeights; empty when the call does not pay."""
-        if self._shared is not None and self._shared.works():
+        if self._lost or (self._shared is not None and self._shared.works()):
             return []
         stable = [
             request
@@ -226,7 +226,7 @@ class LayerExchange(ABC, Generic[R]):
         self._incoming = {}
         self._lost = set()
         self._end_sharing(answered=False)
-        waiting = list(self._pending.values())
+        waiting = self._waiting()
         large = [request for request in waiting if self._may_share(request)]
         if self._shared is not None and large:
             self._found = {r.header.index: self._shared.find(r.data) for r in large}
@@ -331,6 +331,10 @@ class LayerExchange(ABC, Generic[R]):
             raise DataLossError(f"layer {header.layer!r} was answered at an unexpected place")
         return self._arena.result(place, size)
 
+    def _waiting(self) -> list[frames.Outgoing]:
+        """What to send in this attempt; it leaves what is `_lost` to the next."""
+        return list(self._pending.values())
+
     def _may_share(self, request: frames.Outgoing) -> bool:
         return (
             len(request.data) >= MIN_BYTES
@@ -345,11 +349,15 @@ class LayerExchange(ABC, Generic[R]):
             return self._share(request)
         header = pb.TensorHeader()
         header.CopyFrom(request.header)
-        if index in self._digests and index not in self._missed:
+        if self._by_digest(index):
             header.digest = self._digests[index]
         else:
             header.fingerprint = self._fingerprints[index]
         return frames.Outgoing(header, request.data)
+
+    def _by_digest(self, index: int) -> bool:
+        """Whether a tensor is sent by its digest: the server may have it."""
+        return index in self._digests and index not in self._missed
 
     def _share(self, request: frames.Outgoing) -> frames.Outgoing:
         """The request to send: in shared memory, or unchanged if there is no room."""

@@ -1,4 +1,4 @@
-"""Weights that the server may have from an earlier call, and how to refer to them.
+"""Weights and statistics that the server may have already, and how to refer to them.
 
 A weight is recognized by a fingerprint, which is cheap, and then referred to by its digest, which
 costs about as much as sending it over a fast network. So only weights whose fingerprint the server
@@ -23,14 +23,15 @@ from .._wire.frames import LONE_BYTES, Outgoing
 MIN_BYTES = 16 << 10
 
 _SAMPLES = 4096
+_ROLES = (pb.TENSOR_ROLE_WEIGHT, pb.TENSOR_ROLE_STATISTIC)  # others are never sent twice
 
 
 def worth_asking(requests: Sequence[Outgoing]) -> list[Outgoing]:
-    """The weights worth a FindWeights call: none when all fit into one message."""
+    """The tensors worth a FindWeights call: none when all fit into one message."""
     found = [
         request
         for request in requests
-        if request.header.role == pb.TENSOR_ROLE_WEIGHT and len(request.data) >= MIN_BYTES
+        if request.header.role in _ROLES and len(request.data) >= MIN_BYTES
     ]
     return found if sum(len(request.data) for request in found) > LONE_BYTES else []
 

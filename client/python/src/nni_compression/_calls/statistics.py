@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping
 from typing import Any
 
@@ -11,6 +12,7 @@ from ..errors import InvalidArgumentError
 from ..values.parts import StatisticPart, check_source, kind_name
 from ..values.tensors import Tensor
 from .exchange import LayerExchange, tensor_header
+from .known_weights import fingerprint, worth_asking
 
 # (layer, kind on the wire, source) -> the highest number of a part that the session has.
 Sequences = dict[tuple[str, int, int], int]
@@ -56,11 +58,30 @@ def part_requests(
 class StatisticExchange(LayerExchange[dict[str, int]]):
     """AddStatistics: results are kind -> samples so far.
 
-    Attributes:
-        sequences: gets the numbers of the parts that were answered.
+    Large values that several layers share are sent for one of them, and by their digest for the
+    others, once the server has answered that one.
+
+    Args:
+        sequences: gets the numbers of the parts that are answered.
     """
 
-    sequences: Sequences
+    def __init__(
+        self,
+        open_content: bytes,
+        requests: Mapping[int, frames.Outgoing],
+        checksum: bool,
+        sequences: Sequences,
+    ) -> None:
+        super().__init__(open_content, requests, checksum)
+        self._sequences = sequences
+        prints = {r.header.index: fingerprint(r) for r in worth_asking(list(requests.values()))}
+        uses = Counter(prints.values())
+        self._fingerprints = {index: value for index, value in prints.items() if uses[value] > 1}
+
+    def question(self) -> list[bytes]:
+        known = self._fingerprints
+        self._fingerprints = {index: known[index] for index in known if index in self._pending}
+        return list(self._fingerprints.values())
 
     def result_type(self) -> Any:
         return pb.StatisticResult
@@ -76,5 +97,18 @@ class StatisticExchange(LayerExchange[dict[str, int]]):
 
     def build(self, result: Any, request: Any, parts: Any) -> dict[str, int]:
         part = request.part
-        self.sequences[request.layer, part.kind, part.source] = part.sequence
+        self._sequences[request.layer, part.kind, part.source] = part.sequence
         return {**self.results.get(request.layer, {}), kind_name(part.kind): int(result.count)}
+
+    def _waiting(self) -> list[frames.Outgoing]:
+        now = []
+        sent: set[bytes] = set()
+        for index, request in self._pending.items():
+            value = self._fingerprints.get(index)
+            if value in sent and not self._by_digest(index):
+                self._lost.add(index)
+                continue
+            now.append(request)
+            if value is not None:
+                sent.add(value)
+        return now

@@ -66,7 +66,8 @@ class LayerReport:
             and before the first range was sent.
         stale: whether its result was never returned or has changed since.
         rule: index in config_list of the rule that won; None when none matched.
-        statistics: kind -> what `Session.add_statistics` has added; none without a part.
+        statistics: kind -> what `Session.add_statistics` has added; none without a part, and in a
+            report that would be too large.
     """
 
     name: str

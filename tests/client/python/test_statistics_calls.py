@@ -1,0 +1,318 @@
+"""How parts of statistics are sent: their fields, their numbers, what is refused before a call.
+
+The server is scripted; test_statistics.py has a real one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import grpc
+import numpy as np
+import pytest
+from google.protobuf.duration_pb2 import Duration
+
+import nni_compression as nc
+from nni_compression._wire import compression_pb2 as pb
+from servers import ScriptedServer, fails, in_turn, replies
+
+LAYERS = [nc.Layer("a", "Linear", (2, 3)), nc.Layer("b", "Linear", (4,))]
+PLAN = pb.Plan(
+    layers=[
+        pb.LayerPlan(
+            name="a",
+            compressed=True,
+            statistics=[
+                pb.PlannedStatistic(kind=pb.STATISTIC_KIND_WEIGHT_GRADIENT, shape=[2, 3]),
+                pb.PlannedStatistic(kind=pb.STATISTIC_KIND_INPUT_HISTOGRAM),
+            ],
+        ),
+        pb.LayerPlan(name="b", compressed=True),
+    ]
+)
+BOUND = pb.BindModelResponse(session_id="s1", plan=PLAN, lease=Duration(seconds=60))
+GRADIENT = np.arange(6, dtype=np.float32).reshape(2, 3)
+
+# (layer, kind, source, sequence)
+Part = tuple[str, str, int, int]
+
+
+class Sent:
+    """A behaviour of AddStatistics that counts parts, and keeps what it received.
+
+    Args:
+        stop: a header for which the call ends with UNAVAILABLE, once, before its answer.
+        refuse: a header whose part is refused.
+    """
+
+    def __init__(
+        self,
+        stop: Callable[[Any], bool] = lambda header: False,
+        refuse: Callable[[Any], bool] = lambda header: False,
+    ) -> None:
+        self.headers: list[Any] = []
+        self.payloads: list[bytes] = []
+        self._stop = stop
+        self._refuse = refuse
+        self._stopped = False
+
+    def __call__(self, requests: Iterator[bytes], context: Any) -> Iterator[bytes]:
+        messages = [pb.AddStatisticsRequest.FromString(raw) for raw in requests]
+        payloads: dict[int, bytes] = {}
+        for message in messages:
+            for chunk in message.chunks:
+                payloads[chunk.index] = payloads.get(chunk.index, b"") + chunk.payload
+        for header in [header for message in messages for header in message.headers]:
+            self.headers.append(header)
+            self.payloads.append(payloads[header.index])
+            if self._stop(header) and not self._stopped:
+                self._stopped = True
+                context.abort(grpc.StatusCode.INTERNAL, "broken")
+            result = pb.StatisticResult(answers=header.index, layer=header.layer)
+            if self._refuse(header):
+                result.error.code, result.error.message = 3, f"{header.layer} is refused"
+            else:
+                result.count = 10 * header.part.count
+            yield pb.AddStatisticsResponse(results=[result]).SerializeToString()
+
+    @property
+    def parts(self) -> list[Part]:
+        kinds = pb.StatisticKind.Name
+        return [
+            (h.layer, kinds(h.part.kind)[len("STATISTIC_KIND_") :].lower(), h.part.source,
+             h.part.sequence)
+            for h in self.headers
+        ]  # fmt: skip
+
+
+def gradient_of(*layers: str) -> dict[str, dict[str, Any]]:
+    return {layer: {"weight_gradient": GRADIENT} for layer in layers}
+
+
+@pytest.fixture
+def scripted() -> Iterator[ScriptedServer]:
+    with ScriptedServer(BindModel=replies(BOUND), AddStatistics=Sent()) as server:
+        yield server
+
+
+@pytest.fixture
+def session(scripted: ScriptedServer) -> Iterator[nc.Session]:
+    with nc.Client(scripted.address, timeout=30) as client:
+        yield client.bind_model("movement", [], LAYERS)
+
+
+class TestParts:
+    def test_the_plan_names_what_to_send(self, session: nc.Session) -> None:
+        planned = session.plan.layers["a"].statistics
+        assert planned == {"weight_gradient": (2, 3), "input_histogram": ()}
+        assert session.plan.layers["b"].statistics == {}
+
+    def test_a_part_is_a_tensor_with_its_place(
+        self, scripted: ScriptedServer, session: nc.Session
+    ) -> None:
+        sent = scripted.behaviours["AddStatistics"] = Sent()
+        bins = nc.StatisticPart(np.ones(4), count=7, exponent=-3)
+        parts = {"a": {"weight_gradient": GRADIENT, "input_histogram": bins}}
+        assert session.add_statistics(parts, source=63) == {
+            "a": {"weight_gradient": 10, "input_histogram": 70}
+        }
+        gradient, histogram = sent.headers
+        assert gradient == pb.TensorHeader(
+            index=0,
+            layer="a",
+            role=pb.TENSOR_ROLE_STATISTIC,
+            dtype=pb.DATA_TYPE_FLOAT32,
+            shape=[2, 3],
+            byte_length=24,
+            part=pb.StatisticPart(
+                kind=pb.STATISTIC_KIND_WEIGHT_GRADIENT, source=63, sequence=1, count=1
+            ),
+        )
+        assert histogram.part == pb.StatisticPart(
+            kind=pb.STATISTIC_KIND_INPUT_HISTOGRAM, source=63, sequence=1, count=7, exponent=-3
+        )
+        assert histogram.dtype == pb.DATA_TYPE_FLOAT64
+        assert sent.payloads == [GRADIENT.tobytes(), np.ones(4).tobytes()]
+
+    @pytest.mark.parametrize("dtype", ["float16", "bfloat16", "longdouble"])
+    def test_other_floating_point_types_are_sent_as_float32(
+        self, scripted: ScriptedServer, session: nc.Session, dtype: str
+    ) -> None:
+        sent = scripted.behaviours["AddStatistics"] = Sent()
+        type_ = pytest.importorskip("ml_dtypes").bfloat16 if dtype == "bfloat16" else dtype
+        session.add_statistics({"a": {"weight_gradient": GRADIENT.T.astype(type_)}})
+        assert sent.headers[0].dtype == pb.DATA_TYPE_FLOAT32
+        assert list(sent.headers[0].shape) == [3, 2]
+        assert sent.payloads == [GRADIENT.T.tobytes()]
+
+    def test_an_empty_call_is_none(self, scripted: ScriptedServer, session: nc.Session) -> None:
+        assert session.add_statistics({}) == {}
+        assert session.add_statistics({"a": {}}) == {}
+        assert "AddStatistics" not in "".join(scripted.methods())
+
+    @pytest.mark.parametrize(
+        ("statistics", "source", "message"),
+        [
+            (gradient_of("a"), 64, r"source is 64; it must be an integer in \[0, 63\]"),
+            (gradient_of("a"), -1, r"source is -1; .* \[0, 63\]"),
+            (gradient_of("a"), 0.5, r"source is 0\.5; it must be an integer"),
+            ({}, 64, "source is 64"),
+            ({"a": GRADIENT}, 0, r"statistics\['a'\] is a ndarray; it must be a dict"),
+            ({7: {"weight_gradient": GRADIENT}}, 0, "a layer's name is 7; it must be a string"),
+            (
+                {"a": {"gradient": GRADIENT}},
+                0,
+                r"statistics\['a'\]\['gradient'\] is of no kind .* weight_gradient, filter_taylor",
+            ),
+            ({"a": {"unspecified": GRADIENT}}, 0, "is of no kind"),
+            (
+                {"a": {"weight_gradient": np.ones(3, np.int64)}},
+                0,
+                r"statistics\['a'\]\['weight_gradient'\] has dtype int64; .* float32, float64",
+            ),
+            (
+                {"a": {"weight_gradient": nc.Tensor(b"\0\0", "bfloat16", (1,))}},
+                0,
+                r"statistics\['a'\]\['weight_gradient'\] is a Tensor of bfloat16; .* float32",
+            ),
+            *(
+                (
+                    {"a": {"weight_gradient": nc.StatisticPart(GRADIENT, count=count)}},
+                    0,
+                    rf"\['weight_gradient'\]\.count is {count}; .* \[1, 2\^53\]",
+                )
+                for count in (0, -1, 1.5, 2**53 + 1)
+            ),
+            *(
+                (
+                    {"a": {"input_histogram": nc.StatisticPart(GRADIENT, exponent=exponent)}},
+                    0,
+                    rf"\['input_histogram'\]\.exponent is {exponent}; .* \[-126, 127\]",
+                )
+                for exponent in (-127, 128)
+            ),
+        ],
+    )
+    def test_what_no_server_accepts_is_refused_before_the_call(
+        self,
+        scripted: ScriptedServer,
+        session: nc.Session,
+        statistics: Any,
+        source: Any,
+        message: str,
+    ) -> None:
+        sent = scripted.behaviours["AddStatistics"] = Sent()
+        with pytest.raises(nc.InvalidArgumentError, match=message):
+            session.add_statistics({**gradient_of("b"), **statistics}, source=source)
+        assert sent.headers == []
+        session.add_statistics(gradient_of("b"))
+        assert sent.parts == [("b", "weight_gradient", 0, 1)]
+
+    def test_the_report_has_every_source(
+        self, scripted: ScriptedServer, session: nc.Session
+    ) -> None:
+        report = pb.StatisticReport(kind=pb.STATISTIC_KIND_INPUT_RANGE, bytes=99)
+        report.sources.add(source=0, sequence=4, digest=b"d" * 32, count=40)
+        report.sources.add(source=9, sequence=1, digest=b"e" * 32, count=2)
+        layers = [pb.LayerReport(name="a", statistics=[report]), pb.LayerReport(name="b")]
+        reply = pb.GetSessionResponse(session=pb.Session(id="s1", layers=layers))
+        scripted.behaviours["GetSession"] = replies(reply)
+        a, b = session.info().layers
+        assert b.statistics == {}
+        found = a.statistics["input_range"]
+        assert (found.count, found.bytes, list(found.sources)) == (42, 99, [0, 9])
+        assert found.sources[9] == nc.StatisticSource(sequence=1, digest=b"e" * 32, count=2)
+
+
+class TestSequences:
+    def test_each_layer_kind_and_source_has_its_own(
+        self, scripted: ScriptedServer, session: nc.Session
+    ) -> None:
+        sent = scripted.behaviours["AddStatistics"] = Sent()
+        session.add_statistics(gradient_of("a", "b"))
+        session.add_statistics({"a": {"output_sum": GRADIENT, "weight_gradient": GRADIENT}})
+        session.add_statistics(gradient_of("a"), source=1)
+        session.add_statistics(gradient_of("b"))
+        assert sent.parts == [
+            ("a", "weight_gradient", 0, 1),
+            ("b", "weight_gradient", 0, 1),
+            ("a", "output_sum", 0, 1),
+            ("a", "weight_gradient", 0, 2),
+            ("a", "weight_gradient", 1, 1),
+            ("b", "weight_gradient", 0, 2),
+        ]
+
+    def test_a_part_without_an_answer_keeps_its_number(
+        self, scripted: ScriptedServer, session: nc.Session
+    ) -> None:
+        sent = scripted.behaviours["AddStatistics"] = Sent(stop=lambda header: header.layer == "b")
+        with pytest.raises(nc.InternalError) as raised:
+            session.add_statistics(gradient_of("a", "b"))
+        assert raised.value.results == {"a": {"weight_gradient": 10}}
+        session.add_statistics(gradient_of("b", "a"))
+        assert sent.parts[2:] == [("b", "weight_gradient", 0, 1), ("a", "weight_gradient", 0, 2)]
+
+    def test_a_retry_leaves_out_what_was_answered(
+        self, scripted: ScriptedServer, session: nc.Session
+    ) -> None:
+        sent = Sent()
+        first = pb.AddStatisticsResponse(results=[pb.StatisticResult(answers=0, count=5)])
+
+        def cut(requests: Iterator[bytes], context: Any) -> Iterator[bytes]:
+            yield first.SerializeToString()
+            context.abort(grpc.StatusCode.UNAVAILABLE, "going down")
+
+        scripted.behaviours["AddStatistics"] = in_turn(cut, sent)
+        assert session.add_statistics(gradient_of("a", "b")) == {
+            "a": {"weight_gradient": 5},
+            "b": {"weight_gradient": 10},
+        }
+        assert sent.parts == [("b", "weight_gradient", 0, 1)]
+        assert session.stats.retries == 1
+
+    def test_a_refused_part_keeps_its_number_and_the_others_are_counted(
+        self, scripted: ScriptedServer, session: nc.Session
+    ) -> None:
+        kind = pb.STATISTIC_KIND_OUTPUT_SUM
+        sent = Sent(refuse=lambda header: header.part.kind == kind and header.layer == "a")
+        scripted.behaviours["AddStatistics"] = sent
+        both = {"output_sum": GRADIENT, "weight_gradient": GRADIENT}
+        with pytest.raises(nc.InvalidArgumentError, match="^a is refused$") as raised:
+            session.add_statistics({"a": both, "b": both})
+        assert list(raised.value.errors) == ["a"]
+        assert raised.value.results == {
+            "a": {"weight_gradient": 10},
+            "b": {"output_sum": 10, "weight_gradient": 10},
+        }
+        scripted.behaviours["AddStatistics"] = sent = Sent()
+        session.add_statistics({"a": both})
+        assert sent.parts == [("a", "output_sum", 0, 1), ("a", "weight_gradient", 0, 2)]
+
+    def test_one_who_joins_continues_after_what_the_session_has(
+        self, scripted: ScriptedServer
+    ) -> None:
+        report = pb.StatisticReport(kind=pb.STATISTIC_KIND_WEIGHT_GRADIENT)
+        report.sources.add(source=2, sequence=2**40, count=1)
+        live = pb.Session(id="s1", lease=Duration(seconds=60))
+        live.layers.add(name="a", statistics=[report])
+        sent = Sent()
+        scripted.behaviours.update(
+            GetSession=replies(pb.GetSessionResponse(session=live, plan=PLAN)),
+            KeepAlive=replies(pb.KeepAliveResponse(lease=Duration(seconds=60))),
+            AddStatistics=sent,
+        )
+        with nc.Client(scripted.address) as client:
+            joined = client.join("s1")
+            joined.add_statistics(gradient_of("a", "b"), source=2)
+            joined.add_statistics(gradient_of("a"))
+        assert sent.parts == [
+            ("a", "weight_gradient", 2, 2**40 + 1),
+            ("b", "weight_gradient", 2, 1),
+            ("a", "weight_gradient", 0, 1),
+        ]
+
+    def test_an_older_server_says_so(self, scripted: ScriptedServer, session: nc.Session) -> None:
+        scripted.behaviours["AddStatistics"] = fails(grpc.StatusCode.UNIMPLEMENTED, "")
+        with pytest.raises(nc.UnimplementedError, match="no AddStatistics; it is older"):
+            session.add_statistics(gradient_of("a"))
