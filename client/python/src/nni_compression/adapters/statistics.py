@@ -6,9 +6,9 @@ import logging
 from collections.abc import Collection, Iterable, Mapping
 from typing import TYPE_CHECKING, Any, Callable, Optional, Protocol
 
-from ..errors import StatusCode, UnimplementedError
+from ..errors import CompressionError, StatusCode, UnimplementedError
 from ..values.parts import StatisticPart
-from .tracker import Tracker, split_results
+from .tracker import Tracker
 
 if TYPE_CHECKING:
     from .backend import Backend
@@ -116,16 +116,21 @@ class Statistics:
 
         def advanced() -> tuple[list[str], bool]:
             call()
-            return sorted(self._tracker.stale), not self.collector.is_empty
+            return sorted(self._tracker.stale), self._has_parts
 
         if self._ranks is None:
             _, has_parts = advanced()
         else:
-            # As the first rank has it: the others may not collect what is alike on all.
-            stale, has_parts = self._ranks.on_all(advanced)[0]
-            if stale and (has_parts or self.is_ready):
+            found = self._ranks.on_all(advanced)
+            stale, has_parts = found[0][0], any(has_parts for _, has_parts in found)
+            if stale and has_parts:
                 self._ranks.on_all(lambda: self.send(stale))
         self.is_ready = self.is_ready or has_parts
+
+    @property
+    def _has_parts(self) -> bool:
+        """Whether there is anything to send."""
+        return bool(self._unanswered) or not self.collector.is_empty
 
     def send(self, names: Iterable[str]) -> None:
         """Sends what there is of these layers.
@@ -194,7 +199,12 @@ class Statistics:
 
     def _send(self, parts: Parts) -> None:
         session = self._tracker.session
-        answers, error = split_results(lambda: session.add_statistics(parts, source=self._source))
+        answers: Mapping[str, Mapping[str, int]]
+        error: Optional[CompressionError] = None
+        try:
+            answers = session.add_statistics(parts, source=self._source)
+        except CompressionError as raised:  # some may have been answered before the call failed
+            answers, error = raised.results, raised
         for name, counts in answers.items():
             for kind in counts:
                 self._answered(name, kind)
@@ -203,6 +213,7 @@ class Statistics:
         for name, reason in error.errors.items():
             if reason.code == StatusCode.INVALID_ARGUMENT:
                 self._unanswered.pop(name, None)
+                self.is_ready = False  # or no forward pass could collect another one
         raise error
 
     def _answered(self, name: str, kind: str) -> None:

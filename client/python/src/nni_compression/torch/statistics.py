@@ -58,9 +58,9 @@ class _Kind:
 
     Attributes:
         of: "gradient", "input" or "output".
-        reduce: of the gradients of a step: (w * g, g, axis of the output channels) -> a total. Of
-            inputs and outputs: a tensor of shape [samples, channels, positions], and the number of
-            groups -> a total.
+        reduce: to a total, of tensors that nothing else has. Of the gradients of a step: (w * g, g,
+            axis of the output channels, learning rate). Of inputs and outputs: a tensor of shape
+            [samples, channels, positions], and the number of groups.
         merge: adds a total to another one, in place.
         unpack: a total -> what is sent.
         pack: the inverse.
@@ -82,15 +82,20 @@ class _Kind:
 # Of gradients.
 
 
-def _product(product: torch.Tensor, gradient: torch.Tensor, axis: int) -> torch.Tensor:
-    return product
+def _descent(product: torch.Tensor, gradient: torch.Tensor, axis: int, rate: Any) -> torch.Tensor:
+    moved: torch.Tensor = product * rate
+    return moved
 
 
-def _mean_square(product: torch.Tensor, gradient: torch.Tensor, axis: int) -> torch.Tensor:
+def _mean_square(
+    product: torch.Tensor, gradient: torch.Tensor, axis: int, rate: Any
+) -> torch.Tensor:
     return gradient.square().mean().reshape(1)
 
 
-def _filter_taylor(product: torch.Tensor, gradient: torch.Tensor, axis: int) -> torch.Tensor:
+def _filter_taylor(
+    product: torch.Tensor, gradient: torch.Tensor, axis: int, rate: Any
+) -> torch.Tensor:
     return product.transpose(0, axis).flatten(1).sum(1).square()
 
 
@@ -152,8 +157,13 @@ def _range(value: torch.Tensor, groups: int) -> torch.Tensor:
     return torch.stack((smallest.neg(), largest))
 
 
+def _turned(values: torch.Tensor, exponent: int = 0) -> torch.Tensor:
+    """[minimum, maximum] of that, and the inverse."""
+    return torch.stack((values[0].neg(), values[1]))
+
+
 def _bounds(total: torch.Tensor) -> _Unpacked:
-    return total * torch.tensor([-1.0, 1.0], dtype=total.dtype, device=total.device), 0
+    return _turned(total), 0
 
 
 def _histogram(value: torch.Tensor, groups: int) -> torch.Tensor:
@@ -191,7 +201,7 @@ def _with_exponent(values: torch.Tensor, exponent: int) -> torch.Tensor:
 
 
 _KINDS = {
-    "weight_gradient": _Kind("gradient", _product, is_large=True),
+    "weight_gradient": _Kind("gradient", _descent, is_large=True),
     "squared_gradient": _Kind("gradient", _mean_square),
     "filter_taylor": _Kind("gradient", _filter_taylor),
     "input_square_sum": _Kind("input", _square_sum),
@@ -202,7 +212,7 @@ _KINDS = {
     "input_abs_sum": _Kind("input", _abs_sum),
     "output_zero_count": _Kind("output", _zero_count),
     "output_sum": _Kind("output", _sum),
-    **{f"{of}_range": _Kind(of, _range, _raise, _bounds) for of in ("input", "output")},
+    **{f"{of}_range": _Kind(of, _range, _raise, _bounds, _turned) for of in ("input", "output")},
     **{
         f"{of}_histogram": _Kind(of, _histogram, _merge_histograms, _counts, _with_exponent)
         for of in ("input", "output")
@@ -361,11 +371,10 @@ class TorchCollector:
         return args, {**kwargs, "closure": with_gradients}
 
     def _step(self, optimizer: Any) -> None:
-        rates = {
-            id(parameter): group.get("lr")
-            for group in optimizer.param_groups
-            for parameter in group["params"]
-        }
+        rates: dict[int, Any] = {}
+        for group in optimizer.param_groups:
+            rate = group.get("lr")  # None: an optimizer that finds its own
+            rates.update((id(own), 1 if rate is None else rate) for own in group["params"])
         # Set by a GradScaler for an optimizer that unscales by itself, and skips such steps.
         scale, overflow = (getattr(optimizer, name, None) for name in ("grad_scale", "found_inf"))
         with torch.inference_mode(False), torch.no_grad():  # type: ignore[no-untyped-call]
@@ -382,10 +391,9 @@ class TorchCollector:
                     gradient = gradient.masked_fill(skipped, 0)
                 rate = rates[id(weight.dense)]
                 product = _widened(dense) * gradient
-                for kind, total in totals.items():
-                    if kind == "weight_gradient" and rate is not None:
-                        product.mul_(rate)
-                    total.add(total.kind.reduce(product, gradient, weight.channel_axis), 1)
+                for total in totals.values():
+                    given = product, gradient, weight.channel_axis, rate
+                    total.add(total.kind.reduce(*given), 1)
 
     def _observe_layer(self, name: str) -> Callable[[], None]:
         state = self._weights[name].state
