@@ -306,11 +306,11 @@ def test_a_step_result_is_a_frozenset_that_survives_pickling() -> None:
 
 
 def test_an_adapter_that_sends_no_gradients_refuses_an_algorithm_that_asks_for_them() -> None:
-    layer = types.SimpleNamespace(step_inputs=("gradient",))
+    layer = types.SimpleNamespace(step_inputs=("gradient",), statistics={})
     tracker: Any = types.SimpleNamespace(
         status={"fc": None}, plan=types.SimpleNamespace(layers={"fc": layer})
     )
-    backend: Any = types.SimpleNamespace(why_no_gradient=lambda weight: "which is not sent")
+    backend: Any = types.SimpleNamespace(why_no_statistic=lambda weight, kind: "which is not sent")
     bound = nc.Layer("fc", "Linear", (2, 2))
     weight: Any = types.SimpleNamespace(name="fc", token=lambda: 0, layer=lambda: bound)
     with pytest.raises(nc.InvalidArgumentError, match="the gradient of layer 'fc'"):

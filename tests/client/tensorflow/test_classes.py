@@ -109,3 +109,22 @@ def test_layers_are_decided_about_together(client: nc.Client) -> None:
             graph_pruner.refresh(session)
             found = list(graph_pruner.masks.values())
     assert all(np.array_equal(mask, kept) for mask, kept in zip(found, expected))
+
+
+MOVEMENT = [{"final_sparsity": 0.5, "end_epoch": 2}]
+WHY = "the weight_gradient of layer 'fc', which this adapter does not collect"
+
+
+def test_statistics_are_refused_by_the_layer(client: nc.Client) -> None:
+    model = tf.keras.Sequential([tf.keras.layers.Input((4,)), tf.keras.layers.Dense(6, name="fc")])
+    pruner = both.MovementPruner(MOVEMENT, client=client, labels={"job": "movement"})
+    with pytest.raises(nc.InvalidArgumentError, match=WHY):
+        pruner(model)
+    assert not pruner.is_bound
+    graph = tf.Graph()
+    with graph.as_default():
+        weight = tf.compat.v1.get_variable("fc/kernel", (4, 6))
+        tf.matmul(tf.compat.v1.placeholder(tf.float32, (None, 4)), weight, name="fc/MatMul")
+    with pytest.raises(nc.InvalidArgumentError, match=r"the weight_gradient of layer .*collect"):
+        both.MovementPruner(MOVEMENT, client=client, labels={"job": "movement"})(graph)
+    assert client.sessions({"job": "movement"}) == []

@@ -45,6 +45,7 @@ from nni_compression.torch import (
     LAMPPruner,
     LevelPruner,
     LotteryTicketPruner,
+    MovementPruner,
     Pruner,
     QATQuantizer,
     RandomPruner,
@@ -588,6 +589,9 @@ def refuse(rank: Rank) -> None:
     refused(sharded(), "are counted, not sent", RandomPruner)
     refused(sharded(), "the rule of layer 'conv' needs its weight", LAMPPruner)
     refused(sharded(), "needs whole weights", OwnPruner, [ALL])
+    moving = MovementPruner([{"final_sparsity": 0.5, "end_epoch": 2, **ALL}], server=rank.address)
+    text = "the weight_gradient of layer 'conv', which is not collected of a model that fully_shard"
+    raised(nc.InvalidArgumentError, text, lambda: moving(sharded()))
     computed = Uneven()
     nn.utils.parametrizations.weight_norm(computed.fc1)
     fully_shard(computed, mesh=mesh)

@@ -13,6 +13,7 @@
 | `checkpoint` | the content of `state_dict`, and its mapping to another model |
 | `export` | files of the server's formats, and of ONNX |
 | `binding`, `pruning`, `quantizing` | which layers need an answer, and how it is applied |
+| `statistics` | what an algorithm asks for beyond weights: when it is sent, and what is kept |
 | `custom` | algorithms that compute in the trainer |
 | `tracker` | whether a layer needs another answer |
 | `warn` | warnings at the user's line |

@@ -82,6 +82,19 @@ ALGORITHMS = (
     """,
     ),
     ListedAlgorithm(
+        "movement",
+        "Pruner",
+        "MovementPruner",
+        None,
+        """Removes more and more weights over the steps, those that training moves towards zero
+    (Sanh et al., "Movement pruning: adaptive sparsity by fine-tuning", 2020).
+
+    ``config_list = [{"final_sparsity": 0.8, "schedule_unit": "step", "end_step": 1000,
+    "op_types": ["default"]}]``; call `step` after each step of the optimizer. PyTorch only:
+    elsewhere compressing a model is an InvalidArgumentError.
+    """,
+    ),
+    ListedAlgorithm(
         "lottery_ticket",
         "Pruner",
         "LotteryTicketPruner",

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from .custom import OwnAlgorithm
     from .pruning import PrunerBinding
     from .quantizing import QuantizerBinding
+    from .statistics import Collector
 
 Range = Sequence[float]  # smallest, largest
 ActivationKey = tuple[str, str]  # layer, "output" or "input"
@@ -118,9 +119,17 @@ class Backend(Protocol[W]):
     def read(self, weights: Sequence[W]) -> Mapping[str, Any]:
         """Layer name -> array, or `Tensor`, of the bound dtype."""
 
-    def why_no_gradient(self, weight: W) -> str:
-        """Why the gradient of a weight cannot be sent; empty where it can."""
-        return "which this adapter does not send"
+    def why_no_statistic(self, weight: W, kind: str) -> str:
+        """Why a statistic of a layer cannot be collected, or, of kind "gradient", the gradient of
+        its weight cannot be sent with a step; empty where it can.
+        """
+        return "which this adapter does not collect"
+
+    def collector(self, weights: Sequence[W], plan: Mapping[str, LayerPlan]) -> Collector:
+        """Of the statistics that the plan declares for these weights, which can be collected.
+        `watch` starts it.
+        """
+        raise NotImplementedError
 
     def gradients(self, weights: Sequence[W]) -> Mapping[str, Any]:
         """As `read`, of the weights' gradients; those without one are left out."""

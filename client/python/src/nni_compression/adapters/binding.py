@@ -15,6 +15,7 @@ from ..errors import CompressionError, InvalidArgumentError, NotFoundError, Stat
 from ..values.masks import Mask
 from .backend import Backend, W
 from .custom import OwnAlgorithm
+from .statistics import Statistics
 from .tracker import ON_WEIGHT_CHANGE, Tracker
 
 _log = logging.getLogger("nni_compression")
@@ -41,6 +42,7 @@ class Binding(Generic[W]):
             and no weight is read.
         successor: the binding that has replaced this one.
         keep_on_bad_weight: whether a layer whose weight the server refuses keeps what it has.
+        statistics: those that the plan declares; None: none.
     """
 
     #: Which slot of a weight's state is this binding's: "pruner" or "quantizer".
@@ -61,12 +63,7 @@ class Binding(Generic[W]):
         self._tokens: Mapping[str, Callable[[], Any]] = {
             name: weight.token for name, weight in self.weights.items()
         }
-        for name, weight in self.weights.items():
-            why_none = backend.why_no_gradient(weight) if self._wants_gradient(name) else ""
-            if why_none:
-                raise InvalidArgumentError(
-                    f"the algorithm asks for the gradient of layer {name!r}, {why_none}"
-                )
+        self.statistics = self._statistics()
         self.final: Optional[dict[str, Any]] = None
         self.rebind: Optional[Callable[[], None]] = None
         self.on_lost: Optional[Callable[[NotFoundError], None]] = None
@@ -84,8 +81,10 @@ class Binding(Generic[W]):
         if self.own is not None and self.own.is_running:
             return
         tracker = self.tracker
+        may_ask = self.statistics is None or self.statistics.is_ready
         if tracker.owned and (
-            self.overdue is not None or tracker.status[weight.name].needs(weight.token)
+            self.overdue is not None
+            or (may_ask and tracker.status[weight.name].needs(weight.token))
         ):
             self.refresh()
 
@@ -100,6 +99,7 @@ class Binding(Generic[W]):
                 self.rebind()
             elif names:
                 try:
+                    self._send_statistics(names)
                     self._ask([self.weights[name] for name in names])
                 except NotFoundError as error:
                     if error.errors or self.on_lost is None:
@@ -111,13 +111,13 @@ class Binding(Generic[W]):
     def take_step(self, number: int) -> None:
         """Sets the session's step."""
         with self.tracker.lock:
-            self.tracker.take_step(number, gradients=self._gradients())
+            self._advance(lambda: self.tracker.take_step(number, gradients=self._gradients()))
             self._forget_own()
 
     def update_epoch(self, epoch: int) -> None:
         """Sets the session's epoch."""
         with self.tracker.lock:
-            self.tracker.update_epoch(epoch)
+            self._advance(lambda: self.tracker.update_epoch(epoch))
             self._forget_own()
 
     def weights_changed(self) -> None:
@@ -167,6 +167,8 @@ class Binding(Generic[W]):
 
     def installed(self, state: Optional[Mapping[str, Any]], undo: contextlib.ExitStack) -> None:
         """Finishes the installation; `undo` reverts it."""
+        if state is not None and self.statistics is not None:
+            self.statistics.restore(state)
         self.backend.installed(self, undo)
 
     def leave(self, undo: contextlib.ExitStack) -> None:
@@ -203,7 +205,7 @@ class Binding(Generic[W]):
 
     def further_state(self) -> dict[str, Any]:
         """Further entries of `state_dict`."""
-        return {}
+        return {} if self.statistics is None else self.statistics.state()
 
     def give_masks(self) -> None:
         """Sends masks that the session does not have, for exports."""
@@ -215,6 +217,34 @@ class Binding(Generic[W]):
 
     def _ask(self, weights: Sequence[W]) -> None:
         raise NotImplementedError
+
+    def _statistics(self) -> Optional[Statistics]:
+        """What collects and sends the plan's; InvalidArgumentError where the backend cannot."""
+        plan = self.tracker.plan.layers
+        for name, weight in self.weights.items():
+            kinds = [*(["gradient"] if self._wants_gradient(name) else ()), *plan[name].statistics]
+            for kind in kinds:
+                why_none = self.backend.why_no_statistic(weight, kind)
+                if why_none:
+                    raise InvalidArgumentError(
+                        f"the algorithm asks for the {kind} of layer {name!r}, {why_none}"
+                    )
+        weights = [weight for name, weight in self.weights.items() if plan[name].statistics]
+        if not weights:
+            return None
+        return Statistics(self.tracker, self.backend, self.backend.collector(weights, plan))
+
+    def _advance(self, call: Callable[[], Any]) -> None:
+        """Sets the epoch or the step."""
+        if self.statistics is None:
+            call()
+        else:
+            self.statistics.advance(call)
+
+    def _send_statistics(self, names: Sequence[str]) -> None:
+        """Sends what answers for these layers depend on."""
+        if self.statistics is not None:
+            self.statistics.send(names)
 
     def _wants_gradient(self, name: str) -> bool:
         return "gradient" in self.tracker.plan.layers[name].step_inputs

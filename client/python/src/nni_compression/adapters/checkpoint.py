@@ -7,12 +7,19 @@ from typing import Any, Callable, Optional
 
 from ..values.masks import Mask
 from ..values.plan import Layer
+from . import statistics
 from .backend import Backend
 from .binding import Binding
 from .warn import warn
 
 _VERSION = 1
-_SECTIONS = ("masks", "memory", "activations", "seen")  # each: layer name -> its entry
+_SECTIONS = (
+    "masks",
+    "memory",
+    "activations",
+    "seen",
+    statistics.STATE,
+)  # each: layer name -> its entry
 
 
 def make_state(

@@ -18,6 +18,7 @@ from ..values.quantization import Memory
 from . import checkpoint
 from .backend import Backend, Weight
 from .binding import Binding
+from .statistics import Ranks
 from .tracker import Closer, Tracker, close_quietly
 from .warn import warn
 
@@ -62,6 +63,7 @@ class Lifecycle:
         backend: of the model, once it is being compressed.
         resume: a state that was loaded and is not bound yet.
         vectors_need_filter: whether a rule without filters leaves out weights of one dimension.
+        ranks: those that share the session and call the same methods together, if any.
         rebind, on_lost: see `Binding`.
     """
 
@@ -74,6 +76,7 @@ class Lifecycle:
         self.optimizer: Optional[Any] = None
         self.resume: Optional[Mapping[str, Any]] = None
         self.vectors_need_filter = True
+        self.ranks: Optional[Ranks] = None
         self.rebind: Optional[Callable[[], None]] = None
         self.on_lost: Optional[Callable[[NotFoundError], None]] = None
         self.binding: Optional[Binding[Any]] = None
@@ -127,6 +130,8 @@ class Lifecycle:
             binding.rebind = self.rebind
             binding.on_lost = self.on_lost
             binding.keep_on_bad_weight = self.settings.on_bad_weight == "keep"
+            if binding.statistics is not None:
+                binding.statistics.share(self.ranks, joined=joined)
             plan = tracker.plan
             coverage = Coverage.of(backend.parameters(), plan.layers)
             tracker.session.plan = replace(plan, coverage=coverage)

@@ -77,6 +77,7 @@ class QuantizerBinding(Binding[W]):
 
     def further_state(self) -> dict[str, Any]:
         found = {
+            **super().further_state(),
             "memory": {
                 name: {key: list(numbers) for key, numbers in memory.items()}
                 for name, memory in self.memory.items()
@@ -128,31 +129,7 @@ class QuantizerBinding(Binding[W]):
     def take_step(self, number: int) -> None:
         """Sets the session's step; with transfer "ranges", sends the changed ranges of the plan."""
         with self.tracker.lock, self.computing():
-            asked = []
-            # Otherwise the answers would be of other weights.
-            if self.transfer == "ranges" and self.tracker.takes(number):
-                plan = self.tracker.plan
-                asked = [
-                    self.weights[name]
-                    for name in self.tracker.pending(self._tokens)
-                    if "range" in plan.layers[name].step_inputs
-                ]
-            seen = self._quantizing.seen(self) if self.activations else {}
-            try:
-                self._step(number, asked, seen, self._gradients())
-            except CompressionError as error:
-                if error.errors:  # the step is applied; a refused range would be refused again
-                    self._quantizing.forget_seen(self)
-                raise
-            self._quantizing.forget_seen(self)
-            # The step may have begun to quantize activations that were not observed.
-            unseen = {
-                key: answer.range
-                for key, answer in self.activation_answers.items()
-                if answer.unquantized and answer.range is not None and key not in seen
-            }
-            for key, answer in self._activations_now(unseen).items():
-                self._take_activation(key, answer)
+            self._advance(lambda: self._take_step(number))
         self._forget_own()
 
     def _install(self, undo: contextlib.ExitStack) -> None:
@@ -171,6 +148,34 @@ class QuantizerBinding(Binding[W]):
             self._remember(name, answer)
         self._take(answers, tokens)
         self._raise(error)
+
+    def _take_step(self, number: int) -> None:
+        asked = []
+        # Otherwise the answers would be of other weights.
+        if self.transfer == "ranges" and self.tracker.takes(number):
+            plan = self.tracker.plan
+            asked = [
+                self.weights[name]
+                for name in self.tracker.pending(self._tokens)
+                if "range" in plan.layers[name].step_inputs
+            ]
+            self._send_statistics([weight.name for weight in asked])
+        seen = self._quantizing.seen(self) if self.activations else {}
+        try:
+            self._step(number, asked, seen, self._gradients())
+        except CompressionError as error:
+            if error.errors:  # the step is applied; a refused range would be refused again
+                self._quantizing.forget_seen(self)
+            raise
+        self._quantizing.forget_seen(self)
+        # The step may have begun to quantize activations that were not observed.
+        unseen = {
+            key: answer.range
+            for key, answer in self.activation_answers.items()
+            if answer.unquantized and answer.range is not None and key not in seen
+        }
+        for key, answer in self._activations_now(unseen).items():
+            self._take_activation(key, answer)
 
     def _step(
         self,

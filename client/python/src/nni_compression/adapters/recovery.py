@@ -56,6 +56,9 @@ class Recovery:
         lost = self._lifecycle.bound.tracker.session
         replace = not error.errors and settings.on_lost_session == "rebind"
         replace = replace and lost.id != self._lifecycle.join
+        # The first of ranks that wait for each other must not continue alone.
+        statistics = self._lifecycle.bound.statistics
+        replace = replace and (statistics is None or not statistics.is_shared)
         with contextlib.suppress(NotFoundError):
             # An explicitly closed session is not replaced.
             replace = replace and self._lifecycle.client.session_info(lost.id).state != "closed"

@@ -136,6 +136,10 @@ class LAMPPruner(Pruner): ...
 
 
 @listed
+class MovementPruner(Pruner): ...
+
+
+@listed
 class LotteryTicketPruner(Pruner): ...
 
 

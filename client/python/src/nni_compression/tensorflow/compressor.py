@@ -68,6 +68,10 @@ class LAMPPruner(Pruner): ...
 
 
 @listed
+class MovementPruner(Pruner): ...
+
+
+@listed
 class LotteryTicketPruner(Pruner): ...
 
 

@@ -192,6 +192,10 @@ class LAMPPruner(Pruner): ...
 
 
 @listed
+class MovementPruner(Pruner): ...
+
+
+@listed
 class LotteryTicketPruner(Pruner): ...
 
 

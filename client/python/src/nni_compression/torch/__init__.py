@@ -19,6 +19,7 @@ from .pruners import (
     LAMPPruner,
     LevelPruner,
     LotteryTicketPruner,
+    MovementPruner,
     Pruner,
     RandomPruner,
 )
@@ -38,6 +39,7 @@ __all__ = [
     "LAMPPruner",
     "LevelPruner",
     "LotteryTicketPruner",
+    "MovementPruner",
     "NaiveQuantizer",
     "Pruner",
     "QATQuantizer",

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import copy
-import importlib
-import types
 import weakref
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Any, Callable, ClassVar, Optional, TypeVar, Union
@@ -18,8 +16,8 @@ from ..adapters.backend import Backend
 from ..adapters.binding import Binding
 from ..adapters.custom import OwnAlgorithm
 from ..adapters.tracker import ON_WEIGHT_CHANGE
-from ..values.plan import Parameter
-from . import copies, dense_weights, dense_writes, modules, naming
+from ..values.plan import LayerPlan, Parameter
+from . import copies, dense_weights, dense_writes, modules, naming, optimizers, statistics
 from ._files import ExampleInputs, ModelFiles, example_inputs
 from .answers import TorchPruning, TorchQuantizing
 from .checksums import checksum_of
@@ -78,10 +76,13 @@ class TorchBackend(Backend[TorchWeight]):
     def read(self, weights: Sequence[TorchWeight]) -> Mapping[str, Any]:
         return to_host({w.name: w.dense.detach().to(w.bound_dtype) for w in weights})
 
-    def why_no_gradient(self, weight: TorchWeight) -> str:
-        if weight.is_computed:
-            return "which is computed from other parameters; only those have gradients"
-        return ""
+    def why_no_statistic(self, weight: TorchWeight, kind: str) -> str:
+        return statistics.why_none(weight, kind)
+
+    def collector(
+        self, weights: Sequence[TorchWeight], plan: Mapping[str, LayerPlan]
+    ) -> statistics.TorchCollector:
+        return statistics.TorchCollector(weights, plan)
 
     def gradients(self, weights: Sequence[TorchWeight]) -> Mapping[str, Any]:
         found = {}
@@ -150,16 +151,15 @@ class TorchBackend(Backend[TorchWeight]):
         self, binding: Binding[TorchWeight], optimizer: Optional[Any]
     ) -> Sequence[Callable[[], None]]:
         """Observes optimizer steps: fused ones leave version counters unchanged."""
-        if not binding.depends_on_weights:
-            return ()
-        stepped = _Stepped(binding)
-        optimizers = importlib.import_module("torch.optim.optimizer")
-        register = getattr(optimizers, "register_optimizer_step_post_hook", None)
-        if register is not None:
-            handle = register(lambda optimizer, args, kwargs: stepped(optimizer))
-            weakref.finalize(binding, handle.remove)
-            return [handle.remove]
-        return [] if optimizer is None else [_wrap_step(optimizer, stepped)]
+        removers = []
+        if binding.depends_on_weights:
+            remove = optimizers.after_steps(binding, _Stepped(binding), optimizer)
+            removers += [] if remove is None else [remove]
+        if binding.statistics is not None:
+            collector = binding.statistics.collector
+            assert isinstance(collector, statistics.TorchCollector)
+            removers += collector.start(optimizer)
+        return removers
 
     # Files.
 
@@ -347,27 +347,3 @@ class _Stepped:
             for name, weight in binding.weights.items()
             if any(id(own) in stepped for own in weight.parameters)
         )
-
-
-def _wrap_step(optimizer: Any, stepped: Callable[[Any], None]) -> Callable[[], None]:
-    """Calls `stepped(optimizer)` after each step; returns a function that ends that.
-
-    The wrapper is a bound method, which learning-rate schedulers require of `optimizer.step`.
-    """
-    original = optimizer.step
-
-    def step(self: Any, *args: Any, **kwargs: Any) -> Any:
-        result = original(*args, **kwargs)
-        stepped(self)
-        return result
-
-    # A scheduler that wrapped `step` before relies on its attributes.
-    step.__dict__.update(getattr(original, "__dict__", {}))
-    mine = types.MethodType(step, optimizer)
-    optimizer.step = mine
-
-    def restore() -> None:
-        if optimizer.__dict__.get("step") is mine:
-            optimizer.step = original
-
-    return restore

@@ -40,17 +40,17 @@ class _Count(NamedTuple):
 
 
 class Ranks:
-    """The ranks of a one-dimensional device mesh.
+    """The ranks of a one-dimensional device mesh, or all.
 
     Attributes:
         rank: of this process among them.
         size: their number.
     """
 
-    def __init__(self, mesh: Any) -> None:
-        self._group = mesh.get_group()
-        self._device = mesh.device_type
-        self._first = dist.get_global_rank(self._group, 0)
+    def __init__(self, mesh: Any = None) -> None:
+        self._group: Any = None if mesh is None else mesh.get_group()
+        self._device = "cpu" if mesh is None else mesh.device_type
+        self._first = 0 if mesh is None else dist.get_global_rank(self._group, 0)
         self.rank = dist.get_rank(self._group)
         self.size = dist.get_world_size(self._group)
 
@@ -88,6 +88,23 @@ class Ranks:
             raise
         self.tell(told)
         return result
+
+    def on_all(self, call: Callable[[], Any]) -> list[Any]:
+        """Makes a call on every rank; the results by rank. When one raises, all do."""
+        result, error = None, None
+        try:
+            result = call()
+        except Exception as raised:
+            error = raised
+        found: list[Any] = [None] * self.size
+        own = (result, None if error is None else _portable(error))
+        dist.all_gather_object(found, own, group=self._group)  # type: ignore[no-untyped-call]
+        if error is not None:
+            raise error
+        for _, theirs in found:
+            if theirs is not None:
+                raise theirs
+        return [result for result, _ in found]
 
     def tell(self, told: Optional[bytes] = None) -> bytes:
         """Broadcasts what the first rank passes."""

@@ -9,13 +9,16 @@ from typing import Any, ClassVar, Optional, TypeVar, Union
 
 import torch
 
-from ..adapters import compressor
+from ..adapters import compressor, statistics
 from ..adapters.backend import Backend, backend_of
 from ..errors import InvalidArgumentError
 from . import copies, naming, pretrained
 from .backend import TorchBackend
+from .collective import Ranks
 
 M = TypeVar("M")
+
+_OF_A_RANK = ("seen", statistics.STATE)  # entries of a checkpoint
 
 
 class Compressor(compressor.Compressor):
@@ -137,16 +140,21 @@ class Compressor(compressor.Compressor):
         resumes from a checkpoint in a new one; the other ranks join it. The session ends with
         rank 0's compressor. If rank 0 fails, all ranks raise.
 
+        Where the algorithm asks for statistics, all ranks have to call `step` and `update_epoch`
+        together: each waits there until all have sent theirs, and raises if one of them does.
+
         Args:
             model: of this rank; the weights are the same on all ranks.
             state: a result of `state_dict` to resume from. That of rank 0 is used, except for the
-                ranges of outputs and inputs that this rank has observed since the last step.
+                ranges of outputs and inputs that this rank has observed since the last step, and
+                its statistics.
         """
         backend = backend_of(self._backends, model)
         if isinstance(backend, TorchBackend) and backend.is_collective:
             if state is not None:
                 self.load_state_dict(state)
             return self(model)
+        self._lifecycle.ranks = Ranks()
         if torch.distributed.get_rank() > 0:
             told = _of_rank_0()
             if isinstance(told, str):
@@ -154,8 +162,8 @@ class Compressor(compressor.Compressor):
             lifecycle = self._lifecycle
             lifecycle.join, lifecycle.route, resume = told
             if resume is not None:
-                seen = {} if state is None else state.get("seen", {})
-                lifecycle.resume = {**resume, "seen": seen}
+                own = {} if state is None else state
+                lifecycle.resume = {**resume, **{key: own.get(key, {}) for key in _OF_A_RANK}}
             return self(model)
         try:
             if state is not None:

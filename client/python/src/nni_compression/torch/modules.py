@@ -38,6 +38,9 @@ from .rounding import Parameters
 _replacing = threading.Lock()
 
 
+Observer = Callable[[nn.Module, tuple[Any, ...], dict[str, Any], Any], None]
+
+
 class Source(Protocol):
     """The source of a module's mask or quantization while a session is open."""
 
@@ -142,6 +145,8 @@ class WeightState:
         self.values: Optional[torch.Tensor] = None  # quantized by the service; None: rounded here
         self.output: Optional[Activation] = None  # None: outputs are not quantized
         self.input: Optional[Activation] = None
+        # Called with (module, args, kwargs, result) of forward passes; replaced, never written.
+        self.observers: tuple[Observer, ...] = ()
         self.lost_write = False  # something was written that did not reach the dense weight
         self.answers = Answers()  # for copies
         self.origin: Optional[Answers] = None  # of a copy: the original's answers
@@ -385,10 +390,13 @@ class CompressedModule(nn.Module):
         state = self.__dict__.get(_ACTIVATIONS)
         if state is None:
             return super().forward(*args, **kwargs)
+        given = args, kwargs
         if state.input is not None:
             args = tuple(state.input(value, self.training) for value in args)
             kwargs = {name: state.input(value, self.training) for name, value in kwargs.items()}
         result = super().forward(*args, **kwargs)
+        if state.observers:
+            _observe(state, self, *given, result)
         return result if state.output is None else state.output(result, self.training)
 
     def _deep_copier(self) -> Callable[[Any], Any]:
@@ -521,11 +529,16 @@ def _refresh(state: WeightState, parameters: Sequence[torch.Tensor]) -> None:
     state.follow(parameters)
 
 
-# Not traceable by a compiler: it makes calls.
+def _observe(state: WeightState, module: nn.Module, args: Any, kwargs: Any, result: Any) -> None:
+    for observer in state.observers:
+        observer(module, args, kwargs, result)
+
+
+# Not traceable by a compiler: the one makes calls, the other depends on what was seen before.
 if hasattr(torch, "compiler") and hasattr(torch.compiler, "disable"):
-    _refresh = torch.compiler.disable(_refresh)
+    _refresh, _observe = map(torch.compiler.disable, (_refresh, _observe))
 elif hasattr(torch, "_dynamo"):
-    _refresh = torch._dynamo.disable(_refresh)
+    _refresh, _observe = map(torch._dynamo.disable, (_refresh, _observe))
 
 
 _classes: dict[tuple[type, tuple[str, ...]], type] = {}

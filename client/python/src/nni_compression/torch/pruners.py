@@ -93,6 +93,10 @@ class GlobalMagnitudePruner(Pruner): ...
 class LAMPPruner(Pruner): ...
 
 
+@listed
+class MovementPruner(Pruner): ...
+
+
 _START = "start"  # of a checkpoint
 
 

@@ -412,6 +412,12 @@ class ShardedBackend(TorchBackend):
         self.check()
         return find_weights(self.model, self.wire_rules(rules), ShardedWeight)
 
+    def why_no_statistic(self, weight: TorchWeight, kind: str) -> str:
+        return (
+            "which is not collected of a model that fully_shard has sharded: use "
+            "DistributedDataParallel"
+        )
+
     def weights_changed(self, binding: Binding[Any]) -> None:
         for zeros in _zeros_of(binding.weights.values()):
             zeros.write()

@@ -1,0 +1,76 @@
+"""Observing optimizers: calls before and after their steps."""
+
+from __future__ import annotations
+
+import importlib
+import types
+import weakref
+from typing import Any, Callable, Optional
+
+# Called with an optimizer and the arguments of its step, the optimizer first among them; returns
+# None, or other arguments.
+Before = Callable[[Any, tuple[Any, ...], dict[str, Any]], Optional[tuple[tuple[Any, ...], Any]]]
+After = Callable[[Any], None]  # called with an optimizer
+
+
+def before_steps(
+    owner: Any, call: Before, optimizer: Optional[Any]
+) -> Optional[Callable[[], None]]:
+    """Calls a function before the steps of all optimizers, until what is returned is called, or
+    `owner` is freed.
+
+    PyTorch 1.13 can observe only the given optimizer, and without one None is returned.
+    """
+    register = _hooks("register_optimizer_step_pre_hook")
+    if register is not None:
+        return _until_freed(owner, register(call))
+    return None if optimizer is None else _wrap_step(optimizer, before=call)
+
+
+def after_steps(owner: Any, call: After, optimizer: Optional[Any]) -> Optional[Callable[[], None]]:
+    """The same after steps."""
+    register = _hooks("register_optimizer_step_post_hook")
+    if register is not None:
+        return _until_freed(owner, register(lambda optimizer, args, kwargs: call(optimizer)))
+    return None if optimizer is None else _wrap_step(optimizer, after=call)
+
+
+def _hooks(name: str) -> Any:
+    return getattr(importlib.import_module("torch.optim.optimizer"), name, None)
+
+
+def _until_freed(owner: Any, handle: Any) -> Callable[[], None]:
+    remove: Callable[[], None] = handle.remove
+    weakref.finalize(owner, remove)
+    return remove
+
+
+def _wrap_step(
+    optimizer: Any, before: Optional[Before] = None, after: Optional[After] = None
+) -> Callable[[], None]:
+    """Calls functions before and after each step; returns a function that ends that.
+
+    The wrapper is a bound method, which learning-rate schedulers require of `optimizer.step`.
+    """
+    original = optimizer.step
+
+    def step(self: Any, *args: Any, **kwargs: Any) -> Any:
+        if before is not None:
+            changed = before(self, (self, *args), kwargs)
+            if changed is not None:
+                (_, *args), kwargs = changed  # type: ignore[assignment]
+        result = original(*args, **kwargs)
+        if after is not None:
+            after(self)
+        return result
+
+    # A scheduler that wrapped `step` before relies on its attributes.
+    step.__dict__.update(getattr(original, "__dict__", {}))
+    mine = types.MethodType(step, optimizer)
+    optimizer.step = mine
+
+    def restore() -> None:
+        if optimizer.__dict__.get("step") is mine:
+            optimizer.step = original
+
+    return restore

@@ -1,0 +1,273 @@
+"""Movement pruning: what training moves towards zero goes, by the server's count."""
+
+from __future__ import annotations
+
+import io
+from typing import Any
+
+import numpy as np
+import pytest
+
+import nni_compression as nc
+from nni_compression._transport import channel
+from servers import ServerProcess
+
+pytest.importorskip("torch")
+
+import torch
+
+from nni_compression.torch import MovementPruner
+from torch_helpers import COMPRESSED, Net, calls, dense, images, run_ranks, train_step
+
+STEPS, FREQUENCY = 12, 3
+RULE = {
+    "final_sparsity": 0.8,
+    "schedule_unit": "step",
+    "end_step": 9,
+    "frequency": FREQUENCY,
+    "op_types": ["default"],
+}
+
+
+def sgd(model: Any, **options: Any) -> Any:
+    """With two learning rates."""
+    few = [model.fc1.weight, model.fc2.weight]
+    others = [own for own in model.parameters() if all(own is not one for one in few)]
+    groups = [{"params": others}, {"params": few, "lr": 0.3}]
+    return torch.optim.SGD(groups, lr=0.1, **options)
+
+
+RATES = {"conv1": 0.1, "conv2": 0.1, "fc1": 0.3, "fc2": 0.3}
+
+
+def target(step: int) -> float:
+    """Of agp."""
+    time = min(step // FREQUENCY * FREQUENCY / RULE["end_step"], 1.0)  # type: ignore[operator]
+    return 0.8 - 0.8 * (1 - time) ** 3
+
+
+class Reference:
+    """The scores in double, and the masks that follow from them."""
+
+    def __init__(self, model: Any) -> None:
+        self.model = model
+        self.scores = {name: np.zeros(dense(getattr(model, name)).shape) for name in COMPRESSED}
+        self.before: dict[str, Any] = {}
+
+    def add(self) -> None:
+        """Of the step that the optimizer will take next."""
+        for name in COMPRESSED:
+            weight = dense(getattr(self.model, name))
+            product = weight.detach().double() * weight.grad.double()
+            self.scores[name] -= RATES[name] * product.numpy()
+
+    def check(self, masks: Any, step: int) -> None:
+        """Exactly as many are gone as agp wants, those with the lowest scores of what there was."""
+        for name in COMPRESSED:
+            mask, scores = masks[name].numpy(), self.scores[name]
+            assert (~mask).sum() == int(mask.size * target(step)), (name, step)
+            was = self.before.get(name, np.ones_like(mask))
+            assert not (mask & ~was).any(), "a pruned weight came back"
+            gone = scores[was & ~mask]
+            if gone.size and mask.any():
+                # Sums in single and in double may differ in the order of neighbors.
+                assert gone.max() <= scores[mask].min() + 1e-6 * np.abs(scores).max()
+            self.before[name] = mask
+
+
+@pytest.mark.parametrize(
+    "options", [{}, {"momentum": 0.9, "weight_decay": 0.01}, {"momentum": 0.9, "nesterov": True}]
+)
+def test_the_masks_are_those_of_the_formula(client: nc.Client, options: Any) -> None:
+    model = Net()
+    optimizer = sgd(model, **options)
+    pruner = MovementPruner(model, [RULE], optimizer, client=client)
+    pruner.compress()
+    reference = Reference(model)
+    for step in range(1, STEPS + 1):
+        optimizer.zero_grad()
+        for part in range(2):  # gradients of two batches are accumulated
+            torch.nn.functional.cross_entropy(
+                model(images(4, 10 * step + part)), torch.arange(4)
+            ).backward()
+        reference.add()
+        optimizer.step()
+        pruner.step()
+        reference.check(pruner.masks, step)
+    assert round(pruner.metrics()["sparsity"], 2) == 0.8
+    report = pruner.session.info().layers[0].statistics["weight_gradient"]
+    assert list(report.sources) == [0]
+    assert report.count == 9  # nothing is asked for afterwards
+    pruner.close()
+
+
+def train(pruner: Any, model: Any, optimizer: Any, steps: Any) -> None:
+    for step in steps:
+        train_step(model, optimizer, step)
+        pruner.step()
+        model(images())  # asks
+
+
+def test_statistics_are_sent_only_when_masks_are_stale(client: nc.Client) -> None:
+    model = Net()
+    optimizer = sgd(model)
+    pruner = MovementPruner(model, [RULE], optimizer, client=client)
+    pruner.compress()
+    train(pruner, model, optimizer, range(1))
+    before = [calls(pruner)]
+    for step in range(1, 6):
+        train(pruner, model, optimizer, [step])
+        before.append(calls(pruner))
+    # Step, and with a new mask also AddStatistics and CalcMask.
+    assert np.diff(before).tolist() == [1, 3, 1, 1, 3]
+    pruner.close()
+
+
+def test_a_mask_without_any_gradient_is_refused_with_what_to_send(client: nc.Client) -> None:
+    model = Net()
+    pruner = MovementPruner(model, [RULE], sgd(model), client=client)
+    pruner.compress()
+    pruner.step(RULE["end_step"])  # type: ignore[arg-type]
+    model(images())  # waits for gradients, with the weights as they are
+    with pytest.raises(
+        nc.FailedPreconditionError, match=r'"conv1" has no weight_gradient.*AddStat'
+    ):
+        pruner.refresh()
+    pruner.close()
+
+
+@pytest.mark.parametrize("answered", [None, [], ["conv1", "fc2"]])
+def test_a_part_whose_call_failed_counts_once(
+    client: nc.Client, monkeypatch: pytest.MonkeyPatch, answered: Any
+) -> None:
+    """Whether the server had received it or not; what was collected since is a part of its own.
+
+    Args:
+        answered: the layers whose answers arrive; None: the call does not reach the server.
+    """
+    model, plain = Net(), Net()
+    optimizers = sgd(model), sgd(plain)
+    pruner = MovementPruner(model, [RULE], optimizers[0], client=client)
+    pruner.compress()
+    twin = MovementPruner(plain, [RULE], optimizers[1], client=client)
+    twin.compress()
+    for each, own, optimizer in zip((pruner, twin), (model, plain), optimizers):
+        for step in range(FREQUENCY):
+            train_step(own, optimizer, step)
+            each.step()
+    stream, failed = channel.Transport.stream, []
+
+    def failing(self: Any, method: str, exchange: Any, *args: Any, **kwargs: Any) -> Any:
+        if not method.endswith("/AddStatistics"):
+            return stream(self, method, exchange, *args, **kwargs)
+        failed.append(method)
+        if answered is not None:
+            before = dict(exchange._sequences)
+            stream(self, method, exchange, *args, **kwargs)
+            for key in before:
+                if key[0] not in answered:
+                    exchange._sequences[key] = before[key]
+                    exchange.results.pop(key[0], None)
+        raise nc.UnavailableError("the connection was lost")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(channel.Transport, "stream", failing)
+        for _ in range(2):
+            with pytest.raises(nc.UnavailableError):
+                model(images())
+    assert len(failed) == 2
+    for optimizer in optimizers:
+        optimizer.step()  # with the same gradients again
+    for own in (model, plain):
+        own(images())
+    for name in COMPRESSED:
+        assert torch.equal(pruner.masks[name], twin.masks[name])
+    assert pruner.metrics()["sparsity"] > 0.4
+    for each in (pruner, twin):
+        report = each.session.info().layers[0].statistics["weight_gradient"]
+        assert report.count == FREQUENCY + 1
+        each.close()
+
+
+def test_an_interrupted_training_continues_with_what_was_not_sent(
+    client: nc.Client, caplog: pytest.LogCaptureFixture
+) -> None:
+    model = Net()
+    optimizer = sgd(model)
+    pruner = MovementPruner(model, [RULE], optimizer, client=client)
+    pruner.compress()
+    train(pruner, model, optimizer, range(FREQUENCY + 2))
+    buffer = io.BytesIO()
+    states = {"model": model, "pruner": pruner, "optimizer": optimizer}
+    torch.save({name: own.state_dict() for name, own in states.items()}, buffer)
+    buffer.seek(0)
+    saved = torch.load(buffer)
+
+    resumed = Net(seed=9)
+    resumed.load_state_dict(saved["model"])
+    other_optimizer = sgd(resumed)
+    other_optimizer.load_state_dict(saved["optimizer"])
+    other = MovementPruner(resumed, [RULE], other_optimizer, client=client)
+    other.load_state_dict(saved["pruner"])
+    other.compress()
+    assert caplog.text.count("starts without the statistics of layers ['conv1',") == 1
+    reference = Reference(resumed)
+    for name in COMPRESSED:
+        (part,) = saved["pruner"]["statistics"][name]["weight_gradient"]["parts"]
+        reference.scores[name] -= part["values"].double().numpy()
+        reference.before[name] = pruner.masks[name].numpy()
+    torch.manual_seed(0)
+    loss = torch.nn.functional.cross_entropy(resumed(images(4, 7)), torch.arange(4))
+    loss.backward()
+    reference.add()
+    other_optimizer.step()
+    other.step()
+    reference.check(other.masks, 2 * FREQUENCY)
+    for each in (pruner, other):
+        each.close()
+
+
+RANK = """
+import sys
+import torch
+import torch.distributed as dist
+from torch.nn.parallel import DistributedDataParallel
+
+rank, meeting, address = int(sys.argv[1]), *sys.argv[2:]
+from nni_compression.torch import MovementPruner
+from torch_helpers import Net, images, process_group, train_step
+
+RULE = {"final_sparsity": 0.8, "schedule_unit": "step", "end_step": 9, "frequency": 3,
+        "op_types": ["default"]}
+
+def main():
+    torch.set_num_threads(1)
+    model = Net(seed=5)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    pruner = MovementPruner(model, [RULE], optimizer, server=address)
+    pruner.on_every_rank(model)
+    wrapped = DistributedDataParallel(model)
+    for step in range(12):
+        train_step(wrapped, optimizer, seed=10 * step + rank)
+        pruner.step()
+        masks = [None, None]
+        if rank == step % 2:  # one asks while the other waits
+            model(images())
+        dist.barrier()
+        dist.all_gather_object(masks, pruner.masks)
+        assert all(torch.equal(mask, masks[1][name]) for name, mask in masks[0].items()), step
+    report = pruner.session.info().layers[0].statistics["weight_gradient"]
+    assert list(report.sources) == [0], report
+    assert report.count == 9, report
+    print(round(pruner.metrics()["sparsity"], 2))
+    dist.barrier()
+
+with process_group(rank, 2, meeting):
+    main()
+"""
+
+
+@pytest.mark.skipif(not torch.distributed.is_available(), reason="torch has no distributed")
+def test_ranks_have_the_masks_of_all_gradients(server: ServerProcess, tmp_path: Any) -> None:
+    printed = run_ranks(2, RANK, str(tmp_path / "meeting"), server.address)
+    assert printed == ["0.8\n"] * 2
