@@ -257,7 +257,7 @@ class _Total:
         return StatisticPart(values.cpu().numpy(), count, exponent)
 
     def clear(self) -> None:
-        """Begins anew."""
+        """Starts again from nothing."""
         self._found = {}
 
 
