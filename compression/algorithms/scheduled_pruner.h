@@ -25,17 +25,16 @@ class ScheduledPruner : public Pruner {
  public:
   ScheduledPruner(std::unique_ptr<const Score> score, std::unique_ptr<const Schedule> schedule,
                   bool by_step)
-      : score_(std::move(score)), schedule_(std::move(schedule)), by_step_(by_step) {}
-
-  Refresh refresh() const override {
-    return schedule_->changes() ? Refresh::kWhenStale : Refresh::kOnce;
+      : score_(std::move(score)), schedule_(std::move(schedule)), by_step_(by_step) {
+    if (schedule_->changes()) traits_.refresh = Refresh::kWhenStale;
+    traits_.needs_epoch = schedule_->changes() && !by_step_;
+    traits_.needs_step = schedule_->changes() && by_step_;
+    traits_.takes_counts = score_->bytes_per_element() == 0;
   }
-  bool needs_epoch() const override { return schedule_->changes() && !by_step_; }
-  bool needs_step() const override { return schedule_->changes() && by_step_; }
+
   bool IsStale(const Layer& layer, const LayerState& state, Clock clock) const override;
   absl::StatusOr<Mask> CalcMask(const Layer& layer, const Weight& weight, LayerState& state,
                                 Clock clock) const override;
-  bool takes_counts() const override { return score_->bytes_per_element() == 0; }
   int64_t TotalToPrune(std::vector<CountedLayer>& layers, Clock clock) const override;
   int64_t work_bytes(const Layer& layer) const override;
   std::optional<double> TargetSparsity(Clock clock) const override;
@@ -71,15 +70,14 @@ class GlobalPruner final : public ScheduledPruner {
                bool by_step, Normalize normalize, Limits limits)
       : ScheduledPruner(std::move(score), std::move(schedule), by_step),
         normalize_(normalize),
-        limits_(limits) {}
+        limits_(limits) {
+    traits_.joint = true;
+    traits_.takes_counts &= normalize_ == Normalize::kNone;
+  }
 
-  bool joint() const override { return true; }
   bool IsStaleTogether(int64_t elements, int64_t pruned, Clock clock) const override;
   absl::StatusOr<std::vector<Mask>> CalcMasks(std::vector<JointLayer>& layers,
                                               Clock clock) const override;
-  bool takes_counts() const override {
-    return ScheduledPruner::takes_counts() && normalize_ == Normalize::kNone;
-  }
   int64_t TotalToPrune(std::vector<CountedLayer>& layers, Clock clock) const override;
   int64_t work_bytes(const Layer& layer) const override;
 

@@ -411,16 +411,13 @@ absl::StatusOr<Plan> MakePlan(const AlgorithmInfo& algorithm, absl::Span<const j
     if (!rules[i].wins) continue;
     if (rules[i].exclude) continue;
     if (auto status = CheckLayers(algorithm, rules[i], won[i], layers); !status.ok()) return status;
-    const bool needs_epoch = rules[i].compressor->needs_epoch();
-    const auto* const pruner = dynamic_cast<const Pruner*>(rules[i].compressor.get());
-    plan.needs_epoch |= needs_epoch;
-    plan.needs_step |= rules[i].compressor->needs_step() || rules[i].compressor->wants_gradient();
-    const bool joint = pruner != nullptr && pruner->joint();
+    const Traits& traits = rules[i].compressor->traits();
+    plan.needs_epoch |= traits.needs_epoch;
+    plan.needs_step |= traits.needs_step || !traits.observes.empty();
     const bool takes_counts =
-        pruner != nullptr && pruner->takes_counts() && (!joint || HaveOneDtype(won[i], layers));
-    plan.rules.push_back(std::make_unique<const PlannedRule>(
-        PlannedRule{i, *std::move(rules[i].options), rules[i].compressor, needs_epoch, joint,
-                    takes_counts, std::move(won[i])}));
+        traits.takes_counts && (!traits.joint || HaveOneDtype(won[i], layers));
+    plan.rules.push_back(std::make_unique<const PlannedRule>(PlannedRule{
+        i, *std::move(rules[i].options), rules[i].compressor, takes_counts, std::move(won[i])}));
     planned[i] = plan.rules.back().get();
   }
   for (LayerPlan& layer : plan.layers) {
