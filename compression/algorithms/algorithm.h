@@ -69,18 +69,79 @@ struct Remembered {
 // When a client has to request a layer again.
 enum class Refresh { kOnce = 1, kWhenStale = 2, kOnWeightChange = 3 };
 
+// What Step can carry for an algorithm.
+struct Observation {
+  enum class Kind { kGradient, kOutputRange, kInputRange };
+  Kind kind = Kind::kGradient;
+  at::Tensor gradient;  // of the loss, with the weight's dtype and shape; valid during the call
+  Range range;          // of the activations since the last step: finite, one minimum and maximum
+};
+
+inline Observation::Kind ObservationOf(Activation activation) {
+  return activation == Activation::kOutput ? Observation::Kind::kOutputRange
+                                           : Observation::Kind::kInputRange;
+}
+
+// What is constant over the life of a compressor.
+struct Traits {
+  Refresh refresh = Refresh::kOnce;  // of a Quantizer, kOnWeightChange
+
+  // Whether UpdateEpoch or Step, apart from what Step carries, can change an answer.
+  bool needs_epoch = false;
+  bool needs_step = false;
+
+  // The entries of `LayerState::memory` that a session needs to resume from a trainer's checkpoint.
+  std::vector<Remembered> remembered;
+
+  // Whether `LayerState::memory` may have other entries, or `LayerState::opaque` may be set, so
+  // that a session resumed from a checkpoint may answer differently from the original.
+  bool remembers_more = false;
+
+  // What Step should carry for Observe; ranges of activations only for a Quantizer.
+  std::vector<Observation::Kind> observes;
+
+  // What the algorithm needs to know about a layer beyond its weight, each once. The session adds
+  // up the parts that the trainer sends, in LayerState::statistics; a method that needs one that is
+  // missing returns FAILED_PRECONDITION and names it.
+  std::vector<StatisticKind> statistics;
+
+  // Pruners. Whether all layers of the rule are decided about together, by CalcMasks. They are then
+  // stale together: if one was never answered, or IsStaleTogether.
+  bool joint = false;
+
+  // Pruners. Whether counts of magnitudes are enough to decide, so that a trainer need not send
+  // weights.
+  bool takes_counts = false;
+
+  // Quantizers. Bits of a weight's code. 0: the algorithm does not change weights.
+  int bits = 0;
+
+  // Quantizers. Whether the parameters depend on the weight's range only, so that a trainer that
+  // quantizes locally needs to send only the range.
+  bool accepts_range = false;
+
+  // Quantizers. Whether Step should carry the range when a trainer quantizes locally, since the
+  // parameters depend on it.
+  bool wants_range_in_step = false;
+
+  // Quantizers. Whether the slices of dimension Layer::channel_axis have their own range; false:
+  // one range per tensor.
+  bool per_channel = false;
+
+  // Quantizers. How many consecutive weights of a channel share a range; 0: all of them. Otherwise
+  // per_channel is true, the layer's channel_axis is 0, and the size divides that of a channel.
+  int64_t group_size = 0;
+};
+
 // Base of every algorithm. One instance serves one rule of a session, so its options arrive in the
-// constructor. Immutable after construction; thread-safe. Methods get a checked Weight.
-// Methods may throw c10::Error; the session turns it into a status.
+// constructor, which sets the traits that are not the default. Immutable after construction;
+// thread-safe. Methods get a checked Weight. Methods may throw c10::Error; the session turns it
+// into a status.
 class Compressor {
  public:
   virtual ~Compressor() = default;
 
-  virtual Refresh refresh() const = 0;
-
-  // Whether UpdateEpoch or Step can change an answer.
-  virtual bool needs_epoch() const { return false; }
-  virtual bool needs_step() const { return false; }
+  const Traits& traits() const { return traits_; }
 
   // Whether a layer that was answered before would now be answered differently. `state.answered`
   // is true.
@@ -88,27 +149,14 @@ class Compressor {
     return false;
   }
 
-  // The entries of `LayerState::memory` that a session needs to resume from a trainer's checkpoint.
-  virtual std::vector<Remembered> remembered() const { return {}; }
-
-  // Whether `state.memory` may have other entries, or `state.opaque` may be set, so that a session
-  // resumed from a checkpoint may answer differently from the original.
-  virtual bool remembers_more() const { return false; }
-
-  // What it needs to know about a layer beyond its weight, each once. The session adds up the parts
-  // that the trainer sends, in LayerState::statistics; a method that needs one that is missing
-  // returns FAILED_PRECONDITION and names it.
-  virtual std::vector<StatisticKind> statistics() const { return {}; }
-
-  // Whether Step should carry the loss's gradient of each layer's weight.
-  virtual bool wants_gradient() const { return false; }
-
-  // Updates `state` from a gradient, which has the weight's dtype and shape and is valid during the
-  // call. Called only when wants_gradient().
-  virtual absl::Status AddGradient(const Layer& layer, const at::Tensor& gradient, Clock clock,
-                                   LayerState& state) const {
-    return absl::UnimplementedError("the algorithm does not use gradients");
+  // Updates `state.memory` and `state.opaque`. Called only for what the traits observe.
+  virtual absl::Status Observe(const Layer& layer, const Observation& observation, Clock clock,
+                               LayerState& state) const {
+    return absl::UnimplementedError("the algorithm observes nothing");
   }
+
+ protected:
+  Traits traits_;
 };
 
 // A layer of a rule that decides about all of its layers together: the arguments of CalcMask.
@@ -120,49 +168,40 @@ struct JointLayer {
 
 class Pruner : public Compressor {
  public:
-  Refresh refresh() const override { return Refresh::kOnce; }
-
-  // The mask of a stale layer; not called for others, nor if joint(). `state.mask` is the previous
+  // The mask of a stale layer; not called for others, nor if joint. `state.mask` is the previous
   // mask. May write `state.memory` and `state.opaque`, which the session keeps only when the call
   // succeeds. INVALID_ARGUMENT, naming the first bad flat index, for a non-finite weight.
   virtual absl::StatusOr<Mask> CalcMask(const Layer& layer, const Weight& weight, LayerState& state,
                                         Clock clock) const = 0;
 
-  // Whether all layers of the rule are decided about together, by CalcMasks. They are then stale
-  // together: if one was never answered, or IsStaleTogether.
-  virtual bool joint() const { return false; }
-
-  // As IsStale, of layers that were all answered before; only if joint(). `elements` and `pruned`
+  // As IsStale, of layers that were all answered before; only if joint. `elements` and `pruned`
   // are the sums over them.
   virtual bool IsStaleTogether(int64_t elements, int64_t pruned, Clock clock) const {
     return false;
   }
 
-  // The masks of all layers of the rule, in their order; only if joint(). All or none of them, and
+  // The masks of all layers of the rule, in their order; only if joint. All or none of them, and
   // of their states, are kept.
   virtual absl::StatusOr<std::vector<Mask>> CalcMasks(std::vector<JointLayer>& layers,
                                                       Clock clock) const {
     return absl::UnimplementedError("the algorithm decides about each layer by itself");
   }
 
-  // Whether counts of magnitudes are enough to decide, so that a trainer need not send weights.
-  virtual bool takes_counts() const { return false; }
-
-  // How many weights the layers of the rule, or the one layer unless joint(), lose together; sets
-  // their limits. Only if takes_counts(), and as CalcMask and CalcMasks decide.
+  // How many weights the layers of the rule, or the one layer unless joint, lose together; sets
+  // their limits. Only if takes_counts, and as CalcMask and CalcMasks decide.
   virtual int64_t TotalToPrune(std::vector<CountedLayer>& layers, Clock clock) const { return 0; }
 
   // Memory that a call needs for a layer beyond weight and mask.
   virtual int64_t work_bytes(const Layer& layer) const { return 0; }
 
-  // The target sparsity at this time, in [0, 1], for reports: of each layer or, if joint(), of all
+  // The target sparsity at this time, in [0, 1], for reports: of each layer or, if joint, of all
   // together.
   virtual std::optional<double> TargetSparsity(Clock clock) const { return std::nullopt; }
 };
 
 class Quantizer : public Compressor {
  public:
-  Refresh refresh() const override { return Refresh::kOnWeightChange; }
+  Quantizer() { traits_.refresh = Refresh::kOnWeightChange; }
 
   // The codes or values of a weight, and its quantization parameters. May write `state.memory` and
   // `state.opaque`, which the session keeps only when the call succeeds. INVALID_ARGUMENT for a
@@ -171,50 +210,26 @@ class Quantizer : public Compressor {
                                                          QuantizeReply reply, Clock clock,
                                                          LayerState& state) const = 0;
 
-  // Whether the parameters depend on the weight's range only, so that a trainer that quantizes
-  // locally needs to send only the range.
-  virtual bool accepts_range() const { return false; }
-
-  // Whether Step should carry the range when a trainer quantizes locally, since the parameters
-  // depend on it.
-  virtual bool wants_range_in_step() const { return false; }
-
   // The dimension whose slices have their own range; nullopt: one range per tensor.
-  virtual std::optional<int> channel_axis(const Layer& layer) const { return std::nullopt; }
-
-  // How many consecutive weights of a channel share a range; 0: all of them. Otherwise
-  // channel_axis() is 0, and the size divides the size of a channel.
-  virtual int64_t group_size() const { return 0; }
+  std::optional<int> channel_axis(const Layer& layer) const {
+    return traits_.per_channel ? std::make_optional(layer.channel_axis) : std::nullopt;
+  }
 
   // The number of ranges, and hence scales, of the layer: groups, channels, or one.
   int64_t channels(const Layer& layer) const {
-    if (group_size() > 0) return layer.elements / group_size();
-    const std::optional<int> axis = channel_axis(layer);
-    const bool fits = axis && *axis >= 0 && *axis < static_cast<int>(layer.shape.size());
-    return fits ? layer.shape[*axis] : 1;
+    if (traits_.group_size > 0) return layer.elements / traits_.group_size;
+    return traits_.per_channel ? layer.shape[layer.channel_axis] : 1;
   }
 
   // As QuantizeWeight with QuantizeReply::kParameters for a weight with this range, bit for bit.
-  // Called only when accepts_range().
+  // Called only if accepts_range.
   virtual absl::StatusOr<QuantizedWeight> QuantizeRange(const Layer& layer, const Range& range,
                                                         Clock clock, LayerState& state) const {
     return absl::UnimplementedError("the algorithm needs the whole weight");
   }
 
-  // Bits of a weight's code. 0: the algorithm does not change weights.
-  virtual int bits() const = 0;
-
-  // The activations whose range Step should carry.
-  virtual std::vector<Activation> activations() const { return {}; }
-
-  // Observes the range of the trainer's activations since the last step: finite, one minimum and
-  // maximum. Writes `state.memory`. Called only for activations().
-  virtual absl::Status ObserveActivation(Activation activation, const Range& range,
-                                         LayerState& state) const {
-    return absl::UnimplementedError("the algorithm does not quantize activations");
-  }
-
-  // The quantization parameters from the ranges observed so far. Called only for activations().
+  // The quantization parameters from the ranges observed so far. Called only for activations whose
+  // range the traits observe.
   virtual absl::StatusOr<ActivationAnswer> QuantizeActivation(Activation activation, Clock clock,
                                                               const LayerState& state) const {
     return absl::UnimplementedError("the algorithm does not quantize activations");

@@ -16,8 +16,10 @@ namespace {
 // Both get the epoch for reports only; it changes no answer.
 class CustomPruner : public Pruner {
  public:
-  Refresh refresh() const override { return Refresh::kOnWeightChange; }
-  bool needs_epoch() const override { return true; }
+  CustomPruner() {
+    traits_.refresh = Refresh::kOnWeightChange;
+    traits_.needs_epoch = true;
+  }
 
   absl::StatusOr<Mask> CalcMask(const Layer& layer, const Weight& weight, LayerState& state,
                                 Clock) const override {
@@ -31,9 +33,7 @@ class CustomPruner : public Pruner {
 
 class CustomQuantizer : public RangeQuantizer {
  public:
-  CustomQuantizer() : RangeQuantizer(/*bits=*/0) {}
-
-  bool needs_epoch() const override { return true; }
+  CustomQuantizer() : RangeQuantizer(/*bits=*/0) { traits_.needs_epoch = true; }
 
  protected:
   std::optional<QuantizationParameters> ParametersFor(const Layer&, const Range&, Clock,

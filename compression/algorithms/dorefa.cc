@@ -16,18 +16,18 @@ namespace {
 
 class DoReFaQuantizer : public RangeQuantizer {
  public:
-  using RangeQuantizer::RangeQuantizer;
-
-  // The parameters do not depend on the weights, except for all zeros.
-  bool wants_range_in_step() const override { return false; }
+  explicit DoReFaQuantizer(int bits) : RangeQuantizer(bits) {
+    // The parameters do not depend on the weights, except for all zeros.
+    traits_.wants_range_in_step = false;
+  }
 
  protected:
   std::optional<QuantizationParameters> ParametersFor(const Layer&, const Range& range, Clock,
                                                       LayerState&) const override {
     QuantizationParameters parameters;
-    parameters.bits = bits();
+    parameters.bits = traits_.bits;
     parameters.code_min = 0;
-    parameters.code_max = (1 << bits()) - 1;
+    parameters.code_max = (1 << traits_.bits) - 1;
     if (MaxMagnitude(range, 0) == 0) {
       parameters.scale = {1.0f};
       parameters.zero_point = {0};

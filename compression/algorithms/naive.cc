@@ -22,10 +22,8 @@ constexpr char kScale[] = "scale";  // where LayerState::memory has the largest 
 
 class NaiveQuantizer : public RangeQuantizer {
  public:
-  NaiveQuantizer() : RangeQuantizer(kBits) {}
-
-  std::vector<Remembered> remembered() const override {
-    return {{kScale, Remembered::Kind::kScale}};
+  NaiveQuantizer() : RangeQuantizer(kBits) {
+    traits_.remembered = {{kScale, Remembered::Kind::kScale}};
   }
 
  protected:

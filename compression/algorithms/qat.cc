@@ -93,57 +93,36 @@ const std::vector<Target>& Targets() {
 }
 
 // The keys of the moving-average range, minimum and maximum, in LayerState::memory.
-const char* MemoryKey(Activation activation) {
-  return activation == Activation::kOutput ? "output_range" : "input_range";
+const char* MemoryKey(Observation::Kind kind) {
+  return kind == Observation::Kind::kOutputRange ? "output_range" : "input_range";
 }
 
 class QatQuantizer : public RangeQuantizer {
  public:
   QatQuantizer(Grids grids, int64_t start_step, bool per_channel, int64_t group_size)
-      : RangeQuantizer(grids.weight.bits),
-        grids_(grids),
-        start_step_(start_step),
-        per_channel_(per_channel),
-        group_size_(group_size) {}
-
-  bool needs_step() const override { return start_step_ > 0 || !activations().empty(); }
-
-  // The parameters of groups may exceed the reply to Step.
-  bool wants_range_in_step() const override {
-    return group_size_ == 0 && RangeQuantizer::wants_range_in_step();
+      : RangeQuantizer(grids.weight.bits), grids_(grids), start_step_(start_step) {
+    traits_.needs_step = start_step > 0;
+    traits_.per_channel = per_channel;
+    traits_.group_size = group_size;
+    // The parameters of groups may exceed the reply to Step.
+    traits_.wants_range_in_step &= group_size == 0;
+    for (const Activation activation : {Activation::kOutput, Activation::kInput}) {
+      if (grids_.of(activation).bits == 0) continue;
+      traits_.observes.push_back(ObservationOf(activation));
+      traits_.remembered.push_back(
+          {MemoryKey(ObservationOf(activation)), Remembered::Kind::kRange});
+    }
   }
 
   // Whether the step crossed quant_start_step, in either direction, since the last answer.
   bool IsStale(const Layer&, const LayerState& state, Clock clock) const override {
-    return bits() > 0 && state.parameters.has_value() != (clock.step >= start_step_);
+    return traits_.bits > 0 && state.parameters.has_value() != (clock.step >= start_step_);
   }
 
-  std::optional<int> channel_axis(const Layer& layer) const override {
-    return per_channel_ ? std::make_optional(layer.channel_axis) : std::nullopt;
-  }
-
-  int64_t group_size() const override { return group_size_; }
-
-  std::vector<Activation> activations() const override {
-    std::vector<Activation> activations;
-    for (Activation activation : {Activation::kOutput, Activation::kInput}) {
-      if (grids_.of(activation).bits > 0) activations.push_back(activation);
-    }
-    return activations;
-  }
-
-  std::vector<Remembered> remembered() const override {
-    std::vector<Remembered> ranges;
-    for (const Activation activation : activations()) {
-      ranges.push_back({MemoryKey(activation), Remembered::Kind::kRange});
-    }
-    return ranges;
-  }
-
-  absl::Status ObserveActivation(Activation activation, const Range& range,
-                                 LayerState& state) const override {
-    std::vector<float>& running = state.memory[MemoryKey(activation)];
-    const std::vector<float> seen = {range.minimum[0], range.maximum[0]};
+  absl::Status Observe(const Layer&, const Observation& observation, Clock,
+                       LayerState& state) const override {
+    std::vector<float>& running = state.memory[MemoryKey(observation.kind)];
+    const std::vector<float> seen = {observation.range.minimum[0], observation.range.maximum[0]};
     if (running.size() != seen.size()) {
       running = seen;
       return absl::OkStatus();
@@ -157,7 +136,7 @@ class QatQuantizer : public RangeQuantizer {
   absl::StatusOr<ActivationAnswer> QuantizeActivation(Activation activation, Clock clock,
                                                       const LayerState& state) const override {
     ActivationAnswer answer;
-    const auto found = state.memory.find(MemoryKey(activation));
+    const auto found = state.memory.find(MemoryKey(ObservationOf(activation)));
     if (found == state.memory.end() || found->second.size() != 2) return answer;
     answer.range = Range{{found->second[0]}, {found->second[1]}};
     if (clock.step >= start_step_) {
@@ -169,10 +148,10 @@ class QatQuantizer : public RangeQuantizer {
  protected:
   std::optional<QuantizationParameters> ParametersFor(const Layer& layer, const Range& range,
                                                       Clock clock, LayerState&) const override {
-    if (bits() == 0 || clock.step < start_step_) return std::nullopt;
+    if (traits_.bits == 0 || clock.step < start_step_) return std::nullopt;
     QuantizationParameters parameters = Parameters(grids_.weight, range);
     parameters.channel_axis = channel_axis(layer);
-    parameters.group_size = group_size();
+    parameters.group_size = traits_.group_size;
     return parameters;
   }
 
@@ -213,8 +192,6 @@ class QatQuantizer : public RangeQuantizer {
 
   const Grids grids_;
   const int64_t start_step_;
-  const bool per_channel_;
-  const int64_t group_size_;
 };
 
 bool IsPerChannel(absl::string_view scheme) { return absl::StartsWith(scheme, "per_channel"); }

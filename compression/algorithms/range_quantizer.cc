@@ -19,7 +19,7 @@ absl::StatusOr<QuantizedWeight> RangeQuantizer::QuantizeWeight(const Layer& laye
                                                                QuantizeReply reply, Clock clock,
                                                                LayerState& state) const {
   const void* data = weight.values.data_ptr();
-  const WeightStatistics::Granularity granularity = {channel_axis(layer), group_size()};
+  const WeightStatistics::Granularity granularity = {channel_axis(layer), traits_.group_size};
   const Channels channels = Channels::Of(layer.shape, granularity.axis, granularity.group_size);
   std::optional<Range> range;
   if (weight.statistics != nullptr) range = weight.statistics->range(granularity);

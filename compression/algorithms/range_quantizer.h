@@ -20,11 +20,11 @@ namespace nni_compression::compression {
 class RangeQuantizer : public Quantizer {
  public:
   // `bits`: of a weight's code; 0: weights pass unchanged, and ParametersFor returns nullopt.
-  explicit RangeQuantizer(int bits) : bits_(bits) {}
-
-  int bits() const override { return bits_; }
-  bool accepts_range() const override { return true; }
-  bool wants_range_in_step() const override { return bits_ > 0; }
+  explicit RangeQuantizer(int bits) {
+    traits_.bits = bits;
+    traits_.accepts_range = true;
+    traits_.wants_range_in_step = bits > 0;
+  }
 
   absl::StatusOr<QuantizedWeight> QuantizeWeight(const Layer& layer, const Weight& weight,
                                                  QuantizeReply reply, Clock clock,
@@ -41,9 +41,6 @@ class RangeQuantizer : public Quantizer {
 
   // The largest magnitude of channel c.
   static float MaxMagnitude(const Range& range, size_t c);
-
- private:
-  const int bits_;
 };
 
 // Rows of the option table that all quantizers have.

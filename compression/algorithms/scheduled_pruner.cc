@@ -30,7 +30,7 @@ absl::StatusOr<Scores> ScheduledPruner::ScoresOf(const Layer& layer, const Weigh
   if (score_->bytes_per_element() > 0 && !AllFinite(layer.dtype, data, layer.elements)) {
     return NonFiniteError(layer, data);
   }
-  if (!chooses && !statistics_.empty()) return Scores{layer.dtype, data};
+  if (!chooses && !traits().statistics.empty()) return Scores{layer.dtype, data};
   return score_->Of(layer, weight, state.statistics);
 }
 

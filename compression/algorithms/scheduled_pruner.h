@@ -26,21 +26,17 @@ class ScheduledPruner : public Pruner {
   // `statistics`: those of the score.
   ScheduledPruner(std::unique_ptr<const Score> score, std::vector<StatisticKind> statistics,
                   std::unique_ptr<const Schedule> schedule, bool by_step)
-      : score_(std::move(score)),
-        statistics_(std::move(statistics)),
-        schedule_(std::move(schedule)),
-        by_step_(by_step) {}
-
-  Refresh refresh() const override {
-    return schedule_->changes() ? Refresh::kWhenStale : Refresh::kOnce;
+      : score_(std::move(score)), schedule_(std::move(schedule)), by_step_(by_step) {
+    if (schedule_->changes()) traits_.refresh = Refresh::kWhenStale;
+    traits_.needs_epoch = schedule_->changes() && !by_step_;
+    traits_.needs_step = schedule_->changes() && by_step_;
+    traits_.takes_counts = score_->bytes_per_element() == 0;
+    traits_.statistics = std::move(statistics);
   }
-  bool needs_epoch() const override { return schedule_->changes() && !by_step_; }
-  bool needs_step() const override { return schedule_->changes() && by_step_; }
+
   bool IsStale(const Layer& layer, const LayerState& state, Clock clock) const override;
   absl::StatusOr<Mask> CalcMask(const Layer& layer, const Weight& weight, LayerState& state,
                                 Clock clock) const override;
-  std::vector<StatisticKind> statistics() const override { return statistics_; }
-  bool takes_counts() const override { return score_->bytes_per_element() == 0; }
   int64_t TotalToPrune(std::vector<CountedLayer>& layers, Clock clock) const override;
   int64_t work_bytes(const Layer& layer) const override;
   std::optional<double> TargetSparsity(Clock clock) const override;
@@ -61,7 +57,6 @@ class ScheduledPruner : public Pruner {
   int64_t Now(Clock clock) const { return by_step_ ? clock.step : clock.epoch; }
 
   const std::unique_ptr<const Score> score_;
-  const std::vector<StatisticKind> statistics_;
   const std::unique_ptr<const Schedule> schedule_;
   const bool by_step_;
 };
@@ -81,15 +76,14 @@ class GlobalPruner final : public ScheduledPruner {
                Limits limits)
       : ScheduledPruner(std::move(score), std::move(statistics), std::move(schedule), by_step),
         normalize_(normalize),
-        limits_(limits) {}
+        limits_(limits) {
+    traits_.joint = true;
+    traits_.takes_counts &= normalize_ == Normalize::kNone;
+  }
 
-  bool joint() const override { return true; }
   bool IsStaleTogether(int64_t elements, int64_t pruned, Clock clock) const override;
   absl::StatusOr<std::vector<Mask>> CalcMasks(std::vector<JointLayer>& layers,
                                               Clock clock) const override;
-  bool takes_counts() const override {
-    return ScheduledPruner::takes_counts() && normalize_ == Normalize::kNone;
-  }
   int64_t TotalToPrune(std::vector<CountedLayer>& layers, Clock clock) const override;
   int64_t work_bytes(const Layer& layer) const override;
 

@@ -195,7 +195,7 @@ class Reporter {
     json curves = json::array();
     const auto rules = static_cast<int64_t>(session.plan().rules.size());
     for (const auto& rule : session.plan().rules) {
-      if (!pruner_ || !rule->needs_epoch) continue;
+      if (!pruner_ || !rule->traits().needs_epoch) continue;
       curves.push_back(Curve(session, *rule,
                              std::clamp<int64_t>(kMaxAllCurvePoints / rules, 2, kMaxCurvePoints)));
     }

@@ -158,9 +158,15 @@ class ScriptRule {
     }
   }
 
-  absl::Status AddGradient(const Layer& layer, const at::Tensor& gradient, Clock clock,
-                           LayerState& state) const {
-    return Call(kOnGradient, layer, gradient, clock, state).status();
+  absl::Status Observe(const Layer& layer, const Observation& observation, Clock clock,
+                       LayerState& state) const {
+    return Call(kOnGradient, layer, observation.gradient, clock, state).status();
+  }
+
+  // The traits that a script has of either kind.
+  void SetTraits(Traits& traits) const {
+    traits.remembers_more = true;
+    if (script_->gradients) traits.observes = {Observation::Kind::kGradient};
   }
 
   const Script& script() const { return *script_; }
@@ -184,26 +190,23 @@ std::string Describe(const at::Tensor& tensor) {
 class ScriptPruner : public Pruner {
  public:
   ScriptPruner(std::shared_ptr<const Script> script, const Options& options)
-      : rule_(std::move(script), options),
-        renewed_(rule_.script().details.value("renewed", "never")) {}
-
-  Refresh refresh() const override {
-    return renewed_ == "never" ? Refresh::kOnce : Refresh::kWhenStale;
+      : rule_(std::move(script), options) {
+    const std::string renewed = rule_.script().details.value("renewed", "never");
+    rule_.SetTraits(traits_);
+    traits_.needs_epoch = renewed == "epoch";
+    traits_.needs_step = renewed == "step";
+    if (renewed != "never") traits_.refresh = Refresh::kWhenStale;
   }
-  bool remembers_more() const override { return true; }
-  bool needs_epoch() const override { return renewed_ == "epoch"; }
-  bool needs_step() const override { return renewed_ == "step" || wants_gradient(); }
-  bool wants_gradient() const override { return rule_.script().gradients; }
 
   bool IsStale(const Layer&, const LayerState& state, Clock clock) const override {
     const Clock answered = ReadMemory(state.opaque).answered;
-    if (renewed_ == "epoch") return clock.epoch > answered.epoch;
-    return renewed_ == "step" && clock.step > answered.step;
+    if (traits_.needs_epoch) return clock.epoch > answered.epoch;
+    return traits_.needs_step && clock.step > answered.step;
   }
 
-  absl::Status AddGradient(const Layer& layer, const at::Tensor& gradient, Clock clock,
-                           LayerState& state) const override {
-    return rule_.AddGradient(layer, gradient, clock, state);
+  absl::Status Observe(const Layer& layer, const Observation& observation, Clock clock,
+                       LayerState& state) const override {
+    return rule_.Observe(layer, observation, clock, state);
   }
 
   absl::StatusOr<Mask> CalcMask(const Layer& layer, const Weight& weight, LayerState& state,
@@ -233,31 +236,21 @@ class ScriptPruner : public Pruner {
 
  private:
   const ScriptRule rule_;
-  const std::string renewed_;
 };
 
 class ScriptQuantizer : public Quantizer {
  public:
   ScriptQuantizer(std::shared_ptr<const Script> script, const Options& options)
-      : rule_(std::move(script), options),
-        bits_(options.json().contains("quant_bits")
-                  ? static_cast<int>(options.Integer("quant_bits"))
-                  : 8),
-        signed_(rule_.script().details.value("signed", false)),
-        per_channel_(rule_.script().details.value("per_channel", false)) {}
-
-  bool remembers_more() const override { return true; }
-  int bits() const override { return bits_; }
-  bool needs_step() const override { return wants_gradient(); }
-  bool wants_gradient() const override { return rule_.script().gradients; }
-
-  absl::Status AddGradient(const Layer& layer, const at::Tensor& gradient, Clock clock,
-                           LayerState& state) const override {
-    return rule_.AddGradient(layer, gradient, clock, state);
+      : rule_(std::move(script), options), signed_(rule_.script().details.value("signed", false)) {
+    rule_.SetTraits(traits_);
+    traits_.bits =
+        options.json().contains("quant_bits") ? static_cast<int>(options.Integer("quant_bits")) : 8;
+    traits_.per_channel = rule_.script().details.value("per_channel", false);
   }
 
-  std::optional<int> channel_axis(const Layer& layer) const override {
-    return per_channel_ ? std::make_optional(layer.channel_axis) : std::nullopt;
+  absl::Status Observe(const Layer& layer, const Observation& observation, Clock clock,
+                       LayerState& state) const override {
+    return rule_.Observe(layer, observation, clock, state);
   }
 
   absl::StatusOr<QuantizedWeight> QuantizeWeight(const Layer& layer, const Weight& weight,
@@ -271,9 +264,9 @@ class ScriptQuantizer : public Quantizer {
     QuantizedWeight quantized;
     quantized.parameters.emplace();
     QuantizationParameters& parameters = *quantized.parameters;
-    parameters.bits = bits_;
-    parameters.code_min = signed_ ? -(1 << (bits_ - 1)) : 0;
-    parameters.code_max = parameters.code_min + (1 << bits_) - 1;
+    parameters.bits = traits_.bits;
+    parameters.code_min = signed_ ? -(1 << (parameters.bits - 1)) : 0;
+    parameters.code_max = parameters.code_min + (1 << parameters.bits) - 1;
     parameters.channel_axis = channel_axis(layer);
     const int64_t count = channels(layer);
     for (const IValue& element : elements) {
@@ -301,9 +294,7 @@ class ScriptQuantizer : public Quantizer {
 
  private:
   const ScriptRule rule_;
-  const int bits_;
   const bool signed_;
-  const bool per_channel_;
 };
 
 // The method's first arguments must be (self, Tensor, Layer, Options, int, int).

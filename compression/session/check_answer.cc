@@ -1,5 +1,6 @@
 #include "compression/session/check_answer.h"
 
+#include <algorithm>
 #include <cmath>
 #include <string>
 
@@ -108,17 +109,17 @@ absl::Status CheckQuantized(const Answerer& answerer, const Quantizer& quantizer
     const QuantizationParameters& p = *result.parameters;
     auto status = CheckParameters(algorithm, layer, p, quantizer.channels(layer));
     if (!status.ok()) return status;
-    if (p.bits != quantizer.bits()) {
-      return InvalidAnswer(algorithm, layer, p.bits, " bits; it must be the rule's ",
-                           quantizer.bits());
+    const Traits& traits = quantizer.traits();
+    if (p.bits != traits.bits) {
+      return InvalidAnswer(algorithm, layer, p.bits, " bits; it must be the rule's ", traits.bits);
     }
     if (p.channel_axis != quantizer.channel_axis(layer)) {
       return InvalidAnswer(algorithm, layer, "the channel axis ", p.channel_axis.value_or(-1),
                            "; it must be the rule's, ", quantizer.channel_axis(layer).value_or(-1));
     }
-    if (p.group_size != quantizer.group_size()) {
+    if (p.group_size != traits.group_size) {
       return InvalidAnswer(algorithm, layer, "groups of ", p.group_size,
-                           "; they must be the rule's, of ", quantizer.group_size());
+                           "; they must be the rule's, of ", traits.group_size);
     }
     if (reply == QuantizeReply::kCodes) dtype = CodeType(*result.parameters);
     if (reply != QuantizeReply::kParameters) size = ByteLength(dtype, layer.elements);
@@ -152,28 +153,30 @@ absl::Status CheckKind(const AlgorithmInfo& info, const Compressor* compressor) 
   const bool pruner = info.kind == AlgorithmKind::kPruner;
   const bool fits = pruner ? dynamic_cast<const Pruner*>(compressor) != nullptr
                            : dynamic_cast<const Quantizer*>(compressor) != nullptr;
-  if (fits) return absl::OkStatus();
-  return absl::InternalError(absl::StrCat("the algorithm ", info.name, " is a ",
-                                          pruner ? "pruner" : "quantizer",
-                                          " and created none for this rule"));
+  const auto bad = [&](const auto&... parts) {
+    return absl::InternalError(absl::StrCat("the algorithm ", info.name, " is a ",
+                                            pruner ? "pruner" : "quantizer", " and ", parts...));
+  };
+  if (!fits) return bad("created none for this rule");
+  const Traits& traits = compressor->traits();
+  const bool prunes = traits.joint || traits.takes_counts;
+  const bool quantizes =
+      traits.bits != 0 || traits.accepts_range || traits.wants_range_in_step ||
+      traits.per_channel || traits.group_size != 0 ||
+      std::any_of(traits.observes.begin(), traits.observes.end(),
+                  [](Observation::Kind kind) { return kind != Observation::Kind::kGradient; });
+  if (pruner ? quantizes : prunes) return bad("has traits of the other kind");
+  return absl::OkStatus();
 }
 
-absl::Status CheckAxis(absl::string_view algorithm, const Compressor& compressor,
-                       const Layer& layer) {
-  const auto* quantizer = dynamic_cast<const Quantizer*>(&compressor);
-  if (quantizer == nullptr) return absl::OkStatus();
-  const std::optional<int> axis = quantizer->channel_axis(layer);
-  if (const int64_t size = quantizer->group_size(); size != 0) {
-    const int64_t columns = layer.shape.empty() ? 1 : layer.elements / layer.shape[0];
-    if (axis == 0 && size > 0 && columns % size == 0) return absl::OkStatus();
-    return InvalidAnswer(algorithm, layer, "groups of ", size, " along the channel axis ",
-                         axis.value_or(-1), "; the axis must be 0 and the size divide ", columns);
-  }
-  if (!axis || (*axis >= 0 && *axis < static_cast<int>(layer.shape.size()))) {
-    return absl::OkStatus();
-  }
-  return InvalidAnswer(algorithm, layer, "the channel axis ", *axis, "; it must be in [0, ",
-                       layer.shape.size() - 1, "]");
+absl::Status CheckGroups(absl::string_view algorithm, const Traits& traits, const Layer& layer) {
+  const int64_t size = traits.group_size;
+  if (size == 0) return absl::OkStatus();
+  const int axis = traits.per_channel ? layer.channel_axis : -1;
+  const int64_t columns = layer.elements / layer.shape[0];
+  if (axis == 0 && size > 0 && columns % size == 0) return absl::OkStatus();
+  return InvalidAnswer(algorithm, layer, "groups of ", size, " along the channel axis ", axis,
+                       "; the axis must be 0 and the size divide ", columns);
 }
 
 absl::Status CheckMask(absl::string_view algorithm, const Layer& layer, const Mask& mask) {

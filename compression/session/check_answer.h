@@ -39,12 +39,11 @@ struct Answerer {
   bool loaded = false;
 };
 
-// Checks that `create` returned a compressor of the kind in `info`.
+// Checks that `create` returned a compressor of the kind in `info`, without traits of the other.
 absl::Status CheckKind(const AlgorithmInfo& info, const Compressor* compressor);
 
-// Checks that the channel axis of a quantizer is a dimension of the weight, and that groups fit.
-absl::Status CheckAxis(absl::string_view algorithm, const Compressor& compressor,
-                       const Layer& layer);
+// Checks that the groups of a quantizer, if it has them, fit the layer.
+absl::Status CheckGroups(absl::string_view algorithm, const Traits& traits, const Layer& layer);
 
 absl::Status CheckMask(absl::string_view algorithm, const Layer& layer, const Mask& mask);
 

@@ -269,11 +269,11 @@ bool HaveOneDtype(const std::vector<int>& indices, absl::Span<const Layer> layer
 }
 
 // The statistics that a compressor wants of its layers, which must have them.
-absl::StatusOr<std::vector<const StatisticInfo*>> StatisticsOf(const Compressor& compressor,
+absl::StatusOr<std::vector<const StatisticInfo*>> StatisticsOf(const Traits& traits,
                                                                const std::vector<int>& won,
                                                                absl::Span<const Layer> layers) {
   std::vector<const StatisticInfo*> statistics;
-  for (const StatisticKind kind : compressor.statistics()) {
+  for (const StatisticKind kind : traits.statistics) {
     const StatisticInfo* const info = FindStatistic(static_cast<int>(kind));
     if (info == nullptr || std::count(statistics.begin(), statistics.end(), info) > 0) {
       return absl::InternalError(absl::StrCat("the algorithm declares the statistic ",
@@ -432,18 +432,16 @@ absl::StatusOr<Plan> MakePlan(const AlgorithmInfo& algorithm, absl::Span<const j
     if (!rules[i].wins) continue;
     if (rules[i].exclude) continue;
     if (auto status = CheckLayers(algorithm, rules[i], won[i], layers); !status.ok()) return status;
-    const bool needs_epoch = rules[i].compressor->needs_epoch();
-    const auto* const pruner = dynamic_cast<const Pruner*>(rules[i].compressor.get());
-    plan.needs_epoch |= needs_epoch;
-    plan.needs_step |= rules[i].compressor->needs_step() || rules[i].compressor->wants_gradient();
-    const bool joint = pruner != nullptr && pruner->joint();
+    const Traits& traits = rules[i].compressor->traits();
+    plan.needs_epoch |= traits.needs_epoch;
+    plan.needs_step |= traits.needs_step || !traits.observes.empty();
     const bool takes_counts =
-        pruner != nullptr && pruner->takes_counts() && (!joint || HaveOneDtype(won[i], layers));
-    auto statistics = StatisticsOf(*rules[i].compressor, won[i], layers);
+        traits.takes_counts && (!traits.joint || HaveOneDtype(won[i], layers));
+    auto statistics = StatisticsOf(traits, won[i], layers);
     if (!statistics.ok()) return statistics.status();
     plan.rules.push_back(std::make_unique<const PlannedRule>(
-        PlannedRule{i, *std::move(rules[i].options), rules[i].compressor, needs_epoch, joint,
-                    takes_counts, *std::move(statistics), std::move(won[i])}));
+        PlannedRule{i, *std::move(rules[i].options), rules[i].compressor, takes_counts,
+                    *std::move(statistics), std::move(won[i])}));
     planned[i] = plan.rules.back().get();
   }
   for (LayerPlan& layer : plan.layers) {

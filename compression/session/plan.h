@@ -25,12 +25,11 @@ struct PlannedRule {
   int rule = 0;  // index in the config_list
   Options options;
   std::shared_ptr<const Compressor> compressor;
-  bool needs_epoch = false;   // the compressor's
-  bool joint = false;         // Pruner::joint()
-  bool takes_counts = false;  // Pruner::takes_counts(), and joint layers have one dtype
-  // Compressor::statistics()
-  std::vector<const StatisticInfo*> statistics;
-  std::vector<int> layers;  // that it won, in the order of the model
+  bool takes_counts = false;  // Traits::takes_counts, and joint layers have one dtype
+  std::vector<const StatisticInfo*> statistics;  // Traits::statistics
+  std::vector<int> layers;                       // that it won, in the order of the model
+
+  const Traits& traits() const { return compressor->traits(); }
 };
 
 // The plan for one layer.

@@ -95,6 +95,11 @@ absl::Status CheckRemembered(const Layer& layer, const Remembered& remembered,
                          : "two finite numbers, of which the first is not above the second"));
 }
 
+bool Observes(const Compressor& compressor, Observation::Kind kind) {
+  const std::vector<Observation::Kind>& observes = compressor.traits().observes;
+  return std::find(observes.begin(), observes.end(), kind) != observes.end();
+}
+
 uint32_t Crc32(absl::Span<const uint64_t> numbers) {
   return static_cast<uint32_t>(
       crc32_z(0, reinterpret_cast<const Bytef*>(numbers.data()), numbers.size() * 8));
@@ -147,7 +152,7 @@ absl::StatusOr<std::unique_ptr<Session>> Session::Bind(const Registry& registry,
   for (size_t i = 0; i < plan->layers.size(); ++i) {
     const PlannedRule* planned = plan->layers[i].planned;
     if (planned == nullptr) continue;
-    auto status = CheckAxis((*algorithm)->name, *planned->compressor, binding.layers[i]);
+    auto status = CheckGroups((*algorithm)->name, planned->traits(), binding.layers[i]);
     if (!status.ok()) return status;
   }
   std::unique_ptr<Session> session(new Session(*algorithm, std::move(binding), *std::move(plan)));
@@ -183,7 +188,7 @@ const Compressor* Session::CompressorOf(int i) const {
 
 bool Session::IsJoint(int i) const {
   const PlannedRule* planned = plan_.layers[i].planned;
-  return planned != nullptr && planned->joint;
+  return planned != nullptr && planned->traits().joint;
 }
 
 bool Session::IsStaleTogether(const PlannedRule& rule) const {
@@ -304,7 +309,7 @@ absl::StatusOr<std::vector<MaskAnswer>> Session::CalcMasks(absl::Span<const Laye
           absl::StrCat("layer ", Quoted(layer(i).name), " is given twice"));
     }
     const PlannedRule* rule = plan_.layers[i].planned;
-    if (!rule->joint) {
+    if (!rule->traits().joint) {
       return absl::InvalidArgumentError(
           absl::StrCat("layer ", Quoted(layer(i).name), " is decided about by itself"));
     }
@@ -409,7 +414,7 @@ absl::StatusOr<std::vector<CountsAnswer>> Session::CalcThresholds(
 
   const PlannedRule& rule = *plan_.layers[counts.front().layer].planned;
   const std::vector<int> indices =
-      rule.joint ? rule.layers : std::vector<int>{counts.front().layer};
+      rule.traits().joint ? rule.layers : std::vector<int>{counts.front().layer};
   std::vector<const LayerCounts*> ordered;
   std::vector<CountedLayer> layers;
   for (const int i : indices) {
@@ -501,7 +506,7 @@ RememberedNumbers Session::RememberedOf(int i) const {
   RememberedNumbers found;
   const Compressor* compressor = CompressorOf(i);
   if (compressor == nullptr) return found;
-  for (const Remembered& remembered : compressor->remembered()) {
+  for (const Remembered& remembered : compressor->traits().remembered) {
     const auto numbers = states_[i]->memory.find(remembered.name);
     if (numbers != states_[i]->memory.end()) found.insert(*numbers);
   }
@@ -510,7 +515,7 @@ RememberedNumbers Session::RememberedOf(int i) const {
 
 absl::Status Session::Remember(int i, const RememberedNumbers& memory) {
   if (auto status = CheckCompressed(i, algorithm_->kind); !status.ok()) return status;
-  const std::vector<Remembered> known = CompressorOf(i)->remembered();
+  const std::vector<Remembered>& known = CompressorOf(i)->traits().remembered;
   LayerState state = *states_[i];
   for (const auto& [name, values] : memory) {
     const auto found = std::find_if(known.begin(), known.end(),
@@ -597,7 +602,7 @@ absl::StatusOr<QuantizedWeight> Session::QuantizeWeight(int i, const Weight& wei
 absl::StatusOr<QuantizedWeight> Session::QuantizeRange(int i, const Range& range) {
   if (auto status = CheckCompressed(i, AlgorithmKind::kQuantizer); !status.ok()) return status;
   const auto& quantizer = static_cast<const Quantizer&>(*CompressorOf(i));
-  if (!quantizer.accepts_range()) {
+  if (!quantizer.traits().accepts_range) {
     return absl::InvalidArgumentError(
         absl::StrCat("the algorithm ", algorithm_->name, " needs weights; a range is not enough"));
   }
@@ -609,25 +614,29 @@ absl::StatusOr<QuantizedWeight> Session::QuantizeRange(int i, const Range& range
                   });
 }
 
+absl::StatusOr<LayerState> Session::Observe(int i, const Observation& observation) const {
+  return CatchAll<LayerState>([&]() -> absl::StatusOr<LayerState> {
+    LayerState state = *states_[i];
+    auto status = CompressorOf(i)->Observe(layer(i), observation, clock_, state);
+    if (!status.ok()) return status;
+    state.mask = states_[i]->mask;
+    state.parameters = states_[i]->parameters;
+    state.answered = states_[i]->answered;
+    state.statistics = states_[i]->statistics;
+    return state;
+  });
+}
+
 absl::Status Session::AddGradient(int i, const at::Tensor& gradient) {
   if (auto status = CheckCompressed(i, algorithm_->kind); !status.ok()) return status;
   if (auto status = CheckWeight(i, gradient); !status.ok()) return status;
-  const Compressor& compressor = *CompressorOf(i);
-  if (!compressor.wants_gradient()) {
+  if (!Observes(*CompressorOf(i), Observation::Kind::kGradient)) {
     return absl::InvalidArgumentError(
         absl::StrCat("the algorithm ", algorithm_->name, " does not use gradients"));
   }
-  LayerState state = *states_[i];
-  auto added = CatchAll<bool>([&]() -> absl::StatusOr<bool> {
-    auto status = compressor.AddGradient(layer(i), gradient, clock_, state);
-    return status.ok() ? absl::StatusOr<bool>(true) : status;
-  });
-  if (!added.ok()) return added.status();
-  state.mask = states_[i]->mask;
-  state.statistics = states_[i]->statistics;
-  state.parameters = states_[i]->parameters;
-  state.answered = states_[i]->answered;
-  return Commit(i, std::move(state));
+  auto state = Observe(i, {Observation::Kind::kGradient, gradient, {}});
+  if (!state.ok()) return state.status();
+  return Commit(i, *std::move(state));
 }
 
 absl::StatusOr<StatisticAnswer> Session::AddStatistic(int i, const StatisticPart& part) {
@@ -672,23 +681,17 @@ absl::StatusOr<ActivationAnswer> Session::ObserveActivation(int i, Activation ac
   const auto quantizer = QuantizerOf(i, activation);
   if (!quantizer.ok()) return quantizer.status();
   if (auto status = CheckRange(layer(i), range, /*channels=*/1); !status.ok()) return status;
-  LayerState state = *states_[i];
-  auto observed = CatchAll<bool>([&]() -> absl::StatusOr<bool> {
-    auto status = (*quantizer)->ObserveActivation(activation, range, state);
-    return status.ok() ? absl::StatusOr<bool>(true) : status;
-  });
-  if (!observed.ok()) return observed.status();
-  auto answer = CheckedActivation(answerer(), **quantizer, layer(i), activation, clock_, state);
+  auto state = Observe(i, {ObservationOf(activation), {}, range});
+  if (!state.ok()) return state.status();
+  auto answer = CheckedActivation(answerer(), **quantizer, layer(i), activation, clock_, *state);
   if (!answer.ok()) return answer;
-  if (auto s = Commit(i, std::move(state)); !s.ok()) return s;
+  if (auto s = Commit(i, *std::move(state)); !s.ok()) return s;
   return answer;
 }
 
 bool Session::Quantizes(int i, Activation activation) const {
   const auto* const quantizer = dynamic_cast<const Quantizer*>(CompressorOf(i));
-  if (quantizer == nullptr) return false;
-  const std::vector<Activation> activations = quantizer->activations();
-  return std::count(activations.begin(), activations.end(), activation) > 0;
+  return quantizer != nullptr && Observes(*quantizer, ObservationOf(activation));
 }
 
 absl::StatusOr<ActivationAnswer> Session::QuantizeActivation(int i, Activation activation) const {

@@ -45,7 +45,7 @@ struct Binding {
   Unfiltered unfiltered = Unfiltered::kEveryLayer;
 };
 
-// Saved state of a layer, by name; see Compressor::remembered().
+// Saved state of a layer, by name; see Traits::remembered.
 using RememberedNumbers = std::map<std::string, std::vector<float>>;
 
 struct MaskAnswer {
@@ -214,6 +214,8 @@ class Session {
   absl::Status CheckWeight(int i, const at::Tensor& weight) const;
   absl::Status CheckFits(int i, const LayerState& state) const;
   absl::StatusOr<const Quantizer*> QuantizerOf(int i, Activation activation) const;
+  // The layer's state after the observation.
+  absl::StatusOr<LayerState> Observe(int i, const Observation& observation) const;
   std::optional<double> AnswerTarget(int i) const;
   MaskAnswer AnswerMask(int i) const;
   // FAILED_PRECONDITION when the layer's mask is with the trainer.

@@ -52,8 +52,8 @@ absl::Status Session::CheckFits(int i, const LayerState& state) const {
     if (state.parameters) {
       const auto& quantizer = static_cast<const Quantizer&>(*compressor);
       const auto scales = static_cast<int64_t>(state.parameters->scale.size());
-      fits &= state.parameters->bits == quantizer.bits() &&
-              state.parameters->group_size == quantizer.group_size() &&
+      fits &= state.parameters->bits == quantizer.traits().bits &&
+              state.parameters->group_size == quantizer.traits().group_size &&
               (scales == 0 || scales == quantizer.channels(layer(i))) &&
               state.parameters->scale.size() == state.parameters->zero_point.size();
     }

@@ -19,7 +19,7 @@ LayerSnapshot::LayerSnapshot(Answerer answerer, std::shared_ptr<const Layer> lay
 
 std::optional<double> LayerSnapshot::TargetSparsity() const {
   const auto& pruner = static_cast<const Pruner&>(*compressor_);
-  return pruner.joint() ? std::nullopt : CheckedTarget(pruner, clock_);
+  return pruner.traits().joint ? std::nullopt : CheckedTarget(pruner, clock_);
 }
 
 absl::StatusOr<QuantizedWeight> LayerSnapshot::QuantizeWeight(const Buffer& weight,
@@ -37,7 +37,7 @@ absl::StatusOr<QuantizedWeight> LayerSnapshot::QuantizeWeight(const Buffer& weig
 
 absl::StatusOr<std::optional<QuantizationParameters>> LayerSnapshot::CommonParameters() const {
   std::optional<QuantizationParameters> parameters;
-  if (quantizer_->accepts_range()) {
+  if (quantizer_->traits().accepts_range) {
     const auto scales = static_cast<size_t>(this->scales());
     const Range range = {std::vector<float>(scales, -1), std::vector<float>(scales, 1)};
     LayerState scratch = *state_;

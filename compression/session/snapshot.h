@@ -25,7 +25,7 @@ class LayerSnapshot {
   const std::optional<Mask>& mask() const { return state_->mask; }
 
   // Whether weights are quantized; otherwise only a mask changes them.
-  bool rounds() const { return quantizer_ != nullptr && quantizer_->bits() > 0; }
+  bool rounds() const { return quantizer_ != nullptr && quantizer_->traits().bits > 0; }
 
   // The number of scales of a weight. Only if rounds().
   int64_t scales() const { return quantizer_->channels(*layer_); }

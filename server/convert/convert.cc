@@ -51,6 +51,17 @@ absl::StatusOr<compression::Layer> ToLayer(const v1::Layer& layer, const std::st
   return out;
 }
 
+v1::TensorRole RoleOf(compression::Observation::Kind kind) {
+  switch (kind) {
+    case compression::Observation::Kind::kGradient:
+      return v1::TENSOR_ROLE_GRADIENT;
+    case compression::Observation::Kind::kOutputRange:
+      return v1::TENSOR_ROLE_OUTPUT_RANGE;
+    default:
+      return v1::TENSOR_ROLE_INPUT_RANGE;
+  }
+}
+
 }  // namespace
 
 absl::StatusOr<compression::DataType> ToDataType(v1::DataType dtype, absl::string_view field) {
@@ -277,26 +288,17 @@ void ToProto(const compression::Plan& plan, absl::Span<const compression::Layer>
     v1::PlannedRule* to = out->add_rules();
     to->set_rule(static_cast<uint32_t>(rule->rule));
     ToProto(rule->options.json(), to->mutable_options());
-    to->set_refresh(static_cast<v1::Refresh>(rule->compressor->refresh()));
-    if (rule->compressor->wants_gradient()) to->add_step_inputs(v1::TENSOR_ROLE_GRADIENT);
-    to->set_remembers_more(rule->compressor->remembers_more());
-    to->set_joint(rule->joint);
+    const compression::Traits& traits = rule->traits();
+    to->set_refresh(static_cast<v1::Refresh>(traits.refresh));
+    to->set_remembers_more(traits.remembers_more);
+    to->set_joint(traits.joint);
     to->set_takes_counts(rule->takes_counts);
-    const auto* quantizer = dynamic_cast<const compression::Quantizer*>(rule->compressor.get());
-    if (quantizer == nullptr) continue;
-    if (quantizer->wants_range_in_step()) to->add_step_inputs(v1::TENSOR_ROLE_RANGE);
-    for (const compression::Activation activation : quantizer->activations()) {
-      to->add_step_inputs(activation == compression::Activation::kOutput
-                              ? v1::TENSOR_ROLE_OUTPUT_RANGE
-                              : v1::TENSOR_ROLE_INPUT_RANGE);
+    if (traits.wants_range_in_step) to->add_step_inputs(v1::TENSOR_ROLE_RANGE);
+    for (const compression::Observation::Kind kind : traits.observes) {
+      to->add_step_inputs(RoleOf(kind));
     }
-    // The granularity is that of the rule, so any of its layers has it.
-    for (size_t i = 0; i < layers.size(); ++i) {
-      if (plan.layers[i].planned != rule.get()) continue;
-      to->set_range_per_channel(quantizer->channel_axis(layers[i]).has_value());
-      to->set_range_group_size(static_cast<uint64_t>(quantizer->group_size()));
-      break;
-    }
+    to->set_range_per_channel(traits.per_channel);
+    to->set_range_group_size(static_cast<uint64_t>(traits.group_size));
   }
   out->mutable_warnings()->Add(plan.warnings.begin(), plan.warnings.end());
   out->set_needs_update_epoch(plan.needs_epoch);

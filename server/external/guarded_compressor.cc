@@ -1,6 +1,5 @@
 #include "server/external/guarded_compressor.h"
 
-#include <map>
 #include <optional>
 #include <string>
 #include <tuple>
@@ -26,17 +25,14 @@ using compression::JointLayer;
 using compression::Layer;
 using compression::LayerState;
 using compression::Mask;
+using compression::Observation;
 using compression::Options;
 using compression::Pruner;
 using compression::QuantizedWeight;
 using compression::Quantizer;
 using compression::QuantizeReply;
 using compression::Range;
-using compression::Refresh;
-using compression::StatisticKind;
 using compression::Weight;
-
-constexpr char kActivations[] = "the activations of a layer";
 
 std::string OnLayer(const Layer& layer) {
   return absl::StrCat("layer ", compression::Quoted(layer.name));
@@ -54,39 +50,6 @@ std::vector<JointLayer> Own(const std::vector<JointLayer>& layers) {
   return own;
 }
 
-// The properties of a compressor that are constant over its lifetime.
-struct Traits {
-  Refresh refresh = Refresh::kOnce;
-  bool needs_epoch = false;
-  bool needs_step = false;
-  bool wants_gradient = false;
-  std::vector<StatisticKind> statistics;
-  bool joint = false;
-  bool accepts_range = false;
-  bool wants_range_in_step = false;
-  int bits = 0;
-  int64_t group_size = 0;
-  std::vector<Activation> activations;
-};
-
-Traits TraitsOf(const Compressor& inner) {
-  Traits traits;
-  traits.refresh = inner.refresh();
-  traits.needs_epoch = inner.needs_epoch();
-  traits.needs_step = inner.needs_step();
-  traits.wants_gradient = inner.wants_gradient();
-  traits.statistics = inner.statistics();
-  if (const auto* pruner = dynamic_cast<const Pruner*>(&inner)) traits.joint = pruner->joint();
-  if (const auto* quantizer = dynamic_cast<const Quantizer*>(&inner)) {
-    traits.accepts_range = quantizer->accepts_range();
-    traits.wants_range_in_step = quantizer->wants_range_in_step();
-    traits.bits = quantizer->bits();
-    traits.group_size = quantizer->group_size();
-    traits.activations = quantizer->activations();
-  }
-  return traits;
-}
-
 // Leaks a compressor whose code must not run any more, not even its destructor.
 void Leak(std::shared_ptr<const Compressor> compressor) {
   static Mutex mutex;
@@ -99,8 +62,12 @@ void Leak(std::shared_ptr<const Compressor> compressor) {
 template <typename Base>
 class Guard : public Base {
  public:
-  Guard(std::shared_ptr<ExternalHost> host, std::shared_ptr<const Base> inner, Traits traits)
-      : host_(std::move(host)), inner_(std::move(inner)), traits_(std::move(traits)) {}
+  Guard(std::shared_ptr<ExternalHost> host, std::shared_ptr<const Base> inner)
+      : host_(std::move(host)), inner_(std::move(inner)) {
+    this->traits_ = inner_->traits();
+    // TotalToPrune cannot fail, as any call of external code can.
+    this->traits_.takes_counts = false;
+  }
 
   // The destructor of the inner compressor is external code, too.
   ~Guard() override {
@@ -116,22 +83,16 @@ class Guard : public Base {
     ended.IgnoreError();
   }
 
-  Refresh refresh() const override { return traits_.refresh; }
-  bool needs_epoch() const override { return traits_.needs_epoch; }
-  bool needs_step() const override { return traits_.needs_step; }
-  bool wants_gradient() const override { return traits_.wants_gradient; }
-  std::vector<StatisticKind> statistics() const override { return traits_.statistics; }
-
   bool IsStale(const Layer& layer, const LayerState& state,
                compression::Clock clock) const override {
     // An answer becomes stale only by a new epoch or step.
-    if (!traits_.needs_epoch && !traits_.needs_step) return false;
+    if (!this->traits_.needs_epoch && !this->traits_.needs_step) return false;
     return Ask(OnLayer(layer), true, &Base::IsStale, layer, state, clock);
   }
 
-  absl::Status AddGradient(const Layer& layer, const at::Tensor& gradient, compression::Clock clock,
-                           LayerState& state) const override {
-    return Invoke(OnLayer(layer), &Base::AddGradient, layer, gradient, clock, state);
+  absl::Status Observe(const Layer& layer, const Observation& observation, compression::Clock clock,
+                       LayerState& state) const override {
+    return Invoke(OnLayer(layer), &Base::Observe, layer, observation, clock, state);
   }
 
  protected:
@@ -179,7 +140,6 @@ class Guard : public Base {
 
   const std::shared_ptr<ExternalHost> host_;
   std::shared_ptr<const Base> inner_;
-  const Traits traits_;
 
  private:
   static absl::Status StatusOf(const absl::Status& status) { return status; }
@@ -205,8 +165,6 @@ class GuardedPruner : public Guard<Pruner> {
     return Invoke(OnLayer(layer), &Pruner::CalcMask, layer, weight, state, clock);
   }
 
-  bool joint() const override { return traits_.joint; }
-
   bool IsStaleTogether(int64_t elements, int64_t pruned, compression::Clock clock) const override {
     // An answer becomes stale only by a new epoch or step, or by a mask of the trainer.
     return Ask("the layers of a rule", true, &Pruner::IsStaleTogether, elements, pruned, clock);
@@ -226,12 +184,6 @@ class GuardedQuantizer : public Guard<Quantizer> {
  public:
   using Guard::Guard;
 
-  bool accepts_range() const override { return traits_.accepts_range; }
-  bool wants_range_in_step() const override { return traits_.wants_range_in_step; }
-  int bits() const override { return traits_.bits; }
-  int64_t group_size() const override { return traits_.group_size; }
-  std::vector<Activation> activations() const override { return traits_.activations; }
-
   absl::StatusOr<QuantizedWeight> QuantizeWeight(const Layer& layer, const Weight& weight,
                                                  QuantizeReply reply, compression::Clock clock,
                                                  LayerState& state) const override {
@@ -244,60 +196,34 @@ class GuardedQuantizer : public Guard<Quantizer> {
     return Invoke(OnLayer(layer), &Quantizer::QuantizeRange, layer, range, clock, state);
   }
 
-  // Called once per layer and cached: it is needed often, and on threads that must not block.
-  std::optional<int> channel_axis(const Layer& layer) const override {
-    MutexLock lock(&mutex_);
-    const auto [it, fresh] = axes_.try_emplace(layer.name);
-    if (fresh) {
-      it->second = Ask(OnLayer(layer), std::optional<int>(), &Quantizer::channel_axis, layer);
-    }
-    return it->second;
-  }
-
-  absl::Status ObserveActivation(Activation activation, const Range& range,
-                                 LayerState& state) const override {
-    return Invoke(kActivations, &Quantizer::ObserveActivation, activation, range, state);
-  }
-
   absl::StatusOr<ActivationAnswer> QuantizeActivation(Activation activation,
                                                       compression::Clock clock,
                                                       const LayerState& state) const override {
-    return Invoke(kActivations, &Quantizer::QuantizeActivation, activation, clock, state);
+    return Invoke("the activations of a layer", &Quantizer::QuantizeActivation, activation, clock,
+                  state);
   }
-
- private:
-  mutable Mutex mutex_;
-  mutable std::map<std::string, std::optional<int>> axes_ ABSL_GUARDED_BY(mutex_);
 };
 
 template <typename Wrapper, typename Base>
 std::unique_ptr<Compressor> Wrap(const std::shared_ptr<ExternalHost>& host,
-                                 const std::shared_ptr<const Compressor>& inner,
-                                 const Traits& traits) {
-  return std::make_unique<Wrapper>(host, std::dynamic_pointer_cast<const Base>(inner), traits);
+                                 const std::shared_ptr<const Compressor>& inner) {
+  return std::make_unique<Wrapper>(host, std::dynamic_pointer_cast<const Base>(inner));
 }
 
 absl::StatusOr<std::unique_ptr<Compressor>> Create(const AlgorithmInfo& info,
                                                    const std::shared_ptr<ExternalHost>& host,
                                                    const Options& options) {
-  struct Made {
-    std::shared_ptr<const Compressor> inner;
-    Traits traits;
-  };
-  const auto made = std::make_shared<Made>();
+  const auto made = std::make_shared<std::shared_ptr<const Compressor>>();
   absl::Status status = host->Run(options.path(), [made, info, options] {
     auto inner = info.create(options);
     if (!inner.ok()) return inner.status();
     absl::Status fits = compression::CheckKind(info, inner->get());
-    if (!fits.ok()) return fits;
-    made->inner = *std::move(inner);
-    made->traits = TraitsOf(*made->inner);
-    return absl::OkStatus();
+    if (fits.ok()) *made = *std::move(inner);
+    return fits;
   });
   if (!status.ok()) return status;
-  return info.kind == AlgorithmKind::kPruner
-             ? Wrap<GuardedPruner, Pruner>(host, made->inner, made->traits)
-             : Wrap<GuardedQuantizer, Quantizer>(host, made->inner, made->traits);
+  return info.kind == AlgorithmKind::kPruner ? Wrap<GuardedPruner, Pruner>(host, *made)
+                                             : Wrap<GuardedQuantizer, Quantizer>(host, *made);
 }
 
 }  // namespace

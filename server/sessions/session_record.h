@@ -181,7 +181,7 @@ class SessionRecord {
   std::atomic<int64_t> binding_bytes_;
   const int64_t disk_bytes_;
 
-  struct Traits {
+  struct LayerTraits {
     bool compressed = false;
     bool joint = false;
     int64_t work_bytes = 0;
@@ -190,7 +190,7 @@ class SessionRecord {
 
   // Copies, since calls may still check headers after the session is destroyed.
   std::vector<compression::Layer> layers_;
-  std::vector<Traits> traits_;
+  std::vector<LayerTraits> traits_;
   absl::flat_hash_map<std::string, int> index_;
   std::string algorithm_;
   compression::AlgorithmKind kind_ = compression::AlgorithmKind::kPruner;

@@ -110,16 +110,18 @@ void DescribeLayers(const compression::Session& session, v1::Session* out) {
         of_source->set_count(static_cast<uint64_t>(total->count));
       }
     }
-    const compression::Compressor* compressor = plan.planned->compressor.get();
+    const compression::Traits& traits = plan.planned->traits();
     if (session.algorithm().kind == compression::AlgorithmKind::kPruner) {
       const auto target = session.TargetSparsity(*plan.planned, session.clock().epoch);
-      if (target && !plan.planned->joint) report->set_target_sparsity(*target);
+      if (target && !traits.joint) report->set_target_sparsity(*target);
       const compression::LayerState& state = session.state(i);
       report->set_achieved_sparsity(static_cast<double>(state.pruned()) /
                                     static_cast<double>(layer.elements));
-    } else if (const auto* quantizer = dynamic_cast<const compression::Quantizer*>(compressor)) {
-      if (quantizer->bits() > 0) report->set_bits(static_cast<uint32_t>(quantizer->bits()));
-      for (const compression::Activation activation : quantizer->activations()) {
+    } else {
+      if (traits.bits > 0) report->set_bits(static_cast<uint32_t>(traits.bits));
+      for (const auto activation :
+           {compression::Activation::kOutput, compression::Activation::kInput}) {
+        if (!session.Quantizes(i, activation)) continue;
         const auto answer = session.QuantizeActivation(i, activation);
         if (!answer.ok() || !answer->parameters) continue;
         v1::QuantizationParameters* parameters = activation == compression::Activation::kOutput

@@ -182,16 +182,12 @@ std::unique_ptr<Session> FromCheckpoint(const Session& session) {
 
 TEST_P(ContractTest, ASessionThatGoesOnFromACheckpointAnswersAsTheOneOfThatTimeDid) {
   auto original = Bind({50});
-  std::vector<Activation> activations;
-  if (!pruner()) {
-    activations = static_cast<const Quantizer&>(*original->plan().layers[0].planned->compressor)
-                      .activations();
-  }
+  const Traits& traits = original->plan().layers[0].planned->traits();
   for (int64_t t = 1; t < 12; ++t) {
     ASSERT_THAT(original->Step(t), IsOk());
     ASSERT_THAT(Ask(*original, Random({50}, t)), IsOk());
     const LayerState& state = original->state(0);
-    if (original->plan().layers[0].planned->compressor->remembers_more()) return;
+    if (traits.remembers_more) return;
     EXPECT_EQ(state.opaque, "");
     EXPECT_EQ(original->RememberedOf(0), state.memory) << "not all that is remembered is restored";
 
@@ -206,7 +202,8 @@ TEST_P(ContractTest, ASessionThatGoesOnFromACheckpointAnswersAsTheOneOfThatTimeD
     }
     const at::Tensor weight = Random({50}, 20 + t, DataType::kFloat32, t % 3 + 0.5);
     EXPECT_EQ(Ask(*restored, weight).value(), Ask(*original, weight).value());
-    for (const Activation activation : activations) {
+    for (const Activation activation : {Activation::kOutput, Activation::kInput}) {
+      if (!original->Quantizes(0, activation)) continue;
       const Range range{{-0.1f * static_cast<float>(t)}, {1.7f}};
       for (Session* session : {original.get(), restored.get()}) {
         ASSERT_THAT(session->ObserveActivation(0, activation, range), IsOk());
@@ -222,7 +219,7 @@ TEST_P(ContractTest, RefusesNumbersThatItDoesNotRemember) {
   EXPECT_THAT(session->Remember(0, {{"nonsense", {1}}}),
               IsInvalid(AllOf(HasSubstr("layer \"layer\" has \"nonsense\""))));
   const float nan = std::nanf("");
-  for (const Remembered& known : session->plan().layers[0].planned->compressor->remembered()) {
+  for (const Remembered& known : session->plan().layers[0].planned->traits().remembered) {
     std::vector<std::vector<float>> wrong = {{}, {nan}, {1, INFINITY}, {1, 2, 3}};
     if (known.kind == Remembered::Kind::kScale) {
       wrong.insert(wrong.end(), {{-1}, {INFINITY}, {1, 2}});
@@ -383,7 +380,7 @@ TEST_P(ContractTest, ARangeIsAsGoodAsAWeightWhereItIsAccepted) {
   }
   const auto& quantizer =
       static_cast<const Quantizer&>(*session->plan().layers[0].planned->compressor);
-  if (!quantizer.accepts_range()) {
+  if (!quantizer.traits().accepts_range) {
     EXPECT_THAT(session->QuantizeRange(0, Range{{0}, {1}}), IsInvalid(HasSubstr("needs weights")));
     return;
   }
@@ -391,7 +388,7 @@ TEST_P(ContractTest, ARangeIsAsGoodAsAWeightWhereItIsAccepted) {
   Range range;
   for (int64_t c = 0; c < quantizer.channels(session->layer(0)); ++c) {
     const auto axis = quantizer.channel_axis(session->layer(0));
-    const int64_t group = quantizer.group_size();
+    const int64_t group = quantizer.traits().group_size;
     const at::Tensor part = group > 0 ? weight.reshape({-1, group}).select(0, c)
                             : axis    ? weight.select(*axis, c)
                                       : weight;

@@ -151,7 +151,16 @@ TEST_F(MisbehavingPluginTest, NonsenseIsToldWithAlgorithmLayerAndWhatItShouldBe)
   EXPECT_THAT(Failure("short_data"), nonsense("short_data", "11 bytes of uint8; it must be 12"));
   EXPECT_THAT(Failure("wide_codes"), nonsense("wide_codes", "codes from 0 to 256 in 8 bits"));
   EXPECT_THAT(Failure("nan_data"), nonsense("nan_data", "the code 255; codes must be in [0, 100]"));
-  EXPECT_THAT(TryBind("wrong_axis"), nonsense("wrong_axis", "axis 7; it must be in [0, 1]"));
+  EXPECT_THAT(Failure("wrong_axis"), nonsense("wrong_axis", "axis 7; it must be the rule's, -1"));
+  EXPECT_THAT(
+      TryBind("wrong_groups"),
+      nonsense("wrong_groups", "groups of 3 along the channel axis -1; the axis must be 0"));
+}
+
+TEST_F(MisbehavingPluginTest, AQuantizerWithTraitsOfAPrunerIsRefused) {
+  EXPECT_THAT(TryBind("joint_quantizer"), Fails(absl::StatusCode::kInternal,
+                                                "the algorithm joint_quantizer is a quantizer and "
+                                                "has traits of the other kind"));
 }
 
 // What becomes of a weight at an export, planned when the quantizer had answered well.
@@ -185,10 +194,8 @@ class MisbehavingExportTest : public MisbehavingPluginTest {
 
 TEST_F(MisbehavingExportTest, NoExportTakesNonsenseForAnAnswer) {
   for (const std::string format : {"onnx", "compressed-tensors", "safetensors", "pth", "report"}) {
-    EXPECT_THAT(Export("wrong_axis", format),
-                Fails(absl::StatusCode::kInternal, HasSubstr("axis")));
     for (const std::string algorithm : {"nan_scale", "many_scales", "tiny_scale", "long_data",
-                                        "short_data", "wide_codes", "nan_data"}) {
+                                        "short_data", "wide_codes", "nan_data", "wrong_axis"}) {
       EXPECT_THAT(Export(algorithm, format),
                   Fails(absl::StatusCode::kInternal,
                         HasSubstr("the algorithm " + algorithm + " answered layer \"fc.weight\"")))

@@ -35,6 +35,8 @@ struct Answer {
   int scales = 1;
   int64_t extra_bytes = 0;
   std::optional<int> axis;
+  int64_t group_size = 0;
+  bool joint = false;
   uint8_t byte = 0;  // of which the data is made
   int32_t code_max = 255;
   bool by_dorefa = false;
@@ -43,7 +45,11 @@ struct Answer {
 // Answers as it should where the first weight is 0.
 class BadQuantizer : public Quantizer {
  public:
-  explicit BadQuantizer(Answer answer) : answer_(answer) {}
+  explicit BadQuantizer(Answer answer) : answer_(answer) {
+    traits_.bits = 8;
+    traits_.group_size = answer.group_size;
+    traits_.joint = answer.joint;
+  }
 
   absl::StatusOr<QuantizedWeight> QuantizeWeight(const Layer& layer, const Weight& weight,
                                                  QuantizeReply reply, Clock,
@@ -60,15 +66,13 @@ class BadQuantizer : public Quantizer {
       result.parameters->scale.assign(static_cast<size_t>(answer.scales), answer.scale);
       result.parameters->zero_point.resize(static_cast<size_t>(answer.scales));
     }
-    result.parameters->channel_axis = answer_.axis;
+    result.parameters->channel_axis = answer.axis;
     if (reply == QuantizeReply::kParameters) return result;
     if (reply == QuantizeReply::kValues) result.dtype = layer.dtype;
     result.data = Buffer::Allocate(ByteLength(result.dtype, layer.elements) + answer.extra_bytes);
     std::memset(result.data.data(), answer.byte, static_cast<size_t>(result.data.size()));
     return result;
   }
-  std::optional<int> channel_axis(const Layer&) const override { return answer_.axis; }
-  int bits() const override { return 8; }
 
  private:
   const Answer answer_;
@@ -77,11 +81,12 @@ class BadQuantizer : public Quantizer {
 // Says that it prunes more than there is.
 class BoastfulPruner : public Pruner {
  public:
+  BoastfulPruner() { traits_.needs_epoch = true; }
+
   absl::StatusOr<Mask> CalcMask(const Layer& layer, const Weight&, LayerState&,
                                 Clock) const override {
     return Mask::Ones(layer.elements);
   }
-  bool needs_epoch() const override { return true; }
   std::optional<double> TargetSparsity(Clock clock) const override {
     if (clock.epoch == 1) throw std::runtime_error("no idea");
     return clock.epoch == 0 ? 1.5 : NAN;
@@ -118,14 +123,16 @@ AlgorithmInfo Quantizing(const std::string& name, const Answer& answer) {
 NNI_COMPRESSION_PLUGIN() {
   using namespace nni_compression::compression;  // NOLINT
   using MaskOr = absl::StatusOr<Mask>;
-  Answer nan_scale, many_scales, tiny_scale, long_data, short_data, wrong_axis, wide_codes,
-      nan_data, other_formula;
+  Answer nan_scale, many_scales, tiny_scale, long_data, short_data, wrong_axis, wrong_groups,
+      joint_quantizer, wide_codes, nan_data, other_formula;
   nan_scale.scale = NAN;
   many_scales.scales = 5;
   tiny_scale.scale = 1e-45f;
   long_data.extra_bytes = 1;
   short_data.extra_bytes = -1;
   wrong_axis.axis = 7;
+  wrong_groups.group_size = 3;
+  joint_quantizer.joint = true;
   wide_codes.code_max = 256;
   nan_data.byte = 0xff;
   nan_data.code_max = 100;
@@ -155,6 +162,8 @@ NNI_COMPRESSION_PLUGIN() {
       Quantizing("nan_data", nan_data),
       Quantizing("other_formula", other_formula),
       Quantizing("wrong_axis", wrong_axis),
+      Quantizing("wrong_groups", wrong_groups),
+      Quantizing("joint_quantizer", joint_quantizer),
       Info("wrong_kind", AlgorithmKind::kPruner,
            [] { return std::make_unique<BadQuantizer>(Answer()); }),
       Info("nothing", AlgorithmKind::kPruner, [] { return nullptr; }),

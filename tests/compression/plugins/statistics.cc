@@ -15,19 +15,18 @@ namespace {
 // is below the threshold; all other statistics have to be there.
 class NeedsStatistics : public Pruner {
  public:
-  NeedsStatistics(std::vector<StatisticKind> kinds, double threshold)
-      : kinds_(std::move(kinds)), threshold_(threshold) {}
-
-  std::vector<StatisticKind> statistics() const override { return kinds_; }
+  NeedsStatistics(std::vector<StatisticKind> kinds, double threshold) : threshold_(threshold) {
+    traits_.statistics = std::move(kinds);
+  }
 
   absl::StatusOr<Mask> CalcMask(const Layer& layer, const Weight&, LayerState& state,
                                 Clock) const override {
-    for (const StatisticKind kind : kinds_) {
+    for (const StatisticKind kind : traits().statistics) {
       if (state.statistics.count(kind) > 0) continue;
       return absl::FailedPreconditionError(absl::StrCat(
           "layer '", layer.name, "' has no ", FindStatistic(static_cast<int>(kind))->name, " yet"));
     }
-    const StatisticKind first = kinds_.front();
+    const StatisticKind first = traits().statistics.front();
     const StatisticTotal total =
         Merge(*FindStatistic(static_cast<int>(first)), *state.statistics.at(first));
     // The session takes no statistics from an algorithm.
@@ -42,7 +41,6 @@ class NeedsStatistics : public Pruner {
   }
 
  private:
-  const std::vector<StatisticKind> kinds_;
   const double threshold_;
 };
 

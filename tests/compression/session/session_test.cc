@@ -199,6 +199,8 @@ TEST(SessionTest, RefusesRangesThatAreNone) {
 TEST(SessionTest, AnExceptionOfAnAlgorithmIsAStatusAndChangesNothing) {
   class Throwing : public Quantizer {
    public:
+    Throwing() { traits_.bits = 8; }
+
     absl::StatusOr<QuantizedWeight> QuantizeWeight(const Layer&, const Weight& weight,
                                                    QuantizeReply, Clock,
                                                    LayerState& state) const override {
@@ -206,7 +208,6 @@ TEST(SessionTest, AnExceptionOfAnAlgorithmIsAStatusAndChangesNothing) {
       weight.values.view({-5, 77});  // LibTorch throws
       return QuantizedWeight();
     }
-    int bits() const override { return 8; }
   };
   AlgorithmInfo info;
   info.name = "throwing";

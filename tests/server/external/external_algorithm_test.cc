@@ -35,7 +35,9 @@ struct Control {
 
 class ExternalPruner : public compression::Pruner {
  public:
-  explicit ExternalPruner(std::shared_ptr<Control> control) : control_(std::move(control)) {}
+  explicit ExternalPruner(std::shared_ptr<Control> control) : control_(std::move(control)) {
+    traits_.observes = {compression::Observation::Kind::kGradient};
+  }
 
   absl::StatusOr<compression::Mask> CalcMask(const compression::Layer& layer,
                                              const compression::Weight& weight,
@@ -53,10 +55,9 @@ class ExternalPruner : public compression::Pruner {
     return compression::Mask::Ones(layer.elements);
   }
 
-  bool wants_gradient() const override { return true; }
-  absl::Status AddGradient(const compression::Layer&, const at::Tensor& gradient,
-                           compression::Clock, compression::LayerState&) const override {
-    EXPECT_EQ(gradient.sum().item<float>(), 3);
+  absl::Status Observe(const compression::Layer&, const compression::Observation& observation,
+                       compression::Clock, compression::LayerState&) const override {
+    EXPECT_EQ(observation.gradient.sum().item<float>(), 3);
     ++control_->gradients;
     return absl::OkStatus();
   }
@@ -69,7 +70,9 @@ class ExternalPruner : public compression::Pruner {
 class HangingQuantizer : public compression::Quantizer {
  public:
   HangingQuantizer(std::unique_ptr<compression::Compressor> naive, std::shared_ptr<Control> control)
-      : naive_(std::move(naive)), control_(std::move(control)) {}
+      : naive_(std::move(naive)), control_(std::move(control)) {
+    traits_.bits = naive_->traits().bits;
+  }
 
   absl::StatusOr<compression::QuantizedWeight> QuantizeWeight(
       const compression::Layer& layer, const compression::Weight& weight,
@@ -81,10 +84,6 @@ class HangingQuantizer : public compression::Quantizer {
     }
     return naive().QuantizeWeight(layer, weight, reply, clock, state);
   }
-  std::optional<int> channel_axis(const compression::Layer& layer) const override {
-    return naive().channel_axis(layer);
-  }
-  int bits() const override { return naive().bits(); }
 
  private:
   const compression::Quantizer& naive() const {
@@ -112,6 +111,8 @@ compression::AlgorithmInfo Hanging(const std::shared_ptr<Control>& control) {
 // Answers a byte too few for weights that begin with a number below 0.
 class ShortQuantizer : public compression::Quantizer {
  public:
+  ShortQuantizer() { traits_.bits = 8; }
+
   absl::StatusOr<compression::QuantizedWeight> QuantizeWeight(
       const compression::Layer& layer, const compression::Weight& weight,
       compression::QuantizeReply reply, compression::Clock,
@@ -127,7 +128,6 @@ class ShortQuantizer : public compression::Quantizer {
     std::memset(answer.data.data(), 0, static_cast<size_t>(answer.data.size()));
     return answer;
   }
-  int bits() const override { return 8; }
 };
 
 using Create = decltype(compression::AlgorithmInfo::create);

@@ -117,7 +117,13 @@ TEST_F(GuardedTest, QuantizersAnswerTheSame) {
 
 class Thrower : public compression::Pruner {
  public:
-  bool needs_epoch() const override { return true; }
+  Thrower() {
+    traits_.needs_epoch = true;
+    traits_.remembered = {{"scale", compression::Remembered::Kind::kScale}};
+    traits_.remembers_more = true;
+    traits_.takes_counts = true;
+  }
+
   bool IsStale(const Layer&, const LayerState&, compression::Clock) const override {
     throw std::runtime_error("no idea");
   }
@@ -149,6 +155,16 @@ TEST_F(GuardedTest, ALayerIsStaleWhoseStalenessNobodyKnows) {
   ASSERT_THAT((*session)->UpdateEpoch(1), IsOk());
   EXPECT_THAT((*session)->CalcMask(0, weight),
               Fails(absl::StatusCode::kInternal, "guarded on layer \"layer\": too late"));
+}
+
+TEST_F(GuardedTest, TraitsAreThoseOfTheAlgorithmExceptThatItIsNotAskedAboutCounts) {
+  auto session = TryBind(Guarded(ThrowerInfo(), host_), nlohmann::json::object());
+  ASSERT_THAT(session, IsOk());
+  const compression::PlannedRule& rule = *(*session)->plan().rules[0];
+  EXPECT_TRUE(rule.traits().needs_epoch);
+  EXPECT_TRUE(rule.traits().remembers_more);
+  EXPECT_EQ(rule.traits().remembered.size(), 1);
+  EXPECT_FALSE(rule.takes_counts);
 }
 
 TEST_F(GuardedTest, WhatBindingThrowsIsAStatus) {
