@@ -261,7 +261,7 @@ class _Total:
         return StatisticPart(values.cpu().numpy(), count, exponent)
 
     def clear(self) -> None:
-        """Begins anew."""
+        """Begins a new sum."""
         self._found = {}
 
 
