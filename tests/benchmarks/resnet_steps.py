@@ -18,10 +18,14 @@ from torch.nn.utils import prune
 import nni_compression as nc
 from harness import alternate
 from nni_compression.torch import LevelPruner, QATQuantizer
+from nni_compression.torch.statistics import TorchCollector
+from nni_compression.torch.weights import find_weights
+from nni_compression.values.plan import LayerPlan
 
 BATCH, SIZE = 8, 64  # images, and their height and width
 SPARSITY = 0.8
 KINDS = ["Conv2d", "Linear"]
+PER_CHANNEL = ("input_square_sum", "input_abs_max")
 
 
 # Compresses a model; returns what is called after every step.
@@ -36,6 +40,21 @@ def pruned_here(model: nn.Module, client: nc.Client) -> Callable[[], object]:
     pruner = LevelPruner([{"sparsity": SPARSITY, "op_types": KINDS}], client=client)
     pruner(model)
     return lambda: None
+
+
+def pruned_with_statistics(model: nn.Module, client: nc.Client) -> Callable[[], object]:
+    """Two numbers for each input channel of every layer, as a plan may declare them."""
+    done = pruned_here(model, client)
+    weights = [weight for weight in find_weights(model) if weight.dense.dim() > 1]
+    plan = {
+        weight.name: LayerPlan(
+            weight.name, True, statistics=dict.fromkeys(PER_CHANNEL, (weight.dense.shape[1],))
+        )
+        for weight in weights
+    }
+    collector = TorchCollector(weights, plan)
+    collector.start(None)
+    return done
 
 
 def pruned_by_torch(model: nn.Module, client: nc.Client) -> Callable[[], object]:
@@ -73,6 +92,7 @@ def quantized_by_torch(outputs: bool) -> Way:
 WAYS: dict[str, Way] = {
     "dense": dense,
     "level, 80 %": pruned_here,
+    "level with statistics of inputs": pruned_with_statistics,
     "torch.nn.utils.prune, 80 %": pruned_by_torch,
     "qat of weights": quantized_here("weight"),
     "the same, transfer='weights'": quantized_here("weight", transfer="weights"),
