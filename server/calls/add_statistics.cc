@@ -13,9 +13,14 @@ int64_t AddStatistics::ResultBytes(const SessionRecord&, int,
                                    const v1::TensorHeader& header) const {
   // The part and the sum in double, while the session has those before; and a wider histogram.
   constexpr int64_t kCopies = 3;
+  return kCopies * UnstoredBytes(header);
+}
+
+int64_t AddStatistics::UnstoredBytes(const v1::TensorHeader& header) {
+  // The sum, which another part may have replaced by then.
   int64_t elements = 1;
   for (const int64_t size : header.shape()) elements *= size;
-  return kCopies * compression::ByteLength(compression::DataType::kFloat64, elements);
+  return compression::ByteLength(compression::DataType::kFloat64, elements);
 }
 
 absl::StatusOr<AddStatistics::Result> AddStatistics::Compute(compression::Session& session,

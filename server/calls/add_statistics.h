@@ -29,6 +29,7 @@ class AddStatistics {
   absl::Status Configure(const Open&) { return absl::OkStatus(); }
   int64_t ResultBytes(const SessionRecord& record, int layer,
                       const nni::compression::v1::TensorHeader& header) const;
+  static int64_t UnstoredBytes(const nni::compression::v1::TensorHeader& header);
   absl::Status CheckClock(const compression::Session&) const { return absl::OkStatus(); }
   static bool MayWait(const SessionRecord&, int) { return false; }
   bool Waits(const compression::Session&, const ReceivedTensor&) const { return false; }

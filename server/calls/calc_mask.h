@@ -28,6 +28,7 @@ class CalcMask {
   absl::Status Configure(const Open& open);
   int64_t ResultBytes(const SessionRecord& record, int layer,
                       const nni::compression::v1::TensorHeader& header) const;
+  static int64_t UnstoredBytes(const nni::compression::v1::TensorHeader&) { return 0; }
   absl::Status CheckClock(const compression::Session& session) const;
   static bool MayWait(const SessionRecord& record, int layer) { return record.joint(layer); }
   bool Waits(const compression::Session& session, const ReceivedTensor& tensor) const;

@@ -24,6 +24,8 @@ namespace nni_compression::server {
 //   absl::Status Configure(const Open&);
 //   // Of the result of a tensor that passed the checks.
 //   int64_t ResultBytes(const SessionRecord&, int layer, const TensorHeader&) const;
+//   // Of what only the session's new state has until it is stored, beside the result.
+//   static int64_t UnstoredBytes(const TensorHeader&);
 //   // FAILED_PRECONDITION when the trainer's epoch or step is not the session's.
 //   absl::Status CheckClock(const Session&) const;
 //   // Whether tensors of the layer may wait for those of others.
@@ -177,7 +179,8 @@ class LayerHandler final : public StreamHandler {
       to_send += payload.bytes.size();
     }
     session_.CountSent(answered);
-    tensor.memory.ShrinkTo(to_send);
+    // The reply is released once the session is stored.
+    tensor.memory.ShrinkTo(to_send + Method::UnstoredBytes(tensor.header));
     reply->memory = std::make_shared<Reservation>(std::move(tensor.memory));
     reply->bookkeeping = std::move(tensor.bookkeeping);
     return reply;

@@ -31,6 +31,7 @@ class QuantizeWeight {
   absl::Status Configure(const Open& open);
   int64_t ResultBytes(const SessionRecord& record, int layer,
                       const nni::compression::v1::TensorHeader& header) const;
+  static int64_t UnstoredBytes(const nni::compression::v1::TensorHeader&) { return 0; }
   absl::Status CheckClock(const compression::Session& session) const;
   static bool MayWait(const SessionRecord&, int) { return false; }
   bool Waits(const compression::Session&, const ReceivedTensor&) const { return false; }

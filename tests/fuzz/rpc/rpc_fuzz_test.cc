@@ -26,7 +26,7 @@ namespace v1 = ::nni::compression::v1;
 
 using testing::TestServer;
 
-constexpr uint64_t kConversations = 150;
+constexpr uint64_t kConversations = 500;
 constexpr uint64_t kBetweenChecks = 10;
 
 uint64_t FromEnvironment(const char* name, uint64_t otherwise) {

@@ -33,7 +33,8 @@ def part_requests(
 ) -> dict[int, frames.Outgoing]:
     """The parts, with the next numbers, ready to be sent; see `Session.add_statistics`."""
     source = check_source(source)
-    tensors: dict[int, Tensor] = {}  # by the identity of the values: each is converted once
+    # By the identity of the values, which are held so that it stays theirs: each is converted once.
+    tensors: dict[int, tuple[Any, Tensor]] = {}
     requests: dict[int, frames.Outgoing] = {}
     for layer, parts in statistics.items():
         if not isinstance(parts, Mapping):
@@ -46,10 +47,9 @@ def part_requests(
             message = part.to_wire(kind, source, path)
             message.sequence = sequences.get((layer, message.kind, source), 0) + 1
             if id(part.values) not in tensors:
-                tensors[id(part.values)] = part.tensor(path)
-            request = tensor_header(
-                layer, tensors[id(part.values)], len(requests), pb.TENSOR_ROLE_STATISTIC
-            )
+                tensors[id(part.values)] = part.values, part.tensor(path)
+            _, tensor = tensors[id(part.values)]
+            request = tensor_header(layer, tensor, len(requests), pb.TENSOR_ROLE_STATISTIC)
             request.header.part.CopyFrom(message)
             requests[request.header.index] = request
     return requests
