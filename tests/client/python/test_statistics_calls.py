@@ -5,7 +5,7 @@ The server is scripted; test_statistics.py has a real one.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import grpc
@@ -14,6 +14,7 @@ import pytest
 from google.protobuf.duration_pb2 import Duration
 
 import nni_compression as nc
+from nni_compression._calls.statistics import part_requests
 from nni_compression._wire import compression_pb2 as pb
 from servers import ScriptedServer, fails, in_turn, replies
 
@@ -145,6 +146,27 @@ class TestParts:
         assert sent.headers[0].dtype == pb.DATA_TYPE_FLOAT32
         assert list(sent.headers[0].shape) == [3, 2]
         assert sent.payloads == [GRADIENT.T.tobytes()]
+
+    def test_values_that_exist_for_a_moment_are_not_mixed_up(self) -> None:
+        class Made(Mapping[str, Any]):
+            """Makes new values each time, where those of another layer may just have been."""
+
+            def __init__(self, number: int) -> None:
+                self._number = number
+
+            def __getitem__(self, kind: str) -> Any:
+                return np.full((2, 3), self._number, np.float16)
+
+            def __iter__(self) -> Iterator[str]:
+                return iter(["weight_gradient"])
+
+            def __len__(self) -> int:
+                return 1
+
+        made = {str(number): Made(number) for number in range(30)}
+        requests = part_requests(made, 0, {})
+        values = [np.frombuffer(request.data, np.float32)[0] for request in requests.values()]
+        assert values == list(range(30))
 
     def test_an_empty_call_is_none(self, scripted: ScriptedServer, session: nc.Session) -> None:
         assert session.add_statistics({}) == {}

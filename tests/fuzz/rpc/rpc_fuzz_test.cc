@@ -2,6 +2,7 @@
 // conversation follows from its seed: NNI_COMPRESSION_FUZZ_SEED=N runs that one alone, and
 // NNI_COMPRESSION_FUZZ_SECONDS=N as many as there is time for, instead of a fixed number. The last
 // seed in the log is the one under way.
+#include <gmock/gmock.h>
 #include <grpcpp/create_channel.h>
 #include <gtest/gtest.h>
 #include <unistd.h>
@@ -12,6 +13,7 @@
 #include <map>
 #include <memory>
 #include <string>
+#include <vector>
 
 #include "absl/strings/numbers.h"
 #include "absl/strings/str_cat.h"
@@ -26,7 +28,20 @@ namespace v1 = ::nni::compression::v1;
 
 using testing::TestServer;
 
-constexpr uint64_t kConversations = 500;
+constexpr uint64_t kConversations = 150;
+// Those after which every call that a tenant may make has to have succeeded.
+constexpr uint64_t kMostConversations = 20000;
+
+// The calls that have not succeeded, of those that a tenant may make.
+std::vector<std::string> Missing(const std::map<std::string, int>& succeeded) {
+  std::vector<std::string> missing;
+  const auto* service = MethodOf("BindModel").service();
+  for (int i = 0; i < service->method_count(); ++i) {
+    const std::string& method = service->method(i)->name();
+    if (method != "ListTenants" && succeeded.count(method) == 0) missing.push_back(method);
+  }
+  return missing;
+}
 constexpr uint64_t kBetweenChecks = 10;
 
 uint64_t FromEnvironment(const char* name, uint64_t otherwise) {
@@ -134,21 +149,16 @@ TEST_P(RpcFuzzTest, NoConversationDoesHarm) {
         << " sessions, memory is " << server.server().memory_reserved() << ", was " << reserved;
     if (done % kBetweenChecks == 0) witness.Look();
     if (HasFailure()) break;  // the first is what somebody has to look at
-  } while (!one &&
-           (seconds.count() > 0 ? std::chrono::steady_clock::now() < end : done < kConversations));
+  } while (!one && ((seconds.count() > 0 ? std::chrono::steady_clock::now() < end
+                                         : done < kConversations) ||
+                    (done < kMostConversations && !Missing(succeeded).empty())));
   witness.Look();
   std::fprintf(stderr, "%s: %llu conversations\n", GetParam().name,
                static_cast<unsigned long long>(done));
   for (const auto& [method, times] : succeeded)
     std::fprintf(stderr, "  %s: %d\n", method.c_str(), times);
   if (one) return;
-  // They get past the first check, in every call that a tenant may make.
-  const auto* service = MethodOf("BindModel").service();
-  for (int i = 0; i < service->method_count(); ++i) {
-    const std::string& method = service->method(i)->name();
-    if (method == "ListTenants") continue;  // only an operator may
-    EXPECT_GT(succeeded[method], 0) << method;
-  }
+  EXPECT_THAT(Missing(succeeded), ::testing::IsEmpty()) << "they get past the first check";
 }
 
 INSTANTIATE_TEST_SUITE_P(Servers, RpcFuzzTest,
