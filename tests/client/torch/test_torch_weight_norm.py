@@ -680,7 +680,10 @@ def test_an_algorithm_that_wants_their_gradients_is_refused(client: nc.Client) -
         backend = TorchBackend(model)
         weights = backend.find_weights([])
         for wanting, refused in ((weights[:1], False), (weights, True)):
-            plans = {w.name: types.SimpleNamespace(step_inputs=("gradient",)) for w in wanting}
+            plans = {
+                w.name: types.SimpleNamespace(step_inputs=("gradient",), statistics={})
+                for w in wanting
+            }
             tracker: Any = types.SimpleNamespace(
                 status=dict.fromkeys(plans), plan=types.SimpleNamespace(layers=plans)
             )
