@@ -24,7 +24,7 @@ namespace nni_compression::server {
 //   absl::Status Configure(const Open&);
 //   // Of the result of a tensor that passed the checks.
 //   int64_t ResultBytes(const SessionRecord&, int layer, const TensorHeader&) const;
-//   // Of what only the session's new state has until it is stored, beside the result.
+//   // Of what only the session's new state has until it is stored, in addition to the result.
 //   static int64_t UnstoredBytes(const TensorHeader&);
 //   // FAILED_PRECONDITION when the trainer's epoch or step is not the session's.
 //   absl::Status CheckClock(const Session&) const;
