@@ -115,6 +115,16 @@ uint32_t Checksum(const CountsRound& round) {
   return Crc32(numbers);
 }
 
+// Makes `state`, as an algorithm has left that of a layer, the state with the new mask. `before` is
+// the session's: an algorithm does not change statistics.
+void Decide(const LayerState& before, Mask mask, LayerState& state) {
+  state.mask = std::move(mask);
+  state.statistics = before.statistics;
+  state.counted.reset();
+  state.parameters.reset();
+  state.answered = true;
+}
+
 // A stored session may exceed the limit of CheckCounter.
 absl::Status CheckNotNegative(absl::string_view name, int64_t value) {
   if (value >= 0) return absl::OkStatus();
@@ -288,11 +298,7 @@ absl::StatusOr<MaskAnswer> Session::CalcMask(int i, const Weight& weight) {
   auto mask = CatchAll<Mask>([&] { return pruner.CalcMask(layer(i), weight, state, clock_); });
   if (!mask.ok()) return mask.status();
   if (auto s = CheckMask(algorithm_->name, layer(i), *mask); !s.ok()) return s;
-  state.mask = *std::move(mask);
-  state.statistics = states_[i]->statistics;
-  state.counted.reset();
-  state.parameters.reset();
-  state.answered = true;
+  Decide(*states_[i], *std::move(mask), state);
   if (auto s = Commit(i, std::move(state)); !s.ok()) return s;
   return AnswerMask(i);
 }
@@ -352,11 +358,7 @@ absl::Status Session::DecideTogether(const PlannedRule& rule,
   for (size_t k = 0; k < layers.size(); ++k) {
     if (auto s = CheckMask(algorithm_->name, layers[k].layer, (*masks)[k]); !s.ok()) return s;
     LayerState& state = layers[k].state;
-    state.mask = std::move((*masks)[k]);
-    state.statistics = states_[rule.layers[k]]->statistics;
-    state.counted.reset();
-    state.parameters.reset();
-    state.answered = true;
+    Decide(*states_[rule.layers[k]], std::move((*masks)[k]), state);
     states.emplace_back(rule.layers[k], std::move(state));
   }
   return absl::OkStatus();

@@ -7,36 +7,25 @@
 #include <cstdint>
 #include <memory>
 #include <optional>
-#include <vector>
 
 #include "server/calls/layer_handler.h"
 
 namespace nni_compression::server {
 
 // A Method of LayerHandler.
-class AddStatistics {
+class AddStatistics : public AnsweredApart<compression::StatisticAnswer> {
  public:
   using Open = nni::compression::v1::AddStatisticsRequest::Open;
-  using Result = compression::StatisticAnswer;
 
   static constexpr nni::compression::v1::TensorRole kRoles[] = {
       nni::compression::v1::TENSOR_ROLE_STATISTIC};
   static std::optional<compression::AlgorithmKind> Kind() { return std::nullopt; }
-  static std::optional<compression::AlgorithmKind> KindFor(nni::compression::v1::TensorRole) {
-    return std::nullopt;
-  }
 
   absl::Status Configure(const Open&) { return absl::OkStatus(); }
   int64_t ResultBytes(const SessionRecord& record, int layer,
                       const nni::compression::v1::TensorHeader& header) const;
   static int64_t UnstoredBytes(const nni::compression::v1::TensorHeader& header);
   absl::Status CheckClock(const compression::Session&) const { return absl::OkStatus(); }
-  static bool MayWait(const SessionRecord&, int) { return false; }
-  bool Waits(const compression::Session&, const ReceivedTensor&) const { return false; }
-  std::vector<absl::StatusOr<Result>> ComputeTogether(compression::Session&,
-                                                      absl::Span<ReceivedTensor* const>) const {
-    return {};
-  }
   absl::StatusOr<Result> Compute(compression::Session& session, ReceivedTensor& tensor) const;
   absl::StatusOr<Reply> Answer(const compression::Session& session, const ReceivedTensor& tensor,
                                const Result& result, const LayerTensors& tensors) const;

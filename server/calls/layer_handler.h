@@ -3,6 +3,7 @@
 #define NNI_COMPRESSION_SERVER_CALLS_LAYER_HANDLER_H_
 
 #include <memory>
+#include <optional>
 #include <utility>
 #include <vector>
 
@@ -11,6 +12,22 @@
 #include "server/tensors/stream_call.h"
 
 namespace nni_compression::server {
+
+// What a Method of LayerHandler needs whose tensors never wait for each other.
+template <typename ResultType>
+struct AnsweredApart {
+  using Result = ResultType;
+
+  static std::optional<compression::AlgorithmKind> KindFor(nni::compression::v1::TensorRole) {
+    return std::nullopt;
+  }
+  static bool MayWait(const SessionRecord&, int) { return false; }
+  bool Waits(const compression::Session&, const ReceivedTensor&) const { return false; }
+  std::vector<absl::StatusOr<Result>> ComputeTogether(compression::Session&,
+                                                      absl::Span<ReceivedTensor* const>) const {
+    return {};
+  }
+};
 
 // Answers every tensor separately, as soon as it is received, or those that wait for each other
 // once the client half-closes. A Method defines what is computed:

@@ -14,18 +14,14 @@
 namespace nni_compression::server {
 
 // A Method of LayerHandler.
-class QuantizeWeight {
+class QuantizeWeight : public AnsweredApart<compression::QuantizedWeight> {
  public:
   using Open = nni::compression::v1::QuantizeWeightRequest::Open;
-  using Result = compression::QuantizedWeight;
 
   static constexpr nni::compression::v1::TensorRole kRoles[] = {
       nni::compression::v1::TENSOR_ROLE_WEIGHT, nni::compression::v1::TENSOR_ROLE_RANGE};
   static std::optional<compression::AlgorithmKind> Kind() {
     return compression::AlgorithmKind::kQuantizer;
-  }
-  static std::optional<compression::AlgorithmKind> KindFor(nni::compression::v1::TensorRole) {
-    return std::nullopt;
   }
 
   absl::Status Configure(const Open& open);
@@ -33,12 +29,6 @@ class QuantizeWeight {
                       const nni::compression::v1::TensorHeader& header) const;
   static int64_t UnstoredBytes(const nni::compression::v1::TensorHeader&) { return 0; }
   absl::Status CheckClock(const compression::Session& session) const;
-  static bool MayWait(const SessionRecord&, int) { return false; }
-  bool Waits(const compression::Session&, const ReceivedTensor&) const { return false; }
-  std::vector<absl::StatusOr<Result>> ComputeTogether(compression::Session&,
-                                                      absl::Span<ReceivedTensor* const>) const {
-    return {};
-  }
   absl::StatusOr<Result> Compute(compression::Session& session, ReceivedTensor& tensor) const;
   absl::StatusOr<Reply> Answer(const compression::Session& session, const ReceivedTensor& tensor,
                                Result result, const LayerTensors& tensors);
