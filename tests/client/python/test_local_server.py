@@ -84,8 +84,10 @@ class Trainer:
     def __init__(self, *lines: str) -> None:
         program = "\n".join(
             [
-                "import multiprocessing, os, sys, threading, time",
+                "import multiprocessing, os, signal, sys, threading, time",
                 "import nni_compression as nc",
+                # Ignored where the tests are started in the background.
+                "signal.signal(signal.SIGINT, signal.default_int_handler)",
                 *lines,
             ]
         )

@@ -81,6 +81,16 @@ def tensor(request: Message, session: str) -> Message:
     return request
 
 
+def statistic(session: str) -> Message:
+    request = tensor(pb.AddStatisticsRequest(), session)
+    header = request.headers[0]
+    header.role = pb.TENSOR_ROLE_STATISTIC
+    header.fingerprint = b""
+    header.part.kind = pb.STATISTIC_KIND_WEIGHT_GRADIENT
+    header.part.sequence = header.part.count = 1
+    return request
+
+
 def export(session: str) -> Message:
     request = tensor(pb.ExportRequest(), session)
     request.open.format = "report"
@@ -93,6 +103,7 @@ EXAMPLES: dict[str, Callable[[str], Message]] = {
     "BindModel": bind_model,
     "CalcMask": lambda session: tensor(pb.CalcMaskRequest(), session),
     "QuantizeWeight": lambda session: tensor(pb.QuantizeWeightRequest(), session),
+    "AddStatistics": statistic,
     "Step": lambda session: tensor(pb.StepRequest(), session),
     "Export": export,
     "FindWeights": lambda session: pb.FindWeightsRequest(
@@ -175,8 +186,10 @@ def element(field: FieldDescriptor, example: Any, i: int, empty: bool) -> bytes:
 
 
 def another(example: Message, i: int) -> bytes:
-    """The example under another name or index; ANY becomes a name."""
+    """The example under another name or index, as a later part; ANY becomes a name."""
     copied = copy.deepcopy(example)
+    if isinstance(copied, pb.TensorHeader) and copied.HasField("part"):
+        copied.part.sequence = 1 + i
     for field in copied.DESCRIPTOR.fields:
         if field.name == "index":
             copied.index = i % (1 << 20)
@@ -356,8 +369,11 @@ def session_of(server: LiveServer, algorithm: str, rule: dict[str, Any]) -> str:
     return server.call("BindModel", request.SerializeToString(), pb.BindModelResponse).session_id
 
 
-# QuantizeWeight needs a quantizer; it does for the others as well, but masks.
-SESSIONS = {"CalcMask": ("level", {"sparsity": 0.5})}
+# QuantizeWeight needs a quantizer; it does for the others as well, but masks and statistics.
+SESSIONS = {
+    "CalcMask": ("level", {"sparsity": 0.5}),
+    "AddStatistics": ("movement", {"final_sparsity": 0.5, "end_epoch": 2}),
+}
 QUANTIZER = ("qat", {"quant_types": ["weight", "output"]})
 
 

@@ -322,8 +322,19 @@ class TestStrangers:
             return False
         return outcome == "headers" and headers["grpc-status"] == "16"
 
-    @pytest.mark.parametrize("changes", [{"sc0_conn_cur gt 200": "sc0_conn_cur gt 4"}])
-    def test_have_a_share_of_the_connections(self, proxy: Proxy) -> None:
+    # One thread: of several, each counts those that another is about to refuse.
+    @pytest.mark.parametrize(
+        "changes",
+        [
+            {
+                "sc0_conn_cur gt 200": "sc0_conn_cur gt 4",
+                r"maxconn 2000\n": "maxconn 2000\n  nbthread 1\n",
+            }
+        ],
+    )
+    def test_have_a_share_of_the_connections(self, proxy: Proxy, tmp_path: Path) -> None:
+        # That which found out whether the proxy listens has ended.
+        assert eventually(lambda: "conn_cur=0" in table(tmp_path / "stats", "addresses"))
         knocked = [knock(proxy) for _ in range(12)]
         assert eventually(lambda: sum(not is_closed(each) for each in knocked) == 4)
         assert self.answered(proxy, "127.0.0.2")
