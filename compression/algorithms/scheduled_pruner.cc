@@ -95,24 +95,31 @@ int64_t GlobalPruner::TotalToPrune(std::vector<CountedLayer>& layers, Clock cloc
 absl::StatusOr<std::vector<Mask>> GlobalPruner::CalcMasks(std::vector<JointLayer>& layers,
                                                           Clock clock) const {
   const double target = Due(clock).value_or(0);
-  std::vector<Scores> scores;
-  std::vector<RankedLayer> ranked;
+  std::vector<RankedLayer> ranked(layers.size());
   int64_t elements = 0;
-  for (const JointLayer& joint : layers) {
-    absl::StatusOr<Scores> found = ScoresOf(joint.layer, joint.weight, joint.state, target > 0);
+  int64_t pruned = 0;
+  int64_t least = 0;
+  for (size_t i = 0; i < layers.size(); ++i) {
+    ranked[i].elements = layers[i].layer.elements;
+    ranked[i].previously_pruned = layers[i].state.pruned();
+    if (layers[i].state.mask) ranked[i].previous = layers[i].state.mask->bits().data();
+    Limit(ranked[i], target);
+    elements += ranked[i].elements;
+    pruned += ranked[i].previously_pruned;
+    least += ranked[i].at_least;
+  }
+  const int64_t total = CountToPrune(elements, target);
+  const bool chooses = std::max(total, least) > pruned;
+  std::vector<Scores> scores;
+  for (size_t i = 0; i < layers.size(); ++i) {
+    absl::StatusOr<Scores> found =
+        ScoresOf(layers[i].layer, layers[i].weight, layers[i].state, chooses);
     if (!found.ok()) return found.status();
-    RankedLayer layer;
-    layer.dtype = found->dtype;
-    layer.scores = found->data;
-    layer.elements = joint.layer.elements;
-    layer.previously_pruned = joint.state.pruned();
-    if (joint.state.mask) layer.previous = joint.state.mask->bits().data();
-    Limit(layer, target);
-    elements += layer.elements;
-    ranked.push_back(layer);
+    ranked[i].dtype = found->dtype;
+    ranked[i].scores = found->data;
     scores.push_back(*std::move(found));
   }
-  const PruneCounts counts = CountGlobally(ranked, CountToPrune(elements, target), normalize_);
+  const PruneCounts counts = CountGlobally(ranked, total, normalize_);
   if (counts.not_finite) {
     const size_t bad = *counts.not_finite;
     return NonFiniteError(layers[bad].layer, scores[bad].data);

@@ -282,8 +282,13 @@ absl::StatusOr<std::vector<const StatisticInfo*>> StatisticsOf(const Traits& tra
     }
     statistics.push_back(info);
     for (const int i : won) {
-      auto shape = PlannedShape(*info, layers[i]);
+      const auto shape = PlannedShape(*info, layers[i]);
       if (!shape.ok()) return shape.status();
+      if (shape->empty()) continue;  // a histogram, of any number of bins
+      if (const auto elements = CountElements(*shape); !elements.ok()) {
+        return absl::InvalidArgumentError(absl::StrCat(
+            info->name, " of layer ", Quoted(layers[i].name), ": ", elements.status().message()));
+      }
     }
   }
   return statistics;

@@ -63,10 +63,14 @@ std::vector<double> ToDouble(const StatisticPart& part) {
   return values;
 }
 
+// Whether a second moment of so many inputs is sent whole, not as a packed triangle.
+bool IsFull(const std::vector<int64_t>& shape, int64_t inputs) {
+  return shape.back() == inputs && !(shape.size() == 1 && inputs == 1);
+}
+
 // Where a second moment's diagonal may be, for its size I, element by element.
 bool IsDiagonal(const std::vector<int64_t>& shape, int64_t inputs, int64_t i) {
-  const bool packed = shape.back() != inputs || (shape.size() == 1 && inputs == 1);
-  if (!packed) return i / inputs % inputs == i % inputs;
+  if (IsFull(shape, inputs)) return i / inputs % inputs == i % inputs;
   i %= shape.back();
   // Row r of a packed triangle ends with its diagonal, at r (r + 3) / 2.
   const auto row = static_cast<int64_t>((std::sqrt(8.0 * static_cast<double>(i) + 9) - 3) / 2);
@@ -86,7 +90,9 @@ class PartCheck {
     if (part_.source < 0 || part_.source >= kMaxSources) {
       return Invalid("has source ", part_.source, "; it must be in [0, ", kMaxSources - 1, "]");
     }
-    if (part_.sequence < 1) return Invalid("has sequence 0; it must be at least 1");
+    if (part_.sequence < 1 || part_.sequence > kMaxSequence) {
+      return Invalid("has sequence ", part_.sequence, "; it must be in [1, ", kMaxSequence, "]");
+    }
     if (part_.count < 1 || part_.count > kMaxSamples) {
       return Invalid("has count ", part_.count, "; it must be in [1, ", kMaxSamples, "]");
     }
@@ -115,7 +121,8 @@ class PartCheck {
         return BadValue(i, values[i], "is on the diagonal and must be at least 0");
       }
     }
-    return absl::OkStatus();
+    if (!IsFull(part_.shape, inputs)) return absl::OkStatus();
+    return Symmetry(values, static_cast<size_t>(inputs));
   }
 
   // Of a source that has sent parts before; whether this one is the last of them.
@@ -155,6 +162,29 @@ class PartCheck {
   }
 
  private:
+  // Of each group's matrix.
+  absl::Status Symmetry(const std::vector<double>& values, size_t inputs) const {
+    // A matrix product may round the two halves differently; no entry is above the root of its two
+    // on the diagonal.
+    constexpr double kRounding = 1e-3;
+    for (size_t group = 0; group < values.size(); group += inputs * inputs) {
+      const double* const matrix = values.data() + group;
+      for (size_t row = 1; row < inputs; ++row) {
+        for (size_t column = 0; column < row; ++column) {
+          const size_t i = row * inputs + column;
+          const double other = matrix[column * inputs + row];
+          const double scale =
+              std::sqrt(matrix[row * (inputs + 1)]) * std::sqrt(matrix[column * (inputs + 1)]);
+          if (std::abs(matrix[i] - other) <= kRounding * scale) continue;
+          return BadValue(group + i, matrix[i],
+                          absl::StrCat("must be as on the other side of the diagonal, where it is ",
+                                       Shown(other)));
+        }
+      }
+    }
+    return absl::OkStatus();
+  }
+
   absl::Status BadValue(size_t i, double value, absl::string_view must) const {
     return Invalid("has ", Shown(value), " at flat index ", i, "; it ", must);
   }

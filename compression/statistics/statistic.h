@@ -20,12 +20,13 @@ namespace nni_compression::compression {
 constexpr int kMaxSources = 64;
 // As the largest epoch: all integers up to here are numbers in double.
 constexpr int64_t kMaxSamples = int64_t{1} << 53;
+constexpr uint64_t kMaxSequence = uint64_t{1} << 53;
 
 // One part of a statistic, as a source sends it.
 struct StatisticPart {
   StatisticKind kind = StatisticKind::kWeightGradient;
   int64_t source = 0;     // in [0, kMaxSources)
-  uint64_t sequence = 0;  // at least 1; ascending for a source
+  uint64_t sequence = 0;  // in [1, kMaxSequence]; ascending for a source
   int64_t count = 0;      // samples that it is of, in [1, kMaxSamples]
   int exponent = 0;       // of the width of a histogram's bins, in [-126, 127]; 0 otherwise
   std::string digest;     // SHA-256 of dtype, shape and bytes

@@ -1,10 +1,26 @@
 #include "server/sessions/commit_queue.h"
 
+#include <map>
+#include <optional>
 #include <utility>
 
 #include "server/base/log.h"
 
 namespace nni_compression::server {
+namespace {
+
+bool ChangesStateOnly(const SessionChange& change) {
+  return !change.create && !change.report && !change.erase;
+}
+
+// Both are of one session, and change its state only.
+void Merge(SessionChange later, SessionChange& into) {
+  if (later.entry) into.entry = std::move(later.entry);
+  if (later.global) into.global = std::move(later.global);
+  for (auto& [layer, record] : later.layers) into.layers[layer] = std::move(record);
+}
+
+}  // namespace
 
 CommitQueue::CommitQueue(Storage* storage, Rollback rollback)
     : storage_(storage), rollback_(std::move(rollback)), thread_([this] { Loop(); }) {}
@@ -75,15 +91,26 @@ void CommitQueue::Loop() {
 
 void CommitQueue::Process(std::vector<Item> items) {
   std::vector<SessionChange> changes;
-  std::vector<size_t> positions;  // of `changes` in `items`
+  std::vector<std::optional<size_t>> positions(items.size());  // of the items in `changes`
+  std::map<SessionKey, size_t> last;                           // change of each session
   for (size_t i = 0; i < items.size(); ++i) {
     if (!items[i].writes) continue;
-    changes.push_back(std::move(items[i].change));
-    positions.push_back(i);
+    SessionChange& change = items[i].change;
+    const auto it = last.find(change.key);
+    // Many small changes of a layer rewrite its record once.
+    if (it != last.end() && ChangesStateOnly(changes[it->second]) && ChangesStateOnly(change)) {
+      positions[i] = it->second;
+      Merge(std::move(change), changes[it->second]);
+      continue;
+    }
+    positions[i] = last[change.key] = changes.size();
+    changes.push_back(std::move(change));
   }
+  const std::vector<absl::Status> statuses = storage_->Apply(changes);
   std::vector<absl::Status> outcomes(items.size());
-  std::vector<absl::Status> statuses = storage_->Apply(changes);
-  for (size_t i = 0; i < positions.size(); ++i) outcomes[positions[i]] = std::move(statuses[i]);
+  for (size_t i = 0; i < items.size(); ++i) {
+    if (positions[i]) outcomes[i] = statuses[*positions[i]];
+  }
 
   std::vector<std::pair<Item, absl::Status>> failed;  // queued after a write that failed
   std::vector<std::pair<std::shared_ptr<SessionRecord>, absl::Status>> lost;

@@ -15,7 +15,8 @@
 
 namespace nni_compression::server {
 
-// One thread that writes to a storage, in the order of the calls, in batches of all queued changes.
+// One thread that writes to a storage, in the order of the calls, in batches of all queued changes;
+// those of one session's state that meet in a batch are written as one.
 // A session may run ahead of its writes; answers wait for them. When a write fails, all later
 // changes of the session are lost, too: their calls get the error, until the session has been
 // rolled back to the stored state. Thread-safe.

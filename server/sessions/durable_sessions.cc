@@ -1,5 +1,6 @@
 #include "server/sessions/durable_sessions.h"
 
+#include <algorithm>
 #include <utility>
 
 #include "absl/strings/str_cat.h"
@@ -251,7 +252,14 @@ void DurableSessions::Read(const std::shared_ptr<SessionRecord>& record) {
   const SessionKey key = KeyOf(*record);
   absl::Status error;
   std::function<absl::Status()> revive;
-  if (record->state() == SessionState::kActive) {
+  SessionMemory reading(environment_.budget,
+                        {environment_.account_of(record->tenant()), std::nullopt});
+  const bool active = record->state() == SessionState::kActive;
+  const int64_t state = active ? std::max<int64_t>(record->summary().state_bytes, 0) : 0;
+  const absl::Status room = reading.Reserve(state, "the session's stored state");
+  if (!room.ok()) {
+    revive = [room] { return room; };
+  } else if (active) {
     auto stored = std::make_shared<absl::StatusOr<StoredSession>>(environment_.storage->Load(key));
     error = stored->status();
     revive = [this, record, stored] { return RestoreSession(*record, **stored); };
@@ -261,7 +269,8 @@ void DurableSessions::Read(const std::shared_ptr<SessionRecord>& record) {
     revive = [this, record, report = std::move(report)] { return RestoreReport(*record, *report); };
   }
   record->strand().Post(
-      [this, record, error, revive = std::move(revive)] {
+      [this, record, error, revive = std::move(revive),
+       reading = std::make_shared<SessionMemory>(std::move(reading))] {
         if (record->loaded()) return FinishLoad(record, absl::OkStatus());
         const absl::Status status = error.ok() ? CatchExceptions(revive) : error;
         const bool failed = !error.ok() && !absl::IsNotFound(error);  // NOT_FOUND: it was closed
@@ -320,6 +329,14 @@ absl::Status DurableSessions::RestoreSession(SessionRecord& record, const Stored
       !s.ok()) {
     return s;
   }
+  // Until the session counts it.
+  SessionMemory decoding(environment_.budget,
+                         {environment_.account_of(record.tenant()), std::nullopt});
+  int64_t stored_bytes = 0;
+  for (const auto& [i, layer] : stored.layers) stored_bytes += static_cast<int64_t>(layer.size());
+  if (absl::Status s = decoding.Reserve(stored_bytes, "the session's stored state"); !s.ok()) {
+    return s;
+  }
   std::vector<std::string> layers(record.layer_count());
   for (int i = 0; i < record.layer_count(); ++i) {
     const auto it = stored.layers.find(i);
@@ -327,6 +344,7 @@ absl::Status DurableSessions::RestoreSession(SessionRecord& record, const Stored
   }
   if (absl::Status s = (*session)->Load(stored.global, layers); !s.ok()) return Damaged(s);
   const SessionRecord::Summary summary = Summarize(**session);
+  decoding = {};
   absl::Status loaded = record.Load(*std::move(session), std::move(memory), binding_bytes);
   if (!loaded.ok()) return loaded;
   record.SetSummary(summary);

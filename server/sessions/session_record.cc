@@ -46,7 +46,9 @@ SessionRecord::SessionRecord(std::string tenant, const nni::compression::v1::Ses
   received_bytes = static_cast<int64_t>(entry.received_bytes());
   sent_bytes = static_cast<int64_t>(entry.sent_bytes());
   compute_nanoseconds = entry.compute_time().seconds() * 1000000000 + entry.compute_time().nanos();
-  summary_ = {entry.epoch(), entry.step(), static_cast<int64_t>(entry.state_bytes()), std::nullopt};
+  summary_.epoch = entry.epoch();
+  summary_.step = entry.step();
+  summary_.state_bytes = static_cast<int64_t>(entry.state_bytes());
   if (entry.has_achieved_sparsity()) summary_.achieved_sparsity = entry.achieved_sparsity();
 }
 
@@ -112,7 +114,13 @@ std::vector<int64_t> SessionRecord::RangeShape(int i) const {
 
 void SessionRecord::Retire() {
   session_.reset();
-  memory_.Retire(binding_bytes());
+  memory_.Retire(report_bytes());
+}
+
+int64_t SessionRecord::report_bytes() const {
+  // A message with a digest, and its place in the list.
+  constexpr int64_t kSourceBytes = 160;
+  return binding_bytes() + kSourceBytes * summary().statistic_sources;
 }
 
 void SessionRecord::KeepReport(nni::compression::v1::Session report, SessionMemory memory) {

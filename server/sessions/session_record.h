@@ -39,11 +39,12 @@ class SessionRecord {
     int64_t epoch = 0;
     int64_t step = 0;
     int64_t state_bytes = 0;
+    int64_t statistic_sources = 0;  // of all statistics
     std::optional<double> achieved_sparsity;
 
     friend bool operator==(const Summary& a, const Summary& b) {
-      return std::tie(a.epoch, a.step, a.state_bytes, a.achieved_sparsity) ==
-             std::tie(b.epoch, b.step, b.state_bytes, b.achieved_sparsity);
+      return std::tie(a.epoch, a.step, a.state_bytes, a.statistic_sources, a.achieved_sparsity) ==
+             std::tie(b.epoch, b.step, b.state_bytes, b.statistic_sources, b.achieved_sparsity);
     }
   };
 
@@ -126,8 +127,11 @@ class SessionRecord {
   int compressed_layers() const { return compressed_layers_; }
   int layer_count() const { return layer_count_; }
 
-  // Memory of the record itself, mainly its layers, and of its last report.
+  // Memory of the record itself, mainly its layers.
   int64_t binding_bytes() const { return binding_bytes_.load(std::memory_order_relaxed); }
+
+  // Memory of the record with its last report.
+  int64_t report_bytes() const;
 
   // Estimated storage of the session once all of its layers have been answered; 0: it is not
   // stored.

@@ -35,6 +35,11 @@ SessionRecord::Summary Summarize(const compression::Session& session) {
   summary.epoch = session.clock().epoch;
   summary.step = session.clock().step;
   summary.state_bytes = session.StateBytes();
+  for (size_t i = 0; i < session.plan().layers.size(); ++i) {
+    for (const auto& [kind, statistic] : session.state(static_cast<int>(i)).statistics) {
+      summary.statistic_sources += static_cast<int64_t>(statistic->sources.size());
+    }
+  }
   if (session.algorithm().kind != compression::AlgorithmKind::kPruner) return summary;
   double elements = 0;
   double pruned = 0;

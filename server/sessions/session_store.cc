@@ -346,7 +346,7 @@ void SessionStore::KeepReport(const std::shared_ptr<SessionRecord>& kept) {
   SessionRecord* const record = kept.get();
   ended_[record->sequence_] = kept;
   record->deadline_ = timers_->clock()->Now() + options_.report_retention;
-  record->report_bytes_ = record->binding_bytes();
+  record->report_bytes_ = record->report_bytes();
   reports_.insert({record->deadline_, record});
   report_bytes_ += record->report_bytes_;
   Reports& own = reports_by_tenant_[record->tenant()];

@@ -77,6 +77,20 @@ TEST(MovementTest, IsOfAllLayersTogetherWithScopeGlobal) {
             Expected(at::cat({a, b}), std::string(100, '1'), 90));
 }
 
+TEST(MovementTest, NeedsNoPartWhereTheShareOfAllLayersIsLessThanAWeight) {
+  json rule = kMovementRule;
+  rule["scope"] = "global";
+  rule["final_sparsity"] = 0.4;
+  auto session = TryBind(MakeBinding("movement", json::array({rule}),
+                                     {MakeLayer("a", {1}), MakeLayer("b", {1})}))
+                     .value();
+  ASSERT_THAT(session->Step(8), IsOk());
+  const std::vector<LayerWeight> weights = {{0, Random({1}, 3)}, {1, Random({1}, 4)}};
+  auto answers = session->CalcMasks(weights);
+  ASSERT_THAT(answers, IsOk());
+  EXPECT_EQ(Bits((*answers)[0].mask) + Bits((*answers)[1].mask), "11");
+}
+
 TEST(MovementTest, NeedsAPartBeforeItRemovesAnything) {
   auto session = BindOne("movement", kMovementRule, {10});
   const at::Tensor weight = Random({10}, 1);

@@ -1,7 +1,9 @@
 #include "compression/statistics/statistic.h"
 
+#include <ATen/ops/cat.h>
 #include <ATen/ops/ones.h>
 #include <ATen/ops/stack.h>
+#include <ATen/ops/tensor.h>
 
 #include <cmath>
 
@@ -17,10 +19,13 @@ using testing::HasSubstr;
 
 using Kind = StatisticKind;
 
-// A statistic of a layer of shape [2, 3] that takes parts.
+// A statistic of a layer that takes parts.
 class Taken {
  public:
-  explicit Taken(Kind kind) : info_(*FindStatistic(static_cast<int>(kind))) { layer_.elements = 6; }
+  explicit Taken(Kind kind, const std::vector<int64_t>& shape = {2, 3})
+      : info_(*FindStatistic(static_cast<int>(kind))), layer_(MakeLayer("fc", shape)) {
+    layer_.elements = shape[0] * shape[1];
+  }
 
   // Whether the part was known.
   absl::StatusOr<bool> Add(StatisticPart part) {
@@ -41,7 +46,7 @@ class Taken {
 
  private:
   const StatisticInfo& info_;
-  Layer layer_ = MakeLayer("fc", {2, 3});
+  Layer layer_;
   std::shared_ptr<const Statistic> statistic_;
 };
 
@@ -132,8 +137,11 @@ TEST(StatisticTest, RefusesWhatIsNoPart) {
         Kind::kInputAbsSum, [&](StatisticPart& part) { part.source = source; },
         absl::StrCat("has source ", source, "; it must be in [0, 63]"));
   }
-  refused(
-      Kind::kInputAbsSum, [](StatisticPart& part) { part.sequence = 0; }, "has sequence 0");
+  for (const uint64_t sequence : {uint64_t{0}, kMaxSequence + 1}) {
+    refused(
+        Kind::kInputAbsSum, [&](StatisticPart& part) { part.sequence = sequence; },
+        absl::StrCat("has sequence ", sequence, "; it must be in [1, 9007199254740992]"));
+  }
   for (const int64_t count : {int64_t{0}, kMaxSamples + 1}) {
     refused(
         Kind::kInputAbsSum, [&](StatisticPart& part) { part.count = count; },
@@ -167,6 +175,18 @@ TEST(StatisticTest, RefusesWhatIsNoPart) {
         Kind::kInputSecondMoment, [&](StatisticPart& part) { set(part, diagonal, -1); },
         absl::StrCat("at flat index ", diagonal, "; it is on the diagonal"));
   }
+  refused(
+      Kind::kInputSecondMoment, [&](StatisticPart& part) { set(part, 7, 0.5); },
+      "has 0.5 at flat index 7; it must be as on the other side of the diagonal, where it is 1");
+}
+
+TEST(StatisticTest, AWholeSecondMomentIsSymmetricInEveryGroupButForRounding) {
+  const at::Tensor one = at::tensor({4., 1.0005, 1., 9.}, at::kDouble).view({1, 2, 2});
+  const at::Tensor other = at::tensor({4., 1., 1.01, 9.}, at::kDouble).view({1, 2, 2});
+  Taken taken(Kind::kInputSecondMoment, {4, 2});
+  EXPECT_FALSE(*taken.Add(at::cat({one, one}), 1));
+  EXPECT_THAT(taken.Add(at::cat({one, other}), 2),
+              IsInvalid(HasSubstr("at flat index 6; it must")));
 }
 
 TEST(StatisticTest, TheDiagonalOfATriangleIsFound) {

@@ -3,6 +3,7 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include <map>
 #include <memory>
 #include <string>
 #include <utility>
@@ -17,6 +18,7 @@ namespace {
 
 using ::nni_compression::testing::Latch;
 using ::testing::ElementsAre;
+using ::testing::Pair;
 
 // Fails changes of the session "bad", and waits where the test says so.
 class TestStorage : public MemoryStorage {
@@ -25,6 +27,7 @@ class TestStorage : public MemoryStorage {
     writing.Set();
     proceed.Wait();
     groups.push_back(static_cast<int>(changes.size()));
+    if (!changes.empty()) written = changes.front();
     std::vector<absl::Status> statuses;
     for (const SessionChange& change : changes) {
       statuses.push_back(change.key.second == "bad" ? absl::ResourceExhaustedError("disk full")
@@ -35,7 +38,9 @@ class TestStorage : public MemoryStorage {
 
   Latch writing;
   Latch proceed;
-  std::vector<int> groups;  // the queue's thread alone, until it is flushed
+  // The queue's thread alone, until it is flushed.
+  std::vector<int> groups;
+  SessionChange written;  // the first of the last group
 };
 
 class CommitQueueTest : public ::testing::Test {
@@ -106,10 +111,58 @@ TEST_F(CommitQueueTest, WhatWaitsIsWrittenTogether) {
   const auto record = Record();
   Write(record, "a", "1");
   storage_.writing.Wait();
-  for (const char* name : {"2", "3", "4"}) Write(record, "a", name);
+  for (const char* name : {"2", "3", "4"}) Write(record, name, name);
   storage_.proceed.Set();
   EXPECT_THAT(answers(), ElementsAre("1", "2", "3", "4"));
   EXPECT_THAT(storage_.groups, ElementsAre(1, 3));
+}
+
+TEST_F(CommitQueueTest, ChangesOfOneSessionThatWaitAreOne) {
+  const auto record = Record();
+  Write(record, "a", "1");
+  storage_.writing.Wait();
+  const auto write = [&](const std::string& name, std::map<int, std::string> layers) {
+    SessionChange change;
+    change.key = {"t", "a"};
+    change.entry = "entry " + name;
+    if (name == "2") change.global = "global 2";
+    for (const auto& [layer, text] : layers) {
+      change.layers[layer] = [text = text] { return text; };
+    }
+    commits_.Write(record, std::move(change), Note(name));
+  };
+  write("2", {{0, "old"}, {1, "only"}});
+  write("3", {{0, "new"}});
+  Write(record, "b", "other");
+  write("4", {{2, "last"}});
+  storage_.proceed.Set();
+  EXPECT_THAT(answers(), ElementsAre("1", "2", "3", "other", "4"));
+  EXPECT_THAT(storage_.groups, ElementsAre(1, 2));
+  EXPECT_EQ(storage_.written.entry, "entry 4");
+  EXPECT_EQ(storage_.written.global, "global 2");
+  std::map<int, std::string> layers;
+  for (const auto& [layer, text] : storage_.written.layers) layers[layer] = text();
+  EXPECT_THAT(layers, ElementsAre(Pair(0, "new"), Pair(1, "only"), Pair(2, "last")));
+}
+
+TEST_F(CommitQueueTest, TheBeginningAndTheEndOfASessionAreChangesOfTheirOwn) {
+  const auto record = Record();
+  Write(record, "a", "1");
+  storage_.writing.Wait();
+  const auto write = [&](const std::string& name, auto set) {
+    SessionChange change;
+    change.key = {"t", "a"};
+    set(change);
+    commits_.Write(record, std::move(change), Note(name));
+  };
+  write("create", [](SessionChange& change) { change.create.emplace(); });
+  Write(record, "a", "2");
+  Write(record, "a", "3");
+  write("end", [](SessionChange& change) { change.report = "report"; });
+  write("forget", [](SessionChange& change) { change.erase = true; });
+  storage_.proceed.Set();
+  EXPECT_THAT(answers(), ElementsAre("1", "create", "2", "3", "end", "forget"));
+  EXPECT_THAT(storage_.groups, ElementsAre(1, 4));
 }
 
 TEST_F(CommitQueueTest, AfterAFailureTheSessionSavesNothingUntilItWasTakenBack) {

@@ -217,6 +217,24 @@ TEST_F(SessionStoreTest, ReportsOfTheTenantWithMostAreDroppedWhenAllOfThemAreToo
   EXPECT_FALSE(store_->FindReport("busy", ids[1]).ok());
 }
 
+TEST_F(SessionStoreTest, AReportCountsTheSourcesOfStatistics) {
+  options_.all_report_bytes = 500;
+  MakeStore();
+  const std::string plain = BindAndLeave("t");
+  ASSERT_TRUE(store_->Close("t", plain).ok());
+  SessionRecord::Summary summary;
+  summary.statistic_sources = 3;
+  std::string large;
+  {
+    const SessionUse use = Bind("u");
+    use->SetSummary(summary);
+    large = use->id();
+  }
+  ASSERT_TRUE(store_->Close("u", large).ok());
+  EXPECT_TRUE(store_->FindReport("t", plain).ok());
+  EXPECT_FALSE(store_->FindReport("u", large).ok());
+}
+
 TEST_F(SessionStoreTest, TheOldestReportMakesRoomForANewOne) {
   std::vector<std::string> ids;
   for (int i = 0; i < 3; ++i) {
