@@ -13,6 +13,8 @@ import numpy as np
 import pytest
 
 import nni_compression as nc
+from nni_compression._calls.exchange import combined
+from nni_compression.errors import make_error
 from servers import ServerProcess, server_binary
 
 pytest.importorskip("torch")
@@ -417,6 +419,33 @@ def test_sums_that_are_not_finite_are_refused_by_the_layer_and_dropped(
     assert counts == {  # of three samples
         **dict.fromkeys(KINDS_OF_INPUTS, 3 * 9),
         **dict.fromkeys(KINDS_OF_OUTPUTS, 3 * 4),
+    }
+    pruner.close()
+
+
+def test_only_the_refused_parts_of_a_layer_are_dropped(
+    plugin_client: nc.Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = Layers()
+    pruner = compress(["input_abs_sum", "output_sum"], plugin_client, model)
+    model(inputs(0))
+    before = unsent(pruner)
+    pruner.step()
+
+    def fail(parts: Any, source: int) -> None:
+        codes = {"input_abs_sum": "INVALID_ARGUMENT", "output_sum": "RESOURCE_EXHAUSTED"}
+        errors = {kind: make_error(nc.StatusCode(code), kind) for kind, code in codes.items()}
+        raise combined({"fc": combined(errors, {}, "kinds")}, {}, "layers")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(pruner.session, "add_statistics", fail)
+        with pytest.raises(nc.InvalidArgumentError, match=r"input_abs_sum \(and 1 more kinds"):
+            model(inputs(0))
+    left = unsent(pruner)
+    assert torch.equal(left["fc"]["output_sum"]["values"], before["fc"]["output_sum"]["values"])
+    del before["fc"]["input_abs_sum"]
+    assert {name: list(kinds) for name, kinds in left.items()} == {
+        name: list(kinds) for name, kinds in before.items()
     }
     pruner.close()
 

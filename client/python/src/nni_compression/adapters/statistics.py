@@ -211,14 +211,19 @@ class Statistics:
         if error is None:
             return
         for name, reason in error.errors.items():
-            if reason.code == StatusCode.INVALID_ARGUMENT:
-                self._unanswered.pop(name, None)
-                self.is_ready = False  # or no forward pass could collect another one
+            for kind, refusal in reason.errors.items():
+                if refusal.code == StatusCode.INVALID_ARGUMENT:
+                    self._pop(name, kind)
+                    self.is_ready = False  # or no forward pass could collect another one
         raise error
 
     def _answered(self, name: str, kind: str) -> None:
-        kinds = self._unanswered[name]
         sent = self._sent.setdefault(name, {})
-        sent[kind] = sent.get(kind, 0) + kinds.pop(kind).count
+        sent[kind] = sent.get(kind, 0) + self._pop(name, kind).count
+
+    def _pop(self, name: str, kind: str) -> StatisticPart:
+        kinds = self._unanswered[name]
+        part = kinds.pop(kind)
         if not kinds:
             del self._unanswered[name]
+        return part
