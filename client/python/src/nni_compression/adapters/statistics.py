@@ -24,6 +24,9 @@ ALIKE_ON_ALL_RANKS = frozenset(
     {"weight_gradient", "filter_taylor", "squared_gradient", "parameter"}
 )
 
+#: Kinds of what the model has, so that a new session gets them again.
+KEPT_BY_THE_MODEL = frozenset({"parameter"})
+
 
 class Collector(Protocol):
     """Adds up, on the trainer's device, the statistics that the plan of a binding declares."""
@@ -160,6 +163,8 @@ class Statistics:
         for name in self.layers:
             kinds = {}
             for kind in self._tracker.plan.layers[name].statistics:
+                if kind in KEPT_BY_THE_MODEL:
+                    continue
                 held = (self._unanswered.get(name, {}).get(kind), fresh.get(name, {}).get(kind))
                 parts = [self._entry(part) for part in held if part is not None]
                 sent = self._sent.get(name, {}).get(kind, 0)
