@@ -20,7 +20,7 @@ from servers import ServerProcess, server_binary
 Array = np.ndarray[Any, np.dtype[Any]]
 PLUGINS = server_binary().parents[1] / "tests/compression/plugins/statistics"
 MOVEMENT = {"final_sparsity": 0.5, "end_step": 10, "schedule_unit": "step"}
-LAYERS = [nc.Layer("a", "Linear", (4, 6)), nc.Layer("b", "Linear", (3,))]
+LAYERS = [nc.Layer("a", "Linear", (4, 6), aliases=["tied"]), nc.Layer("b", "Linear", (3,))]
 INPUTS = 1100  # of layers whose second moment, 4.8 MB, is worth sending once
 
 
@@ -56,6 +56,10 @@ def total_of(session: nc.Session) -> int:
 
 def part(count: int, seed: int = 0) -> nc.StatisticPart:
     return nc.StatisticPart(values(seed), count=count)
+
+
+def part_of_ones(shape: tuple[int, ...]) -> nc.StatisticPart:
+    return nc.StatisticPart(np.ones(shape))
 
 
 class TestParts:
@@ -129,6 +133,25 @@ class TestParts:
         assert report_of(session) == before
         assert session.add_statistics(gradient(part(2))) == {"a": {"weight_gradient": 7}}
 
+    def test_every_refused_kind_is_named(self, client: nc.Client) -> None:
+        shapes = {"output_sum": 3, "input_abs_sum": 6, "parameter": 4}
+        rule = {"kinds": list(shapes)}
+        with client.bind_model("needs_statistics", [rule], LAYERS[:1]) as session:
+            parts = {kind: -np.ones(size) for kind, size in shapes.items()}
+            with pytest.raises(nc.InvalidArgumentError, match="output_sum .*1 more") as raised:
+                session.add_statistics({"a": parts})
+            errors = raised.value.errors["a"].errors
+            assert raised.value.results == {"a": {"parameter": 1}}
+        assert list(errors) == ["output_sum", "input_abs_sum"]
+        assert "[3]; it must be [4]" in str(errors["output_sum"])
+        assert "must be at least 0" in str(errors["input_abs_sum"])
+
+    def test_the_names_of_a_tied_weight_have_one_statistic(self, session: nc.Session) -> None:
+        for count, name in enumerate(("a", "tied", "tied", "a"), start=1):
+            added = session.add_statistics({name: {"weight_gradient": part(1)}})
+            assert added == {name: {"weight_gradient": count}}
+        assert report_of(session).sources[0].sequence == 4
+
     def test_a_layer_that_was_not_bound_is_named(self, session: nc.Session) -> None:
         with pytest.raises(nc.NotFoundError, match="elsewhere"):
             session.add_statistics({"elsewhere": {"weight_gradient": np.ones(3)}})
@@ -181,6 +204,25 @@ class TestOnce:
         joined = client.join(cut.id, route=cut.route)
         assert joined.add_statistics(gradient(part(20))) == {"a": {"weight_gradient": 35}}
 
+    def test_one_who_joins_continues_where_the_report_has_no_numbers(
+        self, client: nc.Client
+    ) -> None:
+        """Long names fill the report, so that there is no room for statistics."""
+        others = [nc.Layer(f"{i:01000}", "Conv2d", (1,)) for i in range(1920)]
+        kinds = ["weight_gradient", "output_sum", "output_zero_count", "input_abs_sum"]
+        shapes = [(4, 6), (4,), (4,), (6,)]
+        parts = {kind: part_of_ones(shape) for kind, shape in zip(kinds, shapes)}
+        layers = [nc.Layer(str(i), "Linear", (4, 6)) for i in range(40)]
+        rule = {"kinds": kinds, "op_types": ["Linear"]}
+        with client.bind_model("needs_statistics", [rule], [*layers, *others]) as session:
+            for source in range(64):
+                session.add_statistics({layer.name: parts for layer in layers}, source=source)
+            assert not any(layer.statistics for layer in session.info().layers)
+            for count in (65, 66):
+                joined = client.join(session.id, route=session.route)
+                added = joined.add_statistics({"7": parts}, source=30)
+                assert added == {"7": dict.fromkeys(kinds, count)}
+
     def test_threads_of_one_session_share_its_numbers(self, session: nc.Session) -> None:
         def add(i: int) -> None:
             session.add_statistics(gradient(part(2**i, seed=i)))
@@ -197,6 +239,8 @@ class TestOnce:
         session.add_statistics(gradient(part(1)))
         with pytest.raises(nc.InvalidArgumentError, match=r"sequence 1 of source 0.*another part"):
             other.add_statistics(gradient(part(2, seed=1)))
+        with pytest.raises(nc.InvalidArgumentError, match="of source 0, as an equal part that ano"):
+            other.add_statistics(gradient(part(1)))
         session.add_statistics(gradient(part(4)))
         with pytest.raises(nc.InvalidArgumentError, match=r"sequence 1 after 2 of source 0"):
             other.add_statistics(gradient(part(8)))
@@ -313,7 +357,8 @@ class TestSharedValues:
     def test_one_that_only_looks_the_same_is_sent(self, shared: nc.Session, moment: Array) -> None:
         other = moment + 1
         similar = other.copy()
-        similar.reshape(-1)[2 * 147 + 2] = 100  # right after a sampled word
+        column = 2 * 147 + 2  # right after a sampled word; the other place is not sampled, either
+        similar[0, column] = similar[column, 0] = 100
         assert self.add(shared, other, other, similar) > 2 * moment.nbytes
         first, second, third = self.digests(shared)
         assert first == second != third

@@ -5,6 +5,8 @@ The server is scripted; test_statistics.py has a real one.
 
 from __future__ import annotations
 
+import contextlib
+import pickle
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
@@ -14,11 +16,14 @@ import pytest
 from google.protobuf.duration_pb2 import Duration
 
 import nni_compression as nc
-from nni_compression._calls.statistics import part_requests
+from nni_compression._calls.statistics import Sequences, part_requests
 from nni_compression._wire import compression_pb2 as pb
 from servers import ScriptedServer, fails, in_turn, replies
 
-LAYERS = [nc.Layer("a", "Linear", (2, 3)), nc.Layer("b", "Linear", (4,))]
+LAYERS = [
+    nc.Layer("a", "Linear", (2, 3), aliases=["tied", "again"]),
+    nc.Layer("b", "Linear", (4,)),
+]
 PLAN = pb.Plan(
     layers=[
         pb.LayerPlan(
@@ -45,17 +50,20 @@ class Sent:
     Args:
         stop: a header for which the call ends with UNAVAILABLE, once, before its answer.
         refuse: a header whose part is refused.
+        known: a header whose part had been counted before.
     """
 
     def __init__(
         self,
         stop: Callable[[Any], bool] = lambda header: False,
         refuse: Callable[[Any], bool] = lambda header: False,
+        known: Callable[[Any], bool] = lambda header: False,
     ) -> None:
         self.headers: list[Any] = []
         self.payloads: list[bytes] = []
         self._stop = stop
         self._refuse = refuse
+        self._known = known
         self._stopped = False
 
     def __call__(self, requests: Iterator[bytes], context: Any) -> Iterator[bytes]:
@@ -74,6 +82,7 @@ class Sent:
             if self._refuse(header):
                 result.error.code, result.error.message = 3, f"{header.layer} is refused"
             else:
+                result.known = self._known(header)
                 result.count = 10 * header.part.count
             yield pb.AddStatisticsResponse(results=[result]).SerializeToString()
 
@@ -89,6 +98,17 @@ class Sent:
 
 def gradient_of(*layers: str) -> dict[str, dict[str, Any]]:
     return {layer: {"weight_gradient": GRADIENT} for layer in layers}
+
+
+@contextlib.contextmanager
+def joined(server: ScriptedServer, live: pb.Session) -> Iterator[nc.Session]:
+    """A session that was joined by this report."""
+    server.behaviours.update(
+        GetSession=replies(pb.GetSessionResponse(session=live, plan=PLAN)),
+        KeepAlive=replies(pb.KeepAliveResponse(lease=Duration(seconds=60))),
+    )
+    with nc.Client(server.address) as client:
+        yield client.join("s1")
 
 
 @pytest.fixture
@@ -164,7 +184,7 @@ class TestParts:
                 return 1
 
         made = {str(number): Made(number) for number in range(30)}
-        requests = part_requests(made, 0, {})
+        requests = part_requests(made, 0, Sequences({}))
         values = [np.frombuffer(request.data, np.float64)[0] for request in requests.values()]
         assert values == list(range(30))
 
@@ -181,6 +201,12 @@ class TestParts:
             (gradient_of("a"), 0.5, r"source is 0\.5; it must be an integer"),
             ({}, 64, "source is 64"),
             ({"a": GRADIENT}, 0, r"statistics\['a'\] is a ndarray; it must be a dict"),
+            (
+                {"tied": {"weight_gradient": GRADIENT}, **gradient_of("a")},
+                0,
+                r"statistics\['a'\]\['weight_gradient'\] and "
+                r"statistics\['tied'\]\['weight_gradient'\] are of one layer, 'a'",
+            ),
             ({7: {"weight_gradient": GRADIENT}}, 0, "a layer's name is 7; it must be a string"),
             (
                 {"a": {"gradient": GRADIENT}},
@@ -230,6 +256,12 @@ class TestParts:
         assert sent.headers == []
         session.add_statistics(gradient_of("b"))
         assert sent.parts == [("b", "weight_gradient", 0, 1)]
+
+    @pytest.mark.parametrize("statistics", [[1], None, "ab", GRADIENT])
+    def test_only_a_dict_has_layers(self, session: nc.Session, statistics: Any) -> None:
+        told = f"^statistics is a {type(statistics).__name__}; it must be a dict of layers$"
+        with pytest.raises(nc.InvalidArgumentError, match=told):
+            session.add_statistics(statistics)
 
     def test_the_report_has_every_source(
         self, scripted: ScriptedServer, session: nc.Session
@@ -303,6 +335,7 @@ class TestSequences:
         with pytest.raises(nc.InvalidArgumentError, match="^a is refused$") as raised:
             session.add_statistics({"a": both, "b": both})
         assert list(raised.value.errors) == ["a"]
+        assert list(raised.value.errors["a"].errors) == ["output_sum"]
         assert raised.value.results == {
             "a": {"weight_gradient": 10},
             "b": {"output_sum": 10, "weight_gradient": 10},
@@ -311,30 +344,150 @@ class TestSequences:
         session.add_statistics({"a": both})
         assert sent.parts == [("a", "output_sum", 0, 1), ("a", "weight_gradient", 0, 2)]
 
+    def test_every_refused_kind_of_a_layer_has_its_error(
+        self, scripted: ScriptedServer, session: nc.Session
+    ) -> None:
+        kinds = {"output_sum": GRADIENT, "weight_gradient": GRADIENT, "filter_taylor": GRADIENT}
+        kept = pb.STATISTIC_KIND_FILTER_TAYLOR
+        sent = Sent(refuse=lambda header: header.layer == "a" and header.part.kind != kept)
+        scripted.behaviours["AddStatistics"] = sent
+        told = r"^a is refused \(and 1 more kinds failed\)$"
+        with pytest.raises(nc.InvalidArgumentError, match=told) as raised:
+            session.add_statistics({"a": kinds, "b": kinds})
+        errors = pickle.loads(pickle.dumps(raised.value)).errors
+        assert list(errors) == ["a"]
+        assert {kind: str(error) for kind, error in errors["a"].errors.items()} == {
+            "output_sum": "a is refused",
+            "weight_gradient": "a is refused",
+        }
+        assert raised.value.results == {
+            "a": {"filter_taylor": 10},
+            "b": dict.fromkeys(kinds, 10),
+        }
+
+    def test_the_names_of_a_tied_weight_share_one(
+        self, scripted: ScriptedServer, session: nc.Session
+    ) -> None:
+        sent = scripted.behaviours["AddStatistics"] = Sent()
+        for name in ("a", "tied", "again", "a"):
+            assert session.add_statistics(gradient_of(name)) == {name: {"weight_gradient": 10}}
+        assert sent.parts == [
+            (name, "weight_gradient", 0, sequence)
+            for sequence, name in enumerate(("a", "tied", "again", "a"), start=1)
+        ]
+
     def test_one_who_joins_continues_after_what_the_session_has(
         self, scripted: ScriptedServer
     ) -> None:
         report = pb.StatisticReport(kind=pb.STATISTIC_KIND_WEIGHT_GRADIENT)
         report.sources.add(source=2, sequence=2**40, count=1)
-        live = pb.Session(id="s1", lease=Duration(seconds=60))
+        live = pb.Session(id="s1", lease=Duration(seconds=60), received_bytes=2**50)
         live.layers.add(name="a", statistics=[report])
-        sent = Sent()
-        scripted.behaviours.update(
-            GetSession=replies(pb.GetSessionResponse(session=live, plan=PLAN)),
-            KeepAlive=replies(pb.KeepAliveResponse(lease=Duration(seconds=60))),
-            AddStatistics=sent,
-        )
-        with nc.Client(scripted.address) as client:
-            joined = client.join("s1")
-            joined.add_statistics(gradient_of("a", "b"), source=2)
-            joined.add_statistics(gradient_of("a"))
+        with joined(scripted, live) as session:
+            sent = scripted.behaviours["AddStatistics"] = Sent()
+            session.add_statistics(gradient_of("a", "b"), source=2)
+            session.add_statistics(gradient_of("a"))
         assert sent.parts == [
             ("a", "weight_gradient", 2, 2**40 + 1),
             ("b", "weight_gradient", 2, 1),
             ("a", "weight_gradient", 0, 1),
         ]
 
+    def test_one_who_joins_without_a_part_in_the_session_begins(
+        self, scripted: ScriptedServer
+    ) -> None:
+        live = pb.Session(id="s1", lease=Duration(seconds=60), received_bytes=2**50)
+        live.config_list.add()["final_sparsity"] = 0.5
+        with joined(scripted, live) as session:
+            sent = scripted.behaviours["AddStatistics"] = Sent()
+            session.add_statistics(gradient_of("a"))
+        assert sent.parts == [("a", "weight_gradient", 0, 1)]
+
+    def test_one_who_joins_by_a_report_without_numbers_is_above_all(
+        self, scripted: ScriptedServer
+    ) -> None:
+        live = pb.Session(id="s1", lease=Duration(seconds=60), received_bytes=2**50)
+        with joined(scripted, live) as session:
+            sent = scripted.behaviours["AddStatistics"] = Sent()
+            session.add_statistics(gradient_of("a"))
+            session.add_statistics(gradient_of("a", "b"))
+        assert [sequence - 2**50 for *_, sequence in sent.parts] == [1, 2, 1]
+
+    def test_one_who_joins_has_to_use_the_names_of_the_plan(self, scripted: ScriptedServer) -> None:
+        with joined(scripted, pb.Session(id="s1", lease=Duration(seconds=60))) as session:
+            sent = scripted.behaviours["AddStatistics"] = Sent()
+            told = "^layer 'tied' is not in the plan of the session, which was joined: use the name"
+            with pytest.raises(nc.NotFoundError, match=told) as raised:
+                session.add_statistics(gradient_of("b", "tied"))
+        assert list(raised.value.errors) == ["tied"]
+        assert sent.parts == []
+
     def test_an_older_server_says_so(self, scripted: ScriptedServer, session: nc.Session) -> None:
         scripted.behaviours["AddStatistics"] = fails(grpc.StatusCode.UNIMPLEMENTED, "")
         with pytest.raises(nc.UnimplementedError, match="no AddStatistics; it is older"):
             session.add_statistics(gradient_of("a"))
+
+
+class TestKnownParts:
+    """Those that the server had counted before."""
+
+    TOLD = (
+        "^weight_gradient of layer 'a' has sequence 1 of source 7, as an equal part that another "
+        "Session object has sent; it is not counted again. Let each send as a source of its own"
+    )
+
+    @staticmethod
+    def known(header: Any) -> bool:
+        return bool(header.layer == "a")
+
+    @pytest.fixture
+    def sent(self, scripted: ScriptedServer) -> Sent:
+        sent = scripted.behaviours["AddStatistics"] = Sent(known=self.known)
+        return sent
+
+    def test_one_of_another_sender_is_refused_and_the_others_count(
+        self, session: nc.Session, sent: Sent
+    ) -> None:
+        for numbers in ((1, 1), (1, 2)):  # it keeps its number
+            with pytest.raises(nc.InvalidArgumentError, match=self.TOLD) as raised:
+                session.add_statistics(gradient_of("a", "b"), source=7)
+            assert list(raised.value.errors) == ["a"]
+            assert raised.value.results == {"b": {"weight_gradient": 10}}
+            assert tuple(sequence for *_, sequence in sent.parts[-2:]) == numbers
+
+    def test_one_that_a_retry_repeats_is_counted(
+        self, scripted: ScriptedServer, session: nc.Session, sent: Sent
+    ) -> None:
+        def cut(requests: Iterator[bytes], context: Any) -> Iterator[bytes]:
+            list(requests)
+            context.abort(grpc.StatusCode.UNAVAILABLE, "going down")
+            yield b""
+
+        scripted.behaviours["AddStatistics"] = in_turn(cut, sent)
+        assert session.add_statistics(gradient_of("a"), source=7) == {"a": {"weight_gradient": 10}}
+        assert session.stats.retries == 1
+        with pytest.raises(nc.InvalidArgumentError, match="has sequence 2 of source 7"):
+            session.add_statistics(gradient_of("a"), source=7)
+
+    def test_one_that_is_repeated_after_a_failed_call_is_counted(
+        self, scripted: ScriptedServer, session: nc.Session, sent: Sent
+    ) -> None:
+        scripted.behaviours["AddStatistics"] = fails(grpc.StatusCode.INTERNAL, "broken")
+        with pytest.raises(nc.InternalError):
+            session.add_statistics(gradient_of("a"), source=7)
+        # A refusal of another part in its place does not change that.
+        scripted.behaviours["AddStatistics"] = in_turn(Sent(refuse=self.known), sent)
+        with pytest.raises(nc.InvalidArgumentError, match="is refused"):
+            session.add_statistics(gradient_of("a"), source=7)
+        assert session.add_statistics(gradient_of("a"), source=7) == {"a": {"weight_gradient": 10}}
+        with pytest.raises(nc.InvalidArgumentError, match="has sequence 2 of source 7"):
+            session.add_statistics(gradient_of("a"), source=7)
+
+    def test_one_in_the_place_of_a_refused_one_is_refused(
+        self, scripted: ScriptedServer, session: nc.Session, sent: Sent
+    ) -> None:
+        scripted.behaviours["AddStatistics"] = in_turn(Sent(refuse=self.known), sent)
+        with pytest.raises(nc.InvalidArgumentError, match="is refused"):
+            session.add_statistics(gradient_of("a"), source=7)
+        with pytest.raises(nc.InvalidArgumentError, match=self.TOLD):
+            session.add_statistics(gradient_of("a"), source=7)

@@ -13,6 +13,8 @@ import numpy as np
 import pytest
 
 import nni_compression as nc
+from nni_compression._calls.exchange import combined
+from nni_compression.errors import make_error
 from servers import ServerProcess, server_binary
 
 pytest.importorskip("torch")
@@ -421,6 +423,33 @@ def test_sums_that_are_not_finite_are_refused_by_the_layer_and_dropped(
     pruner.close()
 
 
+def test_only_the_refused_parts_of_a_layer_are_dropped(
+    plugin_client: nc.Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = Layers()
+    pruner = compress(["input_abs_sum", "output_sum"], plugin_client, model)
+    model(inputs(0))
+    before = unsent(pruner)
+    pruner.step()
+
+    def fail(parts: Any, source: int) -> None:
+        codes = {"input_abs_sum": "INVALID_ARGUMENT", "output_sum": "RESOURCE_EXHAUSTED"}
+        errors = {kind: make_error(nc.StatusCode(code), kind) for kind, code in codes.items()}
+        raise combined({"fc": combined(errors, {}, "kinds")}, {}, "layers")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(pruner.session, "add_statistics", fail)
+        with pytest.raises(nc.InvalidArgumentError, match=r"input_abs_sum \(and 1 more kinds"):
+            model(inputs(0))
+    left = unsent(pruner)
+    assert torch.equal(left["fc"]["output_sum"]["values"], before["fc"]["output_sum"]["values"])
+    del before["fc"]["input_abs_sum"]
+    assert {name: list(kinds) for name, kinds in left.items()} == {
+        name: list(kinds) for name, kinds in before.items()
+    }
+    pruner.close()
+
+
 def test_a_compiled_model_is_observed(plugin_client: nc.Client) -> None:
     if not hasattr(torch, "compile"):
         pytest.skip("torch has no compile")
@@ -433,6 +462,116 @@ def test_a_compiled_model_is_observed(plugin_client: nc.Client) -> None:
     part = unsent(pruner)["fc"]["input_square_sum"]
     torch.testing.assert_close(part["values"], total.double(), rtol=1e-5, atol=1e-6)
     pruner.close()
+
+
+BIASES = {name: f"{name}.bias" for name in SHAPES}  # any parameter with a number per channel
+
+
+def counted_parameters(pruner: Pruner) -> dict[str, tuple[int, int]]:
+    """Layer -> source and number of the last part with its parameter."""
+    found = {}
+    for layer in pruner.session.info().layers:
+        for source, part in layer.statistics["parameter"].sources.items():
+            found[layer.name] = source, part.sequence
+    return found
+
+
+def test_a_parameter_is_sent_as_it_is_when_a_mask_is_asked_for(plugin_client: nc.Client) -> None:
+    model = Layers().half()
+    rule = {"kinds": ["parameter"], "threshold": 0.0, "op_types": ["default"]}
+    pruner = NeedsStatistics(model, [rule], client=plugin_client, statistic_parameters=BIASES)
+    pruner.compress()
+    with torch.no_grad():
+        for name in SHAPES:
+            getattr(model, name).bias.copy_(torch.randn(len(getattr(model, name).bias)))
+    pruner.step()
+    for name, mask in pruner.masks.items():
+        cycled = np.resize(getattr(model, name).bias.detach().numpy() >= 0, mask.shape)
+        assert np.array_equal(mask.numpy(), cycled), name
+    assert counted_parameters(pruner) == dict.fromkeys(SHAPES, (0, 1))
+    statistics = pruner._masks().statistics
+    assert statistics is not None
+    statistics.send(SHAPES)
+    assert counted_parameters(pruner) == dict.fromkeys(SHAPES, (0, 1)), "it has not changed"
+    with torch.no_grad():
+        model.fc.bias[1] += 1
+    statistics.send(SHAPES)
+    assert counted_parameters(pruner) == {**dict.fromkeys(SHAPES, (0, 1)), "fc": (0, 2)}
+    pruner.close()
+
+
+def test_a_parameter_that_is_not_finite_is_refused_until_it_is(plugin_client: nc.Client) -> None:
+    model = Layers()
+    pruner = compress(["parameter"], plugin_client, model, statistic_parameters=BIASES)
+    with torch.no_grad():
+        model.fc.bias[0] = float("inf")
+    for _ in range(2):
+        with pytest.raises(nc.InvalidArgumentError, match="parameter of layer .*fc.* has inf"):
+            pruner.refresh()
+    with torch.no_grad():
+        model.fc.bias[0] = 1
+    pruner.refresh()
+    assert counted_parameters(pruner) == dict.fromkeys(SHAPES, (0, 1))
+    pruner.close()
+
+
+def test_a_parameter_waits_for_the_sums_that_go_with_it(plugin_client: nc.Client) -> None:
+    model = Layers()
+    kinds = ["parameter", "output_sum"]
+    pruner = compress(kinds, plugin_client, model, statistic_parameters=BIASES)
+    pruner.update_epoch(0)
+    model(inputs(0))  # asks for nothing
+    pruner.step()
+    model(inputs(1))
+    assert counted_parameters(pruner) == dict.fromkeys(SHAPES, (0, 1))
+    pruner.close()
+
+
+def test_another_session_gets_the_parameters_again(
+    plugin_client: nc.Client, caplog: pytest.LogCaptureFixture
+) -> None:
+    model = Layers()
+    pruner = compress(["parameter"], plugin_client, model, statistic_parameters=BIASES)
+    pruner.refresh()
+    assert "statistics" not in pruner.state_dict()
+    pruner.rebind()
+    statistics = pruner._masks().statistics
+    assert statistics is not None
+    statistics.send(SHAPES)
+    assert counted_parameters(pruner) == dict.fromkeys(SHAPES, (0, 1))
+    assert "starts without" not in caplog.text
+    pruner.close()
+
+
+@pytest.mark.parametrize(
+    ("given", "why"),
+    [
+        (None, r"which has to be named, as in statistic_parameters={'fc': 'bn.weight'}"),
+        ({"conv1": "fc.bias"}, "which has to be named"),
+        (
+            {"fc": "bn.weight"},
+            r"which is 'bn.weight' by statistic_parameters; it must be the name of a parameter",
+        ),
+        (
+            {"fc": "conv1.bias"},
+            r"which is 'conv1.bias' .*; it must have the shape \[3\], and has \[8\]",
+        ),
+        ({"fc": "fc.weight"}, r"it must have the shape \[3\], and has \[3, 6\]"),
+    ],
+)
+def test_which_parameter_belongs_to_a_layer_has_to_be_told(
+    plugin_client: nc.Client, given: Any, why: str
+) -> None:
+    rule = {"kinds": ["parameter"], "op_names": ["fc"]}
+    pruner = NeedsStatistics(Layers(), [rule], client=plugin_client, statistic_parameters=given)
+    with pytest.raises(nc.InvalidArgumentError, match=why):
+        pruner.compress()
+    assert not pruner.is_bound
+
+
+def test_parameters_are_told_by_layer(plugin_client: nc.Client) -> None:
+    with pytest.raises(nc.InvalidArgumentError, match="statistic_parameters is a list; .* dict"):
+        compress(["parameter"], plugin_client, Layers(), statistic_parameters=["fc.bias"])
 
 
 class Others(nn.Module):
@@ -450,7 +589,7 @@ class Others(nn.Module):
         ("table", "input_square_sum", "for Linear, Conv1d, Conv2d and Conv3d only"),
         ("up", "output_sum", "for Linear, Conv1d, Conv2d and Conv3d only"),
         ("normed", "weight_gradient", "computed from other parameters"),
-        ("up", "parameter", "does not collect"),
+        ("up", "parameter", "has to be named"),
     ],
 )
 def test_what_cannot_be_collected_is_refused_by_name_when_compressing(
@@ -534,17 +673,19 @@ from torch.nn.parallel import DistributedDataParallel
 
 rank, meeting, address = int(sys.argv[1]), *sys.argv[2:]
 import nni_compression as nc
-from test_torch_statistics import Layers, NeedsStatistics, inputs
+from test_torch_statistics import BIASES, Layers, NeedsStatistics, inputs
 from torch_helpers import process_group
 
-KINDS = ["weight_gradient", "input_square_sum"]
+KINDS = ["weight_gradient", "input_square_sum", "parameter"]
 
 def begin(state=None):
     torch.set_num_threads(1)
     model = Layers()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     rule = {"kinds": KINDS, "threshold": 0.0, "op_types": ["default"]}
-    pruner = NeedsStatistics(model, [rule], optimizer, server=address)
+    pruner = NeedsStatistics(
+        model, [rule], optimizer, server=address, statistic_parameters=BIASES
+    )
     pruner.on_every_rank(model, state)
     return pruner, model, DistributedDataParallel(model), optimizer
 
@@ -573,7 +714,7 @@ def main():
     for layer in pruner.session.info().layers:
         sources = {kind: found.sources for kind, found in layer.statistics.items()}
         assert {k: list(s) for k, s in sources.items()} == {
-            "weight_gradient": [0], "input_square_sum": [0, 1],
+            "weight_gradient": [0], "input_square_sum": [0, 1], "parameter": [0],
         }
         assert sources["weight_gradient"][0].count == 2
     dist.barrier()

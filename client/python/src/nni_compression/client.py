@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ._calls import exchange
-from ._calls.statistics import Sequences, sequences_of
+from ._calls.statistics import Sequences
 from ._lifetime.keep_alive import KeepAlive
 from ._lifetime.local_server import LOCAL, is_local_server, shared_local_server
 from ._lifetime.trial import trial_labels, watch
@@ -211,7 +211,12 @@ class Client:
         route = _check_route(route) or make_route()
         reply = self._unary("BindModel", request, pb.BindModelResponse, route, timeout)
         session = self._session(
-            reply.session_id, route, reply.plan, seconds(reply.lease), reply.stale_layers
+            reply.session_id,
+            route,
+            reply.plan,
+            seconds(reply.lease),
+            reply.stale_layers,
+            Sequences.of_bound(layers),
         )
         watch.add(session)
         if uploaded:
@@ -254,7 +259,8 @@ class Client:
         request = pb.KeepAliveRequest(session_id=info.id)
         renewed = self._unary("KeepAlive", request, pb.KeepAliveResponse, route, timeout)
         lease = seconds(renewed.lease)
-        return self._session(info.id, route, reply.plan, lease, stale, sequences_of(reply.session))
+        sequences = Sequences.of_joined(reply)
+        return self._session(info.id, route, reply.plan, lease, stale, sequences)
 
     def session_info(self, session_id: str, *, timeout: Optional[float] = None) -> SessionInfo:
         """The server's information about a session; also for a while after its end.
@@ -378,7 +384,7 @@ class Client:
         plan: pb.Plan,
         lease: float,
         stale: Sequence[str],
-        sequences: Optional[Sequences] = None,
+        sequences: Sequences,
     ) -> Session:
         session = Session(
             self._transport,

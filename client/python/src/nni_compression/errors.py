@@ -42,7 +42,8 @@ class CompressionError(Exception):
     Attributes:
         code: why, as a `StatusCode` (which is a string too).
         message: for people; names the field, the value and the allowed range.
-        errors: when single layers failed: layer name -> that layer's error. Empty otherwise.
+        errors: when single layers failed: layer name -> that layer's error, which has errors of its
+            own where several parts of a layer may fail. Empty otherwise.
         results: layers of the same call that worked, layer name -> what the call would have
             returned for them. The server has applied these.
         request_id: the id of the call in the server's log; None when no server answered.

@@ -102,7 +102,7 @@ class Session:
         stale: frozenset[str],
         checksum: bool = False,
         shared_memory: Optional[SharedMemory] = None,
-        sequences: Optional[Sequences] = None,
+        sequences: Sequences,
     ) -> None:
         self.id = session_id
         self.route = route
@@ -123,7 +123,7 @@ class Session:
         self._server_keeps_weights = True
         self._sent: set[str] = set()  # layers whose weights were sent
         self._adding = threading.Lock()  # of the sequences; held in a call
-        self._sequences = {} if sequences is None else sequences
+        self._sequences = sequences
 
     @property
     def stale(self) -> frozenset[str]:
@@ -341,14 +341,15 @@ class Session:
         Raises:
             InvalidArgumentError: a wrong shape or dtype, a kind that the plan does not name, a
                 number that is not finite or, where a kind forbids it, negative; another object has
-                sent parts with this source.
-            NotFoundError: also for a layer that was not bound.
+                sent parts with this source, also where they are equal; two names of one layer.
+            NotFoundError: also for a layer that was not bound, and for an alias where the session
+                was joined.
             ResourceExhaustedError: the server has no room for the statistic.
 
-        When single parts fail, the others are counted: the error has `.errors` by layer and
-        `.results`. A part that was not answered, because the call failed, may have been counted or
-        not. Send the same part again, before any other of its layer, kind and source: it is
-        counted once.
+        When single parts fail, the others are counted: the error has `.results`, and `.errors` by
+        layer, each of which has `.errors` by kind. A part that was not answered, because the call
+        failed, may have been counted or not. Send the same part again, before any other of its
+        layer, kind and source: it is counted once.
 
         >>> layers = [nc.Layer(name="fc", op_type="Linear", shape=(2, 2))]
         >>> rule = {"final_sparsity": 0.5, "schedule_unit": "step", "end_step": 50}

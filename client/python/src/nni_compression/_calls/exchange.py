@@ -297,11 +297,15 @@ class LayerExchange(ABC, Generic[R]):
                 self._lost.add(result.answers)
                 return
             error = make_error(code_from_number(result.error.code), result.error.message)
-            self.errors[request.header.layer] = error
+            self._on_error(request.header, error)
             del self._pending[result.answers]
             return
         self._answers[result.answers] = _Answer(result, self.expected_tensors(result))
         self._complete(result.answers)
+
+    def _on_error(self, request: Any, error: CompressionError) -> None:
+        """Keeps the error of one tensor of the request."""
+        self.errors[request.layer] = error
 
     def _on_header(self, header: Any) -> None:
         answer = self._answers.get(header.answers)
@@ -533,12 +537,18 @@ def _array(incoming: Optional[_Incoming]) -> Any:
 
 def raise_layer_errors(errors: Mapping[Any, CompressionError], results: Mapping[Any, Any]) -> None:
     """Raises one error for all layers that failed, if any did."""
-    if not errors:
-        return
+    if errors:
+        raise combined(errors, results, "layers")
+
+
+def combined(
+    errors: Mapping[Any, CompressionError], results: Mapping[Any, Any], what: str
+) -> CompressionError:
+    """One error for all of `errors`, which has them; `what` they are of: "layers"."""
     first = next(iter(errors.values()))
     message = first.message
     if len(errors) > 1:
-        message += f" (and {len(errors) - 1} more layers failed)"
+        message += f" (and {len(errors) - 1} more {what} failed)"
     error = make_error(first.code, message)
     error.errors, error.results = errors, results
-    raise error
+    return error

@@ -155,13 +155,17 @@ class Compressor:
             raise RuntimeError("there is no model; call the compressor with one")
         self._check_not_unwrapped()
         if lifecycle.binding is None:
-            lifecycle.backend = backend_of(self._backends, lifecycle.model)
+            lifecycle.backend = self._make_backend(lifecycle.model)
             self.bind_model(lifecycle.model)
             lifecycle.bind(lifecycle.resume)
             lifecycle.resume = None
             warn_of_plan(self.plan)
         self._recovery.settle()
         return lifecycle.model
+
+    def _make_backend(self, model: Any) -> Backend[Any]:
+        """Of a model that is to be compressed."""
+        return backend_of(self._backends, model)
 
     def bind_model(self, model: Any) -> None:
         """Called with the model before it is compressed; for custom algorithms."""

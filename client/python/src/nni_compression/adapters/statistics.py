@@ -24,6 +24,9 @@ ALIKE_ON_ALL_RANKS = frozenset(
     {"weight_gradient", "filter_taylor", "squared_gradient", "parameter"}
 )
 
+#: Kinds of what the model has, so that a new session gets them again.
+KEPT_BY_THE_MODEL = frozenset({"parameter"})
+
 
 class Collector(Protocol):
     """Adds up, on the trainer's device, the statistics that the plan of a binding declares."""
@@ -160,6 +163,8 @@ class Statistics:
         for name in self.layers:
             kinds = {}
             for kind in self._tracker.plan.layers[name].statistics:
+                if kind in KEPT_BY_THE_MODEL:
+                    continue
                 held = (self._unanswered.get(name, {}).get(kind), fresh.get(name, {}).get(kind))
                 parts = [self._entry(part) for part in held if part is not None]
                 sent = self._sent.get(name, {}).get(kind, 0)
@@ -211,14 +216,19 @@ class Statistics:
         if error is None:
             return
         for name, reason in error.errors.items():
-            if reason.code == StatusCode.INVALID_ARGUMENT:
-                self._unanswered.pop(name, None)
-                self.is_ready = False  # or no forward pass could collect another one
+            for kind, refusal in reason.errors.items():
+                if refusal.code == StatusCode.INVALID_ARGUMENT:
+                    self._pop(name, kind)
+                    self.is_ready = False  # or no forward pass could collect another one
         raise error
 
     def _answered(self, name: str, kind: str) -> None:
-        kinds = self._unanswered[name]
         sent = self._sent.setdefault(name, {})
-        sent[kind] = sent.get(kind, 0) + kinds.pop(kind).count
+        sent[kind] = sent.get(kind, 0) + self._pop(name, kind).count
+
+    def _pop(self, name: str, kind: str) -> StatisticPart:
+        kinds = self._unanswered[name]
+        part = kinds.pop(kind)
         if not kinds:
             del self._unanswered[name]
+        return part

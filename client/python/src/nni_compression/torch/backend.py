@@ -38,6 +38,8 @@ class TorchBackend(Backend[TorchWeight]):
 
     def __init__(self, model: nn.Module) -> None:
         self.model = model
+        #: Layer name -> name of its further parameter, for algorithms that ask for that.
+        self.statistic_parameters: Mapping[str, str] = {}
         self._bound_names: Optional[naming.BoundNames] = None  # when the model was bound
 
     @staticmethod
@@ -77,12 +79,48 @@ class TorchBackend(Backend[TorchWeight]):
         return to_host({w.name: w.dense.detach().to(w.bound_dtype) for w in weights})
 
     def why_no_statistic(self, weight: TorchWeight, kind: str) -> str:
-        return statistics.why_none(weight, kind)
+        if kind != statistics.PARAMETER:
+            return statistics.why_none(weight, kind)
+        named = self._further_name(weight)
+        if named is None:
+            example = {weight.name: "bn.weight"}
+            return f"which has to be named, as in statistic_parameters={example}"
+        told = f"which is {named!r} by statistic_parameters; it must"
+        if named not in self._places():
+            return f"{told} be the name of a parameter of the model"
+        found, wanted = self._further(weight)().shape, [weight.dense.shape[weight.channel_axis]]
+        if list(found) == wanted:
+            return ""
+        return f"{told} have the shape {wanted}, and has {list(found)}"
 
     def collector(
         self, weights: Sequence[TorchWeight], plan: Mapping[str, LayerPlan]
     ) -> statistics.TorchCollector:
-        return statistics.TorchCollector(weights, plan)
+        further = {
+            weight.name: self._further(weight)
+            for weight in weights
+            if statistics.PARAMETER in plan[weight.name].statistics
+        }
+        return statistics.TorchCollector(weights, plan, further)
+
+    def _further_name(self, weight: TorchWeight) -> Optional[str]:
+        """The name that was given for a layer's further parameter."""
+        given = self.statistic_parameters
+        return next((given[n] for n in (weight.name, *weight.aliases) if n in given), None)
+
+    def _further(self, weight: TorchWeight) -> Callable[[], torch.Tensor]:
+        """What reads a layer's further parameter, which has a name that is right."""
+        module, part = self._places()[str(self._further_name(weight))]
+        return lambda: module._parameters[part]  # type: ignore[return-value]
+
+    def _places(self) -> dict[str, tuple[nn.Module, str]]:
+        """Where the model's parameters are, by name."""
+        return {
+            naming.key_of(name, part): (module, part)
+            for name, module in naming.named_modules(self.model)
+            for part, parameter in module._parameters.items()
+            if parameter is not None
+        }
 
     def gradients(self, weights: Sequence[TorchWeight]) -> Mapping[str, Any]:
         found = {}

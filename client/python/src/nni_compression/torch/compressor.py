@@ -39,6 +39,32 @@ class Compressor(compressor.Compressor):
 
     _backends: ClassVar[tuple[type[Backend[Any]], ...]] = (TorchBackend,)
 
+    def __init__(
+        self, *args: Any, statistic_parameters: Optional[Mapping[str, str]] = None, **kwargs: Any
+    ) -> None:
+        """Makes a compressor.
+
+        Args:
+            statistic_parameters: for algorithms that ask for the statistic `parameter`: layer name
+                -> the name of the parameter that belongs to the layer, with a number for each of
+                its output channels: ``{"conv1": "bn1.weight"}``.
+
+        The other arguments are those of `adapters.compressor.Compressor`.
+        """
+        if not isinstance(statistic_parameters, (Mapping, type(None))):
+            raise InvalidArgumentError(
+                f"statistic_parameters is a {type(statistic_parameters).__name__}; it must be a "
+                "dict of layers"
+            )
+        super().__init__(*args, **kwargs)
+        self.statistic_parameters = dict(statistic_parameters or {})
+
+    def _make_backend(self, model: Any) -> Backend[Any]:
+        backend = super()._make_backend(model)
+        assert isinstance(backend, TorchBackend)
+        backend.statistic_parameters = self.statistic_parameters
+        return backend
+
     def save_pretrained(
         self,
         folder: Union[str, os.PathLike[str]],

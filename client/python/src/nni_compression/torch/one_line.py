@@ -31,6 +31,7 @@ _OF_COMPRESSOR = (
     "on_lost_session",
     "on_bad_weight",
     "transfer",
+    "statistic_parameters",
 )
 _FILTERS = ("op_types", "op_names", "op_names_re")
 _ATTRIBUTE = "compressor"

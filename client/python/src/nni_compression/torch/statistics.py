@@ -1,5 +1,5 @@
 """Statistics of layers, added up on the device that their tensors are on: of gradients when an
-optimizer steps, of inputs and outputs in forward passes.
+optimizer steps, of inputs and outputs in forward passes. Further parameters are as they are taken.
 
 Nothing waits for the device until parts are taken.
 """
@@ -12,6 +12,7 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Callable, Optional
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -23,6 +24,8 @@ from . import optimizers
 from .masking import is_exporting, is_traced
 from .modules import Observer, has_values
 from .weights import TorchWeight, is_transposed_linear
+
+PARAMETER = "parameter"  # the kind of further parameters
 
 _FLOAT = 4  # bytes of a float32
 _BITS = 10
@@ -265,32 +268,66 @@ class _Total:
         self._found = {}
 
 
+class _Further:
+    """A further parameter of a layer.
+
+    Args:
+        read: its tensor in the model.
+    """
+
+    def __init__(self, read: Callable[[], torch.Tensor]) -> None:
+        self._read = read
+        #: What was taken last, and need not be sent again.
+        self.taken: Any = None
+
+    def part(self) -> Optional[StatisticPart]:
+        """As it is now; None where that was taken."""
+        values = _widened(self._read().detach()).cpu().numpy().copy()
+        # One that is not finite was refused.
+        is_same = np.array_equal(values, self.taken) and np.isfinite(values).all()
+        return None if is_same else StatisticPart(values)
+
+
 class TorchCollector:
     """Of the layers of a model, from `start` on.
 
     Args:
         weights: of the layers; each statistic of the plan is one that `why_none` lets through.
         plan: of all layers.
+        further: layer name -> what reads the parameter that is its statistic `PARAMETER`.
     """
 
-    def __init__(self, weights: Sequence[TorchWeight], plan: Mapping[str, LayerPlan]) -> None:
+    def __init__(
+        self,
+        weights: Sequence[TorchWeight],
+        plan: Mapping[str, LayerPlan],
+        further: Mapping[str, Callable[[], torch.Tensor]],
+    ) -> None:
         self._weights = {weight.name: weight for weight in weights}
         self._totals = {
-            name: {kind: _Total(_KINDS[kind]) for kind in plan[name].statistics}
+            name: {
+                kind: _Total(_KINDS[kind]) for kind in plan[name].statistics if kind != PARAMETER
+            }
             for name in self._weights
         }
+        self._further = {name: _Further(read) for name, read in further.items()}
 
     # See `adapters.statistics.Collector`.
 
     @property
     def is_empty(self) -> bool:
-        return all(total.is_empty for kinds in self._totals.values() for total in kinds.values())
+        # Parameters are there before the sums that are to go with them.
+        totals = [total for kinds in self._totals.values() for total in kinds.values()]
+        return all(total.is_empty for total in totals) if totals else not self._further
 
     def take(self, names: Collection[str]) -> Parts:
         taken = self.peek(names)
         for name, parts in taken.items():
-            for kind in parts:
-                self._totals[name][kind].clear()
+            for kind, part in parts.items():
+                if kind == PARAMETER:
+                    self._further[name].taken = part.values
+                else:
+                    self._totals[name][kind].clear()
         return taken
 
     def peek(self, names: Collection[str]) -> Parts:
@@ -303,15 +340,23 @@ class TorchCollector:
                 }
                 for name in names
             }
+            for name in names:
+                part = self._further[name].part() if name in self._further else None
+                if part is not None:
+                    found[name][PARAMETER] = part
         return {name: parts for name, parts in found.items() if parts}
 
     def add(self, parts: Parts) -> None:
         for name, kinds in parts.items():
             for kind, part in kinds.items():
-                if kind in self._totals[name]:
+                if kind == PARAMETER and name in self._further:
+                    self._further[name].taken = None
+                elif kind in self._totals[name]:
                     self._totals[name][kind].restore(part, self._weights[name].dense.device)
 
     def leave_out(self, kinds: Collection[str]) -> None:
+        if PARAMETER in kinds:
+            self._further = {}
         for totals in self._totals.values():
             for kind in kinds & totals.keys():
                 del totals[kind]
@@ -456,7 +501,9 @@ _LAYERS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
 
 
 def why_none(weight: TorchWeight, kind: str) -> str:
-    """Why a statistic cannot be collected, or a gradient not sent; empty where it can."""
+    """Why a statistic, other than `PARAMETER`, cannot be collected, or a gradient not sent; empty
+    where it can.
+    """
     known = _KINDS.get(kind)
     if kind == "gradient" or (known is not None and known.of == "gradient"):
         if weight.is_computed:
