@@ -106,7 +106,7 @@ struct Traits {
   std::vector<StatisticKind> statistics;
 
   // Pruners. Whether all layers of the rule are decided about together, by CalcMasks. They are then
-  // stale together: if one was never answered, or IsStaleTogether.
+  // stale together: if one was never answered or IsStale, or all IsStaleTogether.
   bool joint = false;
 
   // Pruners. Whether counts of magnitudes are enough to decide, so that a trainer need not send
@@ -155,6 +155,9 @@ class Compressor {
     return absl::UnimplementedError("the algorithm observes nothing");
   }
 
+  // Memory that a call needs for a layer beyond weight and answer.
+  virtual int64_t work_bytes(const Layer& layer) const { return 0; }
+
  protected:
   Traits traits_;
 };
@@ -190,9 +193,6 @@ class Pruner : public Compressor {
   // How many weights the layers of the rule, or the one layer unless joint, lose together; sets
   // their limits. Only if takes_counts, and as CalcMask and CalcMasks decide.
   virtual int64_t TotalToPrune(std::vector<CountedLayer>& layers, Clock clock) const { return 0; }
-
-  // Memory that a call needs for a layer beyond weight and mask.
-  virtual int64_t work_bytes(const Layer& layer) const { return 0; }
 
   // The target sparsity at this time, in [0, 1], for reports: of each layer or, if joint, of all
   // together.

@@ -81,6 +81,8 @@ class GlobalPruner final : public ScheduledPruner {
     traits_.takes_counts &= normalize_ == Normalize::kNone;
   }
 
+  // No layer by itself.
+  bool IsStale(const Layer&, const LayerState&, Clock) const override { return false; }
   bool IsStaleTogether(int64_t elements, int64_t pruned, Clock clock) const override;
   absl::StatusOr<std::vector<Mask>> CalcMasks(std::vector<JointLayer>& layers,
                                               Clock clock) const override;

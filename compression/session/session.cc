@@ -204,14 +204,14 @@ bool Session::IsJoint(int i) const {
 bool Session::IsStaleTogether(const PlannedRule& rule) const {
   const auto [known, fresh] = stale_together_.try_emplace(rule.rule, true);
   if (!fresh) return known->second;
+  const auto& pruner = static_cast<const Pruner&>(*rule.compressor);
   int64_t elements = 0;
   int64_t pruned = 0;
   for (const int i : rule.layers) {
-    if (!state(i).answered) return true;
+    if (!state(i).answered || pruner.IsStale(layer(i), state(i), clock_)) return true;
     elements += layer(i).elements;
     pruned += state(i).pruned();
   }
-  const auto& pruner = static_cast<const Pruner&>(*rule.compressor);
   return known->second = pruner.IsStaleTogether(elements, pruned, clock_);
 }
 

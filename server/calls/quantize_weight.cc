@@ -46,8 +46,9 @@ absl::Status QuantizeWeight::Configure(const Open& open) {
 int64_t QuantizeWeight::ResultBytes(const SessionRecord& record, int layer,
                                     const v1::TensorHeader& header) const {
   const std::vector<int64_t> range = record.RangeShape(layer);
-  const int64_t parameters = kChannelBytes * (range.size() == 2 ? range[1] : 1);
+  int64_t parameters = kChannelBytes * (range.size() == 2 ? range[1] : 1);
   if (header.role() != v1::TENSOR_ROLE_WEIGHT) return parameters;
+  parameters += record.work_bytes(layer);
   if (reply_ == QuantizeReply::kCodes) {
     return parameters + kMaxCodeBytes * record.layer(layer).elements;
   }

@@ -1,5 +1,6 @@
 #include "server/external/guarded_compressor.h"
 
+#include <algorithm>
 #include <optional>
 #include <string>
 #include <tuple>
@@ -93,6 +94,10 @@ class Guard : public Base {
   absl::Status Observe(const Layer& layer, const Observation& observation, compression::Clock clock,
                        LayerState& state) const override {
     return Invoke(OnLayer(layer), &Base::Observe, layer, observation, clock, state);
+  }
+
+  int64_t work_bytes(const Layer& layer) const override {
+    return std::max<int64_t>(Ask(OnLayer(layer), int64_t{0}, &Base::work_bytes, layer), 0);
   }
 
  protected:

@@ -97,9 +97,7 @@ void SessionRecord::SetLayers() {
     if (planned == nullptr) continue;
     traits_[i].compressed = true;
     traits_[i].joint = planned->traits().joint;
-    if (const auto* pruner = dynamic_cast<const compression::Pruner*>(planned->compressor.get())) {
-      traits_[i].work_bytes = pruner->work_bytes(layers_[i]);
-    }
+    traits_[i].work_bytes = planned->compressor->work_bytes(layers_[i]);
     const auto* quantizer = dynamic_cast<const compression::Quantizer*>(planned->compressor.get());
     if (quantizer != nullptr && planned->traits().per_channel) {
       traits_[i].ranges = quantizer->channels(layers_[i]);

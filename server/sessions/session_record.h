@@ -114,7 +114,7 @@ class SessionRecord {
   // Whether the layer is decided about together with others.
   bool joint(int i) const { return traits_[i].joint; }
 
-  // Memory that computing the layer's mask takes beyond weight and mask.
+  // Memory that computing the layer's answer takes beyond weight and answer.
   int64_t work_bytes(int i) const { return traits_[i].work_bytes; }
 
   // The shape of the layer's RANGE tensor: [2], or [2, channels] or [2, groups].
