@@ -3,18 +3,25 @@
 //   calc_mask(self, weight: Tensor, layer: Layer, options: Options, epoch: int, step: int) ->
 //   Tensor
 //
-// which returns the elements to keep (true, or not 0), and a quantizer
+// which returns the elements to keep (true, or not 0), or, to decide about all layers of a rule
+// together,
 //
-//   quantize_weight(... the same ...) -> Tuple[Tensor, Tensor]
+//   calc_masks(self, weights: List[Tensor], layers: List[Layer], options: Options, epoch: int,
+//   step: int) -> List[Tensor]
+//
+// and a quantizer
+//
+//   quantize_weight(... as calc_mask ...) -> Tuple[Tensor, Tensor]
 //
 // which returns scale and zero point. A module that has on_gradient(self, gradient: Tensor, layer:
 // Layer, options: Options, epoch: int, step: int) gets gradients. Layer and Options are NamedTuples
-// of the script; further details are in the archive's file nni_compression.json. See
-// docs/scripts.md.
+// of the script, and the statistics that Layer has fields of are those that the script needs;
+// further details are in the archive's file nni_compression.json. See docs/scripts.md.
 //
-// Every layer of a session has a module of its own, created for each call from the file and from
-// the attributes and buffers that the last call left; they are the layer's `opaque` state, after
-// the epoch and the step of the last answer.
+// Every layer of a session, or with calc_masks every rule, has a module of its own, created for
+// each call from the file and from the attributes and buffers that the last call left; they are the
+// layer's `opaque` state, after the epoch and the step of the last answer. Each layer of a rule has
+// a part of them.
 #include <ATen/core/grad_mode.h>
 #include <torch/csrc/jit/api/module.h>
 #include <torch/csrc/jit/runtime/graph_executor.h>
@@ -49,15 +56,17 @@ using torch::jit::Module;
 
 constexpr char kDetails[] = "nni_compression.json";
 constexpr char kCalcMask[] = "calc_mask";
+constexpr char kCalcMasks[] = "calc_masks";
 constexpr char kQuantizeWeight[] = "quantize_weight";
 constexpr char kOnGradient[] = "on_gradient";
 
 // A loaded file. Immutable, shared by its compressors; modules are only copied from it.
 struct Script {
   Module module;
-  std::string method;  // calc_mask or quantize_weight
+  std::string method;  // calc_mask, calc_masks or quantize_weight
   bool gradients = false;
   c10::TypePtr layer_type;
+  std::vector<const StatisticInfo*> statistics;  // that layer_type has fields of
   c10::TypePtr options_type;
   json details;
   std::string fresh_state;  // of a module that was not called yet
@@ -118,6 +127,34 @@ std::string WriteMemory(const Memory& memory) {
   return opaque + memory.module;
 }
 
+// The state of a rule from the parts that its layers have.
+std::string Join(const std::vector<JointLayer>& layers) {
+  Memory memory = ReadMemory(layers.front().state.opaque);
+  for (size_t i = 1; i < layers.size(); ++i) {
+    memory.module += ReadMemory(layers[i].state.opaque).module;
+  }
+  return WriteMemory(memory);
+}
+
+// The reverse. The parts are in proportion to the weights, as are the bounds of layers' states.
+void Split(const std::string& opaque, std::vector<JointLayer>& layers) {
+  const auto bytes = [](const JointLayer& one) {
+    return static_cast<double>(ByteLength(one.layer.dtype, one.layer.elements));
+  };
+  double total = 0;
+  for (const JointLayer& one : layers) total += bytes(one);
+  const Memory memory = ReadMemory(opaque);
+  double passed = 0;
+  size_t begin = 0;
+  for (JointLayer& one : layers) {
+    passed += bytes(one);
+    const auto end =
+        static_cast<size_t>(static_cast<double>(memory.module.size()) * (passed / total));
+    one.state.opaque = WriteMemory({memory.answered, memory.module.substr(begin, end - begin)});
+    begin = end;
+  }
+}
+
 absl::Status ScriptError(absl::string_view method, const std::exception& e) {
   absl::Status error =
       absl::InternalError(absl::StrCat(method, " of the script failed: ", TextOf(e)));
@@ -131,10 +168,78 @@ class ScriptRule {
   ScriptRule(std::shared_ptr<const Script> script, Options options)
       : script_(std::move(script)), options_(std::move(options)) {}
 
-  // Calls the method and stores the resulting state in `state`. The script gets a copy of the
-  // tensor, since it may write to it and the tensor may be shared.
-  absl::StatusOr<IValue> Call(const std::string& method, const Layer& layer,
-                              const at::Tensor& tensor, Clock clock, LayerState& state) const {
+  // Calls the method that answers about a layer.
+  absl::StatusOr<IValue> Answer(const Layer& layer, const Weight& weight, Clock clock,
+                                LayerState& state) const {
+    if (auto status = Check(layer, weight, state); !status.ok()) return status;
+    return Call(script_->method, weight.values.clone(),
+                ToTuple(script_->layer_type, layer, state.statistics), clock, state);
+  }
+
+  // The same, about all layers of the rule.
+  absl::StatusOr<IValue> Answer(std::vector<JointLayer>& joint, Clock clock) const {
+    c10::List<at::Tensor> weights;
+    c10::impl::GenericList layers(script_->layer_type);
+    for (const JointLayer& one : joint) {
+      auto status = Check(one.layer, one.weight, one.state);
+      if (!status.ok()) return status;
+    }
+    for (const JointLayer& one : joint) {
+      weights.push_back(one.weight.values.clone());
+      layers.push_back(ToTuple(script_->layer_type, one.layer, one.state.statistics));
+    }
+    LayerState together;
+    together.opaque = Join(joint);
+    auto result = Call(script_->method, weights, layers, clock, together);
+    if (result.ok()) Split(together.opaque, joint);
+    return result;
+  }
+
+  absl::Status Observe(const Layer& layer, const Observation& observation, Clock clock,
+                       LayerState& state) const {
+    return Call(kOnGradient, observation.gradient.clone(),
+                ToTuple(script_->layer_type, layer, state.statistics), clock, state)
+        .status();
+  }
+
+  // Of the copies that a call makes. What a plan does not say of statistics, the number of bins and
+  // of groups, is left out.
+  int64_t work_bytes(const Layer& layer) const {
+    int64_t bytes = ByteLength(layer.dtype, layer.elements);
+    for (const StatisticInfo* info : script_->statistics) {
+      const auto shape = PlannedShape(*info, layer);
+      if (shape.ok()) bytes += ByteLength(DataType::kFloat64, CountElements(*shape).value_or(0));
+    }
+    return bytes;
+  }
+
+  // The traits that a script has of either kind.
+  void SetTraits(Traits& traits) const {
+    traits.remembers_more = true;
+    if (script_->gradients) traits.observes = {Observation::Kind::kGradient};
+    for (const StatisticInfo* info : script_->statistics) traits.statistics.push_back(info->kind);
+  }
+
+  const Script& script() const { return *script_; }
+
+ private:
+  absl::Status Check(const Layer& layer, const Weight& weight, const LayerState& state) const {
+    if (!AllFinite(layer.dtype, weight.values.data_ptr(), layer.elements)) {
+      return NonFiniteError(layer, weight.values.data_ptr());
+    }
+    for (const StatisticInfo* info : script_->statistics) {
+      if (state.statistics.count(info->kind) > 0) continue;
+      return absl::FailedPreconditionError(
+          absl::StrCat("layer ", Quoted(layer.name), " has no ", info->name,
+                       " yet, which the script needs: send it with AddStatistics"));
+    }
+    return absl::OkStatus();
+  }
+
+  // Calls the method and stores the resulting state in `state`. `tensors` are copies, since the
+  // script may write to them.
+  absl::StatusOr<IValue> Call(const std::string& method, IValue tensors, IValue layers, Clock clock,
+                              LayerState& state) const {
     Memory memory = ReadMemory(state.opaque);
     const at::NoGradGuard no_grad;
     // Optimizing pays off only after many calls of one shape, and results differ between the first
@@ -143,9 +248,9 @@ class ScriptRule {
     try {
       Module module = script_->module.deepcopy();
       if (!memory.module.empty()) LoadModule(memory.module, module);
-      IValue result = module.get_method(method)(
-          {tensor.clone(), ToTuple(script_->layer_type, layer),
-           ToTuple(script_->options_type, options_), clock.epoch, clock.step});
+      IValue result = module.get_method(method)({std::move(tensors), std::move(layers),
+                                                 ToTuple(script_->options_type, options_),
+                                                 clock.epoch, clock.step});
       memory.module = SaveModule(module);
       if (memory.module == script_->fresh_state) memory.module.clear();
       if (method != kOnGradient) memory.answered = clock;
@@ -158,21 +263,6 @@ class ScriptRule {
     }
   }
 
-  absl::Status Observe(const Layer& layer, const Observation& observation, Clock clock,
-                       LayerState& state) const {
-    return Call(kOnGradient, layer, observation.gradient, clock, state).status();
-  }
-
-  // The traits that a script has of either kind.
-  void SetTraits(Traits& traits) const {
-    traits.remembers_more = true;
-    if (script_->gradients) traits.observes = {Observation::Kind::kGradient};
-  }
-
-  const Script& script() const { return *script_; }
-  const Options& options() const { return options_; }
-
- private:
   const std::shared_ptr<const Script> script_;
   const Options options_;
 };
@@ -187,6 +277,24 @@ std::string Describe(const at::Tensor& tensor) {
   return c10::str("a tensor of shape ", tensor.sizes(), " and dtype ", tensor.scalar_type());
 }
 
+// The mask that a script returned for the layer.
+absl::StatusOr<Mask> ToMask(absl::string_view method, const Layer& layer, const at::Tensor& mask) {
+  if (!mask.defined() || mask.sizes() != at::IntArrayRef(layer.shape)) {
+    return WrongResult(method, Describe(mask), "a mask of the weight's shape");
+  }
+  if (mask.ne(mask).any().item<bool>()) {
+    return WrongResult(method, "a mask with NaN", "one without NaN");
+  }
+  const at::Tensor kept = mask.ne(0).to(at::kCPU).contiguous();
+  const bool* const keep = kept.data_ptr<bool>();
+  Buffer bits = Buffer::Allocate(ByteLength(DataType::kBit, layer.elements));
+  std::memset(bits.data(), 0, static_cast<size_t>(bits.size()));
+  for (int64_t i = 0; i < layer.elements; ++i) {
+    bits.data()[i >> 3] |= static_cast<uint8_t>(static_cast<int>(keep[i]) << (i & 7));
+  }
+  return Mask::FromBits(std::move(bits), layer.elements);
+}
+
 class ScriptPruner : public Pruner {
  public:
   ScriptPruner(std::shared_ptr<const Script> script, const Options& options)
@@ -196,6 +304,7 @@ class ScriptPruner : public Pruner {
     traits_.needs_epoch = renewed == "epoch";
     traits_.needs_step = renewed == "step";
     if (renewed != "never") traits_.refresh = Refresh::kWhenStale;
+    traits_.joint = rule_.script().method == kCalcMasks;
   }
 
   bool IsStale(const Layer&, const LayerState& state, Clock clock) const override {
@@ -211,28 +320,33 @@ class ScriptPruner : public Pruner {
 
   absl::StatusOr<Mask> CalcMask(const Layer& layer, const Weight& weight, LayerState& state,
                                 Clock clock) const override {
-    const int64_t n = layer.elements;
-    if (!AllFinite(layer.dtype, weight.values.data_ptr(), n)) {
-      return NonFiniteError(layer, weight.values.data_ptr());
-    }
-    const auto result = rule_.Call(kCalcMask, layer, weight.values, clock, state);
+    const auto result = rule_.Answer(layer, weight, clock, state);
     if (!result.ok()) return result.status();
-    const at::Tensor& mask = result->toTensor();
-    if (!mask.defined() || mask.sizes() != weight.values.sizes()) {
-      return WrongResult(kCalcMask, Describe(mask), "a mask of the weight's shape");
-    }
-    if (mask.ne(mask).any().item<bool>()) {
-      return WrongResult(kCalcMask, "a mask with NaN", "one without NaN");
-    }
-    const at::Tensor kept = mask.ne(0).to(at::kCPU).contiguous();
-    const bool* const keep = kept.data_ptr<bool>();
-    Buffer bits = Buffer::Allocate(ByteLength(DataType::kBit, n));
-    std::memset(bits.data(), 0, static_cast<size_t>(bits.size()));
-    for (int64_t i = 0; i < n; ++i) {
-      bits.data()[i >> 3] |= static_cast<uint8_t>(static_cast<int>(keep[i]) << (i & 7));
-    }
-    return Mask::FromBits(std::move(bits), n);
+    return ToMask(kCalcMask, layer, result->toTensor());
   }
+
+  absl::StatusOr<std::vector<Mask>> CalcMasks(std::vector<JointLayer>& layers,
+                                              Clock clock) const override {
+    const auto result = rule_.Answer(layers, clock);
+    if (!result.ok()) return result.status();
+    const std::vector<at::Tensor> tensors = result->toTensorVector();
+    if (tensors.size() != layers.size()) {
+      return WrongResult(kCalcMasks, absl::StrCat(tensors.size(), " masks"),
+                         absl::StrCat("one for each of the ", layers.size(), " layers"));
+    }
+    std::vector<Mask> masks;
+    for (size_t i = 0; i < layers.size(); ++i) {
+      auto mask = ToMask(kCalcMasks, layers[i].layer, tensors[i]);
+      if (!mask.ok()) {
+        return absl::InternalError(
+            absl::StrCat("layer ", Quoted(layers[i].layer.name), ": ", mask.status().message()));
+      }
+      masks.push_back(*std::move(mask));
+    }
+    return masks;
+  }
+
+  int64_t work_bytes(const Layer& layer) const override { return rule_.work_bytes(layer); }
 
  private:
   const ScriptRule rule_;
@@ -256,9 +370,7 @@ class ScriptQuantizer : public Quantizer {
   absl::StatusOr<QuantizedWeight> QuantizeWeight(const Layer& layer, const Weight& weight,
                                                  QuantizeReply reply, Clock clock,
                                                  LayerState& state) const override {
-    const void* const data = weight.values.data_ptr();
-    if (!AllFinite(layer.dtype, data, layer.elements)) return NonFiniteError(layer, data);
-    const auto result = rule_.Call(kQuantizeWeight, layer, weight.values, clock, state);
+    const auto result = rule_.Answer(layer, weight, clock, state);
     if (!result.ok()) return result.status();
     const auto& elements = result->toTupleRef().elements();
     QuantizedWeight quantized;
@@ -287,17 +399,21 @@ class ScriptQuantizer : public Quantizer {
     if (reply == QuantizeReply::kParameters) return quantized;
     quantized.dtype = reply == QuantizeReply::kValues ? layer.dtype : CodeType(parameters);
     quantized.data = Buffer::Allocate(ByteLength(quantized.dtype, layer.elements));
-    QuantizeTo(layer.dtype, data, Channels::Of(layer.shape, parameters.channel_axis), parameters,
-               reply, 0, quantized.data.data());
+    QuantizeTo(layer.dtype, weight.values.data_ptr(),
+               Channels::Of(layer.shape, parameters.channel_axis), parameters, reply, 0,
+               quantized.data.data());
     return quantized;
   }
+
+  int64_t work_bytes(const Layer& layer) const override { return rule_.work_bytes(layer); }
 
  private:
   const ScriptRule rule_;
   const bool signed_;
 };
 
-// The method's first arguments must be (self, Tensor, Layer, Options, int, int).
+// The method's arguments must be (self, Tensor, Layer, Options, int, int), those of calc_masks
+// lists of tensors and layers.
 absl::Status CheckMethod(const Script& script, const std::string& name, const c10::Type& returns) {
   const c10::FunctionSchema schema = script.module.get_method(name).function().getSchema();
   const auto& arguments = schema.arguments();
@@ -307,13 +423,19 @@ absl::Status CheckMethod(const Script& script, const std::string& name, const c1
   const auto is = [](const c10::TypePtr& type, const c10::Type& expected) {
     return *type == expected;
   };
-  if (arguments.size() != 6 || !is(arguments[1].type(), *c10::TensorType::get()) ||
+  const bool joint = name == kCalcMasks;
+  const auto one_or_all = [&](const c10::TypePtr& type) {
+    return joint ? c10::TypePtr(c10::ListType::create(type)) : type;
+  };
+  if (arguments.size() != 6 || !is(arguments[1].type(), *one_or_all(c10::TensorType::get())) ||
+      joint != (arguments[2].type()->kind() == c10::TypeKind::ListType) ||
       !is(arguments[4].type(), *c10::IntType::get()) ||
       !is(arguments[5].type(), *c10::IntType::get())) {
-    return bad(" has the signature ", c10::str(schema),
-               "; it must be (self, Tensor, Layer, Options, epoch: int, step: int)");
+    return bad(" has the signature ", c10::str(schema), "; it must be (self, ",
+               joint ? "List[Tensor], List[Layer]" : "Tensor, Layer",
+               ", Options, epoch: int, step: int)");
   }
-  if (!is(arguments[2].type(), *script.layer_type) ||
+  if (!is(arguments[2].type(), *one_or_all(script.layer_type)) ||
       !is(arguments[3].type(), *script.options_type)) {
     return bad(" has other types for layer and options than ", script.method);
   }
@@ -324,29 +446,43 @@ absl::Status CheckMethod(const Script& script, const std::string& name, const c1
 }
 
 absl::Status ReadSignature(Script* script) {
-  const bool pruner = script->module.find_method(kCalcMask).has_value();
-  if (pruner == script->module.find_method(kQuantizeWeight).has_value()) {
-    return absl::InvalidArgumentError(absl::StrCat("it must have one of the methods ", kCalcMask,
-                                                   " and ", kQuantizeWeight,
+  const std::vector<std::pair<std::string, c10::TypePtr>> answers = {
+      {kCalcMasks, c10::ListType::ofTensors()},
+      {kCalcMask, c10::TensorType::get()},
+      {kQuantizeWeight, c10::TupleType::create({c10::TensorType::get(), c10::TensorType::get()})}};
+  c10::TypePtr returns;
+  for (const auto& [name, type] : answers) {
+    if (!script->module.find_method(name)) continue;
+    script->method = returns == nullptr ? name : "";
+    returns = type;
+  }
+  if (script->method.empty()) {
+    return absl::InvalidArgumentError(absl::StrCat("it must have one of the methods ", kCalcMasks,
+                                                   ", ", kCalcMask, " and ", kQuantizeWeight,
                                                    ", compiled (with @torch.jit.export)"));
   }
-  script->method = pruner ? kCalcMask : kQuantizeWeight;
   script->gradients = script->module.find_method(kOnGradient).has_value();
+  if (script->gradients && script->method == kCalcMasks) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("it has ", kOnGradient, ", which is for single layers, and ", kCalcMasks,
+                     ": what it needs to know about gradients must be a statistic of its Layer"));
+  }
   const auto& arguments =
       script->module.get_method(script->method).function().getSchema().arguments();
   if (arguments.size() > 3) {
-    script->layer_type = arguments[2].type();
+    const auto list = arguments[2].type()->cast<c10::ListType>();
+    script->layer_type = list == nullptr ? arguments[2].type() : list->getElementType();
     script->options_type = arguments[3].type();
   } else {
     script->layer_type = script->options_type = c10::NoneType::get();
   }
-  const c10::TypePtr pair =
-      c10::TupleType::create({c10::TensorType::get(), c10::TensorType::get()});
-  const c10::TypePtr returns = pruner ? c10::TypePtr(c10::TensorType::get()) : pair;
   if (auto status = CheckMethod(*script, script->method, *returns); !status.ok()) return status;
-  if (auto status = CheckLayerType(script->layer_type); !status.ok()) {
-    return absl::InvalidArgumentError(absl::StrCat(script->method, ": layer ", status.message()));
+  auto statistics = ReadLayerType(script->layer_type);
+  if (!statistics.ok()) {
+    return absl::InvalidArgumentError(
+        absl::StrCat(script->method, ": layer ", statistics.status().message()));
   }
+  script->statistics = *std::move(statistics);
   if (!script->gradients) return absl::OkStatus();
   return CheckMethod(*script, kOnGradient, *c10::NoneType::get());
 }
@@ -380,7 +516,8 @@ absl::StatusOr<AlgorithmInfo> Describe(const std::string& file,
   }
   AlgorithmInfo info;
   info.name = std::filesystem::path(file).stem().string();
-  info.kind = script->method == kCalcMask ? AlgorithmKind::kPruner : AlgorithmKind::kQuantizer;
+  info.kind =
+      script->method == kQuantizeWeight ? AlgorithmKind::kQuantizer : AlgorithmKind::kPruner;
   info.summary = details.value("summary", "");
   info.reference = details.value("reference", "");
   info.options = *std::move(options);
@@ -391,8 +528,8 @@ absl::StatusOr<AlgorithmInfo> Describe(const std::string& file,
   }
   info.example = details.value("example", json::object());
   info.create = [script](const Options& given) -> absl::StatusOr<std::unique_ptr<Compressor>> {
-    if (script->method == kCalcMask) return std::make_unique<ScriptPruner>(script, given);
-    return std::make_unique<ScriptQuantizer>(script, given);
+    if (script->method == kQuantizeWeight) return std::make_unique<ScriptQuantizer>(script, given);
+    return std::make_unique<ScriptPruner>(script, given);
   };
   script->fresh_state = SaveModule(script->module);
   return info;

@@ -1,12 +1,15 @@
 #include "compression/extensions/script_types.h"
 
 #include <ATen/core/jit_type.h>
+#include <ATen/ops/from_blob.h>
 
 #include <algorithm>
+#include <memory>
 #include <optional>
 #include <utility>
 
 #include "absl/strings/str_cat.h"
+#include "absl/strings/str_join.h"
 #include "compression/messages/suggest.h"
 
 namespace nni_compression::compression {
@@ -97,6 +100,38 @@ std::optional<IValue> FieldOfLayer(const Layer& layer, const std::string& name) 
   return std::nullopt;
 }
 
+absl::Status CheckStatisticType(const StatisticInfo& info, const c10::TypePtr& type) {
+  const auto fields = FieldsOf(type);
+  if (!fields.ok()) {
+    return absl::InvalidArgumentError(absl::StrCat(info.name, " ", fields.status().message()));
+  }
+  for (const Field& field : *fields) {
+    const bool is_number = field.name == "count" || field.name == "exponent";
+    if (field.name == "values" && *field.type == *c10::TensorType::get()) continue;
+    if (is_number && *field.type == *c10::IntType::get()) continue;
+    return absl::InvalidArgumentError(
+        absl::StrCat(info.name, " has the field ", field.name, ": ", field.type->annotation_str(),
+                     "; a statistic has values: Tensor, count: int, exponent: int"));
+  }
+  return absl::OkStatus();
+}
+
+IValue ToTuple(const c10::TypePtr& type, const StatisticInfo& info, const Statistics& statistics) {
+  auto total = std::make_shared<StatisticTotal>();
+  std::vector<int64_t> shape = {0};
+  if (const auto found = statistics.find(info.kind); found != statistics.end()) {
+    *total = Merge(info, *found->second);
+    shape = found->second->shape;
+  }
+  return MakeTuple(type, [&](const Field& field) -> IValue {
+    if (field.name == "count") return total->count;
+    if (field.name == "exponent") return int64_t{total->exponent};
+    // The tensor owns the total.
+    return at::from_blob(
+        total->values.data(), shape, [total](void*) {}, at::TensorOptions().dtype(at::kDouble));
+  });
+}
+
 }  // namespace
 
 absl::StatusOr<std::vector<OptionSpec>> ReadOptionTypes(const c10::TypePtr& type,
@@ -127,21 +162,35 @@ IValue ToTuple(const c10::TypePtr& type, const Options& options) {
                    [&](const Field& field) { return ToIValue(options, field.name, *field.type); });
 }
 
-IValue ToTuple(const c10::TypePtr& type, const Layer& layer) {
-  return MakeTuple(type, [&](const Field& field) { return *FieldOfLayer(layer, field.name); });
+IValue ToTuple(const c10::TypePtr& type, const Layer& layer, const Statistics& statistics) {
+  return MakeTuple(type, [&](const Field& field) {
+    const StatisticInfo* const info = FindStatistic(field.name);
+    return info == nullptr ? *FieldOfLayer(layer, field.name)
+                           : ToTuple(field.type, *info, statistics);
+  });
 }
 
-absl::Status CheckLayerType(const c10::TypePtr& type) {
+absl::StatusOr<std::vector<const StatisticInfo*>> ReadLayerType(const c10::TypePtr& type) {
   const auto fields = FieldsOf(type);
   if (!fields.ok()) return fields.status();
+  std::vector<const StatisticInfo*> statistics;
   for (const Field& field : *fields) {
+    if (const StatisticInfo* const info = FindStatistic(field.name)) {
+      if (auto status = CheckStatisticType(*info, field.type); !status.ok()) return status;
+      statistics.push_back(info);
+      continue;
+    }
     const auto value = FieldOfLayer(Layer(), field.name);
     if (value && *value->type() == *field.type) continue;
+    std::vector<std::string> names;
+    for (const StatisticInfo& info : AllStatistics()) names.emplace_back(info.name);
     return absl::InvalidArgumentError(absl::StrCat(
         "has the field ", field.name, ": ", field.type->annotation_str(),
-        "; a layer has name: str, op_type: str, dtype: str, shape: List[int], channel_axis: int"));
+        "; a layer has name: str, op_type: str, dtype: str, shape: List[int], channel_axis: int, "
+        "and the statistics ",
+        absl::StrJoin(names, ", "), Suggestion(field.name, names)));
   }
-  return absl::OkStatus();
+  return statistics;
 }
 
 }  // namespace nni_compression::compression

@@ -11,6 +11,7 @@
 
 #include "absl/status/statusor.h"
 #include "compression/options/options.h"
+#include "compression/statistics/statistic.h"
 #include "compression/types/layer.h"
 
 namespace nni_compression::compression {
@@ -20,13 +21,16 @@ namespace nni_compression::compression {
 absl::StatusOr<std::vector<OptionSpec>> ReadOptionTypes(const c10::TypePtr& type,
                                                         const nlohmann::json& details);
 
-// A NamedTuple's value. Its type has passed the function above or CheckLayerType.
-c10::IValue ToTuple(const c10::TypePtr& type, const Options& options);
-c10::IValue ToTuple(const c10::TypePtr& type, const Layer& layer);
+// The statistics that a layer's type has fields of. INVALID_ARGUMENT unless it is a NamedTuple of
+// fields that layers have: name, op_type, dtype: str; shape: List[int]; channel_axis: int; and, by
+// the names of statistics, NamedTuples with any of values: Tensor; count, exponent: int.
+absl::StatusOr<std::vector<const StatisticInfo*>> ReadLayerType(const c10::TypePtr& type);
 
-// INVALID_ARGUMENT unless the type is a NamedTuple of fields that layers have: name, op_type,
-// dtype: str; shape: List[int]; channel_axis: int.
-absl::Status CheckLayerType(const c10::TypePtr& type);
+// A NamedTuple's value. Its type has passed one of the functions above.
+c10::IValue ToTuple(const c10::TypePtr& type, const Options& options);
+
+// The same. A statistic that the layer does not have is empty, with the count 0.
+c10::IValue ToTuple(const c10::TypePtr& type, const Layer& layer, const Statistics& statistics);
 
 }  // namespace nni_compression::compression
 

@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
-# What docs/scripts.md says, as a researcher and an operator do it: the page's script and the examples
-# are saved by PyTorch; a server runs them for trainers, with gradients, tells what they raise in their own
-# words, and survives one that hangs. Then what must keep a server from starting.
+# What docs/scripts.md says, as a researcher and an operator do it: the page's scripts and the examples
+# are saved by PyTorch; a server runs them for trainers, with gradients and statistics, for one layer or
+# all of a rule, tells what they raise in their own words, and survives one that hangs. Then what must keep
+# a server from starting.
 set -euo pipefail
 cd "$(dirname "$0")/../../.."
 # shellcheck source=deploy/common.sh
@@ -18,8 +19,12 @@ fail() {
 scripts=$work/scripts
 mkdir "$scripts"
 export PYTHONPATH=client/python/src
-awk '/^```/ { inside = ($0 == "```py"); next } inside' docs/scripts.md >"$work/small.py"
-(cd "$scripts" && PYTHONPATH=$OLDPWD/client/python/src $python "$work/small.py")
+awk -v file="$work/page" '/^```/ { inside = ($0 == "```py"); count += inside; next }
+  inside { print >(file count ".py") }' docs/scripts.md
+for page in "$work"/page*.py; do
+  (cd "$scripts" && PYTHONPATH=$OLDPWD/client/python/src $python "$page")
+done
+$python client/python/examples/script_global_pruner.py "$scripts/renewed.pt"
 $python client/python/examples/script_pruner.py "$scripts/moving.pt"
 $python client/python/examples/script_quantizer.py "$scripts/clipped.pt"
 mkdir "$work/all"
@@ -35,11 +40,16 @@ from nni_compression.torch import Pruner
 
 weight = np.random.default_rng(1).standard_normal((20, 10)).astype("float32")
 layers = [nc.Layer(name="fc", op_type="Linear", shape=(20, 10), dtype="float32")]
+two = [nc.Layer(name=name, op_type="Linear", shape=(20, 10), dtype="float32") for name in "ab"]
 rule = {"op_types": ["default"]}
 
 
 class MovementPruner(Pruner):
     algorithm = "moving"
+
+
+class TaylorPruner(Pruner):
+    algorithm = "renewed"
 
 
 def fails(error, text, call):
@@ -54,12 +64,12 @@ def fails(error, text, call):
 with nc.Client() as client:
     listed = {a.name: a for a in client.algorithms() if a.source}
     assert {name: a.source for name, a in listed.items()} == {
-        name: f"{name}.pt" for name in ("small", "moving", "clipped", "raises", "hangs")
+        name: f"{name}.pt" for name in ("small", "taylor", "renewed", "moving", "clipped", "raises", "hangs")
     }, listed
     (option,) = listed["small"].options
     assert (option.name, option.type, option.default) == ("threshold", "number", 0.1), option
 
-    def bind(algorithm, **options):
+    def bind(algorithm, layers=layers, **options):
         return client.bind_model(algorithm, [{**rule, **options}], layers=layers, framework="pytorch")
 
     with bind("small", threshold=0.5) as session:
@@ -97,6 +107,40 @@ with nc.Client() as client:
     pruner.update_epoch(1)
     pruner.refresh()
     assert (pruner.masks["0"].numpy() == mask).all()
+    pruner.close()
+
+    # Statistics, by hand, of layers that are decided about together.
+    sums = {"a": weight, "b": weight[::-1] * 3}
+    for algorithm in ("taylor", "renewed"):
+        with bind(algorithm, two, sparsity=0.75) as session:
+            assert session.plan.layers["b"].statistics == {"weight_gradient": (20, 10)}
+            weights = {"a": weight, "b": weight}
+            first = nc.StatisticPart(sums["a"], count=3)
+            session.add_statistics({"a": {"weight_gradient": first}})
+            missing = 'layer "b" has no weight_gradient yet, which the script needs'
+            fails(nc.FailedPreconditionError, missing, lambda: session.calc_mask(weights))
+            session.add_statistics({"b": {"weight_gradient": sums["b"] / 2}})
+            session.add_statistics({"b": {"weight_gradient": sums["b"] / 2}}, source=1)
+            wanted = "the 2 layers of config_list[0] are decided about together"
+            fails(nc.InvalidArgumentError, wanted, lambda: session.calc_mask({"a": weight}))
+            if algorithm == "renewed":  # half of it in epoch 0
+                session.calc_mask(weights)
+                assert session.update_epoch(1) == {"a", "b"}
+            masks = session.calc_mask(weights)
+            scores = np.concatenate([abs(sums[name]).ravel() for name in "ab"])
+            kept = np.concatenate([masks[name].to_numpy().ravel() for name in "ab"])
+            assert kept.sum() == 100 and scores[kept].min() > scores[~kept].max()
+
+    # And by the adapter, which collects them.
+    model = torch.nn.Sequential(torch.nn.Linear(10, 20), torch.nn.Linear(20, 2))
+    sgd = torch.optim.SGD(model.parameters(), lr=0.1)
+    pruner = TaylorPruner([{**rule, "sparsity": 0.5, "end_epoch": 0}], optimizer=sgd, client=client)
+    pruner(model)
+    model(torch.ones(4, 10)).square().mean().backward()
+    sgd.step()
+    pruner.step()
+    pruner.refresh()
+    assert sum(int(mask.sum()) for mask in pruner.masks.values()) == 120
     pruner.close()
 
     raising = bind("raises")

@@ -66,6 +66,35 @@ class ExternalPruner : public compression::Pruner {
   const std::shared_ptr<Control> control_;
 };
 
+// Decides about all layers of a rule together, and hangs.
+class HangingJointPruner : public compression::Pruner {
+ public:
+  explicit HangingJointPruner(std::shared_ptr<Control> control) : control_(std::move(control)) {
+    traits_.joint = true;
+  }
+
+  absl::StatusOr<compression::Mask> CalcMask(const compression::Layer&, const compression::Weight&,
+                                             compression::LayerState&,
+                                             compression::Clock) const override {
+    return absl::InternalError("never called");
+  }
+
+  absl::StatusOr<std::vector<compression::Mask>> CalcMasks(
+      std::vector<compression::JointLayer>& layers, compression::Clock) const override {
+    control_->hanging.Set();
+    control_->release.Wait();
+    for (compression::JointLayer& layer : layers) {
+      EXPECT_EQ(layer.weight.values.sum().item<float>(), 3);
+      layer.state.opaque = "late";
+    }
+    control_->back.Set();
+    return absl::InternalError("too late");
+  }
+
+ private:
+  const std::shared_ptr<Control> control_;
+};
+
 // "naive", which hangs once it is told to.
 class HangingQuantizer : public compression::Quantizer {
  public:
@@ -288,6 +317,33 @@ TEST_F(ExternalTest, AHangEndsAtTheServersBoundAndTheAlgorithmIsRefusedFromThenO
   EXPECT_TRUE(CloseSession(server_->stub(), session).ok());
 
   // Whoever comes back late finds all that it owned, and changes nothing.
+  control_->release.Set();
+  control_->back.Wait();
+}
+
+TEST_F(ExternalTest, AHangOfAJointDecisionEndsLikewiseForAllLayers) {
+  Restart([control = control_](const compression::Options&) {
+    return std::make_unique<HangingJointPruner>(control);
+  });
+  const std::string session =
+      Bind(server_->stub(), BindRequest("external", {}, {{"a", {2}}, {"b", {2}}}));
+  MaskMessage message;
+  message.Open(session)
+      .Tensor(Header(0, "a", {2}), Bytes({1, 2}))
+      .Tensor(Header(1, "b", {2}), Bytes({1, 2}));
+  MaskStream hung(server_->stub());
+  hung.Send(message);
+  hung.HalfClose();
+  control_->hanging.Wait();
+  server_->Advance(kTimeout);
+  const v1::CalcMaskResponse response = hung.ReadAll();
+  EXPECT_TRUE(hung.Finish().ok());
+  ASSERT_EQ(response.results_size(), 2);
+  for (const v1::MaskResult& result : response.results()) {
+    EXPECT_EQ(result.error().code(), grpc::StatusCode::DEADLINE_EXCEEDED);
+    EXPECT_THAT(result.error().message(), HasSubstr("external on the layers of a rule: no answer"));
+  }
+  EXPECT_THAT(Listed().refusal(), HasSubstr("no answer on the layers of a rule within 30s"));
   control_->release.Set();
   control_->back.Wait();
 }

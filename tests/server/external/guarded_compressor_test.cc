@@ -43,7 +43,7 @@ class GuardedTest : public ::testing::Test {
   // The state of two sessions, of an algorithm and of the same one guarded, after the same calls.
   void ExpectSame(const std::string& algorithm, const nlohmann::json& rule,
                   const std::function<void(Session&)>& calls) {
-    const AlgorithmInfo& info = **Registry::Builtin().Find(algorithm);
+    const AlgorithmInfo& info = **compression::AllAlgorithms().Find(algorithm);
     auto plain = TryBind(info, rule);
     auto guarded = TryBind(Guarded(info, host_), rule);
     ASSERT_THAT(plain, IsOk());
@@ -97,6 +97,24 @@ TEST_F(GuardedTest, JointPrunersAnswerTheSame) {
               compression::IsInvalid(HasSubstr("min_sparsity is 0.6")));
 }
 
+TEST_F(GuardedTest, JointScriptsWithStatisticsAnswerTheSame) {
+  ExpectSame("taylor", {{"sparsity", 0.8}, {"end_epoch", 4}}, [](Session& session) {
+    const std::vector<compression::LayerWeight> weights = {{0, compression::Random({4, 3}, 1)}};
+    EXPECT_THAT(session.CalcMasks(weights), Fails(absl::StatusCode::kFailedPrecondition,
+                                                  HasSubstr("has no weight_gradient yet")));
+    GiveStatistics(session, 0);
+    for (const int epoch : {0, 2}) {
+      ASSERT_THAT(session.UpdateEpoch(epoch), IsOk());
+      EXPECT_TRUE(session.IsJoint(0));
+      EXPECT_TRUE(session.IsStale(0));
+      ASSERT_THAT(session.CalcMasks(weights), IsOk());
+      EXPECT_FALSE(session.IsStale(0));
+    }
+    EXPECT_EQ(session.plan().rules[0]->compressor->work_bytes(session.layer(0)), 12 * (4 + 8));
+    ASSERT_THAT(session.UpdateEpoch(3), IsOk());
+  });
+}
+
 TEST_F(GuardedTest, QuantizersAnswerTheSame) {
   const nlohmann::json rule = {{"quant_types", {"weight", "output"}},
                                {"quant_bits", 4},
@@ -130,6 +148,7 @@ class Thrower : public compression::Pruner {
   std::optional<double> TargetSparsity(compression::Clock) const override {
     throw std::runtime_error("no idea");
   }
+  int64_t work_bytes(const Layer&) const override { return -1; }
   absl::StatusOr<Mask> CalcMask(const Layer& layer, const compression::Weight&, LayerState&,
                                 compression::Clock clock) const override {
     if (clock.epoch > 0) throw std::runtime_error("too late");
@@ -164,6 +183,7 @@ TEST_F(GuardedTest, TraitsAreThoseOfTheAlgorithmExceptThatItIsNotAskedAboutCount
   EXPECT_TRUE(rule.traits().needs_epoch);
   EXPECT_TRUE(rule.traits().remembers_more);
   EXPECT_EQ(rule.traits().remembered.size(), 1);
+  EXPECT_EQ(rule.compressor->work_bytes((*session)->layer(0)), 0);  // no less
   EXPECT_FALSE(rule.takes_counts);
 }
 

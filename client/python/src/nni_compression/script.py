@@ -22,6 +22,14 @@ class Layer(NamedTuple):
     op_type: str
 
 
+class Statistic(NamedTuple):
+    """What trainers have sent of a statistic: a field of a script's own Layer, by its name."""
+
+    values: torch.Tensor
+    count: int  # type: ignore[assignment]  # hides that of tuples
+    exponent: int
+
+
 def save(
     module: torch.nn.Module,
     path: str,
@@ -34,7 +42,7 @@ def save(
     signed: bool = False,
     per_channel: bool = False,
 ) -> None:
-    """Compiles a module with `calc_mask` or `quantize_weight` and writes it.
+    """Compiles a module with `calc_mask`, `calc_masks` or `quantize_weight` and writes it.
 
     Args:
         path: NAME.pt; the algorithm is called NAME.
@@ -56,7 +64,7 @@ def save(
         "options": known,
         "example": dict(example or {}),
     }
-    if hasattr(module, "calc_mask"):
+    if hasattr(module, "calc_mask") or hasattr(module, "calc_masks"):
         details["renewed"] = renewed
     else:
         details |= {"signed": signed, "per_channel": per_channel}
@@ -67,8 +75,9 @@ def save(
 
 def _defaults(module: torch.nn.Module) -> dict[str, Any]:
     """The defaults of the NamedTuple that the method's argument `options` has as its type."""
-    method = getattr(module, "calc_mask", None) or getattr(module, "quantize_weight", None)
+    names = ("calc_mask", "calc_masks", "quantize_weight")
+    method = next((getattr(module, name) for name in names if hasattr(module, name)), None)
     if method is None:
-        raise TypeError(f"{type(module).__name__} has neither calc_mask nor quantize_weight")
+        raise TypeError(f"{type(module).__name__} has none of the methods {', '.join(names)}")
     kind = typing.get_type_hints(method).get("options")
     return dict(getattr(kind, "_field_defaults", {}))
