@@ -58,10 +58,10 @@ ScheduleInfo AgpSchedule() {
     const absl::StatusOr<Ramp> ramp = Ramp::Read(options);
     if (!ramp.ok()) return ramp.status();
     if (Span(*ramp) <= 0) {
-      return absl::InvalidArgumentError(
-          absl::StrCat(options.path(), ".frequency is ", ramp->frequency,
-                       "; it must be below end_epoch - start_epoch, which is ",
-                       ramp->end - ramp->start, ", so that there is a step between them"));
+      return absl::InvalidArgumentError(absl::StrCat(
+          options.path(), ".end_epoch is ", ramp->end,
+          "; it must be above start_epoch + frequency, which is ", ramp->start + ramp->frequency,
+          ", so that an epoch is between the first mask and the last"));
     }
     return std::make_unique<const AgpByEpoch>(*ramp);
   };

@@ -96,11 +96,12 @@ class PartCheck {
     if (part_.count < 1 || part_.count > kMaxSamples) {
       return Invalid("has count ", part_.count, "; it must be in [1, ", kMaxSamples, "]");
     }
-    const bool bins = info_.shape == Shape::kBins;
-    const int least = bins ? kMinExponent : 0;
-    const int most = bins ? kMaxExponent : 0;
-    if (part_.exponent < least || part_.exponent > most) {
-      return Invalid("has exponent ", part_.exponent, "; it must be in [", least, ", ", most, "]");
+    if (info_.shape != Shape::kBins && part_.exponent != 0) {
+      return Invalid("has exponent ", part_.exponent, "; it must be 0, since it is no histogram");
+    }
+    if (part_.exponent < kMinExponent || part_.exponent > kMaxExponent) {
+      return Invalid("has exponent ", part_.exponent, "; it must be in [", kMinExponent, ", ",
+                     kMaxExponent, "]");
     }
     return CheckStatisticShape(info_, layer_, part_.shape);
   }

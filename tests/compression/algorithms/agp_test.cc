@@ -147,9 +147,11 @@ TEST(AgpPrunerTest, RefusesParametersThatContradictEachOther) {
               IsInvalid(HasSubstr("initial_sparsity is 0.9; it must be in [0, final_sparsity]")));
   EXPECT_THAT(bind(Rule(0, 0.8, 0, 10, 0)), IsInvalid(HasSubstr("frequency is 0")));
   EXPECT_THAT(bind(Rule(0, 0.8, 0, 10, 10)),
-              IsInvalid(HasSubstr("frequency is 10; it must be below")));
-  EXPECT_THAT(bind(Rule(0, 0.8, 0, 1, 1)),
-              IsInvalid(HasSubstr("frequency is 1; it must be below")));
+              IsInvalid(HasSubstr(
+                  "end_epoch is 10; it must be above start_epoch + frequency, which is 10")));
+  EXPECT_THAT(
+      bind(Rule(0, 0.8, 0, 1, 1)),
+      IsInvalid(HasSubstr("end_epoch is 1; it must be above start_epoch + frequency, which is 1")));
   EXPECT_THAT(bind(Rule(0, 0.8, 0, 10, 9)), IsOk());
 }
 
