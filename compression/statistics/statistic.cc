@@ -97,7 +97,7 @@ class PartCheck {
       return Invalid("has count ", part_.count, "; it must be in [1, ", kMaxSamples, "]");
     }
     if (info_.shape != Shape::kBins && part_.exponent != 0) {
-      return Invalid("has exponent ", part_.exponent, "; it must be 0, since it is no histogram");
+      return Invalid("has exponent ", part_.exponent, "; it must be 0, as it is not a histogram");
     }
     if (part_.exponent < kMinExponent || part_.exponent > kMaxExponent) {
       return Invalid("has exponent ", part_.exponent, "; it must be in [", kMinExponent, ", ",

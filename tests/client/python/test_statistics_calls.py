@@ -351,7 +351,7 @@ class TestSequences:
         kept = pb.STATISTIC_KIND_FILTER_TAYLOR
         sent = Sent(refuse=lambda header: header.layer == "a" and header.part.kind != kept)
         scripted.behaviours["AddStatistics"] = sent
-        told = r"^a is refused \(and 1 more kinds failed\)$"
+        told = r"^a is refused \(1 more kind failed\)$"
         with pytest.raises(nc.InvalidArgumentError, match=told) as raised:
             session.add_statistics({"a": kinds, "b": kinds})
         errors = pickle.loads(pickle.dumps(raised.value)).errors

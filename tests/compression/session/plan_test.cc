@@ -254,7 +254,7 @@ TEST(ConfigListTest, RulesThatLoseAreValidatedToo) {
               IsInvalid("config_list[1].sparsity is 7; it must be in [0, 1]"));
   EXPECT_THAT(TryPlan({{{"final_sparsity", 0.5}, {"end_epoch", 1}, {"op_names", {"nobody"}}}},
                       Layers({"a"}), "pytorch", "agp"),
-              IsInvalid(HasSubstr("config_list[0].frequency")));
+              IsInvalid(HasSubstr("config_list[0].end_epoch is 1")));
 }
 
 TEST(ConfigListTest, ANameOfATiedWeightSelectsIt) {

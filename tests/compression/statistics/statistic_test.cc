@@ -149,7 +149,7 @@ TEST(StatisticTest, RefusesWhatIsNoPart) {
   }
   refused(
       Kind::kInputAbsSum, [](StatisticPart& part) { part.exponent = 1; },
-      "has exponent 1; it must be 0, since it is no histogram");
+      "has exponent 1; it must be 0, as it is not a histogram");
   refused(
       Kind::kOutputHistogram, [](StatisticPart& part) { part.exponent = 128; },
       "has exponent 128; it must be in [-126, 127]");

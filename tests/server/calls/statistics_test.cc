@@ -133,7 +133,7 @@ TEST_F(StatisticsTest, ABadPartIsAnsweredAndTheOthersCount) {
        }},
       {"has source 64; it must be in [0, 63]",
        [](auto& header) { header.mutable_part()->set_source(64); }},
-      {"has sequence 0; it must be at least 1",
+      {"has sequence 0; it must be in [1, 9007199254740992]",
        [](auto& header) { header.mutable_part()->set_sequence(0); }},
       {"has count 0; it must be in [1, ",
        [](auto& header) { header.mutable_part()->set_count(0); }},

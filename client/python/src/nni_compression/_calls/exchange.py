@@ -538,17 +538,18 @@ def _array(incoming: Optional[_Incoming]) -> Any:
 def raise_layer_errors(errors: Mapping[Any, CompressionError], results: Mapping[Any, Any]) -> None:
     """Raises one error for all layers that failed, if any did."""
     if errors:
-        raise combined(errors, results, "layers")
+        raise combined(errors, results, "layer")
 
 
 def combined(
     errors: Mapping[Any, CompressionError], results: Mapping[Any, Any], what: str
 ) -> CompressionError:
-    """One error for all of `errors`, which has them; `what` they are of: "layers"."""
+    """One error for all of `errors`, which has them; `what` each is of: "layer"."""
     first = next(iter(errors.values()))
     message = first.message
     if len(errors) > 1:
-        message += f" (and {len(errors) - 1} more {what} failed)"
+        more = len(errors) - 1
+        message += f" ({more} more {what}{'s' if more > 1 else ''} failed)"
     error = make_error(first.code, message)
     error.errors, error.results = errors, results
     return error

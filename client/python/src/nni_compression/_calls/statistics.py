@@ -198,7 +198,7 @@ class StatisticExchange(LayerExchange[dict[str, int]]):
     def _on_error(self, request: Any, error: CompressionError) -> None:
         kinds = self._errors_by_kind.setdefault(request.layer, {})
         kinds[kind_name(request.part.kind)] = error
-        super()._on_error(request, combined(kinds, {}, "kinds"))
+        super()._on_error(request, combined(kinds, {}, "kind"))
         if request.index not in self._repeated:
             self._sequences.unanswered.discard(self._sequences.place(request))
 

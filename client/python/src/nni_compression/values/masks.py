@@ -64,9 +64,13 @@ class Mask:
         """Packs an array of booleans (or of 0 and 1), True = kept, of the weight's shape."""
         array = np.asarray(kept)
         if array.dtype != np.bool_:
-            other = (array != 0) & (array != 1)
+            other = ((array != 0) & (array != 1)).reshape(-1)
             if other.any():
-                raise InvalidArgumentError("mask has elements other than 0 and 1")
+                index = int(np.argmax(other))
+                raise InvalidArgumentError(
+                    f"mask has {array.reshape(-1)[index]} at flat index {index}; "
+                    "its elements must be 0 and 1, or booleans"
+                )
             array = array.astype(np.bool_)
         return cls(np.packbits(array.reshape(-1), bitorder="little"), array.shape)
 
