@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import copy
+import importlib
 import io
-from typing import Any
+import warnings
+from pathlib import Path
+from typing import Any, Callable
 
 import numpy as np
 import pytest
@@ -124,16 +128,116 @@ def test_statistics_are_sent_only_when_masks_are_stale(client: nc.Client) -> Non
     pruner.close()
 
 
-def test_a_mask_without_any_gradient_is_refused_with_what_to_send(client: nc.Client) -> None:
+def by_hand(model: Any, optimizer: Any) -> None:
+    """A step that no optimizer takes."""
+    torch.nn.functional.cross_entropy(model(images()), torch.arange(4)).backward()
+    with torch.no_grad():
+        for own in model.parameters():
+            own -= 0.1 * own.grad
+            own.grad = None
+
+
+def of_a_copy(model: Any, optimizer: Any) -> None:
+    trained = copy.deepcopy(model)
+    train_step(trained, torch.optim.SGD(trained.parameters(), lr=0.1))
+
+
+def with_another_optimizer(model: Any, optimizer: Any) -> None:
+    train_step(model, torch.optim.SGD(model.parameters(), lr=0.1))
+
+
+NOT_OBSERVED = (
+    "step 3 removes 56.3 %, but no optimizer step was observed for layers "
+    "'conv1', 'conv2', 'fc1', 'fc2': give the pruner the optimizer that trains them"
+)
+
+
+@pytest.mark.parametrize("take", [by_hand, of_a_copy, with_another_optimizer])
+def test_masks_that_are_due_without_any_step_of_an_optimizer_are_an_error(
+    client: nc.Client, tmp_path: Path, take: Callable[[Any, Any], None]
+) -> None:
+    if take is with_another_optimizer and observes_all_optimizers():
+        pytest.skip("this PyTorch observes all optimizers")
     model = Net()
-    pruner = MovementPruner(model, [RULE], sgd(model), client=client)
+    optimizer = sgd(model)
+    pruner = MovementPruner(model, [RULE], optimizer, client=client)
     pruner.compress()
-    pruner.step(RULE["end_step"])  # type: ignore[arg-type]
-    model(images())  # waits for gradients, with the weights as they are
-    with pytest.raises(
-        nc.FailedPreconditionError, match=r'"conv1" has no weight_gradient.*AddStat'
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        pruner.update_epoch(0)
+        for _ in range(FREQUENCY - 1):
+            take(model, optimizer)
+            pruner.step()
+        pruner.compressed_state_dict()  # nothing is to be removed yet
+    take(model, optimizer)
+    with pytest.warns(UserWarning, match=NOT_OBSERVED):
+        pruner.step()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        pruner.step()  # warns once
+    folder, told = tmp_path / "files", NOT_OBSERVED.replace("step 3", "step 4")
+    for use in (
+        pruner.refresh,
+        pruner.unwrap,
+        pruner.compressed_state_dict,
+        lambda: pruner.export_model(str(folder)),
+        lambda: pruner.export(folder),
+        lambda: pruner.apply_to(Net()),
+        lambda: pruner.masks,
     ):
-        pruner.refresh()
+        with pytest.raises(nc.FailedPreconditionError, match=told) as raised:
+            use()
+        assert list(raised.value.errors) == list(COMPRESSED)
+    assert not folder.exists()
+    for step in range(2):  # it is not too late
+        train_step(model, optimizer, step)
+        pruner.step()
+    pruner.unwrap()
+    assert pruner.metrics()["sparsity"] > 0.5
+
+
+def observes_all_optimizers() -> bool:
+    module = importlib.import_module("torch.optim.optimizer")
+    return hasattr(module, "register_optimizer_step_pre_hook")
+
+
+def test_a_layer_that_is_frozen_is_refused_when_compressing(client: nc.Client) -> None:
+    model = Net()
+    model.conv2.weight.requires_grad_(False)
+    pruner = MovementPruner(model, [RULE], sgd(model), client=client)
+    with pytest.raises(
+        nc.InvalidArgumentError,
+        match="weight_gradient of layer 'conv2', and requires_grad.*exclude it in config_list",
+    ):
+        pruner.compress()
+    rules = [RULE, {"op_names": ["conv2"], "exclude": True}]
+    pruner = MovementPruner(model, rules, sgd(model), client=client)
+    pruner.compress()
+    train(pruner, model, sgd(model), [])
+    model.fc1.weight.requires_grad_(False)  # once trained, it may be
+    pruner.rebind()
+    pruner.close()
+
+
+@pytest.mark.parametrize("scope", ["layer", "global"])
+def test_a_layer_without_gradients_is_an_error_of_the_step_that_needs_them(
+    client: nc.Client, scope: str
+) -> None:
+    model = Net()
+    trained = [own for name, own in model.named_parameters() if not name.startswith("fc2")]
+    optimizer = torch.optim.SGD(trained, lr=0.1)
+    pruner = MovementPruner(model, [{**RULE, "scope": scope}], optimizer, client=client)
+    pruner.compress()
+    train(pruner, model, optimizer, range(FREQUENCY - 1))
+    train_step(model, optimizer)
+    told = "^layer 'fc2' got no gradient in 3 optimizer steps: .*exclude it in config_list"
+    with pytest.raises(nc.FailedPreconditionError, match=told):
+        pruner.step()
+    with pytest.raises(nc.FailedPreconditionError, match=told):
+        pruner.export_model("unused")
+    optimizer.add_param_group({"params": model.fc2.parameters()})
+    optimizer.step()
+    train(pruner, model, optimizer, range(2))
     pruner.close()
 
 

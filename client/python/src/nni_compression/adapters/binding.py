@@ -11,7 +11,13 @@ import logging
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Callable, ClassVar, Generic, Optional
 
-from ..errors import CompressionError, InvalidArgumentError, NotFoundError, StatusCode
+from ..errors import (
+    CompressionError,
+    FailedPreconditionError,
+    InvalidArgumentError,
+    NotFoundError,
+    StatusCode,
+)
 from ..values.masks import Mask
 from .backend import Backend, W
 from .custom import OwnAlgorithm
@@ -105,6 +111,13 @@ class Binding(Generic[W]):
                     if error.errors or self.on_lost is None:
                         raise
                     self.on_lost(error)
+                except FailedPreconditionError as error:
+                    if self.statistics is None:
+                        raise
+                    explained = self.statistics.explained(error)
+                    if explained is error:
+                        raise
+                    raise explained from error
         if self.successor is not None:
             self.successor.refresh()
 
@@ -119,6 +132,11 @@ class Binding(Generic[W]):
         with self.tracker.lock:
             self._advance(lambda: self.tracker.update_epoch(epoch))
             self._forget_own()
+
+    def check_statistics(self) -> None:
+        """Warns, or raises, where layers are stale of which no statistics were collected."""
+        if self.statistics is not None:
+            self.statistics.check_observed(self.refresh)
 
     def weights_changed(self) -> None:
         """Treats all weights as changed, but for those that can be shown not to be."""

@@ -287,6 +287,7 @@ class Compressor:
         self._recovery.warn_of_new_layers()
         self._recovery.retried(lambda: self._bound().update_epoch(epoch))
         self._ask_ahead()
+        self._bound().check_statistics()
 
     def step(self, step: Optional[int] = None) -> None:
         """Ends a minibatch: sets the next step, or the one given (absolute).
@@ -302,6 +303,7 @@ class Compressor:
         number = self.steps + 1 if given is None else given
         self._recovery.retried(lambda: self._bound().take_step(number))
         self._ask_ahead()
+        self._bound().check_statistics()
 
     def rebind(self) -> None:
         """Binds the model as it is now: a new session, with the masks, the epoch and the step.

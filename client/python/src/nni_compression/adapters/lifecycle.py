@@ -132,6 +132,8 @@ class Lifecycle:
             binding.keep_on_bad_weight = self.settings.on_bad_weight == "keep"
             if binding.statistics is not None:
                 binding.statistics.share(self.ranks, joined=joined)
+                if state is None:  # later, layers may be frozen that have been trained
+                    binding.statistics.collector.check()
             plan = tracker.plan
             coverage = Coverage.of(backend.parameters(), plan.layers)
             tracker.session.plan = replace(plan, coverage=coverage)

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Callable, Optional, Protocol
 
-from ..errors import CompressionError, StatusCode, UnimplementedError
+from ..errors import CompressionError, FailedPreconditionError, StatusCode, UnimplementedError
 from ..values.parts import StatisticPart
 from .tracker import Tracker
+from .warn import warn
 
 if TYPE_CHECKING:
     from .backend import Backend
@@ -18,6 +20,7 @@ _log = logging.getLogger("nni_compression")
 Parts = Mapping[str, Mapping[str, StatisticPart]]  # layer -> kind -> part, of a numpy array
 
 STATE = "statistics"  # the entry of a checkpoint
+_NAMED = 10  # layers in a message
 
 #: Kinds of what all ranks have alike once their gradients are reduced. One of them sends these.
 ALIKE_ON_ALL_RANKS = frozenset(
@@ -28,12 +31,31 @@ ALIKE_ON_ALL_RANKS = frozenset(
 KEPT_BY_THE_MODEL = frozenset({"parameter"})
 
 
+def named(layers: Sequence[str]) -> str:
+    """For messages: "layers '0', '2'"."""
+    names = ", ".join(map(repr, layers[:_NAMED]))
+    return f"layer{'s'[: len(layers) - 1]} {names}{', ...' if len(layers) > _NAMED else ''}"
+
+
 class Collector(Protocol):
     """Adds up, on the trainer's device, the statistics that the plan of a binding declares."""
 
     @property
     def is_empty(self) -> bool:
         """Whether there is nothing to take."""
+
+    @property
+    def steps(self) -> int:
+        """How many steps of optimizers were observed that train one of the layers."""
+
+    def check(self) -> None:
+        """Raises InvalidArgumentError for layers that no training would give what is collected."""
+
+    def has(self, name: str, kind: str) -> bool:
+        """Whether there is something to take of this kind of a layer."""
+
+    def of(self, kind: str) -> str:
+        """What a kind is a statistic of: "gradient", "input" or "output"."""
 
     def take(self, names: Collection[str]) -> Parts:
         """What was added up for these layers since it was last taken; without empty parts."""
@@ -81,6 +103,15 @@ class Statistics:
         #: Whether a forward pass may ask: the first ones, of a calibration for example, only
         #: collect, until an epoch or a step is set.
         self.is_ready = False
+        # The layers and kinds of which nothing was ever collected.
+        self._unobserved = {
+            (name, kind)
+            for name in self.layers
+            for kind in tracker.plan.layers[name].statistics
+            if kind not in KEPT_BY_THE_MODEL
+        }
+        self._declared = len(self._unobserved)
+        self._warned = False
 
     @property
     def layers(self) -> list[str]:
@@ -104,6 +135,95 @@ class Statistics:
         if ranks is not None and ranks.rank > 0:
             self._source = ranks.rank
             self.collector.leave_out(ALIKE_ON_ALL_RANKS)
+
+    def check_observed(self, refresh: Callable[[], None]) -> None:
+        """Called after a step or an epoch was set, which may have made layers stale of which
+        nothing was collected.
+
+        Whether their masks need statistics is asked with `refresh`: they do not as long as nothing
+        is to be removed. Where something is missing, this raises if other layers have theirs, as
+        the next forward pass would; it warns once if none has, which may only come late.
+        """
+        tracker = self._tracker
+        if self.is_shared or not tracker.owned:
+            return
+        missing = {name for name, _ in self._missing()} & tracker.stale
+        if not missing:
+            return
+        if self._is_anything_observed:
+            refresh()
+        elif (tracker.step or tracker.epoch) and not self._warned:
+            try:
+                refresh()
+            except FailedPreconditionError as error:
+                if not error.errors:
+                    raise
+                self._warned = True
+                warn(error.message)
+
+    def explained(self, error: CompressionError) -> CompressionError:
+        """The error of asking for layers; where statistics are missing, one that says why."""
+        missing = set() if self._source else self._missing()
+        names = {name for name, _ in missing}
+        refused = [
+            name
+            for name, reason in error.errors.items()
+            if name in names and reason.code == StatusCode.FAILED_PRECONDITION
+        ]
+        if not refused:
+            return error
+        kinds = {kind for name, kind in missing if name in refused}
+        explained = FailedPreconditionError(self._why_missing(refused, kinds))
+        explained.errors, explained.results = error.errors, error.results
+        explained.request_id = error.request_id
+        return explained
+
+    def _missing(self) -> set[tuple[str, str]]:
+        """The layers and kinds of which nothing was ever collected."""
+        self._unobserved = {each for each in self._unobserved if not self.collector.has(*each)}
+        return self._unobserved
+
+    @property
+    def _is_anything_observed(self) -> bool:
+        return len(self._missing()) < self._declared or self.collector.steps > 0
+
+    def _why_missing(self, layers: Sequence[str], kinds: Collection[str]) -> str:
+        of_gradients = any(self.collector.of(kind) == "gradient" for kind in kinds)
+        are, them = ("it is", "it") if len(layers) == 1 else ("they are", "them")
+        names = named(layers)
+        if self._is_anything_observed and of_gradients:
+            return (
+                f"{names} got no gradient in {self.collector.steps} optimizer steps: {are} frozen, "
+                f"unused or not in the optimizer; exclude {them} in config_list"
+            )
+        if self._is_anything_observed:
+            return (
+                f"no forward pass of {names} was observed: {are} unused; exclude {them} in "
+                "config_list"
+            )
+        tracker = self._tracker
+        by_epoch = tracker.plan.needs_update_epoch and not tracker.plan.needs_step
+        when = f"epoch {tracker.epoch}" if by_epoch else f"step {tracker.step}"
+        share = self._target(layers)
+        told = f"{when} needs masks" if share is None else f"{when} removes {share:.3g} %"
+        if of_gradients:
+            return (
+                f"{told}, but no optimizer step was observed for {names}: give the pruner "
+                "the optimizer that trains them, and train this model rather than a copy"
+            )
+        return (
+            f"{told}, but no forward pass was observed for {names}: run this model, rather "
+            "than a copy, before the masks are due"
+        )
+
+    def _target(self, layers: Sequence[str]) -> Optional[float]:
+        """How many percent of these layers are to be removed, if that is known."""
+        with contextlib.suppress(CompressionError):
+            reports = self._tracker.session.info().layers
+            targets = [each.target_sparsity for each in reports if each.name in layers]
+            known = [target for target in targets if target is not None]
+            return 100 * max(known) if known else None
+        return None
 
     @property
     def is_shared(self) -> bool:
@@ -149,6 +269,7 @@ class Statistics:
                 [name for name in wanted if name not in self._unanswered]
             ).items():
                 self._unanswered[name] = dict(taken)
+                self._unobserved -= {(name, kind) for kind in taken}
             parts = {name: self._unanswered[name] for name in wanted if name in self._unanswered}
             if not parts:
                 return
@@ -185,6 +306,7 @@ class Statistics:
                 continue
             if any(entry["sent"] for entry in kinds.values()):
                 lost.append(name)
+            self._unobserved -= {(name, kind) for kind in kinds}
             for kind, entry in kinds.items():
                 for part in entry["parts"]:
                     values = self._backend.to_numpy(part["values"])

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from ..adapters.statistics import Parts
+from ..adapters.statistics import Parts, named
 from ..errors import InvalidArgumentError
 from ..values.parts import StatisticPart
 from ..values.plan import LayerPlan
@@ -311,6 +311,7 @@ class TorchCollector:
             for name in self._weights
         }
         self._further = {name: _Further(read) for name, read in further.items()}
+        self.steps = 0
 
     # See `adapters.statistics.Collector`.
 
@@ -319,6 +320,23 @@ class TorchCollector:
         # Parameters are there before the sums that are to go with them.
         totals = [total for kinds in self._totals.values() for total in kinds.values()]
         return all(total.is_empty for total in totals) if totals else not self._further
+
+    def check(self) -> None:
+        frozen = [n for n in self._having("gradient") if not self._weights[n].dense.requires_grad]
+        if frozen:
+            kind = next(iter(self._having("gradient")[frozen[0]]))
+            them = "it" if len(frozen) == 1 else "them"
+            raise InvalidArgumentError(
+                f"the algorithm asks for the {kind} of {named(frozen)}, and requires_grad of the "
+                f"weight is False: exclude {them} in config_list, or set it to True before"
+            )
+
+    def has(self, name: str, kind: str) -> bool:
+        total = self._totals.get(name, {}).get(kind)
+        return total is not None and not total.is_empty
+
+    def of(self, kind: str) -> str:
+        return _KINDS[kind].of
 
     def take(self, names: Collection[str]) -> Parts:
         taken = self.peek(names)
@@ -424,6 +442,8 @@ class TorchCollector:
         for group in optimizer.param_groups:
             rate = group.get("lr")  # None: an optimizer that finds its own
             rates.update((id(own), 1 if rate is None else rate) for own in group["params"])
+        trained = [name for name in self._totals if id(self._weights[name].dense) in rates]
+        self.steps += bool(trained)
         # Set by a GradScaler for an optimizer that unscales by itself, and skips such steps.
         scale, overflow = (getattr(optimizer, name, None) for name in ("grad_scale", "found_inf"))
         with torch.inference_mode(False), torch.no_grad():  # type: ignore[no-untyped-call]
