@@ -20,6 +20,7 @@ from ..errors import (
 )
 from ..values.masks import Mask
 from .backend import Backend, W
+from .clocks import Clocks
 from .custom import OwnAlgorithm
 from .statistics import Statistics
 from .tracker import ON_WEIGHT_CHANGE, Tracker
@@ -49,6 +50,7 @@ class Binding(Generic[W]):
         successor: the binding that has replaced this one.
         keep_on_bad_weight: whether a layer whose weight the server refuses keeps what it has.
         statistics: those that the plan declares; None: none.
+        clocks: what notices a schedule that stands still.
     """
 
     #: Which slot of a weight's state is this binding's: "pruner" or "quantizer".
@@ -70,6 +72,7 @@ class Binding(Generic[W]):
             name: weight.token for name, weight in self.weights.items()
         }
         self.statistics = self._statistics()
+        self.clocks = self._clocks()
         self.final: Optional[dict[str, Any]] = None
         self.rebind: Optional[Callable[[], None]] = None
         self.on_lost: Optional[Callable[[NotFoundError], None]] = None
@@ -251,6 +254,10 @@ class Binding(Generic[W]):
         if not weights:
             return None
         return Statistics(self.tracker, self.backend, self.backend.collector(weights, plan))
+
+    def _clocks(self) -> Clocks:
+        """Nothing is noticed by default."""
+        return Clocks(self.tracker, counts_steps=False, counts_epochs=False)
 
     def _advance(self, call: Callable[[], Any]) -> None:
         """Sets the epoch or the step."""

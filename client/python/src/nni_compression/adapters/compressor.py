@@ -191,6 +191,7 @@ class Compressor:
         Compressing that model again needs another compressor.
         """
         if self._bound().final is None:
+            self._bound().clocks.check()
             self.refresh()
             self._bound().keep_results()
         binding = self._bound()
@@ -286,6 +287,7 @@ class Compressor:
         self._recovery.warn_of_replaced_layers()
         self._recovery.warn_of_new_layers()
         self._recovery.retried(lambda: self._bound().update_epoch(epoch))
+        self._bound().clocks.called("update_epoch")
         self._ask_ahead()
         self._bound().check_statistics()
 
@@ -302,6 +304,7 @@ class Compressor:
         self._recovery.warn_of_replaced_layers()
         number = self.steps + 1 if given is None else given
         self._recovery.retried(lambda: self._bound().take_step(number))
+        self._bound().clocks.called("step")
         self._ask_ahead()
         self._bound().check_statistics()
 
@@ -393,6 +396,7 @@ class Compressor:
             return export.export(self._bound(), directory, format, options)
 
         self._recovery.check_not_replaced()
+        self._bound().clocks.check()
         return self._recovery.retried(write)
 
     # For the parts of a compressor, and for frameworks.

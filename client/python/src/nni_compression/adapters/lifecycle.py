@@ -127,6 +127,10 @@ class Lifecycle:
             undo.callback(self._end, tracker.session)
             joined = tracker.session.id == self.join
             binding = self._recipe.make_binding(tracker, weights, backend)
+            if joined:
+                binding.clocks.called_elsewhere()
+            elif old is not None:
+                binding.clocks.continue_from(old.clocks)
             binding.rebind = self.rebind
             binding.on_lost = self.on_lost
             binding.keep_on_bad_weight = self.settings.on_bad_weight == "keep"

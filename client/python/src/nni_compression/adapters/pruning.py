@@ -16,6 +16,7 @@ from ..values.plan import Plan
 from . import custom
 from .backend import Backend, W
 from .binding import Binding
+from .clocks import Clocks
 from .tracker import IsMask, Tracker, split_results
 
 Transfer = Literal["weights", "histogram"]
@@ -88,6 +89,12 @@ class PrunerBinding(Binding[W]):
     def _install(self, undo: contextlib.ExitStack) -> None:
         given, self._given = self._given, {}
         self._pruning.install(self, given, undo)
+
+    def _clocks(self) -> Clocks:
+        plan = self.tracker.plan
+        return Clocks(
+            self.tracker, counts_steps=plan.needs_step, counts_epochs=plan.needs_update_epoch
+        )
 
     def _ask(self, weights: Sequence[W]) -> None:
         session, counted = self.tracker.session, self._counted()
@@ -183,6 +190,9 @@ class CustomPrunerBinding(PrunerBinding[W]):
             if name in answers or name not in changed:
                 self.tracker.answered(name, token)
         self._raise(error)
+
+    def _clocks(self) -> Clocks:
+        return Binding._clocks(self)
 
     def _is_mask(self, name: str, answer: Union[Mask, Threshold]) -> Optional[IsMask]:
         return None

@@ -193,6 +193,8 @@ class TorchBackend(Backend[TorchWeight]):
         if binding.depends_on_weights:
             remove = optimizers.after_steps(binding, _Stepped(binding), optimizer)
             removers += [] if remove is None else [remove]
+        if binding.clocks.is_watching:
+            removers.append(_watch_clocks(binding, self.model, optimizer))
         if binding.statistics is not None:
             collector = binding.statistics.collector
             assert isinstance(collector, statistics.TorchCollector)
@@ -363,6 +365,39 @@ def _renamed(rule: Any, names: Mapping[str, str]) -> Any:
     if not isinstance(named, (list, tuple)):
         return rule
     return {**rule, "op_names": [names.get(name, name) for name in named]}
+
+
+def _watch_clocks(
+    binding: Binding[TorchWeight], model: nn.Module, optimizer: Optional[Any]
+) -> Callable[[], None]:
+    """Counts steps of optimizers; where these cannot be observed, forward passes in training."""
+    weak = weakref.ref(binding)
+
+    def stepped(optimizer: Any) -> None:
+        binding = weak()
+        if binding is not None and binding.clocks.is_watching and _trains(optimizer, binding):
+            binding.clocks.optimizer_stepped()
+
+    remove = optimizers.after_steps(binding, stepped, optimizer)
+    if remove is not None:
+        return remove
+    weak_model = weakref.ref(model)
+
+    def passes(module: nn.Module, args: Any) -> None:
+        binding = weak()
+        if module is weak_model() and module.training and binding is not None:
+            binding.clocks.forward_passed()
+
+    # Not a hook of the model's own, which copies and files of it would have.
+    handle = nn.modules.module.register_module_forward_pre_hook(passes)
+    weakref.finalize(binding, handle.remove)
+    return handle.remove
+
+
+def _trains(optimizer: Any, binding: Binding[TorchWeight]) -> bool:
+    """Whether an optimizer has one of the weights."""
+    stepped = {id(own) for group in optimizer.param_groups for own in group["params"]}
+    return any(id(own) in stepped for w in binding.weights.values() for own in w.parameters)
 
 
 class _Stepped:

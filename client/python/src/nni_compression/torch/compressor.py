@@ -157,6 +157,8 @@ class Compressor(compressor.Compressor):
         """
         self._bound()
         self._recovery.check_not_replaced()
+        if self._bound().final is None:
+            self._bound().clocks.check()
         if self._bound().statistics is not None:
             self.refresh()  # forward passes do not ask before there are some
         return self._torch().compressed_state_dict(self._bound())
