@@ -106,6 +106,28 @@ def test_the_masks_are_those_of_the_formula(client: nc.Client, options: Any) -> 
     pruner.close()
 
 
+def test_an_optimizer_that_maximizes_the_negated_loss_gives_the_same_masks(
+    client: nc.Client,
+) -> None:
+    masks = []
+    for maximize in (False, True):
+        model = Net()
+        optimizer = sgd(model, maximize=maximize)
+        pruner = MovementPruner(model, [RULE], optimizer, client=client)
+        pruner.compress()
+        for step in range(2 * FREQUENCY):
+            optimizer.zero_grad()
+            loss = torch.nn.functional.cross_entropy(model(images(4, step)), torch.arange(4))
+            (-loss if maximize else loss).backward()
+            optimizer.step()
+            pruner.step()
+        masks.append(pruner.masks)
+        pruner.close()
+    for name in COMPRESSED:
+        assert not masks[0][name].all()
+        assert torch.equal(masks[0][name], masks[1][name])
+
+
 def train(pruner: Any, model: Any, optimizer: Any, steps: Any) -> None:
     for step in steps:
         train_step(model, optimizer, step)

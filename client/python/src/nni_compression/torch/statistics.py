@@ -441,7 +441,10 @@ class TorchCollector:
         rates: dict[int, Any] = {}
         for group in optimizer.param_groups:
             rate = group.get("lr")  # None: an optimizer that finds its own
-            rates.update((id(own), 1 if rate is None else rate) for own in group["params"])
+            rate = 1 if rate is None else rate
+            if group.get("maximize"):  # the weight moves along the gradient
+                rate = -rate
+            rates.update((id(own), rate) for own in group["params"])
         trained = [name for name in self._totals if id(self._weights[name].dense) in rates]
         self.steps += bool(trained)
         # Set by a GradScaler for an optimizer that unscales by itself, and skips such steps.
