@@ -128,6 +128,46 @@ def test_an_optimizer_that_maximizes_the_negated_loss_gives_the_same_masks(
         assert torch.equal(masks[0][name], masks[1][name])
 
 
+@pytest.mark.parametrize("kind", [list, tuple])
+def test_several_optimizers_are_observed(client: nc.Client, kind: Any) -> None:
+    masks = []
+    for several in (False, True):
+        model = Net()
+        optimizers = [sgd(model)]
+        if several:
+            groups = optimizers[0].param_groups
+            optimizers = [torch.optim.SGD(own["params"], lr=own["lr"]) for own in groups]
+        pruner = MovementPruner(model, [RULE], kind(optimizers), client=client)
+        pruner.compress()
+        for step in range(2 * FREQUENCY):
+            for own in model.parameters():
+                own.grad = None
+            loss = torch.nn.functional.cross_entropy(model(images(4, step)), torch.arange(4))
+            loss.backward()
+            for optimizer in optimizers:
+                optimizer.step()
+            pruner.step()
+        masks.append(pruner.masks)
+        reports = [layer for layer in pruner.session.info().layers if layer.compressed]
+        counts = [layer.statistics["weight_gradient"].count for layer in reports]
+        assert counts == [2 * FREQUENCY] * len(COMPRESSED)
+        pruner.close()
+    for name in COMPRESSED:
+        assert not masks[0][name].all()
+        assert torch.equal(masks[0][name], masks[1][name])
+
+
+def test_what_is_no_optimizer_is_refused(client: nc.Client) -> None:
+    model = Net()
+    for wrong, told in (
+        ("sgd", "^optimizer is 'sgd', a str; it must be a torch.optim.Optimizer"),
+        (model.parameters(), "^optimizer is <generator"),
+        ([sgd(model), None], r"^optimizer\[1\] is None, a NoneType"),
+    ):
+        with pytest.raises(nc.InvalidArgumentError, match=told):
+            MovementPruner(model, [RULE], wrong, client=client)
+
+
 def train(pruner: Any, model: Any, optimizer: Any, steps: Any) -> None:
     for step in steps:
         train_step(model, optimizer, step)

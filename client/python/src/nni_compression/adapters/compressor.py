@@ -82,8 +82,9 @@ class Compressor:
         Args:
             model: in the second form.
             config_list: NNI's list of rules; the last rule that matches a layer wins.
-            optimizer: optional. A PyTorch optimizer is observed for steps that leave no trace in
-                the weights; PyTorch 2 allows that for all optimizers without this argument.
+            optimizer: optional. A PyTorch optimizer, or each of a list or tuple of them, is
+                observed for steps that leave no trace in the weights; PyTorch 2 allows that for all
+                optimizers without this argument.
             server: "host:port", or "local" for a server that this process starts, see
                 `nni_compression.local_server`; by default $NNI_COMPRESSION_SERVER, else
                 127.0.0.1:50051.

@@ -189,16 +189,17 @@ class TorchBackend(Backend[TorchWeight]):
         self, binding: Binding[TorchWeight], optimizer: Optional[Any]
     ) -> Sequence[Callable[[], None]]:
         """Observes optimizer steps: fused ones leave version counters unchanged."""
+        given = optimizers.checked(optimizer)
         removers = []
         if binding.depends_on_weights:
-            remove = optimizers.after_steps(binding, _Stepped(binding), optimizer)
+            remove = optimizers.after_steps(binding, _Stepped(binding), given)
             removers += [] if remove is None else [remove]
         if binding.clocks.is_watching:
-            removers.append(_watch_clocks(binding, self.model, optimizer))
+            removers.append(_watch_clocks(binding, self.model, given))
         if binding.statistics is not None:
             collector = binding.statistics.collector
             assert isinstance(collector, statistics.TorchCollector)
-            removers += collector.start(optimizer)
+            removers += collector.start(given)
         return removers
 
     # Files.
@@ -368,7 +369,7 @@ def _renamed(rule: Any, names: Mapping[str, str]) -> Any:
 
 
 def _watch_clocks(
-    binding: Binding[TorchWeight], model: nn.Module, optimizer: Optional[Any]
+    binding: Binding[TorchWeight], model: nn.Module, given: Sequence[Any]
 ) -> Callable[[], None]:
     """Counts steps of optimizers; where these cannot be observed, forward passes in training."""
     weak = weakref.ref(binding)
@@ -378,7 +379,7 @@ def _watch_clocks(
         if binding is not None and binding.clocks.is_watching and _trains(optimizer, binding):
             binding.clocks.optimizer_stepped()
 
-    remove = optimizers.after_steps(binding, stepped, optimizer)
+    remove = optimizers.after_steps(binding, stepped, given)
     if remove is not None:
         return remove
     weak_model = weakref.ref(model)

@@ -12,7 +12,7 @@ import torch
 from ..adapters import compressor, statistics
 from ..adapters.backend import Backend, backend_of
 from ..errors import InvalidArgumentError
-from . import copies, naming, pretrained
+from . import copies, naming, optimizers, pretrained
 from .backend import TorchBackend
 from .collective import Ranks
 
@@ -57,6 +57,7 @@ class Compressor(compressor.Compressor):
                 "dict of layers"
             )
         super().__init__(*args, **kwargs)
+        optimizers.checked(self._lifecycle.optimizer)
         self.statistic_parameters = dict(statistic_parameters or {})
 
     def _make_backend(self, model: Any) -> Backend[Any]:

@@ -5,7 +5,10 @@ from __future__ import annotations
 import importlib
 import types
 import weakref
+from collections.abc import Sequence
 from typing import Any, Callable, Optional
+
+from ..errors import InvalidArgumentError
 
 # Called with an optimizer and the arguments of its step, the optimizer first among them; returns
 # None, or other arguments.
@@ -13,26 +16,42 @@ Before = Callable[[Any, tuple[Any, ...], dict[str, Any]], Optional[tuple[tuple[A
 After = Callable[[Any], None]  # called with an optimizer
 
 
-def before_steps(
-    owner: Any, call: Before, optimizer: Optional[Any]
-) -> Optional[Callable[[], None]]:
+def checked(optimizer: Any) -> Sequence[Any]:
+    """The optimizers of an argument: none, one, or a list or tuple of them.
+
+    Raises InvalidArgumentError for anything else.
+    """
+    if optimizer is None:
+        return ()
+    given = optimizer if isinstance(optimizer, (list, tuple)) else (optimizer,)
+    for i, each in enumerate(given):
+        if not (callable(getattr(each, "step", None)) and hasattr(each, "param_groups")):
+            path = "optimizer" if given is not optimizer else f"optimizer[{i}]"
+            raise InvalidArgumentError(
+                f"{path} is {each!r:.80}, a {type(each).__name__}; it must be a "
+                "torch.optim.Optimizer, or optimizer a list or tuple of them"
+            )
+    return list({id(each): each for each in given}.values())
+
+
+def before_steps(owner: Any, call: Before, given: Sequence[Any]) -> Optional[Callable[[], None]]:
     """Calls a function before the steps of all optimizers, until what is returned is called, or
     `owner` is freed.
 
-    PyTorch 1.13 can observe only the given optimizer, and without one None is returned.
+    PyTorch 1.13 can observe only the given optimizers, and without one None is returned.
     """
     register = _hooks("register_optimizer_step_pre_hook")
     if register is not None:
         return _until_freed(owner, register(call))
-    return None if optimizer is None else _wrap_step(optimizer, before=call)
+    return _wrap_steps(given, before=call)
 
 
-def after_steps(owner: Any, call: After, optimizer: Optional[Any]) -> Optional[Callable[[], None]]:
+def after_steps(owner: Any, call: After, given: Sequence[Any]) -> Optional[Callable[[], None]]:
     """The same after steps."""
     register = _hooks("register_optimizer_step_post_hook")
     if register is not None:
         return _until_freed(owner, register(lambda optimizer, args, kwargs: call(optimizer)))
-    return None if optimizer is None else _wrap_step(optimizer, after=call)
+    return _wrap_steps(given, after=call)
 
 
 def _hooks(name: str) -> Any:
@@ -43,6 +62,16 @@ def _until_freed(owner: Any, handle: Any) -> Callable[[], None]:
     remove: Callable[[], None] = handle.remove
     weakref.finalize(owner, remove)
     return remove
+
+
+def _wrap_steps(given: Sequence[Any], **calls: Any) -> Optional[Callable[[], None]]:
+    restore = [_wrap_step(optimizer, **calls) for optimizer in given]
+
+    def restore_all() -> None:
+        for each in restore:
+            each()
+
+    return restore_all if restore else None
 
 
 def _wrap_step(

@@ -381,8 +381,11 @@ class TorchCollector:
 
     # Collecting.
 
-    def start(self, optimizer: Optional[Any]) -> list[Callable[[], None]]:
+    def start(self, given: Sequence[Any]) -> list[Callable[[], None]]:
         """Begins; returns functions that end it.
+
+        Args:
+            given: optimizers.
 
         Raises InvalidArgumentError where PyTorch 1.13 needs the optimizer.
         """
@@ -397,7 +400,7 @@ class TorchCollector:
                     None if collector is None else collector._before_step(optimizer, args, kwargs)
                 )
 
-            remove = optimizers.before_steps(self, before, optimizer)
+            remove = optimizers.before_steps(self, before, given)
             if remove is None:
                 name, kinds = next(iter(stepping.items()))
                 raise InvalidArgumentError(
