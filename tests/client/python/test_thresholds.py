@@ -279,6 +279,18 @@ class TestErrors:
             assert session.stale == {"a"}
 
 
+def test_arrays_are_not_counters(client: nc.Client) -> None:
+    layers = [nc.Layer(name="fc", op_type="Linear", shape=(2, 2))]
+    weight = np.ones((2, 2), np.float32)
+    with client.bind_model("level", [{"sparsity": 0.5}], layers) as session:
+        for wrong, kind in ((weight, "ndarray"), (weight.tolist(), "list")):
+            with pytest.raises(
+                nc.InvalidArgumentError,
+                match=rf"^counters\['fc'\] is a {kind}.*nni_compression.ArrayCounter\(array\)",
+            ):
+                session.calc_thresholds({"fc": wrong})
+
+
 def test_what_was_decided_before_a_call_failed_is_told(
     client: nc.Client, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import re
 import time
 import warnings
 
@@ -101,10 +102,31 @@ def test_server_and_client_exclude_each_other(client):
 def test_a_compressor_without_a_model_says_so(client):
     pruner = LevelPruner(LEVEL, client=client)
     for use in (pruner.compress, pruner.step, pruner.state_dict, pruner.unwrap):
-        with pytest.raises(RuntimeError, match="model"):
+        with pytest.raises(RuntimeError, match="model") as raised:
             use()
+        assert isinstance(raised.value, nc.FailedPreconditionError)
     with pytest.raises(RuntimeError, match="no model is bound"):
         _ = pruner.plan
+
+
+def test_only_lottery_tickets_are_rewound(client):
+    with pytest.raises(nc.UnimplementedError, match="LevelPruner keeps no weights"):
+        LevelPruner(LEVEL, client=client).rewind()
+
+
+@pytest.mark.parametrize("wrong", ["3", 2.5, torch.tensor(3.0)])
+@pytest.mark.parametrize("name", ["epoch", "step"])
+def test_epochs_and_steps_are_integers(client, name, wrong):
+    pruner = LevelPruner(LEVEL, client=client)
+    pruner(Net())
+    told = re.escape(f"{name} is {wrong!r}, a {type(wrong).__name__}; it must be an integer")
+    for owner in (pruner, pruner.session):
+        with pytest.raises(nc.InvalidArgumentError, match=told):
+            (owner.update_epoch if name == "epoch" else owner.step)(wrong)
+    assert (pruner.epoch, pruner.steps) == (0, 0)
+    pruner.step(torch.tensor(3))
+    assert pruner.steps == 3
+    pruner.close()
 
 
 def test_a_compressor_takes_one_model(client):

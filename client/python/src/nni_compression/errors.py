@@ -84,6 +84,10 @@ class InvalidArgumentError(CompressionError, ValueError):
     code = StatusCode.INVALID_ARGUMENT
 
 
+class InvalidTypeError(InvalidArgumentError, TypeError):
+    """An InvalidArgumentError of a value that is of another type than its field."""
+
+
 class DeadlineExceededError(CompressionError, TimeoutError):
     """The call took longer than its timeout."""
 
@@ -114,8 +118,10 @@ class ResourceExhaustedError(CompressionError):
     code = StatusCode.RESOURCE_EXHAUSTED
 
 
-class FailedPreconditionError(CompressionError):
-    """A valid request in the wrong state: another epoch, a closed client, a forked process."""
+class FailedPreconditionError(CompressionError, RuntimeError):
+    """A valid request in the wrong state: another epoch, a closed client, a forked process, a
+    compressor that has no model, or no longer.
+    """
 
     code = StatusCode.FAILED_PRECONDITION
 

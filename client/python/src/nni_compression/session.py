@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import operator
 import os
 import threading
 import warnings
@@ -38,6 +37,7 @@ from .errors import (
     NotFoundError,
     UnimplementedError,
 )
+from .values.counters import counter
 from .values.dtypes import DTYPES
 from .values.magnitudes import Counter, Threshold
 from .values.masks import Mask
@@ -183,7 +183,7 @@ class Session:
                 requests[i] = tensor_header(name, tensor, i)
         opening = pb.CalcMaskRequest.Open(session_id=self.id)
         if epoch is not None:
-            opening.epoch = _counter(epoch, "epoch")
+            opening.epoch = counter(epoch, "epoch")
         exchange = MaskExchange(
             opening.SerializeToString(), requests, self._checksum, self._shared_memory
         )
@@ -229,7 +229,7 @@ class Session:
         """
         opening = pb.CalcMaskRequest.Open(session_id=self.id)
         if epoch is not None:
-            opening.epoch = _counter(epoch, "epoch")
+            opening.epoch = counter(epoch, "epoch")
         counting = Counting(counters)
         while requests := counting.requests():
             exchange = MaskExchange(opening.SerializeToString(), requests, self._checksum)
@@ -384,7 +384,7 @@ class Session:
         by which a rank notices that another one has got a later mask. A lower epoch than before is
         accepted; it does not restore earlier masks.
         """
-        request = pb.UpdateEpochRequest(session_id=self.id, epoch=_counter(epoch, "epoch"))
+        request = pb.UpdateEpochRequest(session_id=self.id, epoch=counter(epoch, "epoch"))
         reply = self._caller.unary("UpdateEpoch", request, pb.UpdateEpochResponse, timeout)
         stale = StaleLayers(reply.stale_layers, masks_of(reply.masks, self.plan))
         with self._lock:
@@ -418,7 +418,7 @@ class Session:
         by the keys of `StepResult.answers`, or (name, "gradient")), ResourceExhaustedError when the
         answer would not fit into a message: send the ranges of weights with `quantize_range` then.
         """
-        opening = pb.StepRequest.Open(session_id=self.id, step=_counter(step, "step"))
+        opening = pb.StepRequest.Open(session_id=self.id, step=counter(step, "step"))
         requests = step_requests(ranges, outputs, inputs, gradients)
 
         def messages() -> Iterator[bytes]:
@@ -588,7 +588,7 @@ class Session:
             reply=reply,  # type: ignore[arg-type]
         )
         if step is not None:
-            opening.step = _counter(step, "step")
+            opening.step = counter(step, "step")
         exchange = QuantizeExchange(
             opening.SerializeToString(), requests, self._checksum, self._shared_memory
         )
@@ -647,11 +647,3 @@ def _result(value: Any, name: str) -> float:
         if not isinstance(value, (str, bytes)):
             return float(value)
     raise InvalidArgumentError(f"results[{name!r}] is {value!r}; it must be a number")
-
-
-def _counter(value: Any, name: str) -> int:
-    """An epoch or a step; the server refuses negative ones."""
-    number = operator.index(value)
-    if abs(number) >= 2**63:
-        raise InvalidArgumentError(f"{name} is {number}; it must be in [0, 2^63)")
-    return number

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Union
 
 from .._wire import frames
-from ..errors import CompressionError, InternalError, InvalidArgumentError
+from ..errors import CompressionError, InternalError, InvalidArgumentError, InvalidTypeError
 from ..values.magnitudes import ROUND_BITS, Counter, Rounds, Threshold
 from ..values.masks import Mask
 from .exchange import MaskExchange, counts_header
@@ -25,6 +25,12 @@ class Counting:
         self.counters = counters
         self.results: dict[str, Union[Mask, Threshold]] = {}
         self.errors: dict[str, CompressionError] = {}
+        for name, counter in counters.items():
+            if not hasattr(counter, "count") or not hasattr(counter, "bits"):
+                raise InvalidTypeError(
+                    f"counters[{name!r}] is a {type(counter).__name__}; it must be a Counter: of "
+                    "an array, nni_compression.ArrayCounter(array)"
+                )
         self._rounds = {name: Rounds(counter) for name, counter in counters.items()}
         self._known = dict.fromkeys(counters, Threshold(0, 0))  # of the layers left
         self._calls = 0

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import operator
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -12,6 +11,7 @@ from typing import Any, ClassVar, Optional, TypeVar, Union
 from ..client import Client
 from ..errors import FailedPreconditionError, InvalidArgumentError
 from ..session import Session
+from ..values.counters import counter
 from ..values.plan import Plan
 from ..values.statistics import Stats
 from . import checkpoint, custom, export, metrics
@@ -153,7 +153,7 @@ class Compressor:
         """Compresses the model that was given to the constructor, in place, and returns it."""
         lifecycle = self._lifecycle
         if lifecycle.model is None:
-            raise RuntimeError("there is no model; call the compressor with one")
+            raise FailedPreconditionError("there is no model; call the compressor with one")
         self._check_not_unwrapped()
         if lifecycle.binding is None:
             lifecycle.backend = self._make_backend(lifecycle.model)
@@ -353,7 +353,7 @@ class Compressor:
         client; its lease ends it. Failures are as for `rebind`.
 
         Raises ValueError for a state with masks or other entries of layers that the model does not
-        have; if no model was given yet, once it is. RuntimeError after `unwrap`.
+        have; if no model was given yet, once it is. FailedPreconditionError after `unwrap`.
         """
         self._check_not_unwrapped()
         checkpoint.check(state, self.algorithm)
@@ -419,9 +419,11 @@ class Compressor:
             binding.refresh()
 
     def _check_not_unwrapped(self) -> None:
-        """Raises RuntimeError after `unwrap`, when calls would have no effect."""
+        """Raises FailedPreconditionError after `unwrap`, when calls would have no effect."""
         if self._unwrapped:
-            raise RuntimeError("unwrap() has restored the plain model; make another compressor")
+            raise FailedPreconditionError(
+                "unwrap() has restored the plain model; make another compressor"
+            )
 
     def _wire_rules(self) -> Sequence[Mapping[str, Any]]:
         if not self._is_custom:
@@ -436,7 +438,7 @@ class Compressor:
 
 def _counter(value: Any, name: str) -> int:
     """An epoch or a step, as a plain number for checkpoints."""
-    number = operator.index(value)
+    number = counter(value, name)
     if number < 0:
         raise InvalidArgumentError(f"{name} is {number}; it must be at least 0")
     return number

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Callable, Literal, Optional, get_args
 
 from ..client import Client
-from ..errors import NotFoundError
+from ..errors import FailedPreconditionError, NotFoundError
 from ..session import Session
 from ..values.masks import Mask
 from ..values.plan import Coverage, Plan
@@ -87,9 +87,11 @@ class Lifecycle:
 
     @property
     def bound(self) -> Binding[Any]:
-        """The binding; RuntimeError before there is one."""
+        """The binding; FailedPreconditionError before there is one."""
         if self.binding is None:
-            raise RuntimeError("no model is bound; call the compressor with one, or compress()")
+            raise FailedPreconditionError(
+                "no model is bound; call the compressor with one, or compress()"
+            )
         return self.binding
 
     @property

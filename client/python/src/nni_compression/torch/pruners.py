@@ -11,6 +11,7 @@ import torch
 from ..adapters import pruner
 from ..adapters.algorithms import listed
 from ..adapters.backend import Backend
+from ..errors import UnimplementedError
 from ._files import ExampleInputs, ModelFiles
 from .backend import TorchBackend
 from .compressor import Compressor
@@ -37,6 +38,12 @@ class Pruner(pruner.Pruner, Compressor):
         are DTensors, sharded as the weights.
         """
         return super().masks
+
+    def rewind(self) -> None:
+        """See `LotteryTicketPruner.rewind`; UnimplementedError for other pruners."""
+        raise UnimplementedError(
+            f"{type(self).__name__} keeps no weights to rewind to; LotteryTicketPruner does"
+        )
 
     def export_model(
         self,
