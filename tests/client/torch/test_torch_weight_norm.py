@@ -684,8 +684,9 @@ def test_an_algorithm_that_wants_their_gradients_is_refused(client: nc.Client) -
                 w.name: types.SimpleNamespace(step_inputs=("gradient",), statistics={})
                 for w in wanting
             }
+            plan = types.SimpleNamespace(layers=plans, needs_step=False, needs_update_epoch=False)
             tracker: Any = types.SimpleNamespace(
-                status=dict.fromkeys(plans), plan=types.SimpleNamespace(layers=plans)
+                status=dict.fromkeys(plans), plan=plan, epoch=0, step=0
             )
             if refused:
                 with pytest.raises(nc.InvalidArgumentError, match="layer '1', which is computed"):
