@@ -376,7 +376,9 @@ def _watch_clocks(
 
     def stepped(optimizer: Any) -> None:
         binding = weak()
-        if binding is not None and binding.clocks.is_watching and _trains(optimizer, binding):
+        if binding is None or not binding.clocks.is_watching:
+            return
+        if next(_trained(optimizer, binding), None) is not None:
             binding.clocks.optimizer_stepped()
 
     remove = optimizers.after_steps(binding, stepped, given)
@@ -395,10 +397,13 @@ def _watch_clocks(
     return handle.remove
 
 
-def _trains(optimizer: Any, binding: Binding[TorchWeight]) -> bool:
-    """Whether an optimizer has one of the weights."""
-    stepped = {id(own) for group in optimizer.param_groups for own in group["params"]}
-    return any(id(own) in stepped for w in binding.weights.values() for own in w.parameters)
+def _trained(optimizer: Any, binding: Binding[TorchWeight]) -> Iterator[str]:
+    """The names of the layers whose weights an optimizer has."""
+    groups = getattr(optimizer, "param_groups", ())
+    stepped = {id(parameter) for group in groups for parameter in group["params"]}
+    for name, weight in binding.weights.items():
+        if any(id(own) in stepped for own in weight.parameters):
+            yield name
 
 
 class _Stepped:
@@ -412,12 +417,5 @@ class _Stepped:
 
     def __call__(self, optimizer: Any) -> None:
         binding = self._binding()
-        if binding is None:
-            return
-        groups = getattr(optimizer, "param_groups", ())
-        stepped = {id(parameter) for group in groups for parameter in group["params"]}
-        binding.tracker.forget(
-            name
-            for name, weight in binding.weights.items()
-            if any(id(own) in stepped for own in weight.parameters)
-        )
+        if binding is not None:
+            binding.tracker.forget(_trained(optimizer, binding))
