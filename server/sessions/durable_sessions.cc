@@ -64,6 +64,12 @@ absl::Status Damaged(const absl::Status& status) {
       absl::StrCat("the session's stored state cannot be read: ", status.message()));
 }
 
+// Of a session that was admitted once: charged to its tenant, whatever the tenant's quota is now.
+SessionMemory MemoryOfTenant(const DurableSessions::Environment& environment,
+                             const SessionRecord& record) {
+  return SessionMemory(environment.budget, {environment.account_of(record.tenant()), std::nullopt});
+}
+
 absl::Time ToTime(const google::protobuf::Timestamp& time) {
   return absl::FromUnixSeconds(time.seconds()) + absl::Nanoseconds(time.nanos());
 }
@@ -252,8 +258,7 @@ void DurableSessions::Read(const std::shared_ptr<SessionRecord>& record) {
   const SessionKey key = KeyOf(*record);
   absl::Status error;
   std::function<absl::Status()> revive;
-  SessionMemory reading(environment_.budget,
-                        {environment_.account_of(record->tenant()), std::nullopt});
+  SessionMemory reading = MemoryOfTenant(environment_, *record);
   const bool active = record->state() == SessionState::kActive;
   const int64_t state = active ? std::max<int64_t>(record->summary().state_bytes, 0) : 0;
   const absl::Status room = reading.Reserve(state, "the session's stored state");
@@ -301,13 +306,11 @@ absl::Status DurableSessions::RestoreSession(SessionRecord& record, const Stored
   if (!request.ParseFromString(stored.binding)) {
     return absl::DataLossError("the stored binding is not a valid BindModelRequest");
   }
-  SessionMemory memory(environment_.budget,
-                       {environment_.account_of(record.tenant()), std::nullopt});
+  SessionMemory memory = MemoryOfTenant(environment_, record);
   Results results(entry.results().begin(), entry.results().end());
   const int64_t binding_bytes = BindingBytes(request) + ResultsBytes(results);
   if (absl::Status s = memory.Reserve(binding_bytes, "the session's layers"); !s.ok()) return s;
-  SessionMemory patterns(environment_.budget,
-                         {environment_.account_of(record.tenant()), std::nullopt});
+  SessionMemory patterns = MemoryOfTenant(environment_, record);
   if (absl::Status s = patterns.Reserve(PatternBytes(request), "the patterns of config_list");
       !s.ok()) {
     return s;
@@ -330,8 +333,7 @@ absl::Status DurableSessions::RestoreSession(SessionRecord& record, const Stored
     return s;
   }
   // Until the session counts it.
-  SessionMemory decoding(environment_.budget,
-                         {environment_.account_of(record.tenant()), std::nullopt});
+  SessionMemory decoding = MemoryOfTenant(environment_, record);
   int64_t stored_bytes = 0;
   for (const auto& [i, layer] : stored.layers) stored_bytes += static_cast<int64_t>(layer.size());
   if (absl::Status s = decoding.Reserve(stored_bytes, "the session's stored state"); !s.ok()) {
