@@ -8,6 +8,7 @@
 
 #include <cstdint>
 #include <memory>
+#include <ostream>
 #include <string>
 #include <utility>
 #include <vector>
@@ -23,6 +24,13 @@ inline const absl::Status& StatusOf(const absl::Status& status) { return status;
 template <class T>
 const absl::Status& StatusOf(const absl::StatusOr<T>& result) {
   return result.status();
+}
+
+// What gtest shows. It would print the value, for which newer Abseil takes PyTorch's operator of
+// all vectors, also of elements that have none.
+template <class T>
+void PrintTo(const absl::StatusOr<T>& result, std::ostream* out) {
+  *out << result.status();
 }
 
 MATCHER(IsOk, "is OK") {
