@@ -110,9 +110,8 @@ def unsent(pruner: Pruner) -> dict[str, dict[str, Any]]:
     found: dict[str, dict[str, Any]] = {}
     for name, kinds in pruner.state_dict().get("statistics", {}).items():
         for kind, entry in kinds.items():
-            for part in entry["parts"]:
-                assert kind not in found.setdefault(name, {})
-                found[name][kind] = part
+            if "fresh" in entry:
+                found.setdefault(name, {})[kind] = entry["fresh"]
     return found
 
 
@@ -444,12 +443,67 @@ def test_only_the_refused_parts_of_a_layer_are_dropped(
         patched.setattr(pruner.session, "add_statistics", fail)
         with pytest.raises(nc.InvalidArgumentError, match=r"input_abs_sum \(1 more kind"):
             model(inputs(0))
-    left = unsent(pruner)
-    assert torch.equal(left["fc"]["output_sum"]["values"], before["fc"]["output_sum"]["values"])
+    left = pruner.state_dict()["statistics"]
+    kept = left["fc"]["output_sum"]["counted"]  # it will be, once it is answered
+    assert torch.equal(kept["values"], before["fc"]["output_sum"]["values"])
     del before["fc"]["input_abs_sum"]
     assert {name: list(kinds) for name, kinds in left.items()} == {
         name: list(kinds) for name, kinds in before.items()
     }
+    pruner.close()
+
+
+def as_the_server_adds_up(kind: str, one: Any, other: Any) -> np.ndarray[Any, Any]:
+    """Two parts as one, in double."""
+    a, b = (part.values.astype(np.float64) for part in (one, other))
+    if kind.endswith("_max"):
+        return np.maximum(a, b)
+    if kind.endswith("_range"):
+        return np.array([min(a[0], b[0]), max(a[1], b[1])])
+    if not kind.endswith("_histogram"):
+        total: np.ndarray[Any, Any] = a + b
+        return total
+    exponent = max(one.exponent, other.exponent)
+    total = np.zeros_like(a)
+    for part in (one, other):
+        bins = np.arange(len(a)) - len(a) // 2 >> exponent - part.exponent
+        np.add.at(total, bins + len(a) // 2, part.values.astype(np.float64))
+    return total
+
+
+def test_a_checkpoint_has_the_sums_of_the_session(
+    plugin_client: nc.Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = Layers()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    kinds = [*KINDS_OF_INPUTS, *KINDS_OF_OUTPUTS, *KINDS_OF_GRADIENTS]
+    pruner = compress(kinds, plugin_client, model, optimizer)
+    sent: list[Any] = []
+    add = pruner.session.add_statistics
+
+    def recording(parts: Any, source: int) -> Any:
+        sent.append({name: dict(by_kind) for name, by_kind in parts.items()})
+        return add(parts, source=source)
+
+    monkeypatch.setattr(pruner.session, "add_statistics", recording)
+    statistics = pruner._masks().statistics
+    assert statistics is not None
+    for seed, scale in enumerate((1.0, 8.0)):
+        optimizer.zero_grad()
+        model(inputs(seed, scale)).backward()
+        optimizer.step()
+        statistics.send(SHAPES)
+    first, second = sent
+    state = pruner.state_dict()["statistics"]
+    for name in SHAPES:
+        for kind in kinds:
+            one, other = first[name][kind], second[name][kind]
+            counted = state[name][kind]["counted"]
+            expected = as_the_server_adds_up(kind, one, other)
+            assert counted["values"].dtype == torch.float64
+            np.testing.assert_array_equal(counted["values"].numpy(), expected)
+            assert counted["count"] == one.count + other.count
+            assert counted["exponent"] == max(one.exponent, other.exponent)
     pruner.close()
 
 
@@ -621,7 +675,7 @@ def test_a_rank_that_joins_by_hand_is_refused(plugin_client: nc.Client) -> None:
     pruner.close()
 
 
-def test_a_checkpoint_has_what_was_not_sent(
+def test_a_checkpoint_has_what_was_sent_and_what_was_not(
     plugin_client: nc.Client, caplog: pytest.LogCaptureFixture
 ) -> None:
     model = Layers()
@@ -655,16 +709,33 @@ def test_a_checkpoint_has_what_was_not_sent(
             assert part["exponent"] == same[name][kind]["exponent"]
     other.close()
 
-    pruner.step()
-    model(inputs(0))  # sends them
-    run(1)
-    kept = unsent(pruner)
+    def sources() -> dict[str, Any]:
+        """What the session's accumulators are of, and how many samples they have."""
+        layers = pruner.session.info().layers
+        return {
+            layer.name: {kind: report.count for kind, report in layer.statistics.items()}
+            for layer in layers
+        }
+
+    for seed in (1, 2):
+        pruner.step()
+        model(inputs(0))  # sends them
+        run(seed)
+    kept, counted = pruner.state_dict()["statistics"], sources()
     pruner.rebind()
-    assert caplog.text.count("starts without the statistics of layers ['fc', 'conv1'") == 1
-    again = unsent(pruner)
+    pruner.step()
+    statistics = pruner._masks().statistics
+    assert statistics is not None
+    statistics.send(SHAPES)
+    again = pruner.state_dict()["statistics"]
     for name, parts in kept.items():
-        for kind, part in parts.items():
-            assert torch.equal(part["values"], again[name][kind]["values"])
+        assert parts.keys() == set(kinds)
+        for kind, entry in parts.items():
+            fresh, before = entry["fresh"], entry["counted"]
+            assert before["count"] == counted[name][kind]
+            assert again[name][kind].keys() == {"source", "counted"}
+            assert again[name][kind]["counted"]["count"] == before["count"] + fresh["count"]
+            assert sources()[name][kind] == before["count"] + fresh["count"]
     pruner.close()
 
 

@@ -66,6 +66,9 @@ class Collector(Protocol):
     def add(self, parts: Parts) -> None:
         """Adds parts that were taken, or peeked at."""
 
+    def merged(self, kind: str, one: StatisticPart, other: StatisticPart) -> StatisticPart:
+        """Both parts as one, bit for bit as the server adds up the parts of a source."""
+
     def leave_out(self, kinds: Collection[str]) -> None:
         """Stops collecting these kinds."""
 
@@ -85,7 +88,8 @@ class Statistics:
     """Sends what a collector has added up, before an answer that depends on it is asked for.
 
     Between that, parts grow in the trainer. A part is kept until it was answered, and sent as it
-    was: the server counts it once.
+    was: the server counts it once. What was counted is kept, too, in host memory, so that a session
+    that continues from a checkpoint has the same sums.
 
     Args:
         tracker: of the session.
@@ -99,7 +103,7 @@ class Statistics:
         self._ranks: Optional[Ranks] = None
         self._source = 0
         self._unanswered: dict[str, dict[str, StatisticPart]] = {}
-        self._sent: dict[str, dict[str, int]] = {}  # layer -> kind -> samples
+        self._counted: dict[str, dict[str, StatisticPart]] = {}  # by the session, as one part
         #: Whether a forward pass may ask: the first ones, of a calibration for example, only
         #: collect, until an epoch or a step is set.
         self.is_ready = False
@@ -276,53 +280,69 @@ class Statistics:
             self._send(parts)
 
     def state(self) -> dict[str, Any]:
-        """For a checkpoint: layer -> kind -> the parts that the session has not counted, and of how
-        many samples are those that it has.
+        """For a checkpoint: layer -> kind -> what this source has collected.
+
+        What the session has counted, or will have once it answers, is one part; what is not sent
+        is another, so that a training that continues adds up the same numbers in the same order.
         """
         fresh = self.collector.peek(self.layers)
         found = {}
         for name in self.layers:
-            kinds = {}
+            counted = dict(self._counted.get(name, {}))
+            for kind, part in self._unanswered.get(name, {}).items():
+                counted[kind] = self._total(name, kind, part)
+            kinds: dict[str, Any] = {}
             for kind in self._tracker.plan.layers[name].statistics:
                 if kind in KEPT_BY_THE_MODEL:
                     continue
-                held = (self._unanswered.get(name, {}).get(kind), fresh.get(name, {}).get(kind))
-                parts = [self._entry(part) for part in held if part is not None]
-                sent = self._sent.get(name, {}).get(kind, 0)
-                if parts or sent:
-                    kinds[kind] = {"parts": parts, "sent": sent}
+                parts = {"counted": counted.get(kind), "fresh": fresh.get(name, {}).get(kind)}
+                held = {what: self._entry(part) for what, part in parts.items() if part is not None}
+                if held:
+                    kinds[kind] = {"source": self._source, **held}
             if kinds:
                 found[name] = kinds
         return {STATE: found} if found else {}
 
     def restore(self, state: Mapping[str, Any]) -> None:
-        """Continues from a checkpoint in a new session, which lacks what the old one had counted.
+        """Continues from a checkpoint in a new session, which gets what the old one had counted.
 
         The binding is installed.
         """
-        lost = []
+        others = []
         for name, kinds in state.get(STATE, {}).items():
             if name not in self.layers:
                 continue
-            if any(entry["sent"] for entry in kinds.values()):
-                lost.append(name)
-            self._unobserved -= {(name, kind) for kind in kinds}
-            for kind, entry in kinds.items():
-                for part in entry["parts"]:
-                    values = self._backend.to_numpy(part["values"])
-                    made = StatisticPart(values, part["count"], part["exponent"])
-                    self.collector.add({name: {kind: made}})
-        if lost and self._source == 0:
+            for kind in kinds.keys() & self._tracker.plan.layers[name].statistics:
+                entry = kinds[kind]
+                self._unobserved.discard((name, kind))
+                if entry["source"] != self._source:
+                    if kind not in ALIKE_ON_ALL_RANKS:
+                        others.append(name)
+                    continue
+                if "counted" in entry:
+                    self._unanswered.setdefault(name, {})[kind] = self._part(entry["counted"])
+                if "fresh" in entry:
+                    self.collector.add({name: {kind: self._part(entry["fresh"])}})
+        if others:
             _log.warning(
-                "session %s starts without the statistics of layers %s that were sent to the one "
-                "before; it gets those since the last answers",
-                self._tracker.session.id,
-                lost[:10],
+                "rank %d starts without statistics of its own of %s: the checkpoint is another "
+                "rank's",
+                self._source,
+                named(list(dict.fromkeys(others))),
             )
 
     def _entry(self, part: StatisticPart) -> dict[str, Any]:
         values = self._backend.from_numpy(part.values.copy())
         return {"values": values, "count": part.count, "exponent": part.exponent}
+
+    def _part(self, entry: Mapping[str, Any]) -> StatisticPart:
+        values = self._backend.to_numpy(entry["values"])
+        return StatisticPart(values, entry["count"], entry["exponent"])
+
+    def _total(self, name: str, kind: str, part: StatisticPart) -> StatisticPart:
+        """What the session has counted of this source with another part."""
+        counted = self._counted.get(name, {}).get(kind)
+        return part if counted is None else self.collector.merged(kind, counted, part)
 
     def _send(self, parts: Parts) -> None:
         session = self._tracker.session
@@ -345,8 +365,9 @@ class Statistics:
         raise error
 
     def _answered(self, name: str, kind: str) -> None:
-        sent = self._sent.setdefault(name, {})
-        sent[kind] = sent.get(kind, 0) + self._pop(name, kind).count
+        part = self._pop(name, kind)
+        if kind not in KEPT_BY_THE_MODEL:
+            self._counted.setdefault(name, {})[kind] = self._total(name, kind, part)
 
     def _pop(self, name: str, kind: str) -> StatisticPart:
         kinds = self._unanswered[name]

@@ -372,6 +372,16 @@ class TorchCollector:
                 elif kind in self._totals[name]:
                     self._totals[name][kind].restore(part, self._weights[name].dense.device)
 
+    def merged(self, kind: str, one: StatisticPart, other: StatisticPart) -> StatisticPart:
+        of = _KINDS[kind]
+        total, more = (
+            of.pack(torch.tensor(part.values, dtype=torch.float64), part.exponent)
+            for part in (one, other)
+        )
+        of.merge(total, more)
+        values, exponent = of.unpack(total)
+        return StatisticPart(values.numpy(), one.count + other.count, exponent)
+
     def leave_out(self, kinds: Collection[str]) -> None:
         if PARAMETER in kinds:
             self._further = {}
