@@ -11,6 +11,7 @@
 #include "absl/time/clock.h"
 #include "client/cli/config.h"
 #include "client/cli/progress.h"
+#include "client/cli/report.h"
 
 namespace nni_compression::cli {
 namespace {
@@ -66,6 +67,19 @@ std::optional<int64_t> EndOfRules(const v1::Plan& plan, const std::string& unit)
     end = std::max(end.value_or(last), last);
   }
   return end;
+}
+
+// FAILED_PRECONDITION for an algorithm that decides by what only a training makes.
+absl::Status CheckNeedsOnlyWeights(const v1::Plan& plan, const CompressJob& job) {
+  for (const v1::LayerPlan& layer : plan.layers()) {
+    if (layer.statistics().empty()) continue;
+    return absl::FailedPreconditionError(
+        absl::StrCat(job.algorithm, " decides about ", layer.name(), " by its statistic ",
+                     StatisticName(layer.statistics(0).kind()),
+                     ", which a training makes and a checkpoint does not have; "
+                     "prune in the training, or choose another algorithm"));
+  }
+  return absl::OkStatus();
 }
 
 // Sets the epoch and step for which the result is wanted.
@@ -230,6 +244,7 @@ absl::StatusOr<CompressResult> Compress(const Client& client, const CompressJob&
   const auto session = client.BindModel(request);
   if (!session.ok()) return session.status();
   const auto closer = absl::MakeCleanup([&] { session->Close().IgnoreError(); });
+  if (auto status = CheckNeedsOnlyWeights(session->plan(), job); !status.ok()) return status;
   if (absl::Status advanced = Advance(*session, job); !advanced.ok()) return advanced;
 
   CompressResult result;

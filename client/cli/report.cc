@@ -44,11 +44,6 @@ std::string Idle(const v1::Session& session) {
 
 std::string Share(bool has, double share) { return has ? FormatShare(share) : "-"; }
 
-// "weight_gradient", of the enum's name.
-std::string StatisticName(v1::StatisticKind kind) {
-  return absl::AsciiStrToLower(absl::StripPrefix(v1::StatisticKind_Name(kind), "STATISTIC_KIND_"));
-}
-
 // Nothing without statistics.
 std::string StatisticsText(const v1::Session& session) {
   Table table({"LAYER", "STATISTIC", "SOURCES", "SEQUENCE", "SAMPLES", "MEMORY"});
@@ -86,6 +81,10 @@ std::string LayersText(const v1::Session& session) {
 }
 
 }  // namespace
+
+std::string StatisticName(v1::StatisticKind kind) {
+  return absl::AsciiStrToLower(absl::StripPrefix(v1::StatisticKind_Name(kind), "STATISTIC_KIND_"));
+}
 
 std::string StateName(v1::SessionState state) {
   const std::string name = v1::SessionState_Name(state);

@@ -26,6 +26,9 @@ std::string SessionText(const v1::GetSessionResponse& response);
 std::string ErrorText(const absl::Status& status);
 std::string ErrorJson(const absl::Status& status);
 
+// "weight_gradient", of the enum's name.
+std::string StatisticName(v1::StatisticKind kind);
+
 // "active", "closed" or "expired".
 std::string StateName(v1::SessionState state);
 

@@ -140,7 +140,8 @@ absl::StatusOr<Mask> MaskOf(const Session& session, int i) {
   if (session.state(i).counted) {
     return absl::FailedPreconditionError(
         absl::StrCat("the mask of layer ", Quoted(session.layer(i).name),
-                     " is with the trainer, which has counted its weights: send it first"));
+                     " is with the trainer, which has counted its weights: send it by CalcMask, "
+                     "with TENSOR_ROLE_MASK, first"));
   }
   return absl::FailedPreconditionError(absl::StrCat("layer ", Quoted(session.layer(i).name),
                                                     " has no mask yet; call CalcMask first"));

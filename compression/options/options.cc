@@ -145,6 +145,26 @@ const OptionSpec* FindSpec(const std::vector<OptionSpec>& specs, const std::stri
   return nullptr;
 }
 
+// What a key of NNI 2 or 3 is called here, where `known` has the option; empty for other keys.
+std::string NniHint(const std::string& key, const std::vector<std::string>& known) {
+  // Each begins with the name of an option.
+  static const auto* const names =
+      new std::map<std::string, std::string>{{"global_group_id", "scope \"global\""},
+                                             {"max_sparse_ratio", "max_sparsity"},
+                                             {"max_sparsity_per_layer", "max_sparsity"},
+                                             {"min_sparse_ratio", "min_sparsity"},
+                                             {"op_partial_names", "op_names_re"},
+                                             {"sparse_ratio", "sparsity"},
+                                             {"sparsity_per_layer", "sparsity"},
+                                             {"total_iteration", "end_epoch of a schedule"},
+                                             {"total_sparsity", "sparsity with scope \"global\""}};
+  const auto found = names->find(key);
+  if (found == names->end()) return "";
+  const std::string option = found->second.substr(0, found->second.find(' '));
+  if (std::count(known.begin(), known.end(), option) == 0) return "";
+  return absl::StrCat("; NNI's ", key, " is ", found->second, " here");
+}
+
 absl::Status UnknownKey(const std::vector<OptionSpec>& specs,
                         const std::vector<std::string>& common_keys, const std::string& key,
                         absl::string_view path) {
@@ -154,9 +174,10 @@ absl::Status UnknownKey(const std::vector<OptionSpec>& specs,
   for (const OptionSpec& spec : specs) {
     known.insert(known.end(), spec.aliases.begin(), spec.aliases.end());
   }
+  const std::string hint = NniHint(key, known);
   return absl::InvalidArgumentError(absl::StrCat(path, " has the unknown key ", Quoted(key),
                                                  "; it must be one of ", names,
-                                                 Suggestion(key, known)));
+                                                 hint.empty() ? Suggestion(key, known) : hint));
 }
 
 // The options that `rule` gives, by their names.

@@ -57,6 +57,12 @@ absl::StatusOr<Ramp> Ramp::Read(const Options& options) {
                                                    "; it must be above ", start, ", which is ",
                                                    ramp.start));
   }
+  if (ramp.frequency > ramp.end - ramp.start) {
+    return absl::InvalidArgumentError(
+        absl::StrCat(options.path(), ".frequency is ", ramp.frequency, "; it must be in [1, ",
+                     ramp.end - ramp.start, "], as from ", start, " to ", end,
+                     ", so that no renewal of the mask would be skipped"));
+  }
   return ramp;
 }
 

@@ -389,7 +389,8 @@ absl::StatusOr<CountsAnswer> Session::AnswerDecided(const LayerCounts& counts) c
   if (Checksum(counts.rounds.front()) != decided.counted) {
     return absl::FailedPreconditionError(absl::StrCat(
         "the mask of layer ", Quoted(layer(i).name),
-        " was decided from other counts: all ranks must have the same weights and masks"));
+        " was decided from other counts, and it is not stale: keep the mask that they gave. Ranks "
+        "that share a session must have the same weights and masks"));
   }
   return ThresholdAnswer{decided.threshold, layer(i).elements, AnswerTarget(i), clock_.epoch};
 }

@@ -19,7 +19,7 @@ from servers import ServerProcess, server_binary
 
 Array = np.ndarray[Any, np.dtype[Any]]
 PLUGINS = server_binary().parents[1] / "tests/compression/plugins/statistics"
-MOVEMENT = {"final_sparsity": 0.5, "end_step": 10, "schedule_unit": "step"}
+MOVEMENT = {"final_sparsity": 0.5, "schedule_unit": "step", "end_step": 10, "frequency": 10}
 LAYERS = [nc.Layer("a", "Linear", (4, 6), aliases=["tied"]), nc.Layer("b", "Linear", (3,))]
 INPUTS = 1100  # of layers whose second moment, 4.8 MB, is worth sending once
 

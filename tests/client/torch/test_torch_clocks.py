@@ -17,7 +17,15 @@ import torch
 from nni_compression.torch import AGPPruner, LevelPruner, MovementPruner, Pruner
 from torch_helpers import AGP, LEVEL, Net, train_step
 
-BY_STEP = [{"final_sparsity": 0.8, "schedule_unit": "step", "end_step": 9, "op_types": ["default"]}]
+BY_STEP = [
+    {
+        "final_sparsity": 0.8,
+        "schedule_unit": "step",
+        "end_step": 9,
+        "frequency": 9,
+        "op_types": ["default"],
+    }
+]
 NO_STEP = r"the schedule counts steps, and step\(\) was never called"
 NO_EPOCH = r"the schedule counts epochs, and update_epoch\(\) was never called"
 

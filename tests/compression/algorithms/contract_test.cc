@@ -407,9 +407,9 @@ TEST_P(ContractTest, ARangeIsAsGoodAsAWeightWhereItIsAccepted) {
 const std::vector<std::string> kDimensions = {"score", "scope", "normalize", "schedule",
                                               "schedule_unit"};
 
-// Options that some choices require.
-const json kRequired = {
-    {"sparsity", 0.6}, {"final_sparsity", 0.7}, {"end_epoch", 6}, {"end_step", 8}, {"rounds", 3}};
+// Options that some choices require, or whose default is for longer schedules.
+const json kGiven = {{"sparsity", 0.6}, {"final_sparsity", 0.7}, {"end_epoch", 6},
+                     {"end_step", 8},   {"frequency", 1},        {"rounds", 3}};
 
 bool Exists(const OptionSpec& option, const json& rule) {
   for (const auto& [name, choices] : option.only_with) {
@@ -429,11 +429,11 @@ void AddCombinations(const AlgorithmInfo& info, size_t next, const json& rule,
   }
   const OptionSpec& option = info.options[next];
   const bool dimension = std::count(kDimensions.begin(), kDimensions.end(), option.name) > 0;
-  if (!Exists(option, rule) || (!dimension && !option.default_value.is_null())) {
+  if (!Exists(option, rule) || (!dimension && !kGiven.contains(option.name))) {
     AddCombinations(info, next + 1, rule, name, cases);
     return;
   }
-  const json choices = dimension ? json(option.choices) : json::array({kRequired.at(option.name)});
+  const json choices = dimension ? json(option.choices) : json::array({kGiven.at(option.name)});
   for (const json& choice : choices) {
     json chosen = rule;
     chosen[option.name] = choice;

@@ -12,7 +12,7 @@ using testing::AllOf;
 using testing::ElementsAre;
 using testing::HasSubstr;
 
-const std::vector<std::string> kCommon = {"op_types", "op_names", "exclude"};
+const std::vector<std::string> kCommon = {"op_types", "op_names", "op_names_re", "exclude"};
 
 OptionSpec Spec(std::string name, OptionType type, json default_value = nullptr) {
   OptionSpec spec;
@@ -159,6 +159,14 @@ TEST(OptionsTest, SuggestsTheKeyThatWasMeant) {
                                                          HasSubstr("did you mean `op_names`?"))));
   EXPECT_THAT(ParseWith("shar", 1), IsInvalid(HasSubstr("did you mean `share`?")));
   EXPECT_THAT(ParseWith("bits", {{"weights", 8}}), IsInvalid(HasSubstr("did you mean `weight`?")));
+}
+
+TEST(OptionsTest, SaysWhatAKeyOfNniIsCalled) {
+  EXPECT_THAT(ParseWith("op_partial_names", {"a"}),
+              IsInvalid(HasSubstr("; NNI's op_partial_names is op_names_re here")));
+  // The table has no sparsity.
+  EXPECT_THAT(ParseWith("sparse_ratio", 0.5),
+              IsInvalid(AllOf(HasSubstr("unknown key \"sparse_ratio\""), Not(HasSubstr("NNI")))));
 }
 
 TEST(OptionsTest, SaysWhatAMissingOptionMustBeAndThatRulesStandAlone) {

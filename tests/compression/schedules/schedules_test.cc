@@ -138,6 +138,16 @@ TEST(SchedulesTest, StepsHaveTheirOwnOptionsAndFrequency) {
               IsInvalid(HasSubstr("config_list[0].end_step is missing")));
 }
 
+TEST(SchedulesTest, AFrequencyBeyondTheEndIsRefused) {
+  EXPECT_THAT(Make("agp", {{"final_sparsity", 0.5}, {"schedule_unit", "step"}, {"end_step", 60}}),
+              IsInvalid(HasSubstr("frequency is 100; it must be in [1, 60], as from start_step to "
+                                  "end_step")));
+  EXPECT_THAT(Make("linear", {{"final_sparsity", 0.5}, {"end_epoch", 4}, {"frequency", 5}}),
+              IsInvalid(HasSubstr("frequency is 5; it must be in [1, 4]")));
+  EXPECT_THAT(Make("linear", {{"final_sparsity", 0.5}, {"end_epoch", 4}, {"frequency", 4}}),
+              IsOk());
+}
+
 TEST(SchedulesTest, RefuseOptionsThatContradictEachOther) {
   for (const char* const name : {"agp", "linear", "exponential"}) {
     json rule = kSteps;

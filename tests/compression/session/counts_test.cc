@@ -152,8 +152,9 @@ TEST(CountsTest, RanksGetTheSameThresholdAndOthersAreRefused) {
   Trainer other{{Random({20}, 3), Random({27}, 2)}};
   EXPECT_THAT(other.Ask(*session, {0}),
               Fails(absl::StatusCode::kFailedPrecondition,
-                    "the mask of layer \"a\" was decided from other counts: all ranks must have "
-                    "the same weights and masks"));
+                    "the mask of layer \"a\" was decided from other counts, and it is not stale: "
+                    "keep the mask that they gave. Ranks that share a session must have the same "
+                    "weights and masks"));
   EXPECT_EQ(StateOf(*session), decided);
 }
 
@@ -226,7 +227,7 @@ TEST(CountsTest, AMaskThatIsNotHereIsNotExported) {
   };
   EXPECT_THAT(plan(), Fails(absl::StatusCode::kFailedPrecondition,
                             "the mask of layer \"layer\" is with the trainer, which has counted "
-                            "its weights: send it first"));
+                            "its weights: send it by CalcMask, with TENSOR_ROLE_MASK, first"));
   ASSERT_THAT(session->SetMask(0, MaskOf(trainer.masks[0])), IsOk());
   EXPECT_THAT(plan(), IsOk());
 }

@@ -9,7 +9,8 @@ using testing::AllOf;
 using testing::HasSubstr;
 
 constexpr StatisticKind kKind = StatisticKind::kWeightGradient;
-const json kRule = {{"final_sparsity", 0.5}, {"schedule_unit", "step"}, {"end_step", 4}};
+const json kRule = {
+    {"final_sparsity", 0.5}, {"schedule_unit", "step"}, {"end_step", 4}, {"frequency", 4}};
 
 std::unique_ptr<Session> BindMovement(int64_t n = 20) { return BindOne("movement", kRule, {n}); }
 

@@ -560,6 +560,12 @@ def test_a_bad_weight_fails_and_nothing_is_written(model, tmp_path):
         ("quantize", "level", LEVEL, "use `compressionctl prune`"),
         ("prune", "level", [{"sparsity": 0.5, "op_types": ["Conv2d"]}], 'must be "default"'),
         ("prune", "level", [{"sparsity": 0.5, "op_names": ["x"]}], "no tensor is compressed"),
+        (
+            "prune",
+            "movement",
+            [{"final_sparsity": 0.5, "end_epoch": 4}],
+            "by its statistic weight_gradient, which a training makes",
+        ),
     ],
 )
 def test_a_bad_configuration_is_a_clear_error(

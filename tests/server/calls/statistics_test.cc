@@ -21,8 +21,9 @@ class StatisticsTest : public ::testing::Test {
 
   // A session of `movement` that prunes half of both layers, of four weights, at step 1.
   std::string BindMovement() {
-    v1::BindModelRequest request = BindRequest(
-        "movement", {{"final_sparsity", 0.5}, {"end_step", 1}}, {{"a", {4}}, {"b", {4}}});
+    v1::BindModelRequest request =
+        BindRequest("movement", {{"final_sparsity", 0.5}, {"end_step", 1}, {"frequency", 1}},
+                    {{"a", {4}}, {"b", {4}}});
     (*request.mutable_config_list(0)->mutable_fields())["schedule_unit"].set_string_value("step");
     grpc::ClientContext context;
     context.AddMetadata("nni-route", "test");

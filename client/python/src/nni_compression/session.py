@@ -352,7 +352,7 @@ class Session:
         layer, kind and source: it is counted once.
 
         >>> layers = [nc.Layer(name="fc", op_type="Linear", shape=(2, 2))]
-        >>> rule = {"final_sparsity": 0.5, "schedule_unit": "step", "end_step": 50}
+        >>> rule = {"final_sparsity": 0.5, "schedule_unit": "step", "end_step": 100}
         >>> session = client.bind_model("movement", [rule], layers)
         >>> session.plan.layers["fc"].statistics
         {'weight_gradient': (2, 2)}
