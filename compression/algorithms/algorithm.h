@@ -177,6 +177,12 @@ class Pruner : public Compressor {
   virtual absl::StatusOr<Mask> CalcMask(const Layer& layer, const Weight& weight, LayerState& state,
                                         Clock clock) const = 0;
 
+  // The trainer has set the mask of a layer, `state.mask`, as after a checkpoint: it counts as an
+  // answer of this time. May write `state.memory` and `state.opaque`.
+  virtual absl::Status Adopt(const Layer& layer, LayerState& state, Clock clock) const {
+    return absl::OkStatus();
+  }
+
   // As IsStale, of layers that were all answered before; only if joint. `elements` and `pruned`
   // are the sums over them.
   virtual bool IsStaleTogether(int64_t elements, int64_t pruned, Clock clock) const {

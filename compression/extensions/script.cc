@@ -38,7 +38,9 @@
 #include <utility>
 
 #include "absl/strings/cord.h"
+#include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
+#include "absl/strings/strip.h"
 #include "compression/extensions/loader.h"
 #include "compression/extensions/script_types.h"
 #include "compression/kernels/finite.h"
@@ -127,11 +129,25 @@ std::string WriteMemory(const Memory& memory) {
   return opaque + memory.module;
 }
 
+// Begins what a layer has of a rule's module state, which is no state by itself.
+constexpr absl::string_view kPart = "part:";
+
+// A server may find a session that another version of the script has left.
+absl::Status CheckPart(const Layer& layer, const LayerState& state, bool joint) {
+  const std::string module = ReadMemory(state.opaque).module;
+  if (module.empty() || absl::StartsWith(module, kPart) == joint) return absl::OkStatus();
+  return absl::FailedPreconditionError(
+      absl::StrCat("the state of layer ", Quoted(layer.name), " was left by a script that had ",
+                   joint ? kCalcMask : kCalcMasks, ", and this one has ",
+                   joint ? kCalcMasks : kCalcMask, ": bind the model again"));
+}
+
 // The state of a rule from the parts that its layers have.
 std::string Join(const std::vector<JointLayer>& layers) {
-  Memory memory = ReadMemory(layers.front().state.opaque);
-  for (size_t i = 1; i < layers.size(); ++i) {
-    memory.module += ReadMemory(layers[i].state.opaque).module;
+  Memory memory{ReadMemory(layers.front().state.opaque).answered, ""};
+  for (const JointLayer& one : layers) {
+    const Memory part = ReadMemory(one.state.opaque);
+    absl::StrAppend(&memory.module, absl::StripPrefix(part.module, kPart));
   }
   return WriteMemory(memory);
 }
@@ -150,7 +166,9 @@ void Split(const std::string& opaque, std::vector<JointLayer>& layers) {
     passed += bytes(one);
     const auto end =
         static_cast<size_t>(static_cast<double>(memory.module.size()) * (passed / total));
-    one.state.opaque = WriteMemory({memory.answered, memory.module.substr(begin, end - begin)});
+    const std::string part = memory.module.substr(begin, end - begin);
+    one.state.opaque =
+        WriteMemory({memory.answered, part.empty() ? "" : absl::StrCat(kPart, part)});
     begin = end;
   }
 }
@@ -224,6 +242,8 @@ class ScriptRule {
 
  private:
   absl::Status Check(const Layer& layer, const Weight& weight, const LayerState& state) const {
+    const bool joint = script_->method == kCalcMasks;
+    if (auto status = CheckPart(layer, state, joint); !status.ok()) return status;
     if (!AllFinite(layer.dtype, weight.values.data_ptr(), layer.elements)) {
       return NonFiniteError(layer, weight.values.data_ptr());
     }
@@ -274,13 +294,15 @@ absl::Status WrongResult(absl::string_view method, absl::string_view is, absl::s
 
 std::string Describe(const at::Tensor& tensor) {
   if (!tensor.defined()) return "an undefined tensor";
-  return c10::str("a tensor of shape ", tensor.sizes(), " and dtype ", tensor.scalar_type());
+  return c10::str("a tensor of shape ", tensor.sizes(), ", dtype ", tensor.scalar_type(),
+                  ", layout ", tensor.layout(), " and device ", tensor.device());
 }
 
 // The mask that a script returned for the layer.
 absl::StatusOr<Mask> ToMask(absl::string_view method, const Layer& layer, const at::Tensor& mask) {
-  if (!mask.defined() || mask.sizes() != at::IntArrayRef(layer.shape)) {
-    return WrongResult(method, Describe(mask), "a mask of the weight's shape");
+  if (!mask.defined() || mask.layout() != at::kStrided || mask.is_meta() ||
+      mask.sizes() != at::IntArrayRef(layer.shape)) {
+    return WrongResult(method, Describe(mask), "a dense mask of the weight's shape");
   }
   if (mask.ne(mask).any().item<bool>()) {
     return WrongResult(method, "a mask with NaN", "one without NaN");
@@ -316,6 +338,13 @@ class ScriptPruner : public Pruner {
   absl::Status Observe(const Layer& layer, const Observation& observation, Clock clock,
                        LayerState& state) const override {
     return rule_.Observe(layer, observation, clock, state);
+  }
+
+  absl::Status Adopt(const Layer&, LayerState& state, Clock clock) const override {
+    Memory memory = ReadMemory(state.opaque);
+    memory.answered = clock;
+    state.opaque = WriteMemory(memory);
+    return absl::OkStatus();
   }
 
   absl::StatusOr<Mask> CalcMask(const Layer& layer, const Weight& weight, LayerState& state,

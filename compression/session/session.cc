@@ -498,9 +498,18 @@ absl::StatusOr<MaskAnswer> Session::SetMask(int i, Mask mask) {
                      " elements; it must have the weight's ", layer(i).elements));
   }
   LayerState state = *states_[i];
-  state.mask = std::move(mask);
+  state.mask = mask;
   state.counted.reset();
-  state.answered |= algorithm_->kind == AlgorithmKind::kPruner;
+  if (algorithm_->kind == AlgorithmKind::kPruner) {
+    auto adopted = CatchAll<LayerState>([&]() -> absl::StatusOr<LayerState> {
+      const auto& pruner = static_cast<const Pruner&>(*CompressorOf(i));
+      auto status = pruner.Adopt(layer(i), state, clock_);
+      return status.ok() ? absl::StatusOr<LayerState>(std::move(state)) : status;
+    });
+    if (!adopted.ok()) return adopted.status();
+    state = *std::move(adopted);
+    Decide(*states_[i], std::move(mask), state);
+  }
   if (auto s = Commit(i, std::move(state)); !s.ok()) return s;
   return AnswerMask(i);
 }

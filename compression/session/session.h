@@ -184,10 +184,11 @@ class Session {
 
   // The state as bytes: one global record and one per layer, each versioned. A session bound to the
   // same Binding that loads them answers as this one, bit for bit. DATA_LOSS for bytes that are not
-  // such a record or do not fit the binding; the session is then as before.
+  // such a record or do not fit the binding; the session is then as before. A record is freed once
+  // it is read, so that both forms of a state take little more memory than one.
   std::string SaveGlobal() const;
   std::string SaveLayer(int i) const;
-  absl::Status Load(absl::string_view global, absl::Span<const std::string> layers);
+  absl::Status Load(absl::string_view global, std::vector<std::string> layers);
 
   // The changes since the last call, or since the binding: what has to be saved.
   struct Changes {

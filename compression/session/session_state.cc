@@ -15,7 +15,7 @@ std::string Session::SaveGlobal() const {
 
 std::string Session::SaveLayer(int i) const { return EncodeLayer(layer(i), state(i)); }
 
-absl::Status Session::Load(absl::string_view global, absl::Span<const std::string> layers) {
+absl::Status Session::Load(absl::string_view global, std::vector<std::string> layers) {
   auto loaded = DecodeGlobal(global);
   if (!loaded.ok()) return loaded.status();
   if (loaded->algorithm != algorithm_->name || layers.size() != states_.size() ||
@@ -29,6 +29,7 @@ absl::Status Session::Load(absl::string_view global, absl::Span<const std::strin
   for (size_t i = 0; i < layers.size(); ++i) {
     auto state = DecodeLayer(layer(i), layers[i]);
     if (!state.ok()) return state.status();
+    std::string().swap(layers[i]);  // the state takes its place
     if (auto status = CheckFits(i, *state); !status.ok()) return status;
     states.push_back(std::make_shared<const LayerState>(*std::move(state)));
   }

@@ -170,6 +170,13 @@ class GuardedPruner : public Guard<Pruner> {
     return Invoke(OnLayer(layer), &Pruner::CalcMask, layer, weight, state, clock);
   }
 
+  absl::Status Adopt(const Layer& layer, LayerState& state,
+                     compression::Clock clock) const override {
+    // What cannot become stale does not need to know.
+    if (!traits_.needs_epoch && !traits_.needs_step) return absl::OkStatus();
+    return Invoke(OnLayer(layer), &Pruner::Adopt, layer, state, clock);
+  }
+
   bool IsStaleTogether(int64_t elements, int64_t pruned, compression::Clock clock) const override {
     // An answer becomes stale only by a new epoch or step, or by a mask of the trainer.
     return Ask("the layers of a rule", true, &Pruner::IsStaleTogether, elements, pruned, clock);

@@ -258,24 +258,25 @@ void DurableSessions::Read(const std::shared_ptr<SessionRecord>& record) {
   const SessionKey key = KeyOf(*record);
   absl::Status error;
   std::function<absl::Status()> revive;
-  SessionMemory reading = MemoryOfTenant(environment_, *record);
+  const auto reading = std::make_shared<SessionMemory>(MemoryOfTenant(environment_, *record));
   const bool active = record->state() == SessionState::kActive;
   const int64_t state = active ? std::max<int64_t>(record->summary().state_bytes, 0) : 0;
-  const absl::Status room = reading.Reserve(state, "the session's stored state");
+  const absl::Status room = reading->Reserve(state, "the session's stored state");
   if (!room.ok()) {
     revive = [room] { return room; };
   } else if (active) {
     auto stored = std::make_shared<absl::StatusOr<StoredSession>>(environment_.storage->Load(key));
     error = stored->status();
-    revive = [this, record, stored] { return RestoreSession(*record, **stored); };
+    revive = [this, record, stored, reading] {
+      return RestoreSession(*record, *std::move(*stored), std::move(*reading));
+    };
   } else {
     absl::StatusOr<std::string> report = environment_.storage->LoadReport(key);
     error = report.status();
     revive = [this, record, report = std::move(report)] { return RestoreReport(*record, *report); };
   }
   record->strand().Post(
-      [this, record, error, revive = std::move(revive),
-       reading = std::make_shared<SessionMemory>(std::move(reading))] {
+      [this, record, error, revive = std::move(revive), reading] {
         if (record->loaded()) return FinishLoad(record, absl::OkStatus());
         const absl::Status status = error.ok() ? CatchExceptions(revive) : error;
         const bool failed = !error.ok() && !absl::IsNotFound(error);  // NOT_FOUND: it was closed
@@ -297,7 +298,8 @@ void DurableSessions::FinishLoad(const std::shared_ptr<SessionRecord>& record,
   for (const Done& done : waiting) done(status);
 }
 
-absl::Status DurableSessions::RestoreSession(SessionRecord& record, const StoredSession& stored) {
+absl::Status DurableSessions::RestoreSession(SessionRecord& record, StoredSession stored,
+                                             SessionMemory reading) {
   v1::Session entry;
   if (!entry.ParseFromString(stored.entry)) {
     return absl::DataLossError("the stored catalogue entry is not a valid Session");
@@ -328,23 +330,29 @@ absl::Status DurableSessions::RestoreSession(SessionRecord& record, const Stored
         absl::StrCat("the session cannot be bound again: ", session.status().message()));
   }
   if (!session.ok()) return Damaged(session.status());
-  if (absl::Status s = memory.Reserve(AnswerBytes(**session), "the session's masks and scales");
-      !s.ok()) {
+  // What is decoded takes the place of what was read, and is counted once: as the masks and scales
+  // that are counted in any case, and until the session counts its growth, as what exceeds them.
+  reading = {};
+  const int64_t answer_bytes = AnswerBytes(**session);
+  if (absl::Status s = memory.Reserve(answer_bytes, "the session's masks and scales"); !s.ok()) {
     return s;
   }
-  // Until the session counts it.
   SessionMemory decoding = MemoryOfTenant(environment_, record);
   int64_t stored_bytes = 0;
   for (const auto& [i, layer] : stored.layers) stored_bytes += static_cast<int64_t>(layer.size());
-  if (absl::Status s = decoding.Reserve(stored_bytes, "the session's stored state"); !s.ok()) {
+  if (absl::Status s = decoding.Reserve(std::max<int64_t>(stored_bytes - answer_bytes, 0),
+                                        "the session's stored state");
+      !s.ok()) {
     return s;
   }
   std::vector<std::string> layers(record.layer_count());
   for (int i = 0; i < record.layer_count(); ++i) {
     const auto it = stored.layers.find(i);
-    layers[i] = it != stored.layers.end() ? it->second : (*session)->SaveLayer(i);
+    layers[i] = it != stored.layers.end() ? std::move(it->second) : (*session)->SaveLayer(i);
   }
-  if (absl::Status s = (*session)->Load(stored.global, layers); !s.ok()) return Damaged(s);
+  if (absl::Status s = (*session)->Load(stored.global, std::move(layers)); !s.ok()) {
+    return Damaged(s);
+  }
   const SessionRecord::Summary summary = Summarize(**session);
   decoding = {};
   absl::Status loaded = record.Load(*std::move(session), std::move(memory), binding_bytes);

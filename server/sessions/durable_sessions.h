@@ -74,7 +74,8 @@ class DurableSessions {
 
  private:
   absl::Status RecoverOne(const CatalogueRow& row);
-  absl::Status RestoreSession(SessionRecord& record, const StoredSession& stored);
+  // `reading` is the memory of `stored`.
+  absl::Status RestoreSession(SessionRecord& record, StoredSession stored, SessionMemory reading);
   absl::Status RestoreReport(SessionRecord& record, const std::string& bytes);
   void Read(const std::shared_ptr<SessionRecord>& record);
   void FinishLoad(const std::shared_ptr<SessionRecord>& record, const absl::Status& status);

@@ -3,6 +3,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "compression/extensions/loader.h"
+#include "compression/session/state.h"
 #include "tests/compression/testing.h"
 
 namespace nni_compression::compression {
@@ -202,6 +203,55 @@ TEST_F(ScriptTest, OneLayerThatIsNotDecidedMakesAllStale) {
   EXPECT_THAT(session->StaleLayers(), testing::IsEmpty());
 }
 
+TEST_F(ScriptTest, AMaskOfTheTrainerHoldsUntilTheNextRenewal) {
+  Binding binding = MakeBinding("together", json::array({json::object()}),
+                                {MakeLayer("a", {1}), MakeLayer("b", {3}), MakeLayer("c", {2, 2})});
+  binding.clock.epoch = 3;  // of a checkpoint
+  auto session = *Session::Bind(registry_, std::move(binding));
+  for (int i = 0; i < 3; ++i) {
+    ASSERT_THAT(session->SetMask(i, Mask::Ones(session->layer(i).elements)), IsOk());
+  }
+  EXPECT_THAT(session->StaleLayers(), testing::IsEmpty());
+  EXPECT_EQ(AskTogether(*session).value(), "1 111 1111 ");
+  ASSERT_THAT(session->UpdateEpoch(4), IsOk());
+  EXPECT_THAT(session->StaleLayers(), testing::ElementsAre(0, 1, 2));
+  EXPECT_EQ(AskTogether(*session).value(), "0 111 1111 ");
+}
+
+TEST_F(ScriptTest, StateOfAnotherMethodIsRefused) {
+  const auto with = [](const Session& from, int i, const auto& change) {
+    LayerState state = from.state(i);
+    change(state.opaque);
+    return EncodeLayer(from.layer(i), state);
+  };
+  const std::string part = "part:";
+  auto together = BindTogether();
+  ASSERT_THAT(AskTogether(*together), IsOk());
+  std::vector<std::string> layers;
+  for (int i = 0; i < 3; ++i) {
+    layers.push_back(with(*together, i, [&](std::string& opaque) {
+      if (const size_t at = opaque.find(part); at != std::string::npos) opaque.erase(at, 5);
+    }));
+  }
+  ASSERT_THAT(together->Load(together->SaveGlobal(), layers), IsOk());
+  ASSERT_THAT(together->UpdateEpoch(1), IsOk());
+  EXPECT_THAT(AskTogether(*together),
+              Fails(absl::StatusCode::kFailedPrecondition,
+                    HasSubstr("was left by a script that had calc_mask, and this one has "
+                              "calc_masks: bind the model again")));
+
+  auto single = Bind("counter");
+  const at::Tensor weight = Random({2, 3}, 1);
+  ASSERT_THAT(single->CalcMask(0, weight), IsOk());
+  const std::string layer =
+      with(*single, 0, [&](std::string& opaque) { opaque.insert(opaque.find("PK"), part); });
+  ASSERT_THAT(single->Load(single->SaveGlobal(), {layer}), IsOk());
+  ASSERT_THAT(single->Step(1), IsOk());
+  EXPECT_THAT(single->CalcMask(0, weight),
+              Fails(absl::StatusCode::kFailedPrecondition,
+                    HasSubstr("state of layer \"fc\" was left by a script that had calc_masks")));
+}
+
 TEST_F(ScriptTest, JointMasksThatAreWrongAreErrorsAndTheSessionStays) {
   const std::vector<std::pair<std::string, std::string>> faults = {
       {"few", "calc_masks of the script returned 2 masks; it must return one for each of the 3"},
@@ -276,7 +326,8 @@ TEST_F(ScriptTest, AnErrorHasTheScriptsOwnMessageAndTheSessionStays) {
 TEST_F(ScriptTest, AMaskOfAnotherShapeIsAnError) {
   EXPECT_THAT(Bind("wrong_shape")->CalcMask(0, Random({2, 3}, 1)),
               Fails(absl::StatusCode::kInternal,
-                    HasSubstr("returned a tensor of shape [7] and dtype Float; it must return")));
+                    HasSubstr("returned a tensor of shape [7], dtype Float, layout Strided and "
+                              "device cpu; it must return")));
 }
 
 TEST_F(ScriptTest, AMaskWithNanAndAScaleOfZeroAreErrors) {

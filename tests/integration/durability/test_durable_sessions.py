@@ -116,6 +116,25 @@ def test_trainers_go_on_while_their_server_is_killed_again_and_again(
             np.testing.assert_array_equal(masks[name], mask)
 
 
+def test_a_session_of_most_of_the_memory_is_there_after_kill(data_dir: Path) -> None:
+    """A loaded session takes what it took before, not that and what was read of it."""
+    shape, budget = (128, 256), 64 << 20
+    layers = [nc.Layer(f"fc{i}", "Linear", shape) for i in range(int(0.75 * budget) // (8 << 15))]
+    moved = RANDOM.normal(size=shape).astype(np.float32)
+    rule = {"final_sparsity": 0.5, "schedule_unit": "step", "end_step": 100}
+    server = Restarting(data_dir, f"--memory_budget={budget}", "--cache_budget=0")
+    with nc.Client(server.address, timeout=20) as client:
+        session = client.bind_model("movement", [rule], layers)
+        for layer in layers:
+            session.add_statistics({layer.name: {"weight_gradient": moved}})
+        server.kill_and_restart()
+        session.step(100)
+        mask = session.calc_mask({layers[0].name: moved})[layers[0].name].to_numpy()
+        np.testing.assert_array_equal(mask, -moved > np.sort(-moved, None)[moved.size // 2 - 1])
+        session.close()
+    assert server.server.stop() == 0
+
+
 def test_what_was_answered_is_there_after_kill(restarting: Restarting) -> None:
     with nc.Client(restarting.address, timeout=60) as client:
         session = client.bind_model("agp", AGP, [*LAYERS, BIG], labels={"run": "7"})
