@@ -26,8 +26,8 @@ BY_STEP = [
         "op_types": ["default"],
     }
 ]
-NO_STEP = r"the schedule counts steps, and step\(\) was never called"
-NO_EPOCH = r"the schedule counts epochs, and update_epoch\(\) was never called"
+NO_STEP = r"the schedule counts steps, and step\(\) has not been called"
+NO_EPOCH = r"the schedule counts epochs, and update_epoch\(\) has not been called"
 
 
 def sgd(model: Any) -> Any:

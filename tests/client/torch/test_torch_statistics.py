@@ -614,6 +614,7 @@ def test_another_session_gets_the_parameters_again(
             r"which is 'conv1.bias' .*; it must have the shape \[3\], and has \[8\]",
         ),
         ({"fc": "fc.weight"}, r"it must have the shape \[3\], and has \[3, 6\]"),
+        ({"fc": "fc.bias", "fx": "fc.bias"}, "statistic_parameters names 'fx', which is no layer"),
     ],
 )
 def test_which_parameter_belongs_to_a_layer_has_to_be_told(

@@ -78,7 +78,7 @@ class Clocks:
         self._is_told = True
         unit = "steps" if self._needed == "step" else "epochs"
         warn(
-            f"the schedule counts {unit}, and {self._needed}() was never called"
+            f"the schedule counts {unit}, and {self._needed}() has not been called"
             + (f", while {why}" if why else "")
-            + ": the masks do not change"
+            + ": the masks do not change until it is"
         )

@@ -212,11 +212,11 @@ class Statistics:
         told = f"{when} needs masks" if share is None else f"{when} removes {share:.3g} %"
         if of_gradients:
             return (
-                f"{told}, but no optimizer step was observed for {names}: give the pruner "
+                f"{told}, but no optimizer step was observed for {names} so far: give the pruner "
                 "the optimizer that trains them, and train this model rather than a copy"
             )
         return (
-            f"{told}, but no forward pass was observed for {names}: run this model, rather "
+            f"{told}, but no forward pass was observed for {names} so far: run this model, rather "
             "than a copy, before the masks are due"
         )
 

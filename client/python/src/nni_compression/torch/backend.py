@@ -16,6 +16,7 @@ from ..adapters.backend import Backend
 from ..adapters.binding import Binding
 from ..adapters.custom import OwnAlgorithm
 from ..adapters.tracker import ON_WEIGHT_CHANGE
+from ..errors import InvalidArgumentError
 from ..values.plan import LayerPlan, Parameter
 from . import copies, dense_weights, dense_writes, modules, naming, optimizers, statistics
 from ._files import ExampleInputs, ModelFiles, example_inputs
@@ -96,6 +97,13 @@ class TorchBackend(Backend[TorchWeight]):
     def collector(
         self, weights: Sequence[TorchWeight], plan: Mapping[str, LayerPlan]
     ) -> statistics.TorchCollector:
+        names = {name for name, _ in naming.named_modules(self.model)}
+        names.update(name for weight in weights for name in (weight.name, *weight.aliases))
+        unknown = [name for name in self.statistic_parameters if name not in names]
+        if unknown:
+            raise InvalidArgumentError(
+                f"statistic_parameters names {unknown[0]!r}, which is no layer of the model"
+            )
         further = {
             weight.name: self._further(weight)
             for weight in weights
