@@ -155,7 +155,7 @@ python-newest() {
 torch_venv() {
   local packages=(torch numpy scipy scikit-learn grpcio protobuf onnx onnxscript onnxruntime
     safetensors transformers compressed-tensors peft accelerate lightning pytorch-lightning timm
-    optuna tensorboard mlflow-skinny)
+    optuna tensorboard mlflow-skinny torch-pruning)
   make_venv build/venv-torch "$(date +%Y-%m) ${packages[*]}" quietly pip-torch \
     pip install --upgrade "${packages[@]}"
 }
@@ -166,7 +166,8 @@ torch() {
   finish torch torch_venv
   say "torch: $(build/venv-torch/bin/python -c \
     'import importlib.metadata as m; print(*(f"{n} {m.version(n)}" for n in ("torch", "transformers",
-      "compressed-tensors", "peft", "lightning", "timm", "optuna", "onnx", "onnxscript", "onnxruntime")))')"
+      "compressed-tensors", "peft", "lightning", "timm", "optuna", "onnx", "onnxscript", "onnxruntime",
+      "torch-pruning")))')"
   local arguments
   choose --ignore=tests/client/torch/test_torch_{trouble,processes}.py -- \
     tests/integration/durability/test_any_order_of_events.py

@@ -24,6 +24,8 @@ from .pruners import (
     RandomPruner,
 )
 from .quantizers import DoReFaQuantizer, NaiveQuantizer, QATQuantizer, Quantizer
+from .shrinking.report import KeptFilters, ShrinkReport
+from .shrinking.shrink import shrink
 from .weights import layers
 
 # NNI's spellings.
@@ -36,6 +38,7 @@ __all__ = [
     "Compressor",
     "DoReFaQuantizer",
     "GlobalMagnitudePruner",
+    "KeptFilters",
     "LAMPPruner",
     "LevelPruner",
     "LotteryTicketPruner",
@@ -46,9 +49,11 @@ __all__ = [
     "QAT_Quantizer",
     "Quantizer",
     "RandomPruner",
+    "ShrinkReport",
     "layers",
     "prune",
     "quantize",
+    "shrink",
     "unwrap",
 ]
 

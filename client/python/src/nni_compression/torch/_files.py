@@ -31,7 +31,7 @@ class ModelFiles(atomic.NewFiles):
         itself; weights of more than 2 GiB, the limit of an ONNX file, are in `path` with the suffix
         ".data".
         """
-        positional, named = _arguments(model.eval(), inputs)
+        positional, named = arguments(model.eval(), inputs, "onnx_path")
         parameters = inspect.signature(torch.onnx.export).parameters
         target = str(self.temporary(path))
         if "dynamo" in parameters and parameters["dynamo"].default:  # PyTorch 2.9 and later
@@ -94,8 +94,14 @@ def example_inputs(
     )
 
 
-def _arguments(model: nn.Module, inputs: ExampleInputs) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """Positional and keyword arguments, after a trial run of the model with them."""
+def arguments(
+    model: nn.Module, inputs: ExampleInputs, user: str
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Positional and keyword arguments, after a trial run of the model with them.
+
+    Args:
+        user: what needs them, for the InvalidArgumentError if the model does not run.
+    """
     positional, named = ((), dict(inputs)) if isinstance(inputs, Mapping) else (inputs, {})
     try:
         with torch.no_grad():
@@ -104,7 +110,7 @@ def _arguments(model: nn.Module, inputs: ExampleInputs) -> tuple[tuple[Any, ...]
         told = [_described(value) for value in positional]
         told += [f"{name}={_described(value)}" for name, value in named.items()]
         raise InvalidArgumentError(
-            f"onnx_path: the model does not run with ({', '.join(told)}): {error}; "
+            f"{user}: the model does not run with ({', '.join(told)}): {error}; "
             "example_inputs says what it is called with"
         ) from error
     return positional, named

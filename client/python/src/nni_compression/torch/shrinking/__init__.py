@@ -1,0 +1,1 @@
+"""Smaller dense models without the filters that masks remove."""

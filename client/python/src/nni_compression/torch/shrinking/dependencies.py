@@ -1,0 +1,206 @@
+"""Which channels of a model's layers have to go together, by the graph of torch-pruning."""
+
+from __future__ import annotations
+
+import importlib
+import warnings
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import torch
+from torch import nn
+
+from ...errors import InvalidArgumentError, UnimplementedError
+from . import channels
+
+_INSTALL = "pip install 'nni-compression[shrink]'"
+# Kinds of nodes whose channels cannot go, by the names in torch_pruning.ops.OPTYPE.
+_FIXED = {
+    "LN": "{} normalizes over all channels",
+    "GN": "{} normalizes over groups of channels",
+    "EMBED": "{} has it as a dimension of its vectors",
+    "PARAMETER": "the parameter {}, of no convolution, Linear or norm, has it",
+    "MHA": "{} is an attention whose projections are one module",
+    "LSTM": "{} is recurrent",
+    "CUSTOMIZED": "{} is not known",
+    "OUTPUT": "it is in the output of the model",
+}
+_CHANNELWISE = ("BN", "IN", "DEPTHWISE_CONV", "PRELU")
+
+
+@dataclass(eq=False)
+class Coupled:
+    """The channels that go with a filter: name of a module -> indices.
+
+    Attributes:
+        outputs: filters of convolutions and Linear layers.
+        channelwise: of what keeps the number of channels: norms, PReLU, depthwise convolutions.
+        inputs: input channels of the layers that use them.
+        kept: why they cannot go; empty: they can.
+        carries: whether they only stay for the constants of others.
+    """
+
+    outputs: dict[str, set[int]] = field(default_factory=dict)
+    channelwise: dict[str, set[int]] = field(default_factory=dict)
+    inputs: dict[str, set[int]] = field(default_factory=dict)
+    kept: str = ""
+    carries: bool = False
+
+    @property
+    def names(self) -> set[str]:
+        """All modules."""
+        return {*self.outputs, *self.channelwise, *self.inputs}
+
+    @property
+    def filters(self) -> frozenset[tuple[str, int]]:
+        """Equal for filters that are coupled to each other."""
+        both = (*self.outputs.items(), *self.channelwise.items())
+        return frozenset((name, index) for name, own in both for index in own)
+
+
+class _Index(NamedTuple):
+    """An index, as torch-pruning maps it from layer to layer, and the filter that it is of."""
+
+    idx: int
+    root_idx: Any  # None: unknown
+
+
+class Dependencies:
+    """Of one model, which must not be changed."""
+
+    def __init__(self, model: nn.Module, graph: Any, optypes: Any) -> None:
+        self._names: dict[int, str] = {}
+        for name, owned in (*model.named_modules(), *model.named_parameters()):
+            self._names.setdefault(id(owned), name)
+        self._modules = dict(model.named_modules())
+        self._graph, self._types = graph, optypes
+
+    @staticmethod
+    def of(model: nn.Module, positional: tuple[Any, ...], named: Mapping[str, Any]) -> Dependencies:
+        """Traces a model, which is in evaluation mode and all of whose parameters have gradients.
+
+        Raises UnimplementedError without torch-pruning, and InvalidArgumentError for a model that
+        cannot be traced.
+        """
+        pruning = torch_pruning()
+
+        def run(_: Any, __: Any) -> list[torch.Tensor]:
+            outputs = tensors_in(model(*positional, **named))
+            return [output for output in outputs if output.grad_fn is not None]
+
+        try:
+            with torch.enable_grad(), warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                graph = pruning.DependencyGraph().build_dependency(
+                    model, None, forward_fn=run, verbose=False
+                )
+        except Exception as error:  # whatever the model and the package raise
+            raise InvalidArgumentError(
+                f"the {type(model).__name__} cannot be traced: {type(error).__name__}: {error}"
+            ) from error
+        if not graph.module2node:
+            raise InvalidArgumentError(
+                f"no output of the {type(model).__name__} has a gradient, by which it is traced"
+            )
+        return Dependencies(model, graph, importlib.import_module("torch_pruning.ops").OPTYPE)
+
+    def coupled(self, name: str, filters: Collection[int]) -> dict[int, Coupled]:
+        """For filters of a layer, what goes with each."""
+        module = self._modules[name]
+        found = {each: Coupled() for each in filters}
+        for index, own in found.items():
+            side = own.channelwise if channels.is_depthwise(module) else own.outputs
+            side[name] = {index}
+        node = self._graph.module2node.get(module)
+        if node is None:
+            for each in found.values():
+                each.kept = f"{name} does not take part in the model's output as a module"
+            return found
+        begin = self._graph.get_pruner_of_module(module).prune_out_channels
+        pending = [(node, begin, {_Index(each, each) for each in filters})]
+        seen: dict[Any, set[_Index]] = {}
+        while pending:
+            node, function, indices = pending.pop()
+            before = seen.setdefault((node, function), set())
+            indices = indices - before
+            if not indices:
+                continue
+            before |= indices
+            self._add(found, node, function, indices)
+            for dependency in node.dependencies:
+                if dependency.is_triggered_by(function):
+                    mapped: Any = list(indices)
+                    for mapping in dependency.index_mapping:
+                        mapped = mapped if mapping is None else mapping(mapped)
+                    told = {_Index(one.idx, one.root_idx) for one in mapped}
+                    pending.append((dependency.target, dependency.handler, told))
+        return found
+
+    def _add(
+        self, found: dict[int, Coupled], node: Any, function: Any, indices: set[_Index]
+    ) -> None:
+        """Adds what one step has reached."""
+        known = {index for index in indices if index.root_idx in found}
+        if known != indices:  # an index mapping of torch-pruning has lost whose they are
+            for each in found.values():
+                each.kept = each.kept or "it is coupled to others in a way that is not supported"
+        kind, module = node.type.name, node.module
+        name = self._names.get(id(module), "")
+        pruner = self._graph.get_pruner_of_module(module)
+        inwards = function == pruner.prune_in_channels != pruner.prune_out_channels
+        # What is in no norm or layer passes all channels on, and ends in the output.
+        fixed = _FIXED.get(kind, "" if node.outputs or inwards else _FIXED["OUTPUT"])
+        if kind == "DEPTHWISE_CONV" and not channels.is_depthwise(module):
+            fixed = "{} has a group for each of its filters, with several inputs each"
+        if kind in _CHANNELWISE and not node.inputs:
+            fixed = "{} has it from the input of the model"
+        for index, root in known:
+            coupled = found[root]
+            if fixed:
+                coupled.kept = coupled.kept or fixed.format(name)
+            elif inwards:
+                coupled.inputs.setdefault(name, set()).add(index)
+            elif kind in _CHANNELWISE and _parameters_of_prelu(module) != 1:
+                coupled.channelwise.setdefault(name, set()).add(index)
+            elif kind in ("CONV", "LINEAR"):
+                coupled.outputs.setdefault(name, set()).add(index)
+            if not fixed and name and has_channels(module) and index >= _count(module, inwards):
+                coupled.kept = coupled.kept or f"its place in {name} cannot be followed"
+
+
+def _parameters_of_prelu(module: Any) -> int:
+    """0 for anything else; with 1 it has none for each channel."""
+    return int(module.num_parameters) if isinstance(module, nn.PReLU) else 0
+
+
+def has_channels(module: Any) -> bool:
+    """Whether this has channels that can be taken out."""
+    return channels.has_filters(module) or isinstance(module, channels.NORMS)
+
+
+def _count(module: Any, inwards: bool) -> int:
+    return channels.inputs_of(module) if inwards else channels.outputs_of(module)
+
+
+def tensors_in(value: Any) -> list[torch.Tensor]:
+    """The floating-point tensors in what a model returns."""
+    if isinstance(value, torch.Tensor):
+        return [value] if value.is_floating_point() else []
+    if isinstance(value, Mapping):
+        return [tensor for each in value.values() for tensor in tensors_in(each)]
+    if isinstance(value, (list, tuple)):
+        return [tensor for each in value for tensor in tensors_in(each)]
+    return []
+
+
+def torch_pruning() -> Any:
+    """The package; UnimplementedError without it, and with PyTorch 1."""
+    if int(torch.__version__.split(".")[0]) < 2:
+        raise UnimplementedError(f"shrink needs PyTorch 2 or newer; this is {torch.__version__}")
+    try:
+        return importlib.import_module("torch_pruning")
+    except ImportError as error:
+        raise UnimplementedError(
+            f"shrink needs the package torch-pruning ({error}): {_INSTALL}"
+        ) from error
