@@ -14,6 +14,7 @@ from nni_compression import nni
 NEEDS = {
     "bert.md": ("transformers", "accelerate", "compressed_tensors"),
     "search.md": ("optuna",),
+    "shrink.md": ("torch_pruning",),
     "cnn.md": ("onnx", "onnxruntime", "onnxscript"),
 }
 PRUNERS = documents.ROOT / "docs/pruners.md"
