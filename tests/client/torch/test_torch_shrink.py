@@ -647,6 +647,33 @@ def test_a_bert_loses_channels_and_heads(attention):
 
 
 @needs_torch_2
+@pytest.mark.parametrize("groups", [2, 4])
+def test_a_llama_loses_channels_and_keeps_grouped_queries(groups):
+    transformers = pytest.importorskip("transformers")
+    config = transformers.LlamaConfig(
+        vocab_size=40,
+        hidden_size=32,
+        intermediate_size=48,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=groups,
+    )
+    model = transformers.LlamaForCausalLM(config).double()
+    # The product is zero if one of its factors is.
+    zero(model, model_layers_0_mlp_up_proj=range(10), model_layers_1_mlp_gate_proj=range(8))
+    zero(model, model_layers_0_self_attn_v_proj=range(8, 16))
+    inputs = {"input_ids": torch.randint(0, 40, (1, 6)), "use_cache": False}
+    small = shrink(model, inputs)
+    assert_equal(small, model, inputs)
+    first, second = small.model.layers
+    assert first.mlp.gate_proj.out_features == first.mlp.down_proj.in_features == 38
+    assert second.mlp.up_proj.out_features == 40
+    is_grouped = groups < 4
+    assert first.self_attn.o_proj.in_features == (32 if is_grouped else 24)
+    assert set(reasons(small)) == ({"model.layers.0.self_attn.v_proj"} if is_grouped else set())
+
+
+@needs_torch_2
 def test_the_feed_forward_channels_of_a_transformer_of_pytorch():
     layer = nn.TransformerEncoderLayer(16, 2, 24, batch_first=True).double().eval()
     zero(layer, linear1=range(10))

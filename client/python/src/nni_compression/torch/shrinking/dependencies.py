@@ -26,6 +26,7 @@ _FIXED = {
     "CUSTOMIZED": "{} is not known",
     "OUTPUT": "it is in the output of the model",
 }
+_NOT_FOLLOWED = "it is coupled to others in a way that cannot be followed"
 _CHANNELWISE = ("BN", "IN", "DEPTHWISE_CONV", "PRELU")
 
 
@@ -69,12 +70,14 @@ class _Index(NamedTuple):
 class Dependencies:
     """Of one model, which must not be changed."""
 
-    def __init__(self, model: nn.Module, graph: Any, optypes: Any) -> None:
+    def __init__(self, model: nn.Module, graph: Any) -> None:
         self._names: dict[int, str] = {}
         for name, owned in (*model.named_modules(), *model.named_parameters()):
             self._names.setdefault(id(owned), name)
         self._modules = dict(model.named_modules())
-        self._graph, self._types = graph, optypes
+        self._graph = graph
+        counted = [module for module in model.modules() if has_channels(module)]
+        self._widest = max(_count(each, side) for each in counted for side in (False, True))
 
     @staticmethod
     def of(model: nn.Module, positional: tuple[Any, ...], named: Mapping[str, Any]) -> Dependencies:
@@ -103,7 +106,7 @@ class Dependencies:
             raise InvalidArgumentError(
                 f"no output of the {type(model).__name__} has a gradient, by which it is traced"
             )
-        return Dependencies(model, graph, importlib.import_module("torch_pruning.ops").OPTYPE)
+        return Dependencies(model, graph)
 
     def coupled(self, name: str, filters: Collection[int]) -> dict[int, Coupled]:
         """For filters of a layer, what goes with each."""
@@ -134,17 +137,27 @@ class Dependencies:
                     for mapping in dependency.index_mapping:
                         mapped = mapped if mapping is None else mapping(mapped)
                     told = {_Index(one.idx, one.root_idx) for one in mapped}
+                    told = self._followed(found, told)
                     pending.append((dependency.target, dependency.handler, told))
         return found
+
+    def _followed(self, found: dict[int, Coupled], indices: set[_Index]) -> set[_Index]:
+        """Those of filters that may still go.
+
+        Where slices and concatenations form a loop, as in rotary embeddings, torch-pruning's
+        indices can grow without end.
+        """
+        unknown = any(index.root_idx not in found for index in indices)
+        for index in indices:
+            if unknown or index.idx >= self._widest:
+                for root in found if unknown else (index.root_idx,):
+                    found[root].kept = found[root].kept or _NOT_FOLLOWED
+        return {index for index in indices if not unknown and not found[index.root_idx].kept}
 
     def _add(
         self, found: dict[int, Coupled], node: Any, function: Any, indices: set[_Index]
     ) -> None:
         """Adds what one step has reached."""
-        known = {index for index in indices if index.root_idx in found}
-        if known != indices:  # an index mapping of torch-pruning has lost whose they are
-            for each in found.values():
-                each.kept = each.kept or "it is coupled to others in a way that is not supported"
         kind, module = node.type.name, node.module
         name = self._names.get(id(module), "")
         pruner = self._graph.get_pruner_of_module(module)
@@ -155,7 +168,7 @@ class Dependencies:
             fixed = "{} has a group for each of its filters, with several inputs each"
         if kind in _CHANNELWISE and not node.inputs:
             fixed = "{} has it from the input of the model"
-        for index, root in known:
+        for index, root in indices:
             coupled = found[root]
             if fixed:
                 coupled.kept = coupled.kept or fixed.format(name)
@@ -180,6 +193,7 @@ def has_channels(module: Any) -> bool:
 
 
 def _count(module: Any, inwards: bool) -> int:
+    inwards = inwards and channels.has_filters(module)
     return channels.inputs_of(module) if inwards else channels.outputs_of(module)
 
 
