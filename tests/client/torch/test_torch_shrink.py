@@ -537,6 +537,19 @@ def test_a_module_that_is_called_twice():
         assert_equal(shrink(model, inputs), model, inputs)
 
 
+@needs_torch_2
+def test_a_module_with_two_names():
+    layers = nn.Linear(4, 6), nn.Linear(6, 6), nn.Linear(6, 2)
+    model = nn.Sequential(layers[0], nn.ReLU(), layers[1], nn.ReLU(), layers[1], layers[2])
+    model.double()
+    inputs = torch.randn(3, 4, dtype=torch.float64)
+    mask = torch.ones(6, 6)
+    mask[2] = 0
+    small = shrink(model, inputs, masks={"4": mask})
+    assert_equal(small, zero(model, **{"2": [2]}), inputs)
+    assert small[2] is small[4]
+
+
 # Models that people use.
 
 

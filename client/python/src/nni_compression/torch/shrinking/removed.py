@@ -49,9 +49,11 @@ def find_removed(model: nn.Module, masks: Optional[Mapping[str, Any]]) -> tuple[
     if masks is not None:
         in_force = _applied(plain, masks)
     removed = Removed()
-    for name, module in naming.named_modules(plain):
+    aliases = naming.names_by_module(naming.named_modules(plain))
+    for name, module in plain.named_modules():  # a module with several names once
         if in_force:
-            _add_masked(removed, name, module, in_force.get(name))
+            masks_of = [in_force[each] for each in aliases[id(module)] if each in in_force]
+            _add_masked(removed, name, module, masks_of[-1] if masks_of else None)
         elif channels.has_filters(module):
             _add_zeros(removed, name, module)
     return plain, removed
