@@ -129,7 +129,7 @@ std::string WriteMemory(const Memory& memory) {
   return opaque + memory.module;
 }
 
-// Begins what a layer has of a rule's module state, which is no state by itself.
+// Begins a layer's part of the state of its rule's module.
 constexpr absl::string_view kPart = "part:";
 
 // A server may find a session that another version of the script has left.

@@ -330,8 +330,8 @@ absl::Status DurableSessions::RestoreSession(SessionRecord& record, StoredSessio
         absl::StrCat("the session cannot be bound again: ", session.status().message()));
   }
   if (!session.ok()) return Damaged(session.status());
-  // What is decoded takes the place of what was read, and is counted once: as the masks and scales
-  // that are counted in any case, and until the session counts its growth, as what exceeds them.
+  // Records are freed as they are decoded, so both are counted once: as the masks and scales, which
+  // are counted in any case, and until the session counts its growth, as what exceeds them.
   reading = {};
   const int64_t answer_bytes = AnswerBytes(**session);
   if (absl::Status s = memory.Reserve(answer_bytes, "the session's masks and scales"); !s.ok()) {
