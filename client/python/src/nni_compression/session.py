@@ -357,10 +357,10 @@ class Session:
         >>> session.plan.layers["fc"].statistics
         {'weight_gradient': (2, 2)}
         >>> values = np.array([[1, -2], [3, -4]], dtype=np.float32)  # the sum of lr * w * dL/dw
-        >>> part = nc.StatisticPart(values, count=50)
+        >>> part = nc.StatisticPart(values, count=100)
         >>> session.add_statistics({"fc": {"weight_gradient": part}})
-        {'fc': {'weight_gradient': 50}}
-        >>> sorted(session.step(50))
+        {'fc': {'weight_gradient': 100}}
+        >>> sorted(session.step(100))
         ['fc']
         >>> weight = np.ones((2, 2), dtype=np.float32)
         >>> session.calc_mask({"fc": weight})["fc"].to_numpy().astype(int).tolist()
