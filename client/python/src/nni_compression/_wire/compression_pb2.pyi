@@ -7,6 +7,9 @@ from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
 from typing import ClassVar as _ClassVar, Iterable as _Iterable, Mapping as _Mapping, Optional as _Optional, Union as _Union
 
+ACTIVATION_RELU: Activation
+ACTIVATION_RELU6: Activation
+ACTIVATION_UNSPECIFIED: Activation
 ALGORITHM_KIND_PRUNER: AlgorithmKind
 ALGORITHM_KIND_QUANTIZER: AlgorithmKind
 ALGORITHM_KIND_UNSPECIFIED: AlgorithmKind
@@ -134,7 +137,7 @@ class AlgorithmOption(_message.Message):
     def __init__(self, name: _Optional[str] = ..., type: _Optional[str] = ..., required: bool = ..., default_value: _Optional[_Union[_struct_pb2.Value, _Mapping]] = ..., range: _Optional[str] = ..., description: _Optional[str] = ..., aliases: _Optional[_Iterable[str]] = ..., only_with: _Optional[str] = ...) -> None: ...
 
 class BindModelRequest(_message.Message):
-    __slots__ = ["algorithm", "config_list", "epoch", "framework", "labels", "layers", "lease", "masks", "memory", "request_id", "step", "step_applied", "vectors_need_filter"]
+    __slots__ = ["algorithm", "config_list", "epoch", "filter_groups", "framework", "labels", "layers", "lease", "masks", "memory", "request_id", "step", "step_applied", "vectors_need_filter"]
     class LabelsEntry(_message.Message):
         __slots__ = ["key", "value"]
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -145,6 +148,7 @@ class BindModelRequest(_message.Message):
     ALGORITHM_FIELD_NUMBER: _ClassVar[int]
     CONFIG_LIST_FIELD_NUMBER: _ClassVar[int]
     EPOCH_FIELD_NUMBER: _ClassVar[int]
+    FILTER_GROUPS_FIELD_NUMBER: _ClassVar[int]
     FRAMEWORK_FIELD_NUMBER: _ClassVar[int]
     LABELS_FIELD_NUMBER: _ClassVar[int]
     LAYERS_FIELD_NUMBER: _ClassVar[int]
@@ -158,6 +162,7 @@ class BindModelRequest(_message.Message):
     algorithm: str
     config_list: _containers.RepeatedCompositeFieldContainer[_struct_pb2.Struct]
     epoch: int
+    filter_groups: _containers.RepeatedCompositeFieldContainer[FilterGroup]
     framework: str
     labels: _containers.ScalarMap[str, str]
     layers: _containers.RepeatedCompositeFieldContainer[Layer]
@@ -168,7 +173,7 @@ class BindModelRequest(_message.Message):
     step: int
     step_applied: bool
     vectors_need_filter: bool
-    def __init__(self, request_id: _Optional[str] = ..., algorithm: _Optional[str] = ..., config_list: _Optional[_Iterable[_Union[_struct_pb2.Struct, _Mapping]]] = ..., layers: _Optional[_Iterable[_Union[Layer, _Mapping]]] = ..., framework: _Optional[str] = ..., labels: _Optional[_Mapping[str, str]] = ..., lease: _Optional[_Union[_duration_pb2.Duration, _Mapping]] = ..., masks: _Optional[_Iterable[_Union[LayerMask, _Mapping]]] = ..., epoch: _Optional[int] = ..., step: _Optional[int] = ..., memory: _Optional[_Iterable[_Union[LayerMemory, _Mapping]]] = ..., step_applied: bool = ..., vectors_need_filter: bool = ...) -> None: ...
+    def __init__(self, request_id: _Optional[str] = ..., algorithm: _Optional[str] = ..., config_list: _Optional[_Iterable[_Union[_struct_pb2.Struct, _Mapping]]] = ..., layers: _Optional[_Iterable[_Union[Layer, _Mapping]]] = ..., framework: _Optional[str] = ..., labels: _Optional[_Mapping[str, str]] = ..., lease: _Optional[_Union[_duration_pb2.Duration, _Mapping]] = ..., masks: _Optional[_Iterable[_Union[LayerMask, _Mapping]]] = ..., epoch: _Optional[int] = ..., step: _Optional[int] = ..., memory: _Optional[_Iterable[_Union[LayerMemory, _Mapping]]] = ..., step_applied: bool = ..., vectors_need_filter: bool = ..., filter_groups: _Optional[_Iterable[_Union[FilterGroup, _Mapping]]] = ...) -> None: ...
 
 class BindModelResponse(_message.Message):
     __slots__ = ["lease", "plan", "session_id", "stale_layers"]
@@ -291,6 +296,21 @@ class FileHeader(_message.Message):
     name: str
     warnings: _containers.RepeatedScalarFieldContainer[str]
     def __init__(self, index: _Optional[int] = ..., name: _Optional[str] = ..., byte_length: _Optional[int] = ..., media_type: _Optional[str] = ..., warnings: _Optional[_Iterable[str]] = ...) -> None: ...
+
+class FilterGroup(_message.Message):
+    __slots__ = ["members", "runs"]
+    class Member(_message.Message):
+        __slots__ = ["layer", "units"]
+        LAYER_FIELD_NUMBER: _ClassVar[int]
+        UNITS_FIELD_NUMBER: _ClassVar[int]
+        layer: str
+        units: _containers.RepeatedScalarFieldContainer[int]
+        def __init__(self, layer: _Optional[str] = ..., units: _Optional[_Iterable[int]] = ...) -> None: ...
+    MEMBERS_FIELD_NUMBER: _ClassVar[int]
+    RUNS_FIELD_NUMBER: _ClassVar[int]
+    members: _containers.RepeatedCompositeFieldContainer[FilterGroup.Member]
+    runs: int
+    def __init__(self, members: _Optional[_Iterable[_Union[FilterGroup.Member, _Mapping]]] = ..., runs: _Optional[int] = ...) -> None: ...
 
 class FindWeightsRequest(_message.Message):
     __slots__ = ["fingerprints", "session_id"]
@@ -561,12 +581,14 @@ class PlannedRule(_message.Message):
     def __init__(self, rule: _Optional[int] = ..., options: _Optional[_Union[_struct_pb2.Struct, _Mapping]] = ..., refresh: _Optional[_Union[Refresh, str]] = ..., step_inputs: _Optional[_Iterable[_Union[TensorRole, str]]] = ..., range_per_channel: bool = ..., range_group_size: _Optional[int] = ..., remembers_more: bool = ..., joint: bool = ..., takes_counts: bool = ...) -> None: ...
 
 class PlannedStatistic(_message.Message):
-    __slots__ = ["kind", "shape"]
+    __slots__ = ["activation", "kind", "shape"]
+    ACTIVATION_FIELD_NUMBER: _ClassVar[int]
     KIND_FIELD_NUMBER: _ClassVar[int]
     SHAPE_FIELD_NUMBER: _ClassVar[int]
+    activation: Activation
     kind: StatisticKind
     shape: _containers.RepeatedScalarFieldContainer[int]
-    def __init__(self, kind: _Optional[_Union[StatisticKind, str]] = ..., shape: _Optional[_Iterable[int]] = ...) -> None: ...
+    def __init__(self, kind: _Optional[_Union[StatisticKind, str]] = ..., shape: _Optional[_Iterable[int]] = ..., activation: _Optional[_Union[Activation, str]] = ...) -> None: ...
 
 class QuantizationParameters(_message.Message):
     __slots__ = ["bits", "channel_axis", "code_max", "code_min", "formula", "group_size", "rounding", "scale", "zero_point"]
@@ -969,6 +991,9 @@ class StatisticKind(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     __slots__ = []
 
 class Refresh(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = []
+
+class Activation(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     __slots__ = []
 
 class Formula(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
