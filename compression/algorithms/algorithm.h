@@ -105,9 +105,19 @@ struct Traits {
   // missing returns FAILED_PRECONDITION and names it.
   std::vector<StatisticKind> statistics;
 
+  // Whether weights of one dimension need these, too.
+  bool statistics_of_vectors = true;
+
+  // What is applied to the outputs that are reduced to these.
+  OutputActivation activation = OutputActivation::kNone;
+
   // Pruners. Whether all layers of the rule are decided about together, by CalcMasks. They are then
   // stale together: if one was never answered or IsStale, or all IsStaleTogether.
   bool joint = false;
+
+  // Pruners. Whether filters go as a whole, so that layers of a dependency group (Layer::group) are
+  // decided about together. A rule that has such layers is joint.
+  bool takes_groups = false;
 
   // Pruners. Whether counts of magnitudes are enough to decide, so that a trainer need not send
   // weights.
@@ -162,6 +172,12 @@ class Compressor {
   Traits traits_;
 };
 
+// A layer and what the session remembers of it.
+struct LayerInState {
+  const Layer& layer;
+  const LayerState& state;
+};
+
 // A layer of a rule that decides about all of its layers together: the arguments of CalcMask.
 struct JointLayer {
   Layer layer;
@@ -171,9 +187,9 @@ struct JointLayer {
 
 class Pruner : public Compressor {
  public:
-  // The mask of a stale layer; not called for others, nor if joint. `state.mask` is the previous
-  // mask. May write `state.memory` and `state.opaque`, which the session keeps only when the call
-  // succeeds. INVALID_ARGUMENT, naming the first bad flat index, for a non-finite weight.
+  // The mask of a stale layer; not called for others, nor in a joint rule. `state.mask` is the
+  // previous mask. May write `state.memory` and `state.opaque`, which the session keeps only when
+  // the call succeeds. INVALID_ARGUMENT, naming the first bad flat index, for a non-finite weight.
   virtual absl::StatusOr<Mask> CalcMask(const Layer& layer, const Weight& weight, LayerState& state,
                                         Clock clock) const = 0;
 
@@ -183,13 +199,12 @@ class Pruner : public Compressor {
     return absl::OkStatus();
   }
 
-  // As IsStale, of layers that were all answered before; only if joint. `elements` and `pruned`
-  // are the sums over them.
-  virtual bool IsStaleTogether(int64_t elements, int64_t pruned, Clock clock) const {
+  // As IsStale, of all layers of a joint rule, which were all answered before.
+  virtual bool IsStaleTogether(absl::Span<const LayerInState> layers, Clock clock) const {
     return false;
   }
 
-  // The masks of all layers of the rule, in their order; only if joint. All or none of them, and
+  // The masks of all layers of a joint rule, in their order. All or none of them, and
   // of their states, are kept.
   virtual absl::StatusOr<std::vector<Mask>> CalcMasks(std::vector<JointLayer>& layers,
                                                       Clock clock) const {

@@ -1,5 +1,5 @@
-// The pruners that are built in: each is a choice of score, scope and schedule. What a preset does
-// not fix is an option of its rules.
+// The pruners that are built in: each is a choice of structure, score, scope and schedule. What a
+// preset does not fix is an option of its rules.
 #include "compression/algorithms/presets.h"
 
 #include <algorithm>
@@ -8,7 +8,8 @@
 #include <utility>
 
 #include "absl/strings/str_cat.h"
-#include "compression/algorithms/scheduled_pruner.h"
+#include "compression/algorithms/element_pruner.h"
+#include "compression/algorithms/filter_pruner.h"
 #include "compression/messages/suggest.h"
 #include "compression/schedules/time.h"
 
@@ -22,6 +23,7 @@ struct Preset {
   const char* summary;
   const char* reference;
   // The default first; one alone is fixed.
+  Choices structures;
   Choices scores;
   Choices scopes;
   Choices normalizers;
@@ -29,10 +31,11 @@ struct Preset {
   nlohmann::json example;
 };
 
+// Those of single weights.
 Choices Scores(const std::string& first) {
   Choices names = {first};
   for (const ScoreInfo& info : AllScores()) {
-    if (info.name != first) names.push_back(info.name);
+    if (info.create && info.name != first) names.push_back(info.name);
   }
   return names;
 }
@@ -48,10 +51,19 @@ Choices Schedules(const std::string& first) {
 std::vector<Preset> Presets() {
   const Choices both = {"layer", "global"};
   const Choices none = {"none"};
+  const Choices element = {"element"};
+  const Choices filter = {"filter"};
+  const Choices divisors = {"none", "mean", "l2"};
+  const auto of_filters = [&](const char* name, const char* summary, const char* reference,
+                              const char* score, const Choices& scopes) {
+    return Preset{name,     summary,           reference,          filter, {score}, scopes,
+                  divisors, Schedules("once"), {{"sparsity", 0.5}}};
+  };
   return {
       {"level",
        "Removes a fixed share of each layer's smallest weights, once.",
        "",
+       element,
        Scores("magnitude"),
        {"layer"},
        none,
@@ -60,6 +72,7 @@ std::vector<Preset> Presets() {
       {"agp",
        "Removes each layer's smallest weights gradually, quickly first and slowly last.",
        "Zhu & Gupta, To prune, or not to prune, 2017, https://arxiv.org/abs/1710.01878",
+       element,
        Scores("magnitude"),
        both,
        NormalizeNames(),
@@ -73,6 +86,7 @@ std::vector<Preset> Presets() {
        "Removes the smallest weights of all layers together: one threshold, and each layer loses "
        "what is below it.",
        "Han et al., Learning both Weights and Connections, 2015, https://arxiv.org/abs/1506.02626",
+       element,
        {"magnitude"},
        {"global"},
        NormalizeNames(),
@@ -82,6 +96,7 @@ std::vector<Preset> Presets() {
        "Removes the weights of all layers together that distort their layer's output least.",
        "Lee et al., Layer-adaptive Sparsity for the Magnitude-based Pruning, 2021, "
        "https://arxiv.org/abs/2010.07611",
+       element,
        {"magnitude"},
        {"global"},
        {"lamp"},
@@ -91,6 +106,7 @@ std::vector<Preset> Presets() {
        "Removes the weights that training moves towards zero, gradually.",
        "Sanh et al., Movement Pruning: Adaptive Sparsity by Fine-Tuning, 2020, "
        "https://arxiv.org/abs/2005.07683",
+       element,
        {"movement"},
        both,
        none,
@@ -104,6 +120,7 @@ std::vector<Preset> Presets() {
       {"lottery_ticket",
        "Removes the smallest weights in rounds, between which the trainer rewinds the others.",
        "Frankle & Carbin, The Lottery Ticket Hypothesis, 2019, https://arxiv.org/abs/1803.03635",
+       element,
        {"magnitude"},
        both,
        NormalizeNames(),
@@ -112,11 +129,42 @@ std::vector<Preset> Presets() {
       {"random",
        "Removes weights at random: what a score has to be better than.",
        "",
+       {"element", "filter"},
        {"random"},
        both,
        none,
        Schedules("once"),
        {{"sparsity", 0.8}}},
+      of_filters("l1_filter", "Removes the filters with the smallest sums of magnitudes.",
+                 "Li et al., Pruning Filters for Efficient ConvNets, 2017, "
+                 "https://arxiv.org/abs/1608.08710",
+                 "l1", both),
+      of_filters("l2_filter", "Removes the filters with the smallest Euclidean norms.",
+                 "He et al., Soft Filter Pruning for Accelerating Deep Convolutional Neural "
+                 "Networks, 2018, https://arxiv.org/abs/1808.06866",
+                 "l2", both),
+      of_filters("fpgm", "Removes the filters that are most like the other filters of their layer.",
+                 "He et al., Filter Pruning via Geometric Median for Deep Convolutional Neural "
+                 "Networks Acceleration, 2019, https://arxiv.org/abs/1811.00250",
+                 "fpgm", both),
+      of_filters("slim",
+                 "Removes the filters that the BatchNorm after them scales least, of all layers "
+                 "together.",
+                 "Liu et al., Learning Efficient Convolutional Networks through Network Slimming, "
+                 "2017, https://arxiv.org/abs/1708.06519",
+                 "bn_scale", {"global", "layer"}),
+      of_filters("taylor", "Removes the filters without which the loss changes least.",
+                 "Molchanov et al., Importance Estimation for Neural Network Pruning, 2019, "
+                 "https://arxiv.org/abs/1906.10771",
+                 "taylor", both),
+      of_filters("apoz", "Removes the filters whose outputs are zero most often.",
+                 "Hu et al., Network Trimming: A Data-Driven Neuron Pruning Approach towards "
+                 "Efficient Deep Architectures, 2016, https://arxiv.org/abs/1607.03250",
+                 "apoz", both),
+      of_filters("mean_activation", "Removes the filters with the smallest mean outputs.",
+                 "Molchanov et al., Pruning Convolutional Neural Networks for Resource Efficient "
+                 "Inference, 2017, https://arxiv.org/abs/1611.06440",
+                 "mean_activation", both),
   };
 }
 
@@ -178,10 +226,13 @@ class OptionTable {
 
 constexpr char kMinSparsity[] = "min_sparsity";
 constexpr char kMaxSparsity[] = "max_sparsity";
+constexpr char kRoundTo[] = "round_to";
 
 std::vector<OptionSpec> OptionsOf(const Preset& preset) {
   const std::map<std::string, Choices> global = {{"scope", {"global"}}};
   OptionTable table;
+  table.AddDimension("structure", preset.structures,
+                     "What is removed at a time: a weight, or an output channel.");
   table.AddDimension("score", preset.scores, "What weights are ranked by.");
   for (const std::string& name : preset.scores) {
     for (const OptionSpec& spec : FindScore(name)->options) table.AddOf("score", name, spec);
@@ -200,6 +251,15 @@ std::vector<OptionSpec> OptionsOf(const Preset& preset) {
   least.only_with = most.only_with = global;
   table.Add(std::move(least));
   table.Add(std::move(most));
+  OptionSpec round_to;
+  round_to.name = kRoundTo;
+  round_to.type = OptionType::kInteger;
+  round_to.default_value = 1;
+  round_to.minimum = 1;
+  round_to.maximum = 1024;
+  round_to.description = "Of how many the filters that a layer keeps are a multiple.";
+  round_to.only_with = {{"structure", {"filter"}}};
+  table.Add(std::move(round_to));
   table.AddDimension("schedule", preset.schedules, "How the sparsity follows time.");
   for (const std::string& name : preset.schedules) {
     for (const OptionSpec& spec : FindSchedule(name)->options) table.AddOf("schedule", name, spec);
@@ -213,15 +273,15 @@ std::string Chosen(const Options& options, const char* dimension, const Choices&
 }
 
 // INVALID_ARGUMENT when the final sparsity cannot be met within the limits.
-absl::Status CheckLimits(const Options& options, const GlobalPruner::Limits& limits, double final) {
-  if (limits.min_sparsity > final) {
+absl::Status CheckLimits(const Options& options, const SparsityLimits& limits, double final) {
+  if (limits.least > final) {
     return absl::InvalidArgumentError(absl::StrCat(
-        options.path(), ".", kMinSparsity, " is ", Shown(limits.min_sparsity),
-        "; it must be in [0, ", Shown(final), "], up to the sparsity of all layers together"));
+        options.path(), ".", kMinSparsity, " is ", Shown(limits.least), "; it must be in [0, ",
+        Shown(final), "], up to the sparsity of all layers together"));
   }
-  if (limits.max_sparsity < final) {
+  if (limits.most < final) {
     return absl::InvalidArgumentError(absl::StrCat(
-        options.path(), ".", kMaxSparsity, " is ", Shown(limits.max_sparsity), "; it must be in [",
+        options.path(), ".", kMaxSparsity, " is ", Shown(limits.most), "; it must be in [",
         Shown(final), ", 1], from the sparsity of all layers together"));
   }
   return absl::OkStatus();
@@ -235,28 +295,46 @@ absl::StatusOr<std::unique_ptr<const Schedule>> ScheduleOf(const Preset& preset,
 absl::StatusOr<std::unique_ptr<Compressor>> Create(const Preset& preset, const Options& options) {
   auto schedule = ScheduleOf(preset, options);
   if (!schedule.ok()) return schedule.status();
-  const ScoreInfo& score_info = *FindScore(Chosen(options, "score", preset.scores));
-  auto score = score_info.create(options);
+  const ScoreInfo& score = *FindScore(Chosen(options, "score", preset.scores));
   const bool by_step = CountsSteps(options);
+  const bool filters = Chosen(options, "structure", preset.structures) == "filter";
+  const int64_t round_to = filters ? options.Integer(kRoundTo) : 1;
   if (Chosen(options, "scope", preset.scopes) == "layer") {
-    return std::make_unique<ScheduledPruner>(std::move(score), score_info.statistics,
-                                             *std::move(schedule), by_step);
+    if (filters) {
+      return std::make_unique<FilterPruner>(score, options, *std::move(schedule), by_step, round_to,
+                                            std::nullopt);
+    }
+    return std::make_unique<ElementPruner>(score, options, *std::move(schedule), by_step);
   }
-  const GlobalPruner::Limits limits{options.Number(kMinSparsity), options.Number(kMaxSparsity)};
+  const SparsityLimits limits{options.Number(kMinSparsity), options.Number(kMaxSparsity)};
   if (auto s = CheckLimits(options, limits, (*schedule)->Final()); !s.ok()) return s;
   // A score that cannot be normalized has no such option.
-  const std::string normalize = options.Has("normalize") || preset.normalizers.size() == 1
-                                    ? Chosen(options, "normalize", preset.normalizers)
-                                    : "none";
-  return std::make_unique<GlobalPruner>(std::move(score), score_info.statistics,
-                                        *std::move(schedule), by_step,
-                                        *NormalizeFromName(normalize), limits);
+  const Normalize normalize =
+      *NormalizeFromName(options.Has("normalize") || preset.normalizers.size() == 1
+                             ? Chosen(options, "normalize", preset.normalizers)
+                             : "none");
+  if (filters) {
+    return std::make_unique<FilterPruner>(score, options, *std::move(schedule), by_step, round_to,
+                                          FilterPruner::Global{normalize, limits});
+  }
+  return std::make_unique<GlobalPruner>(score, options, *std::move(schedule), by_step, normalize,
+                                        limits);
+}
+
+absl::Status CheckLayer(const Preset& preset, const Options& options, const Layer& layer) {
+  const ScoreInfo& score = *FindScore(Chosen(options, "score", preset.scores));
+  if (options.Has(kRoundTo) && layer.filters() > kMaxFilters) {
+    return absl::InvalidArgumentError(
+        absl::StrCat(options.path(), " applies to layer ", Quoted(layer.name), ", which has ",
+                     layer.filters(), " filters; it must have at most ", kMaxFilters));
+  }
+  return score.check_layer ? score.check_layer(layer) : absl::OkStatus();
 }
 
 // Layers lose whole weights, of which a limit may leave small ones none.
 absl::Status CheckLayers(const Preset& preset, const Options& options,
                          absl::Span<const Layer* const> layers) {
-  if (!options.Has(kMaxSparsity)) return absl::OkStatus();
+  if (!options.Has(kMaxSparsity) || options.Has(kRoundTo)) return absl::OkStatus();
   const auto schedule = ScheduleOf(preset, options);
   if (!schedule.ok()) return schedule.status();
   int64_t elements = 0;
@@ -287,6 +365,9 @@ std::vector<AlgorithmInfo> PrunerPresets() {
     info.options = OptionsOf(preset);
     info.example = preset.example;
     info.create = [preset](const Options& options) { return Create(preset, options); };
+    info.check_layer = [preset](const Options& options, const Layer& layer) {
+      return CheckLayer(preset, options, layer);
+    };
     info.check_layers = [preset](const Options& options, absl::Span<const Layer* const> layers) {
       return CheckLayers(preset, options, layers);
     };

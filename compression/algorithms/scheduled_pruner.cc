@@ -1,10 +1,6 @@
 #include "compression/algorithms/scheduled_pruner.h"
 
 #include <algorithm>
-#include <utility>
-
-#include "compression/kernels/finite.h"
-#include "compression/kernels/select.h"
 
 namespace nni_compression::compression {
 
@@ -13,130 +9,20 @@ int64_t CountToPrune(int64_t elements, double sparsity) {
   return std::clamp<int64_t>(count, 0, elements);
 }
 
+ScheduledPruner::ScheduledPruner(const ScoreInfo& score, std::unique_ptr<const Schedule> schedule,
+                                 bool by_step)
+    : schedule_(std::move(schedule)), by_step_(by_step) {
+  if (schedule_->changes()) traits_.refresh = Refresh::kWhenStale;
+  traits_.needs_epoch = schedule_->changes() && !by_step_;
+  traits_.needs_step = schedule_->changes() && by_step_;
+  traits_.statistics = score.statistics;
+  traits_.statistics_of_vectors = score.statistics_of_vectors;
+}
+
 std::optional<double> ScheduledPruner::Due(Clock clock) const { return schedule_->Due(Now(clock)); }
 
 std::optional<double> ScheduledPruner::TargetSparsity(Clock clock) const {
   return schedule_->Target(Now(clock));
-}
-
-bool ScheduledPruner::IsStale(const Layer& layer, const LayerState& state, Clock clock) const {
-  const std::optional<double> sparsity = Due(clock);
-  return sparsity && CountToPrune(layer.elements, *sparsity) > state.pruned();
-}
-
-absl::StatusOr<Scores> ScheduledPruner::ScoresOf(const Layer& layer, const Weight& weight,
-                                                 const LayerState& state, bool chooses) const {
-  const void* const data = weight.values.data_ptr();
-  if (score_->bytes_per_element() > 0 && !AllFinite(layer.dtype, data, layer.elements)) {
-    return NonFiniteError(layer, data);
-  }
-  if (!chooses && !traits().statistics.empty()) return Scores{layer.dtype, data};
-  return score_->Of(layer, weight, state.statistics);
-}
-
-absl::StatusOr<Mask> ScheduledPruner::Prune(const Layer& layer, const Scores& scores,
-                                            const LayerState& state, int64_t count) {
-  SelectArguments arguments;
-  arguments.dtype = scores.dtype;
-  arguments.weight = scores.data;
-  arguments.elements = layer.elements;
-  arguments.previously_pruned = state.pruned();
-  if (state.mask) arguments.previous = state.mask->bits().data();
-  arguments.prune = std::max(state.pruned(), count);
-
-  Buffer bits = Buffer::Allocate(ByteLength(DataType::kBit, layer.elements));
-  // Only a score that is the weight may have other numbers.
-  if (!SelectSmallest(arguments, bits.data())) return NonFiniteError(layer, scores.data);
-  return Mask::FromBits(std::move(bits), layer.elements);
-}
-
-absl::StatusOr<Mask> ScheduledPruner::CalcMask(const Layer& layer, const Weight& weight,
-                                               LayerState& state, Clock clock) const {
-  const int64_t count = CountToPrune(layer.elements, Due(clock).value_or(0));
-  const absl::StatusOr<Scores> scores = ScoresOf(layer, weight, state, count > state.pruned());
-  if (!scores.ok()) return scores.status();
-  return Prune(layer, *scores, state, count);
-}
-
-int64_t ScheduledPruner::TotalToPrune(std::vector<CountedLayer>& layers, Clock clock) const {
-  CountedLayer& layer = layers.front();
-  layer.at_least = layer.previously_pruned;
-  layer.at_most = layer.elements;
-  return std::max(layer.previously_pruned, CountToPrune(layer.elements, Due(clock).value_or(0)));
-}
-
-int64_t ScheduledPruner::work_bytes(const Layer& layer) const {
-  return layer.elements * score_->bytes_per_element();
-}
-
-bool GlobalPruner::IsStaleTogether(int64_t elements, int64_t pruned, Clock clock) const {
-  const std::optional<double> sparsity = Due(clock);
-  return sparsity && CountToPrune(elements, *sparsity) > pruned;
-}
-
-template <class AnyLayer>
-void GlobalPruner::Limit(AnyLayer& layer, double target) const {
-  layer.at_least = std::max(layer.previously_pruned,
-                            CountToPrune(layer.elements, std::min(limits_.min_sparsity, target)));
-  layer.at_most =
-      std::max(layer.previously_pruned, CountToPrune(layer.elements, limits_.max_sparsity));
-}
-
-int64_t GlobalPruner::TotalToPrune(std::vector<CountedLayer>& layers, Clock clock) const {
-  const double target = Due(clock).value_or(0);
-  int64_t elements = 0;
-  for (CountedLayer& layer : layers) {
-    Limit(layer, target);
-    elements += layer.elements;
-  }
-  return CountToPrune(elements, target);
-}
-
-absl::StatusOr<std::vector<Mask>> GlobalPruner::CalcMasks(std::vector<JointLayer>& layers,
-                                                          Clock clock) const {
-  const double target = Due(clock).value_or(0);
-  std::vector<RankedLayer> ranked(layers.size());
-  int64_t elements = 0;
-  int64_t pruned = 0;
-  int64_t least = 0;
-  for (size_t i = 0; i < layers.size(); ++i) {
-    ranked[i].elements = layers[i].layer.elements;
-    ranked[i].previously_pruned = layers[i].state.pruned();
-    if (layers[i].state.mask) ranked[i].previous = layers[i].state.mask->bits().data();
-    Limit(ranked[i], target);
-    elements += ranked[i].elements;
-    pruned += ranked[i].previously_pruned;
-    least += ranked[i].at_least;
-  }
-  const int64_t total = CountToPrune(elements, target);
-  const bool chooses = std::max(total, least) > pruned;
-  std::vector<Scores> scores;
-  for (size_t i = 0; i < layers.size(); ++i) {
-    absl::StatusOr<Scores> found =
-        ScoresOf(layers[i].layer, layers[i].weight, layers[i].state, chooses);
-    if (!found.ok()) return found.status();
-    ranked[i].dtype = found->dtype;
-    ranked[i].scores = found->data;
-    scores.push_back(*std::move(found));
-  }
-  const PruneCounts counts = CountGlobally(ranked, total, normalize_);
-  if (counts.not_finite) {
-    const size_t bad = *counts.not_finite;
-    return NonFiniteError(layers[bad].layer, scores[bad].data);
-  }
-  std::vector<Mask> masks;
-  for (size_t i = 0; i < layers.size(); ++i) {
-    absl::StatusOr<Mask> mask =
-        Prune(layers[i].layer, scores[i], layers[i].state, counts.counts[i]);
-    if (!mask.ok()) return mask.status();
-    masks.push_back(*std::move(mask));
-  }
-  return masks;
-}
-
-int64_t GlobalPruner::work_bytes(const Layer& layer) const {
-  const int64_t own = ScheduledPruner::work_bytes(layer);
-  return own + GlobalWorkBytes(own > 0 ? DataType::kFloat64 : layer.dtype, layer.elements);
 }
 
 }  // namespace nni_compression::compression

@@ -249,9 +249,7 @@ class ScriptRule {
     }
     for (const StatisticInfo* info : script_->statistics) {
       if (state.statistics.count(info->kind) > 0) continue;
-      return absl::FailedPreconditionError(
-          absl::StrCat("layer ", Quoted(layer.name), " has no ", info->name,
-                       " yet, which the script needs: send it with AddStatistics"));
+      return MissingStatistic(*info, layer, "the script");
     }
     return absl::OkStatus();
   }

@@ -7,9 +7,7 @@
 #include <memory>
 #include <utility>
 
-#include "absl/strings/str_cat.h"
 #include "compression/kernels/parallel.h"
-#include "compression/messages/suggest.h"
 #include "compression/scores/score.h"
 
 namespace nni_compression::compression {
@@ -28,20 +26,14 @@ class Movement : public Score {
  public:
   absl::StatusOr<Scores> Of(const Layer& layer, const Weight&,
                             const Statistics& statistics) const override {
-    const StatisticInfo& info = *FindStatistic(static_cast<int>(StatisticKind::kWeightGradient));
-    const auto known = statistics.find(info.kind);
-    if (known == statistics.end()) {
-      return absl::FailedPreconditionError(
-          absl::StrCat("layer ", Quoted(layer.name), " has no ", info.name,
-                       " yet, which score movement ranks its weights by: send it with "
-                       "AddStatistics"));
-    }
-    const StatisticTotal total = Merge(info, *known->second);
+    const absl::StatusOr<StatisticTotal> total =
+        TotalOf(StatisticKind::kWeightGradient, layer, statistics, "score movement");
+    if (!total.ok()) return total.status();
     Buffer numbers = Buffer::Allocate(ByteLength(DataType::kFloat64, layer.elements));
     auto* const out = reinterpret_cast<double*>(numbers.data());
     ParallelFor(layer.elements, kGrain, [&](int64_t first, int64_t last) {
       for (int64_t i = first; i < last; ++i) {
-        out[i] = Order(-static_cast<float>(total.values[static_cast<size_t>(i)]));
+        out[i] = Order(-static_cast<float>(total->values[static_cast<size_t>(i)]));
       }
     });
     return Scores{DataType::kFloat64, out, std::move(numbers)};

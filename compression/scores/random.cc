@@ -1,5 +1,5 @@
 // Random: a number in [0, 1) that depends on the option `seed`, the layer's name and the index of
-// the weight: the element of that index of SplitMix64 (Steele, Lea & Flood 2014).
+// the weight, or the filter: the element of that index of SplitMix64 (Steele, Lea & Flood 2014).
 #include <cstdint>
 #include <memory>
 #include <utility>
@@ -26,27 +26,45 @@ uint64_t Hash(absl::string_view text) {
   return hash;
 }
 
+void Fill(int64_t seed, const Layer& layer, int64_t n, double* out) {
+  const uint64_t begin = Mix(Hash(layer.name) + Mix(static_cast<uint64_t>(seed) + kGolden));
+  ParallelFor(n, kGrain, [&](int64_t first, int64_t last) {
+    for (int64_t i = first; i < last; ++i) {
+      const uint64_t bits = Mix(begin + static_cast<uint64_t>(i + 1) * kGolden);
+      out[i] = static_cast<double>(bits >> 11) * 0x1p-53;
+    }
+  });
+}
+
 class Random : public Score {
  public:
-  explicit Random(int64_t seed) : seed_(static_cast<uint64_t>(seed)) {}
+  explicit Random(int64_t seed) : seed_(seed) {}
 
   absl::StatusOr<Scores> Of(const Layer& layer, const Weight&, const Statistics&) const override {
-    const int64_t n = layer.elements;
-    const uint64_t begin = Mix(Hash(layer.name) + Mix(seed_ + kGolden));
-    Buffer numbers = Buffer::Allocate(n * bytes_per_element());
+    Buffer numbers = Buffer::Allocate(layer.elements * bytes_per_element());
     auto* const out = reinterpret_cast<double*>(numbers.data());
-    ParallelFor(n, kGrain, [&](int64_t first, int64_t last) {
-      for (int64_t i = first; i < last; ++i) {
-        const uint64_t bits = Mix(begin + static_cast<uint64_t>(i + 1) * kGolden);
-        out[i] = static_cast<double>(bits >> 11) * 0x1p-53;
-      }
-    });
+    Fill(seed_, layer, layer.elements, out);
     return Scores{DataType::kFloat64, out, std::move(numbers)};
   }
   int64_t bytes_per_element() const override { return sizeof(double); }
 
  private:
-  const uint64_t seed_;
+  const int64_t seed_;
+};
+
+class RandomFilters : public FilterScore {
+ public:
+  explicit RandomFilters(int64_t seed) : seed_(seed) {}
+
+  absl::StatusOr<std::vector<double>> Of(const Layer& layer, const Weight&,
+                                         const Statistics&) const override {
+    std::vector<double> numbers(static_cast<size_t>(layer.filters()));
+    Fill(seed_, layer, layer.filters(), numbers.data());
+    return numbers;
+  }
+
+ private:
+  const int64_t seed_;
 };
 
 }  // namespace
@@ -63,6 +81,9 @@ ScoreInfo RandomScore() {
   info.options = {seed};
   info.create = [](const Options& options) {
     return std::make_unique<const Random>(options.Integer("seed"));
+  };
+  info.create_for_filters = [](const Options& options) {
+    return std::make_unique<const RandomFilters>(options.Integer("seed"));
   };
   return info;
 }

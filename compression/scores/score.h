@@ -44,6 +44,23 @@ class Score {
   virtual int64_t bytes_per_element() const = 0;
 };
 
+// The same for filters, the slices of a weight along its channel axis. Immutable, hence
+// thread-safe.
+class FilterScore {
+ public:
+  virtual ~FilterScore() = default;
+
+  // One number for each filter, in their order; the smallest go first. The weight has finite
+  // elements only. FAILED_PRECONDITION when a statistic is missing.
+  virtual absl::StatusOr<std::vector<double>> Of(const Layer& layer, const Weight& weight,
+                                                 const Statistics& statistics) const = 0;
+
+  // Memory that it takes for a layer: by default the numbers, and those of a statistic.
+  virtual int64_t work_bytes(const Layer& layer) const {
+    return 2 * layer.filters() * static_cast<int64_t>(sizeof(double));
+  }
+};
+
 // A score's entry in the table.
 struct ScoreInfo {
   std::string name;
@@ -53,7 +70,15 @@ struct ScoreInfo {
   bool can_normalize = false;
   // What it needs to know beyond the weight.
   std::vector<StatisticKind> statistics;
+  // Of these, whether weights of one dimension need them, too.
+  bool statistics_of_vectors = true;
+  // Optional: what trainers apply to outputs before they reduce them to these.
+  std::function<OutputActivation(const Options& options)> activation;
+  // Optional: checks that the score can be had of this layer.
+  std::function<absl::Status(const Layer& layer)> check_layer;
+  // For structure `element` and for structure `filter`; null: not for that one.
   std::function<std::unique_ptr<const Score>(const Options& options)> create;
+  std::function<std::unique_ptr<const FilterScore>(const Options& options)> create_for_filters;
 };
 
 // All scores, by name.

@@ -6,9 +6,16 @@ namespace nni_compression::compression {
 
 // One line for each score of scores/: the function that describes it.
 #define NNI_COMPRESSION_SCORES(SCORE) \
+  SCORE(Apoz)                         \
+  SCORE(BatchNormScale)               \
+  SCORE(Fpgm)                         \
+  SCORE(L1)                           \
+  SCORE(L2)                           \
   SCORE(Magnitude)                    \
+  SCORE(MeanActivation)               \
   SCORE(Movement)                     \
-  SCORE(Random)
+  SCORE(Random)                       \
+  SCORE(Taylor)
 
 #define NNI_COMPRESSION_DECLARE(name) ScoreInfo name##Score();
 NNI_COMPRESSION_SCORES(NNI_COMPRESSION_DECLARE)

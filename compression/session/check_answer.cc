@@ -159,7 +159,7 @@ absl::Status CheckKind(const AlgorithmInfo& info, const Compressor* compressor) 
   };
   if (!fits) return bad("created none for this rule");
   const Traits& traits = compressor->traits();
-  const bool prunes = traits.joint || traits.takes_counts;
+  const bool prunes = traits.joint || traits.takes_groups || traits.takes_counts;
   const bool quantizes =
       traits.bits != 0 || traits.accepts_range || traits.wants_range_in_step ||
       traits.per_channel || traits.group_size != 0 ||

@@ -2,6 +2,8 @@
 
 #include <algorithm>
 #include <cstring>
+#include <map>
+#include <set>
 #include <utility>
 
 #include "absl/container/flat_hash_map.h"
@@ -268,20 +270,18 @@ bool HaveOneDtype(const std::vector<int>& indices, absl::Span<const Layer> layer
                      [&](int i) { return layers[i].dtype == layers[indices.front()].dtype; });
 }
 
-// The statistics that a compressor wants of its layers, which must have them.
-absl::StatusOr<std::vector<const StatisticInfo*>> StatisticsOf(const Traits& traits,
-                                                               const std::vector<int>& won,
-                                                               absl::Span<const Layer> layers) {
-  std::vector<const StatisticInfo*> statistics;
-  for (const StatisticKind kind : traits.statistics) {
-    const StatisticInfo* const info = FindStatistic(static_cast<int>(kind));
-    if (info == nullptr || std::count(statistics.begin(), statistics.end(), info) > 0) {
-      return absl::InternalError(absl::StrCat("the algorithm declares the statistic ",
-                                              static_cast<int>(kind),
-                                              info == nullptr ? ", which is unknown" : " twice"));
-    }
-    statistics.push_back(info);
-    for (const int i : won) {
+// Checks that the rule's layers have the statistics that it wants.
+absl::Status CheckStatistics(const PlannedRule& rule, absl::Span<const Layer> layers) {
+  std::set<StatisticKind> kinds;
+  for (const StatisticKind kind : rule.traits().statistics) {
+    const bool known = FindStatistic(static_cast<int>(kind)) != nullptr;
+    if (known && kinds.insert(kind).second) continue;
+    return absl::InternalError(absl::StrCat("the algorithm declares the statistic ",
+                                            static_cast<int>(kind),
+                                            known ? " twice" : ", which is unknown"));
+  }
+  for (const int i : rule.layers) {
+    for (const StatisticInfo* info : rule.StatisticsOf(layers[i])) {
       const auto shape = PlannedShape(*info, layers[i]);
       if (!shape.ok()) return shape.status();
       if (shape->empty()) continue;  // a histogram, of any number of bins
@@ -291,7 +291,53 @@ absl::StatusOr<std::vector<const StatisticInfo*>> StatisticsOf(const Traits& tra
       }
     }
   }
-  return statistics;
+  return absl::OkStatus();
+}
+
+// Takes the layers of groups that keep all filters out of `won`, the layers of each rule, and adds
+// warnings. INVALID_ARGUMENT for a group whose layers several rules compress, or one that does not
+// prune filters.
+absl::Status ApplyGroups(const AlgorithmInfo& algorithm, const std::vector<Rule>& rules,
+                         absl::Span<const Layer> layers, std::vector<LayerPlan>& plans,
+                         std::vector<std::vector<int>>& won, std::vector<std::string>& warnings) {
+  std::map<int, std::vector<int>> groups;  // layers, by the index of their group
+  for (size_t i = 0; i < layers.size(); ++i) {
+    if (layers[i].group) groups[layers[i].group->index].push_back(static_cast<int>(i));
+  }
+  for (const auto& [group, members] : groups) {
+    const auto compressed = [&](int i) { return plans[i].rule && !rules[*plans[i].rule].exclude; };
+    const auto with = std::find_if(members.begin(), members.end(), compressed);
+    if (with == members.end()) continue;
+    const auto without = std::find_if_not(members.begin(), members.end(), compressed);
+    if (without != members.end()) {
+      for (const int i : members) plans[i].kept = compressed(i);
+      if (warnings.size() >= kMaxWarnings) continue;
+      warnings.push_back(
+          absl::StrCat("filter_groups[", group, "] keeps all its filters, among them those of ",
+                       Quoted(layers[*with].name), ": config_list does not compress ",
+                       Quoted(layers[*without].name), ", whose filters go with them"));
+      continue;
+    }
+    const int rule = *plans[*with].rule;
+    if (!rules[rule].compressor->traits().takes_groups) {
+      return absl::InvalidArgumentError(
+          absl::StrCat("filter_groups[", group, "] has layer ", Quoted(layers[*with].name),
+                       ", to which ", RulePath(rule), " applies, where ", algorithm.name,
+                       " prunes no filters; groups are for algorithms and options that do"));
+    }
+    for (const int i : members) {
+      if (*plans[i].rule == rule) continue;
+      return absl::InvalidArgumentError(absl::StrCat(
+          RulePath(rule), " applies to ", Quoted(layers[*with].name), " and ",
+          RulePath(*plans[i].rule), " to ", Quoted(layers[i].name), ", whose filters go together (",
+          "filter_groups[", group, "]); one rule must apply to all layers of a group"));
+    }
+  }
+  for (std::vector<int>& own : won) {
+    own.erase(std::remove_if(own.begin(), own.end(), [&](int i) { return plans[i].kept; }),
+              own.end());
+  }
+  return absl::OkStatus();
 }
 
 absl::Status CheckLayers(const AlgorithmInfo& algorithm, const Rule& rule,
@@ -359,6 +405,15 @@ std::vector<std::string> Warnings(const std::vector<Rule>& rules, const NamePatt
 }
 
 }  // namespace
+
+std::vector<const StatisticInfo*> PlannedRule::StatisticsOf(const Layer& layer) const {
+  std::vector<const StatisticInfo*> statistics;
+  if (layer.shape.size() == 1 && !traits().statistics_of_vectors) return statistics;
+  for (const StatisticKind kind : traits().statistics) {
+    statistics.push_back(FindStatistic(static_cast<int>(kind)));
+  }
+  return statistics;
+}
 
 absl::StatusOr<std::vector<std::string>> DefaultOpTypes(absl::string_view framework) {
   if (framework == "pytorch") {
@@ -432,27 +487,31 @@ absl::StatusOr<Plan> MakePlan(const AlgorithmInfo& algorithm, absl::Span<const j
   for (size_t i = 0; i < plan.layers.size(); ++i) {
     if (plan.layers[i].rule) won[*plan.layers[i].rule].push_back(static_cast<int>(i));
   }
-  std::vector<const PlannedRule*> planned(rules.size());
+  std::vector<std::string> kept;
+  if (auto s = ApplyGroups(algorithm, rules, layers, plan.layers, won, kept); !s.ok()) return s;
   for (int i = 0; i < static_cast<int>(rules.size()); ++i) {
-    if (!rules[i].wins) continue;
-    if (rules[i].exclude) continue;
+    if (rules[i].exclude || won[i].empty()) continue;
     if (auto status = CheckLayers(algorithm, rules[i], won[i], layers); !status.ok()) return status;
     const Traits& traits = rules[i].compressor->traits();
     plan.needs_epoch |= traits.needs_epoch;
     plan.needs_step |= traits.needs_step || !traits.observes.empty();
-    const bool takes_counts =
-        traits.takes_counts && (!traits.joint || HaveOneDtype(won[i], layers));
-    auto statistics = StatisticsOf(traits, won[i], layers);
-    if (!statistics.ok()) return statistics.status();
-    plan.rules.push_back(std::make_unique<const PlannedRule>(
-        PlannedRule{i, *std::move(rules[i].options), rules[i].compressor, takes_counts,
-                    *std::move(statistics), std::move(won[i])}));
-    planned[i] = plan.rules.back().get();
-  }
-  for (LayerPlan& layer : plan.layers) {
-    if (layer.rule) layer.planned = planned[*layer.rule];
+    auto planned = std::make_unique<PlannedRule>(
+        PlannedRule{i, *std::move(rules[i].options), rules[i].compressor});
+    planned->joint = traits.joint || (traits.takes_groups &&
+                                      std::any_of(won[i].begin(), won[i].end(), [&](int layer) {
+                                        return layers[layer].group.has_value();
+                                      }));
+    planned->takes_counts =
+        traits.takes_counts && (!planned->joint || HaveOneDtype(won[i], layers));
+    planned->layers = std::move(won[i]);
+    if (auto status = CheckStatistics(*planned, layers); !status.ok()) return status;
+    for (const int layer : planned->layers) plan.layers[layer].planned = planned.get();
+    plan.rules.push_back(std::move(planned));
   }
   plan.warnings = Warnings(rules, patterns, layers);
+  for (std::string& warning : kept) {
+    if (plan.warnings.size() < kMaxWarnings) plan.warnings.push_back(std::move(warning));
+  }
   return plan;
 }
 

@@ -25,17 +25,21 @@ struct PlannedRule {
   int rule = 0;  // index in the config_list
   Options options;
   std::shared_ptr<const Compressor> compressor;
+  bool joint = false;         // Traits::joint, or takes_groups and a layer is in a group
   bool takes_counts = false;  // Traits::takes_counts, and joint layers have one dtype
-  std::vector<const StatisticInfo*> statistics;  // Traits::statistics
-  std::vector<int> layers;                       // that it won, in the order of the model
+  std::vector<int> layers;    // that it won, in the order of the model
+
+  // The statistics that it wants of one of its layers.
+  std::vector<const StatisticInfo*> StatisticsOf(const Layer& layer) const;
 
   const Traits& traits() const { return compressor->traits(); }
 };
 
 // The plan for one layer.
 struct LayerPlan {
+  bool kept = false;                     // compressed by its rule, but for its dependency group
   std::optional<int> rule;               // index in the config_list of the rule that won
-  const PlannedRule* planned = nullptr;  // null: not compressed (no rule, or `exclude`)
+  const PlannedRule* planned = nullptr;  // null: not compressed (no rule, `exclude`, or the group)
 };
 
 struct Plan {
@@ -60,9 +64,11 @@ enum class Unfiltered {
 // (any alias counts). The last rule that matches wins and stands alone: earlier ones add nothing to
 // it.
 //
-// Warnings: a rule that matches nothing, a rule that never wins, an op_name, op_type or pattern
-// that no layer has, layers that a rule without filters leaves out. INVALID_ARGUMENT names the
-// field, the value and the allowed range; an unknown key gets a suggestion. Every rule is
+// A dependency group (Layer::group) with a layer that no rule compresses is not compressed at all.
+//
+// Warnings: such a group, a rule that matches nothing, a rule that never wins, an op_name, op_type
+// or pattern that no layer has, layers that a rule without filters leaves out. INVALID_ARGUMENT
+// names the field, the value and the allowed range; an unknown key gets a suggestion. Every rule is
 // validated, the losing ones too. Takes linear time, and returns CANCELLED soon after `cancelled`
 // returns true.
 absl::StatusOr<Plan> MakePlan(const AlgorithmInfo& algorithm,

@@ -156,6 +156,8 @@ absl::StatusOr<std::unique_ptr<Session>> Session::Bind(const Registry& registry,
   if (auto status = CheckNotNegative("step", binding.clock.step); !status.ok()) return status;
   auto index = IndexLayers(binding.layers);
   if (!index.ok()) return index.status();
+  if (auto s = AssignGroups(binding.filter_groups, *index, binding.layers); !s.ok()) return s;
+  binding.filter_groups = {};
   auto plan = MakePlan(**algorithm, binding.config_list, binding.framework, binding.layers,
                        binding.unfiltered, cancelled);
   if (!plan.ok()) return plan.status();
@@ -198,21 +200,20 @@ const Compressor* Session::CompressorOf(int i) const {
 
 bool Session::IsJoint(int i) const {
   const PlannedRule* planned = plan_.layers[i].planned;
-  return planned != nullptr && planned->traits().joint;
+  return planned != nullptr && planned->joint;
 }
 
 bool Session::IsStaleTogether(const PlannedRule& rule) const {
   const auto [known, fresh] = stale_together_.try_emplace(rule.rule, true);
   if (!fresh) return known->second;
   const auto& pruner = static_cast<const Pruner&>(*rule.compressor);
-  int64_t elements = 0;
-  int64_t pruned = 0;
+  std::vector<LayerInState> layers;
+  layers.reserve(rule.layers.size());
   for (const int i : rule.layers) {
     if (!state(i).answered || pruner.IsStale(layer(i), state(i), clock_)) return true;
-    elements += layer(i).elements;
-    pruned += state(i).pruned();
+    layers.push_back({layer(i), state(i)});
   }
-  return known->second = pruner.IsStaleTogether(elements, pruned, clock_);
+  return known->second = pruner.IsStaleTogether(layers, clock_);
 }
 
 bool Session::IsStale(int i) const {
@@ -240,7 +241,9 @@ absl::Status Session::CheckCompressed(int i, AlgorithmKind kind) const {
   const LayerPlan& plan = plan_.layers[i];
   if (plan.planned != nullptr) return absl::OkStatus();
   const std::string why =
-      plan.rule ? absl::StrCat("config_list[", *plan.rule, "] excludes it") : "no rule matches it";
+      !plan.rule  ? "no rule matches it"
+      : plan.kept ? absl::StrCat("filter_groups[", layer(i).group->index, "] keeps all its filters")
+                  : absl::StrCat("config_list[", *plan.rule, "] excludes it");
   return absl::InvalidArgumentError(
       absl::StrCat("layer ", Quoted(layer(i).name), " is not compressed: ", why));
 }
@@ -266,8 +269,8 @@ absl::Status Session::CheckWeight(int i, const at::Tensor& weight) const {
 }
 
 std::optional<double> Session::AnswerTarget(int i) const {
-  // The target of a joint rule is not that of each layer.
-  if (IsJoint(i)) return std::nullopt;
+  // That of all layers together is not that of each.
+  if (plan_.layers[i].planned->traits().joint) return std::nullopt;
   return TargetSparsity(*plan_.layers[i].planned, clock_.epoch);
 }
 
@@ -315,7 +318,7 @@ absl::StatusOr<std::vector<MaskAnswer>> Session::CalcMasks(absl::Span<const Laye
           absl::StrCat("layer ", Quoted(layer(i).name), " is given twice"));
     }
     const PlannedRule* rule = plan_.layers[i].planned;
-    if (!rule->traits().joint) {
+    if (!rule->joint) {
       return absl::InvalidArgumentError(
           absl::StrCat("layer ", Quoted(layer(i).name), " is decided about by itself"));
     }
@@ -417,7 +420,7 @@ absl::StatusOr<std::vector<CountsAnswer>> Session::CalcThresholds(
 
   const PlannedRule& rule = *plan_.layers[counts.front().layer].planned;
   const std::vector<int> indices =
-      rule.traits().joint ? rule.layers : std::vector<int>{counts.front().layer};
+      rule.joint ? rule.layers : std::vector<int>{counts.front().layer};
   std::vector<const LayerCounts*> ordered;
   std::vector<CountedLayer> layers;
   for (const int i : indices) {
@@ -653,7 +656,7 @@ absl::Status Session::AddGradient(int i, const at::Tensor& gradient) {
 
 absl::StatusOr<StatisticAnswer> Session::AddStatistic(int i, const StatisticPart& part) {
   if (auto status = CheckCompressed(i, algorithm_->kind); !status.ok()) return status;
-  const std::vector<const StatisticInfo*>& wanted = plan_.layers[i].planned->statistics;
+  const std::vector<const StatisticInfo*> wanted = plan_.layers[i].planned->StatisticsOf(layer(i));
   const auto found = std::find_if(wanted.begin(), wanted.end(), [&](const StatisticInfo* info) {
     return info->kind == part.kind;
   });

@@ -22,6 +22,7 @@
 #include "absl/status/statusor.h"
 #include "absl/strings/string_view.h"
 #include "compression/algorithms/registry.h"
+#include "compression/session/filter_groups.h"
 #include "compression/session/plan.h"
 #include "compression/session/snapshot.h"
 #include "compression/statistics/statistic.h"
@@ -39,8 +40,9 @@ struct Binding {
   std::string algorithm;
   std::vector<nlohmann::json> config_list;
   std::vector<Layer> layers;
-  std::string framework;      // "pytorch", "tensorflow", "keras", "generic"
-  Clock clock;                // where training resumes
+  std::vector<FilterGroup> filter_groups;  // Bind moves them to the layers
+  std::string framework;                   // "pytorch", "tensorflow", "keras", "generic"
+  Clock clock;                             // where training resumes
   bool step_applied = false;  // whether inputs for `clock.step` have been applied already
   Unfiltered unfiltered = Unfiltered::kEveryLayer;
 };

@@ -11,24 +11,24 @@ namespace nni_compression::compression {
 namespace {
 
 using Shape = StatisticInfo::Shape;
-using Merge = StatisticInfo::Merge;
+using Merging = StatisticInfo::Merge;
 using Kind = StatisticKind;
 
 constexpr StatisticInfo kTable[] = {
-    {Kind::kWeightGradient, "weight_gradient", Shape::kWeight, Merge::kSum, true},
-    {Kind::kFilterTaylor, "filter_taylor", Shape::kOutputs, Merge::kSum, false},
-    {Kind::kParameter, "parameter", Shape::kOutputs, Merge::kReplace, true},
-    {Kind::kSquaredGradient, "squared_gradient", Shape::kOne, Merge::kSum, false},
-    {Kind::kInputSquareSum, "input_square_sum", Shape::kInputs, Merge::kSum, false},
-    {Kind::kInputSecondMoment, "input_second_moment", Shape::kInputPairs, Merge::kSum, true},
-    {Kind::kInputAbsMax, "input_abs_max", Shape::kInputs, Merge::kMaximum, false},
-    {Kind::kInputAbsSum, "input_abs_sum", Shape::kInputs, Merge::kSum, false},
-    {Kind::kInputHistogram, "input_histogram", Shape::kBins, Merge::kSum, false},
-    {Kind::kOutputHistogram, "output_histogram", Shape::kBins, Merge::kSum, false},
-    {Kind::kOutputZeroCount, "output_zero_count", Shape::kOutputs, Merge::kSum, false},
-    {Kind::kOutputSum, "output_sum", Shape::kOutputs, Merge::kSum, true},
-    {Kind::kInputRange, "input_range", Shape::kRange, Merge::kRange, true},
-    {Kind::kOutputRange, "output_range", Shape::kRange, Merge::kRange, true},
+    {Kind::kWeightGradient, "weight_gradient", Shape::kWeight, Merging::kSum, true},
+    {Kind::kFilterTaylor, "filter_taylor", Shape::kOutputs, Merging::kSum, false},
+    {Kind::kParameter, "parameter", Shape::kOutputs, Merging::kReplace, true},
+    {Kind::kSquaredGradient, "squared_gradient", Shape::kOne, Merging::kSum, false},
+    {Kind::kInputSquareSum, "input_square_sum", Shape::kInputs, Merging::kSum, false},
+    {Kind::kInputSecondMoment, "input_second_moment", Shape::kInputPairs, Merging::kSum, true},
+    {Kind::kInputAbsMax, "input_abs_max", Shape::kInputs, Merging::kMaximum, false},
+    {Kind::kInputAbsSum, "input_abs_sum", Shape::kInputs, Merging::kSum, false},
+    {Kind::kInputHistogram, "input_histogram", Shape::kBins, Merging::kSum, false},
+    {Kind::kOutputHistogram, "output_histogram", Shape::kBins, Merging::kSum, false},
+    {Kind::kOutputZeroCount, "output_zero_count", Shape::kOutputs, Merging::kSum, false},
+    {Kind::kOutputSum, "output_sum", Shape::kOutputs, Merging::kSum, true},
+    {Kind::kInputRange, "input_range", Shape::kRange, Merging::kRange, true},
+    {Kind::kOutputRange, "output_range", Shape::kRange, Merging::kRange, true},
 };
 
 constexpr int64_t kMaxBins = 65536;

@@ -31,6 +31,10 @@ enum class StatisticKind : uint8_t {
   kOutputRange,
 };
 
+// What trainers apply to a layer's outputs before they reduce them to kOutputZeroCount and
+// kOutputSum. With the numbers of the wire's Activation.
+enum class OutputActivation : uint8_t { kNone, kRelu, kRelu6 };
+
 // A line of the table.
 struct StatisticInfo {
   // F: output channels, I: input channels of the weight.

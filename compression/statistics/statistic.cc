@@ -284,4 +284,19 @@ StatisticTotal Merge(const StatisticInfo& info, const Statistic& statistic) {
   return total;
 }
 
+absl::Status MissingStatistic(const StatisticInfo& info, const Layer& layer,
+                              absl::string_view user) {
+  return absl::FailedPreconditionError(absl::StrCat("layer ", Quoted(layer.name), " has no ",
+                                                    info.name, " yet, which ", user,
+                                                    " needs: send it with AddStatistics"));
+}
+
+absl::StatusOr<StatisticTotal> TotalOf(StatisticKind kind, const Layer& layer,
+                                       const Statistics& statistics, absl::string_view user) {
+  const StatisticInfo& info = *FindStatistic(static_cast<int>(kind));
+  const auto known = statistics.find(kind);
+  if (known == statistics.end()) return MissingStatistic(info, layer, user);
+  return Merge(info, *known->second);
+}
+
 }  // namespace nni_compression::compression

@@ -10,6 +10,7 @@
 
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
+#include "absl/strings/string_view.h"
 #include "compression/statistics/kinds.h"
 #include "compression/types/buffer.h"
 #include "compression/types/dtype.h"
@@ -21,6 +22,11 @@ constexpr int kMaxSources = 64;
 // As the largest epoch: all integers up to here are numbers in double.
 constexpr int64_t kMaxSamples = int64_t{1} << 53;
 constexpr uint64_t kMaxSequence = uint64_t{1} << 53;
+
+// FAILED_PRECONDITION for a layer that has no part yet of what `user` needs, such as "score
+// taylor".
+absl::Status MissingStatistic(const StatisticInfo& info, const Layer& layer,
+                              absl::string_view user);
 
 // One part of a statistic, as a source sends it.
 struct StatisticPart {
@@ -80,6 +86,10 @@ struct StatisticTotal {
   std::vector<double> values;
 };
 StatisticTotal Merge(const StatisticInfo& info, const Statistic& statistic);
+
+// The merged statistic of a layer; MissingStatistic without one.
+absl::StatusOr<StatisticTotal> TotalOf(StatisticKind kind, const Layer& layer,
+                                       const Statistics& statistics, absl::string_view user);
 
 }  // namespace nni_compression::compression
 

@@ -3,12 +3,25 @@
 #define NNI_COMPRESSION_COMPRESSION_TYPES_LAYER_H_
 
 #include <cstdint>
+#include <optional>
 #include <string>
 #include <vector>
 
 #include "compression/types/dtype.h"
 
 namespace nni_compression::compression {
+
+// Filters of a layer, at most, that are pruned as a whole.
+constexpr int64_t kMaxFilters = int64_t{1} << 20;
+
+// What a layer has to do with a dependency group: layers whose filters, their slices along the
+// channel axis, go together. Units go at a time, each of which is some filters of each layer.
+struct InFilterGroup {
+  int index = 0;                // of the group
+  int64_t count = 0;            // units of the group
+  int64_t runs = 1;             // into which these are divided; each loses the same number
+  std::vector<uint32_t> units;  // for each filter of the layer, its unit
+};
 
 struct Layer {
   std::string name;
@@ -19,8 +32,12 @@ struct Layer {
   std::vector<std::string> aliases;  // further names of the same (tied) weight
   bool needs_filter = false;  // whether rules that filter neither by type nor by name leave it out
   std::vector<std::string> op_type_bases;  // further types that the layer is of
+  std::optional<InFilterGroup> group;      // Session::Bind fills it in
 
   int64_t elements = 0;  // product of `shape`; Session::Bind fills it in
+
+  // Slices of the weight along the channel axis.
+  int64_t filters() const { return shape[static_cast<size_t>(channel_axis)]; }
 };
 
 }  // namespace nni_compression::compression

@@ -97,6 +97,13 @@ absl::StatusOr<compression::Binding> ToBinding(const v1::BindModelRequest& reque
     if (!layer.ok()) return layer.status();
     binding.layers.push_back(*std::move(layer));
   }
+  for (const v1::FilterGroup& group : request.filter_groups()) {
+    compression::FilterGroup& to = binding.filter_groups.emplace_back();
+    to.runs = std::max<int64_t>(1, group.runs());
+    for (const v1::FilterGroup::Member& member : group.members()) {
+      to.members.push_back({member.layer(), {member.units().begin(), member.units().end()}});
+    }
+  }
   return binding;
 }
 
@@ -277,11 +284,15 @@ void ToProto(const compression::Plan& plan, absl::Span<const compression::Layer>
     to->set_compressed(from.planned != nullptr);
     if (from.rule) to->set_rule(static_cast<uint32_t>(*from.rule));
     if (from.planned == nullptr) continue;
-    for (const compression::StatisticInfo* info : from.planned->statistics) {
+    for (const compression::StatisticInfo* info : from.planned->StatisticsOf(layers[i])) {
       v1::PlannedStatistic* const statistic = to->add_statistics();
       statistic->set_kind(static_cast<v1::StatisticKind>(info->kind));
       const auto shape = compression::PlannedShape(*info, layers[i]);  // it has one
       statistic->mutable_shape()->Add(shape->begin(), shape->end());
+      if (info->kind == compression::StatisticKind::kOutputZeroCount ||
+          info->kind == compression::StatisticKind::kOutputSum) {
+        statistic->set_activation(static_cast<v1::Activation>(from.planned->traits().activation));
+      }
     }
   }
   for (const auto& rule : plan.rules) {
@@ -291,7 +302,7 @@ void ToProto(const compression::Plan& plan, absl::Span<const compression::Layer>
     const compression::Traits& traits = rule->traits();
     to->set_refresh(static_cast<v1::Refresh>(traits.refresh));
     to->set_remembers_more(traits.remembers_more);
-    to->set_joint(traits.joint);
+    to->set_joint(rule->joint);
     to->set_takes_counts(rule->takes_counts);
     if (traits.wants_range_in_step) to->add_step_inputs(v1::TENSOR_ROLE_RANGE);
     for (const compression::Observation::Kind kind : traits.observes) {

@@ -177,9 +177,10 @@ class GuardedPruner : public Guard<Pruner> {
     return Invoke(OnLayer(layer), &Pruner::Adopt, layer, state, clock);
   }
 
-  bool IsStaleTogether(int64_t elements, int64_t pruned, compression::Clock clock) const override {
+  bool IsStaleTogether(absl::Span<const compression::LayerInState> layers,
+                       compression::Clock clock) const override {
     // An answer becomes stale only by a new epoch or step, or by a mask of the trainer.
-    return Ask("the layers of a rule", true, &Pruner::IsStaleTogether, elements, pruned, clock);
+    return Ask("the layers of a rule", true, &Pruner::IsStaleTogether, layers, clock);
   }
 
   absl::StatusOr<std::vector<Mask>> CalcMasks(std::vector<JointLayer>& layers,

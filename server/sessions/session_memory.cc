@@ -20,6 +20,8 @@ constexpr int64_t kNameBlock = 16;
 constexpr int64_t kNameCopies = 5;
 constexpr int64_t kAliasBytes = 400;  // of all copies, without the characters
 
+constexpr int64_t kMemberBytes = 128;  // of a dependency group
+
 // An option is stored in the binding and, parsed, in the plan.
 constexpr int64_t kRuleCopies = 2;
 constexpr int64_t kRuleBytes = 2 << 10;  // defaults, compressor, path
@@ -95,14 +97,33 @@ int64_t AnswerBytes(const compression::Session& session, int64_t mask, int64_t n
   return bytes;
 }
 
+// Of units, which a member has for each filter of its layer, given or not.
+int64_t GroupBytes(const v1::BindModelRequest& request) {
+  int64_t bytes = 0;
+  for (const v1::FilterGroup& group : request.filter_groups()) {
+    for (const v1::FilterGroup::Member& member : group.members()) {
+      bytes += kMemberBytes + TextBytes(member.layer()) +
+               static_cast<int64_t>(sizeof(uint32_t)) * member.units_size();
+    }
+  }
+  if (bytes == 0) return 0;
+  for (const v1::Layer& layer : request.layers()) {
+    const auto axis = static_cast<int>(std::min<uint32_t>(layer.channel_axis(), 64));
+    if (axis >= layer.shape_size()) continue;  // an error later
+    bytes += static_cast<int64_t>(sizeof(uint32_t)) *
+             std::clamp<int64_t>(layer.shape(axis), 0, compression::kMaxFilters);
+  }
+  return bytes;
+}
+
 // The statistics that the plan wants, of one source.
 int64_t StatisticsBytes(const compression::Session& session) {
   // As most trainers make them; the plan leaves it to them.
   constexpr int64_t kBins = 4096;
   int64_t bytes = 0;
   for (const auto& rule : session.plan().rules) {
-    for (const compression::StatisticInfo* info : rule->statistics) {
-      for (const int i : rule->layers) {
+    for (const int i : rule->layers) {
+      for (const compression::StatisticInfo* info : rule->StatisticsOf(session.layer(i))) {
         int64_t numbers = info->shape == compression::StatisticInfo::Shape::kBins ? kBins : 1;
         const auto shape = compression::PlannedShape(*info, session.layer(i));  // it has one
         for (const int64_t size : *shape) numbers *= size;
@@ -154,6 +175,7 @@ int64_t BindingBytes(const v1::BindModelRequest& request) {
       bytes += kAliasBytes + kNameCopies * static_cast<int64_t>(alias.size());
     }
   }
+  bytes += GroupBytes(request);
   for (const google::protobuf::Struct& rule : request.config_list()) {
     bytes += kRuleBytes + kRuleCopies * JsonBytes(rule);
   }

@@ -96,7 +96,7 @@ void SessionRecord::SetLayers() {
     const compression::PlannedRule* planned = session_->plan().layers[i].planned;
     if (planned == nullptr) continue;
     traits_[i].compressed = true;
-    traits_[i].joint = planned->traits().joint;
+    traits_[i].joint = planned->joint;
     traits_[i].work_bytes = planned->compressor->work_bytes(layers_[i]);
     const auto* quantizer = dynamic_cast<const compression::Quantizer*>(planned->compressor.get());
     if (quantizer != nullptr && planned->traits().per_channel) {

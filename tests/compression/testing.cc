@@ -171,9 +171,11 @@ StatisticPart PartOf(StatisticKind kind, const at::Tensor& values, uint64_t sequ
 }
 
 void GiveStatistics(Session& session, int i) {
-  for (const StatisticInfo* info : session.plan().layers[i].planned->statistics) {
+  const Layer& layer = session.layer(i);
+  for (const StatisticInfo* info : session.plan().layers[i].planned->StatisticsOf(layer)) {
     if (session.state(i).statistics.count(info->kind) > 0) continue;
-    const at::Tensor values = Random(PlannedShape(*info, session.layer(i)).value(), 9);
+    at::Tensor values = Random(PlannedShape(*info, layer).value(), 9);
+    if (!info->has_negative) values = values.abs();
     EXPECT_THAT(session.AddStatistic(i, PartOf(info->kind, values)), IsOk());
   }
 }

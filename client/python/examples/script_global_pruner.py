@@ -1,6 +1,6 @@
 """A pruner in TorchScript that decides about all layers together, by a statistic of gradients.
 
-    python script_global_pruner.py taylor.pt
+    python script_global_pruner.py first_order.pt
 
 writes the file that an operator puts into the server's --script_dir. A weight's score is the first
 order of what its removal changes in the loss, |weight * gradient|, summed by the trainer: the
@@ -27,7 +27,7 @@ class Options(NamedTuple):
     end_epoch: int = 1
 
 
-class Taylor(torch.nn.Module):
+class FirstOrder(torch.nn.Module):
     """Removes the weights of all layers together that change the loss least."""
 
     def __init__(self) -> None:
@@ -61,7 +61,7 @@ class Taylor(torch.nn.Module):
 if __name__ == "__main__":
     share = "Share of all weights of the rule to remove."
     save(
-        Taylor(),
+        FirstOrder(),
         sys.argv[1],
         options={
             "sparsity": {"minimum": 0, "maximum": 1, "description": share},

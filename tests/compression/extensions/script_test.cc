@@ -114,7 +114,7 @@ TEST_F(ScriptTest, GradientsReachTheScript) {
 TEST_F(ScriptTest, StatisticsAreTheFieldsOfTheScriptsLayer) {
   auto session = Bind("measured");
   std::vector<std::string> names;
-  for (const StatisticInfo* info : session->plan().rules[0]->statistics) {
+  for (const StatisticInfo* info : session->plan().rules[0]->StatisticsOf(session->layer(0))) {
     names.emplace_back(info->name);
   }
   EXPECT_THAT(names, testing::ElementsAre("weight_gradient", "output_histogram"));
@@ -273,7 +273,7 @@ TEST_F(ScriptTest, JointMasksThatAreWrongAreErrorsAndTheSessionStays) {
 TEST_F(ScriptTest, AJointScriptGetsTheStatisticsOfAllLayers) {
   const json rule = {{"sparsity", 0.5}, {"end_epoch", 0}};
   auto session = *TryBind(
-      MakeBinding("taylor", json::array({rule}), {MakeLayer("a", {2}), MakeLayer("b", {4})}));
+      MakeBinding("first_order", json::array({rule}), {MakeLayer("a", {2}), MakeLayer("b", {4})}));
   const std::vector<LayerWeight> weights = {{0, Random({2}, 1)}, {1, Random({4}, 2)}};
   const auto kind = StatisticKind::kWeightGradient;
   ASSERT_THAT(session->AddStatistic(0, PartOf(kind, Values({-3, 2}))), IsOk());
@@ -294,7 +294,7 @@ TEST_F(ScriptTest, AJointScriptGetsTheStatisticsOfAllLayers) {
 
 TEST_F(ScriptTest, TheStateOfARuleMayBeAsLargeAsItsLayersTogetherAllow) {
   constexpr int64_t kMany = 1'500'000;  // each with a byte of state
-  auto session = *TryBind(MakeBinding("taylor", json::array({json::object()}),
+  auto session = *TryBind(MakeBinding("first_order", json::array({json::object()}),
                                       {MakeLayer("small", {2}), MakeLayer("large", {kMany})}));
   for (int i = 0; i < 2; ++i) GiveStatistics(*session, i);
   EXPECT_THAT(session->CalcMasks({{0, Random({2}, 1)}, {1, Random({kMany}, 1)}}), IsOk());
@@ -306,7 +306,7 @@ TEST_F(ScriptTest, WorkCountsTheCopiesOfWeightAndStatistics) {
   };
   EXPECT_EQ(work_bytes(*Bind("counter")), 24);
   EXPECT_EQ(work_bytes(*Bind("calibrated")), 24 + 3 * 8);
-  EXPECT_EQ(work_bytes(*BindOne("taylor", json::object(), {100}, DataType::kFloat16)),
+  EXPECT_EQ(work_bytes(*BindOne("first_order", json::object(), {100}, DataType::kFloat16)),
             200 + 100 * 8);
 }
 

@@ -288,7 +288,7 @@ def main(out):
     for source, name in (
         ("script_pruner", "moving"),
         ("script_quantizer", "clipped"),
-        ("script_global_pruner", "taylor"),
+        ("script_global_pruner", "first_order"),
     ):
         # Each in a process of its own, as TorchScript has one Options of a process.
         command = [sys.executable, str(examples / f"{source}.py"), str(out / f"good/{name}.pt")]

@@ -16,10 +16,12 @@ std::unique_ptr<Session> BindMovement(int64_t n = 20) { return BindOne("movement
 
 TEST(SessionStatisticsTest, ThePlanSaysWhatIsWanted) {
   auto session = BindMovement();
-  const PlannedRule& rule = *session->plan().rules[0];
-  ASSERT_EQ(rule.statistics.size(), 1u);
-  EXPECT_EQ(rule.statistics[0]->kind, kKind);
-  EXPECT_TRUE(BindOne("level", {{"sparsity", 0.5}}, {20})->plan().rules[0]->statistics.empty());
+  const auto wanted = [](const Session& session) {
+    return session.plan().rules[0]->StatisticsOf(session.layer(0));
+  };
+  ASSERT_EQ(wanted(*session).size(), 1u);
+  EXPECT_EQ(wanted(*session)[0]->kind, kKind);
+  EXPECT_TRUE(wanted(*BindOne("level", {{"sparsity", 0.5}}, {20})).empty());
 }
 
 TEST(SessionStatisticsTest, OtherStatisticsAreRefusedAndNothingChanges) {

@@ -64,7 +64,7 @@ def fails(error, text, call):
 with nc.Client() as client:
     listed = {a.name: a for a in client.algorithms() if a.source}
     assert {name: a.source for name, a in listed.items()} == {
-        name: f"{name}.pt" for name in ("small", "taylor", "renewed", "moving", "clipped", "raises", "hangs")
+        name: f"{name}.pt" for name in ("small", "first_order", "renewed", "moving", "clipped", "raises", "hangs")
     }, listed
     (option,) = listed["small"].options
     assert (option.name, option.type, option.default) == ("threshold", "number", 0.1), option
@@ -111,7 +111,7 @@ with nc.Client() as client:
 
     # Statistics, by hand, of layers that are decided about together.
     sums = {"a": weight, "b": weight[::-1] * 3}
-    for algorithm in ("taylor", "renewed"):
+    for algorithm in ("first_order", "renewed"):
         with bind(algorithm, two, sparsity=0.75) as session:
             assert session.plan.layers["b"].statistics == {"weight_gradient": (20, 10)}
             weights = {"a": weight, "b": weight}

@@ -1,4 +1,4 @@
-"""The tables of docs/pruners.md about scores, scopes and schedules, compared with a server."""
+"""The tables of docs/pruners.md about what pruners consist of, compared with a server."""
 
 import itertools
 import json
@@ -11,9 +11,14 @@ import documents
 import nni_compression as nc
 
 TEXT = (documents.ROOT / "docs/pruners.md").read_text()
-DIMENSIONS = ("score", "scope", "normalize", "schedule")
-# With what a dimension exists at all.
-ONLY_WITH = {"normalize": {"scope": ["global"], "score": ["magnitude"]}}
+DIMENSIONS = ("structure", "score", "scope", "normalize", "schedule")
+# With what a dimension exists at all, by the structure that its presets have first.
+ONLY_WITH = {
+    "element": {"normalize": {"scope": ["global"], "score": ["magnitude"]}},
+    "filter": {"normalize": {"scope": ["global"]}},
+}
+# Filters of one weight have their magnitudes as scores.
+MAGNITUDES = ("l1", "l2", "bn_scale")
 # Of the options that some choice requires, and so that all schedules end at the same sparsity.
 FINAL = 0.6
 VALUES = {"sparsity": FINAL, "final_sparsity": FINAL, "end_epoch": 4, "rounds": 3}
@@ -55,7 +60,7 @@ def expected_options(preset):
     """(name, type, default, range, only_with) of all options, by the tables."""
     choices = PRESETS[preset]
     for name, values in choices.items():
-        exists = only_with(ONLY_WITH.get(name, {}), choices)
+        exists = only_with(ONLY_WITH[choices["structure"][0]].get(name, {}), choices)
         if len(values) > 1 and exists is not None:
             yield name, "string", json.dumps(values[0]), f"one of {', '.join(values)}", exists
     for row in documents.table(TEXT, "with"):
@@ -77,8 +82,9 @@ def masks(client, algorithm, rule):
     weights = {name: weight.astype(np.float32) for name, weight in weights.items()}
     answers = []
     with client.bind_model(algorithm, [rule], LAYERS) as session:
-        sums = {name: {"weight_gradient": weight} for name, weight in weights.items()}
-        if session.plan.layers["a"].statistics:
+        kinds = session.plan.layers["a"].statistics
+        if kinds:
+            sums = {name: dict.fromkeys(kinds, abs(w)) for name, w in weights.items()}
             session.add_statistics(sums)
         for epoch in EPOCHS:
             if session.plan.needs_update_epoch:
@@ -92,7 +98,8 @@ def rule_for(algorithm, chosen):
     """A rule of the server's algorithm with these choices, where it leaves them open."""
     choices = PRESETS[algorithm]
     rule = {name: choice for name, choice in chosen.items() if len(choices[name]) > 1}
-    if chosen["scope"] != "global" or chosen["score"] != "magnitude":
+    is_element = chosen["structure"] == "element"
+    if chosen["scope"] != "global" or (is_element and chosen["score"] != "magnitude"):
         rule.pop("normalize", None)
     for row in documents.table(TEXT, "with"):
         name = row[1].strip("`")
@@ -143,18 +150,22 @@ def test_what_a_preset_fixes_is_what_the_table_says(client, preset):
     chosen = {name: values[0] for name, values in PRESETS[preset].items()}
     true = masks(client, preset, rule_for(preset, chosen))
 
-    agp = {**chosen, "schedule": "agp"}
     assert true[-1].sum() == 200 - int(200 * FINAL)
-    np.testing.assert_array_equal(true[-1], masks(client, "agp", rule_for("agp", agp))[-1])
+    agp = {**chosen, "structure": "element", "schedule": "agp"}
+    if chosen["score"] in MAGNITUDES:
+        agp["score"] = "magnitude"
+    if agp["score"] in PRESETS["agp"]["score"]:
+        np.testing.assert_array_equal(true[-1], masks(client, "agp", rule_for("agp", agp))[-1])
 
     removed = (~true).sum(axis=1)
-    level = {**chosen, "score": "magnitude", "scope": "layer", "normalize": "none"}
+    level = {**agp, "score": "magnitude", "scope": "layer", "normalize": "none"}
+    level["schedule"] = chosen["schedule"]
     by_layers = (~masks(client, "level", rule_for("level", level))).sum(axis=1)
     # Of 200 weights together, or of each of two layers: rounded once or twice.
     assert np.abs(removed - by_layers).max() <= 1
 
 
-@pytest.mark.parametrize("kind", ["score", "scope", "normalize", "schedule"])
+@pytest.mark.parametrize("kind", list(DIMENSIONS))
 def test_the_table_of_formulas_has_every_choice(kind):
     said = [quoted(row[0])[0] for row in documents.table(TEXT, kind)]
     assert set(said) == {choice for choices in PRESETS.values() for choice in choices[kind]}

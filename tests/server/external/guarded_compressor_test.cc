@@ -98,7 +98,7 @@ TEST_F(GuardedTest, JointPrunersAnswerTheSame) {
 }
 
 TEST_F(GuardedTest, JointScriptsWithStatisticsAnswerTheSame) {
-  ExpectSame("taylor", {{"sparsity", 0.8}, {"end_epoch", 4}}, [](Session& session) {
+  ExpectSame("first_order", {{"sparsity", 0.8}, {"end_epoch", 4}}, [](Session& session) {
     const std::vector<compression::LayerWeight> weights = {{0, compression::Random({4, 3}, 1)}};
     EXPECT_THAT(session.CalcMasks(weights), Fails(absl::StatusCode::kFailedPrecondition,
                                                   HasSubstr("has no weight_gradient yet")));
