@@ -108,6 +108,7 @@ absl::StatusOr<std::vector<Mask>> FilterPruner::CalcMasks(std::vector<JointLayer
   }
   const Goal goal = GoalOf(InState(layers), Due(clock).value_or(0));
   std::vector<std::vector<bool>> removed;  // units, by set
+  removed.reserve(goal.sets.size());
   for (const FilterSet& set : goal.sets) removed.push_back(set.removed());
   if (!goal.is_met) {  // only then are scores needed, which a statistic may be missing for
     std::vector<std::vector<double>> scores;
@@ -141,6 +142,7 @@ absl::StatusOr<std::vector<Mask>> FilterPruner::CalcMasks(std::vector<JointLayer
     }
   }
   std::vector<Mask> masks;
+  masks.reserve(found.size());
   for (std::optional<Mask>& mask : found) masks.push_back(*std::move(mask));
   return masks;
 }

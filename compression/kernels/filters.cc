@@ -8,10 +8,20 @@
 #include "compression/kernels/isa.h"
 #include "compression/kernels/parallel.h"
 
+#if defined(__x86_64__)
+#include <immintrin.h>
+#endif
+
 namespace nni_compression::compression {
 namespace {
 
 constexpr int kLanes = 16;
+
+// Of distances: rows of a tile, which are to stay in the second cache, of the strip of it that is
+// to stay in the first, and how many columns of them.
+constexpr int64_t kTile = 48;
+constexpr int64_t kStrip = 12;
+constexpr int64_t kDepth = 512;
 
 // Numbers that are worth a thread.
 int64_t FiltersPerThread(const Channels& channels) {
@@ -111,96 +121,149 @@ Rows GatherRows(DataType dtype, const void* weight, const Channels& channels) {
   return rows;
 }
 
-// Sixteen numbers, which the compiler maps to the registers that the instruction set has. Products
-// and sums are rounded apart (-ffp-contract=off).
-typedef float Lanes __attribute__((vector_size(kLanes * sizeof(float)), aligned(4)));
-
-// The squared distances of kHeight rows at `a` to kWidth rows at `b`, `length` apart.
-template <int kHeight, int kWidth>
-inline __attribute__((always_inline)) void SquaredDistances(const float* a, const float* b,
-                                                            int64_t length, double* out,
-                                                            int64_t stride) {
-  Lanes sums[kHeight][kWidth] = {};
-  for (int64_t k = 0; k < length; k += kLanes) {
-    Lanes left[kHeight];
-    for (int i = 0; i < kHeight; ++i) {
-      left[i] = *reinterpret_cast<const Lanes*>(a + i * length + k);
-    }
-    for (int j = 0; j < kWidth; ++j) {
-      const Lanes right = *reinterpret_cast<const Lanes*>(b + j * length + k);
-      for (int i = 0; i < kHeight; ++i) {
-        const Lanes difference = left[i] - right;
-        sums[i][j] += difference * difference;
-      }
-    }
-  }
-  for (int i = 0; i < kHeight; ++i) {
-    for (int j = 0; j < kWidth; ++j) {
-      double sum = 0;
-      for (int lane = 0; lane < kLanes; ++lane) sum += static_cast<double>(sums[i][j][lane]);
-      out[i * stride + j] = sum;
-    }
-  }
+// The sum of kLanes sums of squared differences of two rows, each product added with one rounding:
+// bit for bit what all instruction sets compute.
+inline double Reduced(const float (&sums)[kLanes]) {
+  double sum = 0;
+  for (const float each : sums) sum += static_cast<double>(each);
+  return sum;
 }
 
-constexpr int64_t kTile = 32;  // rows of a tile, which are to stay in a cache
+struct Portable {
+  static constexpr int kHeight = 1;
+  static constexpr int kWidth = 1;
 
-// Of a tile of rows [i, i + m) and [j, j + n): the squared distances.
-template <int kRows, int kColumns>
-inline __attribute__((always_inline)) void Tile(const Rows& rows, int64_t i, int64_t m, int64_t j,
-                                                int64_t n, double* out) {
-  for (int64_t y = 0; y < m;) {
-    const bool tall = y + kRows <= m;
-    for (int64_t x = 0; x < n;) {
-      const bool wide = x + kColumns <= n;
-      const float* const a = rows.row(i + y);
-      const float* const b = rows.row(j + x);
-      double* const at = out + y * kTile + x;
-      if (tall && wide) {
-        SquaredDistances<kRows, kColumns>(a, b, rows.length, at, kTile);
-      } else if (tall) {
-        SquaredDistances<kRows, 1>(a, b, rows.length, at, kTile);
-      } else if (wide) {
-        SquaredDistances<1, kColumns>(a, b, rows.length, at, kTile);
-      } else {
-        SquaredDistances<1, 1>(a, b, rows.length, at, kTile);
+  // Adds the squared distances of kRows rows at `a` to kColumns rows at `b`, `stride` apart, over
+  // `n` columns.
+  template <int kRows, int kColumns>
+  static void Add(const float* a, const float* b, int64_t stride, int64_t n, double* out) {
+    static_assert(kRows == 1 && kColumns == 1);
+    float sums[kLanes] = {};
+    for (int64_t k = 0; k < n; k += kLanes) {
+      for (int lane = 0; lane < kLanes; ++lane) {
+        const float difference = a[k + lane] - b[k + lane];
+        sums[lane] = std::fma(difference, difference, sums[lane]);
       }
-      x += wide ? kColumns : 1;
     }
-    y += tall ? kRows : 1;
+    *out += Reduced(sums);
+  }
+};
+
+#if defined(__x86_64__)
+struct Avx2 {
+  static constexpr int kHeight = 2;
+  static constexpr int kWidth = 3;
+
+  template <int kRows, int kColumns>
+  __attribute__((target("avx2,fma"))) static void Add(const float* a, const float* b,
+                                                      int64_t stride, int64_t n, double* out) {
+    __m256 sums[kRows][kColumns][2];
+    for (auto& row : sums) {
+      for (auto& sum : row) sum[0] = sum[1] = _mm256_setzero_ps();
+    }
+    for (int64_t k = 0; k < n; k += kLanes) {
+      for (int half = 0; half < 2; ++half) {
+        __m256 right[kColumns];
+        for (int j = 0; j < kColumns; ++j)
+          right[j] = _mm256_loadu_ps(b + j * stride + k + 8 * half);
+        for (int i = 0; i < kRows; ++i) {
+          const __m256 left = _mm256_loadu_ps(a + i * stride + k + 8 * half);
+          for (int j = 0; j < kColumns; ++j) {
+            const __m256 difference = _mm256_sub_ps(left, right[j]);
+            sums[i][j][half] = _mm256_fmadd_ps(difference, difference, sums[i][j][half]);
+          }
+        }
+      }
+    }
+    for (int i = 0; i < kRows; ++i) {
+      for (int j = 0; j < kColumns; ++j) {
+        float lanes[kLanes];
+        _mm256_storeu_ps(lanes, sums[i][j][0]);
+        _mm256_storeu_ps(lanes + 8, sums[i][j][1]);
+        out[i * kTile + j] += Reduced(lanes);
+      }
+    }
+  }
+};
+
+struct Avx512 {
+  static constexpr int kHeight = 4;
+  static constexpr int kWidth = 3;
+
+  template <int kRows, int kColumns>
+  __attribute__((target("avx512f"))) static void Add(const float* a, const float* b, int64_t stride,
+                                                     int64_t n, double* out) {
+    __m512 sums[kRows][kColumns];
+    for (auto& row : sums) {
+      for (__m512& sum : row) sum = _mm512_setzero_ps();
+    }
+    for (int64_t k = 0; k < n; k += kLanes) {
+      __m512 right[kColumns];
+      for (int j = 0; j < kColumns; ++j) right[j] = _mm512_loadu_ps(b + j * stride + k);
+      for (int i = 0; i < kRows; ++i) {
+        const __m512 left = _mm512_loadu_ps(a + i * stride + k);
+        for (int j = 0; j < kColumns; ++j) {
+          const __m512 difference = _mm512_sub_ps(left, right[j]);
+          sums[i][j] = _mm512_fmadd_ps(difference, difference, sums[i][j]);
+        }
+      }
+    }
+    for (int i = 0; i < kRows; ++i) {
+      for (int j = 0; j < kColumns; ++j) {
+        float lanes[kLanes];
+        _mm512_storeu_ps(lanes, sums[i][j]);
+        out[i * kTile + j] += Reduced(lanes);
+      }
+    }
+  }
+};
+#endif
+
+// The squared distances of rows [i, i + m) to rows [j, j + n), kTile apart.
+template <class Instructions>
+void Tile(const Rows& rows, int64_t i, int64_t m, int64_t j, int64_t n, double* out) {
+  std::fill(out, out + kTile * kTile, 0.0);
+  for (int64_t k = 0; k < rows.length; k += kDepth) {
+    const int64_t depth = std::min(kDepth, rows.length - k);
+    for (int64_t strip = 0; strip < n; strip += kStrip) {
+      const int64_t end = std::min(n, strip + kStrip);
+      for (int64_t y = 0; y < m;) {
+        const bool tall = y + Instructions::kHeight <= m;
+        const float* const a = rows.row(i + y) + k;
+        for (int64_t x = strip; x < end;) {
+          const bool wide = x + Instructions::kWidth <= end;
+          const float* const b = rows.row(j + x) + k;
+          double* const at = out + y * kTile + x;
+          if (tall && wide) {
+            Instructions::template Add<Instructions::kHeight, Instructions::kWidth>(
+                a, b, rows.length, depth, at);
+          } else if (tall) {
+            Instructions::template Add<Instructions::kHeight, 1>(a, b, rows.length, depth, at);
+          } else if (wide) {
+            Instructions::template Add<1, Instructions::kWidth>(a, b, rows.length, depth, at);
+          } else {
+            Instructions::template Add<1, 1>(a, b, rows.length, depth, at);
+          }
+          x += wide ? Instructions::kWidth : 1;
+        }
+        y += tall ? Instructions::kHeight : 1;
+      }
+    }
   }
 }
 
 using TileFunction = void (*)(const Rows&, int64_t, int64_t, int64_t, int64_t, double*);
 
-void PortableTile(const Rows& rows, int64_t i, int64_t m, int64_t j, int64_t n, double* out) {
-  Tile<1, 1>(rows, i, m, j, n, out);
-}
-
-#if defined(__x86_64__)
-__attribute__((target("avx2"))) void Avx2Tile(const Rows& rows, int64_t i, int64_t m, int64_t j,
-                                              int64_t n, double* out) {
-  Tile<2, 2>(rows, i, m, j, n, out);
-}
-
-__attribute__((target("avx512f,prefer-vector-width=512"))) void Avx512Tile(const Rows& rows,
-                                                                           int64_t i, int64_t m,
-                                                                           int64_t j, int64_t n,
-                                                                           double* out) {
-  Tile<4, 4>(rows, i, m, j, n, out);
-}
-#endif
-
 TileFunction CurrentTile() {
   switch (CurrentIsa()) {
 #if defined(__x86_64__)
     case Isa::kAvx2:
-      return Avx2Tile;
+      return Tile<Avx2>;
     case Isa::kAvx512:
-      return Avx512Tile;
+      return Tile<Avx512>;
 #endif
     default:
-      return PortableTile;
+      return Tile<Portable>;
   }
 }
 

@@ -17,8 +17,8 @@ namespace nni_compression::compression {
 std::vector<double> FilterAbsSums(DataType dtype, const void* weight, const Channels& channels);
 std::vector<double> FilterSquareSums(DataType dtype, const void* weight, const Channels& channels);
 
-// The sum of the Euclidean distances of each filter to all others. Differences and their squares
-// are float32, of which 16 sums are added up in float64; no distance is computed from products,
+// The sum of the Euclidean distances of each filter to all others. Differences and short sums of
+// their squares are float32, all else float64; no distance is computed from products of filters,
 // which would lose the small ones.
 std::vector<double> FilterDistanceSums(DataType dtype, const void* weight,
                                        const Channels& channels);

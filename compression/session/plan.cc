@@ -495,8 +495,8 @@ absl::StatusOr<Plan> MakePlan(const AlgorithmInfo& algorithm, absl::Span<const j
     const Traits& traits = rules[i].compressor->traits();
     plan.needs_epoch |= traits.needs_epoch;
     plan.needs_step |= traits.needs_step || !traits.observes.empty();
-    auto planned = std::make_unique<PlannedRule>(
-        PlannedRule{i, *std::move(rules[i].options), rules[i].compressor});
+    auto planned =
+        std::make_unique<PlannedRule>(i, *std::move(rules[i].options), rules[i].compressor);
     planned->joint = traits.joint || (traits.takes_groups &&
                                       std::any_of(won[i].begin(), won[i].end(), [&](int layer) {
                                         return layers[layer].group.has_value();

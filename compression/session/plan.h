@@ -7,6 +7,7 @@
 #include <nlohmann/json.hpp>
 #include <optional>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "absl/status/statusor.h"
@@ -22,7 +23,10 @@ absl::StatusOr<std::vector<std::string>> DefaultOpTypes(absl::string_view framew
 
 // A rule that won for at least one layer.
 struct PlannedRule {
-  int rule = 0;  // index in the config_list
+  PlannedRule(int index, Options given, std::shared_ptr<const Compressor> created)
+      : rule(index), options(std::move(given)), compressor(std::move(created)) {}
+
+  int rule;  // index in the config_list
   Options options;
   std::shared_ptr<const Compressor> compressor;
   bool joint = false;         // Traits::joint, or takes_groups and a layer is in a group
