@@ -44,6 +44,7 @@ from .errors import (
 )
 from .session import Session, StaleLayers, StepResult
 from .sparse import load_sparse
+from .values.filter_groups import FilterGroup
 from .values.magnitudes import ArrayCounter, Counter, Threshold, mask_from_threshold
 from .values.masks import Mask
 from .values.parts import StatisticPart
@@ -73,6 +74,7 @@ __all__ = [
     "DataLossError",
     "DeadlineExceededError",
     "FailedPreconditionError",
+    "FilterGroup",
     "InternalError",
     "InvalidArgumentError",
     "Layer",

@@ -20,6 +20,7 @@ _KINDS = {
     number: name[len(_PREFIX) :].lower() for name, number in pb.StatisticKind.items() if number
 }
 _NUMBERS = {name: number for number, name in _KINDS.items()}
+_ACTIVATIONS = {number: name.split("_")[1].lower() for name, number in pb.Activation.items()}
 _DTYPES = ("float32", "float64")
 
 
@@ -75,6 +76,11 @@ class StatisticPart:
 def kind_name(kind: int) -> str:
     """The name of a kind of statistic: "weight_gradient"."""
     return _KINDS.get(kind, str(kind))  # a newer server's
+
+
+def activation_name(activation: int) -> str:
+    """The name of an activation: "relu6"."""
+    return _ACTIVATIONS.get(activation, str(activation))  # a newer server's
 
 
 def check_source(source: Any) -> int:

@@ -11,7 +11,7 @@ from .._wire import compression_pb2 as pb
 from .._wire.structs import from_struct, text
 from ..errors import InvalidArgumentError
 from . import dtypes
-from .parts import kind_name
+from .parts import activation_name, kind_name
 
 _REFRESH = {
     pb.REFRESH_ONCE: "once",
@@ -116,6 +116,8 @@ class LayerPlan:
         takes_counts: whether `Session.calc_thresholds` takes the layer.
         statistics: what `Session.add_statistics` takes of the layer, because the algorithm uses it:
             kind -> shape; () for a histogram, which may have any number of bins.
+        activation: what is applied to the layer's outputs before they are reduced to these: "relu",
+            "relu6", or "" for nothing.
     """
 
     name: str
@@ -130,6 +132,7 @@ class LayerPlan:
     joint: bool = False
     takes_counts: bool = False
     statistics: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+    activation: str = ""
 
 
 @dataclass(frozen=True)
@@ -272,6 +275,9 @@ class Plan:
                 joint=rule.joint if rule is not None else False,
                 takes_counts=rule.takes_counts if rule is not None else False,
                 statistics={kind_name(s.kind): tuple(s.shape) for s in layer.statistics},
+                activation=next(
+                    (activation_name(s.activation) for s in layer.statistics if s.activation), ""
+                ),
             )
         return cls(
             layers=layers,
