@@ -23,6 +23,9 @@ import torch
 from torch import nn
 
 from nni_compression.torch import Pruner
+from nni_compression.torch.statistics import TorchCollector
+from nni_compression.torch.weights import find_weights
+from nni_compression.values.plan import LayerPlan
 from torch_helpers import run_ranks
 
 PLUGIN = server_binary().parents[1] / "tests/compression/plugins/statistics"
@@ -193,6 +196,44 @@ def test_inputs_and_outputs_are_added_up_over_batches(plugin_client: nc.Client, 
     pruner.close()
 
 
+@pytest.mark.parametrize(
+    ("activation", "low", "high"),
+    [("", -np.inf, np.inf), ("relu", 0, np.inf), ("relu6", 0, 6)],
+)
+def test_zeros_and_sums_of_outputs_are_those_after_the_activation(
+    activation: str, low: float, high: float
+) -> None:
+    torch.manual_seed(0)
+    model = Layers()
+    kinds = {"output_zero_count": (6,), "output_sum": (6,), "output_range": (2,)}
+    plan = {"conv2": LayerPlan("conv2", True, statistics=kinds, activation=activation)}
+    (weight,) = [each for each in find_weights(model) if each.name == "conv2"]
+    totals = TorchCollector([weight], plan, {})._totals["conv2"]
+    values = 5 * torch.randn(4, 6, 7)
+    values[values.abs() < 2] = 0
+    for half in (values[:2], values[2:]):
+        for total in totals.values():
+            total.add(total.kind.reduce(half, 1), 14)
+    after = np.clip(values.double().numpy(), low, high)
+    found = {kind: total.part().values for kind, total in totals.items()}
+    np.testing.assert_array_equal(found["output_zero_count"], (after == 0).sum((0, 2)))
+    np.testing.assert_allclose(found["output_sum"], after.sum((0, 2)), rtol=1e-6)
+    assert found["output_range"].tolist() == [values.min(), values.max()]
+    for bad in (np.inf, -np.inf, np.nan):
+        values[1, 2, 3] = bad
+        for kind in ("output_zero_count", "output_sum"):
+            finite = totals[kind].kind.reduce(values, 1).isfinite()
+            assert finite.tolist() == [True, True, False, True, True, True], (kind, bad)
+
+
+def test_an_activation_that_is_not_known_is_refused_by_name() -> None:
+    model = Layers()
+    plan = {"fc": LayerPlan("fc", True, statistics={"output_sum": (3,)}, activation="17")}
+    (weight,) = [each for each in find_weights(model) if each.name == "fc"]
+    with pytest.raises(nc.UnimplementedError, match="output_sum of layer 'fc' after .* 17; .*relu"):
+        TorchCollector([weight], plan, {})
+
+
 def trained(model: nn.Module, optimizer: Any, seed: int) -> dict[str, Any]:
     """One step; the gradients that it was made of."""
     optimizer.zero_grad()
@@ -227,7 +268,7 @@ def test_gradients_are_added_up_when_the_optimizer_steps(plugin_client: nc.Clien
         for name in SHAPES:
             w, g = before[name].double(), gradients[name].double()
             sums[name]["weight_gradient"] += rates[name] * w * g
-            sums[name]["filter_taylor"] += (w * g).flatten(1).sum(1) ** 2
+            sums[name]["filter_taylor"] += ((w * g) ** 2).flatten(1).sum(1)
             sums[name]["squared_gradient"] += (g**2).mean().reshape(1)
     found = unsent(pruner)
     for name in SHAPES:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import functools
 import weakref
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Callable, Optional
 
 import numpy as np
@@ -17,7 +17,7 @@ import torch
 from torch import nn
 
 from ..adapters.statistics import Parts, named
-from ..errors import InvalidArgumentError
+from ..errors import InvalidArgumentError, UnimplementedError
 from ..values.parts import StatisticPart
 from ..values.plan import LayerPlan
 from . import optimizers
@@ -99,7 +99,7 @@ def _mean_square(
 def _filter_taylor(
     product: torch.Tensor, gradient: torch.Tensor, axis: int, rate: Any
 ) -> torch.Tensor:
-    return product.transpose(0, axis).flatten(1).sum(1).square()
+    return product.transpose(0, axis).flatten(1).square().sum(1)
 
 
 # Of inputs and outputs: [N, C, P].
@@ -125,13 +125,25 @@ def _abs_max(value: torch.Tensor, groups: int) -> torch.Tensor:
     return _grouped(largest.amax(0), groups)
 
 
-def _sum(value: torch.Tensor, groups: int) -> torch.Tensor:
-    return value.sum(2).sum(0)
+def _sum(value: torch.Tensor, groups: int, activation: str = "") -> torch.Tensor:
+    total = value.sum(2).sum(0)
+    if activation:
+        # What is not finite is to be refused, also where the activation makes it finite.
+        total = total.mul_(0).add_(_ACTIVATIONS[activation](value).sum(2).sum(0))
+    return total
 
 
-def _zero_count(value: torch.Tensor, groups: int) -> torch.Tensor:
-    zeros = (value == 0).sum((0, 2)).to(_wide(value))
-    return zeros.add_(value.sum(2).sum(0).mul_(0))  # what is not finite is to be refused
+def _zero_count(value: torch.Tensor, groups: int, activation: str = "") -> torch.Tensor:
+    zeros = value <= 0 if activation else value == 0
+    counts = zeros.sum((0, 2)).to(_wide(value))
+    return counts.add_(value.sum(2).sum(0).mul_(0))  # what is not finite is to be refused
+
+
+_ACTIVATIONS: Mapping[str, Callable[[torch.Tensor], torch.Tensor]] = {
+    "relu": lambda value: value.clamp(min=0),
+    "relu6": lambda value: value.clamp(0, 6),
+}
+_AFTER_ACTIVATION = ("output_zero_count", "output_sum")
 
 
 def _second_moment(value: torch.Tensor, groups: int) -> torch.Tensor:
@@ -227,6 +239,22 @@ _KINDS = {
 }
 
 
+def _kind_of(name: str, layer: LayerPlan) -> _Kind:
+    """How a statistic of a layer is added up.
+
+    Raises UnimplementedError for an activation that is not known.
+    """
+    kind, activation = _KINDS[name], layer.activation
+    if not activation or name not in _AFTER_ACTIVATION:
+        return kind
+    if activation not in _ACTIVATIONS:
+        raise UnimplementedError(
+            f"the algorithm asks for the {name} of layer {layer.name!r} after the activation "
+            f"{activation}; this adapter applies {', '.join(_ACTIVATIONS)}"
+        )
+    return replace(kind, reduce=functools.partial(kind.reduce, activation=activation))
+
+
 class _Total:
     """What a statistic is since it was taken; for each device, so that nothing is moved."""
 
@@ -306,7 +334,9 @@ class TorchCollector:
         self._weights = {weight.name: weight for weight in weights}
         self._totals = {
             name: {
-                kind: _Total(_KINDS[kind]) for kind in plan[name].statistics if kind != PARAMETER
+                kind: _Total(_kind_of(kind, plan[name]))
+                for kind in plan[name].statistics
+                if kind != PARAMETER
             }
             for name in self._weights
         }
