@@ -276,6 +276,10 @@ struct AlgorithmInfo {
   // Optional: checks that the rule can be applied to this layer.
   std::function<absl::Status(const Options& options, const Layer& layer)> check_layer;
 
+  // Optional: why the rule leaves the layer out, with a warning, as "its weight has ..."; empty: it
+  // does not. An error where the rule names layers.
+  std::function<std::string(const Options& options, const Layer& layer)> leaves_out;
+
   // Optional: checks that the rule can be applied to all its layers together.
   std::function<absl::Status(const Options& options, absl::Span<const Layer* const> layers)>
       check_layers;

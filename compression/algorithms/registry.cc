@@ -12,6 +12,7 @@ namespace nni_compression::compression {
   ALGORITHM(CustomPruner)                     \
   ALGORITHM(CustomQuantizer)                  \
   ALGORITHM(Dorefa)                           \
+  ALGORITHM(NM)                               \
   ALGORITHM(Naive)                            \
   ALGORITHM(Qat)
 

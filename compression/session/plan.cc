@@ -41,6 +41,8 @@ struct Rule {
   bool wins = false;
   int left_out = 0;  // one-dimensional weights that a rule without filters skips
   std::string first_left_out;
+  int unfit = 0;            // layers that the algorithm leaves out
+  std::string first_unfit;  // with the reason
 
   bool filters() const { return op_types.has_value() || op_names.has_value(); }
 };
@@ -305,12 +307,17 @@ absl::Status ApplyGroups(const AlgorithmInfo& algorithm, const std::vector<Rule>
     if (layers[i].group) groups[layers[i].group->index].push_back(static_cast<int>(i));
   }
   for (const auto& [group, members] : groups) {
-    const auto compressed = [&](int i) { return plans[i].rule && !rules[*plans[i].rule].exclude; };
+    const std::string path = absl::StrCat("filter_groups[", group, "]");
+    const auto compressed = [&](int i) {
+      return plans[i].rule && !rules[*plans[i].rule].exclude && plans[i].left_out.empty();
+    };
     const auto with = std::find_if(members.begin(), members.end(), compressed);
     if (with == members.end()) continue;
     const auto without = std::find_if_not(members.begin(), members.end(), compressed);
     if (without != members.end()) {
-      for (const int i : members) plans[i].kept = compressed(i);
+      for (const int i : members) {
+        if (compressed(i)) plans[i].left_out = absl::StrCat(path, " keeps all its filters");
+      }
       if (warnings.size() >= kMaxWarnings) continue;
       warnings.push_back(
           absl::StrCat("filter_groups[", group, "] keeps all its filters, among them those of ",
@@ -334,8 +341,9 @@ absl::Status ApplyGroups(const AlgorithmInfo& algorithm, const std::vector<Rule>
     }
   }
   for (std::vector<int>& own : won) {
-    own.erase(std::remove_if(own.begin(), own.end(), [&](int i) { return plans[i].kept; }),
-              own.end());
+    own.erase(
+        std::remove_if(own.begin(), own.end(), [&](int i) { return !plans[i].left_out.empty(); }),
+        own.end());
   }
   return absl::OkStatus();
 }
@@ -382,6 +390,11 @@ std::vector<std::string> Warnings(const std::vector<Rule>& rules, const NamePatt
     } else if (!rules[i].wins) {
       warnings.push_back(absl::StrCat(
           RulePath(i), " has no effect: later rules win for every layer that it matches"));
+    }
+    if (rules[i].unfit > 0 && warnings.size() < kMaxWarnings) {
+      warnings.push_back(absl::StrCat(
+          RulePath(i), " leaves ", rules[i].unfit,
+          rules[i].unfit == 1 ? " layer out, " : " layers out, such as ", rules[i].first_unfit));
     }
     if (rules[i].left_out > 0 && warnings.size() < kMaxWarnings) {
       warnings.push_back(absl::StrCat(
@@ -479,13 +492,30 @@ absl::StatusOr<Plan> MakePlan(const AlgorithmInfo& algorithm, absl::Span<const j
     Rule& rule = rules[*winner];
     rule.wins = true;
     plan.layers[i].rule = *winner;
-    if (rule.exclude || !algorithm.check_layer) continue;
+    if (rule.exclude) continue;
+    if (algorithm.leaves_out) {
+      std::string why = algorithm.leaves_out(*rule.options, layers[i]);
+      if (!why.empty() && rule.op_names) {
+        return absl::InvalidArgumentError(absl::StrCat(RulePath(*winner), " names layer ",
+                                                       Quoted(layers[i].name), ", which ",
+                                                       algorithm.name, " cannot prune: ", why));
+      }
+      if (!why.empty()) {
+        if (rule.unfit++ == 0) {
+          rule.first_unfit = absl::StrCat(Quoted(layers[i].name), ": ", why);
+        }
+        plan.layers[i].left_out = std::move(why);
+        continue;
+      }
+    }
+    if (!algorithm.check_layer) continue;
     if (auto status = algorithm.check_layer(*rule.options, layers[i]); !status.ok()) return status;
   }
 
   std::vector<std::vector<int>> won(rules.size());
   for (size_t i = 0; i < plan.layers.size(); ++i) {
-    if (plan.layers[i].rule) won[*plan.layers[i].rule].push_back(static_cast<int>(i));
+    const LayerPlan& layer = plan.layers[i];
+    if (layer.rule && layer.left_out.empty()) won[*layer.rule].push_back(static_cast<int>(i));
   }
   std::vector<std::string> kept;
   if (auto s = ApplyGroups(algorithm, rules, layers, plan.layers, won, kept); !s.ok()) return s;

@@ -41,7 +41,7 @@ struct PlannedRule {
 
 // The plan for one layer.
 struct LayerPlan {
-  bool kept = false;                     // compressed by its rule, but for its dependency group
+  std::string left_out;                  // why the rule does not compress it; empty otherwise
   std::optional<int> rule;               // index in the config_list of the rule that won
   const PlannedRule* planned = nullptr;  // null: not compressed (no rule, `exclude`, or the group)
 };

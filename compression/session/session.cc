@@ -240,10 +240,10 @@ absl::Status Session::CheckCompressed(int i, AlgorithmKind kind) const {
   }
   const LayerPlan& plan = plan_.layers[i];
   if (plan.planned != nullptr) return absl::OkStatus();
-  const std::string why =
-      !plan.rule  ? "no rule matches it"
-      : plan.kept ? absl::StrCat("filter_groups[", layer(i).group->index, "] keeps all its filters")
-                  : absl::StrCat("config_list[", *plan.rule, "] excludes it");
+  const std::string why = !plan.rule ? "no rule matches it"
+                          : !plan.left_out.empty()
+                              ? plan.left_out
+                              : absl::StrCat("config_list[", *plan.rule, "] excludes it");
   return absl::InvalidArgumentError(
       absl::StrCat("layer ", Quoted(layer(i).name), " is not compressed: ", why));
 }

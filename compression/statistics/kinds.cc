@@ -33,20 +33,6 @@ constexpr StatisticInfo kTable[] = {
 
 constexpr int64_t kMaxBins = 65536;
 
-// The dimension of the weight that its input channels are; nullopt: it has none.
-std::optional<size_t> InputAxis(const Layer& layer) {
-  if (layer.shape.size() < 2) return std::nullopt;
-  if (layer.channel_axis == 0) return 1;
-  // Kernels in the layout of TensorFlow end with the input and the output channels.
-  if (layer.channel_axis == static_cast<int>(layer.shape.size()) - 1) {
-    return layer.shape.size() - 2;
-  }
-  return 0;
-}
-
-// BindModel has checked that the axis is one of the weight's.
-int64_t Outputs(const Layer& layer) { return layer.shape[static_cast<size_t>(layer.channel_axis)]; }
-
 std::string ShapeText(absl::Span<const int64_t> shape) {
   // One that is given may have any number of dimensions.
   const bool fits = shape.size() <= kMaxDimensions;
@@ -81,7 +67,7 @@ absl::StatusOr<std::vector<int64_t>> PlannedShape(const StatisticInfo& info, con
     case Shape::kOne:
       return std::vector<int64_t>{1};
     case Shape::kOutputs:
-      return std::vector<int64_t>{Outputs(layer)};
+      return std::vector<int64_t>{layer.filters()};
     case Shape::kBins:
       return std::vector<int64_t>{};
     case Shape::kRange:
@@ -90,14 +76,14 @@ absl::StatusOr<std::vector<int64_t>> PlannedShape(const StatisticInfo& info, con
     case Shape::kInputPairs:
       break;
   }
-  const std::optional<size_t> axis = InputAxis(layer);
+  const std::optional<int> axis = layer.input_axis();
   if (!axis) {
     return absl::InvalidArgumentError(
         absl::StrCat("layer ", Quoted(layer.name), " has a weight of shape ",
                      ShapeText(layer.shape), ", without input channels, which ", info.name,
                      " is of: it must have at least two dimensions"));
   }
-  const int64_t inputs = layer.shape[*axis];
+  const int64_t inputs = layer.shape[static_cast<size_t>(*axis)];
   if (info.shape == Shape::kInputs) return std::vector<int64_t>{inputs};
   return std::vector<int64_t>{inputs, inputs};
 }
@@ -124,7 +110,7 @@ absl::Status CheckStatisticShape(const StatisticInfo& info, const Layer& layer,
   const int64_t inputs = planned->front();
   std::vector<std::vector<int64_t>> allowed = {*planned};
   if (info.shape == Shape::kInputPairs) allowed.push_back({Triangle(inputs)});
-  const int64_t outputs = Outputs(layer);
+  const int64_t outputs = layer.filters();
   std::vector<std::string> texts;
   for (const std::vector<int64_t>& one : allowed) {
     if (shape == absl::MakeConstSpan(one)) return absl::OkStatus();

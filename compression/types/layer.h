@@ -38,6 +38,15 @@ struct Layer {
 
   // Slices of the weight along the channel axis.
   int64_t filters() const { return shape[static_cast<size_t>(channel_axis)]; }
+
+  // The dimension of the weight that its input channels are; nullopt: it has none.
+  std::optional<int> input_axis() const {
+    const int rank = static_cast<int>(shape.size());
+    if (rank < 2) return std::nullopt;
+    if (channel_axis == 0) return 1;
+    // Kernels in the layout of TensorFlow end with the input and the output channels.
+    return channel_axis == rank - 1 ? rank - 2 : 0;
+  }
 };
 
 }  // namespace nni_compression::compression

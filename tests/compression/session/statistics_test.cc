@@ -8,7 +8,7 @@ using nlohmann::json;
 using testing::AllOf;
 using testing::HasSubstr;
 
-constexpr StatisticKind kKind = StatisticKind::kWeightGradient;
+constexpr StatisticKind kWanted = StatisticKind::kWeightGradient;
 const json kRule = {
     {"final_sparsity", 0.5}, {"schedule_unit", "step"}, {"end_step", 4}, {"frequency", 4}};
 
@@ -20,7 +20,7 @@ TEST(SessionStatisticsTest, ThePlanSaysWhatIsWanted) {
     return session.plan().rules[0]->StatisticsOf(session.layer(0));
   };
   ASSERT_EQ(wanted(*session).size(), 1u);
-  EXPECT_EQ(wanted(*session)[0]->kind, kKind);
+  EXPECT_EQ(wanted(*session)[0]->kind, kWanted);
   EXPECT_TRUE(wanted(*BindOne("level", {{"sparsity", 0.5}}, {20})).empty());
 }
 
@@ -31,9 +31,10 @@ TEST(SessionStatisticsTest, OtherStatisticsAreRefusedAndNothingChanges) {
   EXPECT_THAT(session->AddStatistic(0, PartOf(StatisticKind::kOutputSum, Random({20}, 1))),
               IsInvalid(AllOf(HasSubstr("layer \"layer\" is sent the statistic output_sum; "),
                               HasSubstr("config_list[0] uses weight_gradient"))));
-  EXPECT_THAT(level->AddStatistic(0, PartOf(kKind, Random({20}, 1))),
+  EXPECT_THAT(level->AddStatistic(0, PartOf(kWanted, Random({20}, 1))),
               IsInvalid(HasSubstr("uses none")));
-  EXPECT_THAT(session->AddStatistic(0, PartOf(kKind, Random({19}, 1))), IsInvalid(HasSubstr("19")));
+  EXPECT_THAT(session->AddStatistic(0, PartOf(kWanted, Random({19}, 1))),
+              IsInvalid(HasSubstr("19")));
   EXPECT_EQ(StateOf(*session), before);
   EXPECT_TRUE(session->TakeChanges().empty());
 }
@@ -41,7 +42,7 @@ TEST(SessionStatisticsTest, OtherStatisticsAreRefusedAndNothingChanges) {
 TEST(SessionStatisticsTest, AreSavedAndLoadedAndChangeOneRecordOnlyWhenTheyAreNew) {
   auto session = BindMovement();
   for (const int64_t source : {7, 2}) {
-    const StatisticPart part = PartOf(kKind, Random({20}, source), 3, source);
+    const StatisticPart part = PartOf(kWanted, Random({20}, source), 3, source);
     ASSERT_THAT(session->AddStatistic(0, part), IsOk());
     EXPECT_EQ(session->TakeChanges().layers, std::set<int>{0});
     EXPECT_TRUE(session->AddStatistic(0, part)->known);
@@ -53,8 +54,8 @@ TEST(SessionStatisticsTest, AreSavedAndLoadedAndChangeOneRecordOnlyWhenTheyAreNe
   EXPECT_EQ(StateOf(*fresh), StateOf(*session));
   EXPECT_EQ(fresh->StateBytes(), session->StateBytes());
   // It goes on from there: what was counted is known, and both answer alike.
-  EXPECT_TRUE(fresh->AddStatistic(0, PartOf(kKind, Random({20}, 2), 3, 2))->known);
-  EXPECT_THAT(fresh->AddStatistic(0, PartOf(kKind, Random({20}, 2), 2, 2)),
+  EXPECT_TRUE(fresh->AddStatistic(0, PartOf(kWanted, Random({20}, 2), 3, 2))->known);
+  EXPECT_THAT(fresh->AddStatistic(0, PartOf(kWanted, Random({20}, 2), 2, 2)),
               IsInvalid(HasSubstr("has sequence 2 after 3 of source 2")));
   for (Session* one : {session.get(), fresh.get()}) ASSERT_THAT(one->Step(4), IsOk());
   EXPECT_EQ(Bits(fresh->CalcMask(0, Random({20}, 5))->mask),
@@ -63,7 +64,7 @@ TEST(SessionStatisticsTest, AreSavedAndLoadedAndChangeOneRecordOnlyWhenTheyAreNe
 
 TEST(SessionStatisticsTest, DamagedRecordsAreDataLoss) {
   auto session = BindMovement(3);
-  ASSERT_THAT(session->AddStatistic(0, PartOf(kKind, Random({3}, 1))), IsOk());
+  ASSERT_THAT(session->AddStatistic(0, PartOf(kWanted, Random({3}, 1))), IsOk());
   const std::string record = session->SaveLayer(0);
   for (size_t i = 0; i < record.size(); ++i) {
     std::string damaged = record;
@@ -85,11 +86,11 @@ TEST(SessionStatisticsTest, MemoryIsReservedBeforeTheyGrow) {
     return absl::OkStatus();
   }),
               IsOk());
-  ASSERT_THAT(session->AddStatistic(0, PartOf(kKind, Random({1000}, 1), 1)), IsOk());
+  ASSERT_THAT(session->AddStatistic(0, PartOf(kWanted, Random({1000}, 1), 1)), IsOk());
   EXPECT_GE(reserved, 8000);
-  ASSERT_THAT(session->AddStatistic(0, PartOf(kKind, Random({1000}, 2), 2)), IsOk());
+  ASSERT_THAT(session->AddStatistic(0, PartOf(kWanted, Random({1000}, 2), 2)), IsOk());
   const std::string before = StateOf(*session);
-  EXPECT_THAT(session->AddStatistic(0, PartOf(kKind, Random({1000}, 3), 1, 1)),
+  EXPECT_THAT(session->AddStatistic(0, PartOf(kWanted, Random({1000}, 3), 1, 1)),
               Fails(absl::StatusCode::kResourceExhausted, HasSubstr("no memory")));
   EXPECT_EQ(StateOf(*session), before);
 }
