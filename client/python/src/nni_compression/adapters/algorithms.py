@@ -119,6 +119,94 @@ ALGORITHMS = (
     """,
     ),
     ListedAlgorithm(
+        "l1_filter",
+        "Pruner",
+        "L1FilterPruner",
+        None,
+        """Removes the share `sparsity` of each layer's filters, those with the smallest sums of
+    magnitudes (Li et al., "Pruning filters for efficient ConvNets", 2017).
+
+    ``config_list = [{"sparsity": 0.5, "op_types": ["Conv2d"]}]``
+    """,
+    ),
+    ListedAlgorithm(
+        "l2_filter",
+        "Pruner",
+        "L2FilterPruner",
+        None,
+        """Removes the share `sparsity` of each layer's filters, those with the smallest L2 norms.
+
+    ``config_list = [{"sparsity": 0.5, "op_types": ["Conv2d"]}]``
+    """,
+    ),
+    ListedAlgorithm(
+        "fpgm",
+        "Pruner",
+        "FPGMPruner",
+        None,
+        """Removes the share `sparsity` of each layer's filters, those closest to all others (He et
+    al., "Filter pruning via geometric median for deep convolutional neural networks acceleration",
+    2019).
+
+    ``config_list = [{"sparsity": 0.5, "op_types": ["Conv2d"]}]``
+    """,
+    ),
+    ListedAlgorithm(
+        "slim",
+        "Pruner",
+        "SlimPruner",
+        None,
+        """Removes the share `sparsity` of the filters of all layers of a rule together, those with
+    the smallest scale in the normalization that follows (Liu et al., "Learning efficient
+    convolutional networks through network slimming", 2017).
+
+    ``config_list = [{"sparsity": 0.5, "op_types": ["Conv2d"]}]``, or "BatchNorm2d" for masks of the
+    scales themselves. Convolutions in PyTorch only: elsewhere compressing a model is an
+    InvalidArgumentError.
+    """,
+    ),
+    ListedAlgorithm(
+        "taylor",
+        "Pruner",
+        "TaylorFOWeightFilterPruner",
+        None,
+        """Removes the share `sparsity` of each layer's filters, those whose weights change the loss
+    least, to the first order (Molchanov et al., "Importance estimation for neural network pruning",
+    2019).
+
+    ``config_list = [{"sparsity": 0.5, "op_types": ["Conv2d"]}]``; call `step` after some steps of
+    the optimizer. PyTorch only: elsewhere compressing a model is an InvalidArgumentError.
+    """,
+    ),
+    ListedAlgorithm(
+        "apoz",
+        "Pruner",
+        "ActivationAPoZRankFilterPruner",
+        None,
+        """Removes the share `sparsity` of each layer's filters, those whose outputs are most often
+    zero after the `activation` (Hu et al., "Network trimming: a data-driven neuron pruning approach
+    towards efficient deep architectures", 2016).
+
+    ``config_list = [{"sparsity": 0.5, "activation": "relu", "op_types": ["Conv2d"]}]``; call `step`
+    after some forward passes. PyTorch only: elsewhere compressing a model is an
+    InvalidArgumentError.
+    """,
+    ),
+    ListedAlgorithm(
+        "mean_activation",
+        "Pruner",
+        "ActivationMeanRankFilterPruner",
+        None,
+        """Removes the share `sparsity` of each layer's filters, those whose outputs have the
+    smallest mean after the `activation` (Molchanov et al., "Pruning convolutional neural networks
+    for resource efficient inference", 2017).
+
+    ``config_list = [{"sparsity": 0.5, "activation": "relu", "op_types": ["Conv2d"]}]``; call `step`
+    after some forward passes. PyTorch only: elsewhere compressing a model is an
+    InvalidArgumentError.
+    """,
+    ),
+    ListedAlgorithm(
         "naive",
         "Quantizer",
         "NaiveQuantizer",

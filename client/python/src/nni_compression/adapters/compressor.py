@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, ClassVar, Optional, TypeVar, Union
@@ -17,6 +17,7 @@ from ..values.statistics import Stats
 from . import checkpoint, custom, export, metrics
 from .backend import Backend, backend_of, is_model_of, not_a_model
 from .binding import Binding
+from .grouping import Grouping
 from .lifecycle import Lifecycle, OnBadWeight, OnLostSession, Recipe, Settings, warn_of_plan
 from .recovery import Recovery
 from .tracker import Tracker
@@ -127,7 +128,7 @@ class Compressor:
             on_lost_session=on_lost_session,
             on_bad_weight=on_bad_weight,
         )
-        recipe = Recipe(self.algorithm, self._wire_rules, self._make_binding)
+        recipe = Recipe(self.algorithm, self._wire_rules, self._make_binding, self._grouping)
         self._lifecycle = Lifecycle(settings, recipe, session)
         self._recovery = Recovery(self._lifecycle, self._state)
         self._lifecycle.model, self._lifecycle.optimizer = model, optimizer
@@ -429,6 +430,15 @@ class Compressor:
         if not self._is_custom:
             return self.config_list
         return custom.wire_rules(self.config_list, type(self).__name__)
+
+    def _grouping(self, weights: Sequence[Any], matched: Optional[Collection[str]]) -> Grouping:
+        """What the session is told of the filters of the model that is being bound.
+
+        Args:
+            weights: of the model.
+            matched: the layers that the rules compress; None: not known yet.
+        """
+        return Grouping()
 
     def _make_binding(
         self, tracker: Tracker, weights: Sequence[Any], backend: Backend[Any]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Callable, Literal, Optional, get_args
 
@@ -18,6 +18,7 @@ from ..values.quantization import Memory
 from . import checkpoint
 from .backend import Backend, Weight
 from .binding import Binding
+from .grouping import Grouping
 from .statistics import Ranks
 from .tracker import Closer, Tracker, close_quietly
 from .warn import warn
@@ -51,6 +52,8 @@ class Recipe:
     algorithm: str
     rules: Callable[[], Sequence[Mapping[str, Any]]]  # for BindModel
     make_binding: Callable[[Tracker, Sequence[Any], Backend[Any]], Binding[Any]]
+    # Of weights of the model, and of the layers that the rules compress; None: not known yet.
+    grouping: Callable[[Sequence[Any], Optional[Collection[str]]], Grouping]
 
 
 class Lifecycle:
@@ -63,6 +66,7 @@ class Lifecycle:
         backend: of the model, once it is being compressed.
         resume: a state that was loaded and is not bound yet.
         vectors_need_filter: whether a rule without filters leaves out weights of one dimension.
+        grouping: what the session is told of the model's filters.
         ranks: those that share the session and call the same methods together, if any.
         rebind, on_lost: see `Binding`.
     """
@@ -76,6 +80,7 @@ class Lifecycle:
         self.optimizer: Optional[Any] = None
         self.resume: Optional[Mapping[str, Any]] = None
         self.vectors_need_filter = True
+        self.grouping = Grouping()
         self.ranks: Optional[Ranks] = None
         self.rebind: Optional[Callable[[], None]] = None
         self.on_lost: Optional[Callable[[NotFoundError], None]] = None
@@ -125,6 +130,8 @@ class Lifecycle:
                 state = checkpoint.fit(state, layers, backend.layer_key, shapes, drop=drop)
             masks = {} if state is None else checkpoint.unpacked(state, backend)
             undo.callback(setattr, self, "vectors_need_filter", self.vectors_need_filter)
+            undo.callback(setattr, self, "grouping", self.grouping)
+            self.grouping = self._recipe.grouping(weights, None)
             tracker = self._open(weights, masks, state)
             undo.callback(self._end, tracker.session)
             joined = tracker.session.id == self.join
@@ -212,23 +219,41 @@ class Lifecycle:
         applied = state.get("step_applied", False)
         step = int(state["session_step"] if applied else state["step"])
         assert self.backend is not None
-        session = client.bind_model(
-            self._recipe.algorithm,
-            self.backend.wire_rules(self._recipe.rules()),
-            layers,
-            framework=self.backend.framework,
-            labels=self.settings.labels,
-            lease=self.settings.lease,
-            masks=masks or None,
-            memory=memory,
-            epoch=int(state["epoch"]),
-            step=step,
-            vectors_need_filter=self.vectors_need_filter,
-            step_applied=applied,
-        )
+        backend, epoch = self.backend, int(state["epoch"])
+
+        def open_session(rules: Sequence[Mapping[str, Any]]) -> Session:
+            bound: Session = client.bind_model(
+                self._recipe.algorithm,
+                backend.wire_rules(rules),
+                layers,
+                framework=backend.framework,
+                labels=self.settings.labels,
+                lease=self.settings.lease,
+                masks=masks or None,
+                memory=memory,
+                epoch=epoch,
+                step=step,
+                vectors_need_filter=self.vectors_need_filter,
+                step_applied=applied,
+                filter_groups=self.grouping.groups,
+            )
+            return bound
+
+        rules = self._recipe.rules()
+        session = open_session(rules)
+        try:
+            # Which layers the rules compress is the server's to say, and groups may depend on it.
+            grouping = self._recipe.grouping(weights, _matched(session.plan, rules))
+        except BaseException:
+            self._end(session)
+            raise
+        if grouping != self.grouping:
+            self._end(session)
+            self.grouping = grouping
+            session = open_session(self._recipe.rules())
         return Tracker(
             session,
-            epoch=int(state["epoch"]),
+            epoch=epoch,
             step=int(state["step"]),
             session_step=step,
             step_applied=applied,
@@ -263,6 +288,15 @@ def warn_of_plan(plan: Plan) -> None:
             "the config_list matches no layer of the model: nothing will be compressed. Rules "
             "match op_types (the layers' types, such as Conv2d) and op_names (their names)"
         )
+
+
+def _matched(plan: Plan, rules: Sequence[Mapping[str, Any]]) -> set[str]:
+    """The layers for which a rule has won that does not exclude them."""
+    return {
+        name
+        for name, layer in plan.layers.items()
+        if layer.rule is not None and not rules[layer.rule].get("exclude")
+    }
 
 
 def _warn_of_unrestored_memory(plan: Plan, algorithm: str) -> None:

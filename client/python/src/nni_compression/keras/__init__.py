@@ -11,10 +11,15 @@ Every forward pass sees the compressed weights; the dense ones stay the model's 
 """
 
 from .compressor import (
+    ActivationAPoZRankFilterPruner,
+    ActivationMeanRankFilterPruner,
     AGPPruner,
     Compressor,
     DoReFaQuantizer,
+    FPGMPruner,
     GlobalMagnitudePruner,
+    L1FilterPruner,
+    L2FilterPruner,
     LAMPPruner,
     LevelPruner,
     LotteryTicketPruner,
@@ -24,6 +29,8 @@ from .compressor import (
     QATQuantizer,
     Quantizer,
     RandomPruner,
+    SlimPruner,
+    TaylorFOWeightFilterPruner,
 )
 from .weights import layers
 
@@ -34,9 +41,14 @@ QAT_Quantizer = QATQuantizer
 __all__ = [
     "AGPPruner",
     "AGP_Pruner",
+    "ActivationAPoZRankFilterPruner",
+    "ActivationMeanRankFilterPruner",
     "Compressor",
     "DoReFaQuantizer",
+    "FPGMPruner",
     "GlobalMagnitudePruner",
+    "L1FilterPruner",
+    "L2FilterPruner",
     "LAMPPruner",
     "LevelPruner",
     "LotteryTicketPruner",
@@ -47,5 +59,7 @@ __all__ = [
     "QAT_Quantizer",
     "Quantizer",
     "RandomPruner",
+    "SlimPruner",
+    "TaylorFOWeightFilterPruner",
     "layers",
 ]

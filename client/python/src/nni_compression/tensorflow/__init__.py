@@ -28,10 +28,15 @@ from .._renamed import attributes_of
 from ..tf1.backend import GraphBackend
 from ..values.plan import Layer
 from .compressor import (
+    ActivationAPoZRankFilterPruner,
+    ActivationMeanRankFilterPruner,
     AGPPruner,
     Compressor,
     DoReFaQuantizer,
+    FPGMPruner,
     GlobalMagnitudePruner,
+    L1FilterPruner,
+    L2FilterPruner,
     LAMPPruner,
     LevelPruner,
     LotteryTicketPruner,
@@ -41,6 +46,8 @@ from .compressor import (
     QATQuantizer,
     Quantizer,
     RandomPruner,
+    SlimPruner,
+    TaylorFOWeightFilterPruner,
 )
 
 # NNI's spellings.
@@ -50,9 +57,14 @@ QAT_Quantizer = QATQuantizer
 __all__ = [
     "AGPPruner",
     "AGP_Pruner",
+    "ActivationAPoZRankFilterPruner",
+    "ActivationMeanRankFilterPruner",
     "Compressor",
     "DoReFaQuantizer",
+    "FPGMPruner",
     "GlobalMagnitudePruner",
+    "L1FilterPruner",
+    "L2FilterPruner",
     "LAMPPruner",
     "LevelPruner",
     "LotteryTicketPruner",
@@ -63,6 +75,8 @@ __all__ = [
     "QAT_Quantizer",
     "Quantizer",
     "RandomPruner",
+    "SlimPruner",
+    "TaylorFOWeightFilterPruner",
     "layers",
 ]
 

@@ -80,6 +80,34 @@ class RandomPruner(Pruner): ...
 
 
 @listed
+class L1FilterPruner(Pruner): ...
+
+
+@listed
+class L2FilterPruner(Pruner): ...
+
+
+@listed
+class FPGMPruner(Pruner): ...
+
+
+@listed
+class SlimPruner(Pruner): ...
+
+
+@listed
+class TaylorFOWeightFilterPruner(Pruner): ...
+
+
+@listed
+class ActivationAPoZRankFilterPruner(Pruner): ...
+
+
+@listed
+class ActivationMeanRankFilterPruner(Pruner): ...
+
+
+@listed
 class NaiveQuantizer(Quantizer): ...
 
 

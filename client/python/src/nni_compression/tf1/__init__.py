@@ -13,10 +13,15 @@ Frozen: maintained, without new features.
 """
 
 from .compressor import (
+    ActivationAPoZRankFilterPruner,
+    ActivationMeanRankFilterPruner,
     AGPPruner,
     Compressor,
     DoReFaQuantizer,
+    FPGMPruner,
     GlobalMagnitudePruner,
+    L1FilterPruner,
+    L2FilterPruner,
     LAMPPruner,
     LevelPruner,
     LotteryTicketPruner,
@@ -26,6 +31,8 @@ from .compressor import (
     QATQuantizer,
     Quantizer,
     RandomPruner,
+    SlimPruner,
+    TaylorFOWeightFilterPruner,
 )
 from .graph import layers
 
@@ -36,9 +43,14 @@ QAT_Quantizer = QATQuantizer
 __all__ = [
     "AGPPruner",
     "AGP_Pruner",
+    "ActivationAPoZRankFilterPruner",
+    "ActivationMeanRankFilterPruner",
     "Compressor",
     "DoReFaQuantizer",
+    "FPGMPruner",
     "GlobalMagnitudePruner",
+    "L1FilterPruner",
+    "L2FilterPruner",
     "LAMPPruner",
     "LevelPruner",
     "LotteryTicketPruner",
@@ -49,5 +61,7 @@ __all__ = [
     "QAT_Quantizer",
     "Quantizer",
     "RandomPruner",
+    "SlimPruner",
+    "TaylorFOWeightFilterPruner",
     "layers",
 ]

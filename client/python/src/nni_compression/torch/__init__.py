@@ -11,6 +11,16 @@ parameters. `pruner.unwrap()` gives the plain model back with the zeros written 
 
 from .._renamed import attributes_of
 from .compressor import Compressor
+from .filter_pruners import (
+    ActivationAPoZRankFilterPruner,
+    ActivationMeanRankFilterPruner,
+    FPGMPruner,
+    L1FilterPruner,
+    L2FilterPruner,
+    RandomPruner,
+    SlimPruner,
+    TaylorFOWeightFilterPruner,
+)
 from .modules import unwrap
 from .one_line import prune, quantize
 from .pruners import (
@@ -21,7 +31,6 @@ from .pruners import (
     LotteryTicketPruner,
     MovementPruner,
     Pruner,
-    RandomPruner,
 )
 from .quantizers import DoReFaQuantizer, NaiveQuantizer, QATQuantizer, Quantizer
 from .shrinking.report import KeptFilters, ShrinkReport
@@ -35,10 +44,15 @@ QAT_Quantizer = QATQuantizer
 __all__ = [
     "AGPPruner",
     "AGP_Pruner",
+    "ActivationAPoZRankFilterPruner",
+    "ActivationMeanRankFilterPruner",
     "Compressor",
     "DoReFaQuantizer",
+    "FPGMPruner",
     "GlobalMagnitudePruner",
     "KeptFilters",
+    "L1FilterPruner",
+    "L2FilterPruner",
     "LAMPPruner",
     "LevelPruner",
     "LotteryTicketPruner",
@@ -50,6 +64,8 @@ __all__ = [
     "Quantizer",
     "RandomPruner",
     "ShrinkReport",
+    "SlimPruner",
+    "TaylorFOWeightFilterPruner",
     "layers",
     "prune",
     "quantize",

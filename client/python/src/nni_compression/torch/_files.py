@@ -78,6 +78,11 @@ def example_inputs(
         parameter = next(model.parameters(), torch.empty(0))
         shape = tuple(input_shape or ())
         return (torch.zeros(shape, dtype=parameter.dtype, device=parameter.device),)
+    return example_inputs_of(given)
+
+
+def example_inputs_of(given: Any) -> ExampleInputs:
+    """Checks this argument; a tensor is the only positional argument."""
     if isinstance(given, torch.Tensor):
         return (given,)
     if isinstance(given, Mapping):

@@ -41,6 +41,8 @@ class TorchBackend(Backend[TorchWeight]):
         self.model = model
         #: Layer name -> name of its further parameter, for algorithms that ask for that.
         self.statistic_parameters: Mapping[str, str] = {}
+        #: Whether these are of all layers with a norm behind them.
+        self.knows_norms = False
         self._bound_names: Optional[naming.BoundNames] = None  # when the model was bound
 
     @staticmethod
@@ -84,8 +86,13 @@ class TorchBackend(Backend[TorchWeight]):
             return statistics.why_none(weight, kind)
         named = self._further_name(weight)
         if named is None:
-            example = {weight.name: "bn.weight"}
-            return f"which has to be named, as in statistic_parameters={example}"
+            example = f"statistic_parameters={ {weight.name: 'bn.weight'} }"
+            if self.knows_norms:
+                return (
+                    "and there is no norm right behind it with a number for each of its filters: "
+                    f"exclude the layer in config_list, or name a parameter, as in {example}"
+                )
+            return f"which has to be named, as in {example}"
         told = f"which is {named!r} by statistic_parameters; it must"
         if named not in self._places():
             return f"{told} be the name of a parameter of the model"

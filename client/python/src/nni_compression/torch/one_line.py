@@ -10,7 +10,7 @@ from torch import nn
 
 from ..adapters.algorithms import ALGORITHMS
 from ..errors import InvalidArgumentError
-from . import modules, pruners, quantizers
+from . import filter_pruners, modules, pruners, quantizers
 from .compressor import Compressor
 from .weights import TorchWeight, find_weights, is_transposed_linear
 
@@ -32,6 +32,7 @@ _OF_COMPRESSOR = (
     "on_bad_weight",
     "transfer",
     "statistic_parameters",
+    "example_inputs",
 )
 _FILTERS = ("op_types", "op_names", "op_names_re")
 _ATTRIBUTE = "compressor"
@@ -102,10 +103,10 @@ def _class_of(kind: str, algorithm: str) -> Any:
     if listed is not None and listed.kind != kind:
         function = "prune" if listed.kind == "Pruner" else "quantize"
         raise InvalidArgumentError(f"{algorithm!r} is a {listed.kind.lower()}; use {function}()")
-    module = pruners if kind == "Pruner" else quantizers
+    places = (pruners, filter_pruners) if kind == "Pruner" else (quantizers,)
     if listed is not None:
-        return getattr(module, listed.class_name)
-    return type(f"{algorithm}{kind}", (getattr(module, kind),), {"algorithm": algorithm})
+        return next(filter(None, (getattr(each, listed.class_name, None) for each in places)))
+    return type(f"{algorithm}{kind}", (getattr(places[0], kind),), {"algorithm": algorithm})
 
 
 def rules_for(model: nn.Module, rule: Mapping[str, Any]) -> list[dict[str, Any]]:

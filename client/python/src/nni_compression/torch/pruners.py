@@ -152,10 +152,6 @@ class LotteryTicketPruner(Pruner):
         self._start = state.get(_START, self._start)
 
 
-@listed
-class RandomPruner(Pruner): ...
-
-
 def _copied(value: Any) -> Any:
     """A copy of an entry of a model's state, in CPU memory."""
     if isinstance(value, torch.Tensor):

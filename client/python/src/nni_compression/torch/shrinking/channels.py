@@ -55,6 +55,19 @@ def rows(module: Any, weight: torch.Tensor) -> torch.Tensor:
     return weight.flatten(1)
 
 
+def zero_filters(module: Any, filters: Collection[int]) -> None:
+    """Writes zeros into the weights of a layer's filters."""
+    weight = module.weight.detach()
+    if not isinstance(module, TRANSPOSED) or is_depthwise(module):
+        weight[list(filters)] = 0
+        return
+    inputs, outputs = (
+        count // module.groups for count in (module.in_channels, module.out_channels)
+    )
+    for group, place in (divmod(index, outputs) for index in filters):
+        weight[group * inputs : (group + 1) * inputs, place] = 0
+
+
 def dimension(module: Any, value: torch.Tensor) -> int:
     """The dimension of the channels in an input or output of a module."""
     if isinstance(module, (nn.Linear, nn.Embedding)):

@@ -6,7 +6,7 @@ import importlib
 import warnings
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Optional
 
 import torch
 from torch import nn
@@ -27,6 +27,7 @@ _FIXED = {
     "OUTPUT": "it is in the output of the model",
 }
 _NOT_FOLLOWED = "it is coupled to others in a way that cannot be followed"
+_PASSING = ("ELEMENTWISE", "RESHAPE", "PRELU")
 _CHANNELWISE = ("BN", "IN", "DEPTHWISE_CONV", "PRELU")
 
 
@@ -141,6 +142,28 @@ class Dependencies:
                     pending.append((dependency.target, dependency.handler, told))
         return found
 
+    def scale_behind(self, name: str) -> Optional[str]:
+        """The name of a parameter with a number for each output channel of a layer: the weight of
+        the one norm that its outputs reach before anything is added to them. None: there is none.
+        """
+        module = self._modules[name]
+        node = self._graph.module2node.get(module)
+        pending = [] if node is None else list(node.outputs)
+        found: set[str] = set()
+        seen: set[Any] = set()
+        while pending:
+            node = pending.pop()
+            if node in seen:
+                continue
+            seen.add(node)
+            norm = node.module
+            if isinstance(norm, channels.NORMS):
+                is_own = norm.weight is not None and _count(norm, False) == _count(module, False)
+                found |= {self._names[id(norm)]} if is_own else set()
+            elif node.type.name in _PASSING and len(node.inputs) == 1:
+                pending += node.outputs
+        return f"{found.pop()}.weight" if len(found) == 1 else None
+
     def _followed(self, found: dict[int, Coupled], indices: set[_Index]) -> set[_Index]:
         """Those of filters that may still go.
 
@@ -208,13 +231,13 @@ def tensors_in(value: Any) -> list[torch.Tensor]:
     return []
 
 
-def torch_pruning() -> Any:
+def torch_pruning(user: str = "shrink") -> Any:
     """The package; UnimplementedError without it, and with PyTorch 1."""
     if int(torch.__version__.split(".")[0]) < 2:
-        raise UnimplementedError(f"shrink needs PyTorch 2 or newer; this is {torch.__version__}")
+        raise UnimplementedError(f"{user} needs PyTorch 2 or newer; this is {torch.__version__}")
     try:
         return importlib.import_module("torch_pruning")
     except ImportError as error:
         raise UnimplementedError(
-            f"shrink needs the package torch-pruning ({error}): {_INSTALL}"
+            f"{user} needs the package torch-pruning ({error}): {_INSTALL}"
         ) from error

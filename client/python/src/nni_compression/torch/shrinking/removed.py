@@ -59,6 +59,13 @@ def find_removed(model: nn.Module, masks: Optional[Mapping[str, Any]]) -> tuple[
     return plain, removed
 
 
+def plain_copy(model: nn.Module) -> nn.Module:
+    """A copy without wrappers, with compressed weights as plain parameters."""
+    plain = _copied(model)
+    modules.unwrapped(plain, whole=True)
+    return plain
+
+
 def _copied(model: nn.Module) -> nn.Module:
     model = naming.without_wrappers(model)
     kind = modules.plain_class(model).__name__

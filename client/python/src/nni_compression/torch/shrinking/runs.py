@@ -65,13 +65,13 @@ def _tensors_of(model: Any) -> tuple[dict[str, nn.Parameter], dict[str, torch.Te
 class Runs:
     """Calls of a comparable model with the example inputs, and with noise of the same kind.
 
-    Raises InvalidArgumentError if the model does not run with the example inputs.
+    Raises InvalidArgumentError, for the user, if the model does not run with the example inputs.
     """
 
-    def __init__(self, model: nn.Module, given: ExampleInputs) -> None:
+    def __init__(self, model: nn.Module, given: ExampleInputs, user: str = "shrink") -> None:
         self._model = model
         given = _mapped(given, _as_comparable)
-        self.positional, self.named = arguments(model, given, "shrink")
+        self.positional, self.named = arguments(model, given, user)
         generator = torch.Generator().manual_seed(0)
 
         def noise(tensor: torch.Tensor) -> torch.Tensor:

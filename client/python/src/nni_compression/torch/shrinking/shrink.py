@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from ...errors import InvalidArgumentError
-from .._files import ExampleInputs, example_inputs
+from .._files import ExampleInputs, example_inputs_of
 from . import channels
 from .choice import Choice, take_out
 from .constants import Inputs, observe
@@ -65,18 +65,18 @@ def shrink(
     if not isinstance(model, nn.Module):
         raise TypeError(f"model is a {type(model).__name__}; it must be a torch.nn.Module")
     torch_pruning()
-    given = _checked_inputs(model, example_inputs)
+    given = _checked_inputs(example_inputs)
     with torch.inference_mode(False):  # type: ignore[no-untyped-call]
         return _shrunk(model, given, masks, zero_constants)
 
 
-def _checked_inputs(model: nn.Module, given: Any) -> ExampleInputs:
+def _checked_inputs(given: Any) -> ExampleInputs:
     if given is None:
         raise InvalidArgumentError(
             "example_inputs is None; it must be a tensor, a tuple of positional arguments, or a "
             "dict of keyword arguments"
         )
-    return example_inputs(model, None, given)
+    return example_inputs_of(given)
 
 
 def _shrunk(
@@ -90,23 +90,41 @@ def _shrunk(
         )
     before = make_comparable(work)
     runs = Runs(work, given)
-    if zero_constants:
-        zero_constants_of(work, runs.all, removed.filters)
     dependencies = Dependencies.of(work, runs.positional, runs.named)
-    found = _found(dependencies, removed)
-    observed = observe(work, runs.all, removed.filters)
-    fixed = _fixed(work)
-
-    def choose(rejected: Mapping[frozenset[str], str]) -> Choice:
-        told = [replace(each, kept=each.kept or rejected.get(_group(each), "")) for each in found]
-        return Choice(work, told, removed.filters, observed, fixed)
-
-    choice, small = _verified(work, runs, observed, choose)
+    choice, small = chosen(work, runs, dependencies, removed, zero_constants=zero_constants)
     report = _report(work, small, removed, choice)
     restore(small, before)
     setattr(small, _REPORT, report)
     _log.log(logging.WARNING if report.kept else logging.INFO, "shrink: %s", report)
     return small  # type: ignore[return-value]
+
+
+def chosen(
+    work: nn.Module,
+    runs: Runs,
+    dependencies: Dependencies,
+    removed: Removed,
+    *,
+    zero_constants: bool,
+) -> tuple[Choice, nn.Module]:
+    """What goes of a model, and the smaller one.
+
+    Args:
+        work: comparable, with the zeros of the masks. It is not changed, unless constants are made
+            zero.
+        runs, dependencies: its own.
+    """
+    if zero_constants:
+        zero_constants_of(work, runs.all, removed.filters)
+    found = _found(dependencies, removed)
+    observed = observe(work, runs.all, removed.filters)
+    fixed = fixed_modules(work)
+
+    def choose(rejected: Mapping[frozenset[str], str]) -> Choice:
+        told = [replace(each, kept=each.kept or rejected.get(_group(each), "")) for each in found]
+        return Choice(work, told, removed.filters, observed, fixed)
+
+    return _verified(work, runs, observed, choose)
 
 
 def _group(coupled: Coupled) -> frozenset[str]:
@@ -123,7 +141,7 @@ def _found(dependencies: Dependencies, removed: Removed) -> list[Coupled]:
     return list(found.values())
 
 
-def _fixed(model: nn.Module) -> dict[str, str]:
+def fixed_modules(model: nn.Module) -> dict[str, str]:
     """Module -> why none of its channels can go."""
     own = [
         (name, module, parameter)
