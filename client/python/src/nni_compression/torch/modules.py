@@ -11,13 +11,14 @@ ranks before every forward pass.
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import copyreg
 import functools
 import sys
 import threading
 import weakref
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Callable, Optional, Protocol
 
@@ -36,6 +37,25 @@ from .rounding import Parameters
 
 # Held briefly while a mask is replaced.
 _replacing = threading.Lock()
+
+
+class _Copying(threading.local):
+    """How this thread copies modules."""
+
+    as_it_is = False
+
+
+_copying = _Copying()
+
+
+@contextlib.contextmanager
+def copied_as_it_is() -> Iterator[None]:
+    """Inside, copies of modules have the answers in force, and none is asked for."""
+    before, _copying.as_it_is = _copying.as_it_is, True
+    try:
+        yield
+    finally:
+        _copying.as_it_is = before
 
 
 Observer = Callable[[nn.Module, tuple[Any, ...], dict[str, Any], Any], None]
@@ -248,7 +268,8 @@ class WeightState:
 
     def before_copy(self, parameters: Sequence[torch.Tensor]) -> None:
         """Called before the module is copied, so that the copy computes the same."""
-        self.refresh()
+        if not _copying.as_it_is:
+            self.refresh()
         self.follow(parameters)
         self._present = [_Bits.of(parameter) for parameter in parameters]
 

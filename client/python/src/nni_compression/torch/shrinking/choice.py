@@ -164,10 +164,16 @@ class Choice:
                 continue
             local = self._count(side, name) // groups
             parts: list[list[Coupled]] = [[] for _ in range(groups)]
-            for index, each in sorted(self._gone(side, name).items(), key=lambda one: one[0]):
-                parts[index // local].append(each)
+            carriers = [0] * groups
+            for index, each in sorted(self._by_module[side, name], key=lambda one: one[0]):
+                if not each.kept:
+                    parts[index // local].append(each)
+                carriers[index // local] += each.carries
             fewest = min(local - 1, *map(len, parts))
+            # Without the channels that stay for constants, the sizes would be those of the masks.
+            is_even = len({len(part) + more for part, more in zip(parts, carriers)}) == 1
             for each in (each for part in parts for each in part[fewest:]):
+                each.carries = each.carries or (is_even and any(carriers) and not each.kept)
                 each.kept = each.kept or f"the groups of {name} have to stay of one size"
 
     def _keep_last(self) -> None:

@@ -60,8 +60,9 @@ def find_removed(model: nn.Module, masks: Optional[Mapping[str, Any]]) -> tuple[
 
 
 def plain_copy(model: nn.Module) -> nn.Module:
-    """A copy without wrappers, with compressed weights as plain parameters."""
-    plain = _copied(model)
+    """A copy without wrappers, with compressed weights as plain parameters; makes no call."""
+    with modules.copied_as_it_is():
+        plain = _copied(model)
     modules.unwrapped(plain, whole=True)
     return plain
 

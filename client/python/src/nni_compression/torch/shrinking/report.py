@@ -34,7 +34,8 @@ class ShrinkReport:
         removed: layer -> the indices of the filters that are gone, in the layer before.
         kept: filters that masks remove and that stayed.
         carriers: layer -> filters that stayed for one reason only: what all that were removed gave
-            to a layer that pads its input with zeros is in them now.
+            to a layer that pads its input with zeros is in them now. The other groups of a grouped
+            convolution keep as many.
         parameters_before: numbers in the model's parameters.
         parameters_after: the same of the smaller model.
     """
