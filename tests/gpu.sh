@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # What there is to test and to measure on a CUDA device, in a few minutes: the histograms of pruners
-# on it, and what they save. Ends with status 77 where there is no device.
+# on it, what they save, and sparse tensor cores. Ends with status 77 where there is no device.
 #
 #   tests/gpu.sh [PYTHON]
 #
@@ -17,7 +17,8 @@ if ! "$interpreter" -c 'import sys, torch; sys.exit(not torch.cuda.is_available(
   say "no CUDA device: nothing was tested"
   exit 77
 fi
-"$interpreter" -m pytest -q -p no:cacheprovider tests/client/torch/test_torch_histogram.py
+"$interpreter" -m pytest -q -p no:cacheprovider tests/client/torch/test_torch_histogram.py \
+  tests/client/torch/test_torch_n_m.py
 folder=$(mktemp -d)
 trap 'stop_server || true; rm -rf "$folder"' EXIT
 start_server "$folder"

@@ -64,7 +64,7 @@ def test_the_readme_names_every_algorithm_with_its_options(algorithms, server_ad
         for name, gives, options in rows
     }
     true = {}
-    layer = nc.Layer(name="layer", op_type="Linear", shape=(2, 2))
+    layer = nc.Layer(name="layer", op_type="Linear", shape=(4, 4))
     with nc.Client(server_address) as client:
         for name, algorithm in algorithms.items():
             with client.bind_model(name, [algorithm.example], [layer]) as session:

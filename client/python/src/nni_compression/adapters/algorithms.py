@@ -108,6 +108,18 @@ ALGORITHMS = (
     """,
     ),
     ListedAlgorithm(
+        "n_m",
+        "Pruner",
+        "NMPruner",
+        None,
+        """Keeps the `n` largest of `m` consecutive input channels of each layer, once, which sparse
+    tensor cores use (Mishra et al., "Accelerating sparse deep neural networks", 2021).
+
+    ``config_list = [{"n": 2, "m": 4, "op_types": ["default"]}]``. A layer with fewer than `m` input
+    channels is left out with a warning.
+    """,
+    ),
+    ListedAlgorithm(
         "random",
         "Pruner",
         "RandomPruner",

@@ -144,6 +144,10 @@ class LotteryTicketPruner(Pruner): ...
 
 
 @listed
+class NMPruner(Pruner): ...
+
+
+@listed
 class RandomPruner(Pruner): ...
 
 

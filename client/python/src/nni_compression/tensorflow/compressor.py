@@ -76,6 +76,10 @@ class LotteryTicketPruner(Pruner): ...
 
 
 @listed
+class NMPruner(Pruner): ...
+
+
+@listed
 class RandomPruner(Pruner): ...
 
 

@@ -200,6 +200,10 @@ class LotteryTicketPruner(Pruner): ...
 
 
 @listed
+class NMPruner(Pruner): ...
+
+
+@listed
 class RandomPruner(Pruner): ...
 
 

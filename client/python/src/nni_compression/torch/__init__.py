@@ -22,6 +22,7 @@ from .filter_pruners import (
     TaylorFOWeightFilterPruner,
 )
 from .modules import unwrap
+from .n_m import check_n_m
 from .one_line import prune, quantize
 from .pruners import (
     AGPPruner,
@@ -30,6 +31,7 @@ from .pruners import (
     LevelPruner,
     LotteryTicketPruner,
     MovementPruner,
+    NMPruner,
     Pruner,
 )
 from .quantizers import DoReFaQuantizer, NaiveQuantizer, QATQuantizer, Quantizer
@@ -57,6 +59,7 @@ __all__ = [
     "LevelPruner",
     "LotteryTicketPruner",
     "MovementPruner",
+    "NMPruner",
     "NaiveQuantizer",
     "Pruner",
     "QATQuantizer",
@@ -66,6 +69,7 @@ __all__ = [
     "ShrinkReport",
     "SlimPruner",
     "TaylorFOWeightFilterPruner",
+    "check_n_m",
     "layers",
     "prune",
     "quantize",

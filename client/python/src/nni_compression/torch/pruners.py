@@ -104,6 +104,10 @@ class LAMPPruner(Pruner): ...
 class MovementPruner(Pruner): ...
 
 
+@listed
+class NMPruner(Pruner): ...
+
+
 _START = "start"  # of a checkpoint
 
 
