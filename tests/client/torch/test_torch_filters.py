@@ -486,6 +486,31 @@ def test_a_session_that_was_lost_has_its_groups_again(sent):
 
 
 @needs_torch_2
+def test_a_server_that_is_killed_between_masks_and_shrink_goes_on_alike(client, sent, tmp_path):
+    """The one that was killed has the groups of its stored session, without another BindModel."""
+    flag = f"--data_dir={tmp_path}"
+    inputs = picture(8)
+    model, other = Residual(), Residual()
+    undisturbed = pruned(other, inputs, client, *AGP)
+    with ServerProcess(flag) as process:
+        pruner = pruned(model, inputs, nc.Client(process.address, timeout=60), *AGP)
+        for each in (pruner, undisturbed):
+            each.update_epoch(1)
+            each.refresh()
+        process.kill()
+        before = shrink(model, inputs)
+        with ServerProcess(flag, port=process.port):
+            for each in (pruner, undisturbed):
+                each.update_epoch(3)
+            assert all(torch.equal(m, undisturbed.masks[n]) for n, m in pruner.masks.items())
+            after = shrink(model, inputs)
+            pruner.close()
+    undisturbed.close()
+    assert sent == [GROUP] * 2, "of the two pruners"
+    assert 8 > before.a.out_channels > after.a.out_channels == after.b.out_channels == 4
+
+
+@needs_torch_2
 def test_a_model_that_has_changed_is_traced_again(client, sent):
     model = Residual()
     pruner = pruned(model, picture(8), client)
