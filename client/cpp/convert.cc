@@ -48,6 +48,15 @@ absl::StatusOr<v1::BindModelRequest> ToProto(const BindRequest& request) {
     to->set_needs_filter(layer.needs_filter);
     for (const std::string& base : layer.op_type_bases) to->add_op_type_bases(base);
   }
+  for (const FilterGroup& group : request.filter_groups) {
+    v1::FilterGroup* to = out.add_filter_groups();
+    for (const FilterGroup::Member& member : group.members) {
+      v1::FilterGroup::Member* added = to->add_members();
+      added->set_layer(member.layer);
+      added->mutable_units()->Add(member.units.begin(), member.units.end());
+    }
+    to->set_runs(group.runs);
+  }
   out.set_framework(request.framework);
   out.set_vectors_need_filter(request.vectors_need_filter);
   for (const auto& [key, value] : request.labels) (*out.mutable_labels())[key] = value;

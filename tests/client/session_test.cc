@@ -109,6 +109,26 @@ TEST_F(SessionTest, FollowsTheEpochsOfAGradualPruner) {
   EXPECT_EQ(refused[0].status().code(), absl::StatusCode::kFailedPrecondition);
 }
 
+TEST_F(SessionTest, LayersOfAFilterGroupLoseTheSameFilters) {
+  BindRequest request =
+      Request("l1_filter", R"([{"sparsity": 0.5, "op_types": ["default"]}])", {"a", "b"}, 4, 2);
+  request.filter_groups = {{{{"a", {}}, {"b", {3, 2, 1, 0}}}, 2}};
+  const Session session = Bind(request);
+  const std::vector<float> a = {1, 1, 5, 5, 2, 2, 7, 7};
+  const std::vector<float> b = {0, 0, 1, 1, 0, 0, 3, 3};  // of units 3, 2, 1 and 0
+  const auto masks = AllOrError(
+      session.CalcMask({MakeTensor<float>("a", {4, 2}, a), MakeTensor<float>("b", {4, 2}, b)}));
+  ASSERT_TRUE(masks.ok()) << masks.status();
+  std::vector<std::vector<bool>> kept;
+  for (const auto& mask : *masks) {
+    std::vector<bool>& own = kept.emplace_back();
+    for (int64_t filter = 0; filter < 4; ++filter) own.push_back(mask.kept(2 * filter));
+  }
+  // Scores 8, 10, 6 and 14, of which each run of two loses the smaller.
+  EXPECT_THAT(kept[0], ElementsAre(false, true, false, true));
+  EXPECT_THAT(kept[1], ElementsAre(true, false, true, false));
+}
+
 TEST_F(SessionTest, TakesAMaskThatTheTrainerComputed) {
   const Session session = Bind(Request("level", kLevel, {"fc"}, 4, 4));
   const std::vector<uint8_t> bits = {0xf0, 0x01};

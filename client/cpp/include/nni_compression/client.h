@@ -77,6 +77,17 @@ struct Layer {
   std::vector<std::string> op_type_bases;  // further types, such as base classes; at most 16
 };
 
+// Layers whose filters go together, for algorithms that prune filters: see FilterGroup in
+// compression.proto.
+struct FilterGroup {
+  struct Member {
+    std::string layer;
+    std::vector<uint32_t> units;  // for each filter, its unit; empty: filter i is of unit i
+  };
+  std::vector<Member> members;
+  uint32_t runs = 1;  // each loses as many units as the others
+};
+
 // A mask that the trainer already has.
 struct InitialMask {
   std::string layer;
@@ -95,6 +106,7 @@ struct BindRequest {
   std::string algorithm;    // "level", "agp", ...: see Client::ListAlgorithms
   std::string config_list;  // NNI's, as JSON: [{"sparsity": 0.8, "op_types": ["default"]}]
   std::vector<Layer> layers;
+  std::vector<FilterGroup> filter_groups;
   std::string framework = "generic";          // "pytorch", "tensorflow", "keras" or "generic"
   std::map<std::string, std::string> labels;  // for listing, logs and metrics
   std::optional<absl::Duration> lease;        // how long the session lives without a call
