@@ -34,6 +34,10 @@ def run(client: nc.Client) -> list[Benchmark]:
         for isa, bound in BOUNDS.items()
         if f"select/{isa}" in rates
     ]
+    goals += [
+        Goal("F4", f"2:4 masks, one thread, {name}", 4.0, rates[f"n_m_{name}"], unit="GB/s")
+        for name in ("linear", "convolution")
+    ]
     title = "The kernels on 45 million float32 weights, one thread"
     lines = [Line(name, "GB/s", values) for name, values in rates.items()]
     return [Benchmark(title, lines, goals=goals)]

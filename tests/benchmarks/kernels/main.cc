@@ -12,8 +12,10 @@
 #include <utility>
 #include <vector>
 
+#include "compression/kernels/filters.h"
 #include "compression/kernels/isa.h"
 #include "compression/kernels/loops.h"
+#include "compression/kernels/n_m.h"
 #include "compression/kernels/quantize.h"
 #include "compression/kernels/range.h"
 #include "compression/kernels/select.h"
@@ -145,6 +147,28 @@ void Quantize(benchmark::State& state, Rounding rounding, QuantizeReply reply) {
   SetRate(state);
 }
 
+// Of each group of four input channels the two largest; rows of a Linear, or kernels of 3 x 3.
+void TwoOfFour(benchmark::State& state, int64_t places) {
+  const Channels channels = Channels::Of({kElements / (3000 * places), 3000, places}, 1);
+  std::vector<uint8_t> flags(kElements);
+  for (auto _ : state) {
+    KeepNOfM(DataType::kFloat32, Values().data(), channels, 2, 4, nullptr, flags.data(),
+             Output().data());
+    benchmark::ClobberMemory();
+  }
+  SetRate(state);
+}
+
+// Filters of ResNet-50's largest layer; the rate is of its bytes.
+void Distances(benchmark::State& state) {
+  const Channels channels = Channels::Of({512, 512 * 9}, 0);
+  for (auto _ : state) {
+    benchmark::DoNotOptimize(FilterDistanceSums(DataType::kFloat32, Values().data(), channels));
+  }
+  state.SetBytesProcessed(state.iterations() * channels.elements() *
+                          static_cast<int64_t>(sizeof(float)));
+}
+
 void Unpack(benchmark::State& state) {
   for (auto _ : state) {
     CurrentLoops().unpack(reinterpret_cast<const uint8_t*>(Values().data()), 0, kElements,
@@ -172,6 +196,8 @@ int main(int argc, char** argv) {
   Values();
   Output();
   benchmark::RegisterBenchmark("memcpy", Memcpy)->Unit(benchmark::kMillisecond);
+  benchmark::RegisterBenchmark("n_m_linear", TwoOfFour, 1)->Unit(benchmark::kMillisecond);
+  benchmark::RegisterBenchmark("n_m_convolution", TwoOfFour, 9)->Unit(benchmark::kMillisecond);
   for (const Isa isa : SupportedIsas()) {
     Register(isa, "select", Select);
     Register(isa, "select_further", SelectFurther);
@@ -182,6 +208,7 @@ int main(int argc, char** argv) {
     Register(isa, "qat_values", Quantize, Rounding::kHalfEven, QuantizeReply::kValues);
     Register(isa, "dorefa_codes", Quantize, Rounding::kDoReFa, QuantizeReply::kCodes);
     Register(isa, "unpack", Unpack);
+    Register(isa, "filter_distances", Distances);
   }
   benchmark::Initialize(&argc, argv);
   benchmark::RunSpecifiedBenchmarks();

@@ -70,8 +70,8 @@ TEST(NOfMTest, IsThatOfSorting) {
     std::vector<int64_t> shape;
     int axis;
   };
-  const Case cases[] = {{{5, 16}, 1},       {{3, 7}, 1},       {{4, 8, 3, 3}, 1}, {{2, 10, 5}, 1},
-                        {{3, 3, 12, 6}, 2}, {{8, 5, 2, 2}, 0}, {{33, 40}, 1}};
+  const Case cases[] = {{{5, 16}, 1},       {{3, 7}, 1},   {{4, 8, 3, 3}, 1}, {{2, 10, 5}, 1},
+                        {{3, 3, 12, 6}, 2}, {{8, 100}, 0}, {{8, 5, 2, 2}, 0}, {{33, 40}, 1}};
   uint64_t seed = 1;
   for (const DataType dtype :
        {DataType::kFloat32, DataType::kFloat16, DataType::kBFloat16, DataType::kFloat64}) {
@@ -92,9 +92,13 @@ TEST(NOfMTest, IsThatOfSorting) {
             }(),
             weight.numel()));
         for (const std::string& previous : {std::string(), half}) {
-          EXPECT_EQ(Keep(weight, dtype, one.axis, n, m, previous),
-                    Plain(weight, one.axis, n, m, previous))
-              << DataTypeName(dtype) << " " << one.axis << " " << n << ":" << m;
+          const std::string expected = Plain(weight, one.axis, n, m, previous);
+          for (const Isa isa : SupportedIsas()) {
+            SetIsaForTesting(isa);
+            EXPECT_EQ(Keep(weight, dtype, one.axis, n, m, previous), expected)
+                << NameOf(dtype, isa) << " " << one.axis << " " << n << ":" << m;
+          }
+          SetIsaForTesting(std::nullopt);
         }
       }
     }
