@@ -48,11 +48,11 @@ def groups_of(module: nn.Module) -> int:
 
 
 def rows(module: Any, weight: torch.Tensor) -> torch.Tensor:
-    """A layer's weight, or mask, as [output channels, all else]."""
+    """A layer's or norm's weight, or mask, as [output channels, all else]."""
     if isinstance(module, TRANSPOSED) and not is_depthwise(module):
         parts = weight.reshape(module.groups, -1, *weight.shape[1:])  # group, input, output
         return parts.transpose(1, 2).flatten(0, 1).flatten(1)
-    return weight.flatten(1)
+    return weight.reshape(len(weight), -1)
 
 
 def zero_filters(module: Any, filters: Collection[int]) -> None:

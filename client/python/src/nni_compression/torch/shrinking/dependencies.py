@@ -6,7 +6,7 @@ import importlib
 import warnings
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple, Optional
+from typing import Any, Callable, NamedTuple, Optional
 
 import torch
 from torch import nn
@@ -27,7 +27,6 @@ _FIXED = {
     "OUTPUT": "it is in the output of the model",
 }
 _NOT_FOLLOWED = "it is coupled to others in a way that cannot be followed"
-_PASSING = ("ELEMENTWISE", "RESHAPE", "PRELU")
 _CHANNELWISE = ("BN", "IN", "DEPTHWISE_CONV", "PRELU")
 
 
@@ -110,11 +109,12 @@ class Dependencies:
         return Dependencies(model, graph)
 
     def coupled(self, name: str, filters: Collection[int]) -> dict[int, Coupled]:
-        """For filters of a layer, what goes with each."""
+        """For filters of a layer, or channels of a norm, what goes with each."""
         module = self._modules[name]
         found = {each: Coupled() for each in filters}
         for index, own in found.items():
-            side = own.channelwise if channels.is_depthwise(module) else own.outputs
+            keeps_number = channels.is_depthwise(module) or not channels.has_filters(module)
+            side = own.channelwise if keeps_number else own.outputs
             side[name] = {index}
         node = self._graph.module2node.get(module)
         if node is None:
@@ -146,23 +146,47 @@ class Dependencies:
         """The name of a parameter with a number for each output channel of a layer: the weight of
         the one norm that its outputs reach before anything is added to them. None: there is none.
         """
-        module = self._modules[name]
-        node = self._graph.module2node.get(module)
+        found = []
+        for node in self._reached(name, lambda node: len(node.inputs) == 1):
+            norm = node.module
+            is_norm = isinstance(norm, channels.NORMS) and norm.weight is not None
+            if is_norm and _count(norm, False) == _count(self._modules[name], False):
+                found.append(self._names[id(norm)])
+        return f"{found[0]}.weight" if len(found) == 1 else None
+
+    def norms_behind(self, name: str) -> Optional[set[str]]:
+        """The norms that a layer's outputs pass before any other layer has them, and before they
+        are the model's; None where they do not.
+        """
+        found = set()
+        for node in self._reached(name, lambda node: True):
+            if not isinstance(node.module, channels.NORMS):
+                return None
+            found.add(self._names[id(node.module)])
+        return found
+
+    def _reached(self, name: str, passes: Callable[[Any], bool]) -> list[Any]:
+        """The nodes of norms, layers and outputs that are the first on all ways from a layer.
+
+        Args:
+            passes: whether a way goes on behind a node that is none of these.
+        """
+        node = self._graph.module2node.get(self._modules[name])
         pending = [] if node is None else list(node.outputs)
-        found: set[str] = set()
-        seen: set[Any] = set()
+        found: dict[int, Any] = {}
+        seen: set[int] = set()
         while pending:
             node = pending.pop()
-            if node in seen:
+            if id(node) in seen:
                 continue
-            seen.add(node)
-            norm = node.module
-            if isinstance(norm, channels.NORMS):
-                is_own = norm.weight is not None and _count(norm, False) == _count(module, False)
-                found |= {self._names[id(norm)]} if is_own else set()
-            elif node.type.name in _PASSING and len(node.inputs) == 1:
-                pending += node.outputs
-        return f"{found.pop()}.weight" if len(found) == 1 else None
+            seen.add(id(node))
+            follows = not has_channels(node.module) or channels.is_depthwise(node.module)
+            if follows and node.outputs and node.type.name not in _FIXED:
+                if passes(node):
+                    pending += node.outputs
+            else:
+                found[id(node)] = node
+        return list(found.values())
 
     def _followed(self, found: dict[int, Coupled], indices: set[_Index]) -> set[_Index]:
         """Those of filters that may still go.

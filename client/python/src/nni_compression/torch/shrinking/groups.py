@@ -82,13 +82,11 @@ class Structure:
             fixed = fixed_modules(work)
             self._units = _units(dependencies, self._modules, fixed)
             self._try(work, runs, dependencies)
-        self.scales = {
-            layer: scale
-            for name, layer in self._layers.items()
-            if name in self._modules and channels.has_filters(self._modules[name])
-            for scale in [dependencies.scale_behind(name)]
-            if scale is not None
-        }
+        filtering = [n for n in self._layers if n in self._modules]
+        filtering = [n for n in filtering if channels.has_filters(self._modules[n])]
+        self._behind = {name: dependencies.norms_behind(name) for name in filtering}
+        scales = {self._layers[name]: dependencies.scale_behind(name) for name in filtering}
+        self.scales = {layer: scale for layer, scale in scales.items() if scale is not None}
 
     def grouping(self, matched: Optional[Collection[str]] = None) -> Grouping:
         """The groups, and the layers that keep all of their filters.
@@ -98,16 +96,17 @@ class Structure:
                 be none of them, and all others to be some.
 
         A norm, and a depthwise convolution, is in a group only if it is compressed: its channels
-        follow those before it in any case. A layer that is not compressed is in none if the norm
-        behind it is.
+        follow those before it in any case. A layer that is not compressed is in none if the norms
+        behind it are.
         """
         members = [name for name in self._layers if self._is_member(name, matched)]
         groups: list[FilterGroup] = []
-        kept: dict[str, str] = {}
+        # Those that no filter reaches are in no part.
+        kept = {self._layers[name]: _not_from_filters(name) for name in members}
         for part in _parts(self._units, members, self._modules):
-            if part.problem:
-                kept.update((self._layers[name], part.problem) for name in part.members)
-            elif not part.is_alone:
+            for name in part.members:
+                kept[self._layers[name]] = part.problem
+            if not part.problem and not part.is_alone:
                 units = {self._layers[name]: own for name, own in part.units_by_member.items()}
                 groups.append(FilterGroup(units, part.runs))
         for name, layer in self._layers.items():
@@ -116,7 +115,7 @@ class Structure:
                 kept[layer] = "a parameter of no convolution, Linear or norm has no filters"
             elif not has_channels(module):
                 kept[layer] = f"{type(module).__name__} has no filters that could go"
-        return Grouping(tuple(groups), kept)
+        return Grouping(tuple(groups), {layer: why for layer, why in kept.items() if why})
 
     def _is_member(self, name: str, matched: Optional[Collection[str]]) -> bool:
         module, layer = self._modules.get(name), self._layers[name]
@@ -129,8 +128,8 @@ class Structure:
             return True
         if is_norm or channels.is_depthwise(module):
             return False
-        norm = self.scales.get(layer, "").rpartition(".")[0]
-        return self._layers.get(norm) not in matched
+        behind = self._behind[name]
+        return not behind or not {self._layers.get(norm) for norm in behind} <= set(matched)
 
     def _try(self, work: nn.Module, runs: Runs, dependencies: Dependencies) -> None:
         """Removes half of the units, as a graph does not show all that a model does with a tensor.
@@ -154,6 +153,10 @@ class Structure:
                 for unit in self._units:
                     if unit.has_any_of(coupled):
                         unit.kept = unit.kept or coupled.kept
+
+
+def _not_from_filters(name: str) -> str:
+    return f"not all channels of {name} come from filters"
 
 
 def _layers(weights: Sequence[TorchWeight], modules: Mapping[str, Any]) -> dict[str, str]:
@@ -261,7 +264,7 @@ class _Part:
         for name in self.members:
             own = sorted(index for unit in self.units for index in unit.filters.get(name, ()))
             if own != list(range(channels.outputs_of(self.modules[name]))):
-                return f"not all channels of {name} come from filters"
+                return _not_from_filters(name)
         if len(self.units) % self.runs or not all(map(self._is_even, self._constraints)):
             names = ", ".join(dict.fromkeys(each.name for each in self._constraints))
             return f"its filters cannot be followed into the groups of {names}"

@@ -23,7 +23,8 @@ class Removed:
     """What masks remove.
 
     Attributes:
-        filters: name of a convolution or Linear -> indices of its output channels.
+        filters: name of a convolution or Linear -> indices of its output channels; of a norm -> of
+            the channels that it makes constant, as their scales are zero.
         others: of layers of other types.
     """
 
@@ -54,7 +55,7 @@ def find_removed(model: nn.Module, masks: Optional[Mapping[str, Any]]) -> tuple[
         if in_force:
             masks_of = [in_force[each] for each in aliases[id(module)] if each in in_force]
             _add_masked(removed, name, module, masks_of[-1] if masks_of else None)
-        elif channels.has_filters(module):
+        elif channels.has_filters(module) or isinstance(module, channels.NORMS):
             _add_zeros(removed, name, module)
     return plain, removed
 
@@ -141,10 +142,13 @@ def _as_tensor(layer: Any, given: Any) -> torch.Tensor:
 def _add_masked(
     removed: Removed, name: str, module: nn.Module, mask: Optional[torch.Tensor]
 ) -> None:
-    if mask is None or mask.dim() < 2 or isinstance(module, (nn.Embedding, nn.EmbeddingBag)):
+    is_norm = isinstance(module, channels.NORMS)
+    if mask is None or isinstance(module, (nn.Embedding, nn.EmbeddingBag)):
+        return
+    if mask.dim() < 2 and not is_norm:
         return
     kind = type(module).__name__
-    is_layer = channels.has_filters(module)
+    is_layer = channels.has_filters(module) or is_norm
     by_filter = channels.rows(module, mask) if is_layer else mask.flatten(1)
     if is_transposed_linear(module):
         by_filter = mask.t()
@@ -170,6 +174,8 @@ def _add_zeros(removed: Removed, name: str, module: nn.Module) -> None:
     by_filter = channels.rows(module, weight.detach())
     indices = tuple((by_filter == 0).all(1).nonzero().flatten().tolist())
     if indices and len(indices) == len(by_filter):  # as a layer is initialized by some models
+        if not channels.has_filters(module):
+            return
         removed.others.append(KeptFilters(name, indices, "all of its weights are zero"))
     elif indices:
         removed.filters[name] = indices

@@ -85,8 +85,9 @@ def _shrunk(
     work, removed = find_removed(model, masks)
     if not removed.filters:
         raise InvalidArgumentError(
-            f"no filter of the {type(model).__name__} is removed: there is no convolution and no "
-            "Linear with a mask, or with weights, that are all zero for one of its output channels"
+            f"no filter of the {type(model).__name__} is removed: there is no convolution, no "
+            "Linear and no norm with a mask, or with weights, that are all zero for one of its "
+            "output channels"
         )
     before = make_comparable(work)
     runs = Runs(work, given)
@@ -193,23 +194,21 @@ def _verified(
 
 
 def _report(work: nn.Module, small: nn.Module, removed: Removed, choice: Choice) -> ShrinkReport:
-    gone = {
-        name: tuple(own)
-        for (side, name), own in sorted(choice.gone().items())
-        if side != "inputs" and channels.has_filters(work.get_submodule(name))
+    taken = {
+        name: tuple(own) for (side, name), own in sorted(choice.gone().items()) if side != "inputs"
     }
     owners = {own: each for each in choice.found for own in each.filters}
     kept: dict[tuple[str, str], list[int]] = {}
     carriers: dict[str, list[int]] = {}
     for name, filters in removed.filters.items():
-        for index in sorted(set(filters) - set(gone.get(name, ()))):
+        for index in sorted(set(filters) - set(taken.get(name, ()))):
             owner = owners[name, index]
             if owner.carries:
                 carriers.setdefault(name, []).append(index)
             else:
                 kept.setdefault((name, owner.kept), []).append(index)
     return ShrinkReport(
-        gone,
+        {n: own for n, own in taken.items() if channels.has_filters(work.get_submodule(n))},
         (
             *(KeptFilters(name, tuple(own), why) for (name, why), own in kept.items()),
             *removed.others,
