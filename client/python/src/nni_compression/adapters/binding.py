@@ -90,7 +90,7 @@ class Binding(Generic[W]):
         if self.own is not None and self.own.is_running:
             return
         tracker = self.tracker
-        may_ask = self.statistics is None or self.statistics.is_ready
+        may_ask = self.statistics is None or self.statistics.may_ask
         if tracker.owned and (
             self.overdue is not None
             or (may_ask and tracker.status[weight.name].needs(weight.token))

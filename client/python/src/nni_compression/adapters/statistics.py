@@ -48,6 +48,10 @@ class Collector(Protocol):
     def steps(self) -> int:
         """How many steps of optimizers were observed that train one of the layers."""
 
+    @property
+    def batches(self) -> int:
+        """How many batches, or steps, each layer was observed in, at least."""
+
     def check(self) -> None:
         """Raises InvalidArgumentError for layers that no training would give what is collected."""
 
@@ -107,6 +111,8 @@ class Statistics:
         #: Whether a forward pass may ask: the first ones, of a calibration for example, only
         #: collect, until an epoch or a step is set.
         self.is_ready = False
+        #: Another time from when it may: after so many batches, or steps.
+        self.ready_after: Optional[int] = None
         # The layers and kinds of which nothing was ever collected.
         self._unobserved = {
             (name, kind)
@@ -116,6 +122,14 @@ class Statistics:
         }
         self._declared = len(self._unobserved)
         self._warned = False
+
+    @property
+    def may_ask(self) -> bool:
+        """Whether a forward pass may ask now."""
+        after = self.ready_after
+        if after is not None and self._ranks is None and self.collector.batches >= after:
+            self.is_ready, self.ready_after = True, None
+        return self.is_ready
 
     @property
     def layers(self) -> list[str]:

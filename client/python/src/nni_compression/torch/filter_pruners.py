@@ -10,8 +10,12 @@ from typing import Any, Optional, TypeVar, Union
 import torch
 
 from ..adapters.algorithms import listed
+from ..adapters.backend import Backend
 from ..adapters.grouping import Grouping
+from ..adapters.pruning import PrunerBinding
+from ..adapters.tracker import Tracker
 from ..errors import InvalidArgumentError
+from ..values.counters import counter
 from ..values.filter_groups import FilterGroup
 from . import modules, naming
 from ._files import ExampleInputs, example_inputs_of
@@ -50,6 +54,8 @@ class FilterPruner(Pruner):
     Give it `example_inputs`, and it finds the layers that have to lose the same filters, so that
     `shrink` can take out all that the masks remove. Without them each layer loses its own.
     """
+
+    _statistics_batch_num: Optional[int] = None
 
     def __init__(
         self,
@@ -133,6 +139,14 @@ class FilterPruner(Pruner):
             return found
         return Grouping(found.groups, {**self._lifecycle.grouping.kept, **found.kept})
 
+    def _make_binding(
+        self, tracker: Tracker, weights: Sequence[Any], backend: Backend[Any]
+    ) -> PrunerBinding[Any]:
+        binding = super()._make_binding(tracker, weights, backend)
+        if binding.statistics is not None:
+            binding.statistics.ready_after = self._statistics_batch_num
+        return binding
+
     def _structure_of(self, backend: TorchBackend, weights: Sequence[TorchWeight]) -> Structure:
         """The same for a model that is bound again, unless its modules have changed."""
         assert self._example_inputs is not None
@@ -180,16 +194,83 @@ class SlimPruner(FilterPruner): ...
 
 
 @listed
-class TaylorFOWeightFilterPruner(FilterPruner): ...
+@_shown
+class TaylorFOWeightFilterPruner(FilterPruner):
+    def __init__(
+        self,
+        model: Any = None,
+        config_list: Any = None,
+        optimizer: Optional[Any] = None,
+        statistics_batch_num: Optional[int] = None,
+        **kwargs: Any,
+    ) -> None:
+        """Makes a pruner.
+
+        Args:
+            statistics_batch_num: forward passes ask for masks after so many steps of the optimizer;
+                by default once `step` or `update_epoch` is called.
+
+        The other arguments are those of `FilterPruner`.
+        """
+        super().__init__(model, config_list, optimizer, **kwargs)
+        self._statistics_batch_num = _checked_number(statistics_batch_num)
+
+
+@_shown
+class _ActivationPruner(FilterPruner):
+    """Base of those that rank filters by their outputs."""
+
+    def __init__(
+        self,
+        model: Any = None,
+        config_list: Any = None,
+        optimizer: Optional[Any] = None,
+        activation: Optional[str] = None,
+        statistics_batch_num: Optional[int] = None,
+        **kwargs: Any,
+    ) -> None:
+        """Makes a pruner.
+
+        Args:
+            activation: the option of that name, "relu", "relu6" or "none", of all rules that have
+                none.
+            statistics_batch_num: forward passes ask for masks after so many of them; by default
+                once `step` or `update_epoch` is called.
+
+        The other arguments are those of `FilterPruner`.
+        """
+        super().__init__(model, config_list, optimizer, **kwargs)
+        self._statistics_batch_num = _checked_number(statistics_batch_num)
+        self._activation = activation
+
+    def _wire_rules(self) -> Sequence[Mapping[str, Any]]:
+        rules = super()._wire_rules()
+        if self._activation is None or not isinstance(rules, Sequence):
+            return rules
+        return [
+            {"activation": self._activation, **rule}
+            if isinstance(rule, Mapping) and not rule.get("exclude")
+            else rule
+            for rule in rules
+        ]
 
 
 @listed
-class ActivationAPoZRankFilterPruner(FilterPruner): ...
+class ActivationAPoZRankFilterPruner(_ActivationPruner): ...
 
 
 @listed
-class ActivationMeanRankFilterPruner(FilterPruner): ...
+class ActivationMeanRankFilterPruner(_ActivationPruner): ...
 
 
 @listed
 class RandomPruner(FilterPruner): ...
+
+
+def _checked_number(batches: Any) -> Optional[int]:
+    if batches is None:
+        return None
+    number = counter(batches, "statistics_batch_num")
+    if number < 1:
+        raise InvalidArgumentError(f"statistics_batch_num is {number}; it must be at least 1")
+    return number

@@ -33,6 +33,7 @@ _OF_COMPRESSOR = (
     "transfer",
     "statistic_parameters",
     "example_inputs",
+    "statistics_batch_num",
 )
 _FILTERS = ("op_types", "op_names", "op_names_re")
 _ATTRIBUTE = "compressor"

@@ -260,6 +260,7 @@ class _Total:
 
     def __init__(self, kind: _Kind) -> None:
         self.kind = kind
+        self.times = 0  # that something was added
         self._found: dict[torch.device, tuple[torch.Tensor, int]] = {}  # and over how many samples
 
     @property
@@ -268,6 +269,10 @@ class _Total:
 
     def add(self, reduced: torch.Tensor, count: int) -> None:
         """Adds what nothing else has."""
+        self.times += 1
+        self._merge(reduced, count)
+
+    def _merge(self, reduced: torch.Tensor, count: int) -> None:
         device = reduced.device
         if device not in self._found:
             self._found[device] = reduced.to(self.kind.dtype(reduced)), count
@@ -279,7 +284,7 @@ class _Total:
     def restore(self, part: StatisticPart, device: torch.device) -> None:
         """Adds a part."""
         values = torch.tensor(part.values, device=device)
-        self.add(self.kind.pack(values, part.exponent), part.count)
+        self._merge(self.kind.pack(values, part.exponent), part.count)
 
     def part(self) -> StatisticPart:
         """What there is; not for an empty one."""
@@ -350,6 +355,11 @@ class TorchCollector:
         # Parameters are there before the sums that are to go with them.
         totals = [total for kinds in self._totals.values() for total in kinds.values()]
         return all(total.is_empty for total in totals) if totals else not self._further
+
+    @property
+    def batches(self) -> int:
+        totals = [total for kinds in self._totals.values() for total in kinds.values()]
+        return min((total.times for total in totals), default=0)
 
     def check(self) -> None:
         frozen = [n for n in self._having("gradient") if not self._weights[n].dense.requires_grad]
