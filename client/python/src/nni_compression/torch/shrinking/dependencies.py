@@ -169,7 +169,7 @@ class Dependencies:
         """The nodes of norms, layers and outputs that are the first on all ways from a layer.
 
         Args:
-            passes: whether a way goes on behind a node that is none of these.
+            passes: whether to continue behind a node that is none of these.
         """
         node = self._graph.module2node.get(self._modules[name])
         pending = [] if node is None else list(node.outputs)
