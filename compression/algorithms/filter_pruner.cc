@@ -11,11 +11,8 @@
 namespace nni_compression::compression {
 namespace {
 
-std::vector<LayerInState> InState(absl::Span<const JointLayer> layers) {
-  std::vector<LayerInState> found;
-  found.reserve(layers.size());
-  for (const JointLayer& one : layers) found.push_back({one.layer, one.state});
-  return found;
+FilterLayer FilterLayerOf(const Layer& layer, const LayerState& state) {
+  return {&layer, state.mask ? &*state.mask : nullptr};
 }
 
 }  // namespace
@@ -32,41 +29,43 @@ FilterPruner::FilterPruner(const ScoreInfo& info, const Options& options,
   if (info.activation) traits_.activation = info.activation(options);
 }
 
-FilterPruner::Goal FilterPruner::GoalOf(absl::Span<const LayerInState> layers,
-                                        double sparsity) const {
-  std::vector<FilterLayer> given;
+RankedSet FilterPruner::Ranked(const FilterSet& set, double sparsity) const {
+  if (!global_) {
+    const int64_t count = set.CountFor(sparsity);
+    return {&set, count, count};
+  }
+  const int64_t least = set.CountFor(std::min(global_->limits.least, sparsity));
+  return {&set, least, std::max(least, set.CountFor(global_->limits.most))};
+}
+
+bool FilterPruner::IsMet(absl::Span<const FilterLayer> layers, double sparsity) const {
   int64_t elements = 0;
-  for (const LayerInState& one : layers) {
-    given.push_back({&one.layer, one.state.mask ? &*one.state.mask : nullptr});
-    elements += one.layer.elements;
+  int64_t lost = 0;
+  bool more = false;
+  // One set at a time: a mask has a bit where a set has many bytes.
+  for (std::vector<size_t>& indices : GroupLayers(layers)) {
+    for (const size_t i : indices) elements += layers[i].layer->elements;
+    const FilterSet set(layers, std::move(indices), round_to_);
+    const RankedSet ranked = Ranked(set, sparsity);
+    if (set.Lacks(ranked.at_least)) return false;
+    lost += set.removed_weights();
+    more |= set.Lacks(ranked.at_most);
   }
-  Goal goal;
-  goal.sets = FilterSet::Of(given, round_to_);
-  for (const FilterSet& set : goal.sets) {
-    if (global_) {
-      const int64_t least = set.CountFor(std::min(global_->limits.least, sparsity));
-      goal.ranked.push_back({&set, least, std::max(least, set.CountFor(global_->limits.most))});
-    } else {
-      const int64_t count = set.CountFor(sparsity);
-      goal.ranked.push_back({&set, count, count});
-      goal.is_met &= !set.Lacks(count);
-    }
-  }
-  if (global_) {
-    goal.total = CountToPrune(elements, sparsity);
-    goal.is_met = !FiltersLackGlobally(goal.ranked, goal.total);
-  }
-  return goal;
+  return !global_ || !more || lost >= CountToPrune(elements, sparsity);
 }
 
 bool FilterPruner::IsStale(const Layer& layer, const LayerState& state, Clock clock) const {
   // No layer of several by itself.
-  return !global_ && !layer.group && IsStaleTogether({{layer, state}}, clock);
+  return !global_ && layer.group == nullptr && IsStaleTogether({{layer, state}}, clock);
 }
 
 bool FilterPruner::IsStaleTogether(absl::Span<const LayerInState> layers, Clock clock) const {
   const std::optional<double> sparsity = Due(clock);
-  return sparsity && !GoalOf(layers, *sparsity).is_met;
+  if (!sparsity) return false;
+  std::vector<FilterLayer> given;
+  given.reserve(layers.size());
+  for (const LayerInState& one : layers) given.push_back(FilterLayerOf(one.layer, one.state));
+  return !IsMet(given, *sparsity);
 }
 
 absl::StatusOr<std::vector<double>> FilterPruner::ScoresOf(
@@ -106,31 +105,43 @@ absl::StatusOr<std::vector<Mask>> FilterPruner::CalcMasks(std::vector<JointLayer
       return NonFiniteError(one.layer, data);
     }
   }
-  const Goal goal = GoalOf(InState(layers), Due(clock).value_or(0));
+  const double sparsity = Due(clock).value_or(0);
+  std::vector<FilterLayer> given;
+  given.reserve(layers.size());
+  int64_t elements = 0;
+  for (const JointLayer& one : layers) {
+    given.push_back(FilterLayerOf(one.layer, one.state));
+    elements += one.layer.elements;
+  }
+  const std::vector<FilterSet> sets = FilterSet::Of(given, round_to_);
   std::vector<std::vector<bool>> removed;  // units, by set
-  removed.reserve(goal.sets.size());
-  for (const FilterSet& set : goal.sets) removed.push_back(set.removed());
-  if (!goal.is_met) {  // only then are scores needed, which a statistic may be missing for
+  removed.reserve(sets.size());
+  for (const FilterSet& set : sets) removed.push_back(set.removed());
+  // Only then are scores needed, which a statistic may be missing for.
+  if (!IsMet(given, sparsity)) {
+    std::vector<RankedSet> ranked;
     std::vector<std::vector<double>> scores;
     std::vector<std::vector<std::vector<int64_t>>> orders;
     std::vector<int64_t> counts;
-    for (const RankedSet& ranked : goal.ranked) {
-      absl::StatusOr<std::vector<double>> own = ScoresOf(*ranked.set, layers);
+    for (const FilterSet& set : sets) {
+      absl::StatusOr<std::vector<double>> own = ScoresOf(set, layers);
       if (!own.ok()) return own.status();
-      orders.push_back(ranked.set->Order(*own));
+      ranked.push_back(Ranked(set, sparsity));
+      orders.push_back(set.Order(*own));
       scores.push_back(*std::move(own));
-      counts.push_back(ranked.at_least);
+      counts.push_back(ranked.back().at_least);
     }
     if (global_) {
-      counts = CountFiltersGlobally(goal.ranked, scores, orders, goal.total, global_->normalize);
+      counts = CountFiltersGlobally(ranked, scores, orders, CountToPrune(elements, sparsity),
+                                    global_->normalize);
     }
-    for (size_t s = 0; s < goal.sets.size(); ++s) {
-      removed[s] = RemovedUnits(goal.sets[s], orders[s], counts[s]);
+    for (size_t s = 0; s < sets.size(); ++s) {
+      removed[s] = RemovedUnits(sets[s], orders[s], counts[s]);
     }
   }
   std::vector<std::optional<Mask>> found(layers.size());
-  for (size_t s = 0; s < goal.sets.size(); ++s) {
-    for (const size_t i : goal.sets[s].layers()) {
+  for (size_t s = 0; s < sets.size(); ++s) {
+    for (const size_t i : sets[s].layers()) {
       const Layer& layer = layers[i].layer;
       std::vector<bool> filters(static_cast<size_t>(layer.filters()));
       for (size_t f = 0; f < filters.size(); ++f) {
@@ -148,10 +159,10 @@ absl::StatusOr<std::vector<Mask>> FilterPruner::CalcMasks(std::vector<JointLayer
 }
 
 int64_t FilterPruner::work_bytes(const Layer& layer) const {
-  // Of each unit its score, weights, place in the order and in the blocks, and flags.
-  constexpr int64_t kUnit = 96;
-  const int64_t units = layer.group ? layer.group->count : layer.filters();
-  return score_->work_bytes(layer) + kUnit * units;
+  // Of each unit, of which a group has at most as many as filters: its score, weights, place in the
+  // order and in the blocks, and flags.
+  constexpr int64_t kUnit = 128;
+  return score_->work_bytes(layer) + kUnit * layer.filters();
 }
 
 }  // namespace nni_compression::compression

@@ -41,14 +41,11 @@ class FilterPruner final : public ScheduledPruner {
   int64_t work_bytes(const Layer& layer) const override;
 
  private:
-  // The sets of a rule, and what each loses of them now.
-  struct Goal {
-    std::vector<FilterSet> sets;
-    std::vector<RankedSet> ranked;  // with scope `layer`, at_least is what each loses
-    int64_t total = 0;              // weights, with scope `global`
-    bool is_met = true;
-  };
-  Goal GoalOf(absl::Span<const LayerInState> layers, double sparsity) const;
+  // What a set loses now: with scope `layer`, at_least.
+  RankedSet Ranked(const FilterSet& set, double sparsity) const;
+
+  // Whether the layers of a rule have lost all that they are to lose.
+  bool IsMet(absl::Span<const FilterLayer> layers, double sparsity) const;
 
   // By unit.
   absl::StatusOr<std::vector<double>> ScoresOf(const FilterSet& set,

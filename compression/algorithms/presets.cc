@@ -257,7 +257,8 @@ std::vector<OptionSpec> OptionsOf(const Preset& preset) {
   round_to.default_value = 1;
   round_to.minimum = 1;
   round_to.maximum = 1024;
-  round_to.description = "Of how many the filters that a layer keeps are a multiple.";
+  round_to.description =
+      "Of how many the filters that a layer, or a dependency group, keeps are a multiple.";
   round_to.only_with = {{"structure", {"filter"}}};
   table.Add(std::move(round_to));
   table.AddDimension("schedule", preset.schedules, "How the sparsity follows time.");
@@ -328,7 +329,11 @@ absl::Status CheckLayer(const Preset& preset, const Options& options, const Laye
         absl::StrCat(options.path(), " applies to layer ", Quoted(layer.name), ", which has ",
                      layer.filters(), " filters; it must have at most ", kMaxFilters));
   }
-  return score.check_layer ? score.check_layer(layer) : absl::OkStatus();
+  if (!score.check_layer) return absl::OkStatus();
+  const absl::Status status = score.check_layer(layer);
+  if (status.ok()) return status;
+  return absl::Status(status.code(),
+                      absl::StrCat(options.path(), " applies to ", status.message()));
 }
 
 // Layers lose whole weights, of which a limit may leave small ones none.

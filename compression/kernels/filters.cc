@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cmath>
 #include <memory>
+#include <type_traits>
 
 #include "compression/kernels/dispatch.h"
 #include "compression/kernels/isa.h"
@@ -77,6 +78,17 @@ std::vector<double> FilterSums(DataType dtype, const void* weight, const Channel
   return sums;
 }
 
+// The power of two that is at most the largest magnitude.
+template <class T>
+int LargestExponent(const T* values, int64_t n) {
+  constexpr int kSmallest = -1000;  // whose inverse is a number, too
+  double largest = 0;
+  for (int64_t i = 0; i < n; ++i) {
+    largest = std::max(largest, std::abs(static_cast<double>(values[i])));
+  }
+  return largest > 0 ? std::max(std::ilogb(largest), kSmallest) : 0;
+}
+
 // Filters as rows of float32, each padded with zeros to a multiple of kLanes, and divided by a
 // power of two, so that no square overflows and the largest ones do not vanish.
 struct Rows {
@@ -100,12 +112,7 @@ Rows GatherRows(DataType dtype, const void* weight, const Channels& channels) {
   DispatchWeight(dtype, [&](auto tag) {
     using T = typename decltype(tag)::Type;
     const T* const values = static_cast<const T*>(weight);
-    double largest = 0;
-    for (int64_t i = 0; i < channels.elements(); ++i) {
-      largest = std::max(largest, std::abs(static_cast<double>(values[i])));
-    }
-    constexpr int kSmallest = -1000;  // whose inverse is a number, too
-    if (largest > 0) rows.exponent = std::max(std::ilogb(largest), kSmallest);
+    rows.exponent = LargestExponent(values, channels.elements());
     const double scale = std::ldexp(1.0, -rows.exponent);
     ParallelFor(rows.count, FiltersPerThread(channels), [&](int64_t begin, int64_t end) {
       for (int64_t f = begin; f < end; ++f) {
@@ -273,8 +280,21 @@ std::vector<double> FilterAbsSums(DataType dtype, const void* weight, const Chan
   return FilterSums(dtype, weight, channels, [](double w) { return std::abs(w); });
 }
 
-std::vector<double> FilterSquareSums(DataType dtype, const void* weight, const Channels& channels) {
-  return FilterSums(dtype, weight, channels, [](double w) { return w * w; });
+std::vector<double> FilterNorms(DataType dtype, const void* weight, const Channels& channels) {
+  const int exponent = DispatchWeight(dtype, [&](auto tag) {
+    using T = typename decltype(tag)::Type;
+    // Squares of all others are numbers.
+    return std::is_same_v<T, double>
+               ? LargestExponent(static_cast<const T*>(weight), channels.elements())
+               : 0;
+  });
+  const double scale = std::ldexp(1.0, -exponent);
+  std::vector<double> norms = FilterSums(dtype, weight, channels, [scale](double w) {
+    const double scaled = w * scale;
+    return scaled * scaled;
+  });
+  for (double& norm : norms) norm = std::ldexp(std::sqrt(norm), exponent);
+  return norms;
 }
 
 std::vector<double> FilterDistanceSums(DataType dtype, const void* weight,

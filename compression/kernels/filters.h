@@ -13,9 +13,9 @@ namespace nni_compression::compression {
 // The weight has finite elements only. All arithmetic is float64 unless said otherwise, and the
 // results are the same on any number of threads and with any instruction set.
 
-// The sum of |w|, or of w^2, over each filter.
+// The sum of |w| over each filter, and its Euclidean norm, of which no square overflows.
 std::vector<double> FilterAbsSums(DataType dtype, const void* weight, const Channels& channels);
-std::vector<double> FilterSquareSums(DataType dtype, const void* weight, const Channels& channels);
+std::vector<double> FilterNorms(DataType dtype, const void* weight, const Channels& channels);
 
 // The sum of the Euclidean distances of each filter to all others. Differences and short sums of
 // their squares are float32, all else float64; no distance is computed from products of filters,

@@ -16,14 +16,6 @@ struct Block {
   int64_t weights = 0;  // of its units
 };
 
-int64_t LostWeights(const FilterSet& set) {
-  int64_t lost = 0;
-  for (int64_t unit = 0; unit < set.units(); ++unit) {
-    if (set.removed()[static_cast<size_t>(unit)]) lost += set.weights(unit);
-  }
-  return lost;
-}
-
 // What the scores of the units that are not removed are divided by.
 double Divisor(const FilterSet& set, const std::vector<double>& scores, Normalize normalize) {
   if (normalize == Normalize::kNone) return 1;
@@ -48,17 +40,6 @@ double Divisor(const FilterSet& set, const std::vector<double>& scores, Normaliz
 
 }  // namespace
 
-bool FiltersLackGlobally(absl::Span<const RankedSet> sets, int64_t total) {
-  int64_t lost = 0;
-  bool more = false;
-  for (const RankedSet& ranked : sets) {
-    if (ranked.set->Lacks(ranked.at_least)) return true;
-    lost += LostWeights(*ranked.set);
-    more |= ranked.set->Lacks(ranked.at_most);
-  }
-  return more && lost < total;
-}
-
 std::vector<int64_t> CountFiltersGlobally(
     absl::Span<const RankedSet> sets, absl::Span<const std::vector<double>> scores,
     absl::Span<const std::vector<std::vector<int64_t>>> orders, int64_t total,
@@ -68,7 +49,12 @@ std::vector<int64_t> CountFiltersGlobally(
   for (size_t s = 0; s < sets.size(); ++s) {
     const FilterSet& set = *sets[s].set;
     const double divisor = Divisor(set, scores[s], normalize);
-    total -= LostWeights(set);
+    total -= set.removed_weights();
+    for (size_t run = 0; run < orders[s].size(); ++run) {  // what is begun goes in any case
+      for (int64_t i = set.lost(run); i < set.going(run); ++i) {
+        total -= set.weights(orders[s][run][static_cast<size_t>(i)]);
+      }
+    }
     double highest = -std::numeric_limits<double>::infinity();
     for (size_t next = 1; next < set.counts().size(); ++next) {
       Block block;
@@ -78,7 +64,7 @@ std::vector<int64_t> CountFiltersGlobally(
       double sum = 0;
       int64_t units = 0;
       for (size_t run = 0; run < orders[s].size(); ++run) {
-        const int64_t begin = std::max(set.counts()[next - 1], set.lost(run));
+        const int64_t begin = std::max(set.counts()[next - 1], set.going(run));
         for (int64_t i = begin; i < block.count; ++i) {
           const int64_t unit = orders[s][run][static_cast<size_t>(i)];
           sum += scores[s][static_cast<size_t>(unit)] / divisor;

@@ -19,10 +19,6 @@ struct RankedSet {
   int64_t at_most = 0;
 };
 
-// Whether the sets have lost fewer than `total` weights, whole units only, or less than their
-// least, and could lose more.
-bool FiltersLackGlobally(absl::Span<const RankedSet> sets, int64_t total);
-
 // For each set, how many units each of its runs loses so that together the units have at least
 // `total` weights, as few as that takes. Those with the smallest normalized scores go; a set goes
 // from one of its counts to the next at a time, with the mean score of the units between them.

@@ -1,5 +1,4 @@
 // The norms of filters (Li et al. 2017): L1, the sum of |w|, and L2, the root of the sum of w^2.
-#include <cmath>
 #include <memory>
 #include <utility>
 
@@ -17,10 +16,8 @@ class Norm : public FilterScore {
                                          const Statistics&) const override {
     const Channels filters = Channels::Of(layer.shape, layer.channel_axis);
     const void* const data = weight.values.data_ptr();
-    if (power_ == 1) return FilterAbsSums(layer.dtype, data, filters);
-    std::vector<double> sums = FilterSquareSums(layer.dtype, data, filters);
-    for (double& sum : sums) sum = std::sqrt(sum);
-    return sums;
+    return power_ == 1 ? FilterAbsSums(layer.dtype, data, filters)
+                       : FilterNorms(layer.dtype, data, filters);
   }
 
  private:

@@ -1,10 +1,12 @@
 #include "compression/session/filter_groups.h"
 
 #include <algorithm>
+#include <memory>
 #include <numeric>
 #include <optional>
 #include <utility>
 
+#include "absl/container/flat_hash_set.h"
 #include "absl/strings/str_cat.h"
 #include "compression/messages/suggest.h"
 
@@ -41,24 +43,24 @@ absl::StatusOr<InFilterGroup> ReadMember(const FilterGroup::Member& member, cons
 }
 
 // Sets the count of units and the runs of all members.
-absl::Status Complete(const FilterGroup& group, absl::Span<Layer* const> members,
+absl::Status Complete(const FilterGroup& group, absl::Span<InFilterGroup> members,
                       const std::string& path) {
   int64_t count = 0;
-  bool identity = true;
+  std::optional<size_t> first;  // whose filters are units
   for (size_t j = 0; j < members.size(); ++j) {
-    const int64_t own = members[j]->group->count;
-    identity &= group.members[j].units.empty();
-    if (identity && j > 0 && own != count) {
-      return absl::InvalidArgumentError(
-          absl::StrCat(path, ".members[", j, "].layer is ", Quoted(group.members[j].layer),
-                       ", which has ", own, " filters; it must have ", count, ", as layer ",
-                       Quoted(group.members[0].layer), ", or units"));
-    }
+    const int64_t own = members[j].count;
     count = std::max(count, own);
+    if (!group.members[j].units.empty()) continue;
+    if (!first) first = j;
+    if (own == members[*first].count) continue;
+    return absl::InvalidArgumentError(
+        absl::StrCat(path, ".members[", j, "].layer is ", Quoted(group.members[j].layer),
+                     ", which has ", own, " filters; it must have ", members[*first].count,
+                     ", as layer ", Quoted(group.members[*first].layer), ", or units"));
   }
   std::vector<bool> occurs(static_cast<size_t>(count), false);
-  for (const Layer* member : members) {
-    for (const uint32_t unit : member->group->units) occurs[unit] = true;
+  for (const InFilterGroup& member : members) {
+    for (const uint32_t unit : member.units) occurs[unit] = true;
   }
   if (const auto lacking = std::find(occurs.begin(), occurs.end(), false);
       lacking != occurs.end()) {
@@ -70,9 +72,9 @@ absl::Status Complete(const FilterGroup& group, absl::Span<Layer* const> members
     return absl::InvalidArgumentError(absl::StrCat(
         path, ".runs is ", group.runs, "; it must divide the number of units, ", count));
   }
-  for (Layer* member : members) {
-    member->group->count = count;
-    member->group->runs = group.runs;
+  for (InFilterGroup& member : members) {
+    member.count = count;
+    member.runs = group.runs;
   }
   return absl::OkStatus();
 }
@@ -88,7 +90,9 @@ absl::Status AssignGroups(const std::vector<FilterGroup>& groups,
       return absl::InvalidArgumentError(
           absl::StrCat(path, " has no members; it must have at least one"));
     }
-    std::vector<Layer*> members;
+    std::vector<InFilterGroup> members;
+    std::vector<Layer*> their_layers;
+    absl::flat_hash_set<const Layer*> known;
     for (size_t j = 0; j < groups[g].members.size(); ++j) {
       const FilterGroup::Member& member = groups[g].members[j];
       const std::string member_path = absl::StrCat(path, ".members[", j, "]");
@@ -98,20 +102,25 @@ absl::Status AssignGroups(const std::vector<FilterGroup>& groups,
             member_path, ".layer is ", Quoted(member.layer), "; it must be the name of a layer"));
       }
       Layer& layer = layers[static_cast<size_t>(found->second)];
-      if (layer.group) {
-        return absl::InvalidArgumentError(absl::StrCat(member_path, ".layer is ",
-                                                       Quoted(member.layer), ", which is in ",
-                                                       "filter_groups[", layer.group->index,
-                                                       "] already; a layer must be in at "
-                                                       "most one group, once"));
+      const bool again = !known.insert(&layer).second;
+      if (again || layer.group) {
+        return absl::InvalidArgumentError(
+            absl::StrCat(member_path, ".layer is ", Quoted(member.layer), ", which is in ",
+                         "filter_groups[", again ? g : static_cast<size_t>(layer.group->index),
+                         "] already; a layer must be in at most one group, once"));
       }
       absl::StatusOr<InFilterGroup> in = ReadMember(member, layer, member_path);
       if (!in.ok()) return in.status();
       in->index = static_cast<int>(g);
-      layer.group = *std::move(in);
-      members.push_back(&layer);
+      members.push_back(*std::move(in));
+      their_layers.push_back(&layer);
     }
-    if (auto status = Complete(groups[g], members, path); !status.ok()) return status;
+    if (auto status = Complete(groups[g], absl::MakeSpan(members), path); !status.ok()) {
+      return status;
+    }
+    for (size_t j = 0; j < members.size(); ++j) {
+      their_layers[j]->group = std::make_shared<const InFilterGroup>(std::move(members[j]));
+    }
   }
   return absl::OkStatus();
 }

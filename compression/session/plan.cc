@@ -313,6 +313,13 @@ absl::Status ApplyGroups(const AlgorithmInfo& algorithm, const std::vector<Rule>
     };
     const auto with = std::find_if(members.begin(), members.end(), compressed);
     if (with == members.end()) continue;
+    const int rule = *plans[*with].rule;
+    if (!rules[rule].compressor->traits().takes_groups) {
+      return absl::InvalidArgumentError(
+          absl::StrCat(path, " has layer ", Quoted(layers[*with].name), ", to which ",
+                       RulePath(rule), " applies, where ", algorithm.name,
+                       " prunes no filters; groups are for algorithms and options that do"));
+    }
     const auto without = std::find_if_not(members.begin(), members.end(), compressed);
     if (without != members.end()) {
       for (const int i : members) {
@@ -324,13 +331,6 @@ absl::Status ApplyGroups(const AlgorithmInfo& algorithm, const std::vector<Rule>
                        Quoted(layers[*with].name), ": config_list does not compress ",
                        Quoted(layers[*without].name), ", whose filters go with them"));
       continue;
-    }
-    const int rule = *plans[*with].rule;
-    if (!rules[rule].compressor->traits().takes_groups) {
-      return absl::InvalidArgumentError(
-          absl::StrCat("filter_groups[", group, "] has layer ", Quoted(layers[*with].name),
-                       ", to which ", RulePath(rule), " applies, where ", algorithm.name,
-                       " prunes no filters; groups are for algorithms and options that do"));
     }
     for (const int i : members) {
       if (*plans[i].rule == rule) continue;
@@ -529,7 +529,7 @@ absl::StatusOr<Plan> MakePlan(const AlgorithmInfo& algorithm, absl::Span<const j
         std::make_unique<PlannedRule>(i, *std::move(rules[i].options), rules[i].compressor);
     planned->joint = traits.joint || (traits.takes_groups &&
                                       std::any_of(won[i].begin(), won[i].end(), [&](int layer) {
-                                        return layers[layer].group.has_value();
+                                        return layers[layer].group != nullptr;
                                       }));
     planned->takes_counts =
         traits.takes_counts && (!planned->joint || HaveOneDtype(won[i], layers));

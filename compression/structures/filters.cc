@@ -45,9 +45,19 @@ Channels FiltersOf(const Layer& layer) { return Channels::Of(layer.shape, layer.
 
 std::vector<bool> RemovedFilters(const Layer& layer, const Mask* mask) {
   const Channels channels = FiltersOf(layer);
-  std::vector<bool> removed(static_cast<size_t>(channels.channels), false);
+  const auto count = static_cast<size_t>(channels.channels);
+  std::vector<bool> removed(count, false);
   if (mask == nullptr || mask->pruned() == 0) return removed;
   const uint8_t* const bits = mask->bits().data();
+  if (channels.inner == 1 && channels.channels % 8 == 0) {  // filters lie side by side
+    std::vector<uint8_t> kept(count / 8, 0);
+    for (int64_t o = 0; o < channels.outer; ++o) {
+      const uint8_t* const row = bits + o * static_cast<int64_t>(kept.size());
+      for (size_t i = 0; i < kept.size(); ++i) kept[i] |= row[i];
+    }
+    for (size_t f = 0; f < count; ++f) removed[f] = (kept[f >> 3] >> (f & 7) & 1) == 0;
+    return removed;
+  }
   for (int64_t f = 0; f < channels.channels; ++f) {
     removed[static_cast<size_t>(f)] = AllStretches(
         channels, f, [&](int64_t begin, int64_t end) { return IsZero(bits, begin, end); });
@@ -74,54 +84,98 @@ int64_t FilterSet::UnitOf(const Layer& layer, int64_t filter) {
   return layer.group ? layer.group->units[static_cast<size_t>(filter)] : filter;
 }
 
-std::vector<FilterSet> FilterSet::Of(absl::Span<const FilterLayer> layers, int64_t round_to) {
-  std::vector<FilterSet> sets;
+std::vector<std::vector<size_t>> GroupLayers(absl::Span<const FilterLayer> layers) {
+  std::vector<std::vector<size_t>> sets;
   std::map<int, size_t> of_group;
   for (size_t i = 0; i < layers.size(); ++i) {
     const Layer& layer = *layers[i].layer;
     size_t index = sets.size();
     if (layer.group) index = of_group.try_emplace(layer.group->index, index).first->second;
     if (index == sets.size()) sets.emplace_back();
-    sets[index].layers_.push_back(i);
-  }
-  for (FilterSet& set : sets) {
-    const Layer& first = *layers[set.layers_.front()].layer;
-    const int64_t units = first.group ? first.group->count : FiltersOf(first).channels;
-    set.runs_ = first.group ? first.group->runs : 1;
-    set.weights_.assign(static_cast<size_t>(units), 0);
-    set.removed_.assign(static_cast<size_t>(units), true);
-    int64_t together = 0;  // the greatest number that divides the filters of every unit
-    for (const size_t i : set.layers_) {
-      const Layer& layer = *layers[i].layer;
-      const Channels channels = FiltersOf(layer);
-      const std::vector<bool> removed = RemovedFilters(layer, layers[i].mask);
-      std::vector<int64_t> filters(static_cast<size_t>(units), 0);
-      for (int64_t f = 0; f < channels.channels; ++f) {
-        const auto unit = static_cast<size_t>(UnitOf(layer, f));
-        ++filters[unit];
-        set.weights_[unit] += channels.outer * channels.inner;
-        if (!removed[static_cast<size_t>(f)]) set.removed_[unit] = false;
-      }
-      std::vector<int64_t> own;
-      for (int64_t u = 0; u < units; ++u) {
-        if (filters[static_cast<size_t>(u)] > 0) own.push_back(u);
-        together = std::gcd(together, filters[static_cast<size_t>(u)]);
-      }
-      if (static_cast<int64_t>(own.size()) < units) set.partial_.push_back(std::move(own));
-    }
-    const int64_t length = set.length();
-    for (int64_t run = 0; run < set.runs_; ++run) {
-      const auto begin = set.removed_.begin() + run * length;
-      set.lost_.push_back(std::count(begin, begin + length, true));
-    }
-    const int64_t step = round_to / std::gcd(round_to, together * set.runs_);
-    const int64_t staying = std::max<int64_t>(1, static_cast<int64_t>(set.partial_.size()));
-    set.counts_ = {0};
-    for (int64_t kept = (length - 1) / step * step; kept >= staying; kept -= step) {
-      set.counts_.push_back(length - kept);
-    }
+    sets[index].push_back(i);
   }
   return sets;
+}
+
+FilterSet::FilterSet(absl::Span<const FilterLayer> layers, std::vector<size_t> indices,
+                     int64_t round_to)
+    : layers_(std::move(indices)) {
+  const Layer& first = *layers[layers_.front()].layer;
+  const auto units =
+      static_cast<size_t>(first.group ? first.group->count : FiltersOf(first).channels);
+  runs_ = first.group ? first.group->runs : 1;
+  weights_.assign(units, 0);
+  removed_.assign(units, true);
+  begun_.assign(units, false);
+  std::vector<int64_t> filters(units, 0);  // of a layer
+  std::vector<int64_t> kept(units, 0);     // of these, not removed
+  int64_t together = 0;                    // the greatest number that divides those of every unit
+  for (const size_t i : layers_) {
+    const Layer& layer = *layers[i].layer;
+    const Channels channels = FiltersOf(layer);
+    const std::vector<bool> removed = RemovedFilters(layer, layers[i].mask);
+    std::vector<int64_t> own;
+    for (int64_t f = 0; f < channels.channels; ++f) {
+      const int64_t unit = UnitOf(layer, f);
+      const auto u = static_cast<size_t>(unit);
+      if (filters[u]++ == 0) own.push_back(unit);
+      if (!removed[static_cast<size_t>(f)]) ++kept[u];
+      weights_[u] += channels.outer * channels.inner;
+    }
+    for (const int64_t unit : own) {
+      const auto u = static_cast<size_t>(unit);
+      together = std::gcd(together, filters[u]);
+      if (kept[u] > 0) {
+        removed_[u] = false;
+      } else {
+        begun_[u] = true;
+      }
+      filters[u] = kept[u] = 0;
+    }
+    if (own.size() == units) continue;
+    std::sort(own.begin(), own.end());
+    partial_.insert(std::move(own));
+  }
+  // In each run stays a unit, and in each run that a layer has units in, one of it may.
+  std::vector<int64_t> touching(static_cast<size_t>(runs_), 0);
+  for (const std::vector<int64_t>& own : partial_) {
+    int64_t last = -1;
+    for (const int64_t unit : own) {
+      if (unit / length() == last) continue;
+      last = unit / length();
+      ++touching[static_cast<size_t>(last)];
+    }
+  }
+  const int64_t staying = std::max<int64_t>(1, *std::max_element(touching.begin(), touching.end()));
+  const int64_t step = round_to / std::gcd(round_to, together * runs_);
+  counts_ = {0};
+  for (int64_t rest = (length() - 1) / step * step; rest >= staying; rest -= step) {
+    counts_.push_back(length() - rest);
+  }
+  for (int64_t run = 0; run < runs_; ++run) {
+    const auto count = [&](const std::vector<bool>& flags) {
+      const auto begin = flags.begin() + run * length();
+      return static_cast<int64_t>(std::count(begin, begin + length(), true));
+    };
+    lost_.push_back(count(removed_));
+    going_.push_back(std::max(lost_.back(), std::min(count(begun_), length() - staying)));
+  }
+}
+
+std::vector<FilterSet> FilterSet::Of(absl::Span<const FilterLayer> layers, int64_t round_to) {
+  std::vector<FilterSet> sets;
+  for (std::vector<size_t>& indices : GroupLayers(layers)) {
+    sets.emplace_back(layers, std::move(indices), round_to);
+  }
+  return sets;
+}
+
+int64_t FilterSet::removed_weights() const {
+  int64_t weights = 0;
+  for (size_t unit = 0; unit < weights_.size(); ++unit) {
+    if (removed_[unit]) weights += weights_[unit];
+  }
+  return weights;
 }
 
 int64_t FilterSet::CountFor(double sparsity) const {
@@ -130,7 +184,10 @@ int64_t FilterSet::CountFor(double sparsity) const {
 }
 
 bool FilterSet::Lacks(int64_t count) const {
-  return std::any_of(lost_.begin(), lost_.end(), [count](int64_t lost) { return lost < count; });
+  for (size_t run = 0; run < lost_.size(); ++run) {
+    if (lost_[run] < std::max(count, going_[run])) return true;
+  }
+  return false;
 }
 
 std::vector<std::vector<int64_t>> FilterSet::Order(const std::vector<double>& scores) const {
@@ -138,6 +195,7 @@ std::vector<std::vector<int64_t>> FilterSet::Order(const std::vector<double>& sc
     const auto x = static_cast<size_t>(a);
     const auto y = static_cast<size_t>(b);
     if (removed_[x] != removed_[y]) return static_cast<bool>(removed_[x]);
+    if (begun_[x] != begun_[y]) return static_cast<bool>(begun_[x]);
     if (!removed_[x] && scores[x] != scores[y]) return scores[x] < scores[y];
     return a < b;
   };
@@ -162,9 +220,9 @@ std::vector<std::vector<int64_t>> FilterSet::Order(const std::vector<double>& sc
 std::vector<bool> RemovedUnits(const FilterSet& set, const std::vector<std::vector<int64_t>>& order,
                                int64_t count) {
   std::vector<bool> removed = set.removed();
-  for (const std::vector<int64_t>& run : order) {
-    for (int64_t i = 0; i < count; ++i) {
-      removed[static_cast<size_t>(run[static_cast<size_t>(i)])] = true;
+  for (size_t run = 0; run < order.size(); ++run) {
+    for (int64_t i = 0; i < std::max(count, set.going(run)); ++i) {
+      removed[static_cast<size_t>(order[run][static_cast<size_t>(i)])] = true;
     }
   }
   return removed;

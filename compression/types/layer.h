@@ -3,6 +3,7 @@
 #define NNI_COMPRESSION_COMPRESSION_TYPES_LAYER_H_
 
 #include <cstdint>
+#include <memory>
 #include <optional>
 #include <string>
 #include <vector>
@@ -31,8 +32,8 @@ struct Layer {
   int channel_axis = 0;              // the dimension of per-channel quantization
   std::vector<std::string> aliases;  // further names of the same (tied) weight
   bool needs_filter = false;  // whether rules that filter neither by type nor by name leave it out
-  std::vector<std::string> op_type_bases;  // further types that the layer is of
-  std::optional<InFilterGroup> group;      // Session::Bind fills it in
+  std::vector<std::string> op_type_bases;      // further types that the layer is of
+  std::shared_ptr<const InFilterGroup> group;  // null: none; Session::Bind fills it in
 
   int64_t elements = 0;  // product of `shape`; Session::Bind fills it in
 

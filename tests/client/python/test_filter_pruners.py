@@ -68,11 +68,13 @@ class Reference:
         sizes = [own.count(unit) for own in members.values() for unit in range(units)]
         step = self.rule.get("round_to", 1)
         together = math.gcd(*sizes) * runs
-        partial = sum(len(set(own)) < units for own in members.values())
         length = units // runs
+        parts = {frozenset(own) for own in members.values() if len(set(own)) < units}
+        of_runs = [range(run * length, (run + 1) * length) for run in range(runs)]
+        staying = max(sum(not part.isdisjoint(run) for part in parts) for run in of_runs)
         return [0] + [
             removed
-            for removed in range(1, length - max(1, partial) + 1)
+            for removed in range(1, length - max(1, staying) + 1)
             if (length - removed) * together % step == 0
         ]
 
@@ -194,8 +196,11 @@ def a_model(random: np.random.Generator) -> tuple[list[nc.Layer], list[nc.Filter
             heads = [unit for unit in range(units) for _ in range(2)]
             groups.append(nc.FilterGroup({names[0]: heads, names[1]: heads[::-1], names[2]: ()}))
         else:
-            layers += [a_layer(random, names[i], n) for i, n in enumerate((units, 2, units + 2))]
-            own = {names[0]: range(units), names[1]: [units, units + 1], names[2]: ()}
+            names.append(f"layer{len(layers) + 3}")
+            sizes = (units, 2, units + 2, 2)
+            layers += [a_layer(random, name, n) for name, n in zip(names, sizes)]
+            last = [units, units + 1]
+            own = {names[0]: range(units), names[1]: last, names[2]: (), names[3]: last[::-1]}
             groups.append(nc.FilterGroup({name: list(parts) for name, parts in own.items()}))
     order = random.permutation(len(layers))
     return [layers[i] for i in order], groups

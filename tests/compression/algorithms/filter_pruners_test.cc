@@ -1,5 +1,6 @@
 #include <cmath>
 
+#include "absl/strings/str_cat.h"
 #include "tests/compression/testing.h"
 
 namespace nni_compression::compression {
@@ -182,8 +183,8 @@ TEST(FilterPrunerTest, AnUnreachableShareIsNotStaleForever) {
 }
 
 TEST(FilterPrunerTest, AScoreBeyondFloat64IsRefused) {
-  auto session = BindOne("l2_filter", {{"sparsity", 0.5}}, {2, 2}, DataType::kFloat64);
-  EXPECT_THAT(session->CalcMask(0, Values({1, 2, 1e200, 1}, DataType::kFloat64, {2, 2})),
+  auto session = BindOne("l1_filter", {{"sparsity", 0.5}}, {2, 2}, DataType::kFloat64);
+  EXPECT_THAT(session->CalcMask(0, Values({1, 2, 1e308, 1e308}, DataType::kFloat64, {2, 2})),
               IsInvalid(HasSubstr("the score of filter 1 of layer \"layer\"")));
 }
 
@@ -252,6 +253,37 @@ TEST(FilterGroupTest, AGroupWithALayerThatIsNotCompressedKeepsItsFilters) {
               IsInvalid(HasSubstr("filter_groups[0] keeps all its filters")));
 }
 
+TEST(FilterGroupTest, WhatATrainerHasRemovedOfOneLayerGoesInAll) {
+  auto session = TryBind(GroupBinding({{{{"a", {}}, {"b", {}}}, 1}})).value();
+  ASSERT_THAT(session->SetMask(0, MaskOf("0001")), IsOk());
+  auto answers = session->CalcMasks(GroupWeights());
+  ASSERT_THAT(answers, IsOk());
+  EXPECT_EQ(Bits((*answers)[0].mask), "0001") << "one filter stays";
+  EXPECT_EQ(Bits((*answers)[1].mask), "00000011");
+  EXPECT_THAT(session->StaleLayers(), IsEmpty());
+}
+
+TEST(FilterGroupTest, ManySmallMembersCostNoMoreThanTheirFilters) {
+  constexpr int kMembers = 3000;
+  std::vector<Layer> layers = {MakeLayer("wide", {kMaxFilters, 1})};
+  FilterGroup group = {{{"wide", {}}}, 1};
+  std::vector<LayerWeight> weights = {{0, Random({kMaxFilters, 1}, 1)}};
+  for (int i = 0; i < kMembers; ++i) {
+    layers.push_back(MakeLayer(absl::StrCat("layer", i), {1, 1}));
+    group.members.push_back({layers.back().name, {0}});
+    weights.push_back({i + 1, Random({1, 1}, 2)});
+  }
+  Binding binding = MakeBinding("l1_filter", {{{"sparsity", 0.5}}}, layers);
+  binding.filter_groups = {group};
+  auto session = TryBind(binding).value();
+  // Members times units would take minutes.
+  auto answers = session->CalcMasks(weights);
+  ASSERT_THAT(answers, IsOk());
+  EXPECT_EQ((*answers)[0].mask.pruned(), kMaxFilters / 2);
+  EXPECT_EQ((*answers)[1].mask.pruned(), 0) << "it has no other";
+  EXPECT_LT(session->plan().rules[0]->compressor->work_bytes(session->layer(1)), 1000);
+}
+
 TEST(FilterGroupTest, WhatContradictsItselfIsRefused) {
   const auto refused = [](std::vector<FilterGroup> groups, const char* message) {
     EXPECT_THAT(TryBind(GroupBinding(std::move(groups))), IsInvalid(HasSubstr(message)));
@@ -274,9 +306,14 @@ TEST(FilterGroupTest, WhatContradictsItselfIsRefused) {
                            {{{"sparsity", 0.5}}, {{"sparsity", 0.6}, {"op_names", {"b"}}}})),
       IsInvalid(AllOf(HasSubstr("config_list[0] applies to \"a\""),
                       HasSubstr("config_list[1] to \"b\""), HasSubstr("filter_groups[0]"))));
-  Binding level = GroupBinding({{{{"a", {}}, {"b", {}}}, 1}});
-  level.algorithm = "level";
-  EXPECT_THAT(TryBind(level), IsInvalid(HasSubstr("level prunes no filters")));
+  for (const json& rules : {json::array({{{"sparsity", 0.5}}}),
+                            json::array({{{"sparsity", 0.5}, {"op_names", {"a"}}}})}) {
+    Binding level = GroupBinding({{{{"a", {}}, {"b", {}}}, 1}}, rules);
+    level.algorithm = "level";
+    EXPECT_THAT(TryBind(level), IsInvalid(HasSubstr("level prunes no filters")));
+  }
+  refused({{{{"a", {0, 0, 0, 0}}, {"b", {}}, {"c", {}}}, 1}},
+          "which has 2 filters; it must have 4");
 }
 
 }  // namespace

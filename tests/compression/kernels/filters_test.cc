@@ -50,7 +50,7 @@ TEST(FiltersTest, SumsAreThoseOfPlainLoops) {
       const at::Tensor weight = Random(one.shape, 3, dtype);
       const Channels channels = Channels::Of(one.shape, one.axis);
       const std::vector<double> sums = FilterAbsSums(dtype, weight.data_ptr(), channels);
-      const std::vector<double> squares = FilterSquareSums(dtype, weight.data_ptr(), channels);
+      const std::vector<double> norms = FilterNorms(dtype, weight.data_ptr(), channels);
       ASSERT_EQ(sums.size(), static_cast<size_t>(one.shape[one.axis]));
       for (size_t f = 0; f < sums.size(); ++f) {
         double sum = 0;
@@ -60,7 +60,7 @@ TEST(FiltersTest, SumsAreThoseOfPlainLoops) {
           square += w * w;
         }
         EXPECT_NEAR(sums[f], sum, 1e-12 * sum);
-        EXPECT_NEAR(squares[f], square, 1e-12 * square);
+        EXPECT_NEAR(norms[f], std::sqrt(square), 1e-12 * std::sqrt(square));
       }
     }
   }
@@ -113,6 +113,17 @@ TEST(FiltersTest, SmallDistancesOfLargeFiltersAreNotLost) {
   EXPECT_NEAR(sums[0], 1.5, 1e-3);
   EXPECT_NEAR(sums[1], 0.5 + farthest, 1e-3);
   EXPECT_NEAR(sums[2], 1 + farthest, 1e-3);
+}
+
+TEST(FiltersTest, NormsHaveAnyMagnitude) {
+  for (const double factor : {1e-300, 1e-170, 1e170, 1e300}) {
+    const at::Tensor weight =
+        Values({3 * factor, 4 * factor, 0, -factor}, DataType::kFloat64, {2, 2});
+    const std::vector<double> norms =
+        FilterNorms(DataType::kFloat64, weight.data_ptr(), Channels::Of({2, 2}, 0));
+    EXPECT_NEAR(norms[0] / factor, 5, 1e-12);
+    EXPECT_NEAR(norms[1] / factor, 1, 1e-12);
+  }
 }
 
 TEST(FiltersTest, DistancesHaveAnyMagnitude) {

@@ -18,7 +18,8 @@ Layer FilterLayerOf(std::vector<int64_t> shape, int axis = 0) {
 Layer Grouped(std::vector<int64_t> shape, std::vector<uint32_t> units, int64_t count,
               int64_t runs = 1, int index = 0) {
   Layer layer = FilterLayerOf(std::move(shape));
-  layer.group = InFilterGroup{index, count, runs, std::move(units)};
+  layer.group =
+      std::make_shared<const InFilterGroup>(InFilterGroup{index, count, runs, std::move(units)});
   return layer;
 }
 
@@ -103,13 +104,25 @@ TEST(FilterSetTest, LayersOfAGroupAreOneSet) {
   EXPECT_EQ(sets[1].weights(4), 1);
 }
 
-TEST(FilterSetTest, AUnitIsRemovedWhenAllLayersHaveLostIt) {
+TEST(FilterSetTest, WhatOneLayerHasLostAllLose) {
+  const std::vector<Layer> layers = {Grouped({4, 1}, {0, 1, 2, 3}, 4),
+                                     Grouped({4, 1}, {0, 1, 2, 3}, 4)};
+  const FilterSet set = SetsOf(layers, 1, {MaskOf("0011"), MaskOf("0111")})[0];
+  EXPECT_THAT(set.removed(), ElementsAre(true, false, false, false));
+  EXPECT_EQ(set.going(0), 2);
+  EXPECT_TRUE(set.Lacks(0));
+  const auto order = set.Order({9, 8, 5, 1});
+  EXPECT_THAT(order[0], ElementsAre(0, 1, 3, 2));
+  EXPECT_THAT(RemovedUnits(set, order, 0), ElementsAre(true, true, false, false));
+  EXPECT_FALSE(SetsOf(layers, 1, {MaskOf("0011"), MaskOf("0011")})[0].Lacks(2));
+}
+
+TEST(FilterSetTest, AUnitStaysWhateverTheLayersHaveLost) {
   const std::vector<Layer> layers = {Grouped({3, 1}, {0, 1, 2}, 3), Grouped({3, 1}, {0, 1, 2}, 3)};
-  const FilterSet set = SetsOf(layers, 1, {MaskOf("001"), MaskOf("011")})[0];
-  EXPECT_THAT(set.removed(), ElementsAre(true, false, false));
-  EXPECT_TRUE(set.Lacks(2));
-  EXPECT_FALSE(set.Lacks(1));
-  EXPECT_THAT(set.Order({9, 5, 1})[0], ElementsAre(0, 2, 1)) << "what is removed goes first";
+  const FilterSet set = SetsOf(layers, 1, {MaskOf("001"), MaskOf("110")})[0];
+  EXPECT_THAT(set.removed(), ElementsAre(false, false, false));
+  EXPECT_EQ(set.going(0), 2);
+  EXPECT_THAT(RemovedUnits(set, set.Order({1, 3, 2}), 0), ElementsAre(true, false, true));
 }
 
 TEST(FilterSetTest, ALayerThatHasSomeUnitsKeepsItsBest) {
@@ -118,6 +131,16 @@ TEST(FilterSetTest, ALayerThatHasSomeUnitsKeepsItsBest) {
   const FilterSet set = SetsOf(layers)[0];
   EXPECT_EQ(set.CountFor(1), 4);
   EXPECT_THAT(set.Order({1, 2, 9, 8, 7, 6})[0], ElementsAre(0, 5, 4, 3, 1, 2));
+}
+
+TEST(FilterSetTest, LayersWithTheSameUnitsKeepTheSame) {
+  const std::vector<Layer> layers = {Grouped({2, 1}, {0, 1}, 4), Grouped({2, 1}, {0, 1}, 4),
+                                     Grouped({2, 1}, {2, 3}, 4), Grouped({2, 1}, {3, 2}, 4),
+                                     Grouped({2, 1}, {2, 3}, 4)};
+  EXPECT_EQ(SetsOf(layers)[0].CountFor(0.5), 2);
+  std::vector<Layer> runs = layers;
+  for (Layer& layer : runs) layer = Grouped({2, 1}, layer.group->units, 4, 2);
+  EXPECT_EQ(SetsOf(runs)[0].CountFor(0.5), 1) << "of each run, as no layer has units in both";
 }
 
 }  // namespace
