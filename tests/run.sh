@@ -155,7 +155,7 @@ python-newest() {
 torch_venv() {
   local packages=(torch numpy scipy scikit-learn grpcio protobuf onnx onnxscript onnxruntime
     safetensors transformers compressed-tensors peft accelerate lightning pytorch-lightning timm
-    optuna tensorboard mlflow-skinny torch-pruning)
+    optuna tensorboard mlflow-skinny torch-pruning matplotlib)
   make_venv build/venv-torch "$(date +%Y-%m) ${packages[*]}" quietly pip-torch \
     pip install --upgrade "${packages[@]}"
 }
