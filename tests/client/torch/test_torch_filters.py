@@ -413,6 +413,20 @@ def test_a_layer_with_two_names_is_one(client):
     pruner.close()
 
 
+@needs_torch_2
+def test_a_weight_that_is_computed_is_pruned_as_any_other(client):
+    model = Residual()
+    weight_norm = nn.utils.parametrizations.weight_norm
+    model.a, model.b = weight_norm(model.a), weight_norm(model.b)
+    pruner = pruned(model, picture(8), client)
+    assert pruner.filter_groups == GROUP
+    assert removed_shares(pruner) == {"a": 0.5, "b": 0.5}
+    small = shrink(model, picture(8), zero_constants=True)
+    assert not small.shrink_report.kept
+    assert small.a.out_channels == 4
+    pruner.close()
+
+
 # Sessions.
 
 

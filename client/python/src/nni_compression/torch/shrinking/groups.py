@@ -13,6 +13,7 @@ from torch import nn
 
 from ...adapters.grouping import Grouping
 from ...values.filter_groups import FilterGroup
+from .. import dense_weights
 from .._files import ExampleInputs
 from ..weights import TorchWeight
 from . import channels
@@ -45,10 +46,6 @@ class _Unit:
                 own.setdefault(name, set()).update(indices)
         self.kept = self.kept or other.kept
 
-    def has_any_of(self, other: Coupled) -> bool:
-        """Whether it has one of these filters."""
-        return any(index in self.filters.get(name, ()) for name, index in other.filters)
-
     def side(self, is_inputs: bool) -> Mapping[str, set[int]]:
         """The input channels, or the others."""
         return self.inputs if is_inputs else self.filters
@@ -74,6 +71,7 @@ class Structure:
     ) -> None:
         with torch.inference_mode(False):  # type: ignore[no-untyped-call]
             work = plain_copy(model)
+            _make_plain(work, weights)
             make_comparable(work)
             runs = Runs(work, given, "example_inputs")
             dependencies = Dependencies.of(work, runs.positional, runs.named)
@@ -148,11 +146,27 @@ class Structure:
         for name, own in filters.items():
             channels.zero_filters(self._modules[name], own)
         choice, _ = chosen(work, runs, dependencies, Removed(filters), zero_constants=True)
+        owners = {
+            (name, index): unit
+            for unit in self._units
+            for name, own in unit.filters.items()
+            for index in own
+        }
         for coupled in choice.found:
-            if coupled.kept and not coupled.carries:
-                for unit in self._units:
-                    if unit.has_any_of(coupled):
-                        unit.kept = unit.kept or coupled.kept
+            for each in coupled.filters if coupled.kept and not coupled.carries else ():
+                owners[each].kept = owners[each].kept or coupled.kept
+
+
+def _make_plain(work: nn.Module, weights: Sequence[TorchWeight]) -> None:
+    """Makes weights parameters that are computed, as they will be once they are compressed."""
+    modules = dict(work.named_modules())
+    for weight in weights:
+        for name, place in zip((weight.name, *weight.aliases), weight.name_places):
+            module = modules.get(place.module_of(name))
+            computed = None if module is None else dense_weights.computed_by(module, place.part)
+            if module is not None and computed is not None:
+                value = computed.value().detach().clone()
+                dense_weights.replace(module, place.part, value)
 
 
 def _not_from_filters(name: str) -> str:
