@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+from pathlib import Path
+
 import pytest
 
 import nni_compression as nc
@@ -15,6 +18,7 @@ from torch.nn import functional as F  # noqa: N812
 from nni_compression.torch import SlimPruner, shrink
 from test_torch_filters import IS_TORCH_2, needs_torch_2, picture, separable
 from test_torch_shrink import assert_equal, one_thread, trained  # noqa: F401
+from torch_helpers import run_ranks
 
 CONVOLUTIONS = {"sparsity": 0.5, "op_types": ["Conv2d"]}
 NORMS = {"sparsity": 0.5, "op_types": ["BatchNorm2d"]}
@@ -272,3 +276,49 @@ def test_norms_that_are_zero_everywhere_count_for_nothing():
     masks = {"bn2": torch.zeros(8)}
     with pytest.raises(nc.InvalidArgumentError, match="layer 'bn2' removes all of its 8 filters"):
         shrink(model, picture(8), masks=masks)
+
+
+RANK = """
+import sys
+import torch
+import torch.distributed as dist
+
+rank, meeting, address = int(sys.argv[1]), *sys.argv[2:]
+from nni_compression.torch import ActivationAPoZRankFilterPruner, SlimPruner
+from test_torch_slim import CONVOLUTIONS, NORMS, Residual, picture
+from torch_helpers import process_group
+
+def main():
+    torch.set_num_threads(1)
+    for cls, rule in (
+        (SlimPruner, CONVOLUTIONS),
+        (SlimPruner, NORMS),
+        (ActivationAPoZRankFilterPruner, CONVOLUTIONS),
+    ):
+        torch.manual_seed(0)
+        model = Residual()
+        pruner = cls([rule], example_inputs=picture(8), server=address)
+        pruner.on_every_rank(model)
+        model(rank + picture(8))
+        pruner.step()
+        model(picture(8))
+        kept = [mask.reshape(8, -1).any(1).tolist() for mask in pruner.masks.values()]
+        found = [None, None]
+        dist.all_gather_object(found, kept)
+        assert found[0] == found[1]
+        assert kept[0] == kept[1]
+        assert sum(kept[0]) == 4
+        dist.barrier()
+        pruner.close()
+
+with process_group(rank, 2, meeting):
+    main()
+"""
+
+
+@needs_torch_2
+@pytest.mark.skipif(not torch.distributed.is_available(), reason="torch has no distributed")
+def test_ranks_find_the_same_groups_and_share_the_masks(server, tmp_path):
+    paths = [Path(__file__).parents[2] / "testing/python", Path(nc.__file__).parents[1]]
+    found = [str(path) for path in (*paths, Path(__file__).parent)]
+    run_ranks(2, RANK, str(tmp_path / "meeting"), server.address, PYTHONPATH=os.pathsep.join(found))
