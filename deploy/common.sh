@@ -94,6 +94,15 @@ runtimes_venv() {
     pip install --upgrade "${packages[@]}"
 }
 
+# PyTorch 2, what finds the filters that go together, and the runtime that the result is measured in.
+# SciPy and scikit-learn are named because Debian's are built for an older numpy.
+shrink_venv() {
+  local packages=(torch torch-pruning numpy scipy scikit-learn grpcio protobuf onnx onnxscript
+    onnxruntime matplotlib)
+  make_venv build/venv-shrink "$(date +%Y-%m) ${packages[*]}" quietly pip-shrink \
+    pip install --upgrade "${packages[@]}"
+}
+
 # start_server FOLDER [FLAG...]: starts a server on a free port with its log in FOLDER; sets
 # `server_pid` and exports its address.
 start_server() {

@@ -6,6 +6,7 @@
 #   deploy/quickstart.sh          prunes and quantizes, each once
 #   deploy/quickstart.sh --nni    an NNI experiment of 20 trials searches each layer's sparsity
 #   deploy/quickstart.sh --tensorflow    prunes and quantizes a network in Keras and as a graph
+#   deploy/quickstart.sh --shrink    half of a network's filters go; it is smaller and faster then
 #
 # What follows is passed on to the example.
 set -euo pipefail
@@ -15,8 +16,8 @@ source deploy/common.sh
 
 example=digits
 case ${1:-} in
-  --nni | --tensorflow) example=${1#--} && shift ;;
-  -h | --help) sed -n '2,10s/^# \{0,1\}//p' "$0" && exit ;;
+  --nni | --tensorflow | --shrink) example=${1#--} && shift ;;
+  -h | --help) sed -n '2,11s/^# \{0,1\}//p' "$0" && exit ;;
 esac
 
 deploy/install-dependencies.sh --build
@@ -51,6 +52,11 @@ case $example in
       PYTHONPATH=$PWD/client/python/src build/venv-tensorflow/bin/python \
         "client/python/examples/digits_$each.py" "$@"
     done
+    ;;
+  shrink)
+    shrink_venv
+    PYTHONPATH=$PWD/client/python/src build/venv-shrink/bin/python \
+      client/python/examples/shrink.py --plot build/shrink.png "$@"
     ;;
 esac
 stop_server
