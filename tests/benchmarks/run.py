@@ -35,6 +35,7 @@ MODULES = (
     "exports",
     "integer_runtimes",
     "pruned_accuracy",
+    "shrink_latency",
 )
 
 
