@@ -14,6 +14,7 @@ The exit status is 0 only if the smaller network has less than a third of the MA
 import argparse
 import copy
 import importlib.util
+import logging
 import statistics
 import sys
 import tempfile
@@ -168,8 +169,9 @@ def in_onnxruntime(model: nn.Module, images: torch.Tensor) -> Callable[[], objec
 
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = options.inter_op_num_threads = 1
+    logging.getLogger("torch.onnx").setLevel(logging.ERROR)
     with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of the exporter
+        warnings.simplefilter("ignore")
         path = f"{folder}/model.onnx"
         torch.onnx.export(model.eval(), (images,), path, verbose=False)
         session = onnxruntime.InferenceSession(path, options)
