@@ -12,10 +12,11 @@ from nni_compression import nni
 
 # Packages that Debian does not have.
 NEEDS = {
-    "bert.md": ("transformers", "accelerate", "compressed_tensors"),
-    "search.md": ("optuna",),
-    "shrink.md": ("torch_pruning",),
-    "cnn.md": ("onnx", "onnxruntime", "onnxscript"),
+    "docs/tutorials/bert.md": ("transformers", "accelerate", "compressed_tensors"),
+    "docs/tutorials/search.md": ("optuna",),
+    "docs/tutorials/shrink.md": ("torch_pruning", "onnx", "onnxruntime", "onnxscript"),
+    "docs/tutorials/cnn.md": ("onnx", "onnxruntime", "onnxscript"),
+    "docs/shrink.md": ("torch_pruning",),
 }
 PRUNERS = documents.ROOT / "docs/pruners.md"
 # That of TensorFlow runs with TensorFlow's tests.
@@ -34,7 +35,7 @@ def algorithms(server_address):
 
 @pytest.mark.parametrize("page", PAGES_WITH_CODE, ids=lambda page: page.name)
 def test_the_examples_of_a_page_run_from_top_to_bottom(page, server_address, tmp_path, monkeypatch):
-    for package in NEEDS.get(page.name, ()):
+    for package in NEEDS.get(page.relative_to(documents.ROOT).as_posix(), ()):
         pytest.importorskip(package)
     monkeypatch.chdir(tmp_path)
     names = {"__name__": "__main__"}
