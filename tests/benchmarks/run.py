@@ -36,6 +36,9 @@ MODULES = (
     "integer_runtimes",
     "pruned_accuracy",
     "shrink_latency",
+    "fpgm",
+    "n_m",
+    "filter_accuracy",
 )
 
 

@@ -1,0 +1,171 @@
+"""Accuracies of networks without filters, by the pruners of this service and of torch-pruning.
+
+    filter_models.py FILE
+
+The network and the digits are those of the example shrink.py. Each pruner gets a copy of the same
+trained network, removes filters until the network has a given share of its MACs, and all are
+fine-tuned alike. The accuracies are written as JSON.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+import logging
+import sys
+import warnings
+from pathlib import Path
+from typing import Any, Callable
+
+import torch
+import torch_pruning as tp
+from torch import nn
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "client/python/examples"))
+import shrink as example
+
+import nni_compression as nc
+from nni_compression.torch import (
+    FPGMPruner,
+    L1FilterPruner,
+    RandomPruner,
+    TaylorFOWeightFilterPruner,
+    shrink,
+)
+
+SEEDS = (0, 1, 2)
+DENSE_EPOCHS = 10
+PRUNED_EPOCHS = 5
+# The share of filters that every layer would lose; the MACs that are left then are left by all.
+SPARSITIES = (0.5, 0.75, 0.875)
+TOLERANCE = 0.02  # of the MACs
+TRIES = 14
+
+# A model without the given share of something, of a copy of the dense one.
+Way = Callable[[nn.Module, float], nn.Module]
+
+
+def ours(pruner: type, client: nc.Client, data: example.Data, seed: int, **options: Any) -> Way:
+    """A pruner of this service, with dependency groups."""
+
+    def prune(dense: nn.Module, sparsity: float) -> nn.Module:
+        model = copy.deepcopy(dense)
+        rule = {"sparsity": sparsity, "op_types": ["Conv2d"], **options}
+        if pruner is RandomPruner:
+            rule.update(structure="filter", seed=seed)
+        images = data[0][:1]
+        with pruner(model, [rule], client=client, example_inputs=images) as found:
+            found.compress()
+            if pruner is TaylorFOWeightFilterPruner:
+                example.collect_gradients(model, data)
+            found.refresh()
+            return shrink(model, images, zero_constants=True)
+
+    return prune
+
+
+def theirs(importance: type, data: example.Data, scope: str) -> Way:
+    """An importance of torch-pruning with its defaults."""
+
+    def prune(dense: nn.Module, sparsity: float) -> nn.Module:
+        model = copy.deepcopy(dense).eval()
+        pruner = tp.pruner.BasePruner(
+            model,
+            data[0][:1],
+            importance=importance(),
+            global_pruning=scope == "global",
+            pruning_ratio=sparsity,
+            ignored_layers=[model.classes],
+        )
+        if importance is tp.importance.TaylorImportance:
+            # Not zeroed between batches: it ranks by the gradients that the parameters have.
+            images, labels = data
+            for batch in torch.arange(len(labels)).split(example.BATCH):
+                nn.functional.cross_entropy(model(images[batch]), labels[batch]).backward()
+        pruner.step()
+        model.zero_grad()
+        return model
+
+    return prune
+
+
+def ways(client: nc.Client, data: example.Data, seed: int) -> dict[str, Way]:
+    pruners = {
+        "l1_filter": L1FilterPruner,
+        "fpgm": FPGMPruner,
+        "taylor": TaylorFOWeightFilterPruner,
+    }
+    importances = {
+        "MagnitudeImportance": tp.importance.MagnitudeImportance,
+        "FPGMImportance": tp.importance.FPGMImportance,
+        "TaylorImportance": tp.importance.TaylorImportance,
+    }
+    scopes: dict[str, dict[str, Any]] = {
+        "layer": {},
+        "global": {"scope": "global", "normalize": "mean"},
+    }
+    return {
+        **{
+            f"{name}, {scope}": ours(pruner, client, data, seed, **options)
+            for name, pruner in pruners.items()
+            for scope, options in scopes.items()
+        },
+        **{
+            f"torch-pruning, {name}, {scope}": theirs(importance, data, scope)
+            for name, importance in importances.items()
+            for scope in scopes
+        },
+        "random": ours(RandomPruner, client, data, seed),
+    }
+
+
+def with_macs(way: Way, dense: nn.Module, first: float, wanted: float, image: torch.Tensor) -> Any:
+    """The model whose MACs are nearest to those wanted, and these."""
+    low, high, share = 0.0, 1.0, first
+    best: tuple[float, nn.Module, int] | None = None
+    for _ in range(TRIES):
+        model = way(dense, share)
+        left = example.macs(model, image)
+        off = abs(left / wanted - 1)
+        if best is None or off < best[0]:
+            best = off, model, left
+        if off <= TOLERANCE:
+            break
+        low, high = (share, high) if left > wanted else (low, share)
+        share = (low + high) / 2
+    return best[1:]
+
+
+def main() -> None:
+    logging.getLogger("nni_compression").setLevel(logging.ERROR)
+    warnings.simplefilter("ignore")
+    torch.set_num_threads(1)
+    found: dict[str, dict[str, list[float]]] = {}
+    left: dict[str, dict[str, list[float]]] = {}
+    with nc.Client() as client:
+        for seed in SEEDS:
+            torch.manual_seed(seed)
+            data, test = example.load_data(seed)
+            image = data[0][:1]
+            dense = example.Net()
+            example.train(dense, data, DENSE_EPOCHS, rate=2e-3)
+            found.setdefault("dense", {}).setdefault("0", []).append(example.accuracy(dense, test))
+            total = example.macs(dense, image)
+            for sparsity in SPARSITIES:
+                uniform = ours(L1FilterPruner, client, data, seed)(dense, sparsity)
+                wanted = example.macs(uniform, image)
+                for name, way in ways(client, data, seed).items():
+                    model, macs = with_macs(way, dense, sparsity, wanted, image)
+                    torch.manual_seed(seed)
+                    example.train(model, data, PRUNED_EPOCHS, rate=1e-3)
+                    for kind, value in (
+                        (found, example.accuracy(model, test)),
+                        (left, 100 * macs / total),
+                    ):
+                        kind.setdefault(name, {}).setdefault(str(sparsity), []).append(value)
+                    print(seed, sparsity, name, found[name][str(sparsity)][-1], macs, flush=True)
+    Path(sys.argv[1]).write_text(json.dumps({"accuracy": found, "macs": left}), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
