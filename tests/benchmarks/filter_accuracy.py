@@ -2,23 +2,17 @@
 
 from __future__ import annotations
 
-import json
 import statistics
-import tempfile
-from pathlib import Path
 
 import nni_compression as nc
-from harness import Benchmark, Goal, Line, run_program
+from harness import Benchmark, Goal, Line, figures_of
 
 THEIRS = "torch-pruning"
 
 
 def run(client: nc.Client) -> list[Benchmark]:
     del client  # the program has its own
-    with tempfile.TemporaryDirectory() as folder:
-        file = Path(folder) / "figures.json"
-        run_program("filter_models.py", "RUNTIMES_PYTHON", file)
-        found = json.loads(file.read_text(encoding="utf-8"))
+    found = figures_of("filter_models.py", "RUNTIMES_PYTHON")
     accuracies, macs = found["accuracy"], found["macs"]
     dense = accuracies.pop("dense")["0"]
     benchmarks = []

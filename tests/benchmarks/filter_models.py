@@ -14,6 +14,7 @@ import json
 import logging
 import sys
 import warnings
+from collections import defaultdict
 from pathlib import Path
 from typing import Any, Callable
 
@@ -43,16 +44,16 @@ TRIES = 14
 
 # A model without the given share of something, of a copy of the dense one.
 Way = Callable[[nn.Module, float], nn.Module]
+# Pruner -> sparsity -> one number for each seed, in per cent.
+Figures = dict[str, dict[str, list[float]]]
 
 
-def ours(pruner: type, client: nc.Client, data: example.Data, seed: int, **options: Any) -> Way:
+def ours(pruner: type, client: nc.Client, data: example.Data, **options: Any) -> Way:
     """A pruner of this service, with dependency groups."""
 
     def prune(dense: nn.Module, sparsity: float) -> nn.Module:
         model = copy.deepcopy(dense)
         rule = {"sparsity": sparsity, "op_types": ["Conv2d"], **options}
-        if pruner is RandomPruner:
-            rule.update(structure="filter", seed=seed)
         images = data[0][:1]
         with pruner(model, [rule], client=client, example_inputs=images) as found:
             found.compress()
@@ -106,7 +107,7 @@ def ways(client: nc.Client, data: example.Data, seed: int) -> dict[str, Way]:
     }
     return {
         **{
-            f"{name}, {scope}": ours(pruner, client, data, seed, **options)
+            f"{name}, {scope}": ours(pruner, client, data, **options)
             for name, pruner in pruners.items()
             for scope, options in scopes.items()
         },
@@ -115,7 +116,7 @@ def ways(client: nc.Client, data: example.Data, seed: int) -> dict[str, Way]:
             for name, importance in importances.items()
             for scope in scopes
         },
-        "random": ours(RandomPruner, client, data, seed),
+        "random": ours(RandomPruner, client, data, structure="filter", seed=seed),
     }
 
 
@@ -140,8 +141,8 @@ def main() -> None:
     logging.getLogger("nni_compression").setLevel(logging.ERROR)
     warnings.simplefilter("ignore")
     torch.set_num_threads(1)
-    found: dict[str, dict[str, list[float]]] = {}
-    left: dict[str, dict[str, list[float]]] = {}
+    accuracies: Figures = defaultdict(lambda: defaultdict(list))
+    shares: Figures = defaultdict(lambda: defaultdict(list))
     with nc.Client() as client:
         for seed in SEEDS:
             torch.manual_seed(seed)
@@ -149,22 +150,19 @@ def main() -> None:
             image = data[0][:1]
             dense = example.Net()
             example.train(dense, data, DENSE_EPOCHS, rate=2e-3)
-            found.setdefault("dense", {}).setdefault("0", []).append(example.accuracy(dense, test))
+            accuracies["dense"]["0"].append(example.accuracy(dense, test))
             total = example.macs(dense, image)
             for sparsity in SPARSITIES:
-                uniform = ours(L1FilterPruner, client, data, seed)(dense, sparsity)
+                uniform = ours(L1FilterPruner, client, data)(dense, sparsity)
                 wanted = example.macs(uniform, image)
                 for name, way in ways(client, data, seed).items():
                     model, macs = with_macs(way, dense, sparsity, wanted, image)
                     torch.manual_seed(seed)
                     example.train(model, data, PRUNED_EPOCHS, rate=1e-3)
-                    for kind, value in (
-                        (found, example.accuracy(model, test)),
-                        (left, 100 * macs / total),
-                    ):
-                        kind.setdefault(name, {}).setdefault(str(sparsity), []).append(value)
-                    print(seed, sparsity, name, found[name][str(sparsity)][-1], macs, flush=True)
-    Path(sys.argv[1]).write_text(json.dumps({"accuracy": found, "macs": left}), encoding="utf-8")
+                    accuracies[name][str(sparsity)].append(example.accuracy(model, test))
+                    shares[name][str(sparsity)].append(100 * macs / total)
+    found = {"accuracy": accuracies, "macs": shares}
+    Path(sys.argv[1]).write_text(json.dumps(found), encoding="utf-8")
 
 
 if __name__ == "__main__":

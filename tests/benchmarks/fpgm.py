@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 import torch
@@ -11,7 +10,8 @@ import torch
 import nni_compression as nc
 import peers
 from agp_epoch import shapes
-from harness import Benchmark, Goal, alternate, lines, quotients, seconds
+from harness import Benchmark, Goal, alternate, lines, one_thread, quotients
+from mask_calls import seconds_of_masks
 
 ROUNDS = 9
 SLOW_ROUNDS = 2  # of the exact mode
@@ -39,32 +39,6 @@ def local(weights: Sequence[torch.Tensor], mode: str) -> list[torch.Tensor]:
     return masks
 
 
-def remote(client: nc.Client, arrays: dict[str, np.ndarray], masks: dict[str, np.ndarray]) -> float:
-    """Seconds from all weights to bool arrays, which it leaves in `masks`; in one call."""
-    for array in arrays.values():
-        array.flat[0] += 1e-3  # a weight that the server does not know
-    layers = [
-        nc.Layer(name=name, op_type="Conv2d", shape=each.shape) for name, each in arrays.items()
-    ]
-
-    def call() -> None:
-        masks.update({name: m.to_numpy() for name, m in session.calc_mask(arrays).items()})
-
-    with client.bind_model("fpgm", [RULE], layers=layers, framework="pytorch") as session:
-        return seconds(call)
-
-
-@contextlib.contextmanager
-def one_thread() -> Iterator[None]:
-    """PyTorch computes on one thread."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
-
-
 def kept(masks: Sequence[np.ndarray]) -> np.ndarray:
     """Whether each filter of all layers is kept."""
     return np.concatenate([mask.reshape(len(mask), -1)[:, 0] for mask in masks])
@@ -76,6 +50,10 @@ def run(client: nc.Client) -> list[Benchmark]:
     arrays = {str(number): weight.numpy() for number, weight in enumerate(weights)}
     size = sum(weight.numel() for weight in weights)
     masks: dict[str, np.ndarray] = {}
+
+    def remote(other: nc.Client) -> float:
+        return seconds_of_masks(other, "fpgm", RULE, arrays, "Conv2d", masks)
+
     with (
         one_thread(),
         peers.shared_memory_client() as near,
@@ -85,9 +63,9 @@ def run(client: nc.Client) -> list[Benchmark]:
         times = alternate(
             {
                 DEFAULT: lambda: local(weights, DEFAULT_MODE),
-                "service, TCP": lambda: remote(client, arrays, masks),
-                "service, shared memory": lambda: remote(near, arrays, masks),
-                "service on one thread, TCP": lambda: remote(single, arrays, masks),
+                "service, TCP": lambda: remote(client),
+                "service, shared memory": lambda: remote(near),
+                "service on one thread, TCP": lambda: remote(single),
             },
             ROUNDS,
         )

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import numpy
 import torch
 from torch.nn.utils import prune
 
 import nni_compression as nc
 from harness import Benchmark, Goal, alternate, lines, quotients, seconds
+from mask_calls import seconds_of_masks
 
 # Sizes as uneven as those of a network: 54 layers of 42 thousand to 10 million weights.
 SIZES = [int(42_000 * 1.1084**i) for i in range(54)]
@@ -41,16 +41,6 @@ def by_prune(weights: dict[str, torch.Tensor]) -> float:
     )
 
 
-def remote(client: nc.Client, algorithm: str, arrays: dict[str, numpy.ndarray]) -> float:
-    """Seconds from the weights, which the server does not know, to the masks as bool arrays."""
-    for array in arrays.values():
-        array[0] += 1
-    layers = [nc.Layer(name=n, op_type="Linear", shape=a.shape) for n, a in arrays.items()]
-    rule = {"sparsity": SPARSITY}
-    with client.bind_model(algorithm, [rule], layers=layers, framework="pytorch") as session:
-        return seconds(lambda: [m.to_numpy() for m in session.calc_mask(arrays).values()])
-
-
 def run(client: nc.Client) -> list[Benchmark]:
     generator = torch.Generator().manual_seed(0)
     weights = {
@@ -58,12 +48,16 @@ def run(client: nc.Client) -> list[Benchmark]:
         for i, size in enumerate(SIZES)
     }
     arrays = {name: weight.numpy() for name, weight in weights.items()}
+
+    def remote(algorithm: str) -> float:
+        return seconds_of_masks(client, algorithm, {"sparsity": SPARSITY}, arrays)
+
     contenders = {
         KTHVALUE: lambda: by_kthvalue(weights),
         PRUNE: lambda: by_prune(weights),
-        LAYERS: lambda: remote(client, "level", arrays),
-        GLOBAL: lambda: remote(client, "global_magnitude", arrays),
-        LAMP: lambda: remote(client, "lamp", arrays),
+        LAYERS: lambda: remote("level"),
+        GLOBAL: lambda: remote("global_magnitude"),
+        LAMP: lambda: remote("lamp"),
     }
     times = alternate(contenders, ROUNDS)
     goals = [

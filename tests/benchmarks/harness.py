@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import gc
+import json
 import os
 import platform
 import statistics
 import subprocess
+import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Callable
@@ -81,6 +84,30 @@ def run_program(name: str, python: str, *arguments: object, **environment: str) 
     if done.returncode != 0:
         raise RuntimeError(f"{name} failed:\n{done.stdout}{done.stderr}")
     return done.stdout
+
+
+def figures_of(name: str, python: str) -> Any:
+    """What a program of this folder writes as JSON into the file that is its argument.
+
+    The file's folder is a new one, for all else that the program writes.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "figures.json"
+        run_program(name, python, file)
+        return json.loads(file.read_text(encoding="utf-8"))
+
+
+@contextlib.contextmanager
+def one_thread() -> Iterator[None]:
+    """PyTorch computes on one thread."""
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def seconds(call: Callable[[], object]) -> float:

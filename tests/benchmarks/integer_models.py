@@ -1,8 +1,8 @@
 """Latency and agreement of 8-bit models in the runtimes that execute them; a program.
 
-    integer_models.py FOLDER FILE
+    integer_models.py FILE
 
-writes the models into FOLDER and the figures, as JSON, into FILE. The server is that of
+writes the figures, as JSON, into FILE and the models beside it. The server is that of
 $NNI_COMPRESSION_SERVER. It needs torchvision, transformers, onnxscript and onnxruntime, and uses
 openvino and nncf if they are installed.
 """
@@ -188,7 +188,8 @@ def compared(contenders: Mapping[str, Infer], make: type) -> dict[str, Any]:
 
 
 def main() -> None:
-    folder, file = map(Path, sys.argv[1:])
+    file = Path(sys.argv[1])
+    folder = file.parent
     logging.disable(logging.WARNING)
     has_openvino = all(map(importlib.util.find_spec, ("openvino", "nncf")))
     found: dict[str, Any] = {}

@@ -2,21 +2,15 @@
 
 from __future__ import annotations
 
-import json
-import tempfile
-from pathlib import Path
 from typing import Any
 
 import nni_compression as nc
-from harness import Benchmark, Goal, Line, lines, quotients, run_program
+from harness import Benchmark, Goal, Line, figures_of, lines, quotients
 
 
 def run(client: nc.Client) -> list[Benchmark]:
     del client  # the program has its own
-    with tempfile.TemporaryDirectory() as folder:
-        file = Path(folder) / "figures.json"
-        run_program("integer_models.py", "RUNTIMES_PYTHON", folder, file)
-        found = json.loads(file.read_text(encoding="utf-8"))
+    found = figures_of("integer_models.py", "RUNTIMES_PYTHON")
     return [benchmark(title, figures) for title, figures in found.items()]
 
 

@@ -7,8 +7,8 @@ import torch
 
 import nni_compression as nc
 import peers
-from fpgm import one_thread
-from harness import Benchmark, alternate, rates, seconds
+from harness import Benchmark, alternate, one_thread, rates
+from mask_calls import seconds_of_masks
 
 SHAPE = (8192, 8192)
 ROUNDS = 7
@@ -26,11 +26,8 @@ def local(weight: torch.Tensor) -> torch.Tensor:
 
 
 def remote(client: nc.Client, array: np.ndarray) -> float:
-    """Seconds from a weight that the server does not know to a bool array."""
-    array[0, 0] += 1
-    layer = nc.Layer(name="fc", op_type="Linear", shape=array.shape)
-    with client.bind_model("n_m", [{}], layers=[layer], framework="pytorch") as session:
-        return seconds(lambda: session.calc_mask({"fc": array})["fc"].to_numpy())
+    """Seconds of the service."""
+    return seconds_of_masks(client, "n_m", {}, {"fc": array})
 
 
 def run(client: nc.Client) -> list[Benchmark]:

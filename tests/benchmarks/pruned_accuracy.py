@@ -2,20 +2,13 @@
 
 from __future__ import annotations
 
-import json
-import tempfile
-from pathlib import Path
-
 import nni_compression as nc
-from harness import Benchmark, Line, run_program
+from harness import Benchmark, Line, figures_of
 
 
 def run(client: nc.Client) -> list[Benchmark]:
     del client  # the program has its own
-    with tempfile.TemporaryDirectory() as folder:
-        file = Path(folder) / "figures.json"
-        run_program("pruned_models.py", "RUNTIMES_PYTHON", file)
-        found = json.loads(file.read_text(encoding="utf-8"))
+    found = figures_of("pruned_models.py", "RUNTIMES_PYTHON")
     dense = found.pop("dense")["0"]
     return [
         Benchmark(

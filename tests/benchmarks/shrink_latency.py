@@ -2,22 +2,15 @@
 
 from __future__ import annotations
 
-import json
-import tempfile
-from pathlib import Path
-
 import nni_compression as nc
-from harness import Benchmark, Goal, lines, quotients, run_program
+from harness import Benchmark, Goal, figures_of, lines, quotients
 
 GOALS = {"ONNX Runtime": [("S3", 2.5)]}
 
 
 def run(client: nc.Client) -> list[Benchmark]:
     del client  # the program has its own
-    with tempfile.TemporaryDirectory() as folder:
-        file = Path(folder) / "figures.json"
-        run_program("shrunk_resnet.py", "RUNTIMES_PYTHON", folder, file)
-        found = json.loads(file.read_text(encoding="utf-8"))
+    found = figures_of("shrunk_resnet.py", "RUNTIMES_PYTHON")
     costs = found.pop("costs")
     note = ", ".join(f"{name} {dense:,} -> {small:,}" for name, (dense, small) in costs.items())
     return [

@@ -1,8 +1,8 @@
 """Latencies of ResNet-18, and of what `shrink` leaves of it; a program.
 
-    shrunk_resnet.py FOLDER FILE
+    shrunk_resnet.py FILE
 
-writes the models into FOLDER and the figures, as JSON, into FILE. The server is that of
+writes the figures, as JSON, into FILE and the models beside it. The server is that of
 $NNI_COMPRESSION_SERVER. It needs torchvision, torch-pruning, onnxscript and onnxruntime.
 """
 
@@ -73,7 +73,7 @@ def in_torch(model: nn.Module) -> Callable[[], object]:
 
 
 def main() -> None:
-    folder, file = map(Path, sys.argv[1:])
+    file = Path(sys.argv[1])
     torch.set_num_threads(1)
     dense = dense_model()
     with nc.Client() as client:
@@ -84,7 +84,7 @@ def main() -> None:
         }
     contenders = {
         "ONNX Runtime": {
-            name: in_onnxruntime(model, folder / f"{number}.onnx")
+            name: in_onnxruntime(model, file.parent / f"{number}.onnx")
             for number, (name, model) in enumerate(models.items())
         },
         "PyTorch": {name: in_torch(model) for name, model in models.items()},
