@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import copy
 import logging
-from collections import Counter
 from collections.abc import Mapping
-from dataclasses import replace
-from typing import Any, Callable, Optional, TypeVar, Union
+from typing import Any, Optional, TypeVar, Union
 
 import torch
 from torch import nn
@@ -15,13 +12,12 @@ from torch import nn
 from ...errors import InvalidArgumentError
 from .._files import ExampleInputs, example_inputs_of
 from . import channels
-from .choice import Choice, take_out
-from .constants import Inputs, observe
-from .dependencies import Coupled, Dependencies, torch_pruning
+from .choice import Choice
+from .dependencies import Dependencies, torch_pruning
 from .removed import Removed, find_removed
 from .report import KeptFilters, ShrinkReport
 from .runs import Runs, make_comparable, restore
-from .zeroing import zero_constants as zero_constants_of
+from .smaller import smaller
 
 _log = logging.getLogger("nni_compression")
 
@@ -92,105 +88,12 @@ def _shrunk(
     before = make_comparable(work)
     runs = Runs(work, given)
     dependencies = Dependencies.of(work, runs.positional, runs.named)
-    choice, small = chosen(work, runs, dependencies, removed, zero_constants=zero_constants)
+    choice, small = smaller(work, runs, dependencies, removed, zero_constants=zero_constants)
     report = _report(work, small, removed, choice)
     restore(small, before)
     setattr(small, _REPORT, report)
     _log.log(logging.WARNING if report.kept else logging.INFO, "shrink: %s", report)
     return small  # type: ignore[return-value]
-
-
-def chosen(
-    work: nn.Module,
-    runs: Runs,
-    dependencies: Dependencies,
-    removed: Removed,
-    *,
-    zero_constants: bool,
-) -> tuple[Choice, nn.Module]:
-    """What goes of a model, and the smaller one.
-
-    Args:
-        work: comparable, with the zeros of the masks. It is not changed, unless constants are made
-            zero.
-        runs, dependencies: its own.
-    """
-    if zero_constants:
-        zero_constants_of(work, runs.all, removed.filters)
-    found = _found(dependencies, removed)
-    observed = observe(work, runs.all, removed.filters)
-    fixed = fixed_modules(work)
-
-    def choose(rejected: Mapping[frozenset[str], str]) -> Choice:
-        told = [replace(each, kept=each.kept or rejected.get(_group(each), "")) for each in found]
-        return Choice(work, told, removed.filters, observed, fixed)
-
-    return _verified(work, runs, observed, choose)
-
-
-def _group(coupled: Coupled) -> frozenset[str]:
-    """Equal for channels of the same layers."""
-    return frozenset(coupled.names)
-
-
-def _found(dependencies: Dependencies, removed: Removed) -> list[Coupled]:
-    """What may go, once for all filters that are coupled to each other."""
-    found: dict[frozenset[tuple[str, int]], Coupled] = {}
-    for name, filters in removed.filters.items():
-        for coupled in dependencies.coupled(name, filters).values():
-            found.setdefault(coupled.filters, coupled)
-    return list(found.values())
-
-
-def fixed_modules(model: nn.Module) -> dict[str, str]:
-    """Module -> why none of its channels can go."""
-    own = [
-        (name, module, parameter)
-        for name, module in model.named_modules()
-        for parameter in module._parameters.values()
-        if parameter is not None
-    ]
-    users = Counter(id(parameter) for _, _, parameter in own)
-    found = {
-        name: "shares a parameter with another module"
-        for name, _, parameter in own
-        if users[id(parameter)] > 1
-    }
-    for name, module in model.named_modules():
-        if channels.has_filters(module) and module._parameters.get("weight") is None:
-            found[name] = "computes its weight from other parameters"
-    return found
-
-
-def _verified(
-    work: nn.Module,
-    runs: Runs,
-    observed: Mapping[str, Inputs],
-    choose: Callable[[Mapping[frozenset[str], str]], Choice],
-) -> tuple[Choice, nn.Module]:
-    """A choice, and the smaller model, whose outputs are equal.
-
-    A graph cannot show all that a model does with a tensor. So where outputs differ, the groups of
-    coupled layers are tried one after another.
-    """
-
-    def tried(choice: Choice) -> tuple[nn.Module, str]:
-        small = copy.deepcopy(work)
-        take_out(small, choice, observed)
-        return small, runs.problem_of(small)
-
-    choice = choose({})
-    small, problem = tried(choice)
-    if not problem:
-        return choice, small
-    runs.check_repeatable()
-    rejected = {_group(each): "it was not tried" for each in choice.going}
-    for group in list(rejected):
-        others = {each: why for each, why in rejected.items() if each != group}
-        _, problem = tried(choose(others))
-        rejected = {**others, group: f"without it {problem}"} if problem else others
-    choice = choose(rejected)
-    return choice, tried(choice)[0]
 
 
 def _report(work: nn.Module, small: nn.Module, removed: Removed, choice: Choice) -> ShrinkReport:
