@@ -11,13 +11,13 @@ from torch import nn
 
 from ...errors import InvalidArgumentError
 from .._files import ExampleInputs, example_inputs_of
+from ..latency.target import Target, reach
 from . import channels
-from .choice import Choice
 from .dependencies import Dependencies, torch_pruning
-from .removed import Removed, find_removed
+from .removed import find_removed
 from .report import KeptFilters, ShrinkReport
 from .runs import Runs, make_comparable, restore
-from .smaller import smaller
+from .smaller import Smaller, smaller
 
 _log = logging.getLogger("nni_compression")
 
@@ -31,6 +31,8 @@ def shrink(
     *,
     masks: Optional[Mapping[str, Any]] = None,
     zero_constants: bool = False,
+    target_latency: Optional[float] = None,
+    runtime: str = "torch",
 ) -> M:
     """A smaller dense model that computes the same, without the filters that masks remove.
 
@@ -55,6 +57,14 @@ def shrink(
         zero_constants: a removed filter still gives its bias, and BatchNorm adds a shift. By
             default these constants are moved into the layers that use them. True sets them to zero
             first, as other packages do: the outputs are those of the model without them.
+        target_latency: above 0 and below 1: further filters go, so that the smaller model takes
+            this part of the time that `model` takes without masks, for a call with
+            `example_inputs`, on the CPU, on `torch.get_num_threads()` threads. Those with the
+            smallest weights go, from the layers where that loses least for the time that is saved.
+            Constants are set to zero. See docs/shrink.md. Needs scipy, which the extra `shrink`
+            has.
+        runtime: where latency is measured: "torch", or "onnxruntime", which needs the packages
+            onnx, onnxscript and onnxruntime.
 
     Returns: a new model, with a `ShrinkReport` as its attribute `shrink_report`.
     """
@@ -62,8 +72,9 @@ def shrink(
         raise TypeError(f"model is a {type(model).__name__}; it must be a torch.nn.Module")
     torch_pruning()
     given = _checked_inputs(example_inputs)
+    target = None if target_latency is None else Target.of(target_latency, runtime)
     with torch.inference_mode(False):  # type: ignore[no-untyped-call]
-        return _shrunk(model, given, masks, zero_constants)
+        return _shrunk(model, given, masks, zero_constants, target)
 
 
 def _checked_inputs(given: Any) -> ExampleInputs:
@@ -76,27 +87,39 @@ def _checked_inputs(given: Any) -> ExampleInputs:
 
 
 def _shrunk(
-    model: M, given: ExampleInputs, masks: Optional[Mapping[str, Any]], zero_constants: bool
+    model: M,
+    given: ExampleInputs,
+    masks: Optional[Mapping[str, Any]],
+    zero_constants: bool,
+    target: Optional[Target],
 ) -> M:
     work, removed = find_removed(model, masks)
-    if not removed.filters:
+    if not removed.filters and target is None:
         raise InvalidArgumentError(
             f"no filter of the {type(model).__name__} is removed: there is no convolution, no "
             "Linear and no norm with a mask, or with weights, that are all zero for one of its "
             "output channels"
         )
+    if target is not None:
+        target.check(work)
     before = make_comparable(work)
     runs = Runs(work, given)
     dependencies = Dependencies.of(work, runs.positional, runs.named)
-    choice, small = smaller(work, runs, dependencies, removed, zero_constants=zero_constants)
-    report = _report(work, small, removed, choice)
-    restore(small, before)
-    setattr(small, _REPORT, report)
-    _log.log(logging.WARNING if report.kept else logging.INFO, "shrink: %s", report)
-    return small  # type: ignore[return-value]
+    if target is None:
+        found = smaller(work, runs, dependencies, removed, zero_constants=zero_constants)
+    else:
+        found = reach(work, runs, dependencies, removed, target)
+    report = _report(work, found)
+    restore(found.model, before)
+    setattr(found.model, _REPORT, report)
+    latency = report.latency
+    is_unusual = bool(report.kept) or (latency is not None and latency.is_missed)
+    _log.log(logging.WARNING if is_unusual else logging.INFO, "shrink: %s", report)
+    return found.model  # type: ignore[return-value]
 
 
-def _report(work: nn.Module, small: nn.Module, removed: Removed, choice: Choice) -> ShrinkReport:
+def _report(work: nn.Module, found: Smaller) -> ShrinkReport:
+    removed, choice = found.removed, found.choice
     taken = {
         name: tuple(own) for (side, name), own in sorted(choice.gone().items()) if side != "inputs"
     }
@@ -117,5 +140,11 @@ def _report(work: nn.Module, small: nn.Module, removed: Removed, choice: Choice)
             *removed.others,
         ),
         {name: tuple(own) for name, own in carriers.items()},
-        *(sum(own.numel() for own in model.parameters()) for model in (work, small)),
+        _parameters(work),
+        _parameters(found.model),
+        found.latency,
     )
+
+
+def _parameters(model: nn.Module) -> int:
+    return sum(own.numel() for own in model.parameters())

@@ -5,8 +5,8 @@ from __future__ import annotations
 import copy
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import replace
-from typing import Callable
+from dataclasses import dataclass, replace
+from typing import Callable, Optional
 
 from torch import nn
 
@@ -15,8 +15,26 @@ from .choice import Choice, take_out
 from .constants import Inputs, observe
 from .dependencies import Coupled, Dependencies
 from .removed import Removed
+from .report import Latency
 from .runs import Runs
 from .zeroing import zero_constants as zero_constants_of
+
+
+@dataclass(frozen=True)
+class Smaller:
+    """A smaller model.
+
+    Attributes:
+        model: the smaller one.
+        removed: what had to go.
+        choice: what went.
+        latency: where it was measured.
+    """
+
+    model: nn.Module
+    removed: Removed
+    choice: Choice
+    latency: Optional[Latency] = None
 
 
 def smaller(
@@ -26,8 +44,8 @@ def smaller(
     removed: Removed,
     *,
     zero_constants: bool,
-) -> tuple[Choice, nn.Module]:
-    """What goes of a model, and the smaller one.
+) -> Smaller:
+    """A model without what can go.
 
     Args:
         work: comparable, with the zeros of the masks. It is not changed, unless constants are made
@@ -44,7 +62,8 @@ def smaller(
         told = [replace(each, kept=each.kept or rejected.get(_group(each), "")) for each in found]
         return Choice(work, told, removed.filters, observed, fixed)
 
-    return _verified(work, runs, observed, choose)
+    choice, model = _verified(work, runs, observed, choose)
+    return Smaller(model, removed, choice)
 
 
 def _group(coupled: Coupled) -> frozenset[str]:

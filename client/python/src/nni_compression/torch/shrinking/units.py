@@ -158,10 +158,15 @@ class Part:
         return sorted(self.units, key=place)
 
     @property
+    def in_runs(self) -> list[list[Unit]]:
+        """The units of each run, in order."""
+        length = len(self.units) // self.runs
+        return [self._ordered[at : at + length] for at in range(0, len(self.units), length)]
+
+    @property
     def half(self) -> list[Unit]:
         """Half of the units of each run, rounded down."""
-        length = len(self.units) // self.runs
-        return [unit for i, unit in enumerate(self._ordered) if i % length < length // 2]
+        return [unit for own in self.in_runs for unit in own[: len(own) // 2]]
 
     @functools.cached_property
     def units_by_member(self) -> dict[str, list[int]]:
@@ -232,7 +237,7 @@ class Units:
             return
         for name, own in filters.items():
             channels.zero_filters(self._modules[name], own)
-        choice, _ = smaller(
+        tried = smaller(
             self._model, runs, self._dependencies, Removed(filters), zero_constants=True
         )
         owners = {
@@ -241,7 +246,7 @@ class Units:
             for name, own in unit.filters.items()
             for index in own
         }
-        for coupled in choice.found:
+        for coupled in tried.choice.found:
             for each in coupled.filters if coupled.kept and not coupled.carries else ():
                 owners[each].kept = owners[each].kept or coupled.kept
 
