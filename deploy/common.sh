@@ -89,7 +89,7 @@ tensorflow_venv() {
 # PyTorch and its models, the runtimes of integer models, and the quantizers of those.
 runtimes_venv() {
   local packages=(torch torchvision transformers numpy scipy scikit-learn grpcio protobuf onnx onnxscript
-    onnxruntime openvino nncf mlxtend torch-pruning)
+    onnxruntime openvino nncf mlxtend timm torch-pruning)
   make_venv build/venv-runtimes "$(date +%Y-%m) ${packages[*]}" quietly pip-runtimes \
     pip install --upgrade "${packages[@]}"
 }

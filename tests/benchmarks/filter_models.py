@@ -39,7 +39,7 @@ DENSE_EPOCHS = 10
 PRUNED_EPOCHS = 5
 # The share of filters that every layer would lose; the MACs that are left then are left by all.
 SPARSITIES = (0.5, 0.75, 0.875)
-TOLERANCE = 0.02  # of the MACs
+TOLERANCE = 0.02  # of the cost
 TRIES = 14
 
 # A model without the given share of something, of a copy of the dense one.
@@ -120,13 +120,19 @@ def ways(client: nc.Client, data: example.Data, seed: int) -> dict[str, Way]:
     }
 
 
-def with_macs(way: Way, dense: nn.Module, first: float, wanted: float, image: torch.Tensor) -> Any:
-    """The model whose MACs are nearest to those wanted, and these."""
+def nearest(
+    way: Way, dense: nn.Module, first: float, wanted: float, cost: Callable[[nn.Module], float]
+) -> Any:
+    """The model whose cost is nearest to that wanted, and this cost.
+
+    Args:
+        first: the share of filters that is tried first.
+    """
     low, high, share = 0.0, 1.0, first
-    best: tuple[float, nn.Module, int] | None = None
+    best: tuple[float, nn.Module, float] | None = None
     for _ in range(TRIES):
         model = way(dense, share)
-        left = example.macs(model, image)
+        left = cost(model)
         off = abs(left / wanted - 1)
         if best is None or off < best[0]:
             best = off, model, left
@@ -137,6 +143,22 @@ def with_macs(way: Way, dense: nn.Module, first: float, wanted: float, image: to
     return best[1:]
 
 
+def dense_model(seed: int) -> tuple[nn.Module, example.Data, example.Data]:
+    """The trained network of a seed, with the images that it was trained with, and others."""
+    torch.manual_seed(seed)
+    data, test = example.load_data(seed)
+    model = example.Net()
+    example.train(model, data, DENSE_EPOCHS, rate=2e-3)
+    return model, data, test
+
+
+def tuned_accuracy(model: nn.Module, data: example.Data, test: example.Data, seed: int) -> float:
+    """After fine-tuning, in per cent."""
+    torch.manual_seed(seed)
+    example.train(model, data, PRUNED_EPOCHS, rate=1e-3)
+    return example.accuracy(model, test)
+
+
 def main() -> None:
     logging.getLogger("nni_compression").setLevel(logging.ERROR)
     warnings.simplefilter("ignore")
@@ -145,22 +167,21 @@ def main() -> None:
     shares: Figures = defaultdict(lambda: defaultdict(list))
     with nc.Client() as client:
         for seed in SEEDS:
-            torch.manual_seed(seed)
-            data, test = example.load_data(seed)
+            dense, data, test = dense_model(seed)
             image = data[0][:1]
-            dense = example.Net()
-            example.train(dense, data, DENSE_EPOCHS, rate=2e-3)
             accuracies["dense"]["0"].append(example.accuracy(dense, test))
-            total = example.macs(dense, image)
+
+            def macs(model: nn.Module, image: torch.Tensor = image) -> int:
+                return example.macs(model, image)
+
+            total = macs(dense)
             for sparsity in SPARSITIES:
-                uniform = ours(L1FilterPruner, client, data)(dense, sparsity)
-                wanted = example.macs(uniform, image)
+                wanted = macs(ours(L1FilterPruner, client, data)(dense, sparsity))
                 for name, way in ways(client, data, seed).items():
-                    model, macs = with_macs(way, dense, sparsity, wanted, image)
-                    torch.manual_seed(seed)
-                    example.train(model, data, PRUNED_EPOCHS, rate=1e-3)
-                    accuracies[name][str(sparsity)].append(example.accuracy(model, test))
-                    shares[name][str(sparsity)].append(100 * macs / total)
+                    model, left = nearest(way, dense, sparsity, wanted, macs)
+                    accuracy = tuned_accuracy(model, data, test, seed)
+                    accuracies[name][str(sparsity)].append(accuracy)
+                    shares[name][str(sparsity)].append(100 * left / total)
     found = {"accuracy": accuracies, "macs": shares}
     Path(sys.argv[1]).write_text(json.dumps(found), encoding="utf-8")
 

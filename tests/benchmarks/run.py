@@ -39,6 +39,7 @@ MODULES = (
     "fpgm",
     "n_m",
     "filter_accuracy",
+    "target_latency",
 )
 
 

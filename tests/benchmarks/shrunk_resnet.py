@@ -55,19 +55,21 @@ def costs(model: nn.Module) -> tuple[int, int]:
     return sum(each.numel() for each in model.parameters()), counter.get_total_flops() // 2
 
 
-def in_onnxruntime(model: nn.Module, path: Path) -> Callable[[], object]:
+def in_onnxruntime(
+    model: nn.Module, path: Path, image: torch.Tensor = IMAGE
+) -> Callable[[], object]:
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = options.inter_op_num_threads = 1
-    torch.onnx.export(model, (IMAGE,), str(path), verbose=False)
+    torch.onnx.export(model, (image,), str(path), verbose=False)
     session = onnxruntime.InferenceSession(str(path), options)
-    feed = {session.get_inputs()[0].name: IMAGE.numpy()}
+    feed = {session.get_inputs()[0].name: image.numpy()}
     return lambda: session.run(None, feed)
 
 
-def in_torch(model: nn.Module) -> Callable[[], object]:
+def in_torch(model: nn.Module, image: torch.Tensor = IMAGE) -> Callable[[], object]:
     def call() -> object:
         with torch.inference_mode():
-            return model(IMAGE)
+            return model(image)
 
     return call
 

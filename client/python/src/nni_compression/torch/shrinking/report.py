@@ -8,6 +8,7 @@ from typing import Optional
 
 _LINES = 5  # reasons that a message has
 _ALLOWED = 0.05  # by which a latency may differ from the target, of the target
+_PROVEN = 1e-4  # a gap of an integer program that counts as none
 
 
 @dataclass(frozen=True)
@@ -69,7 +70,7 @@ class Latency:
             f"{self.target:.1%}) in {self.runtime} on {self.threads} "
             f"thread{'s' if self.threads > 1 else ''}"
         )
-        if self.gap > 0:
+        if self.gap > _PROVEN:
             text += f"; widths with a loss smaller by up to {self.gap:.2%} may exist"
         return text
 
