@@ -21,6 +21,7 @@
 #include "compression/exporters/weight_figures.h"
 #include "compression/kernels/apply_mask.h"
 #include "compression/kernels/finite.h"
+#include "compression/structures/filters.h"
 
 namespace nni_compression::compression {
 namespace {
@@ -249,7 +250,7 @@ class Reporter {
     const Mask& mask = *snapshot.mask();
     const int64_t kept = mask.elements() - mask.pruned();
     figures["target_sparsity"] = Optional(snapshot.TargetSparsity());
-    AddMask(mask, figures);
+    AddMask(layer, mask, figures);
     // As in the format "sparse".
     AddSizes(layer, ByteLength(layer.dtype, kept) + mask.bits().size(), figures);
     return AddFigures(layer, figures,
@@ -261,8 +262,11 @@ class Reporter {
                       });
   }
 
-  void AddMask(const Mask& mask, json& figures) {
+  void AddMask(const Layer& layer, const Mask& mask, json& figures) {
     figures["achieved_sparsity"] = mask.sparsity();
+    const std::vector<bool> removed = RemovedFilters(layer, &mask);
+    figures["filters"] = removed.size();
+    figures["removed_filters"] = std::count(removed.begin(), removed.end(), true);
     totals_.masked = true;
     totals_.pruned += mask.pruned();
   }
@@ -277,7 +281,7 @@ class Reporter {
       if (answer->parameters) values = *std::move(answer);
     }
     figures["quantized"] = values.has_value();
-    if (snapshot.mask()) AddMask(*snapshot.mask(), figures);
+    if (snapshot.mask()) AddMask(layer, *snapshot.mask(), figures);
     if (!values) {
       AddSizes(layer, ByteLength(layer.dtype, layer.elements), figures);
       return "";

@@ -16,7 +16,7 @@ import torch
 from torch import nn
 
 import nni_compression as nc
-from nni_compression.torch import AGPPruner, LevelPruner, QATQuantizer
+from nni_compression.torch import AGPPruner, L1FilterPruner, LevelPruner, QATQuantizer
 
 LEVEL = [{"sparsity": 0.8, "op_types": ["default"]}]
 
@@ -268,6 +268,30 @@ class TestReport:
         assert fc["sqnr_db"] > 0
         assert report["curves"][0]["targets"][6] == fc["target_sparsity"]
         assert report["totals"]["bytes_after"] < report["totals"]["bytes_before"]
+
+    def test_it_says_which_filters_stay(self, client: nc.Client, tmp_path: Path) -> None:
+        model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 4, 3))
+        rules = [{"op_names": ["0"], "sparsity": 0.25}]
+        with L1FilterPruner(model, rules, client=client) as pruner:
+            pruner.compress()
+            data, page = pruner.export(tmp_path, "report")
+        first, second = json.loads(data.read_text())["layers"]
+        assert (first["filters"], first["removed_filters"]) == (8, 2)
+        assert "filters" not in second
+        shown = self.shown(page, tmp_path)
+        assert '<th class="n">filters</th>' in shown
+        assert "6 of 8" in shown
+        assert "2 filters are removed" in shown
+
+    def test_without_removed_filters_it_has_no_column_of_them(
+        self, client: nc.Client, tmp_path: Path
+    ) -> None:
+        pruner = LevelPruner([{"sparsity": 0.25, "op_types": ["default"]}], client=client)
+        pruner(nn.Sequential(nn.Linear(32, 8)))
+        data, page = pruner.export(tmp_path, "report")
+        [layer] = json.loads(data.read_text())["layers"]
+        assert layer["removed_filters"] == 0
+        assert '<th class="n">filters</th>' not in self.shown(page, tmp_path)
 
     def test_it_says_how_outputs_and_inputs_are_quantized(
         self, client: nc.Client, tmp_path: Path

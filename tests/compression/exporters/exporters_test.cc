@@ -468,6 +468,8 @@ TEST(ReportExporterTest, SaysWhatBecameOfPrunedLayers) {
   EXPECT_EQ(conv1["op_type"], "Linear");
   EXPECT_EQ(conv1["target_sparsity"], 0.5);
   EXPECT_EQ(conv1["achieved_sparsity"], 0.4);
+  EXPECT_EQ(conv1["filters"], 2);
+  EXPECT_EQ(conv1["removed_filters"], 0);
   EXPECT_EQ(conv1["bytes_before"], 40);
   EXPECT_EQ(conv1["bytes_after"], 6 * 4 + 2);
   // Gone are -1, 4, 6 and 9.
@@ -479,6 +481,15 @@ TEST(ReportExporterTest, SaysWhatBecameOfPrunedLayers) {
   EXPECT_EQ(report["totals"]["elements"], 13);
   EXPECT_EQ(report["totals"]["pruned"], 6);
   EXPECT_EQ(report["totals"]["bytes_before"], 46);
+}
+
+TEST(ReportExporterTest, CountsTheFiltersThatAMaskRemoves) {
+  auto session = BindOne("level", {{"sparsity", 0.5}}, {4, 2});
+  const at::Tensor weight = Random({4, 2}, 1);
+  ASSERT_THAT(session->SetMask(0, MaskOf("00011000")), IsOk());
+  const json report = Report(*session, {Announce("layer", weight)}, {weight});
+  EXPECT_EQ(report["layers"][0]["filters"], 4);
+  EXPECT_EQ(report["layers"][0]["removed_filters"], 2);
 }
 
 TEST(ReportExporterTest, SaysWhatBecameOfQuantizedLayers) {
