@@ -42,12 +42,6 @@ class ElementPruner : public ScheduledPruner {
   const std::unique_ptr<const Score> score_;
 };
 
-// What no layer loses less of, and more of, than.
-struct SparsityLimits {
-  double least = 0;
-  double most = 1;
-};
-
 // Scope `global`: the target is that of all layers of the rule together, and CountGlobally says
 // which part of it is whose. No layer loses a smaller share of its weights than `least` (or the
 // target, while that is less), and none a larger one than `most`.

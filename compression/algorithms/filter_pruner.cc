@@ -38,20 +38,17 @@ RankedSet FilterPruner::Ranked(const FilterSet& set, double sparsity) const {
   return {&set, least, std::max(least, set.CountFor(global_->limits.most))};
 }
 
-bool FilterPruner::IsMet(absl::Span<const FilterLayer> layers, double sparsity) const {
-  int64_t elements = 0;
-  int64_t lost = 0;
-  bool more = false;
-  // One set at a time: a mask has a bit where a set has many bytes.
-  for (std::vector<size_t>& indices : GroupLayers(layers)) {
-    for (const size_t i : indices) elements += layers[i].layer->elements;
-    const FilterSet set(layers, std::move(indices), round_to_);
-    const RankedSet ranked = Ranked(set, sparsity);
-    if (set.Lacks(ranked.at_least)) return false;
-    lost += set.removed_weights();
-    more |= set.Lacks(ranked.at_most);
-  }
-  return !global_ || !more || lost >= CountToPrune(elements, sparsity);
+void FilterPruner::Progress::Add(const FilterSet& set, const RankedSet& ranked) {
+  elements += set.elements();
+  lost += set.removed_weights();
+  lacks |= set.Lacks(ranked.at_least);
+  could_lose_more |= set.Lacks(ranked.at_most);
+}
+
+bool FilterPruner::IsMet(const Progress& progress, double sparsity) const {
+  if (progress.lacks) return false;
+  if (!global_ || !progress.could_lose_more) return true;
+  return progress.lost >= CountToPrune(progress.elements, sparsity);
 }
 
 bool FilterPruner::IsStale(const Layer& layer, const LayerState& state, Clock clock) const {
@@ -65,7 +62,14 @@ bool FilterPruner::IsStaleTogether(absl::Span<const LayerInState> layers, Clock 
   std::vector<FilterLayer> given;
   given.reserve(layers.size());
   for (const LayerInState& one : layers) given.push_back(FilterLayerOf(one.layer, one.state));
-  return !IsMet(given, *sparsity);
+  Progress progress;
+  // One set at a time: a mask has a bit where a set has many bytes.
+  for (std::vector<size_t>& indices : GroupLayers(given)) {
+    const FilterSet set(given, std::move(indices), round_to_);
+    progress.Add(set, Ranked(set, *sparsity));
+    if (progress.lacks) return true;
+  }
+  return !IsMet(progress, *sparsity);
 }
 
 absl::StatusOr<std::vector<double>> FilterPruner::ScoresOf(
@@ -97,59 +101,61 @@ absl::StatusOr<Mask> FilterPruner::CalcMask(const Layer& layer, const Weight& we
   return std::move(masks->front());
 }
 
+absl::StatusOr<std::vector<std::vector<bool>>> FilterPruner::Removed(
+    const std::vector<FilterSet>& sets, absl::Span<const JointLayer> layers,
+    double sparsity) const {
+  std::vector<std::vector<bool>> removed;
+  std::vector<RankedSet> ranked;
+  Progress progress;
+  for (const FilterSet& set : sets) {
+    removed.push_back(set.removed());
+    ranked.push_back(Ranked(set, sparsity));
+    progress.Add(set, ranked.back());
+  }
+  // Otherwise scores are needed, which a statistic may be missing for.
+  if (IsMet(progress, sparsity)) return removed;
+  std::vector<std::vector<double>> scores;
+  std::vector<std::vector<std::vector<int64_t>>> orders;
+  std::vector<int64_t> counts;
+  for (size_t s = 0; s < sets.size(); ++s) {
+    absl::StatusOr<std::vector<double>> own = ScoresOf(sets[s], layers);
+    if (!own.ok()) return own.status();
+    orders.push_back(sets[s].Order(*own));
+    scores.push_back(*std::move(own));
+    counts.push_back(ranked[s].at_least);
+  }
+  if (global_) {
+    counts = CountFiltersGlobally(ranked, scores, orders, CountToPrune(progress.elements, sparsity),
+                                  global_->normalize);
+  }
+  for (size_t s = 0; s < sets.size(); ++s) removed[s] = RemovedUnits(sets[s], orders[s], counts[s]);
+  return removed;
+}
+
 absl::StatusOr<std::vector<Mask>> FilterPruner::CalcMasks(std::vector<JointLayer>& layers,
                                                           Clock clock) const {
+  std::vector<FilterLayer> given;
+  given.reserve(layers.size());
   for (const JointLayer& one : layers) {
     const void* const data = one.weight.values.data_ptr();
     if (!AllFinite(one.layer.dtype, data, one.layer.elements)) {
       return NonFiniteError(one.layer, data);
     }
-  }
-  const double sparsity = Due(clock).value_or(0);
-  std::vector<FilterLayer> given;
-  given.reserve(layers.size());
-  int64_t elements = 0;
-  for (const JointLayer& one : layers) {
     given.push_back(FilterLayerOf(one.layer, one.state));
-    elements += one.layer.elements;
   }
   const std::vector<FilterSet> sets = FilterSet::Of(given, round_to_);
-  std::vector<std::vector<bool>> removed;  // units, by set
-  removed.reserve(sets.size());
-  for (const FilterSet& set : sets) removed.push_back(set.removed());
-  // Only then are scores needed, which a statistic may be missing for.
-  if (!IsMet(given, sparsity)) {
-    std::vector<RankedSet> ranked;
-    std::vector<std::vector<double>> scores;
-    std::vector<std::vector<std::vector<int64_t>>> orders;
-    std::vector<int64_t> counts;
-    for (const FilterSet& set : sets) {
-      absl::StatusOr<std::vector<double>> own = ScoresOf(set, layers);
-      if (!own.ok()) return own.status();
-      ranked.push_back(Ranked(set, sparsity));
-      orders.push_back(set.Order(*own));
-      scores.push_back(*std::move(own));
-      counts.push_back(ranked.back().at_least);
-    }
-    if (global_) {
-      counts = CountFiltersGlobally(ranked, scores, orders, CountToPrune(elements, sparsity),
-                                    global_->normalize);
-    }
-    for (size_t s = 0; s < sets.size(); ++s) {
-      removed[s] = RemovedUnits(sets[s], orders[s], counts[s]);
-    }
-  }
+  const auto removed = Removed(sets, layers, Due(clock).value_or(0));
+  if (!removed.ok()) return removed.status();
   std::vector<std::optional<Mask>> found(layers.size());
   for (size_t s = 0; s < sets.size(); ++s) {
     for (const size_t i : sets[s].layers()) {
       const Layer& layer = layers[i].layer;
       std::vector<bool> filters(static_cast<size_t>(layer.filters()));
       for (size_t f = 0; f < filters.size(); ++f) {
-        filters[f] =
-            removed[s][static_cast<size_t>(FilterSet::UnitOf(layer, static_cast<int64_t>(f)))];
+        const int64_t unit = FilterSet::UnitOf(layer, static_cast<int64_t>(f));
+        filters[f] = (*removed)[s][static_cast<size_t>(unit)];
       }
-      const std::optional<Mask>& before = layers[i].state.mask;
-      found[i] = WithoutFilters(layer, before ? &*before : nullptr, filters);
+      found[i] = WithoutFilters(layer, given[i].mask, filters);
     }
   }
   std::vector<Mask> masks;

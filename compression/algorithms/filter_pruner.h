@@ -8,7 +8,6 @@
 #include <vector>
 
 #include "absl/status/statusor.h"
-#include "compression/algorithms/element_pruner.h"
 #include "compression/algorithms/scheduled_pruner.h"
 #include "compression/scopes/global.h"
 #include "compression/scopes/global_filters.h"
@@ -44,8 +43,23 @@ class FilterPruner final : public ScheduledPruner {
   // What a set loses now: with scope `layer`, at_least.
   RankedSet Ranked(const FilterSet& set, double sparsity) const;
 
-  // Whether the layers of a rule have lost all that they are to lose.
-  bool IsMet(absl::Span<const FilterLayer> layers, double sparsity) const;
+  // What sets have lost, added up.
+  struct Progress {
+    void Add(const FilterSet& set, const RankedSet& ranked);
+
+    int64_t elements = 0;
+    int64_t lost = 0;
+    bool lacks = false;            // some set has lost less than it has to
+    bool could_lose_more = false;  // some set
+  };
+
+  // Whether the sets of a rule have lost all that they are to lose.
+  bool IsMet(const Progress& progress, double sparsity) const;
+
+  // The units that are removed then, by set.
+  absl::StatusOr<std::vector<std::vector<bool>>> Removed(const std::vector<FilterSet>& sets,
+                                                         absl::Span<const JointLayer> layers,
+                                                         double sparsity) const;
 
   // By unit.
   absl::StatusOr<std::vector<double>> ScoresOf(const FilterSet& set,

@@ -288,6 +288,10 @@ absl::Status CheckLimits(const Options& options, const SparsityLimits& limits, d
   return absl::OkStatus();
 }
 
+bool RemovesFilters(const Preset& preset, const Options& options) {
+  return Chosen(options, "structure", preset.structures) == "filter";
+}
+
 absl::StatusOr<std::unique_ptr<const Schedule>> ScheduleOf(const Preset& preset,
                                                            const Options& options) {
   return FindSchedule(Chosen(options, "schedule", preset.schedules))->create(options);
@@ -298,7 +302,7 @@ absl::StatusOr<std::unique_ptr<Compressor>> Create(const Preset& preset, const O
   if (!schedule.ok()) return schedule.status();
   const ScoreInfo& score = *FindScore(Chosen(options, "score", preset.scores));
   const bool by_step = CountsSteps(options);
-  const bool filters = Chosen(options, "structure", preset.structures) == "filter";
+  const bool filters = RemovesFilters(preset, options);
   const int64_t round_to = filters ? options.Integer(kRoundTo) : 1;
   if (Chosen(options, "scope", preset.scopes) == "layer") {
     if (filters) {
@@ -324,7 +328,7 @@ absl::StatusOr<std::unique_ptr<Compressor>> Create(const Preset& preset, const O
 
 absl::Status CheckLayer(const Preset& preset, const Options& options, const Layer& layer) {
   const ScoreInfo& score = *FindScore(Chosen(options, "score", preset.scores));
-  if (options.Has(kRoundTo) && layer.filters() > kMaxFilters) {
+  if (RemovesFilters(preset, options) && layer.filters() > kMaxFilters) {
     return absl::InvalidArgumentError(
         absl::StrCat(options.path(), " applies to layer ", Quoted(layer.name), ", which has ",
                      layer.filters(), " filters; it must have at most ", kMaxFilters));
@@ -339,7 +343,7 @@ absl::Status CheckLayer(const Preset& preset, const Options& options, const Laye
 // Layers lose whole weights, of which a limit may leave small ones none.
 absl::Status CheckLayers(const Preset& preset, const Options& options,
                          absl::Span<const Layer* const> layers) {
-  if (!options.Has(kMaxSparsity) || options.Has(kRoundTo)) return absl::OkStatus();
+  if (!options.Has(kMaxSparsity) || RemovesFilters(preset, options)) return absl::OkStatus();
   const auto schedule = ScheduleOf(preset, options);
   if (!schedule.ok()) return schedule.status();
   int64_t elements = 0;

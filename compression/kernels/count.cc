@@ -8,6 +8,7 @@
 #include "compression/kernels/dispatch.h"
 #include "compression/kernels/loops.h"
 #include "compression/kernels/magnitude.h"
+#include "compression/kernels/words.h"
 
 namespace nni_compression::compression {
 namespace {
@@ -112,7 +113,7 @@ KeySums Sum(const CountArguments& a, std::optional<int> exponent) {
       const Key key = KeyAt<T>(a.weight, i);
       most = std::max(most, key);
       if (key < lo || key >= hi) continue;
-      if (a.previous != nullptr && (a.previous[i / 8] >> (i % 8) & 1) == 0) continue;
+      if (a.previous != nullptr && !BitAt(a.previous, i)) continue;
       const auto distance = static_cast<Key>(key - lo);
       Exact& range = mine[static_cast<size_t>(distance >> a.shift)];
       const auto low = static_cast<uint64_t>(static_cast<Key>(distance & mask));

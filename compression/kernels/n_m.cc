@@ -23,7 +23,7 @@ void FlagGroup(const void* weight, const uint8_t* previous, int64_t first, int64
     for (int64_t c = 0; c < size; ++c) {
       const int64_t at = first + c * inner + i;
       keys[c] = KeyAt<T>(weight, at);
-      if (previous != nullptr && (previous[at >> 3] >> (at & 7) & 1) == 0) keys[c] = -1;
+      if (previous != nullptr && !BitAt(previous, at)) keys[c] = -1;
     }
     for (int64_t c = 0; c < size; ++c) {
       int64_t before = 0;
@@ -94,7 +94,7 @@ inline __attribute__((always_inline)) void FlagFours(const void* weight, const u
           for (int64_t c = 0; c < 4; ++c) {
             for (int64_t i = 0; i < places; ++i) {
               const int64_t at = begin + (4 * g + c) * inner + i;
-              if ((previous[at >> 3] >> (at & 7) & 1) == 0) fours.keys[c][g * places + i] = -1;
+              if (!BitAt(previous, at)) fours.keys[c][g * places + i] = -1;
             }
           }
         }
@@ -197,7 +197,7 @@ bool HasNOfM(const uint8_t* bits, const Channels& channels, int64_t n, int64_t m
         int64_t kept = 0;
         for (int64_t k = 0; k < size; ++k) {
           const int64_t at = first + k * channels.inner + i;
-          kept += bits[at >> 3] >> (at & 7) & 1;
+          kept += BitAt(bits, at);
         }
         if (kept > n) return false;
       }

@@ -117,7 +117,7 @@ class Selector {
     keys.reserve(wanted);
     for (int64_t i = 0; i < wanted; ++i) {
       const int64_t place = SamplePlace(i, a_.elements);
-      if (a_.previous != nullptr && (a_.previous[place / 8] >> (place % 8) & 1) == 0) continue;
+      if (a_.previous != nullptr && !BitAt(a_.previous, place)) continue;
       keys.push_back(KeyAt<T>(a_.weight, place));
     }
     const auto size = static_cast<double>(keys.size());
@@ -305,7 +305,7 @@ class Selector {
         continue;
       }
       for (int64_t j = i; j < std::min(end, i + 64); ++j) {
-        const bool kept = a_.previous == nullptr || (a_.previous[j / 8] >> (j % 8) & 1) != 0;
+        const bool kept = a_.previous == nullptr || BitAt(a_.previous, j);
         if (kept && KeyAt<T>(a_.weight, j) == key && --rank == 0) return j;
       }
     }

@@ -13,6 +13,9 @@ inline uint64_t LowBits(int64_t count) {
   return count >= 64 ? ~uint64_t{0} : (uint64_t{1} << count) - 1;
 }
 
+// The bit of element `i`.
+inline bool BitAt(const uint8_t* bits, int64_t i) { return (bits[i >> 3] >> (i & 7) & 1) != 0; }
+
 // How many elements the word that begins at element `i` has.
 inline int64_t WordSize(int64_t i, int64_t elements) { return std::min<int64_t>(64, elements - i); }
 

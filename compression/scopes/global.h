@@ -28,6 +28,12 @@ enum class Normalize {
 const std::vector<std::string>& NormalizeNames();
 std::optional<Normalize> NormalizeFromName(absl::string_view name);
 
+// What no layer loses less of, and more of, than.
+struct SparsityLimits {
+  double least = 0;
+  double most = 1;
+};
+
 // A layer of the rule.
 struct RankedLayer {
   DataType dtype = DataType::kFloat32;  // of the scores

@@ -39,8 +39,8 @@ struct Rule {
   std::shared_ptr<const Compressor> compressor;
   bool matches = false;
   bool wins = false;
-  int left_out = 0;  // one-dimensional weights that a rule without filters skips
-  std::string first_left_out;
+  int skipped = 0;  // one-dimensional weights that a rule without filters skips
+  std::string first_skipped;
   int unfit = 0;            // layers that the algorithm leaves out
   std::string first_unfit;  // with the reason
 
@@ -167,7 +167,7 @@ class Matcher {
   void Unmatched(const Layer& layer) {
     for (int i : everywhere_) {
       if (!LeavesOut(rules_[i], layer) || !LeavesVectorOut(layer)) continue;
-      if (rules_[i].left_out++ == 0) rules_[i].first_left_out = layer.name;
+      if (rules_[i].skipped++ == 0) rules_[i].first_skipped = layer.name;
     }
   }
 
@@ -396,11 +396,11 @@ std::vector<std::string> Warnings(const std::vector<Rule>& rules, const NamePatt
           RulePath(i), " leaves ", rules[i].unfit,
           rules[i].unfit == 1 ? " layer out, " : " layers out, such as ", rules[i].first_unfit));
     }
-    if (rules[i].left_out > 0 && warnings.size() < kMaxWarnings) {
+    if (rules[i].skipped > 0 && warnings.size() < kMaxWarnings) {
       warnings.push_back(absl::StrCat(
-          RulePath(i), " has neither op_types nor op_names and leaves ", rules[i].left_out,
-          rules[i].left_out == 1 ? " weight" : " weights", " of one dimension out, ",
-          rules[i].left_out == 1 ? "" : "such as ", Quoted(rules[i].first_left_out),
+          RulePath(i), " has neither op_types nor op_names and leaves ", rules[i].skipped,
+          rules[i].skipped == 1 ? " weight" : " weights", " of one dimension out, ",
+          rules[i].skipped == 1 ? "" : "such as ", Quoted(rules[i].first_skipped),
           ": such weights, like the scales of norms, are compressed only when a rule names their "
           "type or name"));
     }

@@ -6,19 +6,21 @@
 #include <numeric>
 #include <utility>
 
+#include "compression/kernels/words.h"
+
 namespace nni_compression::compression {
 namespace {
 
 // Whether no bit in [begin, end) is set.
 bool IsZero(const uint8_t* bits, int64_t begin, int64_t end) {
   for (; begin < end && begin % 8 != 0; ++begin) {
-    if ((bits[begin >> 3] >> (begin & 7) & 1) != 0) return false;
+    if (BitAt(bits, begin)) return false;
   }
   for (; begin + 8 <= end; begin += 8) {
     if (bits[begin >> 3] != 0) return false;
   }
   for (; begin < end; ++begin) {
-    if ((bits[begin >> 3] >> (begin & 7) & 1) != 0) return false;
+    if (BitAt(bits, begin)) return false;
   }
   return true;
 }
@@ -55,7 +57,7 @@ std::vector<bool> RemovedFilters(const Layer& layer, const Mask* mask) {
       const uint8_t* const row = bits + o * static_cast<int64_t>(kept.size());
       for (size_t i = 0; i < kept.size(); ++i) kept[i] |= row[i];
     }
-    for (size_t f = 0; f < count; ++f) removed[f] = (kept[f >> 3] >> (f & 7) & 1) == 0;
+    for (size_t f = 0; f < count; ++f) removed[f] = !BitAt(kept.data(), static_cast<int64_t>(f));
     return removed;
   }
   for (int64_t f = 0; f < channels.channels; ++f) {
@@ -168,6 +170,10 @@ std::vector<FilterSet> FilterSet::Of(absl::Span<const FilterLayer> layers, int64
     sets.emplace_back(layers, std::move(indices), round_to);
   }
   return sets;
+}
+
+int64_t FilterSet::elements() const {
+  return std::accumulate(weights_.begin(), weights_.end(), int64_t{0});
 }
 
 int64_t FilterSet::removed_weights() const {

@@ -52,6 +52,7 @@ class FilterSet {
   const std::vector<size_t>& layers() const { return layers_; }
   int64_t units() const { return static_cast<int64_t>(weights_.size()); }
   const std::vector<bool>& removed() const { return removed_; }  // units
+  int64_t elements() const;                                      // of all layers
   int64_t removed_weights() const;
 
   // The unit of a filter of one of its layers.

@@ -7,6 +7,7 @@
 
 #include "absl/status/statusor.h"
 #include "absl/types/span.h"
+#include "compression/kernels/words.h"
 #include "compression/types/buffer.h"
 
 namespace nni_compression::compression {
@@ -27,7 +28,7 @@ class Mask {
   double sparsity() const {                   // fraction removed, in [0, 1]
     return static_cast<double>(pruned_) / static_cast<double>(elements_);
   }
-  bool kept(int64_t i) const { return (bits_.data()[i >> 3] >> (i & 7)) & 1; }
+  bool kept(int64_t i) const { return BitAt(bits_.data(), i); }
   const Buffer& bits() const { return bits_; }
 
   // One byte an element, 0 or 1, of the elements [begin, begin + out.size()).
