@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import operator
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Optional, Union
@@ -10,8 +9,9 @@ from typing import Any, Optional, Union
 from .._wire import compression_pb2 as pb
 from .._wire.structs import text
 from ..errors import InvalidArgumentError
+from .counters import integer_within
 
-_UINT32 = 2**32
+_MAX_UINT32 = 2**32 - 1
 
 Units = Optional[Sequence[int]]
 
@@ -58,7 +58,7 @@ class FilterGroup:
             for name, units in given.items()
         }
         object.__setattr__(self, "members", members)
-        object.__setattr__(self, "runs", _integer(self.runs, "runs", 1))
+        object.__setattr__(self, "runs", integer_within(self.runs, "runs", 1, _MAX_UINT32))
 
     def to_wire(self) -> pb.FilterGroup:
         """The group's message."""
@@ -76,16 +76,6 @@ def _units(given: Any, path: str) -> tuple[int, ...]:
         return ()
     if isinstance(given, (str, bytes, Mapping)) or not isinstance(given, Iterable):
         raise InvalidArgumentError(f"{path} is {given!r}; it must be a sequence of integers")
-    return tuple(_integer(unit, f"{path}[{i}]", 0) for i, unit in enumerate(given))
-
-
-def _integer(value: Any, path: str, least: int) -> int:
-    try:
-        number = None if isinstance(value, bool) else operator.index(value)
-    except TypeError:
-        number = None
-    if number is None or not least <= number < _UINT32:
-        raise InvalidArgumentError(
-            f"{path} is {value!r}; it must be an integer in [{least}, {_UINT32 - 1}]"
-        )
-    return number
+    return tuple(
+        integer_within(unit, f"{path}[{i}]", 0, _MAX_UINT32) for i, unit in enumerate(given)
+    )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import operator
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,6 +9,7 @@ import numpy as np
 
 from .._wire import compression_pb2 as pb
 from ..errors import InvalidArgumentError
+from .counters import integer_within
 from .tensors import Tensor
 
 MAX_SAMPLES = 2**53
@@ -48,8 +48,8 @@ class StatisticPart:
         return pb.StatisticPart(
             kind=_NUMBERS[kind],
             source=source,
-            count=_within(self.count, f"{path}.count", 1, MAX_SAMPLES),
-            exponent=_within(self.exponent, f"{path}.exponent", *_EXPONENTS),
+            count=integer_within(self.count, f"{path}.count", 1, MAX_SAMPLES),
+            exponent=integer_within(self.exponent, f"{path}.exponent", *_EXPONENTS),
         )
 
     def tensor(self, path: str) -> Tensor:
@@ -85,15 +85,4 @@ def activation_name(activation: int) -> str:
 
 def check_source(source: Any) -> int:
     """`source` if parts may have it; else raises InvalidArgumentError."""
-    return _within(source, "source", 0, _MAX_SOURCE)
-
-
-def _within(value: Any, name: str, least: int, most: int) -> int:
-    try:
-        number = operator.index(value)
-    except TypeError:
-        number = None
-    if number is None or not least <= number <= most:
-        allowed = f"[{least}, {'2^53' if most == MAX_SAMPLES else most}]"
-        raise InvalidArgumentError(f"{name} is {value!r}; it must be an integer in {allowed}")
-    return number
+    return integer_within(source, "source", 0, _MAX_SOURCE)
