@@ -26,7 +26,7 @@ from nni_compression.torch import (
 )
 from servers import ServerProcess
 from test_torch_shrink import Random, assert_equal, one_thread, run, trained  # noqa: F401
-from torch_helpers import Net, images
+from torch_helpers import Net, images, vit
 
 IS_TORCH_2 = int(torch.__version__.split(".")[0]) >= 2
 needs_torch_2 = pytest.mark.skipif(not IS_TORCH_2, reason="the graph needs PyTorch 2")
@@ -71,13 +71,6 @@ def small_vgg():
     model = torchvision_model("vgg11_bn")
     model.classifier = nn.Sequential(nn.Linear(512 * 7 * 7, 32), nn.ReLU(), nn.Linear(32, 5))
     return model
-
-
-def vit():
-    timm = pytest.importorskip("timm")
-    return timm.create_model(
-        "vit_tiny_patch16_224", img_size=32, patch_size=8, depth=2, num_classes=5
-    )
 
 
 def bert(**options):
@@ -204,7 +197,7 @@ def test_groups_are_those_of_torch_pruning(client, name):
 
 @needs_torch_2
 def test_a_unit_of_attention_is_a_head(client):
-    model = vit()
+    model = vit(num_classes=5)
     pruner = pruned(model, picture(32), client, {"sparsity": 0.5, "op_names_re": [".*qkv"]})
     units = [head for _ in "qkv" for head in range(3) for _ in range(64)]
     members = [dict(group.members) for group in pruner.filter_groups]

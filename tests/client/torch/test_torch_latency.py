@@ -24,6 +24,7 @@ from nni_compression.torch import shrink
 from nni_compression.torch.latency import runtimes, table, target, widths
 from nni_compression.torch.latency.calls import LayerCall, calls_of
 from nni_compression.torch.latency.table import Table
+from torch_helpers import vit
 
 NAME = "counted"
 
@@ -113,12 +114,6 @@ class Net(nn.Module):
 IMAGES = torch.randn(2, 3, 16, 16, generator=torch.Generator().manual_seed(0))
 
 
-def small_vit():
-    timm = pytest.importorskip("timm")
-    options = {"img_size": 32, "patch_size": 8, "depth": 3, "embed_dim": 96, "num_heads": 6}
-    return timm.create_model("vit_tiny_patch16_224", **options)
-
-
 def layers(model):
     return [
         (name, module)
@@ -153,7 +148,7 @@ def test_the_latency_is_reached(share, overhead, monkeypatch):
 
 
 def test_a_transformer():
-    model, images = small_vit(), torch.randn(1, 3, 32, 32)
+    model, images = vit(depth=3, embed_dim=96, num_heads=6), torch.randn(1, 3, 32, 32)
     small = shrink(model, images, target_latency=0.6, runtime=NAME)
     assert small.shrink_report.latency.ratio == pytest.approx(0.6, rel=0.05)
     assert small(images).shape == (1, 1000)
@@ -455,6 +450,13 @@ def test_a_runtime_that_is_not_installed_is_named(monkeypatch):
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
     with pytest.raises(nc.UnimplementedError, match="pip install onnx onnxscript onnxruntime"):
         shrink(Net(), IMAGES, target_latency=0.5, runtime="onnxruntime")
+
+
+def test_without_scipy_the_error_says_what_to_install(monkeypatch):
+    monkeypatch.setitem(sys.modules, "scipy.optimize", None)
+    with pytest.raises(nc.UnimplementedError, match=r"scipy .* 'nni-compression\[shrink\]'"):
+        shrink(Net(), IMAGES, target_latency=0.5, runtime=NAME)
+    assert not Counted.layers
 
 
 def test_a_target_that_cannot_be_reached_names_the_smallest(monkeypatch):

@@ -12,7 +12,7 @@ from torch.nn import functional as F  # noqa: N812
 
 import nni_compression as nc
 from nni_compression.torch import LevelPruner, NaiveQuantizer, Pruner, shrink, unwrap
-from torch_helpers import NAIVE, Net, images
+from torch_helpers import NAIVE, Net, images, vit
 
 IS_TORCH_2 = int(torch.__version__.split(".")[0]) >= 2
 needs_torch_2 = pytest.mark.skipif(not IS_TORCH_2, reason="shrink needs PyTorch 2")
@@ -592,14 +592,13 @@ def test_a_mobilenet():
     assert small.shrink_report.parameters_after < 0.3 * small.shrink_report.parameters_before
 
 
-def vit():
-    options = {"img_size": 32, "patch_size": 8, "depth": 2, "embed_dim": 48, "num_heads": 3}
-    return image_model("vit_tiny_patch16_224", **options).double()
-
-
 @needs_torch_2
 def test_a_vit_loses_channels_and_heads():
-    model = zero(vit(), blocks_0_mlp_fc1=range(100), blocks_1_attn_proj=range(9))
+    model = zero(
+        vit(embed_dim=48, num_heads=3).double(),
+        blocks_0_mlp_fc1=range(100),
+        blocks_1_attn_proj=range(9),
+    )
     with torch.no_grad():
         qkv = model.blocks[0].attn.qkv.weight.view(3, 3, 16, 48)  # q, k and v; head; channel
         qkv[:, 1] = 0

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 import torch.distributed as dist
 from torch import nn
@@ -137,3 +138,11 @@ def run_ranks(
             process.wait()
     assert [process.returncode for process in processes] == [0] * ranks, results
     return [output for output, _ in results]
+
+
+def vit(**options):
+    """A small vision transformer for images [N, 3, 32, 32]; a skip without the package timm."""
+    timm = pytest.importorskip("timm")
+    return timm.create_model(
+        "vit_tiny_patch16_224", **{"img_size": 32, "patch_size": 8, "depth": 2, **options}
+    )

@@ -24,8 +24,9 @@ Run = Callable[[], object]
 _WARM_UP = 2
 _LEAST, _MOST = 3, 20  # runs of a layer
 _ENOUGH = 0.01  # seconds for all runs of a layer
-_ROUNDS = 15
+_LEAST_ROUNDS, _MOST_ROUNDS = 5, 15
 _ROUND = 0.02  # seconds of a model's turn, at least
+_ENOUGH_ROUNDS = 10.0  # seconds for all rounds
 _OPSET = 18
 
 
@@ -207,10 +208,12 @@ def compared(first: Run, second: Run) -> tuple[float, float]:
     repeats = []
     for run in (first, second):
         repeats.append(max(1, round(_ROUND / max(seconds(run), 1e-9))))
-    rounds = [
-        tuple(_once(run, count) for run, count in zip((first, second), repeats))
-        for _ in range(_ROUNDS)
-    ]
+    rounds: list[tuple[float, float]] = []
+    start = time.perf_counter()
+    while len(rounds) < _LEAST_ROUNDS or (
+        len(rounds) < _MOST_ROUNDS and time.perf_counter() - start < _ENOUGH_ROUNDS
+    ):
+        rounds.append((_once(first, repeats[0]), _once(second, repeats[1])))
     before = statistics.median(one for one, _ in rounds)
     return before, before * statistics.median(other / one for one, other in rounds)
 

@@ -77,7 +77,7 @@ class Table:
         except FileNotFoundError:
             return {}
         except (OSError, ValueError) as error:
-            _log.warning("shrink: %s is not read, and written anew: %s", self.path, error)
+            _log.warning("shrink: %s cannot be read and is replaced: %s", self.path, error)
             return {}
         return _checked(read)
 

@@ -24,7 +24,7 @@ from .calls import calls_of
 from .parts import WidthsOfPart, problem_of, widths_of
 from .runtimes import Run, Runtime, compared, runtime_of
 from .table import Table
-from .widths import Problem, Solution, solve
+from .widths import Problem, Solution, scipy, solve
 
 _log = logging.getLogger("nni_compression")
 
@@ -49,6 +49,7 @@ class Target:
             raise InvalidArgumentError(
                 f"target_latency is {value!r}; it must be a number above 0 and below 1"
             )
+        scipy()  # before anything is measured
         return Target(float(value), runtime_of(runtime))
 
     def check(self, model: nn.Module) -> None:
@@ -176,7 +177,7 @@ class _Search:
         return smaller(self._work, self._runs, self._dependencies, removed, zero_constants=True)
 
     def _latency(self, model: nn.Module, gap: float) -> Latency:
-        """Measures a model beside the dense one."""
+        """Measures a model and the dense one in turns."""
         before, after = compared(self._dense, self._run_of(model))
         runtime, threads = f"{self._runtime.name} {self._runtime.version}", self._runtime.threads
         latency = Latency(runtime, threads, self._target, before, after, gap)

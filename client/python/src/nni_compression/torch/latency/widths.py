@@ -86,7 +86,7 @@ def solve(problem: Problem, budget: float, limit_s: float) -> Optional[Solution]
 
     Returns None if there are none.
     """
-    optimize, sparse = _scipy()
+    optimize, sparse = scipy()
     sizes = [len(own) for own in problem.losses]
     starts = np.cumsum([0, *sizes])
     count = int(starts[-1]) + sum(own.size for own in problem.pairs.values())
@@ -135,7 +135,8 @@ def solve(problem: Problem, budget: float, limit_s: float) -> Optional[Solution]
     return Solution(chosen, float(found.mip_gap))
 
 
-def _scipy() -> Sequence[Any]:
+def scipy() -> Sequence[Any]:
+    """Its modules `optimize` and `sparse`; UnimplementedError without the package."""
     try:
         return [importlib.import_module(f"scipy.{name}") for name in ("optimize", "sparse")]
     except ImportError as error:
