@@ -55,20 +55,16 @@ def test_half_of_the_filters_go_and_the_network_still_reads(server):
     assert re.search(r"^pruned by taylor: [\d.]+ %$", done.stdout, re.MULTILINE)
 
 
-def test_it_does_the_same_again(server):
-    first, second = (
-        run("--epochs=1", "--seed=3", "--pruner=fpgm", server=server).stdout for _ in range(2)
-    )
-    pattern = re.compile(r"^.*: [\d.]+ %|^(?:parameters|MACs) .*", re.MULTILINE)
-    assert len(pattern.findall(first)) == 5
-    assert pattern.findall(first) == pattern.findall(second)
-
-
-def test_it_draws_a_plot(server, tmp_path):
+def test_it_does_the_same_again_and_draws_a_plot(server, tmp_path):
     pytest.importorskip("matplotlib")
     path = tmp_path / "shrink.png"
-    done = run("--epochs=1", f"--plot={path}", server=server)
-    assert f"plot: {path}" in done.stdout, done.stdout + done.stderr
+    arguments = ["--epochs=1", "--seed=3", "--pruner=fpgm"]
+    first = run(*arguments, server=server)
+    second = run(*arguments, f"--plot={path}", server=server)
+    pattern = re.compile(r"^.*: [\d.]+ %|^(?:parameters|MACs) .*", re.MULTILINE)
+    assert len(pattern.findall(first.stdout)) == 5
+    assert pattern.findall(first.stdout) == pattern.findall(second.stdout)
+    assert f"plot: {path}" in second.stdout, second.stdout + second.stderr
     assert path.read_bytes().startswith(b"\x89PNG")
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import inspect
 import logging
+import os
 
 import pytest
 
@@ -96,15 +97,33 @@ def tokens():
     return {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
 
 
+def small_resnext():
+    """ResNeXt with a block in each of its four stages."""
+    models = pytest.importorskip("torchvision").models
+    block = models.resnet.Bottleneck
+    return models.ResNet(block, [1, 1, 1, 1], num_classes=5, groups=32, width_per_group=4)
+
+
+def small_densenet():
+    """DenseNet with four blocks of two to four layers."""
+    models = pytest.importorskip("torchvision").models
+    return models.DenseNet(32, (2, 3, 4, 3), 64, num_classes=5)
+
+
 NETWORKS = {
     "resnet18": (lambda: torchvision_model("resnet18"), picture, "Conv2d", 20, 4),
     "vgg11_bn": (small_vgg, picture, "Conv2d", 8, 0),
     "mobilenet_v2": (lambda: torchvision_model("mobilenet_v2"), picture, "Conv2d", 52, 22),
-    "resnext50_32x4d": (lambda: torchvision_model("resnext50_32x4d"), picture, "Conv2d", 53, 36),
-    "densenet121": (lambda: torchvision_model("densenet121"), picture, "Conv2d", 120, 0),
+    "resnext": (small_resnext, picture, "Conv2d", 17, 12),
+    "densenet": (small_densenet, picture, "Conv2d", 28, 0),
     "vit": (vit, lambda: picture(32), "Linear", 4, 2),
     "bert": (bert, tokens, "Linear", 9, 2),
 }
+if os.environ.get("NNI_COMPRESSION_LONG"):
+    NETWORKS |= {
+        "resnext50": (lambda: torchvision_model("resnext50_32x4d"), picture, "Conv2d", 53, 36),
+        "densenet121": (lambda: torchvision_model("densenet121"), picture, "Conv2d", 120, 0),
+    }
 
 
 @needs_torch_2
