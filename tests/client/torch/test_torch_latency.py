@@ -478,6 +478,15 @@ def test_a_model_of_which_nothing_can_go_is_refused():
         shrink(nn.Linear(4, 4), torch.zeros(1, 4), target_latency=0.5, runtime=NAME)
 
 
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_weights_that_are_not_finite_are_refused(value):
+    model = Net()
+    with torch.no_grad():
+        model.conv2.weight[3, 1] = value
+    with pytest.raises(nc.InvalidArgumentError, match="the weight of 'conv2' has values that are"):
+        shrink(model, IMAGES, target_latency=0.5, runtime=NAME)
+
+
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_half_precision_is_refused(dtype):
     with pytest.raises(nc.InvalidArgumentError, match=f"these are {dtype}"):

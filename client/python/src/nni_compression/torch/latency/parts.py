@@ -11,6 +11,7 @@ from typing import Any, Optional
 
 import numpy as np
 
+from ...errors import InvalidArgumentError
 from ..shrinking import channels
 from ..shrinking.units import Part, Unit
 from .calls import LayerCall
@@ -80,6 +81,11 @@ def _widths_of(part: Part, modules: Mapping[str, Any], most: int) -> WidthsOfPar
 def _energies(units: Sequence[Unit], module: Any, name: str) -> Any:
     """The squares of the weights of a layer by unit, as shares of all."""
     squares = channels.rows(module, module.weight.detach()).double().square().sum(1).numpy()
+    if not np.isfinite(squares).all():
+        raise InvalidArgumentError(
+            f"target_latency: the weight of {name!r} has values that are not finite, or whose "
+            "squares are not"
+        )
     own = np.array([squares[sorted(unit.filters.get(name, ()))].sum() for unit in units])
     return own / max(squares.sum(), np.finfo(np.float64).tiny)
 
